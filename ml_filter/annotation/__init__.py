@@ -1,0 +1,1 @@
+"""LLM annotation: prompts, judge client, parsing, ledger, embedded judge."""

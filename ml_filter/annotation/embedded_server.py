@@ -1,0 +1,32 @@
+"""The embedded judge's server process: llama.cpp's OpenAI-compatible server on loopback.
+
+Run as `python -m ml_filter.annotation.embedded_server MODEL.gguf THREADS SLOTS`. Prints its address when it is
+ready and ends when its standard input closes, so it cannot outlive the process that started it, even a killed one.
+"""
+
+from __future__ import annotations
+
+import sys
+
+CONTEXT_TOKENS = 4096
+
+
+def serve(model: str, threads: int, slots: int) -> None:
+    """Serve `model` until standard input closes; `slots` requests run at once, each with CONTEXT_TOKENS."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.n_ctx = CONTEXT_TOKENS * slots
+    params.n_parallel = slots
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,133 @@
+"""The client that puts a prompt to an OpenAI-compatible endpoint.
+
+Retries with exponential backoff and jitter, and Retry-After, are the openai library's own.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import openai
+from pydantic import SecretStr
+
+from ml_filter.annotation.parsing import Answer, Token
+from ml_filter.annotation.prompts import Prompt
+from ml_filter.errors import EndpointError
+from ml_filter.settings import AnnotateConfig
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the model is. `annotator` is what its annotations are signed with."""
+
+    base_url: str
+    model: str
+    api_key: SecretStr
+    annotator: str
+
+
+class JudgeError(Exception):
+    """A request that stayed without answer. `code` is the error code of the failed annotation."""
+
+    def __init__(self, code: str, detail: str, *, outage: bool = False) -> None:
+        super().__init__(detail)
+        self.code, self.outage = code, outage
+
+
+class Judge:
+    """Asks one endpoint over one reused connection pool."""
+
+    def __init__(self, endpoint: Endpoint, config: AnnotateConfig) -> None:
+        self.endpoint, self.config = endpoint, config
+        self._client = openai.AsyncOpenAI(
+            base_url=endpoint.base_url,
+            api_key=endpoint.api_key.get_secret_value(),
+            timeout=config.timeout_s,
+            max_retries=config.max_retries,
+            http_client=openai.DefaultAioHttpClient(),
+        )
+
+    async def __aenter__(self) -> Judge:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._client.close()
+
+    async def ask(self, prompt: Prompt, document: str, vote: int) -> Answer:
+        """The model's answer about one document.
+
+        Raises:
+            JudgeError: no answer after all retries: `timeout`, `connection_error`, `rate_limited`, `server_error`,
+                `context_too_long`, `bad_request` or `malformed_answer`.
+            EndpointError: no request can succeed: the key or the model's name is refused.
+        """
+        start = time.monotonic()
+        try:
+            raw = await self._request(prompt, prompt.render(document), vote)
+            answer = raw.parse()
+            choice = answer.choices[0]
+            text = choice.text if prompt.api == "completion" else choice.message.content
+            usage = answer.usage
+            return Answer(
+                text=text or "",
+                tokens=_tokens(choice.logprobs),
+                prompt_tokens=usage.prompt_tokens if usage else 0,
+                completion_tokens=usage.completion_tokens if usage else 0,
+                attempts=raw.retries_taken + 1,
+                latency_s=time.monotonic() - start,
+            )
+        except openai.APITimeoutError as error:
+            raise JudgeError("timeout", f"no answer within {self.config.timeout_s:g} s", outage=True) from error
+        except openai.APIConnectionError as error:
+            raise JudgeError("connection_error", str(error.__cause__ or error), outage=True) from error
+        except openai.RateLimitError as error:
+            raise JudgeError("rate_limited", error.message, outage=True) from error
+        except openai.InternalServerError as error:
+            raise JudgeError("server_error", error.message, outage=True) from error
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise EndpointError(
+                f"{self.endpoint.base_url} refuses the key ({error.status_code}); set ML_FILTER_API_KEY"
+            ) from error
+        except openai.NotFoundError as error:
+            raise EndpointError(
+                f"{self.endpoint.base_url} does not know the model {self.endpoint.model!r} or the path: {error.message}"
+            ) from error
+        except openai.APIStatusError as error:
+            too_long = "context" in error.message.lower() and error.status_code in (400, 413, 422)
+            raise JudgeError("context_too_long" if too_long else "bad_request", error.message) from error
+        except (openai.APIError, AttributeError, IndexError, TypeError, ValueError) as error:
+            raise JudgeError("malformed_answer", f"{type(error).__name__}: {error}") from error
+
+    async def _request(self, prompt: Prompt, question: str, vote: int) -> Any:
+        common: dict[str, Any] = {
+            "model": self.endpoint.model,
+            "max_tokens": 1 if prompt.mode == "choice" else prompt.max_tokens,
+            "temperature": self.config.temperature,
+            "seed": self.config.seed + vote,
+        }
+        if prompt.api == "completion":
+            logprobs = prompt.top_logprobs or None
+            return await self._client.completions.with_raw_response.create(prompt=question, logprobs=logprobs, **common)
+        if prompt.top_logprobs:
+            common |= {"logprobs": True, "top_logprobs": prompt.top_logprobs}
+        messages: list[Any] = [{"role": "system", "content": prompt.system}] if prompt.system else []
+        messages.append({"role": "user", "content": question})
+        return await self._client.chat.completions.with_raw_response.create(messages=messages, **common)
+
+
+def _tokens(logprobs: Any) -> list[Token]:
+    """Log-probabilities in the chat form (also llama.cpp's for completions) or the older completion form."""
+    if logprobs is None:
+        return []
+    content = getattr(logprobs, "content", None)
+    if content:
+        entries = [entry if isinstance(entry, dict) else entry.model_dump() for entry in content]
+        return [Token(e["token"], {t["token"]: t["logprob"] for t in e["top_logprobs"]}) for e in entries]
+    texts = getattr(logprobs, "tokens", None) or []
+    tops = getattr(logprobs, "top_logprobs", None) or [{}] * len(texts)
+    return [Token(text, dict(top or {})) for text, top in zip(texts, tops, strict=True)]

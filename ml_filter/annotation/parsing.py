@@ -1,0 +1,121 @@
+"""From a model's answer to a score: the parsed answer and, from log-probabilities, the expected score."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ml_filter.annotation.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token and the log-probabilities of the likeliest tokens in its place."""
+
+    text: str
+    top: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said. `tokens` is empty where the server gives no log-probabilities."""
+
+    text: str
+    tokens: Sequence[Token] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    attempts: int = 1
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A score in the prompt's range, the expected score where it is known, and the words before the score."""
+
+    score: float
+    expected_score: float | None
+    reason: str | None = None
+
+
+class AnswerError(Exception):
+    """An answer that gives no score. `code` is the error code of the failed annotation."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+def read_verdict(answer: Answer, prompt: Prompt) -> Verdict:
+    """Read an answer the way its prompt says.
+
+    Raises:
+        AnswerError: `empty_answer`, `unparsable_score`, `out_of_range` or `no_logprobs`.
+    """
+    return _read_choice(answer, prompt) if prompt.mode == "choice" else _read_generated(answer, prompt)
+
+
+def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
+    if not answer.text.strip():
+        raise AnswerError("empty_answer", "the model wrote nothing")
+    matches = list(re.finditer(prompt.pattern, answer.text))
+    if not matches:
+        raise AnswerError("unparsable_score", f"no match of {prompt.pattern!r}")
+    match = matches[-1]  # models restate the scale before they decide
+    try:
+        score = float(match[1].replace(",", "."))
+    except ValueError:
+        raise AnswerError("unparsable_score", f"{match[1]!r} is not a number") from None
+    if not prompt.score.min <= score <= prompt.score.max:
+        raise AnswerError("out_of_range", f"{score:g} is outside {prompt.score.min:g} to {prompt.score.max:g}")
+    expected = _expected_at(match.start(1), answer, prompt)
+    reason = answer.text[: match.start()].strip() or None
+    return Verdict(score, None if expected is None else prompt.calibrated(expected), reason)
+
+
+def _expected_at(offset: int, answer: Answer, prompt: Prompt) -> float | None:
+    """The mean of the scores that could stand where the parsed one starts, weighted by their probabilities."""
+    position = 0
+    for token in answer.tokens:
+        if position <= offset < position + len(token.text):
+            if token.text[: offset - position].strip():
+                return None  # the score shares its token with other text
+            values: dict[float, list[float]] = {}
+            for text, logprob in token.top.items():
+                if re.fullmatch(r"\s*\d+\s*", text) and prompt.score.min <= float(text) <= prompt.score.max:
+                    values.setdefault(float(text), []).append(logprob)
+            return weighted_mean([(value, logsumexp(logprobs)) for value, logprobs in values.items()])
+        position += len(token.text)
+    return None
+
+
+def _read_choice(answer: Answer, prompt: Prompt) -> Verdict:
+    if not answer.tokens or not answer.tokens[0].top:
+        raise AnswerError("no_logprobs", "mode choice needs log-probabilities, and the server gave none")
+    top = answer.tokens[0].top
+    found = [choice for choice in prompt.choices if choice in top]
+    if not found:
+        raise AnswerError("unparsable_score", f"no choice among the {len(top)} likeliest next tokens")
+    floor = min(top.values())  # a choice that is not listed is at most as likely as the last that is
+    by_value: dict[float, list[float]] = {}
+    for choice, value in prompt.choices.items():
+        by_value.setdefault(value, []).append(top.get(choice, floor))
+    weights = [(value, logsumexp(logprobs)) for value, logprobs in by_value.items()]
+    expected = weighted_mean(weights)
+    assert expected is not None
+    return Verdict(max(weights, key=lambda w: w[1])[0], prompt.calibrated(expected))
+
+
+def logsumexp(values: Sequence[float]) -> float:
+    """log(sum(exp(v))), safe for large negative values."""
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values))
+
+
+def weighted_mean(weights: Sequence[tuple[float, float]]) -> float | None:
+    """The mean of values weighted by exp(log-weight), normalised; None without values."""
+    if not weights:
+        return None
+    total = logsumexp([weight for _, weight in weights])
+    return sum(value * math.exp(weight - total) for value, weight in weights)

@@ -1,0 +1,117 @@
+"""A manifest says what a directory of shards holds and what made it.
+
+It is written last: a directory without `manifest.json` is not complete. Only manifests travel between
+pipeline steps; the shards stay where they are, pinned by their digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+from pydantic import BaseModel, Field, ValidationError
+
+from ml_filter import __version__
+from ml_filter.errors import InputError
+
+MANIFEST_NAME = "manifest.json"
+REJECTS_NAME = "rejects.jsonl"
+FORMAT_VERSION = 1
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (64 hex digits) of a JSON-able value in canonical form."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Shard(BaseModel):
+    """One Parquet file: path relative to the manifest, rows, size in bytes, SHA-256 of the file."""
+
+    path: str
+    rows: int
+    bytes: int
+    digest: str
+
+
+class Parent(BaseModel):
+    """An input: where it was and the digest of its manifest, files or package list."""
+
+    path: str
+    digest: str
+
+
+class Manifest(BaseModel):
+    """What a directory holds. `root` is where it was read from or written to; the file omits it."""
+
+    format_version: int = FORMAT_VERSION
+    kind: str
+    shards: list[Shard] = []
+    counts: dict[str, int] = {}
+    config: dict[str, Any] = {}
+    config_digest: str = ""
+    parents: list[Parent] = []
+    code_version: str = __version__
+    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    root: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows over all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content: equal for two runs that made the same shards the same way."""
+        return digest_of(self.model_dump(exclude={"root", "created_at", "code_version"}))
+
+    def path_of(self, name: str) -> str:
+        """Path or URL of a file beside the manifest."""
+        return str(PurePosixPath(self.root) / name) if "://" not in self.root else f"{self.root.rstrip('/')}/{name}"
+
+    def shard_paths(self) -> list[str]:
+        """Path or URL of each shard, in order."""
+        return [self.path_of(shard.path) for shard in self.shards]
+
+    def to_json(self) -> str:
+        """The file's content."""
+        return json.dumps(self.model_dump(exclude={"root"}), indent=1, ensure_ascii=False) + "\n"
+
+
+def find_manifest(directory: str) -> Manifest | None:
+    """The manifest of a directory, or None where there is none.
+
+    Raises:
+        InputError: the file is there but is no manifest this version reads.
+    """
+    fs, root = fsspec.core.url_to_fs(str(directory))
+    path = f"{root.rstrip('/')}/{MANIFEST_NAME}"
+    if not fs.exists(path):
+        return None
+    try:
+        manifest = Manifest.model_validate_json(fs.cat_file(path))
+    except ValidationError as error:
+        raise InputError(f"{path} is not a manifest: {error.errors()[0]['msg']}") from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise InputError(f"{path} has format version {manifest.format_version}; this version reads {FORMAT_VERSION}")
+    manifest.root = str(directory)
+    return manifest
+
+
+def read_manifest(directory: str) -> Manifest:
+    """The manifest of a complete directory.
+
+    Raises:
+        InputError: there is none, so the directory is missing or its run did not finish.
+    """
+    manifest = find_manifest(directory)
+    if manifest is None:
+        raise InputError(
+            f"{directory} holds no {MANIFEST_NAME}: it is not an output of ml-filter, or the run that makes it has not "
+            "finished (run the same command again to finish it)"
+        )
+    return manifest

@@ -1,0 +1,334 @@
+"""Output directories: Parquet shards written to a temporary name, renamed, and a manifest last.
+
+Delivery: every command that writes through `OutputDirectory` can be killed at any instant and called
+again with the same settings. Finished shards stay, unfinished ones are made anew, and the result is the
+same as that of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel
+
+from ml_filter.documents.manifest import (
+    MANIFEST_NAME,
+    REJECTS_NAME,
+    Manifest,
+    Parent,
+    Shard,
+    digest_of,
+    find_manifest,
+)
+from ml_filter.documents.rejects import RejectsLog
+from ml_filter.errors import InputError
+
+_PROGRESS = ".progress"
+_SHARD_DIRECTORY = "shards"
+ROW_GROUP_BYTES = 32 * 2**20
+
+
+class ShardResult(BaseModel):
+    """What became of one input shard: its output (None when it gave no row) and its counts."""
+
+    shard: Shard | None
+    counts: dict[str, int]
+
+
+class ShardWriter:
+    """Writes tables to one Parquet file whose name appears only when it is complete.
+
+    Sources without a schema (JSON lines) may bring new columns or types later in a shard. Then the file so
+    far is copied to the wider schema: new columns are null before, types that do not fit become JSON text.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema | None = None) -> None:
+        self.path, self.schema = path, schema
+        self.rows = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._pending: list[pa.Table] = []
+        self._pending_bytes = 0
+        self._temporary = path.with_name(f".{path.name}.tmp")
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                if self._writer is None and self.schema is not None:
+                    self._open(self.schema)
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+        if kind is None and self._temporary.exists():
+            with self._temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self._temporary, self.path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+    def write(self, table: pa.Table) -> None:
+        """Append a table of documents."""
+        if table.num_rows == 0:
+            return
+        self._pending.append(table)
+        self._pending_bytes += table.nbytes
+        self.rows += table.num_rows
+        if self._pending_bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        for table in self._pending:
+            if self.schema is None or not _fits(table.schema, self.schema):
+                self._widen(table.schema)
+        if self._pending:
+            assert self.schema is not None
+            writer = self._writer or self._open(self.schema)
+            writer.write_table(pa.concat_tables([fit_table(table, self.schema) for table in self._pending]))
+        self._pending, self._pending_bytes = [], 0
+
+    def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
+        self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd")
+        return self._writer
+
+    def _widen(self, incoming: pa.Schema) -> None:
+        wider = incoming if self.schema is None else union_of(self.schema, incoming)
+        if self._writer is not None:
+            self._writer.close()
+            narrow = self._temporary.with_suffix(".narrow")
+            os.replace(self._temporary, narrow)
+            writer = self._open(wider)
+            for batch in pq.ParquetFile(narrow).iter_batches():
+                writer.write_table(fit_table(pa.Table.from_batches([batch]), wider))
+            narrow.unlink()
+        self.schema = wider
+
+
+def union_of(a: pa.Schema, b: pa.Schema) -> pa.Schema:
+    """A schema that holds the columns of both; a column whose types do not combine becomes text."""
+    fields = {field.name: field for field in a}
+    for field in b:
+        known = fields.get(field.name)
+        if known is None:
+            fields[field.name] = field.with_nullable(True)
+            continue
+        try:
+            merged = pa.unify_schemas([pa.schema([known]), pa.schema([field])], promote_options="permissive")
+            fields[field.name] = merged.field(0)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            fields[field.name] = pa.field(field.name, pa.string())
+    return pa.schema(list(fields.values()))
+
+
+def fit_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table's columns in the schema's order and types; a column it lacks is null."""
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, field.type))
+            continue
+        column = table.column(field.name)
+        if column.type == field.type:
+            columns.append(column)
+        elif pa.types.is_string(field.type) and not pa.types.is_null(column.type):
+            texts = [
+                None if value is None else json.dumps(value, ensure_ascii=False, default=str)
+                for value in column.to_pylist()
+            ]
+            columns.append(pa.array(texts, pa.string()))
+        else:
+            columns.append(column.cast(field.type))
+    return pa.table(columns, schema=schema)
+
+
+def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table of several whose columns may differ."""
+    schema = reduce(union_of, (table.schema for table in tables))
+    return pa.concat_tables([fit_table(table, schema) for table in tables])
+
+
+def _fits(schema: pa.Schema, into: pa.Schema) -> bool:
+    return all(
+        (position := into.get_field_index(field.name)) >= 0
+        and (into.field(position).type == field.type or pa.types.is_null(field.type))
+        for field in schema
+    )
+
+
+class OutputDirectory:
+    """One command's output: its lock, its finished shards, its rejects and, last, its manifest.
+
+    Local directories and any fsspec URL; the lock against a second writer works on local ones only.
+
+    Raises:
+        InputError: another process writes here, or the directory belongs to a run with other settings.
+    """
+
+    def __init__(self, path: str | Path, kind: str, config: BaseModel | Mapping[str, Any], parents: Iterable[Parent]):
+        self.path, self.kind = str(path), kind
+        self.config = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
+        self.parents = list(parents)
+        self.config_digest = digest_of([kind, self.config, [parent.digest for parent in self.parents]])
+        self.fs, self.root = fsspec.core.url_to_fs(self.path)
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+        self.manifest: Manifest | None = None
+        self._lock: FileLock | None = None
+        self._scratch: Path | None = None
+
+    def __enter__(self) -> OutputDirectory:
+        self.fs.makedirs(self.root, exist_ok=True)
+        if self.is_local:
+            self._lock = FileLock(os.path.join(self.root, ".lock"))
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise InputError(
+                    f"{self.path} is being written by another process; wait for it or choose another --output"
+                ) from None
+        try:
+            self._claim()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._scratch is not None and not self.is_local:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.release()
+
+    def _claim(self) -> None:
+        """Find what an earlier run left and refuse what a run with other settings left."""
+        other = "holds {} of other settings or input; choose another --output, or delete it to start over"
+        found = find_manifest(self.path)
+        if found is not None:
+            if found.config_digest != self.config_digest:
+                raise InputError(f"{self.path} " + other.format("the finished run"))
+            self.manifest = found
+            return
+        claim = f"{self.root}/{_PROGRESS}/run.json"
+        if self.fs.exists(claim):
+            if json.loads(self.fs.cat_file(claim))["config_digest"] != self.config_digest:
+                raise InputError(f"{self.path} " + other.format("an unfinished run"))
+        else:
+            self.put_bytes(f"{_PROGRESS}/run.json", json.dumps({"config_digest": self.config_digest}).encode())
+
+    @property
+    def scratch(self) -> Path:
+        """A local directory for files in the making."""
+        if self._scratch is None:
+            if self.is_local:
+                self._scratch = Path(self.root) / _PROGRESS / "scratch"
+                self._scratch.mkdir(parents=True, exist_ok=True)
+            else:
+                self._scratch = Path(tempfile.mkdtemp(prefix="ml_filter-"))
+        return self._scratch
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        """Write a small file whole or not at all."""
+        if not self.is_local:
+            self.fs.pipe_file(f"{self.root}/{name}", content)
+            return
+        target = Path(self.root) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.tmp")
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+
+    def put_file(self, made: Path, name: str) -> None:
+        """Move a finished local file to its place."""
+        if self.is_local:
+            target = Path(self.root) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(made, target)
+        else:
+            self.fs.put_file(str(made), f"{self.root}/{name}")
+            made.unlink()
+
+    def done(self, name: str) -> ShardResult | None:
+        """The result of a shard that an earlier run finished."""
+        path = f"{self.root}/{_PROGRESS}/{name}.json"
+        return ShardResult.model_validate_json(self.fs.cat_file(path)) if self.fs.exists(path) else None
+
+    def new_shard(self, name: str, schema: pa.Schema | None = None) -> ShardWriter:
+        """A writer for shard `name`; hand it to `commit` when it is closed."""
+        return ShardWriter(self.scratch / f"{name}.parquet", schema)
+
+    def new_rejects(self, name: str) -> RejectsLog:
+        """A rejects log for shard `name`, committed with it."""
+        return RejectsLog(self.scratch / f"{name}.rejects.jsonl")
+
+    def commit(self, name: str, writer: ShardWriter, rejects: RejectsLog, counts: Mapping[str, int]) -> ShardResult:
+        """Put a closed shard and its rejects in place and remember that it is done."""
+        shard = None
+        if writer.path.exists():
+            relative = f"{_SHARD_DIRECTORY}/{name}.parquet"
+            shard = Shard(
+                path=relative, rows=writer.rows, bytes=writer.path.stat().st_size, digest=file_digest(writer.path)
+            )
+            self.put_file(writer.path, relative)
+        if rejects.path is not None:
+            self.put_file(rejects.path, f"{_PROGRESS}/{name}.rejects.jsonl")
+        rejected = {f"rejected_{reason}": count for reason, count in sorted(rejects.counts.items())}
+        result = ShardResult(shard=shard, counts={**counts, "rejected": rejects.total, **rejected})
+        self.put_bytes(f"{_PROGRESS}/{name}.json", result.model_dump_json().encode())
+        return result
+
+    def finish(
+        self, results: Iterable[tuple[str, ShardResult]], extra_counts: Mapping[str, int] | None = None
+    ) -> Manifest:
+        """Gather the rejects into one file and write the manifest; the directory is complete then."""
+        counts: Counter[str] = Counter(extra_counts or {})
+        shards = []
+        rejects = self.scratch / REJECTS_NAME
+        with rejects.open("wb") as gathered:
+            for name, result in results:
+                counts.update(result.counts)
+                if result.shard is not None:
+                    shards.append(result.shard)
+                part = f"{self.root}/{_PROGRESS}/{name}.rejects.jsonl"
+                if self.fs.exists(part):
+                    with self.fs.open(part, "rb") as file:
+                        shutil.copyfileobj(file, gathered)
+        self.put_file(rejects, REJECTS_NAME)
+        manifest = Manifest(
+            kind=self.kind,
+            shards=shards,
+            counts=dict(counts),
+            config=self.config,
+            config_digest=self.config_digest,
+            parents=self.parents,
+            root=self.path,
+        )
+        self.put_bytes(MANIFEST_NAME, manifest.to_json().encode())
+        self.fs.rm(f"{self.root}/{_PROGRESS}", recursive=True)
+        self._scratch = None if self.is_local else self._scratch
+        self.manifest = manifest
+        return manifest
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,355 @@
+"""Read one input shard as Arrow tables of documents, whatever its format, and list what cannot be read.
+
+Every table has `id` and `text` first; `url`, `language` and `source` where the format knows them; all other
+columns as they came. A reader never stops at bad input: it rejects the piece and goes on where it can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import zstandard
+
+from ml_filter.documents import installed
+from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.sources import InputShard
+from ml_filter.errors import InputError
+from ml_filter.settings import SourceConfig
+
+BATCH_ROWS = 1000
+BATCH_BYTES = 8 * 2**20
+Row = tuple[str, dict[str, Any]]
+"""A place within the source, for the rejects file, and the row found there."""
+
+
+def text_id(text: str) -> str:
+    """The id of a document that has none: 128 bits of a BLAKE2b hash of its text, as 32 hex digits."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def read_shard(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[pa.Table]:
+    """Stream one shard as tables of documents.
+
+    Raises:
+        InputError: a column that the source configuration names does not exist.
+    """
+    if shard.format == "parquet":
+        yield from _read_parquet(shard, source, rejects)
+        return
+    rows: Iterable[Row]
+    if shard.format == "jsonl":
+        rows = _read_jsonl(shard, source, rejects)
+    elif shard.format == "warc":
+        rows = _read_warc(shard, source, rejects)
+    elif shard.format == "installed":
+        rows = ((row["id"], row) for row in installed.read_installed())
+    else:
+        rows = _read_hub(shard, source)
+    yield from _tables(rows, shard, source, rejects)
+
+
+def _tables(rows: Iterable[Row], shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[pa.Table]:
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for place, row in rows:
+        document = _document(place, row, shard, source, rejects)
+        if document is None:
+            continue
+        batch.append(document)
+        size += len(document["text"])
+        if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+            yield _table(batch)
+            batch, size = [], 0
+    if batch:
+        yield _table(batch)
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # mixed types in one column of JSON
+            columns[name] = pa.array(
+                [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values],
+                pa.string(),
+            )
+    return pa.table(columns)
+
+
+def _document(
+    place: str, row: dict[str, Any], shard: InputShard, source: SourceConfig, rejects: RejectsLog
+) -> dict[str, Any] | None:
+    text = row.get(source.text_column)
+    if not isinstance(text, str):
+        found = "null" if text is None else type(text).__name__
+        rejects.add(shard.uri, place, "missing_text", f"column {source.text_column!r} holds {found}")
+        return None
+    reason = _unusable(text, source)
+    if reason:
+        rejects.add(shard.uri, place, *reason)
+        return None
+    given = row.get(source.id_column or "id")
+    others = {k: v for k, v in row.items() if k not in (source.text_column, source.id_column or "id", "text", "id")}
+    return {"id": text_id(text) if given is None else str(given), "text": text, **others}
+
+
+def _unusable(text: str, source: SourceConfig) -> tuple[str, str] | None:
+    if not text.strip():
+        return "empty_text", ""
+    if len(text) * 4 > source.max_text_bytes:
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            return "invalid_utf8", "lone surrogates"
+        if size > source.max_text_bytes:
+            return "text_too_long", f"{size:,} bytes, the limit max_text_bytes is {source.max_text_bytes:,}"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "invalid_utf8", "lone surrogates"
+    return None
+
+
+# --- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def _read_parquet(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[pa.Table]:
+    try:
+        file = pq.ParquetFile(fsspec.open(shard.uri, "rb").open(), pre_buffer=True)
+    except (pa.ArrowException, OSError) as error:
+        rejects.add(shard.uri, "file", "unreadable", str(error))
+        return
+    with file:
+        names = file.schema_arrow.names
+        for column in filter(None, (source.text_column, source.id_column)):
+            if column not in names:
+                raise InputError(f"{shard.uri} has no column {column!r}; it has {', '.join(names)}")
+        first = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            try:
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group]):
+                    yield _normalise(pa.Table.from_batches([batch]), first, shard, source, rejects)
+                    first += batch.num_rows
+                    rows -= batch.num_rows
+            except (pa.ArrowException, OSError) as error:
+                rejects.add(shard.uri, f"rows {first} to {first + rows - 1}", "unreadable", str(error))
+            first += rows
+
+
+def _normalise(
+    table: pa.Table, first_row: int, shard: InputShard, source: SourceConfig, rejects: RejectsLog
+) -> pa.Table:
+    texts = table.column(source.text_column)
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type) or pa.types.is_null(texts.type)):
+        raise InputError(f"{shard.uri}: column {source.text_column!r} holds {texts.type}, not text")
+    sizes = pc.binary_length(texts.cast(pa.large_string()))
+    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts.cast(pa.large_string()))), 0)
+    usable = pc.fill_null(pc.and_(pc.invert(blank), pc.less_equal(sizes, source.max_text_bytes)), False)
+    if not pc.all(usable).as_py():
+        for offset in pc.indices_nonzero(pc.invert(usable)).to_pylist():
+            place = f"row {first_row + offset}"
+            text = texts[offset].as_py()
+            if text is None:
+                rejects.add(shard.uri, place, "missing_text", f"column {source.text_column!r} holds null")
+            else:
+                rejects.add(shard.uri, place, *(_unusable(text, source) or ("empty_text", "")))
+        table = table.filter(usable)
+        texts = table.column(source.text_column)
+    id_column = source.id_column or "id"
+    if id_column in table.column_names:
+        ids = table.column(id_column).cast(pa.string())
+        if ids.null_count:
+            hashes = pa.array([text_id(text) for text in texts.to_pylist()], pa.string())
+            ids = pc.coalesce(ids, hashes)
+    else:
+        ids = pa.chunked_array([pa.array([text_id(text) for text in texts.to_pylist()], pa.string())])
+    others = [n for n in table.column_names if n not in (id_column, source.text_column, "id", "text")]
+    return pa.table(
+        [ids, texts.cast(pa.string()), *(table.column(name) for name in others)], names=["id", "text", *others]
+    )
+
+
+# --- JSON lines ------------------------------------------------------------------------------------------------------
+
+
+def _read_jsonl(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[Row]:
+    # A line holds a document and its other columns; beyond this it is skipped without being held in memory.
+    limit = 2 * source.max_text_bytes + 2**20
+    number = 0
+    with fsspec.open(shard.uri, "rb").open() as raw:
+        stream = _decompressed(raw, shard.uri)
+        try:
+            while line := stream.readline(limit):
+                number += 1
+                place = f"line {number}"
+                if len(line) >= limit and not line.endswith(b"\n"):
+                    size = len(line)
+                    while (piece := stream.readline(2**20)) and not piece.endswith(b"\n"):
+                        size += len(piece)
+                    rejects.add(shard.uri, place, "text_too_long", f"a line of at least {size:,} bytes")
+                    continue
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except UnicodeDecodeError as error:
+                    rejects.add(shard.uri, place, "invalid_utf8", f"byte {error.start} of the line: {error.reason}")
+                    continue
+                except (json.JSONDecodeError, RecursionError) as error:
+                    rejects.add(shard.uri, place, "invalid_json", str(error))
+                    continue
+                if not isinstance(row, dict):
+                    rejects.add(shard.uri, place, "invalid_json", f"a JSON {type(row).__name__}, not an object")
+                    continue
+                yield place, row
+        except (EOFError, zlib.error, zstandard.ZstdError, OSError) as error:
+            rejects.add(shard.uri, f"after line {number}", "truncated", str(error))
+
+
+def _decompressed(raw: IO[bytes], uri: str) -> IO[bytes]:
+    if uri.endswith(".gz"):
+        import gzip
+
+        return cast("IO[bytes]", gzip.open(raw))
+    if uri.endswith(".zst"):
+        return io.BufferedReader(_WholeZstd(raw))
+    return raw
+
+
+class _WholeZstd(io.RawIOBase):
+    """Zstandard frames as a stream that fails, instead of just ending, where the last frame is cut off."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._ready = memoryview(b"")
+        self._started = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            compressed = self._frame.unused_data if self._frame.eof else b""
+            compressed = compressed or self._raw.read(2**17)
+            if not compressed:
+                if self._started and not self._frame.eof:
+                    raise EOFError("the last zstandard frame is cut off")
+                return 0
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._started = True
+            self._ready = memoryview(self._frame.decompress(compressed))
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
+# --- WARC and WET ----------------------------------------------------------------------------------------------------
+
+
+def _read_warc(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[Row]:
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+    last = 0
+    kinds = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.resource
+    with fsspec.open(shard.uri, "rb").open() as raw:
+        try:
+            for record in ArchiveIterator(raw, record_types=kinds):
+                last = record.stream_pos
+                place = f"record {record.record_id} at byte {last}"
+                if record.content_length > 4 * source.max_text_bytes:
+                    rejects.add(shard.uri, place, "text_too_long", f"a record of {record.content_length:,} bytes")
+                    continue
+                body = record.reader.read()
+                if len(body) < record.content_length:
+                    detail = f"{len(body):,} of {record.content_length:,} bytes"
+                    rejects.add(shard.uri, place, "truncated", detail)
+                    return
+                row = _from_record(record, body, place, shard, rejects)
+                if row is not None:
+                    yield place, {**row, source.text_column: row["text"]}
+        except Exception as error:  # FastWARC's stream errors have no common base
+            rejects.add(shard.uri, f"after byte {last}", "truncated", f"{type(error).__name__}: {error}")
+            return
+        if problem := _cut_off_after(raw, last):
+            rejects.add(shard.uri, f"after byte {last}", "truncated", problem)
+
+
+def _from_record(record: Any, body: bytes, place: str, shard: InputShard, rejects: RejectsLog) -> dict[str, Any] | None:
+    from fastwarc.warc import WarcRecordType
+
+    headers = record.headers
+    common = {
+        "id": record.record_id,
+        "url": headers.get("WARC-Target-URI"),
+        "date": headers.get("WARC-Date"),
+    }
+    if record.record_type == WarcRecordType.conversion:
+        try:
+            text = body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            rejects.add(shard.uri, place, "invalid_utf8", f"byte {error.start}: {error.reason}")
+            return None
+        return {**common, "text": text, "language": headers.get("WARC-Identified-Content-Language")}
+    import trafilatura
+
+    content_type = record.http_content_type or ""
+    if content_type and not content_type.startswith(("text/", "application/xhtml")):
+        rejects.add(shard.uri, place, "no_main_text", f"content type {content_type}")
+        return None
+    main_text: str | None = trafilatura.extract(body, url=common["url"]) if body.strip() else None
+    if not main_text:
+        rejects.add(shard.uri, place, "no_main_text", f"{len(body):,} bytes of {content_type or 'unknown type'}")
+        return None
+    return {**common, "text": main_text}
+
+
+def _cut_off_after(raw: IO[bytes], position: int) -> str | None:
+    """Whether the file ends inside a gzip member after `position`, which FastWARC takes for the end of the file."""
+    raw.seek(position)
+    block = raw.read(2**20)
+    if not block.startswith(b"\x1f\x8b"):
+        return None
+    member = zlib.decompressobj(wbits=31)
+    while block:
+        try:
+            member.decompress(block)
+        except zlib.error as error:
+            return str(error)
+        if member.eof:
+            block = member.unused_data or raw.read(2**20)
+            if block:
+                member = zlib.decompressobj(wbits=31)
+        else:
+            block = raw.read(2**20)
+    return None if member.eof else "the archive ends inside a record"
+
+
+# --- Hugging Face Hub ------------------------------------------------------------------------------------------------
+
+
+def _read_hub(shard: InputShard, source: SourceConfig) -> Iterator[Row]:
+    from ml_filter.documents.hub import open_data_set
+
+    name, _, revision = shard.uri.removeprefix("hf://datasets/").partition("@")
+    number, parts = shard.part
+    data = open_data_set(name, revision or None, source)
+    if parts > 1:
+        data = data.shard(num_shards=parts, index=number)
+    for position, row in enumerate(data):
+        yield f"row {position}", row

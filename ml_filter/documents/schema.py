@@ -1,0 +1,41 @@
+"""The Arrow schemas of the data contracts (docs/data-format.md describes them)."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+DOCUMENT_COLUMNS = ("id", "text", "url", "language", "source")
+"""Columns with a fixed meaning; only `id` and `text` are always there. All others pass through."""
+
+ANNOTATION_SCHEMA = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("annotator", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("prompt_digest", pa.string(), nullable=False),
+        pa.field("vote", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # "scored" or "failed"
+        pa.field("score", pa.float64()),  # the parsed answer
+        pa.field("expected_score", pa.float64()),  # from token log-probabilities
+        pa.field("reason", pa.string()),
+        pa.field("error", pa.string()),  # error code of a failed row
+        pa.field("raw", pa.string()),
+        pa.field("prompt_tokens", pa.int64()),
+        pa.field("completion_tokens", pa.int64()),
+        pa.field("latency_s", pa.float64()),
+        pa.field("attempts", pa.int32()),
+        pa.field("created_at", pa.string()),  # ISO 8601, UTC
+    ]
+)
+
+AGGREGATED_SCHEMA = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("criterion", pa.string(), nullable=False),
+        pa.field("score", pa.float64()),  # null: every vote failed
+        pa.field("votes", pa.int32(), nullable=False),  # votes that count
+        pa.field("failed_votes", pa.int32(), nullable=False),
+        pa.field("disagreement", pa.float64()),  # standard deviation of the votes that count
+        pa.field("method", pa.string(), nullable=False),
+    ]
+)

@@ -1,0 +1,1 @@
+"""Encoders and the regression heads on them."""

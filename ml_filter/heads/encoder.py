@@ -1,0 +1,84 @@
+"""Encoders by name: a Hub model, a local directory, or one that a Python package carries."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ml_filter.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Pooling = Literal["mean", "cls"]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A transformers encoder with its tokenizer and the pooling it was trained with."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pooling: Pooling
+
+
+def load_encoder(name: str) -> Encoder:
+    """Load an encoder in float32.
+
+    Args:
+        name: directory, Hub name, or the name of an installed package with a `model` directory inside.
+
+    Raises:
+        ConfigError: there is no such encoder, or it cannot be downloaded.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    place = _packaged(name) or name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = AutoModel.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"encoder {name!r} is no directory, no installed package and cannot be had from the Hub: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return Encoder(name, model.float().eval(), tokenizer, _pooling(place))
+
+
+def _packaged(name: str) -> str | None:
+    """The model directory of a package, found without importing the package."""
+    if "/" in name or Path(name).exists():
+        return None
+    spec = importlib.util.find_spec(name.replace("-", "_"))
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(location) / "model" / "config.json").exists():
+            return str(Path(location) / "model")
+    return None
+
+
+def _pooling(place: str) -> Pooling:
+    """What a sentence-transformers directory says of its pooling; mean where nothing is said."""
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(
+        place,
+        "1_Pooling/config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    says_cls = found is not None and json.loads(Path(found).read_text()).get("pooling_mode_cls_token")
+    return "cls" if says_cls else "mean"
+
+
+def pool(states: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """Token states [batch, tokens, width] to one float32 vector a document [batch, width]."""
+    if pooling == "cls":
+        return states[:, 0].float()
+    # As a matrix product, which sums in float32 also where the states are bfloat16.
+    summed = (mask.unsqueeze(1).to(states.dtype) @ states).squeeze(1)
+    return summed.float() / mask.sum(1, keepdim=True).clamp(min=1).float()

@@ -1,0 +1,21 @@
+"""Logging set-up for the commands and for pipelines. Libraries only ever call `loguru.logger`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from loguru import logger
+
+
+def configure_logging(*, to_standard_logging: bool = False, level: str = "INFO") -> None:
+    """Send log lines to standard error, or hand them to standard `logging`.
+
+    ZenML records a step's standard error as errors, so its runs take the second way.
+    """
+    logger.remove()
+    if to_standard_logging:
+        target = logging.getLogger("ml_filter")
+        logger.add(lambda m: target.log(m.record["level"].no, m.record["message"]), level=level, format="{message}")
+    else:
+        logger.add(sys.stderr, level=level, format="<dim>{time:HH:mm:ss}</dim> {level.name:<7} {message}")

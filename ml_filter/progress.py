@@ -1,0 +1,80 @@
+"""Progress of long work: a bar with rate and remaining time on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from loguru import logger
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+LOG_EVERY_S = 10.0
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.1f}/s", style="cyan")
+
+
+class Progress:
+    """Counts finished items; `advance` is cheap enough to call for each."""
+
+    def __init__(self, what: str, total: int | None, bar: RichProgress | None) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self._bar = bar
+        self._task = bar.add_task(what, total=total) if bar else None
+        self._start = self._logged = time.monotonic()
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` more items as finished."""
+        self.done += n
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=n)
+        elif time.monotonic() - self._logged >= LOG_EVERY_S:
+            self.log()
+
+    def log(self) -> None:
+        """Write one line on how far the work is."""
+        self._logged = now = time.monotonic()
+        rate = self.done / max(now - self._start, 1e-9)
+        of, left = "", ""
+        if self.total:
+            of = f" of {self.total:,}"
+            left = f", {max(self.total - self.done, 0) / max(rate, 1e-9):,.0f} s left"
+        logger.info(f"{self.what}: {self.done:,}{of}, {rate:,.1f}/s{left}")
+
+
+@contextmanager
+def progress(what: str, total: int | None = None) -> Iterator[Progress]:
+    """Show the progress of `what` on standard error; `total` None means unknown."""
+    if not sys.stderr.isatty():
+        plain = Progress(what, total, None)
+        yield plain
+        plain.log()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as bar:
+        yield Progress(what, total, bar)

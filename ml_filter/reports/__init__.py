@@ -1,0 +1,1 @@
+"""HTML and plots, pure functions of results."""

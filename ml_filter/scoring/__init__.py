@@ -1,0 +1,1 @@
+"""Score a corpus shard by shard."""

@@ -1,0 +1,1 @@
+"""ZenML steps: read artifacts, call one domain function, log metadata."""
