@@ -197,13 +197,14 @@ def train(
         }
     )
     source = _source([labels], text_column, id_column, split, subset)
-    result = train_head(source, settings, output, SourceConfig(paths=[documents]) if documents else None)
+    head = train_head(source, settings, output, SourceConfig(paths=[documents]) if documents else None)
+    result = head.training
     counts = {
         "trained on": result.train_documents,
         "tested on": result.test_documents,
         "without label": result.unlabelled,
     }
-    _table("head", output, counts, _figures(result.evaluation))
+    _table("head", head.directory, counts, _figures(result.evaluation))
 
 
 @app.command(

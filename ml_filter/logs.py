@@ -8,11 +8,17 @@ import sys
 from loguru import logger
 
 
+_CHATTY = ("httpx", "httpx2", "openai", "matplotlib", "trafilatura", "htmldate", "filelock", "fsspec", "transformers")
+"""Libraries that log a line for every request or page."""
+
+
 def configure_logging(*, to_standard_logging: bool = False, level: str = "INFO") -> None:
     """Send log lines to standard error, or hand them to standard `logging`.
 
     ZenML records a step's standard error as errors, so its runs take the second way.
     """
+    for chatty in _CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     logger.remove()
     if to_standard_logging:
         target = logging.getLogger("ml_filter")

@@ -150,3 +150,43 @@ class TrackingConfig(StageConfig):
     mode: TrackingMode = "off"
     project: str = "ml-filter"
     directory: str = "runs/comet"
+
+
+class _PipelineConfig(StageConfig):
+    output: str = Field("runs", description="directory under which each stage gets one of its own")
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class AnnotationPipelineConfig(_PipelineConfig):
+    """Parameters of the annotation pipeline."""
+
+    source: SourceConfig = SourceConfig()
+    sample: SampleConfig
+    annotate: AnnotateConfig = AnnotateConfig()
+    aggregate: AggregateConfig = AggregateConfig()
+
+
+class TrainingPipelineConfig(_PipelineConfig):
+    """Parameters of the training pipeline. `labels` is a labelled source or a directory of aggregated scores."""
+
+    labels: SourceConfig
+    train: TrainConfig = TrainConfig()
+    gold: SourceConfig | None = Field(None, description="documents with human labels to evaluate on as well")
+    gold_label_column: str = "human_score"
+
+
+class ScoringPipelineConfig(_PipelineConfig):
+    """Parameters of the scoring pipeline."""
+
+    head: str = Field(description="directory of a trained head")
+    source: SourceConfig = SourceConfig()
+    score: ScoreConfig = ScoreConfig()
+    filter: FilterConfig
+
+
+class EndToEndPipelineConfig(AnnotationPipelineConfig):
+    """Parameters of the end-to-end pipeline: samples, trains on and scores the same source."""
+
+    train: TrainConfig = TrainConfig()
+    score: ScoreConfig = ScoreConfig()
+    filter: FilterConfig

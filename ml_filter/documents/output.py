@@ -172,20 +172,27 @@ def _fits(schema: pa.Schema, into: pa.Schema) -> bool:
     )
 
 
+def with_digest(path: str | Path, digest: str) -> str:
+    """The path with `{digest}` filled in."""
+    return str(path).replace("{digest}", digest[:8])
+
+
 class OutputDirectory:
     """One command's output: its lock, its finished shards, its rejects and, last, its manifest.
 
-    Local directories and any fsspec URL; the lock against a second writer works on local ones only.
+    Local directories and any fsspec URL; the lock against a second writer works on local ones only. `{digest}` in
+    the path stands for what identifies settings and input, so that other settings get another directory.
 
     Raises:
         InputError: another process writes here, or the directory belongs to a run with other settings.
     """
 
     def __init__(self, path: str | Path, kind: str, config: BaseModel | Mapping[str, Any], parents: Iterable[Parent]):
-        self.path, self.kind = str(path), kind
+        self.kind = kind
         self.config = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
         self.parents = list(parents)
         self.config_digest = digest_of([kind, self.config, [parent.digest for parent in self.parents]])
+        self.path = with_digest(path, self.config_digest)
         self.fs, self.root = fsspec.core.url_to_fs(self.path)
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.manifest: Manifest | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -40,14 +42,30 @@ def load_encoder(name: str) -> Encoder:
 
     place = _packaged(name) or name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        model = AutoModel.from_pretrained(place)
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(place)
+            model = AutoModel.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"encoder {name!r} is no directory, no installed package and cannot be had from the Hub: "
             f"{str(error).splitlines()[0]}"
         ) from error
     return Encoder(name, model.float().eval(), tokenizer, _pooling(place))
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Load and save models without the library's own progress bars."""
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _packaged(name: str) -> str | None:

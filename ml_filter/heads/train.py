@@ -17,12 +17,12 @@ from pydantic import BaseModel
 
 from ml_filter import __version__
 from ml_filter.documents.manifest import Parent, digest_of
-from ml_filter.documents.output import file_digest
+from ml_filter.documents.output import file_digest, with_digest
 from ml_filter.documents.readers import text_id
 from ml_filter.documents.sampling import sampling_key
 from ml_filter.errors import InputError
 from ml_filter.heads.batching import run_in_batches
-from ml_filter.heads.encoder import load_encoder
+from ml_filter.heads.encoder import load_encoder, quiet_transformers
 from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.metrics import Evaluation, evaluate_scores
 from ml_filter.heads.model import HeadModel
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MIN_LABELS = 20
 TRAINING_NAME = "training.json"
+WEIGHTS_NAME = "model.safetensors"
 _CHUNK = 512
 
 
@@ -54,9 +55,17 @@ class TrainingResult(BaseModel):
     code_version: str = __version__
 
 
+class TrainedHead(BaseModel):
+    """A head on disk: its directory, the SHA-256 of its weights file, and what is known of its training."""
+
+    directory: str
+    digest: str
+    training: TrainingResult
+
+
 def train_head(
     labels: SourceConfig, config: TrainConfig, output: str | Path, documents: SourceConfig | None = None
-) -> TrainingResult:
+) -> TrainedHead:
     """Fit a regression head on a frozen encoder and save it to `output`.
 
     Args:
@@ -71,7 +80,7 @@ def train_head(
     """
     data = LabelledDocuments(labels, config.label_column, documents)
     digest = digest_of([config.model_dump(mode="json"), [parent.digest for parent in data.parents]])
-    target = Path(output)
+    target = Path(with_digest(output, digest))
     target.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target / ".lock")
     try:
@@ -84,11 +93,12 @@ def train_head(
             result = TrainingResult.model_validate_json(earlier.read_text())
             if result.config_digest != digest:
                 raise InputError(f"{output} holds a head of other labels or settings; choose another --output")
-            return result
-        return _train(data, config, target, digest)
+        else:
+            _train(data, config, target, digest)
+        return read_head(target)
 
 
-def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: str) -> TrainingResult:
+def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: str) -> None:
     encoder = load_encoder(config.encoder)
     model = HeadModel.from_encoder(
         encoder,
@@ -125,7 +135,6 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
         model.head.bias.fill_(bias)
     model.config.provenance = {"labels": data.lineage, "training": config.model_dump(mode="json")}
     _save(model, encoder.tokenizer, result, target)
-    return result
 
 
 def _embed(
@@ -175,7 +184,7 @@ def _check_labels(values: NDArray[np.float64], is_test: NDArray[np.bool_], confi
 
 
 def _save(model: HeadModel, tokenizer: PreTrainedTokenizerBase, result: TrainingResult, target: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch, quiet_transformers():
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         for file in sorted(Path(scratch).iterdir()):
@@ -197,19 +206,26 @@ def load_head(directory: str | Path) -> tuple[HeadModel, PreTrainedTokenizerBase
     """
     from transformers import AutoTokenizer
 
-    if not (Path(directory) / TRAINING_NAME).exists():
+    read_head(directory)
+    with quiet_transformers():
+        model = HeadModel.from_pretrained(directory)
+        model.eval()
+        return model, AutoTokenizer.from_pretrained(directory, config=model.config)
+
+
+def read_head(directory: str | Path) -> TrainedHead:
+    """What is known of the head in a directory.
+
+    Raises:
+        InputError: the directory holds no complete head.
+    """
+    known, weights = Path(directory) / TRAINING_NAME, Path(directory) / WEIGHTS_NAME
+    if not known.exists() or not weights.exists():
         raise InputError(f"{directory} holds no trained head (no {TRAINING_NAME}); make one with ml-filter train")
-    return HeadModel.from_pretrained(directory).eval(), AutoTokenizer.from_pretrained(directory)
-
-
-def read_training(directory: str | Path) -> TrainingResult:
-    """What is known of the training of the head in a directory."""
-    return TrainingResult.model_validate_json((Path(directory) / TRAINING_NAME).read_text())
+    training = TrainingResult.model_validate_json(known.read_text())
+    return TrainedHead(directory=str(directory), digest=file_digest(weights), training=training)
 
 
 def head_parent(directory: str | Path) -> Parent:
-    """What pins a head as the input of a later stage: the digest of its weights file."""
-    weights = Path(directory) / "model.safetensors"
-    if not weights.exists():
-        raise InputError(f"{directory} holds no trained head (no {weights.name}); make one with ml-filter train")
-    return Parent(path=str(directory), digest=file_digest(weights))
+    """What pins a head as the input of a later stage."""
+    return Parent(path=str(directory), digest=read_head(directory).digest)

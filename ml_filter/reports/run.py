@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Sequence
 from heapq import heappush, heapreplace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel
@@ -13,6 +17,7 @@ from pydantic import BaseModel
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.sampling import sampling_key
 from ml_filter.heads.metrics import Evaluation
+from ml_filter.heads.train import TrainedHead
 from ml_filter.reports.html import render
 from ml_filter.reports.plots import score_histogram
 
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 
 BINS_PER_POINT = 4
 EXAMPLES = 3
+REPORT_NAME = "report.html"
 _EXCERPT = 400
 
 
@@ -96,3 +102,51 @@ def summarise_scores(scored: Manifest, *, low: float, high: float, seed: int = 0
             for score, heap in sorted(chosen.items())
         },
     )
+
+
+def write_run_report(
+    head: TrainedHead, scored: Manifest, filtered: Manifest, feature: Sequence[Manifest] = ()
+) -> tuple[str, str]:
+    """Write `report.html` and `report.json` beside the filtered documents.
+
+    Args:
+        head: the head that scored.
+        scored: the scored corpus.
+        filtered: what was kept of it.
+        feature: the sample, annotations and aggregated scores, where they belong to the run.
+
+    Returns:
+        The path of the page and the page.
+    """
+    training = head.training
+    stages = [
+        *(Stage(name=m.kind, path=m.root, counts=m.counts) for m in feature),
+        Stage(
+            name="head",
+            path=head.directory,
+            counts={"trained_on": training.train_documents, "tested_on": training.test_documents},
+        ),
+        *(Stage(name=m.kind, path=m.root, counts=m.counts) for m in (scored, filtered)),
+    ]
+    facts = {"code version": scored.code_version, "head": head.digest, "scored corpus": scored.digest}
+    for made in training.lineage:
+        facts |= {name: str(made[name]) for name in ("prompt", "prompt_digest", "annotator") if name in made}
+    low, high = _score_range(head)
+    report = RunReport(
+        title=f"Filtered corpus: {filtered.rows:,} of {scored.counts['read']:,} documents kept",
+        stages=stages,
+        facts=facts,
+        scores=summarise_scores(scored, low=low, high=high),
+        evaluation=training.evaluation,
+        min_score=filtered.config["filter"]["min_score"],
+    )
+    page = report.to_html()
+    fs, root = fsspec.core.url_to_fs(filtered.root)
+    fs.pipe_file(f"{root}/{REPORT_NAME}", page.encode())
+    fs.pipe_file(f"{root}/report.json", (report.model_dump_json(indent=1) + "\n").encode())
+    return filtered.path_of(REPORT_NAME), page
+
+
+def _score_range(head: TrainedHead) -> tuple[float, float]:
+    config = json.loads((Path(head.directory) / "config.json").read_text())
+    return float(config["score_min"]), float(config["score_max"])

@@ -1,0 +1,47 @@
+"""The whole way: from documents to a filtered corpus."""
+
+from zenml import pipeline
+
+from ml_filter.settings import (
+    AggregateConfig,
+    AnnotateConfig,
+    FilterConfig,
+    SampleConfig,
+    ScoreConfig,
+    SourceConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from pipelines.annotation import feature_steps
+from pipelines.scoring import inference_steps
+from steps.inference.write_report import write_report
+from steps.track_run import track_run
+from steps.training.train_head import train_head
+
+
+@pipeline(name="end_to_end", enable_cache=False)
+def end_to_end_pipeline(
+    source: SourceConfig,
+    sample: SampleConfig,
+    annotate: AnnotateConfig,
+    aggregate: AggregateConfig,
+    train: TrainConfig,
+    score: ScoreConfig,
+    filter: FilterConfig,
+    tracking: TrackingConfig,
+    output: str,
+) -> None:
+    """Sample and annotate the source, train a head on the scores, score the source, keep the best."""
+    documents, annotations, scores = feature_steps(source, sample, annotate, aggregate, output)
+    head = train_head(train, output, scores=scores)
+    scored, filtered = inference_steps(head, source, score, filter, output)
+    write_report(head, scored, filtered, sample=documents, annotations=annotations, scores=scores)
+    track_run(
+        tracking,
+        sample=documents,
+        annotations=annotations,
+        scores=scores,
+        head=head,
+        scored=scored,
+        filtered=filtered,
+    )

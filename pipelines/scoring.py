@@ -1,0 +1,36 @@
+"""Inference pipeline: from a corpus and a head to a filtered corpus."""
+
+from zenml import pipeline
+
+from ml_filter.documents.manifest import Manifest
+from ml_filter.heads.train import TrainedHead
+from ml_filter.settings import FilterConfig, ScoreConfig, SourceConfig, TrackingConfig
+from steps.inference.filter_corpus import filter_corpus
+from steps.inference.score_corpus import score_corpus
+from steps.inference.write_report import write_report
+from steps.track_run import track_run
+from steps.training.load_head import load_head
+
+
+def inference_steps(
+    head: TrainedHead, source: SourceConfig, score: ScoreConfig, config: FilterConfig, output: str
+) -> tuple[Manifest, Manifest]:
+    """Score, filter."""
+    scored = score_corpus(head, source, score, output)
+    return scored, filter_corpus(scored, config, output)
+
+
+@pipeline(name="scoring", enable_cache=False)
+def scoring_pipeline(
+    head: str,
+    source: SourceConfig,
+    score: ScoreConfig,
+    filter: FilterConfig,
+    tracking: TrackingConfig,
+    output: str,
+) -> None:
+    """Score a corpus with a head, keep the best, write the report."""
+    loaded = load_head(head)
+    scored, filtered = inference_steps(loaded, source, score, filter, output)
+    write_report(loaded, scored, filtered)
+    track_run(tracking, head=loaded, scored=scored, filtered=filtered)

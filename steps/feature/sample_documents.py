@@ -1,0 +1,19 @@
+"""Draw a sample of the source."""
+
+from typing import Annotated
+
+from zenml import log_metadata, step
+
+from ml_filter.documents.manifest import Manifest
+from ml_filter.documents.sampling import sample_documents as draw
+from ml_filter.settings import SampleConfig, SourceConfig
+from steps.materializers import ManifestMaterializer
+from steps.names import Artifact
+
+
+@step(enable_cache=False, output_materializers=ManifestMaterializer)
+def sample_documents(source: SourceConfig, config: SampleConfig, output: str) -> Annotated[Manifest, Artifact.SAMPLE]:
+    """Read the source once and keep a seeded sample."""
+    manifest = draw(source, config, f"{output}/sample-{{digest}}")
+    log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
+    return manifest

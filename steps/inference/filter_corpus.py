@@ -1,0 +1,19 @@
+"""Keep the best of the scored corpus."""
+
+from typing import Annotated
+
+from zenml import log_metadata, step
+
+from ml_filter.documents.manifest import Manifest
+from ml_filter.selection.select import filter_corpus as keep
+from ml_filter.settings import FilterConfig, SourceConfig
+from steps.materializers import ManifestMaterializer
+from steps.names import Artifact
+
+
+@step(enable_cache=False, output_materializers=ManifestMaterializer)
+def filter_corpus(scored: Manifest, config: FilterConfig, output: str) -> Annotated[Manifest, Artifact.FILTERED]:
+    """Write the documents that reach the minimum score."""
+    manifest = keep(SourceConfig(paths=[scored.root]), config, f"{output}/filtered-{{digest}}")
+    log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
+    return manifest

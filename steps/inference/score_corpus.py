@@ -1,0 +1,22 @@
+"""Score the corpus."""
+
+from typing import Annotated
+
+from zenml import log_metadata, step
+
+from ml_filter.documents.manifest import Manifest
+from ml_filter.heads.train import TrainedHead
+from ml_filter.scoring.run import score_corpus as score
+from ml_filter.settings import ScoreConfig, SourceConfig
+from steps.materializers import ManifestMaterializer
+from steps.names import Artifact
+
+
+@step(enable_cache=False, output_materializers=ManifestMaterializer)
+def score_corpus(
+    head: TrainedHead, source: SourceConfig, config: ScoreConfig, output: str
+) -> Annotated[Manifest, Artifact.SCORED]:
+    """Score every document, shard by shard."""
+    manifest = score(head.directory, source, config, f"{output}/scored-{{digest}}")
+    log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
+    return manifest

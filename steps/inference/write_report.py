@@ -1,0 +1,27 @@
+"""Write the report of a run, for the dashboard and beside the filtered documents."""
+
+from typing import Annotated
+
+from zenml import log_metadata, step
+from zenml.types import HTMLString
+
+from ml_filter.documents.manifest import Manifest
+from ml_filter.heads.train import TrainedHead
+from ml_filter.reports.run import write_run_report
+from steps.names import Artifact
+
+
+@step(enable_cache=False)
+def write_report(
+    head: TrainedHead,
+    scored: Manifest,
+    filtered: Manifest,
+    sample: Manifest | None = None,
+    annotations: Manifest | None = None,
+    scores: Manifest | None = None,
+) -> Annotated[HTMLString, Artifact.REPORT]:
+    """Counts of every stage, score histogram, examples at each score, and what made them."""
+    feature = [manifest for manifest in (sample, annotations, scores) if manifest is not None]
+    path, page = write_run_report(head, scored, filtered, feature)
+    log_metadata({"path": path})
+    return HTMLString(page)

@@ -1,0 +1,115 @@
+"""How artifacts are stored: manifests and heads in forms of their own, with previews, and never by cloudpickle."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+from zenml.enums import ArtifactType, VisualizationType
+from zenml.materializers.base_materializer import BaseMaterializer
+
+from ml_filter.documents.manifest import MANIFEST_NAME, Manifest
+from ml_filter.heads.train import TRAINING_NAME, WEIGHTS_NAME, TrainedHead, read_head
+from ml_filter.reports.html import render
+from ml_filter.reports.manifest import manifest_preview
+
+_PREVIEW = "preview.html"
+_ROOT = "root.txt"
+_HEAD_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS_NAME, TRAINING_NAME)
+
+
+class _WithPreview(BaseMaterializer):
+    SKIP_REGISTRATION: ClassVar[bool] = True
+
+    def _save_preview(self, page: str) -> dict[str, VisualizationType]:
+        path = f"{self.uri}/{_PREVIEW}"
+        self._write(path, page.encode())
+        return {path.replace("\\", "/"): VisualizationType.HTML}
+
+    def _write(self, path: str, content: bytes) -> None:
+        with self.artifact_store.open(path, "wb") as file:
+            file.write(content)
+
+    def _read(self, path: str) -> bytes:
+        with self.artifact_store.open(path, "rb") as file:
+            content: bytes = file.read()
+        return content
+
+
+class ManifestMaterializer(_WithPreview):
+    """Stores the manifest; the shards stay where they are, pinned by their digests."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Manifest,)
+    ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
+    SKIP_REGISTRATION: ClassVar[bool] = False
+
+    def save(self, data: Manifest) -> None:
+        """Write the manifest and where its directory is."""
+        self._write(f"{self.uri}/{MANIFEST_NAME}", data.to_json().encode())
+        self._write(f"{self.uri}/{_ROOT}", data.root.encode())
+
+    def load(self, data_type: type[Any]) -> Manifest:
+        """Read the manifest back."""
+        manifest = Manifest.model_validate_json(self._read(f"{self.uri}/{MANIFEST_NAME}"))
+        manifest.root = self._read(f"{self.uri}/{_ROOT}").decode()
+        return manifest
+
+    def save_visualizations(self, data: Manifest) -> dict[str, VisualizationType]:
+        """Counts, shards and the first rows."""
+        return self._save_preview(manifest_preview(data))
+
+    def extract_metadata(self, data: Manifest) -> dict[str, Any]:
+        """Counts, size and digests."""
+        return {
+            "kind": data.kind,
+            "path": data.root,
+            "rows": data.rows,
+            "shards": len(data.shards),
+            "bytes": sum(shard.bytes for shard in data.shards),
+            "digest": data.digest,
+            "config_digest": data.config_digest,
+            "counts": dict(data.counts),
+        }
+
+    def compute_content_hash(self, data: Manifest) -> str:
+        """The manifest's own digest: equal content, equal hash, wherever it lies."""
+        return data.digest
+
+
+class HeadMaterializer(_WithPreview):
+    """Stores the head's files (safetensors, JSON), so that a model version holds the model itself."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (TrainedHead,)
+    ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.MODEL
+    SKIP_REGISTRATION: ClassVar[bool] = False
+
+    def save(self, data: TrainedHead) -> None:
+        """Copy the model's files to the store."""
+        for name in _HEAD_FILES:
+            self._write(f"{self.uri}/{name}", (Path(data.directory) / name).read_bytes())
+        self._write(f"{self.uri}/{_ROOT}", data.directory.encode())
+
+    def load(self, data_type: type[Any]) -> TrainedHead:
+        """The head where it was trained if it is still there unchanged, else a copy out of the store."""
+        trained_in = self._read(f"{self.uri}/{_ROOT}").decode()
+        stored = self._read(f"{self.uri}/{TRAINING_NAME}")
+        known = Path(trained_in) / TRAINING_NAME
+        if known.exists() and known.read_bytes() == stored:
+            return read_head(trained_in)
+        directory = Path(tempfile.mkdtemp(prefix="ml_filter-head-"))
+        for name in _HEAD_FILES:
+            (directory / name).write_bytes(self._read(f"{self.uri}/{name}"))
+        return read_head(directory)
+
+    def save_visualizations(self, data: TrainedHead) -> dict[str, VisualizationType]:
+        """The figures of the evaluation on documents kept apart."""
+        return self._save_preview(render("head.html", head=data))
+
+    def extract_metadata(self, data: TrainedHead) -> dict[str, Any]:
+        """Where the head is, its digest, and its figures."""
+        return {"path": data.directory, "digest": data.digest, **data.training.evaluation.figures()}
+
+    def compute_content_hash(self, data: TrainedHead) -> str:
+        """The digest of the weights."""
+        return data.digest

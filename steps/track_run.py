@@ -1,0 +1,30 @@
+"""Hand a run's figures to the experiment tracker."""
+
+from typing import Annotated
+
+from zenml import get_step_context, log_metadata, step
+
+from ml_filter.documents.manifest import Manifest
+from ml_filter.heads.train import TrainedHead
+from ml_filter.settings import TrackingConfig
+from ml_filter.tracking import run_metrics
+from ml_filter.tracking import track_run as track
+from steps.names import Artifact
+
+
+@step(enable_cache=False)
+def track_run(
+    config: TrackingConfig,
+    sample: Manifest | None = None,
+    annotations: Manifest | None = None,
+    scores: Manifest | None = None,
+    head: TrainedHead | None = None,
+    scored: Manifest | None = None,
+    filtered: Manifest | None = None,
+) -> Annotated[str, Artifact.TRACKING]:
+    """Record counts and figures in Comet, online or offline, or nowhere; returns where."""
+    manifests = [m for m in (sample, annotations, scores, scored, filtered) if m is not None]
+    metrics, parameters = run_metrics(manifests, head)
+    where = track(config, get_step_context().pipeline_run.name, metrics, parameters)
+    log_metadata({"experiment": where, "metrics": metrics})
+    return where

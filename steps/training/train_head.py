@@ -1,0 +1,28 @@
+"""Fit a head on labelled documents."""
+
+from typing import Annotated
+
+from zenml import ArtifactConfig, log_metadata, step
+from zenml.enums import ArtifactType
+
+from ml_filter.documents.manifest import Manifest
+from ml_filter.heads.train import TrainedHead
+from ml_filter.heads.train import train_head as train
+from ml_filter.settings import SourceConfig, TrainConfig
+from steps.materializers import HeadMaterializer
+from steps.names import Artifact
+
+
+@step(enable_cache=False, output_materializers=HeadMaterializer)
+def train_head(
+    config: TrainConfig, output: str, scores: Manifest | None = None, labels: SourceConfig | None = None
+) -> Annotated[TrainedHead, ArtifactConfig(name=Artifact.HEAD, artifact_type=ArtifactType.MODEL)]:
+    """Train on aggregated scores, or on a labelled source, and evaluate on documents kept apart."""
+    source = SourceConfig(paths=[scores.root]) if scores is not None else labels
+    if source is None:
+        raise ValueError("train_head needs scores or labels")
+    head = train(source, config, f"{output}/head-{{digest}}")
+    figures = head.training.evaluation.figures()
+    log_metadata({"path": head.directory, "digest": head.digest, "figures": figures})
+    log_metadata(metadata={"figures": figures, "weights_digest": head.digest}, infer_model=True)
+    return head
