@@ -1,0 +1,35 @@
+# Two commands from a bare machine (Python 3.11 or 3.12, git, make):
+#   make run    set up, then the end-to-end pipeline on the documents of this machine; ARGS="sample.size=500" changes it
+#   make test   set up, then lint, types and tests
+# Both leave the environment in .venv; a second call uses it again.
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+POETRY := .poetry-env/bin/poetry
+ARGS ?=
+
+.PHONY: run test setup clean
+.DEFAULT_GOAL := setup
+
+run: .venv/.complete
+	$(POETRY) poe run-end-to-end-pipeline $(ARGS)
+
+test: .venv/.complete
+	$(POETRY) poe check
+	$(POETRY) poe test $(ARGS)
+
+setup: .venv/.complete
+
+.venv/.complete: pyproject.toml poetry.lock poetry.toml .poetry-env/.complete
+	PYTHON=$(PYTHON) tools/install.sh
+	touch $@
+
+# Poetry with its plugins, apart from the project's own environment.
+.poetry-env/.complete: tools/poetry-requirements.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or name it: make PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv --clear .poetry-env
+	.poetry-env/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+clean:
+	rm -rf .venv .poetry-env
