@@ -1,6 +1,7 @@
 """Feature pipeline: from documents to scores."""
 
 from zenml import pipeline
+from zenml.enums import ExecutionMode
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.settings import AggregateConfig, AnnotateConfig, SampleConfig, SourceConfig, TrackingConfig
@@ -19,7 +20,7 @@ def feature_steps(
     return documents, annotations, aggregate_scores(annotations, aggregate, output)
 
 
-@pipeline(name="annotation", enable_cache=False)
+@pipeline(name="annotation", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
 def annotation_pipeline(
     source: SourceConfig,
     sample: SampleConfig,

@@ -1,6 +1,7 @@
 """The whole way: from documents to a filtered corpus."""
 
 from zenml import pipeline
+from zenml.enums import ExecutionMode
 
 from ml_filter.settings import (
     AggregateConfig,
@@ -19,7 +20,7 @@ from steps.track_run import track_run
 from steps.training.train_head import train_head
 
 
-@pipeline(name="end_to_end", enable_cache=False)
+@pipeline(name="end_to_end", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
 def end_to_end_pipeline(
     source: SourceConfig,
     sample: SampleConfig,

@@ -1,6 +1,7 @@
 """Inference pipeline: from a corpus and a head to a filtered corpus."""
 
 from zenml import pipeline
+from zenml.enums import ExecutionMode
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.heads.train import TrainedHead
@@ -20,7 +21,7 @@ def inference_steps(
     return scored, filter_corpus(scored, config, output)
 
 
-@pipeline(name="scoring", enable_cache=False)
+@pipeline(name="scoring", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
 def scoring_pipeline(
     head: str,
     source: SourceConfig,

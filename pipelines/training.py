@@ -1,6 +1,7 @@
 """Training pipeline: from labelled documents to a registered head."""
 
 from zenml import pipeline
+from zenml.enums import ExecutionMode
 
 from ml_filter.settings import SourceConfig, TrackingConfig, TrainConfig
 from steps.track_run import track_run
@@ -8,7 +9,7 @@ from steps.training.evaluate_head import evaluate_head
 from steps.training.train_head import train_head
 
 
-@pipeline(name="training", enable_cache=False)
+@pipeline(name="training", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
 def training_pipeline(
     labels: SourceConfig,
     train: TrainConfig,

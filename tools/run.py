@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from zenml.models import PipelineRunResponse
 
-_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_ROOT = Path(__file__).resolve().parents[1]
+_CONFIGS = _ROOT / "configs"
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,12 @@ def merged_config(path: Path, values: Sequence[str], config: type[BaseModel]) ->
 def _run(name: str, content: dict[str, Any], run_name: str | None) -> int:
     os.environ.setdefault("ZENML_ANALYTICS_OPT_IN", "false")
     os.environ.setdefault("AUTO_OPEN_DASHBOARD", "false")
+    os.environ.setdefault("ZENML_ENABLE_RICH_TRACEBACK", "false")
     from importlib import import_module
 
+    from zenml.utils.source_utils import set_custom_source_root
+
+    set_custom_source_root(str(_ROOT))
     pipeline = getattr(import_module(f"pipelines.{name}"), f"{name}_pipeline")
     configure_logging(to_standard_logging=True)
     started = time.monotonic()

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from ml_filter.annotation.prompts import Prompt
 
@@ -94,14 +95,15 @@ def _read_choice(answer: Answer, prompt: Prompt) -> Verdict:
     if not answer.tokens or not answer.tokens[0].top:
         raise AnswerError("no_logprobs", "mode choice needs log-probabilities, and the server gave none")
     top = answer.tokens[0].top
-    found = [choice for choice in prompt.choices if choice in top]
-    if not found:
+    if not top.keys() & prompt.choices.keys():
         raise AnswerError("unparsable_score", f"no choice among the {len(top)} likeliest next tokens")
     floor = min(top.values())  # a choice that is not listed is at most as likely as the last that is
     by_value: dict[float, list[float]] = {}
     for choice, value in prompt.choices.items():
         by_value.setdefault(value, []).append(top.get(choice, floor))
-    weights = [(value, logsumexp(logprobs)) for value, logprobs in by_value.items()]
+    # The mean over a value's labels, not the logarithm of their sum, which the one label that the examples made most
+    # likely would decide alone; rare labels tell pages apart (figures in docs/annotation.md).
+    weights = [(value, fmean(logprobs)) for value, logprobs in by_value.items()]
     expected = weighted_mean(weights)
     assert expected is not None
     return Verdict(max(weights, key=lambda w: w[1])[0], prompt.calibrated(expected))

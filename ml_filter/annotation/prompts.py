@@ -67,6 +67,7 @@ class Prompt(_Strict):
     max_tokens: Annotated[int, Field(ge=1)] = 256
     top_logprobs: Annotated[int, Field(ge=0)] = 20
     max_text_chars: Annotated[int, Field(gt=0)] = 12_000
+    one_line: bool = Field(False, description="fold the document's white space, for prompts that are lists of lines")
 
     @model_validator(mode="after")
     def _is_complete(self) -> Prompt:
@@ -96,7 +97,8 @@ class Prompt(_Strict):
 
     def render(self, document: str) -> str:
         """The question with the document in its slot: cut to `max_text_chars`, chat special tokens defused."""
-        excerpt = document[: self.max_text_chars]
+        text = " ".join(document[: 2 * self.max_text_chars].split()) if self.one_line else document
+        excerpt = text[: self.max_text_chars]
         return self.text.replace(SLOT, _SPECIAL_TOKEN.sub(lambda m: m[0] + " ", excerpt))
 
     def calibrated(self, expected: float) -> float:

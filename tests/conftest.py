@@ -1,0 +1,39 @@
+"""What several tests share: the real data where it is there, and a small corpus of real documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data beside the checkout; the test is skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared/data is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[dict[str, str]]:
+    """Real documents: the first 60 of the corpus that every machine has."""
+    from itertools import islice
+
+    from ml_filter.documents.installed import read_installed
+
+    return [{"id": row["id"], "text": row["text"], "source": row["source"]} for row in islice(read_installed(), 60)]
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, documents: list[dict[str, str]]) -> Path:
+    """The documents with a label that their text bears out: how much of it is prose rather than signs."""
+    path = tmp_path / "labelled.jsonl"
+    with path.open("w") as file:
+        for row in documents:
+            letters = sum(c.isalpha() or c.isspace() for c in row["text"]) / len(row["text"])
+            file.write(json.dumps({**row, "label": round(5 * letters, 3)}) + "\n")
+    return path

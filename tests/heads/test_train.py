@@ -1,0 +1,126 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.evaluate import evaluate_head
+from ml_filter.heads.model import HeadModel
+from ml_filter.heads.train import load_head, train_head
+from ml_filter.settings import SourceConfig, TrainConfig
+
+CONFIG = TrainConfig(label_column="label", max_tokens=64)
+
+
+@pytest.fixture
+def head(labelled, tmp_path):
+    return train_head(SourceConfig(paths=[str(labelled)]), CONFIG, tmp_path / "head")
+
+
+def test_torch_multiplies_two_matrices():
+    assert (torch.ones(2, 3) @ torch.ones(3, 2)).tolist() == [[3.0, 3.0], [3.0, 3.0]]
+
+
+def test_a_trained_head_is_loaded_by_one_from_pretrained_and_scores(head):
+    model = HeadModel.from_pretrained(head.directory)
+    _, tokenizer = load_head(head.directory)
+    batch = tokenizer(["Water boils at 100 degrees."], return_tensors="pt")
+    score = model(batch["input_ids"], batch["attention_mask"])
+    assert score.shape == (1,)
+    assert 0 <= score.item() <= 5
+
+
+def test_it_is_safetensors_with_config_and_tokenizer_and_nothing_pickled(head):
+    names = {path.name for path in Path(head.directory).iterdir() if not path.name.startswith(".")}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json"}
+
+
+def test_it_holds_no_path_of_the_machine_that_trained_it(head):
+    assert "site-packages" not in (Path(head.directory) / "config.json").read_text()
+
+
+def test_training_twice_gives_the_same_weights(head, labelled, tmp_path):
+    again = train_head(SourceConfig(paths=[str(labelled)]), CONFIG, tmp_path / "again")
+    assert again.digest == head.digest
+
+
+def test_exact_duplicates_never_stand_on_both_sides_of_the_split(documents, tmp_path):
+    path = tmp_path / "twice.jsonl"
+    rows = [
+        {"id": f"{row['id']}-{copy}", "text": row["text"], "label": i % 5}
+        for copy in (1, 2)
+        for i, row in enumerate(documents)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = train_head(SourceConfig(paths=[str(path)]), CONFIG, tmp_path / "head").training
+    assert training.train_documents % 2 == 0
+    assert training.test_documents % 2 == 0
+
+
+def test_a_finished_head_is_not_trained_again_and_other_settings_are_refused(head, labelled):
+    weights = Path(head.directory) / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    source = SourceConfig(paths=[str(labelled)])
+    assert train_head(source, CONFIG, head.directory) == head
+    assert weights.stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="other labels or settings"):
+        train_head(source, CONFIG.model_copy(update={"seed": 7}), head.directory)
+
+
+def test_killed_in_mid_training_it_is_not_a_head_and_a_second_call_makes_one(head, labelled, tmp_path):
+    command = [sys.executable, "-m", "ml_filter.cli", "train", str(labelled), "--label-column", "label"]
+    config = tmp_path / "train.yaml"
+    config.write_text("max_tokens: 64\n")
+    command += ["--config", str(config), "--output", str(tmp_path / "killed")]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while running.poll() is None and not list((tmp_path / "killed").glob(".embeddings-*")):
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    with pytest.raises(InputError, match="no trained head"):
+        load_head(tmp_path / "killed")
+    subprocess.run(command, check=True, capture_output=True)
+    assert train_head(SourceConfig(paths=[str(labelled)]), CONFIG, tmp_path / "killed").digest == head.digest
+    assert not list((tmp_path / "killed").glob(".embeddings-*"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"text": "a", "label": 1}] * 5, "too few"),
+        ([{"text": f"text {i}", "label": 2} for i in range(40)], "nothing to learn"),
+        ([{"text": f"text {i}", "label": i} for i in range(40)], "outside the score range"),
+        ([{"text": f"text {i}", "other": i} for i in range(40)], "no label column 'label'; it has id, text, other"),
+        ([{"text": f"text {i}", "label": "good"} for i in range(40)], "no column of numbers"),
+    ],
+)
+def test_labels_that_cannot_teach_are_refused_with_the_reason(rows, says, tmp_path):
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=says):
+        train_head(SourceConfig(paths=[str(path)]), CONFIG, tmp_path / "head")
+
+
+def test_an_unknown_encoder_is_named(labelled, tmp_path):
+    with pytest.raises(ConfigError, match="'./no-such-encoder'"):
+        train_head(
+            SourceConfig(paths=[str(labelled)]),
+            TrainConfig(label_column="label", encoder="./no-such-encoder"),
+            tmp_path / "head",
+        )
+
+
+def test_evaluation_writes_figures_page_and_each_documents_score(head, labelled, tmp_path):
+    source = SourceConfig(paths=[str(labelled)])
+    evaluation, manifest = evaluate_head(head.directory, source, "label", tmp_path / "evaluation")
+    assert evaluation.documents == manifest.rows == 60
+    assert evaluation.spearman is not None
+    assert evaluation.spearman > 0.5
+    assert "<svg" in (tmp_path / "evaluation" / "evaluation.html").read_text()
+    assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["documents"] == 60

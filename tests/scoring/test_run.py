@@ -1,0 +1,139 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ml_filter.documents.manifest import find_manifest
+from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.metrics import integer_scores
+from ml_filter.heads.train import load_head, train_head
+from ml_filter.scoring.engine import ScoringEngine
+from ml_filter.scoring.run import score_corpus
+from ml_filter.settings import ScoreConfig, SourceConfig, TrainConfig
+
+FLOAT32 = ScoreConfig(dtype="float32")
+
+
+@pytest.fixture
+def head(labelled, tmp_path):
+    return train_head(
+        SourceConfig(paths=[str(labelled)]), TrainConfig(label_column="label", max_tokens=64), tmp_path / "head"
+    )
+
+
+@pytest.fixture
+def corpus(documents, tmp_path) -> Path:
+    """Three Parquet shards of 20 documents, with a nested column."""
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    for shard in range(3):
+        rows = [{**row, "meta": {"place": i, "tags": ["a"]}} for i, row in enumerate(documents[shard * 20 :][:20])]
+        pq.write_table(pa.Table.from_pylist(rows), directory / f"part-{shard}.parquet")
+    return directory
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((directory / "shards").iterdir())}
+
+
+def test_scores_equal_the_plain_forward_of_each_document_alone(head, documents):
+    model, tokenizer = load_head(head.directory)
+    engine = ScoringEngine(model, tokenizer, FLOAT32)
+    texts = [row["text"] for row in documents]
+    alone = []
+    with torch.inference_mode():
+        for text in texts:
+            batch = tokenizer(text, truncation=True, max_length=64, return_tensors="pt")
+            alone.append(model(batch["input_ids"], batch["attention_mask"]).item())
+    assert engine.score(texts) == pytest.approx(alone, abs=1e-4)
+
+
+def test_bfloat16_scores_stay_within_a_tenth(head, documents):
+    texts = [row["text"] for row in documents]
+    full = ScoringEngine(*load_head(head.directory), FLOAT32).score(texts)
+    half = ScoringEngine(*load_head(head.directory), ScoreConfig(dtype="bfloat16")).score(texts)
+    assert np.abs(full - half).max() < 0.1
+
+
+def test_each_input_shard_gives_one_output_shard_with_all_columns_and_the_scores(head, corpus, tmp_path):
+    manifest = score_corpus(head.directory, SourceConfig(paths=[str(corpus)]), FLOAT32, tmp_path / "scored")
+    assert [shard.rows for shard in manifest.shards] == [20, 20, 20]
+    assert (manifest.counts["read"], manifest.counts["scored"], manifest.counts["failed"]) == (60, 60, 0)
+    before = pq.read_table(corpus / "part-1.parquet")
+    after = pq.read_table(manifest.shard_paths()[1])
+    assert after.column_names == ["id", "text", "source", "meta", "score", "int_score", "score_status"]
+    assert after.select(before.column_names).equals(before)
+    scores = np.array(after["score"].to_pylist())
+    assert after["int_score"].to_pylist() == integer_scores(scores, 0, 5).tolist()
+
+
+def test_columns_of_the_input_named_like_ours_are_kept_beside_them(head, documents, tmp_path):
+    path = tmp_path / "scored-before.jsonl"
+    path.write_text("".join(json.dumps({**row, "score": 4.5}) + "\n" for row in documents[:3]))
+    manifest = score_corpus(head.directory, SourceConfig(paths=[str(path)]), FLOAT32, tmp_path / "scored")
+    table = pq.read_table(manifest.shard_paths()[0])
+    assert table["input_score"].to_pylist() == [4.5, 4.5, 4.5]
+    assert table["score"].to_pylist() != [4.5, 4.5, 4.5]
+
+
+def test_an_unreadable_shard_is_reported_and_does_not_stop_the_others(head, corpus, tmp_path):
+    (corpus / "part-1.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")
+    manifest = score_corpus(head.directory, SourceConfig(paths=[str(corpus)]), FLOAT32, tmp_path / "scored")
+    assert manifest.rows == 40
+    assert manifest.counts["rejected_unreadable"] == 1
+    [reject] = [json.loads(line) for line in (tmp_path / "scored" / "rejects.jsonl").read_text().splitlines()]
+    assert reject["source"].endswith("part-1.parquet")
+
+
+def test_killed_at_any_shard_and_run_again_it_gives_the_same_bytes(head, corpus, tmp_path):
+    whole = score_corpus(head.directory, SourceConfig(paths=[str(corpus)]), FLOAT32, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "ml_filter.cli", "score", head.directory, str(corpus), "-o", str(killed)]
+    command += ["--dtype", "float32"]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while running.poll() is None and not list(killed.glob("shards/*.parquet")):
+        time.sleep(0.005)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert find_manifest(str(killed)) is None
+    kept = {path: path.stat().st_mtime_ns for path in killed.glob("shards/*.parquet")}
+    subprocess.run(command, check=True, capture_output=True)
+    assert digests(killed) == digests(tmp_path / "whole")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    again = find_manifest(str(killed))
+    assert again is not None
+    assert again.digest == whole.digest
+
+
+def test_warc_jsonl_and_parquet_are_scored_together(head, corpus, shared_data, tmp_path):
+    paths = [shared_data / "commoncrawl_2020-34.warc.gz", shared_data / "commoncrawl_2024-22.warc.wet.gz"]
+    source = SourceConfig(paths=[str(corpus), *map(str, paths)])
+    manifest = score_corpus(head.directory, source, FLOAT32, tmp_path / "scored")
+    assert len(manifest.shards) == 5
+    assert manifest.counts["scored"] == manifest.counts["read"] == manifest.rows
+
+
+def test_three_languages_of_fineweb_2_go_through_whole(head, shared_data, tmp_path):
+    rows = {"deu_Latn": 200, "spa_Latn": 600, "srp_Cyrl": 600}
+    paths = [str(shared_data / f"fineweb2_{language}.jsonl") for language in rows]
+    manifest = score_corpus(head.directory, SourceConfig(paths=paths), ScoreConfig(), tmp_path / "scored")
+    assert [shard.rows for shard in manifest.shards] == list(rows.values())
+    assert "language" in pq.read_schema(manifest.shard_paths()[0]).names
+
+
+def test_a_directory_without_a_head_and_a_missing_device_are_named(head, corpus, tmp_path):
+    source = SourceConfig(paths=[str(corpus)])
+    with pytest.raises(InputError, match="holds no trained head"):
+        score_corpus(corpus, source, FLOAT32, tmp_path / "a")
+    with pytest.raises(ConfigError, match="'cuda:77' cannot be used"):
+        score_corpus(head.directory, source, ScoreConfig(device="cuda:77"), tmp_path / "b")
