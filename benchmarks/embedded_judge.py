@@ -36,8 +36,9 @@ WAYS = {
     },
     "digit_few_shot": {
         "api": "completion",
-        "text": "Page: Buy shoes now, free shipping on all items.\nScore: 0\n\nPage: Plants turn light, water and carbon "
-        "dioxide into glucose and oxygen.\nScore: 5\n\nPage: The band announced new tour dates.\nScore: 1\n\n"
+        "text": "Page: Buy shoes now, free shipping on all items.\nScore: 0\n\n"
+        "Page: Plants turn light, water and carbon dioxide into glucose and oxygen.\nScore: 5\n\n"
+        "Page: The band announced new tour dates.\nScore: 1\n\n"
         "Page: {text}\nScore:",
         "pattern": r"([0-5])",
         "max_tokens": 3,

@@ -7,7 +7,6 @@ import sys
 
 from loguru import logger
 
-
 _CHATTY = ("httpx", "httpx2", "openai", "matplotlib", "trafilatura", "htmldate", "filelock", "fsspec", "transformers")
 """Libraries that log a line for every request or page."""
 

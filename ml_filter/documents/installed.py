@@ -88,7 +88,8 @@ def _packages() -> Iterator[dict[str, Any]]:
         if isinstance(description, str) and description.strip():
             yield _row("description", name, description)
         for file in sorted(distribution.files or [], key=str):
-            if file.name.split(".")[0].upper() in _LICENCE_NAMES and ".dist-info" in str(file):
+            if file.name.split(".")[0].upper() in _LICENCE_NAMES and file.parts[0].endswith(".dist-info"):
                 path = Path(str(file.locate()))
                 if path.is_file():
-                    yield _row("licence", f"{name}/{file.name}", path.read_text("utf-8", errors="replace"))
+                    place = "/".join(file.parts[1:])
+                    yield _row("licence", f"{name}/{place}", path.read_text("utf-8", errors="replace"))

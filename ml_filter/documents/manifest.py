@@ -20,6 +20,8 @@ from ml_filter.errors import InputError
 
 MANIFEST_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
+PROGRESS_NAME = ".progress"
+"""Directory that is there while a run is under way and gone when it has finished."""
 FORMAT_VERSION = 1
 
 

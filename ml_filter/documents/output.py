@@ -21,6 +21,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
@@ -28,6 +29,7 @@ from pydantic import BaseModel
 
 from ml_filter.documents.manifest import (
     MANIFEST_NAME,
+    PROGRESS_NAME,
     REJECTS_NAME,
     Manifest,
     Parent,
@@ -38,7 +40,6 @@ from ml_filter.documents.manifest import (
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.errors import InputError
 
-_PROGRESS = ".progress"
 _SHARD_DIRECTORY = "shards"
 ROW_GROUP_BYTES = 32 * 2**20
 
@@ -110,13 +111,16 @@ class ShardWriter:
 
     def _widen(self, incoming: pa.Schema) -> None:
         wider = incoming if self.schema is None else union_of(self.schema, incoming)
+        if wider == self.schema:
+            return
         if self._writer is not None:
             self._writer.close()
             narrow = self._temporary.with_suffix(".narrow")
             os.replace(self._temporary, narrow)
             writer = self._open(wider)
-            for batch in pq.ParquetFile(narrow).iter_batches():
-                writer.write_table(fit_table(pa.Table.from_batches([batch]), wider))
+            with pq.ParquetFile(narrow) as file:
+                for group in range(file.num_row_groups):
+                    writer.write_table(fit_table(file.read_row_group(group), wider))
             narrow.unlink()
         self.schema = wider
 
@@ -149,13 +153,18 @@ def fit_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
             columns.append(column)
         elif pa.types.is_string(field.type) and not pa.types.is_null(column.type):
             texts = [
-                None if value is None else json.dumps(value, ensure_ascii=False, default=str)
-                for value in column.to_pylist()
+                value if value is None or isinstance(value, str) else json_text(value) for value in column.to_pylist()
             ]
             columns.append(pa.array(texts, pa.string()))
         else:
-            columns.append(column.cast(field.type))
+            # Integers beyond 2**53 are rounded where the column also holds fractions.
+            columns.append(column.cast(options=pc.CastOptions(target_type=field.type, allow_float_truncate=True)))
     return pa.table(columns, schema=schema)
+
+
+def json_text(value: Any) -> str:
+    """How a value stands in a column whose types do not combine."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
@@ -200,7 +209,10 @@ class OutputDirectory:
         self._scratch: Path | None = None
 
     def __enter__(self) -> OutputDirectory:
-        self.fs.makedirs(self.root, exist_ok=True)
+        try:
+            self.fs.makedirs(self.root, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be a directory: {error}") from error
         if self.is_local:
             self._lock = FileLock(os.path.join(self.root, ".lock"))
             try:
@@ -231,19 +243,19 @@ class OutputDirectory:
                 raise InputError(f"{self.path} " + other.format("the finished run"))
             self.manifest = found
             return
-        claim = f"{self.root}/{_PROGRESS}/run.json"
+        claim = f"{self.root}/{PROGRESS_NAME}/run.json"
         if self.fs.exists(claim):
             if json.loads(self.fs.cat_file(claim))["config_digest"] != self.config_digest:
                 raise InputError(f"{self.path} " + other.format("an unfinished run"))
         else:
-            self.put_bytes(f"{_PROGRESS}/run.json", json.dumps({"config_digest": self.config_digest}).encode())
+            self.put_bytes(f"{PROGRESS_NAME}/run.json", json.dumps({"config_digest": self.config_digest}).encode())
 
     @property
     def scratch(self) -> Path:
         """A local directory for files in the making."""
         if self._scratch is None:
             if self.is_local:
-                self._scratch = Path(self.root) / _PROGRESS / "scratch"
+                self._scratch = Path(self.root) / PROGRESS_NAME / "scratch"
                 self._scratch.mkdir(parents=True, exist_ok=True)
             else:
                 self._scratch = Path(tempfile.mkdtemp(prefix="ml_filter-"))
@@ -275,7 +287,7 @@ class OutputDirectory:
 
     def done(self, name: str) -> ShardResult | None:
         """The result of a shard that an earlier run finished."""
-        path = f"{self.root}/{_PROGRESS}/{name}.json"
+        path = f"{self.root}/{PROGRESS_NAME}/{name}.json"
         return ShardResult.model_validate_json(self.fs.cat_file(path)) if self.fs.exists(path) else None
 
     def new_shard(self, name: str, schema: pa.Schema | None = None) -> ShardWriter:
@@ -296,10 +308,10 @@ class OutputDirectory:
             )
             self.put_file(writer.path, relative)
         if rejects.path is not None:
-            self.put_file(rejects.path, f"{_PROGRESS}/{name}.rejects.jsonl")
+            self.put_file(rejects.path, f"{PROGRESS_NAME}/{name}.rejects.jsonl")
         rejected = {f"rejected_{reason}": count for reason, count in sorted(rejects.counts.items())}
         result = ShardResult(shard=shard, counts={**counts, "rejected": rejects.total, **rejected})
-        self.put_bytes(f"{_PROGRESS}/{name}.json", result.model_dump_json().encode())
+        self.put_bytes(f"{PROGRESS_NAME}/{name}.json", result.model_dump_json().encode())
         return result
 
     def finish(
@@ -314,7 +326,7 @@ class OutputDirectory:
                 counts.update(result.counts)
                 if result.shard is not None:
                     shards.append(result.shard)
-                part = f"{self.root}/{_PROGRESS}/{name}.rejects.jsonl"
+                part = f"{self.root}/{PROGRESS_NAME}/{name}.rejects.jsonl"
                 if self.fs.exists(part):
                     with self.fs.open(part, "rb") as file:
                         shutil.copyfileobj(file, gathered)
@@ -329,7 +341,7 @@ class OutputDirectory:
             root=self.path,
         )
         self.put_bytes(MANIFEST_NAME, manifest.to_json().encode())
-        self.fs.rm(f"{self.root}/{_PROGRESS}", recursive=True)
+        self.fs.rm(f"{self.root}/{PROGRESS_NAME}", recursive=True)
         self._scratch = None if self.is_local else self._scratch
         self.manifest = manifest
         return manifest

@@ -6,9 +6,11 @@ columns as they came. A reader never stops at bad input: it rejects the piece an
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, cast
@@ -20,6 +22,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from ml_filter.documents import installed
+from ml_filter.documents.output import json_text
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError
@@ -27,6 +30,7 @@ from ml_filter.settings import SourceConfig
 
 BATCH_ROWS = 1000
 BATCH_BYTES = 8 * 2**20
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 Row = tuple[str, dict[str, Any]]
 """A place within the source, for the rejects file, and the row found there."""
 
@@ -57,6 +61,14 @@ def read_shard(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> 
     yield from _tables(rows, shard, source, rejects)
 
 
+def _open(shard: InputShard, rejects: RejectsLog) -> IO[bytes] | None:
+    try:
+        return cast("IO[bytes]", fsspec.open(shard.uri, "rb").open())
+    except OSError as error:
+        rejects.add(shard.uri, "file", "unreadable", f"{type(error).__name__}: {error}")
+        return None
+
+
 def _tables(rows: Iterable[Row], shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[pa.Table]:
     batch: list[dict[str, Any]] = []
     size = 0
@@ -79,13 +91,19 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     for name in names:
         values = [row.get(name) for row in rows]
         try:
-            columns[name] = pa.array(values)
+            column = pa.array(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # mixed types in one column of JSON
-            columns[name] = pa.array(
-                [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values],
-                pa.string(),
-            )
+            column = None
+        if column is None or not _storable(column.type):
+            column = pa.array([v if v is None or isinstance(v, str) else json_text(v) for v in values], pa.string())
+        columns[name] = column
     return pa.table(columns)
+
+
+def _storable(kind: pa.DataType) -> bool:
+    """Whether Parquet can hold the type: it has no struct without fields, which `{}` would be."""
+    children = [kind.field(i).type for i in range(kind.num_fields)]
+    return (bool(children) or not pa.types.is_struct(kind)) and all(map(_storable, children))
 
 
 def _document(
@@ -126,12 +144,15 @@ def _unusable(text: str, source: SourceConfig) -> tuple[str, str] | None:
 
 
 def _read_parquet(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[pa.Table]:
-    try:
-        file = pq.ParquetFile(fsspec.open(shard.uri, "rb").open(), pre_buffer=True)
-    except (pa.ArrowException, OSError) as error:
-        rejects.add(shard.uri, "file", "unreadable", str(error))
+    raw = _open(shard, rejects)
+    if raw is None:
         return
-    with file:
+    with raw:
+        try:
+            file = pq.ParquetFile(raw, pre_buffer=True)
+        except (pa.ArrowException, OSError) as error:
+            rejects.add(shard.uri, "file", "unreadable", str(error))
+            return
         names = file.schema_arrow.names
         for column in filter(None, (source.text_column, source.id_column)):
             if column not in names:
@@ -155,6 +176,9 @@ def _normalise(
     texts = table.column(source.text_column)
     if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type) or pa.types.is_null(texts.type)):
         raise InputError(f"{shard.uri}: column {source.text_column!r} holds {texts.type}, not text")
+    broken = _broken_texts(texts)
+    if broken:
+        texts = pc.if_else(pa.array([i not in broken for i in range(len(texts))]), texts, None)
     sizes = pc.binary_length(texts.cast(pa.large_string()))
     blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts.cast(pa.large_string()))), 0)
     usable = pc.fill_null(pc.and_(pc.invert(blank), pc.less_equal(sizes, source.max_text_bytes)), False)
@@ -162,7 +186,9 @@ def _normalise(
         for offset in pc.indices_nonzero(pc.invert(usable)).to_pylist():
             place = f"row {first_row + offset}"
             text = texts[offset].as_py()
-            if text is None:
+            if offset in broken:
+                rejects.add(shard.uri, place, "invalid_utf8", broken[offset])
+            elif text is None:
                 rejects.add(shard.uri, place, "missing_text", f"column {source.text_column!r} holds null")
             else:
                 rejects.add(shard.uri, place, *(_unusable(text, source) or ("empty_text", "")))
@@ -182,6 +208,21 @@ def _normalise(
     )
 
 
+def _broken_texts(texts: pa.ChunkedArray) -> dict[int, str]:
+    """Which texts are no UTF-8, and what is wrong with them; Parquet files may hold any bytes."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        broken = {}
+        for offset, value in enumerate(texts.cast(pa.large_binary()).to_pylist()):
+            try:
+                (value or b"").decode()
+            except UnicodeDecodeError as error:
+                broken[offset] = f"byte {error.start} of the text: {error.reason}"
+        return broken
+    return {}
+
+
 # --- JSON lines ------------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +230,10 @@ def _read_jsonl(shard: InputShard, source: SourceConfig, rejects: RejectsLog) ->
     # A line holds a document and its other columns; beyond this it is skipped without being held in memory.
     limit = 2 * source.max_text_bytes + 2**20
     number = 0
-    with fsspec.open(shard.uri, "rb").open() as raw:
+    raw = _open(shard, rejects)
+    if raw is None:
+        return
+    with raw:
         stream = _decompressed(raw, shard.uri)
         try:
             while line := stream.readline(limit):
@@ -208,21 +252,30 @@ def _read_jsonl(shard: InputShard, source: SourceConfig, rejects: RejectsLog) ->
                 except UnicodeDecodeError as error:
                     rejects.add(shard.uri, place, "invalid_utf8", f"byte {error.start} of the line: {error.reason}")
                     continue
-                except (json.JSONDecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
                     rejects.add(shard.uri, place, "invalid_json", str(error))
                     continue
                 if not isinstance(row, dict):
                     rejects.add(shard.uri, place, "invalid_json", f"a JSON {type(row).__name__}, not an object")
                     continue
+                if _SURROGATE_ESCAPE.search(line) and _has_lone_surrogates(row):
+                    rejects.add(shard.uri, place, "invalid_utf8", "lone surrogates")
+                    continue
                 yield place, row
-        except (EOFError, zlib.error, zstandard.ZstdError, OSError) as error:
+        except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
             rejects.add(shard.uri, f"after line {number}", "truncated", str(error))
+
+
+def _has_lone_surrogates(row: dict[str, Any]) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _decompressed(raw: IO[bytes], uri: str) -> IO[bytes]:
     if uri.endswith(".gz"):
-        import gzip
-
         return cast("IO[bytes]", gzip.open(raw))
     if uri.endswith(".zst"):
         return io.BufferedReader(_WholeZstd(raw))
@@ -266,12 +319,20 @@ def _read_warc(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> 
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     last = 0
+    headless = False
     kinds = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.resource
-    with fsspec.open(shard.uri, "rb").open() as raw:
+    raw = _open(shard, rejects)
+    if raw is None:
+        return
+    with raw:
         try:
             for record in ArchiveIterator(raw, record_types=kinds):
                 last = record.stream_pos
                 place = f"record {record.record_id} at byte {last}"
+                headless = not record.headers.get("Content-Length")
+                if headless:  # FastWARC takes a header that is cut off for that of an empty record
+                    rejects.add(shard.uri, place, "truncated", "the record's header has no length")
+                    continue
                 if record.content_length > 4 * source.max_text_bytes:
                     rejects.add(shard.uri, place, "text_too_long", f"a record of {record.content_length:,} bytes")
                     continue
@@ -286,7 +347,7 @@ def _read_warc(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> 
         except Exception as error:  # FastWARC's stream errors have no common base
             rejects.add(shard.uri, f"after byte {last}", "truncated", f"{type(error).__name__}: {error}")
             return
-        if problem := _cut_off_after(raw, last):
+        if not headless and (problem := _cut_off_after(raw, last)):
             rejects.add(shard.uri, f"after byte {last}", "truncated", problem)
 
 
@@ -320,11 +381,11 @@ def _from_record(record: Any, body: bytes, place: str, shard: InputShard, reject
 
 
 def _cut_off_after(raw: IO[bytes], position: int) -> str | None:
-    """Whether the file ends inside a gzip member after `position`, which FastWARC takes for the end of the file."""
+    """Whether the file ends inside a record after `position`, which FastWARC takes for the end of the file."""
     raw.seek(position)
     block = raw.read(2**20)
     if not block.startswith(b"\x1f\x8b"):
-        return None
+        return _plain_cut_off_after(raw, position)
     member = zlib.decompressobj(wbits=31)
     while block:
         try:
@@ -338,6 +399,23 @@ def _cut_off_after(raw: IO[bytes], position: int) -> str | None:
         else:
             block = raw.read(2**20)
     return None if member.eof else "the archive ends inside a record"
+
+
+def _plain_cut_off_after(raw: IO[bytes], position: int) -> str | None:
+    end = raw.seek(0, io.SEEK_END)
+    while position < end:
+        raw.seek(position)
+        head = raw.read(2**16)
+        start = len(head) - len(head.lstrip())
+        header, blank_line, _ = head[start:].partition(b"\r\n\r\n")
+        length = re.search(rb"(?mi)^content-length:\s*(\d+)", header)
+        if start == len(head):
+            position += start
+        elif not blank_line or length is None:
+            return "the archive ends inside a record's header"
+        else:
+            position += start + len(header) + len(blank_line) + int(length[1])
+    return None if position == end else "the archive ends inside a record"
 
 
 # --- Hugging Face Hub ------------------------------------------------------------------------------------------------

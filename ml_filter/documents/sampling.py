@@ -49,6 +49,11 @@ class _Stratum:
         self._ids.add(document_id)
         return True
 
+    def leave_out(self, others: set[str]) -> None:
+        """Forget the documents that another stratum gives."""
+        self._heap = [(key, document_id) for key, document_id in self._heap if document_id not in others]
+        self._ids -= others
+
     def best(self, count: int) -> list[str]:
         return [document_id for _, document_id in heapq.nlargest(count, self._heap)]
 
@@ -100,8 +105,9 @@ def sample_documents(source: SourceConfig, config: SampleConfig, output: str | P
             raise InputError(f"no document could be read from {', '.join(source.paths)}: {dict(rejects.counts)}")
         chosen = _choose(strata, config.size)
         with out.new_shard(_SHARD) as writer:
-            for batch in pq.ParquetFile(candidates.path).iter_batches():
-                table = pa.Table.from_batches([batch])
+            file = pq.ParquetFile(candidates.path)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
                 keep = []
                 for document_id in table.column("id").to_pylist():
                     first = document_id in chosen
@@ -144,5 +150,9 @@ def sampling_key(document_id: str, seed: int) -> int:
 
 
 def _choose(strata: dict[str, _Stratum], size: int) -> set[str]:
+    ids: set[str] = set()
+    for name in sorted(strata):  # an id that stands in several strata counts in the first
+        strata[name].leave_out(ids)
+        ids.update(strata[name].best(size))
     given = shares({name: len(stratum) for name, stratum in strata.items()}, size)
     return {document_id for name, stratum in strata.items() for document_id in stratum.best(given[name])}

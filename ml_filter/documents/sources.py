@@ -11,7 +11,7 @@ from typing import Literal
 import fsspec
 
 from ml_filter.documents import installed
-from ml_filter.documents.manifest import Parent, digest_of, find_manifest
+from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, find_manifest
 from ml_filter.errors import InputError
 from ml_filter.settings import SourceConfig
 
@@ -42,7 +42,7 @@ def list_shards(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
     """The input shards of a source in a fixed order, and what pins their content.
 
     Raises:
-        InputError: a path does not exist, matches nothing or has an unknown format.
+        InputError: a path does not exist, matches nothing, is not finished or has an unknown format.
     """
     found: list[tuple[str, Format, int | None, tuple[int, int]]] = []
     parents: list[Parent] = []
@@ -85,15 +85,17 @@ def _file_shards(path: str) -> tuple[list[tuple[str, Format, int | None, tuple[i
             path=path, digest=manifest.digest
         )
     if fs.isdir(root):
-        names = sorted(n for n in fs.find(root) if _format_of(n) and not PurePosixPath(n).name.startswith("."))
+        if fs.exists(f"{root.rstrip('/')}/{PROGRESS_NAME}"):
+            raise InputError(f"{path} holds an unfinished run; run its command again to finish it")
+        names = sorted(n for n in fs.find(root) if _format_of(n) and not _is_hidden(n, root))
         if not names:
             raise InputError(f"{path} holds no file that can be read ({_KNOWN})")
+    elif fs.exists(root):
+        names = [root]
     elif any(sign in root for sign in "*?["):
         names = sorted(fs.glob(root))
         if not names:
             raise InputError(f"{path} matches no file")
-    elif fs.exists(root):
-        names = [root]
     else:
         raise InputError(f"{path} does not exist")
     files: list[tuple[str, Format, int | None, tuple[int, int]]] = []
@@ -107,6 +109,10 @@ def _file_shards(path: str) -> tuple[list[tuple[str, Format, int | None, tuple[i
         pins.append([uri, info.get("size"), str(info.get("mtime") or info.get("ETag") or info.get("LastModified"))])
         files.append((uri, kind, info.get("size"), (0, 1)))
     return files, Parent(path=path, digest=digest_of(pins))
+
+
+def _is_hidden(name: str, root: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(name.removeprefix(root)).parts)
 
 
 def _format_of(name: str) -> Format | None:

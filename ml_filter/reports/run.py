@@ -28,6 +28,7 @@ BINS_PER_POINT = 4
 EXAMPLES = 3
 REPORT_NAME = "report.html"
 _EXCERPT = 400
+_STAGE_NAMES = {"documents": "sample"}
 
 
 class Example(BaseModel):
@@ -120,7 +121,7 @@ def write_run_report(
     """
     training = head.training
     stages = [
-        *(Stage(name=m.kind, path=m.root, counts=m.counts) for m in feature),
+        *(Stage(name=_STAGE_NAMES.get(m.kind, m.kind), path=m.root, counts=m.counts) for m in feature),
         Stage(
             name="head",
             path=head.directory,

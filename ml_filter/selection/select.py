@@ -22,7 +22,7 @@ def filter_corpus(scored: SourceConfig, config: FilterConfig, output: str | Path
     Documents that could not be scored have no score to compare: they are not kept, and counted as `unscored`.
 
     Raises:
-        InputError: the source has no `score` column.
+        InputError: the source has no `score` column, or one that holds no numbers.
     """
     shards, parents = list_shards(scored)
     settings = {"source": scored.model_dump(mode="json"), "filter": config.model_dump(mode="json")}
@@ -34,6 +34,9 @@ def filter_corpus(scored: SourceConfig, config: FilterConfig, output: str | Path
             for table in tables:
                 if "score" not in table.column_names:
                     raise InputError(f"{', '.join(scored.paths)} has no column 'score'; make it with ml-filter score")
+                kind = table["score"].type
+                if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+                    raise InputError(f"{', '.join(scored.paths)}: column 'score' holds {kind}, not numbers")
                 reaches = pc.greater_equal(table["score"], config.min_score)
                 kept = table.filter(reaches)
                 unscored = table["score"].null_count

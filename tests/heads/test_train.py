@@ -108,7 +108,7 @@ def test_labels_that_cannot_teach_are_refused_with_the_reason(rows, says, tmp_pa
 
 
 def test_an_unknown_encoder_is_named(labelled, tmp_path):
-    with pytest.raises(ConfigError, match="'./no-such-encoder'"):
+    with pytest.raises(ConfigError, match=r"'\./no-such-encoder'"):
         train_head(
             SourceConfig(paths=[str(labelled)]),
             TrainConfig(label_column="label", encoder="./no-such-encoder"),

@@ -101,7 +101,7 @@ def test_killed_at_any_shard_and_run_again_it_gives_the_same_bytes(head, corpus,
     command = [sys.executable, "-m", "ml_filter.cli", "score", head.directory, str(corpus), "-o", str(killed)]
     command += ["--dtype", "float32"]
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while running.poll() is None and not list(killed.glob("shards/*.parquet")):
+    while running.poll() is None and not list(killed.glob(".progress/00000*.json")):
         time.sleep(0.005)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()

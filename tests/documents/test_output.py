@@ -1,0 +1,324 @@
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_filter.documents import output, readers
+from ml_filter.documents.manifest import Manifest, Parent, find_manifest
+from ml_filter.documents.output import OutputDirectory, ShardWriter
+from ml_filter.documents.readers import read_shard
+from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.shards import Transformed, map_shards
+from ml_filter.documents.sources import list_shards
+from ml_filter.errors import InputError
+from ml_filter.settings import SourceConfig
+
+
+@pytest.fixture
+def small_batches():
+    """Each document is a batch of its own and each batch a row group: the schema widens as late as it can."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "BATCH_ROWS", 1)
+        patch.setattr(output, "ROW_GROUP_BYTES", 1)
+        yield
+
+
+def through_a_shard(rows: list[dict], directory: Path) -> pa.Table:
+    """Rows as JSON lines, read in batches, written to one shard and read again."""
+    source = SourceConfig(paths=[str(directory / "in.jsonl")])
+    Path(source.paths[0]).write_text("".join(json.dumps({"text": "t", **row}) + "\n" for row in rows))
+    [shard] = list_shards(source)[0]
+    with ShardWriter(directory / "out.parquet") as writer:
+        for table in read_shard(shard, source, RejectsLog()):
+            writer.write(table)
+    assert writer.rows == len(rows)
+    assert sorted(path.name for path in directory.iterdir()) == ["in.jsonl", "out.parquet"]
+    return pq.read_table(directory / "out.parquet")
+
+
+# --- Shards whose schema grows ---------------------------------------------------------------------------------------
+
+SPREADS = {
+    "integers, then fractions": ([1, 2.5], [1.0, 2.5]),
+    "nothing, then objects": ([None, {"n": 1}], [None, {"n": 1}]),
+    "objects, then other objects": ([{"n": 1}, {"m": "x"}], [{"n": 1, "m": None}, {"n": None, "m": "x"}]),
+    "empty lists, then texts": ([[], ["a"]], [[], ["a"]]),
+    "lists of objects that differ": ([[{"n": 1}], [{"m": 2}]], [[{"n": 1, "m": None}], [{"n": None, "m": 2}]]),
+    "numbers, then text": ([1, "one", 2.5, None], ["1", "one", "2.5", None]),
+    "text, then objects": (["one", {"n": [1]}], ["one", '{"n": [1]}']),
+    "truth, then numbers": ([True, 3], ["true", "3"]),
+    "objects whose fields clash": ([{"n": 1}, {"n": "one"}], ['{"n": 1}', '{"n": "one"}']),
+    "only empty objects": ([{}, {}], ["{}", "{}"]),
+    "empty objects within": ([[{}], {"n": {}}], ["[{}]", '{"n": {}}']),
+    "empty objects, then full ones": ([{}, {"n": 1}], ["{}", '{"n": 1}']),
+    "integers beyond 64 bits": ([1, 2**70], ["1", str(2**70)]),
+    "integers that a float rounds": ([2**53 + 1, 0.5], [float(2**53), 0.5]),
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_a_column_whose_types_change_after_a_flush_keeps_every_value(small_batches, tmp_path, spread):
+    values, expected = SPREADS[spread]
+    assert through_a_shard([{"v": v} for v in values], tmp_path)["v"].to_pylist() == expected
+
+
+def test_columns_that_appear_later_are_null_before(small_batches, tmp_path):
+    table = through_a_shard([{"a": 1}, {"b": "x"}, {"a": 2, "c": [1]}], tmp_path)
+    assert table.drop_columns(["id", "text"]).to_pylist() == [
+        {"a": 1, "b": None, "c": None},
+        {"a": None, "b": "x", "c": None},
+        {"a": 2, "b": None, "c": [1]},
+    ]
+
+
+def test_types_that_change_before_the_first_flush_give_the_same(tmp_path):
+    values, expected = SPREADS["numbers, then text"]
+    assert through_a_shard([{"v": v} for v in values], tmp_path)["v"].to_pylist() == expected
+
+
+EXACT = 2**53
+SCALAR = st.none() | st.booleans() | st.integers(-EXACT, EXACT) | st.floats(allow_nan=False, allow_infinity=False)
+VALUE = SCALAR | st.text(st.characters(codec="utf-8")) | st.lists(st.integers(-EXACT, EXACT) | st.text("ab"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.dictionaries(st.sampled_from("vw"), VALUE), min_size=1, max_size=5), at_once=st.integers(1, 3))
+def test_whatever_json_holds_each_value_comes_back_or_as_its_json_text(rows, at_once):
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setattr(readers, "BATCH_ROWS", at_once)
+        patch.setattr(output, "ROW_GROUP_BYTES", 1)
+        table = through_a_shard(rows, Path(directory))
+    for before, after in zip(rows, table.to_pylist(), strict=True):
+        for name in before:
+            value, found = before[name], after[name]
+            assert found == value or json.loads(found) == value
+
+
+def test_a_shard_that_does_not_need_a_wider_schema_is_not_written_again(small_batches, tmp_path):
+    opened = []
+    with ShardWriter(tmp_path / "out.parquet") as writer:
+        for value in [1, 0.5, 2, 3, 0.25, 4]:
+            writer.write(pa.table({"v": [value]}))
+            opened.append(writer._writer)
+    assert len({id(w) for w in opened}) == 2
+    assert pq.read_table(tmp_path / "out.parquet")["v"].to_pylist() == [1, 0.5, 2, 3, 0.25, 4]
+
+
+def test_a_shard_that_fails_leaves_no_file(tmp_path):
+    def write_and_fail() -> None:
+        with ShardWriter(tmp_path / "out.parquet") as writer:
+            writer.write(pa.table({"v": [1]}))
+            raise RuntimeError("the disk burns")
+
+    with pytest.raises(RuntimeError, match="the disk burns"):
+        write_and_fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Output directories ----------------------------------------------------------------------------------------------
+
+
+def finished(path, config: dict | None = None, parents: list[Parent] | None = None) -> Manifest:
+    with OutputDirectory(path, "documents", config or {}, parents or []) as out:
+        if out.manifest:
+            return out.manifest
+        with out.new_shard("a") as writer, out.new_rejects("a") as rejects:
+            writer.write(pa.table({"id": ["1"], "text": ["one"]}))
+            rejects.add("corpus", "line 2", "empty_text")
+        return out.finish([("a", out.commit("a", writer, rejects, {"read": 1}))], {"extra": 5})
+
+
+def test_a_finished_run_holds_shards_rejects_and_a_manifest_that_pins_them(tmp_path):
+    manifest = finished(tmp_path / "out")
+    names = [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(names) == [".lock", "manifest.json", "rejects.jsonl", "shards/a.parquet"]
+    content = (tmp_path / "out" / "shards" / "a.parquet").read_bytes()
+    [shard] = manifest.shards
+    assert (shard.rows, shard.bytes, shard.digest) == (1, len(content), hashlib.sha256(content).hexdigest())
+    assert manifest.counts == {"read": 1, "rejected": 1, "rejected_empty_text": 1, "extra": 5}
+    assert find_manifest(str(tmp_path / "out")) == manifest
+
+
+def test_a_url_holds_the_same_as_a_directory(tmp_path):
+    at_url, local = finished("memory://finished"), finished(tmp_path / "out")
+    assert at_url.digest == local.digest
+    memory = fsspec.filesystem("memory")
+    assert memory.find("/finished") == [
+        "/finished/manifest.json",
+        "/finished/rejects.jsonl",
+        "/finished/shards/a.parquet",
+    ]
+    assert memory.cat("/finished/shards/a.parquet") == (tmp_path / "out" / "shards" / "a.parquet").read_bytes()
+
+
+def test_the_manifest_comes_last(tmp_path):
+    out = OutputDirectory(tmp_path / "out", "documents", {}, [])
+    with out:
+        with out.new_shard("a") as writer, out.new_rejects("a") as rejects:
+            writer.write(pa.table({"id": ["1"]}))
+        result = out.commit("a", writer, rejects, {})
+        assert find_manifest(str(tmp_path / "out")) is None
+        out.finish([("a", result)])
+    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert max(made, key=made.__getitem__) == "manifest.json"
+
+
+def test_a_finished_run_is_returned_without_work(tmp_path):
+    first = finished(tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    assert finished(tmp_path / "out") == first
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.name != ".lock"} == {
+        p: t for p, t in before.items() if p.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize("other", [{"config": {"seed": 2}}, {"parents": [Parent(path="corpus", digest="changed")]}])
+def test_a_directory_of_other_settings_or_input_is_refused(tmp_path, other):
+    finished(tmp_path / "out")
+    with pytest.raises(InputError, match="holds the finished run of other settings or input"):
+        finished(tmp_path / "out", **other)
+    with OutputDirectory(tmp_path / "unfinished", "documents", {}, []):
+        pass
+    with pytest.raises(InputError, match="holds an unfinished run of other settings or input"):
+        finished(tmp_path / "unfinished", **other)
+
+
+def test_a_digest_in_the_path_gives_other_settings_another_directory(tmp_path):
+    one, other = (finished(tmp_path / "out-{digest}", {"seed": seed}) for seed in (1, 2))
+    assert one.root != other.root
+    assert one.root == str(tmp_path / f"out-{one.config_digest[:8]}")
+    assert finished(tmp_path / "out-{digest}", {"seed": 1}) == one
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(InputError, match="cannot be a directory"):
+        finished(tmp_path / "out")
+
+
+HOLD = """
+import sys
+from ml_filter.documents.output import OutputDirectory
+with OutputDirectory(sys.argv[1], "documents", {}, []):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="is being written by another process"):
+            finished(tmp_path / "out")
+        holder.kill()
+    assert finished(tmp_path / "out").rows == 1
+
+
+# --- Shard by shard, killed and resumed ------------------------------------------------------------------------------
+
+TRANSFORM = """
+import sys, time
+import pyarrow.compute as pc
+from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.shards import Transformed, map_shards
+from ml_filter.documents.sources import list_shards
+from ml_filter.settings import SourceConfig
+
+source = SourceConfig(paths=[sys.argv[1]])
+left = int(sys.argv[3])  # batches until the run hangs
+
+def add_length(tables):
+    global left
+    for table in tables:
+        yield Transformed(table.append_column("length", pc.utf8_length(table["text"])), {"made": table.num_rows})
+        left -= 1
+        if left == 0:
+            print("half way", flush=True)
+            time.sleep(600)
+
+shards, parents = list_shards(source)
+with OutputDirectory(sys.argv[2], "documents", {"way": "length"}, parents) as out:
+    if not out.manifest:
+        map_shards(out, shards, source, add_length, "Measuring")
+"""
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """Four shards of 1,500 documents, which are read in two batches each, and a broken line in each."""
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    for shard in range(4):
+        rows = [json.dumps({"id": f"{shard}-{i}", "text": "word " * (i % 7 + 1)}) for i in range(1500)]
+        (directory / f"part-{shard}.jsonl").write_text("\n".join([*rows, "{broken"]))
+    return directory
+
+
+def content(directory: Path) -> dict[str, str]:
+    """Digests of everything a run gives; the manifest without its time."""
+    files = [*directory.glob("shards/*"), directory / "rejects.jsonl"]
+    digests = {str(p.relative_to(directory)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    manifest = find_manifest(str(directory))
+    assert manifest is not None
+    return {**digests, "manifest": manifest.digest}
+
+
+def test_killed_within_a_shard_and_again_within_another_it_gives_the_same_bytes(corpus, tmp_path):
+    def run(directory: Path, batches: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", TRANSFORM, str(corpus), str(directory), str(batches)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    undisturbed = run(tmp_path / "whole", -1)
+    for batches in (3, 3):  # within the second shard, then within the third
+        with run(tmp_path / "killed", batches) as running:
+            assert running.stdout.readline() == b"half way\n"
+            running.kill()
+        assert find_manifest(str(tmp_path / "killed")) is None
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed" / "shards").iterdir()}
+    assert [path.name for path in sorted(kept)] == ["00000-part-0.parquet", "00001-part-1.parquet"]
+    with run(tmp_path / "killed", -1) as last:
+        assert last.wait() == 0
+    with undisturbed:
+        assert undisturbed.wait() == 0
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    manifest = find_manifest(str(tmp_path / "killed"))
+    assert manifest.counts == {"read": 6000, "made": 6000, "rejected": 4, "rejected_invalid_json": 4}
+
+
+def keep_long(tables):
+    for table in tables:
+        long = table.filter(pc.greater(pc.utf8_length(table["text"]), 10))
+        yield Transformed(long, {"long": long.num_rows})
+
+
+def map_to(path: Path, source: SourceConfig) -> Manifest:
+    shards, parents = list_shards(source)
+    with OutputDirectory(path, "documents", {}, parents) as out:
+        return map_shards(out, shards, source, keep_long, "Keeping")
+
+
+def test_a_shard_of_which_nothing_is_left_gives_no_file_and_is_counted(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "short"}')
+    (tmp_path / "b.jsonl").write_text('{"text": "a longer text"}')
+    manifest = map_to(tmp_path / "out", SourceConfig(paths=[str(tmp_path / "*.jsonl")]))
+    assert [shard.path for shard in manifest.shards] == ["shards/00001-b.parquet"]
+    assert (manifest.counts["read"], manifest.counts["long"]) == (2, 1)
+
+
+def test_a_corpus_without_one_readable_document_is_an_error_that_says_why(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"text": ""}')
+    with pytest.raises(InputError, match=r"no document could be read .*'rejected_missing_text': 1"):
+        map_to(tmp_path / "out", SourceConfig(paths=[str(tmp_path / "a.jsonl")]))
+    assert find_manifest(str(tmp_path / "out")) is None
