@@ -38,6 +38,7 @@ class Progress:
         self._bar = bar
         self._task = bar.add_task(what, total=total) if bar else None
         self._start = self._logged = time.monotonic()
+        self.logged = -1
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more items as finished."""
@@ -49,7 +50,7 @@ class Progress:
 
     def log(self) -> None:
         """Write one line on how far the work is."""
-        self._logged = now = time.monotonic()
+        self._logged, self.logged = (now := time.monotonic()), self.done
         rate = self.done / max(now - self._start, 1e-9)
         of, left = "", ""
         if self.total:
@@ -64,7 +65,8 @@ def progress(what: str, total: int | None = None) -> Iterator[Progress]:
     if not sys.stderr.isatty():
         plain = Progress(what, total, None)
         yield plain
-        plain.log()
+        if plain.done != plain.logged:
+            plain.log()
         return
     columns = (
         SpinnerColumn(),

@@ -175,10 +175,15 @@ def _summary(run: PipelineRunResponse, seconds: float) -> None:
         counts = metadata.get("counts") or {k: round(v, 3) for k, v in metadata.get("figures", {}).items()}
         if not (counts or "path" in metadata):
             continue
-        shown = [f"{key.replace('_', ' ')} {value:,}" for key, value in counts.items() if key in _SHOWN and value]
-        table.add_row(name, ", ".join(shown), str(metadata.get("path", "")))
+        shown = {key.replace("_", " "): value for key, value in counts.items() if key in _SHOWN and value}
+        result = ", ".join(f"{key} {_number(value)}" for key, value in shown.items())
+        table.add_row(name, result, str(metadata.get("path", "")))
     console = Console(width=max(Console().width, 150))
     console.print(table)
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:,}"
 
 
 _SHOWN = ("read", "rejected", "sampled", "documents", "scored", "failed", "kept", "dropped", "spearman", "mae")

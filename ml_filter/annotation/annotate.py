@@ -25,7 +25,7 @@ from ml_filter.documents.readers import read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
-from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
+from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
 from ml_filter.progress import progress
 from ml_filter.settings import AnnotateConfig, Settings, SourceConfig
 
@@ -190,7 +190,7 @@ class _Run:
                         group.create_task(feed())
                         for _ in range(self.config.max_concurrency):
                             group.create_task(work())
-                except* EndpointError as errors:
+                except* MlFilterError as errors:
                     raise errors.exceptions[0] from None
 
     def _spent(self) -> bool:
@@ -224,7 +224,8 @@ class _Run:
         except AnswerError as error:
             row |= {"error": error.code, "reason": str(error)}
         except JudgeError as error:
-            row |= {"error": error.code, "reason": str(error), "attempts": 1 + self.config.max_retries}
+            attempts = 1 + self.config.max_retries if error.outage else 1  # only an outage is tried again
+            row |= {"error": error.code, "reason": str(error), "attempts": attempts}
             self._count_outage(error, judge)
         if answer is not None:
             row |= {
@@ -243,6 +244,7 @@ class _Run:
 
     def _count_outage(self, error: JudgeError, judge: Judge) -> None:
         if not error.outage:
+            self._outage = 0  # a refusal is an answer too
             return
         self._outage += 1
         if self._outage >= max(_OUTAGE_AFTER, 2 * self.config.max_concurrency):

@@ -53,10 +53,11 @@ class Ledger:
         self._db.close()
 
     def record(self, key: Key, row: dict[str, Any]) -> None:
-        """Put an annotation on disk. A failed one is replaced when it is asked again."""
+        """Put an annotation on disk. A failed one is replaced when it is asked again; its tokens stay counted."""
         tokens = (row["prompt_tokens"] or 0) + (row["completion_tokens"] or 0)
         self._db.execute(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "status = excluded.status, tokens = tokens + excluded.tokens, record = excluded.record",
             (key.document_id, key.text_digest, key.question, key.vote, row["status"], tokens, json.dumps(row)),
         )
 
@@ -77,7 +78,7 @@ class Ledger:
         return json.loads(found[0]) if found else None
 
     def tokens_used(self) -> int:
-        """Prompt and completion tokens of all answers."""
+        """Prompt and completion tokens of all answers, also of those that were replaced."""
         return int(self._db.execute("SELECT COALESCE(SUM(tokens), 0) FROM answers").fetchone()[0])
 
     def counts(self, question: str) -> dict[str, int]:

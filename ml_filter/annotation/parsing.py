@@ -60,7 +60,7 @@ def read_verdict(answer: Answer, prompt: Prompt) -> Verdict:
 def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
     if not answer.text.strip():
         raise AnswerError("empty_answer", "the model wrote nothing")
-    matches = list(re.finditer(prompt.pattern, answer.text))
+    matches = [match for match in re.finditer(prompt.pattern, answer.text) if match[1]]
     if not matches:
         raise AnswerError("unparsable_score", f"no match of {prompt.pattern!r}")
     match = matches[-1]  # models restate the scale before they decide
@@ -70,18 +70,24 @@ def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
         raise AnswerError("unparsable_score", f"{match[1]!r} is not a number") from None
     if not prompt.score.min <= score <= prompt.score.max:
         raise AnswerError("out_of_range", f"{score:g} is outside {prompt.score.min:g} to {prompt.score.max:g}")
-    expected = _expected_at(match.start(1), answer, prompt)
+    expected = _expected_at(match, answer, prompt)
     reason = answer.text[: match.start()].strip() or None
     return Verdict(score, None if expected is None else prompt.calibrated(expected), reason)
 
 
-def _expected_at(offset: int, answer: Answer, prompt: Prompt) -> float | None:
+def _expected_at(match: re.Match[str], answer: Answer, prompt: Prompt) -> float | None:
     """The mean of the scores that could stand where the parsed one starts, weighted by their probabilities."""
+    # Tokens may hold more than the text (a reasoning part, an end token) and halves of characters; so the place is
+    # looked for among the tokens, by the text from the match on.
+    found = "".join(token.text for token in answer.tokens).rfind(answer.text[match.start() :])
+    if found < 0:
+        return None
+    offset = found + match.start(1) - match.start()
     position = 0
     for token in answer.tokens:
         if position <= offset < position + len(token.text):
-            if token.text[: offset - position].strip():
-                return None  # the score shares its token with other text
+            if token.text.strip() != match[1]:
+                return None  # the score shares its token with other text, or goes on in the next
             values: dict[float, list[float]] = {}
             for text, logprob in token.top.items():
                 if re.fullmatch(r"\s*\d+\s*", text) and prompt.score.min <= float(text) <= prompt.score.max:

@@ -20,7 +20,7 @@ from ml_filter.settings import read_yaml
 
 SLOT = "{text}"
 _SPECIAL_TOKEN = re.compile(
-    r"<\|(?=[A-Za-z_/])|<(?=/?(?:s|bos|eos|start_of_turn|end_of_turn|im_start|im_end)>)|\[(?=/?INST\])"
+    r"<[|\uff5c](?=[A-Za-z_/])|<(?=/?(?:s|bos|eos|start_of_turn|end_of_turn|im_start|im_end)>)|\[(?=/?INST\])"
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from loguru import logger
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
@@ -43,4 +44,7 @@ def filter_corpus(scored: SourceConfig, config: FilterConfig, output: str | Path
                 dropped = table.num_rows - kept.num_rows - unscored
                 yield Transformed(kept, {"kept": kept.num_rows, "dropped": dropped, "unscored": unscored})
 
-        return map_shards(out, shards, scored, keep, "Filtering")
+        manifest = map_shards(out, shards, scored, keep, "Filtering")
+        if manifest.rows == 0:
+            logger.warning(f"no document has a score of at least {config.min_score:g}: nothing was kept")
+        return manifest
