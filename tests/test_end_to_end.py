@@ -183,6 +183,6 @@ def test_a_wrong_setting_ends_with_exit_code_2_and_names_it(arguments, says, tmp
 
 def test_each_pipelines_help_says_what_it_does_and_has_an_example():
     for name in ("annotation", "training", "scoring", "end_to_end"):
-        command = [sys.executable, "-m", "tools.run", name, "--help"]
+        command = [sys.executable, "-m", "tools.run", name, "--", "--help"]
         text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert "example: poetry poe run-" in text

@@ -66,7 +66,8 @@ PIPELINES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one pipeline; returns the exit code: 0 done, 1 failures above the tolerated share, 2 bad input."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args([argument for argument in given if argument != "--"])  # poe hands on its own "--"
     known = PIPELINES[options.pipeline]
     try:
         content = merged_config(options.config or _CONFIGS / f"{options.pipeline}.yaml", options.values, known.config)

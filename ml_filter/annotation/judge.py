@@ -151,7 +151,8 @@ def _tokens(logprobs: Any) -> list[Token]:
     if isinstance(content, list):
         entries = [entry if isinstance(entry, dict) else entry.model_dump() for entry in content]
         tops = [{t["token"]: t["logprob"] for t in entry.get("top_logprobs") or []} for entry in entries]
-        return [Token(entry["token"], _known(top)) for entry, top in zip(entries, tops, strict=True)]
+        tokens = [Token(entry["token"], _known(top)) for entry, top in zip(entries, tops, strict=True)]
+        return tokens if all(isinstance(token.text, str) for token in tokens) else []
     texts = getattr(logprobs, "tokens", None) or []
     tops = getattr(logprobs, "top_logprobs", None) or [{}] * len(texts)
     return [Token(text, _known(top or {})) for text, top in zip(texts, tops, strict=True)]
