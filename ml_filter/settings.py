@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ml_filter.errors import ConfigError
 
 VoteMethod = Literal["mean", "median", "majority", "min", "max"]
-TrackingMode = Literal["off", "offline", "online"]
+TrackingMode = Literal["off", "auto", "offline", "online"]
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -147,7 +147,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class TrackingConfig(StageConfig):
-    """Comet: `online` needs COMET_API_KEY, `offline` writes an archive, `off` does nothing."""
+    """Comet: `online` needs COMET_API_KEY, `offline` writes an archive, `auto` goes online where there is a key."""
 
     mode: TrackingMode = "off"
     project: str = "ml-filter"

@@ -25,7 +25,7 @@ def track_run(
     """Record one run.
 
     Args:
-        config: off, offline or online, and the project.
+        config: off, auto, offline or online, and the project.
         name: the run's name.
         metrics: figures by name.
         parameters: settings by name, without secrets.
@@ -40,6 +40,8 @@ def track_run(
     """
     if config.mode == "off":
         return "off"
+    settings = settings or Settings()
+    online = config.mode == "online" or (config.mode == "auto" and settings.comet_api_key is not None)
     import comet_ml
 
     common = comet_ml.ExperimentConfig(
@@ -55,8 +57,7 @@ def track_run(
         log_env_details=False,
         offline_directory=config.directory,
     )
-    if config.mode == "online":
-        settings = settings or Settings()
+    if online:
         if settings.comet_api_key is None:
             raise ConfigError("tracking.mode is online, and COMET_API_KEY is not set; set it, or use offline or off")
         experiment = comet_ml.start(
@@ -73,7 +74,7 @@ def track_run(
     if report is not None:
         experiment.log_html(report)
     experiment.end()
-    if config.mode == "online":
+    if online:
         return str(experiment.url)
     return str(next(Path(config.directory).glob(f"{experiment.id}*.zip")))
 

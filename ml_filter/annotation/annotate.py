@@ -21,7 +21,7 @@ from ml_filter.annotation.parsing import Answer, AnswerError, read_verdict
 from ml_filter.annotation.prompts import Prompt, load_prompt
 from ml_filter.documents.manifest import Manifest, digest_of
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.readers import read_shard, text_id
+from ml_filter.documents.readers import known_rows, read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
@@ -167,9 +167,14 @@ class _Run:
         with open_endpoint(self.config, settings) as endpoint:
             asyncio.run(self._ask(endpoint, first, calls))
 
+    def _open_count(self) -> int | None:
+        rows = known_rows(self.shards)
+        done = self.ledger.counts(self.question).get("scored", 0)
+        return None if rows is None else max(rows * self.config.votes - done, 0)
+
     async def _ask(self, endpoint: Endpoint, first: tuple[Key, str], calls: Iterator[tuple[Key, str]]) -> None:
         queue: asyncio.Queue[tuple[Key, str] | None] = asyncio.Queue(maxsize=2 * self.config.max_concurrency)
-        with progress(f"Annotating with {endpoint.annotator}") as bar:
+        with progress(f"Annotating with {endpoint.annotator}", self._open_count()) as bar:
             async with Judge(endpoint, self.config) as judge:
 
                 async def work() -> None:

@@ -12,7 +12,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, cast
 
 import fsspec
@@ -30,6 +30,8 @@ from ml_filter.settings import SourceConfig
 
 BATCH_ROWS = 1000
 BATCH_BYTES = 8 * 2**20
+COUNTED_SHARDS = 1000
+"""More shards than this are not opened beforehand only to know how many rows are to come."""
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 Row = tuple[str, dict[str, Any]]
 """A place within the source, for the rejects file, and the row found there."""
@@ -38,6 +40,20 @@ Row = tuple[str, dict[str, Any]]
 def text_id(text: str) -> str:
     """The id of a document that has none: 128 bits of a BLAKE2b hash of its text, as 32 hex digits."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def known_rows(shards: Sequence[InputShard]) -> int | None:
+    """How many rows the shards hold, where their formats tell without being read; for progress bars."""
+    if len(shards) > COUNTED_SHARDS or any(shard.format != "parquet" for shard in shards):
+        return None
+    rows = 0
+    for shard in shards:
+        try:
+            with fsspec.open(shard.uri, "rb") as file:
+                rows += pq.read_metadata(file).num_rows
+        except (pa.ArrowException, OSError):  # reading it will say what is wrong with it
+            return None
+    return rows
 
 
 def read_shard(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[pa.Table]:

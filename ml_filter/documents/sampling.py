@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.readers import read_shard
+from ml_filter.documents.readers import known_rows, read_shard
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
@@ -93,7 +93,7 @@ def sample_documents(source: SourceConfig, config: SampleConfig, output: str | P
         with (
             out.new_shard("candidates") as candidates,
             out.new_rejects(_SHARD) as rejects,
-            progress("Sampling") as bar,
+            progress("Sampling", known_rows(shards)) as bar,
         ):
             for shard in shards:
                 for table in read_shard(shard, source, rejects):

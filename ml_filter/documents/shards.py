@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.readers import read_shard
+from ml_filter.documents.readers import known_rows, read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError
@@ -39,7 +39,7 @@ def map_shards(
     """
     results = []
     read = 0
-    with progress(what) as bar:
+    with progress(what, known_rows(shards)) as bar:
         for shard in shards:
             result = out.done(shard.name)
             if result is None:
@@ -58,6 +58,8 @@ def map_shards(
                         counts.update(made.counts)
                         bar.advance(sum(made.counts.values()))
                 result = out.commit(shard.name, writer, rejects, counts)
+            else:
+                bar.advance(result.counts["read"])
             results.append((shard.name, result))
             read += result.counts["read"]
     if read == 0:
