@@ -1,0 +1,72 @@
+"""Servers, prompts and documents of the annotation tests."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from misbehaving import PROMPT, Asked, MisbehavingServer, Reply
+
+from ml_filter.settings import AnnotateConfig, SourceConfig
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[Asked], Reply | dict[str, Any]]], MisbehavingServer]]:
+    """Start servers that answer by a rule; all are stopped after the test."""
+    servers: list[MisbehavingServer] = []
+
+    def start(answer: Callable[[Asked], Reply | dict[str, Any]]) -> MisbehavingServer:
+        server = MisbehavingServer(answer)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.over.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> Callable[..., str]:
+    """Write a short prompt, with some fields changed, and give its path."""
+
+    def write(name: str = "short", **changes: Any) -> str:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**PROMPT, "name": name, **changes}))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Callable[[int], SourceConfig]:
+    """A file of N short pages d0, d1, ..., each marked by its id."""
+
+    def write(count: int) -> SourceConfig:
+        path = tmp_path / "pages.jsonl"
+        rows = [{"id": f"d{i}", "text": f"[d{i}] a page about subject {i}"} for i in range(count)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return SourceConfig(paths=[str(path)])
+
+    return write
+
+
+@pytest.fixture
+def asking(prompt_file: Callable[..., str]) -> Callable[..., AnnotateConfig]:
+    """An impatient configuration for a server: no retries, one second, everything may fail unless said otherwise."""
+
+    def configure(server: MisbehavingServer, **changes: Any) -> AnnotateConfig:
+        fields = {"endpoint": server.url, "model": "m", "max_concurrency": 4, "timeout_s": 1.0, "max_retries": 0}
+        fields |= {"max_failed_share": 1.0}
+        if "prompt" not in changes:
+            fields["prompt"] = prompt_file()
+        return AnnotateConfig.model_validate({**fields, **changes})
+
+    return configure

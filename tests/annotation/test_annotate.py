@@ -1,0 +1,456 @@
+"""What an endpoint can do to a run, and what the run promises all the same."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from loguru import logger
+from misbehaving import Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
+from pydantic import SecretStr
+
+from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.ledger import Ledger
+from ml_filter.documents.manifest import Manifest, find_manifest
+from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
+from ml_filter.settings import AnnotateConfig, Settings, SourceConfig
+
+KEY = "sk-the-very-secret-key"
+SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(KEY))
+GOOD = chat("It explains. Score: 3")
+
+
+def rows(manifest: Manifest) -> list[dict[str, Any]]:
+    return pq.read_table(manifest.shard_paths()[0]).to_pylist()
+
+
+def always(reply: Any) -> Callable[[Asked], Reply]:
+    return lambda asked: reply if isinstance(reply, Reply) else Reply(reply)
+
+
+def only(document: str, reply: Any) -> Callable[[Asked], Reply]:
+    return lambda asked: always(reply if asked.document == document else GOOD)(asked)
+
+
+# --- Every document comes out once, in its place ---------------------------------------------------------------------
+
+
+def test_answers_that_come_in_any_order_are_written_in_input_order(serve, pages, asking, tmp_path):
+    delay = random.Random(1)
+    server = serve(lambda asked: Reply(chat(f"Score: {int(asked.document[1:]) % 6}"), delay_s=delay.random() / 20))
+    made = annotate_documents(pages(40), asking(server, max_concurrency=10), tmp_path / "out", SETTINGS)
+    assert [asked.document for asked in server.requests] != sorted(server.finished, key=lambda d: int(d[1:]))
+    assert [(row["document_id"], row["score"]) for row in rows(made)] == [(f"d{i}", i % 6) for i in range(40)]
+    assert set(server.asked.values()) == {1}
+
+
+def test_no_more_requests_than_allowed_are_in_flight(serve, pages, asking, tmp_path):
+    flying, most = 0, 0
+
+    def answer(asked: Asked) -> Reply:
+        nonlocal flying, most
+        with server.lock:
+            flying += 1
+            most = max(most, flying)
+        time.sleep(0.02)
+        with server.lock:
+            flying -= 1
+        return Reply(GOOD)
+
+    server = serve(answer)
+    annotate_documents(pages(20), asking(server, max_concurrency=3), tmp_path / "out", SETTINGS)
+    assert most == 3
+
+
+def test_a_request_says_what_the_prompt_and_the_configuration_say(serve, pages, asking, prompt_file, tmp_path):
+    server = serve(always(GOOD))
+    prompt = prompt_file(system="Be strict.", max_tokens=9, top_logprobs=4)
+    given = asking(server, prompt=prompt, temperature=0.5, seed=7, model="the-model")
+    annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
+    [asked] = server.requests
+    assert asked.path == "/v1/chat/completions"
+    system, user = asked.body.pop("messages")
+    assert system == {"role": "system", "content": "Be strict."}
+    assert "[d0] a page about subject 0" in user["content"]
+    assert asked.body == {
+        "model": "the-model",
+        "max_tokens": 9,
+        "temperature": 0.5,
+        "seed": 7,
+        "logprobs": True,
+        "top_logprobs": 4,
+    }
+
+
+def test_without_wish_for_log_probabilities_none_are_asked_for(serve, pages, asking, prompt_file, tmp_path):
+    server = serve(always(GOOD))
+    annotate_documents(pages(1), asking(server, prompt=prompt_file(top_logprobs=0)), tmp_path / "out", SETTINGS)
+    assert not {"logprobs", "top_logprobs"} & server.requests[0].body.keys()
+
+
+def test_each_vote_on_a_document_has_a_seed_and_a_row_of_its_own(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: chat(f"Score: {asked.body['seed'] - 100}"))
+    made = annotate_documents(pages(3), asking(server, votes=3, seed=100), tmp_path / "out", SETTINGS)
+    expected = [(f"d{i}", vote, float(vote)) for i in range(3) for vote in range(3)]
+    assert [(row["document_id"], row["vote"], row["score"]) for row in rows(made)] == expected
+
+
+# --- Answers ---------------------------------------------------------------------------------------------------------
+
+TOP = {" good": 0.6, " bad": 0.3, " other": 0.1}
+CHOICE = {"api": "completion", "mode": "choice", "pattern": "", "choices": {" good": 4, " bad": 1}}
+FORMS = {
+    "chat form": chat_logprobs((" good", TOP)),
+    "older form": legacy_logprobs(" good", TOP),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_choice_reads_both_forms_of_log_probabilities(form, serve, pages, asking, prompt_file, tmp_path):
+    server = serve(always(completion(" good", FORMS[form])))
+    made = annotate_documents(pages(1), asking(server, prompt=prompt_file(**CHOICE)), tmp_path / "out", SETTINGS)
+    [row] = rows(made)
+    assert row["score"] == 4.0
+    assert row["expected_score"] == pytest.approx((4 * 0.6 + 1 * 0.3) / 0.9)
+    assert server.requests[0].path == "/v1/completions"
+    assert server.requests[0].body["max_tokens"] == 1
+
+
+def test_a_choice_from_a_server_without_log_probabilities_fails_and_is_not_a_score(
+    serve, pages, asking, prompt_file, tmp_path
+):
+    server = serve(always(completion(" good")))
+    made = annotate_documents(pages(1), asking(server, prompt=prompt_file(**CHOICE)), tmp_path / "out", SETTINGS)
+    assert [(row["status"], row["error"], row["score"]) for row in rows(made)] == [("failed", "no_logprobs", None)]
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"content": [{"token": "Score: ", "top_logprobs": []}, {"token": "3", "logprob": -1.0, **changes}]}
+
+
+ODD_BUT_USABLE = {
+    "no log-probabilities": chat("Score: 3"),
+    "log-probabilities of the chosen token only": chat("Score: 3", entry()),
+    "null for the others": chat("Score: 3", entry(top_logprobs=None)),
+    "null for one": chat("Score: 3", entry(top_logprobs=[{"token": "3", "logprob": None}])),
+    "minus infinity": chat("Score: 3", entry(top_logprobs=[{"token": t, "logprob": -float("inf")} for t in "34"])),
+    "log-probabilities of nameless tokens": chat("Score: 3", {"content": [{"top_logprobs": []}]}),
+    "log-probabilities that are text": chat("Score: 3", "none"),
+    "usage without numbers": chat("Score: 3", usage={"prompt_tokens": None, "completion_tokens": "many"}),
+    "no usage": {**chat("Score: 3"), "usage": None},
+    "half a surrogate pair": chat("\ud83d Score: 3"),
+    "a NUL": chat("\0 Score: 3"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_BUT_USABLE)
+def test_oddities_beside_the_answer_do_not_cost_the_answer(case, serve, pages, asking, tmp_path):
+    server = serve(always(ODD_BUT_USABLE[case]))
+    made = annotate_documents(pages(1), asking(server), tmp_path / "out", SETTINGS)
+    assert [(row["score"], row["expected_score"]) for row in rows(made)] == [(3.0, None)]
+
+
+UNUSABLE = {
+    "null": (None, "malformed_answer"),
+    "a list": ([], "malformed_answer"),
+    "no choice": ({**GOOD, "choices": []}, "malformed_answer"),
+    "choices of text": ({**GOOD, "choices": ["Score: 3"]}, "malformed_answer"),
+    "no message": ({**GOOD, "choices": [{"message": None}]}, "malformed_answer"),
+    "content in parts": (chat([{"type": "text", "text": "Score: 3"}]), "malformed_answer"),
+    "a web page": (Reply(b"<html>Score: 3</html>", headers={"Content-Type": "text/html"}), "malformed_answer"),
+    "half of the JSON": (Reply(b'{"choices": [{"message": {"con'), "malformed_answer"),
+    "no JSON": (Reply(b"\xff\xfe\x00"), "malformed_answer"),
+    "nothing": (Reply(b"", 204), "malformed_answer"),
+    "less than announced": (Reply(GOOD, fault="truncate"), "connection_error"),
+    "a reset": (Reply(GOOD, fault="reset"), "connection_error"),
+    "silence": (Reply(GOOD, fault="hang"), "timeout"),
+    "no content": (chat(None), "empty_answer"),
+    "white space": (chat(" \n"), "empty_answer"),
+    "500": (refused(500, "out of memory"), "server_error"),
+    "429": (refused(429, "slow down"), "rate_limited"),
+    "400": (refused(400, "bad \ud83d request"), "bad_request"),
+    "too long": (refused(400, "maximum context length is 2048"), "context_too_long"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_a_bad_answer_fails_its_document_alone_with_a_code_and_a_null_score(case, serve, pages, asking, tmp_path):
+    reply, error = UNUSABLE[case]
+    server = serve(only("d1", reply))
+    made = annotate_documents(pages(3), asking(server, timeout_s=0.5), tmp_path / "out", SETTINGS)
+    first, bad, last = rows(made)
+    assert (first["score"], last["score"]) == (3.0, 3.0)
+    assert (bad["document_id"], bad["status"], bad["error"]) == ("d1", "failed", error)
+    assert bad["score"] is None
+    assert bad["expected_score"] is None
+    assert bad["reason"]
+    assert (made.counts["documents"], made.counts["scored"], made.counts["failed"]) == (3, 2, 1)
+
+
+# --- Retries ---------------------------------------------------------------------------------------------------------
+
+
+def test_retry_after_is_heeded(serve, pages, asking, tmp_path):
+    at: list[float] = []
+
+    def answer(asked: Asked) -> Reply:
+        at.append(time.monotonic())
+        return refused(429, "slow down", Retry_After="2") if asked.nth == 1 else Reply(GOOD)
+
+    server = serve(answer)
+    made = annotate_documents(pages(1), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
+    assert [(row["score"], row["attempts"]) for row in rows(made)] == [(3.0, 2)]
+    assert at[1] - at[0] >= 2
+
+
+def test_a_refusal_is_not_asked_again_and_counts_as_one_attempt(serve, pages, asking, tmp_path):
+    server = serve(always(refused(400, "no such parameter")))
+    made = annotate_documents(pages(2), asking(server, max_retries=3), tmp_path / "out", SETTINGS)
+    assert [row["attempts"] for row in rows(made)] == [1, 1]
+    assert len(server.requests) == 2
+
+
+def test_the_attempts_of_a_document_that_stays_without_answer_are_counted(serve, pages, asking, tmp_path):
+    server = serve(always(Reply(None, fault="reset")))
+    made = annotate_documents(pages(1), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
+    assert [(row["error"], row["attempts"]) for row in rows(made)] == [("connection_error", 2)]
+    assert len(server.requests) == 2
+
+
+# --- Ends ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["reset", "hang", None])
+def test_an_outage_ends_the_run_and_the_next_one_finishes_it(fault, serve, pages, asking, tmp_path):
+    down = Reply({"error": {"message": "down"}}, 503, fault=fault)
+    server = serve(lambda asked: Reply(GOOD) if int(asked.document[1:]) < 5 else down)
+    given, source = asking(server, max_concurrency=8, timeout_s=0.3), pages(60)
+    with pytest.raises(EndpointError, match=r"has not answered \d+ requests in a row .* run the same command again"):
+        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    assert len(server.requests) < 40
+    assert find_manifest(str(tmp_path / "out")) is None
+    server.answer = always(GOOD)
+    made = annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    assert made.counts["scored"] == 60
+    assert {server.asked[f"d{i}"] for i in range(5)} == {1}
+
+
+def test_refusals_are_no_outage_for_they_are_answers(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: refused(400 if int(asked.document[1:]) % 3 == 0 else 500, "no"))
+    made = annotate_documents(pages(60), asking(server), tmp_path / "out", SETTINGS)
+    assert made.counts["failed"] == 60
+
+
+@pytest.mark.parametrize(
+    ("reply", "names"),
+    [
+        (refused(401, f"Incorrect API key provided: {KEY}"), "ML_FILTER_API_KEY"),
+        (refused(403, "not allowed"), "ML_FILTER_API_KEY"),
+        (refused(404, f"The model does not exist for {KEY}"), "ML_FILTER_MODEL"),
+    ],
+)
+def test_a_wrong_key_or_model_ends_the_run_at_once_and_names_the_setting(reply, names, serve, pages, asking, tmp_path):
+    server = serve(always(reply))
+    with pytest.raises(EndpointError, match=names) as caught:
+        annotate_documents(pages(60), asking(server, max_retries=5), tmp_path / "out", SETTINGS)
+    assert len(server.requests) <= 4
+    assert server.url in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+def test_a_column_missing_in_a_later_file_is_an_input_error(serve, asking, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    pq.write_table(pa.table({"id": ["a"], "text": ["[a] page"]}), corpus / "1.parquet")
+    pq.write_table(pa.table({"id": ["b"], "body": ["[b] page"]}), corpus / "2.parquet")
+    with pytest.raises(InputError, match=r"2\.parquet has no column 'text'"):
+        annotate_documents(SourceConfig(paths=[str(corpus)]), asking(serve(always(GOOD))), tmp_path / "out", SETTINGS)
+
+
+def test_too_many_failures_end_the_run_and_the_next_one_asks_only_for_them(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: refused(400, "no") if asked.document in ("d2", "d5") and asked.nth == 1 else GOOD)
+    given, source = asking(server, max_failed_share=0.1), pages(10)
+    with pytest.raises(TooManyFailures, match=r"2 of 10 answers failed \(bad_request 2\)"):
+        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    made = annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    assert made.counts["scored"] == 10
+    assert {document for document, times in server.asked.items() if times == 2} == {"d2", "d5"}
+
+
+def test_failures_up_to_the_tolerated_share_are_no_reason_to_stop(serve, pages, asking, tmp_path):
+    server = serve(only("d2", chat("Who knows?")))
+    made = annotate_documents(pages(10), asking(server, max_failed_share=0.1), tmp_path / "out", SETTINGS)
+    assert made.counts["failed"] == 1
+
+
+# --- Budget ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_that_is_just_enough_is_enough(serve, pages, asking, tmp_path):
+    server = serve(always(GOOD))
+    made = annotate_documents(pages(10), asking(server, budget_tokens=150), tmp_path / "out", SETTINGS)
+    assert made.counts["prompt_tokens"] + made.counts["completion_tokens"] == 150
+
+
+def test_the_budget_holds_over_runs_and_no_request_starts_once_it_is_spent(serve, pages, asking, tmp_path):
+    server = serve(always(GOOD))
+    source = pages(30)
+    for _ in range(2):
+        with pytest.raises(TooManyFailures, match=r"--budget-tokens: finished answers are not asked again"):
+            annotate_documents(source, asking(server, budget_tokens=150), tmp_path / "out", SETTINGS)
+        assert 10 <= len(server.requests) < 10 + 4
+    made = annotate_documents(source, asking(server, budget_tokens=1_000), tmp_path / "out", SETTINGS)
+    assert made.counts["scored"] == 30
+    assert set(server.asked.values()) == {1}
+
+
+def test_tokens_of_failed_answers_are_spent_even_when_they_are_asked_again(serve, pages, asking, tmp_path):
+    server = serve(always(chat("Who knows?")))
+    given, source = asking(server, max_failed_share=0.0, max_concurrency=1, budget_tokens=150), pages(4)
+    for asked in (4, 8, 10):
+        with pytest.raises(TooManyFailures):
+            annotate_documents(source, given, tmp_path / "out", SETTINGS)
+        assert len(server.requests) == asked
+
+
+# --- Again, killed, and beside another run ---------------------------------------------------------------------------
+
+
+def test_a_finished_run_asks_nothing_more_even_of_a_dead_endpoint(serve, pages, asking, tmp_path):
+    server = serve(always(GOOD))
+    given, source = asking(server), pages(5)
+    first = annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    server.answer = always(Reply(None, fault="reset"))
+    assert annotate_documents(source, given, tmp_path / "out", SETTINGS) == first
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"temperature": 1.0}, {"seed": 1}, {"votes": 2}, {"model": "other"}, {"prompt": "personal_data"}],
+    ids=lambda change: next(iter(change)),
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_refused_a_directory_that_is_taken(change, finished, serve, pages, asking, tmp_path):
+    source = pages(2)
+    server = serve(always(GOOD))
+    if finished:
+        annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
+    else:
+        with pytest.raises(TooManyFailures):
+            annotate_documents(source, asking(server, budget_tokens=1, max_concurrency=1), tmp_path / "out", SETTINGS)
+    before = len(server.requests)
+    with pytest.raises(InputError, match="choose another --output"):
+        annotate_documents(source, asking(server, **change), tmp_path / "out", SETTINGS)
+    assert len(server.requests) == before
+
+
+def test_a_changed_word_in_the_prompt_is_another_prompt(serve, pages, asking, prompt_file, tmp_path):
+    server, source = serve(always(GOOD)), pages(2)
+    annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
+    described = prompt_file(description="Says more about it.")
+    assert annotate_documents(source, asking(server, prompt=described), tmp_path / "out", SETTINGS).rows == 2
+    with pytest.raises(InputError, match="other settings"):
+        annotate_documents(source, asking(server, prompt=prompt_file(max_tokens=3)), tmp_path / "out", SETTINGS)
+
+
+def command(server: Any, source: SourceConfig, prompt: str, out: Path) -> list[str]:
+    line = [sys.executable, "-m", "ml_filter.cli", "-v", "annotate", *source.paths, "--prompt", prompt]
+    return [*line, "--endpoint", server.url, "--model", "m", "--max-concurrency", "5", "--output", str(out)]
+
+
+def test_after_a_kill_only_requests_on_their_way_are_made_again(serve, pages, asking, prompt_file, tmp_path):
+    out, source = tmp_path / "out", pages(60)
+    # the 31st document and those after it hang, so that the kill meets exactly five requests on their way
+    server = serve(lambda asked: Reply(GOOD, fault="hang" if int(asked.document[1:]) >= 30 else None))
+    line = command(server, source, prompt_file(), out)
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        while len(server.requests) < 35:
+            assert running.poll() is None
+            time.sleep(0.01)
+        with pytest.raises(InputError, match="being written by another process"):
+            annotate_documents(source, asking(server), out, SETTINGS)
+        os.kill(running.pid, signal.SIGKILL)
+    on_their_way = {asked.document for asked in server.requests} - set(server.finished)
+    assert on_their_way == {f"d{i}" for i in range(30, 35)}
+    with Ledger(out / "ledger.sqlite") as ledger:
+        [kept] = ledger._db.execute("SELECT COUNT(*) FROM answers WHERE status = 'scored'").fetchone()
+    assert kept == 30
+    server.answer = always(GOOD)
+    subprocess.run(line, check=True, capture_output=True)
+    assert {document for document, times in server.asked.items() if times > 1} == on_their_way
+    manifest = find_manifest(str(out))
+    assert manifest is not None
+    assert [(row["document_id"], row["status"]) for row in rows(manifest)] == [(f"d{i}", "scored") for i in range(60)]
+
+
+# --- Input -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_document_whose_id_came_before_is_rejected_and_not_asked(serve, asking, tmp_path):
+    path = tmp_path / "pages.jsonl"
+    texts = [("a", "[a] first"), ("b", "[b] page"), ("a", "[c] other text"), ("a", "[a] first")]
+    path.write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in texts))
+    server = serve(always(GOOD))
+    made = annotate_documents(SourceConfig(paths=[str(path)]), asking(server), tmp_path / "out", SETTINGS)
+    assert [row["document_id"] for row in rows(made)] == ["a", "b"]
+    assert server.asked == {"a": 1, "b": 1}
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert [(reject["place"], reject["reason"]) for reject in rejects] == [("a", "duplicate_id")] * 2
+
+
+def test_a_source_without_any_document_is_an_input_error(serve, asking, tmp_path):
+    (tmp_path / "empty.jsonl").write_text('{"id": "a", "text": " "}\n')
+    source = SourceConfig(paths=[str(tmp_path / "empty.jsonl")])
+    with pytest.raises(InputError, match="no document could be read"):
+        annotate_documents(source, asking(serve(always(GOOD))), tmp_path / "out", SETTINGS)
+
+
+def test_endpoint_and_model_may_come_from_the_environment(serve, pages, prompt_file, tmp_path, monkeypatch):
+    server = serve(always(GOOD))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ML_FILTER_ENDPOINT", server.url)
+    monkeypatch.delenv("ML_FILTER_MODEL", raising=False)
+    with pytest.raises(ConfigError, match="--model or set ML_FILTER_MODEL"):
+        annotate_documents(pages(1), AnnotateConfig(prompt=prompt_file()), tmp_path / "out")
+    monkeypatch.setenv("ML_FILTER_MODEL", "from-the-environment")
+    made = annotate_documents(pages(1), AnnotateConfig(prompt=prompt_file()), tmp_path / "out")
+    assert rows(made)[0]["annotator"] == "from-the-environment"
+
+
+# --- The key ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_reaches_the_server_and_no_file_message_or_log(serve, pages, asking, tmp_path):
+    logged: list[str] = []
+    sink = logger.add(logged.append, level="TRACE")
+    troubles = [
+        refused(400, f"key {KEY} may not do this"),
+        refused(500, f"Authorization: Bearer {KEY}"),
+        refused(429, f"quota of {KEY} exceeded"),
+        Reply(f"<html>{KEY}</html>".encode(), headers={"Content-Type": "text/html"}),
+    ]
+    server = serve(lambda asked: (troubles + [Reply(GOOD)] * 9)[int(asked.document[1:])])
+    source = pages(8)
+    try:
+        with pytest.raises(TooManyFailures) as caught:
+            annotate_documents(source, asking(server, max_failed_share=0.1), tmp_path / "out", SETTINGS)
+        annotate_documents(source, asking(server, max_failed_share=0.9), tmp_path / "out", SETTINGS)
+    finally:
+        logger.remove(sink)
+    assert server.keys == {f"Bearer {KEY}"}
+    assert "may not do this" in "".join(logged)
+    assert KEY not in "".join(logged) + str(caught.value)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {"annotations.parquet", "ledger.sqlite", "manifest.json"} <= {path.name for path in files}
+    assert [path.name for path in files if KEY.encode() in path.read_bytes()] == []
+    assert not any(KEY in str(row) for row in pq.read_table(tmp_path / "out" / "shards").to_pylist())

@@ -1,0 +1,179 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from misbehaving import PROMPT
+
+from ml_filter.annotation.parsing import Answer, AnswerError, Token, Verdict, logsumexp, read_verdict
+from ml_filter.annotation.prompts import Calibration, Prompt
+
+SHORT = Prompt.model_validate(PROMPT)
+CHOICE = Prompt.model_validate(
+    {**PROMPT, "mode": "choice", "api": "completion", "pattern": "", "choices": {" good": 5, " fine": 5, " bad": 0}}
+)
+
+
+def logs(**probabilities: float) -> dict[str, float]:
+    return {text.replace("_", " "): math.log(p) for text, p in probabilities.items()}
+
+
+def tokens(*texts: str, last: dict[str, float]) -> list[Token]:
+    return [*(Token(text, {}) for text in texts[:-1]), Token(texts[-1], last)]
+
+
+def error_of(text: str, prompt: Prompt = SHORT) -> str:
+    with pytest.raises(AnswerError) as caught:
+        read_verdict(Answer(text), prompt)
+    return caught.value.code
+
+
+# --- The parsed answer -----------------------------------------------------------------------------------------------
+
+
+def test_the_words_before_the_score_are_its_reason():
+    assert read_verdict(Answer("A good page.\nScore: 4"), SHORT) == Verdict(4.0, None, "A good page.")
+    assert read_verdict(Answer("Score: 4"), SHORT).reason is None
+
+
+def test_the_last_match_wins_over_a_restated_scale():
+    assert read_verdict(Answer("On the scale, score 0 is bad, score 5 is good. Score: 2"), SHORT).score == 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "score"), [("Score: 2,5", 2.5), ("Score: 2.5", 2.5), ("score = 0", 0.0), ("**Score:** 5.", 5.0)]
+)
+def test_decimals_may_have_a_comma_and_scores_may_be_dressed_up(text, score):
+    assert read_verdict(Answer(text), SHORT).score == score
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "empty_answer"),
+        (" \n", "empty_answer"),
+        ("No idea.", "unparsable_score"),
+        ("Score: high", "unparsable_score"),
+        ("Score: 5.01", "out_of_range"),
+        ("Score: 3. Score: 10", "out_of_range"),
+        (f"Score: {'9' * 400}", "out_of_range"),
+    ],
+)
+def test_an_answer_without_a_score_has_a_code(text, code):
+    assert error_of(text) == code
+
+
+def test_a_match_whose_group_is_empty_or_no_number_is_no_score():
+    assert error_of("Score: none", SHORT.model_copy(update={"pattern": r"Score: (\d)?"})) == "unparsable_score"
+    assert error_of("Score: none", SHORT.model_copy(update={"pattern": r"Score: (\w+)"})) == "unparsable_score"
+
+
+@given(st.text())
+def test_any_text_gives_a_score_in_range_or_an_error_code(text):
+    try:
+        assert 0 <= read_verdict(Answer(f"{text} score {text}"), SHORT).score <= 5
+    except AnswerError as error:
+        assert error.code in {"unparsable_score", "out_of_range"}
+
+
+# --- The expected score ----------------------------------------------------------------------------------------------
+
+
+def test_the_expected_score_is_the_mean_over_the_numbers_in_the_scores_place():
+    answer = Answer("Score: 4", tokens("Score", ":", " 4", last=logs(_4=0.5, _3=0.3, _1=0.1, _high=0.1)))
+    assert read_verdict(answer, SHORT).expected_score == pytest.approx((4 * 0.5 + 3 * 0.3 + 1 * 0.1) / 0.9)
+
+
+def test_one_number_written_two_ways_counts_with_both_and_numbers_out_of_range_do_not():
+    answer = Answer("Score: 4", tokens("Score: ", "4", last={**logs(_4=0.25, _2=0.25, _9=0.2), "4": math.log(0.25)}))
+    assert read_verdict(answer, SHORT).expected_score == pytest.approx((4 * 0.5 + 2 * 0.25) / 0.75)
+
+
+def test_tokens_around_the_text_do_not_shift_the_place():
+    top = logs(_4=0.5, _2=0.5)
+    reasoning = [Token("<think>", {}), Token(" Score: 1", logs(_1=1.0)), Token("</think>", {})]
+    answer = Answer("Score: 4", [*reasoning, *tokens("\n", "Score:", " 4", last=top), Token("<end>", {})])
+    assert read_verdict(answer, SHORT).expected_score == pytest.approx(3.0)
+
+
+def test_halves_of_characters_before_the_score_do_not_shift_the_place():
+    answer = Answer(
+        "\N{GRINNING FACE} Score: 4", tokens("\ufffd", "\ufffd", " Score:", " 4", last=logs(_4=0.5, _2=0.5))
+    )
+    assert read_verdict(answer, SHORT).expected_score == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "texts"),
+    [
+        ("Score: 4", ("Score: 4",)),  # the score shares its token
+        ("Score: 3.5", ("Score: ", "3")),  # it goes on in tokens that are not there
+        ("Score: 4", ("Something", " else 4")),
+        ("Score: 4", ("Score", ": ")),
+    ],
+)
+def test_where_the_place_is_unclear_there_is_no_expected_score(text, texts):
+    answer = Answer(text, tokens(*texts, last=logs(_4=0.5, _2=0.5)))
+    assert read_verdict(answer, SHORT).expected_score is None
+
+
+def test_a_score_of_several_tokens_has_no_expected_score():
+    top = logs(_1=0.9, _2=0.1)
+    ten = SHORT.model_copy(update={"score": SHORT.score.model_copy(update={"max": 10.0})})
+    answer = Answer("Score: 10", [Token("Score:", {}), Token(" ", {}), Token("1", top), Token("0", top)])
+    assert read_verdict(answer, ten) == Verdict(10.0, None)
+
+
+@given(st.dictionaries(st.sampled_from("012345"), st.floats(-700, 0), min_size=1))
+def test_the_expected_score_lies_between_the_numbers_it_is_made_of(top):
+    answer = Answer("Score: 3", [Token("Score: ", {}), Token("3", top)])
+    expected = read_verdict(answer, SHORT).expected_score
+    assert expected is not None
+    assert min(map(float, top)) - 1e-9 <= expected <= max(map(float, top)) + 1e-9
+
+
+@given(st.lists(st.floats(-50, 50), min_size=1, max_size=8))
+def test_logsumexp_is_the_logarithm_of_the_sum(values):
+    assert logsumexp(values) == pytest.approx(math.log(sum(map(math.exp, values))), abs=1e-9)
+    assert logsumexp([value - 5000 for value in values]) == pytest.approx(logsumexp(values) - 5000)
+
+
+# --- Choices ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_choice_weighs_the_geometric_mean_of_each_values_labels():
+    top = logs(_good=0.4, _fine=0.1, _bad=0.3, _other=0.2)
+    verdict = read_verdict(Answer(" good", [Token(" good", top)]), CHOICE)
+    assert verdict.score == 0.0  # 0.3 is above the root of 0.4 * 0.1, which is 0.2
+    assert verdict.expected_score == pytest.approx(5 * 0.2 / (0.2 + 0.3))
+
+
+def test_a_label_that_is_not_listed_counts_like_the_least_likely_that_is():
+    top = logs(_good=0.4, _bad=0.2, _other=0.1)
+    verdict = read_verdict(Answer(" good", [Token(" good", top)]), CHOICE)
+    good = math.sqrt(0.4 * 0.1)
+    assert verdict.expected_score == pytest.approx(5 * good / (good + 0.2))
+
+
+def test_a_choice_needs_log_probabilities_and_a_listed_label():
+    assert error_of(" good", CHOICE) == "no_logprobs"
+    with pytest.raises(AnswerError) as caught:
+        read_verdict(Answer(" the", [Token(" the", logs(_the=0.9))]), CHOICE)
+    assert caught.value.code == "unparsable_score"
+
+
+# --- Calibration -----------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0.01, 10), st.floats(-20, 20), st.floats(0, 5), st.floats(0, 5))
+def test_calibration_with_a_positive_slope_keeps_order_and_range(slope, intercept, a, b):
+    prompt = SHORT.model_copy(update={"calibration": Calibration(slope=slope, intercept=intercept, source="test")})
+    low, high = sorted([a, b])
+    assert 0 <= prompt.calibrated(low) <= prompt.calibrated(high) <= 5
+
+
+def test_a_slope_of_one_without_intercept_changes_nothing():
+    prompt = SHORT.model_copy(update={"calibration": Calibration(slope=1, intercept=0, source="test")})
+    assert prompt.calibrated(1.25) == pytest.approx(1.25)
+    shifted = SHORT.model_copy(update={"calibration": Calibration(slope=1, intercept=math.log(3), source="test")})
+    assert shifted.calibrated(2.5) == pytest.approx(5 * 0.75)
