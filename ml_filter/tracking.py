@@ -41,7 +41,7 @@ def track_run(
     if config.mode == "off":
         return "off"
     settings = settings or Settings()
-    online = config.mode == "online" or (config.mode == "auto" and settings.comet_api_key is not None)
+    online = config.mode == "online" or (config.mode == "auto" and bool(settings.comet_api_key))
     import comet_ml
 
     common = comet_ml.ExperimentConfig(
@@ -58,7 +58,7 @@ def track_run(
         offline_directory=config.directory,
     )
     if online:
-        if settings.comet_api_key is None:
+        if not settings.comet_api_key:  # absent or empty
             raise ConfigError("tracking.mode is online, and COMET_API_KEY is not set; set it, or use offline or off")
         experiment = comet_ml.start(
             api_key=settings.comet_api_key.get_secret_value(),
