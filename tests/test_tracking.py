@@ -73,8 +73,24 @@ def test_each_offline_run_has_an_archive_of_its_own(tmp_path):
     assert [recorded(Path(path))["metrics"] for path in (first, second)] == [{"n": 1.0}, {"n": 2.0}]
 
 
-def test_online_without_a_key_is_refused_before_anything_is_sent(tmp_path, monkeypatch):
+def test_auto_without_a_key_is_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMET_API_KEY", "")
+    config = TrackingConfig(mode="auto", directory=str(tmp_path))
+    archive = track_run(config, "a run", {"n": 1.0}, {}, settings=Settings(_env_file=None))
+    assert recorded(Path(archive))["metrics"] == {"n": 1.0}
+
+
+def test_off_does_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert track_run(TrackingConfig(), "a run", {"n": 1.0}, {}) == "off"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", [None, ""])
+def test_online_without_a_key_is_refused_before_anything_is_sent(key, tmp_path, monkeypatch):
     monkeypatch.delenv("COMET_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("COMET_API_KEY", key)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="COMET_API_KEY is not set; set it, or use offline or off"):
         track_run(TrackingConfig(mode="online"), "a run", {}, {}, settings=Settings(_env_file=None))

@@ -97,7 +97,7 @@ class Prompt(_Strict):
 
     def render(self, document: str) -> str:
         """The question with the document in its slot: cut to `max_text_chars`, chat special tokens defused."""
-        text = " ".join(document[: 2 * self.max_text_chars].split()) if self.one_line else document
+        text = " ".join(document.lstrip()[: 2 * self.max_text_chars].split()) if self.one_line else document
         excerpt = text[: self.max_text_chars]
         return self.text.replace(SLOT, _SPECIAL_TOKEN.sub(lambda m: m[0] + " ", excerpt))
 

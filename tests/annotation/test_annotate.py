@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pydantic import SecretStr
 
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.ledger import Ledger
+from ml_filter.annotation.prompts import load_prompt
 from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
 from ml_filter.settings import AnnotateConfig, Settings, SourceConfig
@@ -102,6 +104,18 @@ def test_each_vote_on_a_document_has_a_seed_and_a_row_of_its_own(serve, pages, a
     made = annotate_documents(pages(3), asking(server, votes=3, seed=100), tmp_path / "out", SETTINGS)
     expected = [(f"d{i}", vote, float(vote)) for i in range(3) for vote in range(3)]
     assert [(row["document_id"], row["vote"], row["score"]) for row in rows(made)] == expected
+
+
+def test_every_row_says_who_answered_what_and_at_which_cost(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: Reply(GOOD, delay_s=0.05))
+    given = asking(server)
+    [row] = rows(annotate_documents(pages(1), given, tmp_path / "out", SETTINGS))
+    prompt = load_prompt(given.prompt)
+    assert (row["annotator"], row["prompt"], row["prompt_digest"]) == ("m", "short", prompt.digest)
+    assert (row["raw"], row["reason"], row["error"]) == ("It explains. Score: 3", "It explains.", None)
+    assert (row["prompt_tokens"], row["completion_tokens"], row["attempts"]) == (10, 5, 1)
+    assert row["latency_s"] >= 0.05
+    assert datetime.now(UTC) - datetime.fromisoformat(row["created_at"]) < timedelta(minutes=1)
 
 
 # --- Answers ---------------------------------------------------------------------------------------------------------
@@ -210,6 +224,12 @@ def test_retry_after_is_heeded(serve, pages, asking, tmp_path):
     made = annotate_documents(pages(1), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
     assert [(row["score"], row["attempts"]) for row in rows(made)] == [(3.0, 2)]
     assert at[1] - at[0] >= 2
+
+
+def test_passing_trouble_is_tried_again(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: refused(500, "out of memory") if asked.nth == 1 else GOOD)
+    made = annotate_documents(pages(3), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
+    assert [(row["score"], row["attempts"]) for row in rows(made)] == [(3.0, 2)] * 3
 
 
 def test_a_refusal_is_not_asked_again_and_counts_as_one_attempt(serve, pages, asking, tmp_path):

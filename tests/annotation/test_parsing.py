@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from misbehaving import PROMPT
 
-from ml_filter.annotation.parsing import Answer, AnswerError, Token, Verdict, logsumexp, read_verdict
+from ml_filter.annotation.parsing import Answer, AnswerError, Token, Verdict, logsumexp, read_verdict, weighted_mean
 from ml_filter.annotation.prompts import Calibration, Prompt
 
 SHORT = Prompt.model_validate(PROMPT)
@@ -136,6 +136,18 @@ def test_the_expected_score_lies_between_the_numbers_it_is_made_of(top):
 def test_logsumexp_is_the_logarithm_of_the_sum(values):
     assert logsumexp(values) == pytest.approx(math.log(sum(map(math.exp, values))), abs=1e-9)
     assert logsumexp([value - 5000 for value in values]) == pytest.approx(logsumexp(values) - 5000)
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.floats(-800, 0)), min_size=1, max_size=8), st.floats(-1000, 1000))
+def test_a_weighted_mean_lies_between_its_values_and_knows_no_scale_of_weights(weights, shift):
+    mean = weighted_mean(weights)
+    assert mean is not None
+    assert min(v for v, _ in weights) - 1e-9 <= mean <= max(v for v, _ in weights) + 1e-9
+    assert weighted_mean([(v, w + shift) for v, w in weights]) == pytest.approx(mean, abs=1e-6)
+
+
+def test_the_mean_of_nothing_is_unknown():
+    assert weighted_mean([]) is None
 
 
 # --- Choices ---------------------------------------------------------------------------------------------------------

@@ -1,12 +1,39 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from misbehaving import PROMPT
 
-from ml_filter.annotation.prompts import SLOT, Prompt, load_prompt
+from ml_filter.annotation.prompts import SLOT, Prompt, load_prompt, prompt_directory
 from ml_filter.errors import ConfigError
 
 SHORT = Prompt.model_validate(PROMPT)
+SHIPPED = sorted(path.stem for path in prompt_directory().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_prompt_loads_by_its_name(name):
+    prompt = load_prompt(name)
+    assert prompt.name == name
+    assert prompt.description
+    assert "a page about cells" in prompt.render("a page about cells")
+
+
+def test_shipped_prompts_have_digests_of_their_own():
+    assert len({load_prompt(name).digest for name in SHIPPED}) == len(SHIPPED) >= 5
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path):
+    with pytest.raises(ConfigError, match=", ".join(SHIPPED)):
+        load_prompt("educational")
+    with pytest.raises(ConfigError, match=r"absent\.yaml does not exist"):
+        load_prompt(str(tmp_path / "absent.yaml"))
+
+
+def test_a_new_description_leaves_the_digest_and_a_new_word_in_the_text_does_not():
+    assert Prompt.model_validate({**PROMPT, "description": "Says more."}).digest == SHORT.digest
+    assert Prompt.model_validate({**PROMPT, "text": PROMPT["text"] + "!"}).digest != SHORT.digest
 
 
 @pytest.mark.parametrize(
@@ -36,6 +63,24 @@ def test_every_wrong_field_of_a_file_is_named(prompt_file):
         load_prompt(path)
     for part in (path, "max_tokens", "mode", "colour"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"text": "no slot"}, "exactly once"),
+        ({"text": "{text} {text}"}, "exactly once"),
+        ({"pattern": "(unclosed"}, "no regular expression"),
+        ({"pattern": "no group"}, "exactly one group"),
+        ({"score": {"min": 5, "max": 5}}, "score: Value error, max .* must be above min"),
+        ({"mode": "choice", "choices": {" a": 1}}, "at least two choices"),
+        ({"mode": "choice", "choices": {" a": 1, " b": 6}}, "outside the score range"),
+        ({"api": "completion", "system": "Be strict."}, "no system message"),
+    ],
+)
+def test_a_prompt_that_cannot_work_is_refused_with_the_reason(change, says, prompt_file):
+    with pytest.raises(ConfigError, match=says):
+        load_prompt(prompt_file(**change))
 
 
 def test_a_file_that_is_no_yaml_is_named(tmp_path):
@@ -90,3 +135,10 @@ def test_no_more_than_max_text_chars_of_a_document_are_shown(document, limit, on
     assert "\n" not in shown or not one_line
     if not one_line:
         assert document.startswith(shown)
+
+
+@pytest.mark.parametrize("name", ["educational_value", "adult_content", "personal_data", "harmful_content"])
+def test_the_shipped_patterns_read_markdown_and_take_no_minus_for_a_dash(name):
+    pattern = load_prompt(name).pattern
+    assert re.findall(pattern, "**Score**: **2**\nScore: 3") == ["2", "3"]
+    assert not re.findall(pattern, "Score: -1")
