@@ -294,14 +294,15 @@ def main() -> None:
     """Run the command line; errors end it with their reason and exit code (docs: 0 done, 1 failures, 2 bad input)."""
     from pydantic import ValidationError
 
+    from ml_filter.settings import problems_in
+
     try:
         app()
     except MlFilterError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or error.title}: {e['msg']}" for e in error.errors())
-        print(f"error: {problems}", file=sys.stderr)
+        print(f"error: {problems_in(error, error.title)}", file=sys.stderr)
         sys.exit(2)
 
 

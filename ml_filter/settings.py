@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_filter.errors import ConfigError
@@ -127,6 +127,11 @@ class FilterConfig(StageConfig):
     """Which scored documents are kept."""
 
     min_score: float
+
+
+def problems_in(error: ValidationError, whole: str) -> str:
+    """What is wrong with which setting, in one line; `whole` names what was validated, for problems of no one field."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or whole}: {e['msg']}" for e in error.errors())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ml_filter.settings import (
     EndToEndPipelineConfig,
     ScoringPipelineConfig,
     TrainingPipelineConfig,
+    problems_in,
     read_yaml,
 )
 
@@ -121,8 +122,7 @@ def merged_config(path: Path, values: Sequence[str], config: type[BaseModel]) ->
     try:
         checked = config.model_validate(parameters)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{path}: {problems}") from error
+        raise ConfigError(f"{path}: {problems_in(error, 'parameters')}") from error
     content["parameters"] = checked.model_dump(mode="json")
     return content
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ml_filter.documents.manifest import digest_of
 from ml_filter.errors import ConfigError
-from ml_filter.settings import read_yaml
+from ml_filter.settings import problems_in, read_yaml
 
 SLOT = "{text}"
 _SPECIAL_TOKEN = re.compile(
@@ -131,5 +131,4 @@ def load_prompt(name_or_file: str) -> Prompt:
     try:
         return Prompt.model_validate(read_yaml(path))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'prompt'}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"prompt file {path}: {problems}") from error
+        raise ConfigError(f"prompt file {path}: {problems_in(error, 'prompt')}") from error

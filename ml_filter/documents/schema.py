@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-DOCUMENT_COLUMNS = ("id", "text", "url", "language", "source")
-"""Columns with a fixed meaning; only `id` and `text` are always there. All others pass through."""
-
 ANNOTATION_SCHEMA = pa.schema(
     [
         pa.field("document_id", pa.string(), nullable=False),

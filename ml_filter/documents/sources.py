@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -131,8 +130,3 @@ def _hub_shards(
         (uri, "hub", None, (number, parts)) for number in range(parts)
     ]
     return files, Parent(path=path, digest=digest_of([name, revision, source.subset, source.split]))
-
-
-def describe(paths: Sequence[str]) -> str:
-    """A source as a user would name it, for titles."""
-    return ", ".join(paths) if len(paths) <= 3 else f"{paths[0]} and {len(paths) - 1} more"

@@ -206,11 +206,18 @@ def load_head(directory: str | Path) -> tuple[HeadModel, PreTrainedTokenizerBase
     """
     from transformers import AutoTokenizer
 
-    read_head(directory)
+    _complete_head(directory)
     with quiet_transformers():
         model = HeadModel.from_pretrained(directory)
         model.eval()
         return model, AutoTokenizer.from_pretrained(directory, config=model.config)
+
+
+def _complete_head(directory: str | Path) -> tuple[Path, Path]:
+    known, weights = Path(directory) / TRAINING_NAME, Path(directory) / WEIGHTS_NAME
+    if not known.exists() or not weights.exists():
+        raise InputError(f"{directory} holds no trained head (no {TRAINING_NAME}); make one with ml-filter train")
+    return known, weights
 
 
 def read_head(directory: str | Path) -> TrainedHead:
@@ -219,9 +226,7 @@ def read_head(directory: str | Path) -> TrainedHead:
     Raises:
         InputError: the directory holds no complete head.
     """
-    known, weights = Path(directory) / TRAINING_NAME, Path(directory) / WEIGHTS_NAME
-    if not known.exists() or not weights.exists():
-        raise InputError(f"{directory} holds no trained head (no {TRAINING_NAME}); make one with ml-filter train")
+    known, weights = _complete_head(directory)
     training = TrainingResult.model_validate_json(known.read_text())
     return TrainedHead(directory=str(directory), digest=file_digest(weights), training=training)
 
