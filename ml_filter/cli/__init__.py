@@ -1,0 +1,26 @@
+"""The `ml-filter` command line. Every command calls one domain function and prints what it did."""
+
+from __future__ import annotations
+
+import sys
+
+# in the way of a document, which --help keeps
+from ml_filter.cli import documents, annotation, agreement, training, inference  # noqa: F401, I001
+from ml_filter.cli.app import app
+from ml_filter.errors import MlFilterError
+
+
+def main() -> None:
+    """Run the command line; errors end it with their reason and exit code (docs: 0 done, 1 failures, 2 bad input)."""
+    from pydantic import ValidationError
+
+    from ml_filter.settings import problems_in
+
+    try:
+        app()
+    except MlFilterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except ValidationError as error:
+        print(f"error: {problems_in(error, error.title)}", file=sys.stderr)
+        sys.exit(2)
