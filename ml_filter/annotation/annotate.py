@@ -3,85 +3,124 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
 from loguru import logger
 from pydantic import SecretStr
 
+from ml_filter.annotation.budget import Budget, Usage, question_bytes
+from ml_filter.annotation.client import Endpoint, RequestFailed
 from ml_filter.annotation.embedded import MODEL_NAME, embedded_endpoint
-from ml_filter.annotation.judge import Endpoint, Judge, JudgeError
-from ml_filter.annotation.ledger import Key, Ledger
-from ml_filter.annotation.parsing import Answer, AnswerError, read_verdict
-from ml_filter.annotation.prompts import Prompt, load_prompt
+from ml_filter.annotation.endpoints import EndpointPool
+from ml_filter.annotation.judge import Judge
+from ml_filter.annotation.ledger import Key, Ledger, SeenIds
+from ml_filter.annotation.parsing import AnswerError, read_verdict
+from ml_filter.annotation.prompts import Prompt, language_code, load_prompt, prompts_by_criterion
+from ml_filter.annotation.windows import Windows, combine
 from ml_filter.documents.manifest import Manifest, digest_of
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.readers import known_rows, read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
-from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
+from ml_filter.errors import ConfigError, InputError, MlFilterError, TooManyFailures
 from ml_filter.progress import progress
 from ml_filter.settings import AnnotateConfig, Settings, SourceConfig
 
 _SHARD = "annotations"
 _WRITE_ROWS = 1000
-_OUTAGE_AFTER = 20
-"""So many unanswered requests in a row, and not one answered since, are an outage and not bad luck."""
+_READ_AHEAD = 256
+_FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason", "attempts")
+FAILED_NAME = "failed.jsonl"
+"""The failed answers of the last run, for a look."""
+_AFTER_THE_ANSWER = {"votes", "combine_windows"}
+"""What happens to answers once they are there; the ledger's answers stay good when it changes."""
+
+
+class Call(NamedTuple):
+    """One request to come: a window of a document, a prompt and a vote."""
+
+    key: Key
+    prompt: Prompt
+    piece: str
+    window: int
+    windows: int
+    truncated: bool
+    reserved: Usage
 
 
 def annotate_documents(
     source: SourceConfig, config: AnnotateConfig, output: str | Path, settings: Settings | None = None
 ) -> Manifest:
-    """Put a prompt to an LLM about every document; every answer is in the ledger before it counts.
+    """Put prompts to an LLM about every document; every answer is in the ledger before it counts.
 
     Args:
         source: the documents, usually a sample.
-        config: prompt, endpoint, votes and limits.
-        output: a local directory; it also holds the ledger.
+        config: prompts, endpoints, votes and limits.
+        output: a local directory; it also holds the ledger, unless the configuration names another.
         settings: endpoint and key of the environment; read from it when not given.
 
     Raises:
-        TooManyFailures: more documents failed than `max_failed_share`, or the token budget is used up. What was
-            answered stays in the ledger; the same command asks only for the rest.
-        EndpointError: the endpoint does not answer at all.
-        InputError, ConfigError: the source, the prompt or the output directory is wrong.
+        TooManyFailures: more documents failed than `max_failed_share`, or the budget is used up. What was answered
+            stays in the ledger; the same command asks only for what is open, with `retry_failed` for the failed too.
+        EndpointError: no endpoint answers any more, or none can be used at all.
+        InputError, ConfigError: the source, a prompt or the output directory is wrong.
     """
     settings = settings or Settings()
-    prompt = load_prompt(config.prompt)
+    prompts = [load_prompt(name) for name in config.prompts]
+    criteria = prompts_by_criterion(prompts)
     shards, parents = list_shards(source)
-    annotator = _annotator(config, settings)
-    question = digest_of([prompt.digest, annotator, config.temperature, config.seed])
+    annotator = annotator_name(config, settings)
     made_by = {
         "source": source.model_dump(mode="json"),
-        "prompt": prompt.name,
-        "prompt_digest": prompt.digest,
-        "criterion": prompt.criterion,
-        "score_range": [prompt.score.min, prompt.score.max],
+        "prompts": [
+            {
+                "name": prompt.name,
+                "digest": prompt.digest,
+                "criterion": prompt.criterion,
+                "language": prompt.language,
+                "score_range": [prompt.score.min, prompt.score.max],
+            }
+            for prompt in prompts
+        ],
         "annotator": annotator,
-        **config.model_dump(mode="json", include={"votes", "temperature", "seed"}),
+        **answer_settings(config),
     }
     with OutputDirectory(output, "annotations", made_by, parents) as out:
-        if out.manifest:
+        if out.manifest and not (config.retry_failed and out.manifest.counts["failed"]):
             return out.manifest
         if not out.is_local:
             raise InputError(f"{output}: annotations need a local directory, for their ledger")
-        with Ledger(Path(out.root) / "ledger.sqlite") as ledger:
-            run = _Run(source, shards, config, prompt, question, annotator, ledger)
+        if out.manifest:
+            out.reopen()
+        with Ledger(Path(config.ledger or Path(out.root) / "ledger.sqlite")) as ledger:
+            run = Run(source, shards, config, criteria, annotator, ledger)
             run.ask_all(settings)
-            _check(run, out.path)
-            with out.new_shard(_SHARD, ANNOTATION_SCHEMA) as writer, out.new_rejects(_SHARD) as rejects:
-                counts = run.collect(writer.write, rejects)
+            with (
+                out.new_shard(_SHARD, ANNOTATION_SCHEMA) as writer,
+                out.new_rejects(_SHARD) as rejects,
+                (Path(out.root) / FAILED_NAME).open("w", encoding="utf-8") as failed,
+            ):
+                counts = run.collect(writer.write, rejects, failed)
+                run.check(counts, out.path)
             return out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, counts))])
 
 
-def _annotator(config: AnnotateConfig, settings: Settings) -> str:
-    if not (config.endpoint or settings.endpoint):
+def annotator_name(config: AnnotateConfig, settings: Settings) -> str:
+    """What annotations are signed with: the model's name.
+
+    Raises:
+        ConfigError: there is an endpoint and no model is named.
+    """
+    if not (config.endpoints or settings.endpoint):
         return MODEL_NAME
     model = config.model or settings.model
     if not model:
@@ -89,104 +128,141 @@ def _annotator(config: AnnotateConfig, settings: Settings) -> str:
     return model
 
 
-def open_endpoint(config: AnnotateConfig, settings: Settings) -> AbstractContextManager[Endpoint]:
-    """The configured endpoint or, where none is set, the embedded judge, started and stopped with the context."""
-    url = config.endpoint or settings.endpoint
-    if not url:
+def answer_settings(config: AnnotateConfig) -> dict[str, Any]:
+    """The settings that shape answers, beside prompt and model."""
+    shaping = {"votes", "temperature", "top_p", "seed", "extra_body", "structured", "tokenizer", "context_tokens"}
+    shaping |= {"chat_template", "add_generation_prompt", "long_documents", "max_windows", "combine_windows"}
+    return config.model_dump(mode="json", include=shaping)
+
+
+def open_endpoints(config: AnnotateConfig, settings: Settings) -> AbstractContextManager[list[Endpoint]]:
+    """The configured endpoints or, where none is set, the embedded judge, started and stopped with the context."""
+    urls = config.endpoints or [url.strip() for url in (settings.endpoint or "").split(",") if url.strip()]
+    if not urls:
         return embedded_endpoint(settings)
-    model = _annotator(config, settings)
-    return nullcontext(Endpoint(url, model, settings.api_key or SecretStr("none"), model))
+    model = annotator_name(config, settings)
+    return nullcontext([Endpoint(url, model, settings.api_key or SecretStr("none")) for url in urls])
 
 
-def _check(run: _Run, output: str) -> None:
-    counts = run.ledger.counts(run.question)
-    scored, failed = counts.get("scored", 0), counts.get("failed", 0)
-    if run.over_budget:
-        raise TooManyFailures(
-            f"the budget of {run.config.budget_tokens:,} tokens is used up: {scored:,} answers are in the ledger in "
-            f"{output}. Run again with a higher --budget-tokens: finished answers are not asked again"
-        )
-    if failed and failed > run.config.max_failed_share * (scored + failed):
-        codes = ", ".join(f"{code} {count:,}" for code, count in run.errors.most_common())
-        raise TooManyFailures(
-            f"{failed:,} of {scored + failed:,} answers failed ({codes}), more than max_failed_share="
-            f"{run.config.max_failed_share:g} tolerates. Run again: only the failed ones are asked again"
-        )
+def open_pool(endpoints: Sequence[Endpoint], config: AnnotateConfig) -> EndpointPool:
+    """The endpoints behind one door; call it with a running event loop."""
+    return EndpointPool(
+        endpoints,
+        max_concurrency=config.max_concurrency,
+        timeout_s=config.timeout_s,
+        max_retries=config.max_retries,
+        max_outage_s=config.max_outage_s,
+    )
 
 
-class _Run:
-    """The state of one annotation run."""
+class Run:
+    """One annotation run: which calls are open, asking them, and what came of them all."""
 
     def __init__(
         self,
         source: SourceConfig,
         shards: list[InputShard],
         config: AnnotateConfig,
-        prompt: Prompt,
-        question: str,
+        criteria: dict[str, dict[str, Prompt]],
         annotator: str,
         ledger: Ledger,
     ) -> None:
         self.source, self.shards, self.config = source, shards, config
-        self.prompt, self.question, self.annotator, self.ledger = prompt, question, annotator, ledger
-        self.tokens = ledger.tokens_used()
-        self.errors: Counter[str] = Counter()
-        self.over_budget = False
-        self._outage = 0
+        self.criteria, self.annotator, self.ledger = criteria, annotator, ledger
+        shaping = {name: value for name, value in answer_settings(config).items() if name not in _AFTER_THE_ANSWER}
+        self._questions = {
+            prompt.digest: digest_of([prompt.digest, annotator, shaping])
+            for languages in criteria.values()
+            for prompt in languages.values()
+        }
+        self.budget = Budget(config, ledger.tokens_used(list(self._questions.values())))
 
-    def documents(self, rejects: RejectsLog) -> Iterator[tuple[str, str]]:
-        """Each document's id and text, in input order; an id that comes again is rejected, not asked again."""
-        seen: set[str] = set()
-        for shard in self.shards:
-            for table in read_shard(shard, self.source, rejects):
-                for document_id, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
-                    if document_id in seen:
-                        rejects.add(shard.uri, document_id, "duplicate_id", "an earlier document has this id")
-                        continue
-                    seen.add(document_id)
-                    yield document_id, text
+    # --- which calls there are
 
-    def keys(self, document_id: str, text: str) -> list[Key]:
-        """One key for each vote on a document."""
+    def documents(self, rejects: RejectsLog) -> Iterator[tuple[str, str, list[Prompt]]]:
+        """Each document's id, text and prompts, in input order; an id that comes again is rejected, not asked."""
+        seen = SeenIds()
+        try:
+            for shard in self.shards:
+                for table in read_shard(shard, self.source, rejects):
+                    languages = self._languages(table)
+                    ids, texts = table["id"].to_pylist(), table["text"].to_pylist()
+                    for document_id, text, language in zip(ids, texts, languages, strict=True):
+                        if not seen.add(document_id):
+                            rejects.add(shard.uri, document_id, "duplicate_id", "an earlier document has this id")
+                            continue
+                        yield document_id, text, self._prompts_for(language)
+        finally:
+            seen.close()
+
+    def _languages(self, table: pa.Table) -> list[str | None]:
+        if "language" not in table.column_names or all(len(of) == 1 for of in self.criteria.values()):
+            return [None] * table.num_rows
+        known: dict[Any, str | None] = {None: None}
+        values = table["language"].to_pylist()
+        return [known.setdefault(v, language_code(v) if isinstance(v, str) else None) for v in values]
+
+    def _prompts_for(self, language: str | None) -> list[Prompt]:
+        """For each criterion the prompt in the document's language, or the first."""
+        return [of.get(language or "") or next(iter(of.values())) for of in self.criteria.values()]
+
+    def keys(self, document_id: str, text: str, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, Key]]:
+        """One key for each prompt and vote."""
         digest = text_id(text)
-        return [Key(document_id, digest, self.question, vote) for vote in range(self.config.votes)]
+        for prompt in prompts:
+            for vote in range(self.config.votes):
+                yield prompt, Key(document_id, digest, self._questions[prompt.digest], vote)
 
-    def open_calls(self) -> Iterator[tuple[Key, str]]:
-        """The calls that no earlier run has finished."""
-        for document_id, text in self.documents(RejectsLog()):
-            for key in self.keys(document_id, text):
-                if not self.ledger.has_score(key):
-                    yield key, text
+    def _open(self) -> Iterator[tuple[Prompt, Key, str, dict[int, str]]]:
+        """Prompt, key, text and what is known of its windows, for the calls that are not finished."""
+        for document_id, text, prompts in self.documents(RejectsLog()):
+            for prompt, key in self.keys(document_id, text, prompts):
+                statuses = self.ledger.statuses(key)
+                if not statuses or any(self._is_open(status) for status in statuses.values()):
+                    yield prompt, key, text, statuses
+
+    def _is_open(self, status: str) -> bool:
+        return status == "open" or (status == "failed" and self.config.retry_failed)
+
+    # --- asking
 
     def ask_all(self, settings: Settings) -> None:
         """Ask what is open. Starts the embedded judge only when something is."""
-        calls = self.open_calls()
+        calls = self._open()
         first = next(calls, None)
         if first is None:
             return
-        with open_endpoint(self.config, settings) as endpoint:
-            asyncio.run(self._ask(endpoint, first, calls))
+        with open_endpoints(self.config, settings) as endpoints:
+            asyncio.run(self._ask(endpoints, chain([first], calls)))
 
-    def _open_count(self) -> int | None:
+    async def _ask(
+        self, endpoints: Sequence[Endpoint], calls: Iterator[tuple[Prompt, Key, str, dict[int, str]]]
+    ) -> None:
         rows = known_rows(self.shards)
-        done = self.ledger.counts(self.question).get("scored", 0)
-        return None if rows is None else max(rows * self.config.votes - done, 0)
-
-    async def _ask(self, endpoint: Endpoint, first: tuple[Key, str], calls: Iterator[tuple[Key, str]]) -> None:
-        queue: asyncio.Queue[tuple[Key, str] | None] = asyncio.Queue(maxsize=2 * self.config.max_concurrency)
-        with progress(f"Annotating with {endpoint.annotator}", self._open_count()) as bar:
-            async with Judge(endpoint, self.config) as judge:
+        total = None if rows is None else rows * self.config.votes * len(self.criteria)
+        queue: asyncio.Queue[Call | None] = asyncio.Queue(maxsize=self.config.max_concurrency)
+        with progress(f"Annotating with {self.annotator}", total) as bar:
+            async with open_pool(endpoints, self.config) as pool:
+                judge = Judge(pool, self.config)
 
                 async def work() -> None:
                     while (call := await queue.get()) is not None:
-                        await self._answer(judge, *call)
+                        await self._answer(judge, call)
                         bar.advance()
 
                 async def feed() -> None:
-                    call: tuple[Key, str] | None = first
-                    while call is not None and not self._spent():
-                        await queue.put(call)
-                        call = next(calls, None)
+                    windows: dict[str, Windows] = {}
+                    # in a thread, so that reading shards and looking up the ledger hold no answer up
+                    while batch := await asyncio.to_thread(lambda: list(islice(calls, _READ_AHEAD))):
+                        for prompt, key, text, statuses in batch:
+                            if prompt.digest not in windows:
+                                windows[prompt.digest] = await judge.windows(prompt)
+                            async for call in self._calls(windows[prompt.digest], key, text, statuses):
+                                await queue.put(call)
+                            if self.budget.is_spent:
+                                break
+                        if self.budget.is_spent:
+                            break
                     for _ in range(self.config.max_concurrency):
                         await queue.put(None)
 
@@ -198,41 +274,35 @@ class _Run:
                 except* MlFilterError as errors:
                     raise errors.exceptions[0] from None
 
-    def _spent(self) -> bool:
-        budget = self.config.budget_tokens
-        self.over_budget = budget is not None and self.tokens >= budget
-        return self.over_budget
+    async def _calls(self, windows: Windows, key: Key, text: str, statuses: dict[int, str]) -> AsyncIterator[Call]:
+        """The requests for one document, prompt and vote that are open and that the budget has room for."""
+        pieces, truncated = await windows.pieces(text)
+        for number, piece in enumerate(pieces):
+            if self._is_open(statuses.get(number, "open")):
+                reserved = await self.budget.reserve(windows.prompt, piece)
+                if reserved is None:
+                    return
+                yield Call(key, windows.prompt, piece, number, len(pieces), truncated, reserved)
 
-    async def _answer(self, judge: Judge, key: Key, text: str) -> None:
-        if self._spent():
-            return
+    async def _answer(self, judge: Judge, call: Call) -> None:
         row: dict[str, Any] = dict.fromkeys(ANNOTATION_SCHEMA.names)
         row |= {
-            "document_id": key.document_id,
+            "document_id": call.key.document_id,
             "annotator": self.annotator,
-            "prompt": self.prompt.name,
-            "prompt_digest": self.prompt.digest,
-            "vote": key.vote,
+            "prompt": call.prompt.name,
+            "prompt_digest": call.prompt.digest,
+            "criterion": call.prompt.criterion,
+            "vote": call.key.vote,
             "status": "failed",
+            "windows": call.windows,
+            "truncated": call.truncated,
         }
-        answer: Answer | None = None
         try:
-            answer = await judge.ask(self.prompt, text, key.vote)
-            self._outage = 0
-            verdict = read_verdict(answer, self.prompt)
-            row |= {
-                "status": "scored",
-                "score": verdict.score,
-                "expected_score": verdict.expected_score,
-                "reason": verdict.reason,
-            }
-        except AnswerError as error:
-            row |= {"error": error.code, "reason": str(error)}
-        except JudgeError as error:
-            attempts = 1 + self.config.max_retries if error.outage else 1  # only an outage is tried again
-            row |= {"error": error.code, "reason": str(error), "attempts": attempts}
-            self._count_outage(error, judge)
-        if answer is not None:
+            answer = await judge.ask(call.prompt, call.piece, call.key.vote)
+        except RequestFailed as error:
+            row |= {"error": error.code, "reason": str(error), "attempts": error.attempts}
+            self.budget.settle(call.reserved, 0, None)
+        else:
             row |= {
                 "raw": answer.text,
                 "prompt_tokens": answer.prompt_tokens,
@@ -240,37 +310,41 @@ class _Run:
                 "latency_s": answer.latency_s,
                 "attempts": answer.attempts,
             }
-            self.tokens += answer.prompt_tokens + answer.completion_tokens
+            self.budget.settle(call.reserved, question_bytes(call.prompt, call.piece), answer)
+            try:
+                verdict = read_verdict(answer, call.prompt)
+                row |= {"status": "scored", "score": verdict.score}
+                row |= {"expected_score": verdict.expected_score, "reason": verdict.reason}
+            except AnswerError as error:
+                row |= {"error": error.code, "reason": str(error)}
         row["created_at"] = datetime.now(UTC).isoformat()
         if row["error"]:
-            self.errors[row["error"]] += 1
-            logger.debug(f"{key.document_id}: {row['error']}: {row['reason']}")
-        self.ledger.record(key, row)
+            logger.debug(f"{call.key.document_id}: {row['error']}: {row['reason']}")
+        self.ledger.record(call.key, call.window, row)
 
-    def _count_outage(self, error: JudgeError, judge: Judge) -> None:
-        if not error.outage:
-            self._outage = 0  # a refusal is an answer too
-            return
-        self._outage += 1
-        if self._outage >= max(_OUTAGE_AFTER, 2 * self.config.max_concurrency):
-            raise EndpointError(
-                f"{judge.endpoint.base_url} has not answered {self._outage} requests in a row (last: {error.code}: "
-                f"{error}). Finished answers are kept; run the same command again when it is back"
-            )
+    # --- what came of it
 
-    def collect(self, write: Any, rejects: RejectsLog) -> dict[str, int]:
-        """Write the ledger's answers in input order and count them."""
-        counts: Counter[str] = Counter(documents=0, scored=0, failed=0, prompt_tokens=0, completion_tokens=0)
+    def collect(self, write: Callable[[pa.Table], None], rejects: RejectsLog, failed: TextIO) -> Counter[str]:
+        """Write the ledger's answers in input order, those that failed as JSON lines as well, and count them; a
+        document without one yet counts as `open`."""
+        counts: Counter[str] = Counter(documents=0, scored=0, failed=0, truncated=0, prompt_tokens=0)
+        counts["completion_tokens"] = 0
         rows: list[dict[str, Any]] = []
-        for document_id, text in self.documents(rejects):
+        for document_id, text, prompts in self.documents(rejects):
             counts["documents"] += 1
-            for key in self.keys(document_id, text):
-                row = self.ledger.get(key)
-                if row is None:
-                    raise InputError(f"{document_id} changed or was added while it was annotated; run again")
+            for _, key in self.keys(document_id, text, prompts):
+                answers = self.ledger.rows(key)
+                if not answers or len(answers) < answers[0]["windows"]:
+                    counts["open"] += 1
+                    continue
+                row = self._one_row(answers)
                 counts[row["status"]] += 1
+                counts["truncated"] += row["truncated"]
                 counts["prompt_tokens"] += row["prompt_tokens"] or 0
                 counts["completion_tokens"] += row["completion_tokens"] or 0
+                if row["error"]:
+                    counts[f"failed_{row['error']}"] += 1
+                    failed.write(json.dumps({name: row[name] for name in _FAILED_FIELDS}, ensure_ascii=False) + "\n")
                 rows.append(row)
             if len(rows) >= _WRITE_ROWS:
                 write(pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA))
@@ -279,4 +353,46 @@ class _Run:
             write(pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA))
         if counts["documents"] == 0:
             raise InputError(f"no document could be read from {', '.join(self.source.paths)}: {dict(rejects.counts)}")
-        return dict(counts)
+        return counts
+
+    def _one_row(self, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The row of a document and vote: of its only window, or of all together; one failed window fails it."""
+        if len(answers) == 1:
+            return answers[0]
+        failed = next((answer for answer in answers if answer["error"]), None)
+        row = dict(failed or answers[0])
+        for name in ("prompt_tokens", "completion_tokens", "latency_s", "attempts"):
+            known = [answer[name] for answer in answers if answer[name] is not None]
+            row[name] = sum(known) if known else None
+        row["raw"] = "\n\n".join(answer["raw"] or "" for answer in answers)
+        row["created_at"] = max(answer["created_at"] for answer in answers)
+        if failed is None:
+            for name in ("score", "expected_score"):
+                values = [answer[name] for answer in answers]
+                row[name] = None if None in values else combine(values, self.config.combine_windows)
+            row["reason"] = "\n\n".join(answer["reason"] for answer in answers if answer["reason"]) or None
+        return row
+
+    def check(self, counts: Counter[str], output: str) -> None:
+        """Whether what came of it may be called done.
+
+        Raises:
+            TooManyFailures: the budget ended the run, or too large a share failed.
+            InputError: documents came or changed while they were annotated.
+        """
+        scored, failed, open_ = counts["scored"], counts["failed"], counts["open"]
+        if open_ and self.budget.is_spent:
+            raise TooManyFailures(
+                f"the budget of {self.budget.describe()} is used up: {scored + failed:,} answers are in the ledger of "
+                f"{output}, {open_:,} are open. Run again with a higher budget: finished answers are not asked again"
+            )
+        if open_:
+            raise InputError(f"{open_:,} documents changed or were added while they were annotated; run again")
+        if failed > self.config.max_failed_share * (scored + failed):
+            codes = Counter({name[7:]: count for name, count in counts.items() if name.startswith("failed_")})
+            raise TooManyFailures(
+                f"{failed:,} of {scored + failed:,} answers failed "
+                f"({', '.join(f'{code} {count:,}' for code, count in codes.most_common())}), more than "
+                f"max_failed_share={self.config.max_failed_share:g} tolerates. To ask for just those again, run again "
+                f"with --retry-failed. Each is in {output}/{FAILED_NAME}"
+            )

@@ -20,7 +20,7 @@ from filelock import FileLock
 from loguru import logger
 from pydantic import SecretStr
 
-from ml_filter.annotation.judge import Endpoint
+from ml_filter.annotation.client import Endpoint
 from ml_filter.errors import EndpointError
 from ml_filter.settings import Settings
 
@@ -68,7 +68,7 @@ def _fetch(path: Path) -> None:
 
 
 @contextmanager
-def embedded_endpoint(settings: Settings) -> Iterator[Endpoint]:
+def embedded_endpoint(settings: Settings) -> Iterator[list[Endpoint]]:
     """Start the server on a free loopback port, wait until it is ready, and stop it at the end.
 
     Raises:
@@ -82,7 +82,7 @@ def embedded_endpoint(settings: Settings) -> Iterator[Endpoint]:
     try:
         address = _first_line(server, Path(log.name))
         logger.info(f"Embedded judge {MODEL_NAME} is ready at {address}")
-        yield Endpoint(f"{address}/v1", MODEL_NAME, SecretStr("none"), MODEL_NAME)
+        yield [Endpoint(f"{address}/v1", MODEL_NAME, SecretStr("none"), 2 * _SLOTS)]
     finally:
         assert server.stdin is not None and server.stdout is not None
         server.terminate()

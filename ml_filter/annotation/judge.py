@@ -1,160 +1,153 @@
-"""The client that puts a prompt to an OpenAI-compatible endpoint.
-
-Retries with exponential backoff and jitter, and Retry-After, are the openai library's own.
-"""
+"""Puts a prompt about a document to an endpoint and brings back the answer."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import TracebackType
+from dataclasses import replace
 from typing import Any
 
-import openai
-from pydantic import SecretStr
+from loguru import logger
 
+from ml_filter.annotation.client import Endpoint, RequestFailed, storable
+from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.parsing import Answer, Token
 from ml_filter.annotation.prompts import Prompt
+from ml_filter.annotation.windows import LocalTokenizer, ServerTokenizer, Tokenizer, Windows
 from ml_filter.errors import EndpointError
 from ml_filter.settings import AnnotateConfig
 
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where the model is. `annotator` is what its annotations are signed with."""
-
-    base_url: str
-    model: str
-    api_key: SecretStr
-    annotator: str
-
-
-class JudgeError(Exception):
-    """A request that stayed without answer. `code` is the error code of the failed annotation."""
-
-    def __init__(self, code: str, detail: str, *, outage: bool = False) -> None:
-        super().__init__(detail)
-        self.code, self.outage = code, outage
+_CONSTRAINTS = ("response_format", "structured_outputs")
+_CONSTRAINT_WORDS = (*_CONSTRAINTS, "json_schema", "grammar", "structured", "extra_forbidden", "unrecognized", "guided")
 
 
 class Judge:
-    """Asks one endpoint over one reused connection pool."""
+    """Asks over one pool of endpoints."""
 
-    def __init__(self, endpoint: Endpoint, config: AnnotateConfig) -> None:
-        self.endpoint, self.config = endpoint, config
-        self._client = openai.AsyncOpenAI(
-            base_url=endpoint.base_url,
-            api_key=endpoint.api_key.get_secret_value(),
-            timeout=config.timeout_s,
-            max_retries=config.max_retries,
-            http_client=openai.DefaultAioHttpClient(),
-        )
+    def __init__(self, pool: EndpointPool, config: AnnotateConfig) -> None:
+        self.pool, self.config = pool, config
+        self.tokenizer: Tokenizer | None = None
+        if config.tokenizer == "server":
+            self.tokenizer = ServerTokenizer(pool.client, pool.endpoints[0])
+        elif config.tokenizer:
+            self.tokenizer = LocalTokenizer(config.tokenizer)
+        self._unconstrained: set[str] = set()
 
-    async def __aenter__(self) -> Judge:
-        return self
+    async def windows(self, prompt: Prompt) -> Windows:
+        """What cuts documents for a prompt."""
+        context = self.config.context_tokens
+        if self.tokenizer is not None and context is None:
+            context = await self._context_tokens()
+        return await Windows.of(self.config, prompt, self.tokenizer, context)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self._client.close()
+    async def _context_tokens(self) -> int | None:
+        """The context of the model, where the endpoint lists it: vLLM's `max_model_len`, llama.cpp's `n_ctx`."""
+        endpoint = self.pool.endpoints[0]
+        try:
+            listed = (await self.pool.client.get(endpoint, endpoint.url("models"))).get("data")
+        except (RequestFailed, EndpointError):
+            return None
+        for model in listed if isinstance(listed, list) else []:
+            meta = model.get("meta") or {}
+            length = model.get("max_model_len") or meta.get("n_ctx")
+            if isinstance(length, int) and model.get("id") in (endpoint.model, None):
+                return length
+        return None
 
-    async def ask(self, prompt: Prompt, document: str, vote: int) -> Answer:
-        """The model's answer about one document.
+    async def ask(self, prompt: Prompt, piece: str, vote: int) -> Answer:
+        """The model's answer about a piece of a document.
 
         Raises:
-            JudgeError: no answer after all retries: `timeout`, `connection_error`, `rate_limited`, `server_error`,
-                `context_too_long`, `bad_request` or `malformed_answer`.
-            EndpointError: no request can succeed: the key or the model's name is refused.
+            RequestFailed: no usable answer after all tries; its `code` is the error code of the failed annotation.
+            EndpointError: no request can succeed, or the endpoints have stopped answering.
         """
-        start = time.monotonic()
+        path, body = self._request(prompt, piece, vote)
+        constraint = self._constraint(prompt)
+
+        def body_for(endpoint: Endpoint) -> dict[str, Any]:
+            free = not constraint or endpoint.base_url in self._unconstrained
+            return body if free else body | constraint
+
         try:
-            raw = await self._request(prompt, prompt.render(document), vote)
-            answer = raw.parse()
-            choice = answer.choices[0]
-            text = choice.text if prompt.api == "completion" else choice.message.content
-            if not isinstance(text, str | None):
-                raise TypeError(f"the answer's text is of type {type(text).__name__}")
-            return Answer(
-                text=_storable(text or ""),
-                tokens=_tokens(choice.logprobs),
-                prompt_tokens=_count(answer.usage, "prompt_tokens"),
-                completion_tokens=_count(answer.usage, "completion_tokens"),
-                attempts=raw.retries_taken + 1,
-                latency_s=time.monotonic() - start,
-            )
-        except openai.APITimeoutError as error:
-            if not _timed_out(error):
-                raise self._error("connection_error", str(error.__cause__ or error), outage=True) from error
-            raise self._error("timeout", f"no answer within {self.config.timeout_s:g} s", outage=True) from error
-        except openai.APIConnectionError as error:
-            raise self._error("connection_error", str(error.__cause__ or error), outage=True) from error
-        except openai.RateLimitError as error:
-            raise self._error("rate_limited", error.message, outage=True) from error
-        except openai.InternalServerError as error:
-            raise self._error("server_error", error.message, outage=True) from error
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            response = await self.pool.post(path, body_for, _read)
+        except RequestFailed as error:
+            if not (constraint and error.refused and any(word in str(error) for word in _CONSTRAINT_WORDS)):
+                raise
+            self._drop_constraint(prompt, error)
+            response = await self.pool.post(path, body_for, _read)
+        return replace(response.answer, attempts=response.attempts, latency_s=response.latency_s)
+
+    def _drop_constraint(self, prompt: Prompt, error: RequestFailed) -> None:
+        if self.config.structured == "on":
             raise EndpointError(
-                f"{self.endpoint.base_url} refuses the key ({error.status_code}); set ML_FILTER_API_KEY"
+                f"the endpoint refuses structured output ({error}); set structured to auto or off (--structured)"
             ) from error
-        except openai.NotFoundError as error:
-            raise EndpointError(
-                f"{self.endpoint.base_url} does not know the model {self.endpoint.model!r} or the path; check --model "
-                f"(ML_FILTER_MODEL) and --endpoint (ML_FILTER_ENDPOINT): {self._public(error.message)}"
-            ) from error
-        except openai.APIStatusError as error:
-            too_long = "context" in error.message.lower() and error.status_code in (400, 413, 422)
-            raise self._error("context_too_long" if too_long else "bad_request", error.message) from error
-        except (openai.APIError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise self._error("malformed_answer", f"{type(error).__name__}: {error}") from error
+        if not self._unconstrained:
+            logger.warning(f"The endpoint refuses structured output ({error}); {prompt.name} goes on without it")
+        self._unconstrained |= {endpoint.base_url for endpoint in self.pool.endpoints}
 
-    def _error(self, code: str, detail: str, *, outage: bool = False) -> JudgeError:
-        return JudgeError(code, self._public(detail), outage=outage)
+    def _constraint(self, prompt: Prompt) -> dict[str, Any]:
+        if self.config.structured == "off":
+            return {}
+        if prompt.mode == "json":
+            schema = {"name": "verdict", "strict": True, "schema": prompt.json_schema}
+            return {"response_format": {"type": "json_schema", "json_schema": schema}}
+        if prompt.mode == "choice" and not prompt.top_logprobs:
+            return {"structured_outputs": {"choice": list(prompt.choices)}}
+        return {}
 
-    def _public(self, detail: str) -> str:
-        """What a server said, without the key, which some repeat in their errors, and not at any length."""
-        key = self.endpoint.api_key.get_secret_value()
-        return _storable(detail.replace(key, "***") if len(key) >= 8 else detail)[:1000]
-
-    async def _request(self, prompt: Prompt, question: str, vote: int) -> Any:
-        common: dict[str, Any] = {
-            "model": self.endpoint.model,
-            "max_tokens": 1 if prompt.mode == "choice" else prompt.max_tokens,
-            "temperature": self.config.temperature,
-            "seed": self.config.seed + vote,
+    def _request(self, prompt: Prompt, piece: str, vote: int) -> tuple[str, dict[str, Any]]:
+        config = self.config
+        body: dict[str, Any] = {
+            "model": self.pool.endpoints[0].model,
+            "max_tokens": 1 if prompt.mode == "choice" and prompt.top_logprobs else prompt.max_tokens,
+            "temperature": config.temperature,
+            "seed": config.seed + vote,
         }
-        if prompt.api == "completion":
-            logprobs = prompt.top_logprobs or None
-            return await self._client.completions.with_raw_response.create(prompt=question, logprobs=logprobs, **common)
-        if prompt.top_logprobs:
-            common |= {"logprobs": True, "top_logprobs": prompt.top_logprobs}
-        messages: list[Any] = [{"role": "system", "content": prompt.system}] if prompt.system else []
+        if config.top_p is not None:
+            body["top_p"] = config.top_p
+        question = prompt.render(piece)
+        messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
         messages.append({"role": "user", "content": question})
-        return await self._client.chat.completions.with_raw_response.create(messages=messages, **common)
+        if prompt.api == "chat" and config.chat_template == "server":
+            body["messages"] = messages
+            if prompt.top_logprobs:
+                body |= {"logprobs": True, "top_logprobs": prompt.top_logprobs}
+            return "chat/completions", body | config.extra_body
+        if prompt.api == "chat":
+            assert isinstance(self.tokenizer, LocalTokenizer)
+            question = self.tokenizer.render_chat(messages, add_generation_prompt=config.add_generation_prompt)
+        body["prompt"] = question
+        if prompt.top_logprobs:
+            body["logprobs"] = prompt.top_logprobs
+        return "completions", body | config.extra_body
 
 
-def _timed_out(error: BaseException | None) -> bool:
-    """Whether a clock ran out; the aiohttp transport also calls a dropped connection a time-out."""
-    while error is not None:
-        if isinstance(error, TimeoutError):
-            return True
-        error = error.__cause__
-    return False
+def _read(payload: dict[str, Any]) -> Answer:
+    choice = payload["choices"][0]
+    text = choice["text"] if "message" not in choice else choice["message"]["content"]
+    if not isinstance(text, str | None):
+        raise TypeError(f"the answer's text is of type {type(text).__name__}")
+    usage = payload.get("usage")
+    return Answer(
+        text=storable(text or ""),
+        tokens=_tokens(choice.get("logprobs")),
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        completion_tokens=_count(usage, "completion_tokens"),
+    )
 
 
 def _tokens(logprobs: Any) -> list[Token]:
     """Log-probabilities in the chat form (also llama.cpp's for completions) or the older completion form."""
-    if logprobs is None:
+    if not isinstance(logprobs, dict):
         return []
-    content = getattr(logprobs, "content", None)
+    content = logprobs.get("content")
     if isinstance(content, list):
-        entries = [entry if isinstance(entry, dict) else entry.model_dump() for entry in content]
-        tops = [{t["token"]: t["logprob"] for t in entry.get("top_logprobs") or []} for entry in entries]
-        tokens = [Token(entry["token"], _known(top)) for entry, top in zip(entries, tops, strict=True)]
+        tops = [{t["token"]: t["logprob"] for t in entry.get("top_logprobs") or []} for entry in content]
+        tokens = [Token(entry.get("token"), _known(top)) for entry, top in zip(content, tops, strict=True)]
         return tokens if all(isinstance(token.text, str) for token in tokens) else []
-    texts = getattr(logprobs, "tokens", None) or []
-    tops = getattr(logprobs, "top_logprobs", None) or [{}] * len(texts)
+    texts = logprobs.get("tokens") or []
+    tops = logprobs.get("top_logprobs") or [{}] * len(texts)
     return [Token(text, _known(top or {})) for text, top in zip(texts, tops, strict=True)]
 
 
@@ -163,11 +156,6 @@ def _known(top: Mapping[str, Any]) -> dict[str, float]:
     return {text: p for text, p in top.items() if isinstance(p, int | float) and math.isfinite(p)}
 
 
-def _count(usage: Any, name: str) -> int:
-    count = getattr(usage, name, None)
-    return count if isinstance(count, int) else 0
-
-
-def _storable(text: str) -> str:
-    """With a question mark for each half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()
+def _count(usage: Any, name: str) -> int | None:
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) else None

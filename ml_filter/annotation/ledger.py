@@ -6,12 +6,16 @@ holds everything that shapes the answer, so answers to another prompt, model or 
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
+
+import orjson
+from filelock import FileLock, Timeout
+
+from ml_filter.errors import InputError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -19,17 +23,20 @@ CREATE TABLE IF NOT EXISTS answers (
     text_digest TEXT NOT NULL,
     question TEXT NOT NULL,
     vote INTEGER NOT NULL,
+    window INTEGER NOT NULL,
+    windows INTEGER NOT NULL,
     status TEXT NOT NULL,
-    tokens INTEGER NOT NULL,
-    record TEXT NOT NULL,
-    PRIMARY KEY (document_id, text_digest, question, vote)
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    record BLOB NOT NULL,
+    PRIMARY KEY (document_id, text_digest, question, vote, window)
 ) WITHOUT ROWID
 """
+_WHERE = "WHERE document_id = ? AND text_digest = ? AND question = ? AND vote = ?"
 
 
-@dataclass(frozen=True)
-class Key:
-    """One call: a document by id and text, a question (prompt, annotator and sampling settings), a vote."""
+class Key(NamedTuple):
+    """A document by id and text, a question (prompt, annotator and sampling settings) and a vote."""
 
     document_id: str
     text_digest: str
@@ -38,50 +45,93 @@ class Key:
 
 
 class Ledger:
-    """The answers of one annotation run. The output directory's lock keeps a second process out."""
+    """The answers of one annotation run or, shared, of several one after the other: a second writer is refused.
+
+    Raises:
+        InputError: another process has the ledger, or the file is no ledger.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute(_SCHEMA)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(f"{path}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"{path} is in use by another run; wait for it or give this one its own ledger") from None
+        # Calls are read in a thread of their own while answers are recorded; SQLite serialises the two.
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise InputError(f"{path} is not a ledger of annotations: {error}") from error
 
     def __enter__(self) -> Ledger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._db.close()
+        self.close()
 
-    def record(self, key: Key, row: dict[str, Any]) -> None:
-        """Put an annotation on disk. A failed one is replaced when it is asked again; its tokens stay counted."""
-        tokens = (row["prompt_tokens"] or 0) + (row["completion_tokens"] or 0)
+    def close(self) -> None:
+        """Let the file go."""
+        self._db.close()
+        self._lock.release()
+
+    def record(self, key: Key, window: int, row: Mapping[str, Any]) -> None:
+        """Put the answer about one window on disk. A failed one is replaced when it is asked again; its tokens stay
+        counted. `row` has the annotation's fields; `windows` says how many windows the document has."""
         self._db.execute(
-            "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-            "status = excluded.status, tokens = tokens + excluded.tokens, record = excluded.record",
-            (key.document_id, key.text_digest, key.question, key.vote, row["status"], tokens, json.dumps(row)),
+            "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "windows = excluded.windows, status = excluded.status, record = excluded.record, "
+            "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+            "completion_tokens = completion_tokens + excluded.completion_tokens",
+            (
+                *key,
+                window,
+                row["windows"],
+                row["status"],
+                row["prompt_tokens"] or 0,
+                row["completion_tokens"] or 0,
+                orjson.dumps(row),
+            ),
         )
 
-    def has_score(self, key: Key) -> bool:
-        """Whether this call is finished and needs no second payment."""
-        found = self._db.execute(
-            "SELECT status FROM answers WHERE document_id = ? AND text_digest = ? AND question = ? AND vote = ?",
-            (key.document_id, key.text_digest, key.question, key.vote),
+    def statuses(self, key: Key) -> dict[int, str]:
+        """`scored`, `failed` or, for a window without an answer, `open`; empty before the first answer."""
+        rows = self._db.execute(f"SELECT window, windows, status FROM answers {_WHERE}", key).fetchall()
+        found = {window: status for window, _, status in rows}
+        return {window: found.get(window, "open") for window in range(rows[0][1])} if rows else {}
+
+    def rows(self, key: Key) -> list[dict[str, Any]]:
+        """The answers to a call, in the order of the windows."""
+        found = self._db.execute(f"SELECT record FROM answers {_WHERE} ORDER BY window", key)
+        return [orjson.loads(record) for (record,) in found]
+
+    def tokens_used(self, questions: Sequence[str]) -> tuple[int, int]:
+        """Prompt and completion tokens of all answers to some questions, also of those that were replaced."""
+        marks = ", ".join("?" * len(questions))
+        row = self._db.execute(
+            "SELECT COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0) FROM answers "
+            f"WHERE question IN ({marks})",
+            tuple(questions),
         ).fetchone()
-        return found is not None and found[0] == "scored"
+        return int(row[0]), int(row[1])
 
-    def get(self, key: Key) -> dict[str, Any] | None:
-        """The annotation of a call, scored or failed."""
-        found = self._db.execute(
-            "SELECT record FROM answers WHERE document_id = ? AND text_digest = ? AND question = ? AND vote = ?",
-            (key.document_id, key.text_digest, key.question, key.vote),
-        ).fetchone()
-        return json.loads(found[0]) if found else None
 
-    def tokens_used(self) -> int:
-        """Prompt and completion tokens of all answers, also of those that were replaced."""
-        return int(self._db.execute("SELECT COALESCE(SUM(tokens), 0) FROM answers").fetchone()[0])
+class SeenIds:
+    """The ids of one pass over the documents, in a temporary file, so that memory stays flat."""
 
-    def counts(self, question: str) -> dict[str, int]:
-        """Answers to one question by status."""
-        rows = self._db.execute("SELECT status, COUNT(*) FROM answers WHERE question = ? GROUP BY status", (question,))
-        return {str(status): int(count) for status, count in rows}
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute("CREATE TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID")
+
+    def add(self, document_id: str) -> bool:
+        """Whether the id comes for the first time."""
+        return self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", (document_id,)).rowcount == 1
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._db.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -21,12 +23,12 @@ class Token:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said. `tokens` is empty where the server gives no log-probabilities."""
+    """What the model said. `tokens` is empty and the counts are None where the server does not give them."""
 
     text: str
     tokens: Sequence[Token] = ()
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     attempts: int = 1
     latency_s: float = 0.0
 
@@ -54,25 +56,42 @@ def read_verdict(answer: Answer, prompt: Prompt) -> Verdict:
     Raises:
         AnswerError: `empty_answer`, `unparsable_score`, `out_of_range` or `no_logprobs`.
     """
-    return _read_choice(answer, prompt) if prompt.mode == "choice" else _read_generated(answer, prompt)
+    if prompt.mode == "choice":
+        return _read_choice(answer, prompt) if prompt.top_logprobs else _read_written_choice(answer, prompt)
+    return _read_generated(answer, prompt)
 
 
 def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
     if not answer.text.strip():
         raise AnswerError("empty_answer", "the model wrote nothing")
-    matches = [match for match in re.finditer(prompt.pattern, answer.text) if match[1]]
+    matches = [match for match in prompt.score_pattern.finditer(answer.text) if match[1]]
     if not matches:
-        raise AnswerError("unparsable_score", f"no match of {prompt.pattern!r}")
+        raise AnswerError("unparsable_score", f"no match of {prompt.score_pattern.pattern!r}")
     match = matches[-1]  # models restate the scale before they decide
-    try:
-        score = float(match[1].replace(",", "."))
-    except ValueError:
-        raise AnswerError("unparsable_score", f"{match[1]!r} is not a number") from None
+    score = _number(match[1])
+    if score is None:
+        raise AnswerError("unparsable_score", f"{match[1]!r} is not a number")
     if not prompt.score.min <= score <= prompt.score.max:
         raise AnswerError("out_of_range", f"{score:g} is outside {prompt.score.min:g} to {prompt.score.max:g}")
     expected = _expected_at(match, answer, prompt)
-    reason = answer.text[: match.start()].strip() or None
+    reason = _json_reason(answer.text) if prompt.mode == "json" else answer.text[: match.start()].strip() or None
     return Verdict(score, None if expected is None else prompt.calibrated(expected), reason)
+
+
+def _number(text: str) -> float | None:
+    """A number in any script's digits, with a point or a comma, or a single numeral such as \u4e94 (5)."""
+    try:
+        return float(text.replace(",", ".").replace("\u066b", "."))  # U+066B: the Arabic decimal separator
+    except ValueError:
+        return unicodedata.numeric(text, None) if len(text) == 1 else None
+
+
+def _json_reason(text: str) -> str | None:
+    try:
+        reason = json.loads(text[text.index("{") :]).get("reason")
+    except (ValueError, AttributeError):
+        return None
+    return reason if isinstance(reason, str) else None
 
 
 def _expected_at(match: re.Match[str], answer: Answer, prompt: Prompt) -> float | None:
@@ -90,8 +109,9 @@ def _expected_at(match: re.Match[str], answer: Answer, prompt: Prompt) -> float 
                 return None  # the score shares its token with other text, or goes on in the next
             values: dict[float, list[float]] = {}
             for text, logprob in token.top.items():
-                if re.fullmatch(r"\s*\d+\s*", text) and prompt.score.min <= float(text) <= prompt.score.max:
-                    values.setdefault(float(text), []).append(logprob)
+                value = _number(text.strip()) if re.fullmatch(r"\s*(\d+|\w)\s*", text) else None
+                if value is not None and prompt.score.min <= value <= prompt.score.max:
+                    values.setdefault(value, []).append(logprob)
             return weighted_mean([(value, logsumexp(logprobs)) for value, logprobs in values.items()])
         position += len(token.text)
     return None
@@ -113,6 +133,16 @@ def _read_choice(answer: Answer, prompt: Prompt) -> Verdict:
     expected = weighted_mean(weights)
     assert expected is not None
     return Verdict(max(weights, key=lambda w: w[1])[0], prompt.calibrated(expected))
+
+
+def _read_written_choice(answer: Answer, prompt: Prompt) -> Verdict:
+    written = answer.text.strip().casefold()
+    if not written:
+        raise AnswerError("empty_answer", "the model wrote nothing")
+    for choice, value in prompt.choices.items():
+        if written == choice.strip().casefold():
+            return Verdict(value, None)
+    raise AnswerError("unparsable_score", f"{answer.text.strip()[:100]!r} is none of the choices")
 
 
 def logsumexp(values: Sequence[float]) -> float:

@@ -1,16 +1,20 @@
 """Prompts are data: YAML files with a digest, so that every score says which words made it.
 
-A prompt asks in one of two modes. `generate`: the model writes an answer, the last match of `pattern` is the
-score, and the token log-probabilities at that place give an expected score. `choice`: the model's next token is
-compared over labelled choices, and nothing is written; the way to use models too small to follow a rubric.
+A prompt asks in one of three modes. `generate`: the model writes an answer, the last match of `pattern` is the
+score, and the token log-probabilities at that place give an expected score. `json`: the answer is a JSON object with
+`reason` and `score`, held to its schema by servers that can. `choice`: the model's next token is compared over labelled
+choices, and nothing is written, the way to use models too small to follow a rubric; with `top_logprobs: 0` the model
+writes one of the choices, held to them by servers that can.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,8 +24,9 @@ from ml_filter.settings import problems_in, read_yaml
 
 SLOT = "{text}"
 _SPECIAL_TOKEN = re.compile(
-    r"<[|\uff5c](?=[A-Za-z_/])|<(?=/?(?:s|bos|eos|start_of_turn|end_of_turn|im_start|im_end)>)|\[(?=/?INST\])"
+    r"<[|\uff5c](?=[A-Za-z_/])|<(?=/?(?:s|bos|eos|start_of_turn|end_of_turn|im_start|im_end|think)>)|\[(?=/?INST\])"
 )
+JSON_SCORE = r'"score"\s*:\s*"?(-?\d+(?:\.\d+)?)'
 
 
 class _Strict(BaseModel):
@@ -58,7 +63,7 @@ class Prompt(_Strict):
     description: str = ""
     score: ScoreRange
     api: Literal["chat", "completion"] = "chat"
-    mode: Literal["generate", "choice"] = "generate"
+    mode: Literal["generate", "json", "choice"] = "generate"
     system: str | None = None
     text: str
     pattern: str = ""
@@ -66,7 +71,8 @@ class Prompt(_Strict):
     calibration: Calibration | None = None
     max_tokens: Annotated[int, Field(ge=1)] = 256
     top_logprobs: Annotated[int, Field(ge=0)] = 20
-    max_text_chars: Annotated[int, Field(gt=0)] = 12_000
+    max_text_chars: Annotated[int, Field(gt=0)] = Field(12_000, description="where no tokenizer cuts by tokens")
+    max_text_tokens: Annotated[int, Field(gt=0)] | None = Field(None, description="unset: what the context holds")
     one_line: bool = Field(False, description="fold the document's white space, for prompts that are lists of lines")
 
     @model_validator(mode="after")
@@ -80,7 +86,7 @@ class Prompt(_Strict):
                 raise ValueError(f"pattern is no regular expression: {error}") from error
             if groups != 1:
                 raise ValueError("pattern must have exactly one group, around the score")
-        else:
+        elif self.mode == "choice":
             if len(self.choices) < 2:
                 raise ValueError("mode choice needs at least two choices")
             outside = [c for c, v in self.choices.items() if not self.score.min <= v <= self.score.max]
@@ -90,16 +96,60 @@ class Prompt(_Strict):
             raise ValueError("api completion has no system message")
         return self
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that shapes the question and the reading of the answer."""
         return digest_of(self.model_dump(exclude={"description"}))
 
-    def render(self, document: str) -> str:
-        """The question with the document in its slot: cut to `max_text_chars`, chat special tokens defused."""
-        text = " ".join(document.lstrip()[: 2 * self.max_text_chars].split()) if self.one_line else document
-        excerpt = text[: self.max_text_chars]
-        return self.text.replace(SLOT, _SPECIAL_TOKEN.sub(lambda m: m[0] + " ", excerpt))
+    @cached_property
+    def score_pattern(self) -> re.Pattern[str]:
+        """What finds the score in a written answer; one group."""
+        return re.compile(JSON_SCORE if self.mode == "json" else self.pattern)
+
+    @cached_property
+    def _frame(self) -> tuple[str, str]:
+        before, after = self.text.split(SLOT)
+        return before, after
+
+    @cached_property
+    def frame_bytes(self) -> int:
+        """Size of the question without a document, in UTF-8 bytes."""
+        return len((self.system or "").encode()) + sum(len(part.encode()) for part in self._frame)
+
+    @cached_property
+    def _fence(self) -> re.Pattern[str] | None:
+        """The line that ends the document, where the prompt has one; a document must not hold it."""
+        line = self._frame[1].lstrip("\n").partition("\n")[0].strip()
+        return re.compile(re.escape(line)) if len(line) >= 5 and not line[0].isalpha() else None
+
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        """The JSON schema of an answer in mode `json`."""
+        low, high = self.score.min, self.score.max
+        whole = low.is_integer() and high.is_integer() and high - low <= 100
+        score = {"enum": list(range(int(low), int(high) + 1))} if whole else {"minimum": low, "maximum": high}
+        return {
+            "type": "object",
+            "properties": {
+                "reason": {"type": "string"},
+                "score": {"type": "integer" if whole else "number", **score},
+            },
+            "required": ["reason", "score"],
+            "additionalProperties": False,
+        }
+
+    def clean(self, document: str) -> str:
+        """The document as it may stand in the question: special tokens and the fence's own line defused, so that
+        nothing in it can end the document or begin a message."""
+        text = " ".join(document.split()) if self.one_line else document
+        text = _SPECIAL_TOKEN.sub(lambda m: m[0] + " ", text)
+        # a line of signs loses its first, which leaves it readable and no longer the fence
+        return self._fence.sub(lambda m: m[0][1:], text) if self._fence else text
+
+    def render(self, piece: str) -> str:
+        """The question with a cleaned and cut piece of a document in its slot."""
+        before, after = self._frame
+        return f"{before}{piece}{after}"
 
     def calibrated(self, expected: float) -> float:
         """An expected score after calibration; unchanged where the prompt has none."""
@@ -132,3 +182,37 @@ def load_prompt(name_or_file: str) -> Prompt:
         return Prompt.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"prompt file {path}: {problems_in(error, 'prompt')}") from error
+
+
+def prompts_by_criterion(prompts: Sequence[Prompt]) -> dict[str, dict[str, Prompt]]:
+    """Prompts by criterion and language, in the order given.
+
+    Raises:
+        ConfigError: two prompts of one criterion are in the same language, so none could be chosen, or their score
+            ranges differ.
+    """
+    criteria: dict[str, dict[str, Prompt]] = {}
+    for prompt in prompts:
+        languages = criteria.setdefault(prompt.criterion, {})
+        code = language_code(prompt.language)
+        if code in languages:
+            raise ConfigError(
+                f"prompts {languages[code].name} and {prompt.name} ask for {prompt.criterion} in one language; run "
+                "them apart, or side by side with `ml-filter compare`"
+            )
+        first = next(iter(languages.values()), prompt)
+        if first.score != prompt.score:
+            raise ConfigError(f"prompts {first.name} and {prompt.name} score {prompt.criterion} on different ranges")
+        languages[code] = prompt
+    return criteria
+
+
+def language_code(language: str) -> str:
+    """The shortest code of a language: `de` for `deu_Latn`, `deu`, `de-DE` and `de`."""
+    from langcodes import Language
+    from langcodes.tag_parser import LanguageTagError
+
+    try:
+        return str(Language.get(language.replace("_", "-")).language or language)
+    except LanguageTagError:
+        return language.lower()

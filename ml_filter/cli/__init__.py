@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-# in the way of a document, which --help keeps
-from ml_filter.cli import documents, annotation, agreement, training, inference  # noqa: F401, I001
+from ml_filter.cli import documents, annotation, agreement, training, inference
 from ml_filter.cli.app import app
 from ml_filter.errors import MlFilterError
 

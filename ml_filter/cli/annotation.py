@@ -7,52 +7,104 @@ from typing import Annotated
 import typer
 
 from ml_filter.cli.app import app
-from ml_filter.cli.options import IdColumn, OneSource, Output, Split, Subset, TextColumn, example, source_config
+from ml_filter.cli.options import (
+    AnnotateFile,
+    Endpoints,
+    IdColumn,
+    MaxConcurrency,
+    Model,
+    OneSource,
+    Output,
+    Prompts,
+    Split,
+    Subset,
+    TextColumn,
+    Timeout,
+    annotate_config,
+    example,
+    source_config,
+)
 from ml_filter.cli.output import show
 
 
 @app.command(
     epilog=example(
         "ml-filter annotate runs/sample --prompt educational_value_small --output runs/annotations",
-        "ml-filter annotate runs/sample --prompt educational_value --endpoint http://gpu1:8000/v1 "
-        "--model meta-llama/Llama-3.3-70B-Instruct --votes 3 --temperature 0.7 --output runs/annotations",
+        "ml-filter annotate runs/sample --prompt educational_value --prompt adult_content --endpoint "
+        "http://gpu1:8000/v1 --endpoint http://gpu2:8000/v1 --model meta-llama/Llama-3.3-70B-Instruct --votes 3 "
+        "--temperature 0.7 --tokenizer server --output runs/annotations",
+        "ml-filter annotate runs/sample --config annotate.yaml --retry-failed --output runs/annotations",
     )
 )
 def annotate(
     docs: OneSource,
-    prompt: Annotated[str, typer.Option(help="Name of a prompt in configs/prompts, or a YAML file")],
     output: Output,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(help="OpenAI-compatible base URL [default: ML_FILTER_ENDPOINT, else the embedded judge]"),
+    prompt: Prompts = None,
+    endpoint: Endpoints = None,
+    model: Model = None,
+    votes: Annotated[
+        int | None, typer.Option(min=1, help="Answers per document; more than one needs a temperature [default: 1]")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model at the endpoint [default: ML_FILTER_MODEL]")] = None,
-    votes: Annotated[int, typer.Option(min=1, help="Answers per document; more than one needs a temperature")] = 1,
-    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Vote k is sampled with seed + k")] = 0,
-    max_concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight")] = 64,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer")] = 120.0,
-    max_failed_share: Annotated[float, typer.Option(min=0, max=1, help="Above it the exit code is 1")] = 0.05,
-    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Start no request once so many are used")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="[default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Vote k is sampled with seed + k [default: 0]")] = None,
+    structured: Annotated[
+        str | None, typer.Option(help="auto, on or off: constrain answers where the prompt's mode can [default: auto]")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Cut by tokens: Hub name or directory, or server [default: cut by characters]")
+    ] = None,
+    context_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The model's context [default: what the endpoint says]")
+    ] = None,
+    long_documents: Annotated[
+        str | None, typer.Option(help="truncate, or windows: score pieces and combine them [default: truncate]")
+    ] = None,
+    max_concurrency: MaxConcurrency = None,
+    timeout: Timeout = None,
+    max_outage: Annotated[
+        float | None, typer.Option(help="Seconds to wait for an endpoint that has stopped answering [default: 600]")
+    ] = None,
+    max_failed_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Above it the exit code is 1 [default: 0.05]")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask the failed documents of an earlier run again")
+    ] = False,
+    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Stop before more tokens are used")] = None,
+    budget_usd: Annotated[
+        float | None, typer.Option(min=0, help="Stop before more is spent; prices come from --config")
+    ] = None,
+    ledger: Annotated[
+        str | None, typer.Option(help="SQLite file of answers, shared between outputs [default: in the output]")
+    ] = None,
+    config: AnnotateFile = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
     split: Split = "train",
     subset: Subset = None,
 ) -> None:
-    """Let an LLM score documents against a prompt. Every answer is on disk at once; a rerun asks only for the rest."""
+    """Let an LLM score documents against prompts. Every answer is on disk at once; a rerun asks only for the rest."""
     from ml_filter.annotation.annotate import annotate_documents
-    from ml_filter.settings import AnnotateConfig
 
-    config = AnnotateConfig(
-        prompt=prompt,
-        endpoint=endpoint,
+    settings = annotate_config(
+        config,
+        prompts=prompt or None,
+        endpoints=endpoint or None,
         model=model,
         votes=votes,
         temperature=temperature,
         seed=seed,
+        structured=structured,
+        tokenizer=tokenizer,
+        context_tokens=context_tokens,
+        long_documents=long_documents,
         max_concurrency=max_concurrency,
         timeout_s=timeout,
+        max_outage_s=max_outage,
         max_failed_share=max_failed_share,
+        retry_failed=retry_failed or None,
         budget_tokens=budget_tokens,
+        budget_usd=budget_usd,
+        ledger=ledger,
     )
-    show(annotate_documents(source_config([docs], text_column, id_column, split, subset), config, output))
+    show(annotate_documents(source_config([docs], text_column, id_column, split, subset), settings, output))

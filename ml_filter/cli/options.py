@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from ml_filter.settings import SourceConfig
+    from ml_filter.settings import AnnotateConfig, SourceConfig
 
 _SOURCE_HELP = (
     "Files, globs, directories, URLs (Parquet, JSONL[.gz|.zst], WARC, WET), hf://datasets/OWNER/NAME, or installed: "
@@ -24,10 +25,37 @@ Split = Annotated[str, typer.Option(help="Split of a Hub data set")]
 Subset = Annotated[str | None, typer.Option(help="Subset (configuration) of a Hub data set")]
 LabelColumn = Annotated[str, typer.Option(help="Column that holds the label")]
 
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="Name of a prompt in configs/prompts, or a YAML file; several: one --prompt each"),
+]
+Endpoints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--endpoint",
+        help="OpenAI-compatible base URL, several: one --endpoint each [default: ML_FILTER_ENDPOINT, else the "
+        "embedded judge]",
+    ),
+]
+Model = Annotated[str | None, typer.Option(help="Model at the endpoint [default: ML_FILTER_MODEL]")]
+MaxConcurrency = Annotated[
+    int | None, typer.Option(min=1, help="Most requests in flight; fewer while more bring nothing [default: 256]")
+]
+Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for an answer [default: 120]")]
+AnnotateFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML with any setting of annotate; options go before it"),
+]
+
 
 def example(*lines: str) -> str:
     """The examples at the end of a command's --help."""
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"$ {line}" for line in lines)
+
+
+def names_in(listed: str) -> list[str]:
+    """The names in a comma-separated option."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def source_config(paths: list[str], text: str, id_column: str | None, split: str, subset: str | None) -> SourceConfig:
@@ -35,3 +63,15 @@ def source_config(paths: list[str], text: str, id_column: str | None, split: str
     from ml_filter.settings import SourceConfig
 
     return SourceConfig(paths=paths, text_column=text, id_column=id_column, split=split, subset=subset)
+
+
+def annotate_config(file: Path | None, **given: Any) -> AnnotateConfig:
+    """The annotation settings of a file, or of its `annotate` section, under those given on the command line."""
+    from ml_filter.settings import AnnotateConfig, read_yaml
+
+    content = read_yaml(file) if file else {}
+    content = content.get("parameters", content)
+    content = content.get("annotate", content)
+    return AnnotateConfig.model_validate(
+        {**content, **{name: value for name, value in given.items() if value is not None}}
+    )

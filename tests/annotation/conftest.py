@@ -63,10 +63,10 @@ def asking(prompt_file: Callable[..., str]) -> Callable[..., AnnotateConfig]:
     """An impatient configuration for a server: no retries, one second, everything may fail unless said otherwise."""
 
     def configure(server: MisbehavingServer, **changes: Any) -> AnnotateConfig:
-        fields = {"endpoint": server.url, "model": "m", "max_concurrency": 4, "timeout_s": 1.0, "max_retries": 0}
-        fields |= {"max_failed_share": 1.0}
-        if "prompt" not in changes:
-            fields["prompt"] = prompt_file()
+        fields = {"endpoints": [server.url], "model": "m", "max_concurrency": 4, "timeout_s": 1.0, "max_retries": 0}
+        fields |= {"max_failed_share": 1.0, "max_outage_s": 1.0}
+        if "prompts" not in changes:
+            fields["prompts"] = [prompt_file()]
         return AnnotateConfig.model_validate({**fields, **changes})
 
     return configure

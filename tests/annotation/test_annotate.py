@@ -76,7 +76,7 @@ def test_no_more_requests_than_allowed_are_in_flight(serve, pages, asking, tmp_p
 def test_a_request_says_what_the_prompt_and_the_configuration_say(serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(GOOD))
     prompt = prompt_file(system="Be strict.", max_tokens=9, top_logprobs=4)
-    given = asking(server, prompt=prompt, temperature=0.5, seed=7, model="the-model")
+    given = asking(server, prompts=[prompt], temperature=0.5, seed=7, model="the-model")
     annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
     [asked] = server.requests
     assert asked.path == "/v1/chat/completions"
@@ -95,13 +95,13 @@ def test_a_request_says_what_the_prompt_and_the_configuration_say(serve, pages, 
 
 def test_without_wish_for_log_probabilities_none_are_asked_for(serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(GOOD))
-    annotate_documents(pages(1), asking(server, prompt=prompt_file(top_logprobs=0)), tmp_path / "out", SETTINGS)
+    annotate_documents(pages(1), asking(server, prompts=[prompt_file(top_logprobs=0)]), tmp_path / "out", SETTINGS)
     assert not {"logprobs", "top_logprobs"} & server.requests[0].body.keys()
 
 
 def test_each_vote_on_a_document_has_a_seed_and_a_row_of_its_own(serve, pages, asking, tmp_path):
     server = serve(lambda asked: chat(f"Score: {asked.body['seed'] - 100}"))
-    made = annotate_documents(pages(3), asking(server, votes=3, seed=100), tmp_path / "out", SETTINGS)
+    made = annotate_documents(pages(3), asking(server, votes=3, temperature=1.0, seed=100), tmp_path / "out", SETTINGS)
     expected = [(f"d{i}", vote, float(vote)) for i in range(3) for vote in range(3)]
     assert [(row["document_id"], row["vote"], row["score"]) for row in rows(made)] == expected
 
@@ -110,7 +110,7 @@ def test_every_row_says_who_answered_what_and_at_which_cost(serve, pages, asking
     server = serve(lambda asked: Reply(GOOD, delay_s=0.05))
     given = asking(server)
     [row] = rows(annotate_documents(pages(1), given, tmp_path / "out", SETTINGS))
-    prompt = load_prompt(given.prompt)
+    prompt = load_prompt(given.prompts[0])
     assert (row["annotator"], row["prompt"], row["prompt_digest"]) == ("m", "short", prompt.digest)
     assert (row["raw"], row["reason"], row["error"]) == ("It explains. Score: 3", "It explains.", None)
     assert (row["prompt_tokens"], row["completion_tokens"], row["attempts"]) == (10, 5, 1)
@@ -131,7 +131,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_choice_reads_both_forms_of_log_probabilities(form, serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(completion(" good", FORMS[form])))
-    made = annotate_documents(pages(1), asking(server, prompt=prompt_file(**CHOICE)), tmp_path / "out", SETTINGS)
+    made = annotate_documents(pages(1), asking(server, prompts=[prompt_file(**CHOICE)]), tmp_path / "out", SETTINGS)
     [row] = rows(made)
     assert row["score"] == 4.0
     assert row["expected_score"] == pytest.approx((4 * 0.6 + 1 * 0.3) / 0.9)
@@ -143,7 +143,7 @@ def test_a_choice_from_a_server_without_log_probabilities_fails_and_is_not_a_sco
     serve, pages, asking, prompt_file, tmp_path
 ):
     server = serve(always(completion(" good")))
-    made = annotate_documents(pages(1), asking(server, prompt=prompt_file(**CHOICE)), tmp_path / "out", SETTINGS)
+    made = annotate_documents(pages(1), asking(server, prompts=[prompt_file(**CHOICE)]), tmp_path / "out", SETTINGS)
     assert [(row["status"], row["error"], row["score"]) for row in rows(made)] == [("failed", "no_logprobs", None)]
 
 
@@ -253,10 +253,9 @@ def test_the_attempts_of_a_document_that_stays_without_answer_are_counted(serve,
 def test_an_outage_ends_the_run_and_the_next_one_finishes_it(fault, serve, pages, asking, tmp_path):
     down = Reply({"error": {"message": "down"}}, 503, fault=fault)
     server = serve(lambda asked: Reply(GOOD) if int(asked.document[1:]) < 5 else down)
-    given, source = asking(server, max_concurrency=8, timeout_s=0.3), pages(60)
-    with pytest.raises(EndpointError, match=r"has not answered \d+ requests in a row .* run the same command again"):
+    given, source = asking(server, max_concurrency=8, timeout_s=0.3, max_retries=5), pages(60)
+    with pytest.raises(EndpointError, match=r"has not answered for \d+ s .* run the same command again"):
         annotate_documents(source, given, tmp_path / "out", SETTINGS)
-    assert len(server.requests) < 40
     assert find_manifest(str(tmp_path / "out")) is None
     server.answer = always(GOOD)
     made = annotate_documents(source, given, tmp_path / "out", SETTINGS)
@@ -301,9 +300,28 @@ def test_too_many_failures_end_the_run_and_the_next_one_asks_only_for_them(serve
     given, source = asking(server, max_failed_share=0.1), pages(10)
     with pytest.raises(TooManyFailures, match=r"2 of 10 answers failed \(bad_request 2\)"):
         annotate_documents(source, given, tmp_path / "out", SETTINGS)
-    made = annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    with pytest.raises(TooManyFailures, match="run again with --retry-failed"):
+        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    assert len(server.requests) == 10
+    failed = [json.loads(line) for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
+    assert [(row["document_id"], row["error"], row["reason"]) for row in failed] == [
+        ("d2", "bad_request", "no"),
+        ("d5", "bad_request", "no"),
+    ]
+    again = given.model_copy(update={"retry_failed": True})
+    made = annotate_documents(source, again, tmp_path / "out", SETTINGS)
     assert made.counts["scored"] == 10
     assert {document for document, times in server.asked.items() if times == 2} == {"d2", "d5"}
+
+
+def test_the_failures_of_a_finished_run_may_be_asked_again_too(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: refused(400, "no") if asked.document == "d2" and asked.nth == 1 else GOOD)
+    given, source = asking(server), pages(5)
+    assert annotate_documents(source, given, tmp_path / "out", SETTINGS).counts["failed"] == 1
+    again = given.model_copy(update={"retry_failed": True})
+    assert annotate_documents(source, again, tmp_path / "out", SETTINGS).counts["scored"] == 5
+    assert annotate_documents(source, again, tmp_path / "out", SETTINGS).counts["scored"] == 5
+    assert server.asked == {"d0": 1, "d1": 1, "d2": 2, "d3": 1, "d4": 1}
 
 
 def test_failures_up_to_the_tolerated_share_are_no_reason_to_stop(serve, pages, asking, tmp_path):
@@ -315,31 +333,49 @@ def test_failures_up_to_the_tolerated_share_are_no_reason_to_stop(serve, pages, 
 # --- Budget ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_budget_that_is_just_enough_is_enough(serve, pages, asking, tmp_path):
+SPARING = {"max_tokens": 5}
+"""A prompt whose requests use 10 + 5 tokens, and reserve some 11 + 5."""
+
+
+def test_a_budget_that_is_enough_is_used(serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(GOOD))
-    made = annotate_documents(pages(10), asking(server, budget_tokens=150), tmp_path / "out", SETTINGS)
+    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=180)
+    made = annotate_documents(pages(10), given, tmp_path / "out", SETTINGS)
     assert made.counts["prompt_tokens"] + made.counts["completion_tokens"] == 150
 
 
-def test_the_budget_holds_over_runs_and_no_request_starts_once_it_is_spent(serve, pages, asking, tmp_path):
-    server = serve(always(GOOD))
-    source = pages(30)
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": None, "completion_tokens": None}])
+def test_the_budget_holds_over_runs_and_with_many_in_flight(usage, serve, pages, asking, prompt_file, tmp_path):
+    answer = GOOD if usage is None else {**GOOD, "usage": usage}
+    server, source = serve(lambda asked: Reply(answer, delay_s=0.02)), pages(40)
+    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=300, max_concurrency=30)
     for _ in range(2):
-        with pytest.raises(TooManyFailures, match=r"--budget-tokens: finished answers are not asked again"):
-            annotate_documents(source, asking(server, budget_tokens=150), tmp_path / "out", SETTINGS)
-        assert 10 <= len(server.requests) < 10 + 4
-    made = annotate_documents(source, asking(server, budget_tokens=1_000), tmp_path / "out", SETTINGS)
-    assert made.counts["scored"] == 30
+        with pytest.raises(TooManyFailures, match=r"300 tokens \(--budget-tokens\) is used up: .* not asked again"):
+            annotate_documents(source, given, tmp_path / "out", SETTINGS)
+        assert 5 <= len(server.requests) <= 20
+    more = given.model_copy(update={"budget_tokens": 3_000})
+    assert annotate_documents(source, more, tmp_path / "out", SETTINGS).counts["scored"] == 40
     assert set(server.asked.values()) == {1}
 
 
-def test_tokens_of_failed_answers_are_spent_even_when_they_are_asked_again(serve, pages, asking, tmp_path):
-    server = serve(always(chat("Who knows?")))
-    given, source = asking(server, max_failed_share=0.0, max_concurrency=1, budget_tokens=150), pages(4)
-    for asked in (4, 8, 10):
+def test_money_has_a_budget_too_and_needs_prices(serve, pages, asking, prompt_file, tmp_path):
+    server, source = serve(always(GOOD)), pages(40)
+    with pytest.raises(ValueError, match="budget_usd needs usd_per_million_prompt_tokens"):
+        asking(server, budget_usd=1.0)
+    prices = {"usd_per_million_prompt_tokens": 1e4, "usd_per_million_completion_tokens": 2e4}  # 20 cents a request
+    given = asking(server, prompts=[prompt_file(**SPARING)], budget_usd=2.1, **prices)
+    with pytest.raises(TooManyFailures, match=r"2\.10 USD \(--budget-usd\)"):
+        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    assert 8 <= len(server.requests) <= 10
+
+
+def test_tokens_of_failed_answers_are_spent_even_when_they_are_asked_again(serve, pages, asking, prompt_file, tmp_path):
+    server, source = serve(always(chat("Who knows?"))), pages(4)
+    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=150, max_failed_share=0.0, retry_failed=True)
+    for least in (4, 8, 9):
         with pytest.raises(TooManyFailures):
             annotate_documents(source, given, tmp_path / "out", SETTINGS)
-        assert len(server.requests) == asked
+        assert least <= len(server.requests) <= min(least, 9) + 1
 
 
 # --- Again, killed, and beside another run ---------------------------------------------------------------------------
@@ -356,7 +392,13 @@ def test_a_finished_run_asks_nothing_more_even_of_a_dead_endpoint(serve, pages, 
 
 @pytest.mark.parametrize(
     "change",
-    [{"temperature": 1.0}, {"seed": 1}, {"votes": 2}, {"model": "other"}, {"prompt": "personal_data"}],
+    [
+        {"temperature": 1.0},
+        {"seed": 1},
+        {"votes": 2, "temperature": 1.0},
+        {"model": "other"},
+        {"prompts": ["personal_data"]},
+    ],
     ids=lambda change: next(iter(change)),
 )
 @pytest.mark.parametrize("finished", [True, False])
@@ -367,7 +409,7 @@ def test_other_settings_are_refused_a_directory_that_is_taken(change, finished, 
         annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
     else:
         with pytest.raises(TooManyFailures):
-            annotate_documents(source, asking(server, budget_tokens=1, max_concurrency=1), tmp_path / "out", SETTINGS)
+            annotate_documents(source, asking(server, budget_tokens=1), tmp_path / "out", SETTINGS)
     before = len(server.requests)
     with pytest.raises(InputError, match="choose another --output"):
         annotate_documents(source, asking(server, **change), tmp_path / "out", SETTINGS)
@@ -378,9 +420,9 @@ def test_a_changed_word_in_the_prompt_is_another_prompt(serve, pages, asking, pr
     server, source = serve(always(GOOD)), pages(2)
     annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
     described = prompt_file(description="Says more about it.")
-    assert annotate_documents(source, asking(server, prompt=described), tmp_path / "out", SETTINGS).rows == 2
+    assert annotate_documents(source, asking(server, prompts=[described]), tmp_path / "out", SETTINGS).rows == 2
     with pytest.raises(InputError, match="other settings"):
-        annotate_documents(source, asking(server, prompt=prompt_file(max_tokens=3)), tmp_path / "out", SETTINGS)
+        annotate_documents(source, asking(server, prompts=[prompt_file(max_tokens=3)]), tmp_path / "out", SETTINGS)
 
 
 def command(server: Any, source: SourceConfig, prompt: str, out: Path) -> list[str]:
@@ -441,9 +483,9 @@ def test_endpoint_and_model_may_come_from_the_environment(serve, pages, prompt_f
     monkeypatch.setenv("ML_FILTER_ENDPOINT", server.url)
     monkeypatch.delenv("ML_FILTER_MODEL", raising=False)
     with pytest.raises(ConfigError, match="--model or set ML_FILTER_MODEL"):
-        annotate_documents(pages(1), AnnotateConfig(prompt=prompt_file()), tmp_path / "out")
+        annotate_documents(pages(1), AnnotateConfig(prompts=[prompt_file()]), tmp_path / "out")
     monkeypatch.setenv("ML_FILTER_MODEL", "from-the-environment")
-    made = annotate_documents(pages(1), AnnotateConfig(prompt=prompt_file()), tmp_path / "out")
+    made = annotate_documents(pages(1), AnnotateConfig(prompts=[prompt_file()]), tmp_path / "out")
     assert rows(made)[0]["annotator"] == "from-the-environment"
 
 

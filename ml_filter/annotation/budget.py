@@ -1,0 +1,96 @@
+"""A cap on tokens and money that holds with many requests in flight."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from ml_filter.annotation.parsing import Answer
+from ml_filter.annotation.prompts import Prompt
+from ml_filter.settings import AnnotateConfig
+
+_TOKENS_PER_BYTE = 1 / 3
+"""A cautious guess before the first answer, and for servers that report no usage; English has some 4 bytes a token."""
+_MARGIN = 1.1
+
+
+class Usage(NamedTuple):
+    """Tokens, used or reserved."""
+
+    prompt: float
+    completion: float
+
+    def plus(self, other: Usage, sign: int = 1) -> Usage:
+        """The sum, or with sign -1 the difference."""
+        return Usage(self.prompt + sign * other.prompt, self.completion + sign * other.completion)
+
+
+class Budget:
+    """Reserves what a request may use before it is sent, so that those in flight cannot pass the cap together.
+
+    Reserved are the prompt tokens that its length in bytes lets expect, by the answers so far and a tenth more, and
+    all completion tokens it may write. Where a server reports no usage, what was reserved counts as used. A request
+    that got no answer counts as nothing.
+    """
+
+    def __init__(self, config: AnnotateConfig, used: tuple[int, int] = (0, 0)) -> None:
+        self.config = config
+        self.used = Usage(*used)
+        self.is_spent = False
+        self._reserved = Usage(0, 0)
+        self._in_flight = 0
+        self._bytes = self._tokens = 0.0
+        self._settled = asyncio.Event()
+
+    async def reserve(self, prompt: Prompt, piece: str) -> Usage | None:
+        """Reserve for a request, once those in flight leave room for it; None where the cap leaves none at all."""
+        wanted = self._wanted(prompt, piece)
+        while not self._fits(wanted):
+            if not self._in_flight:
+                self.is_spent = True
+                return None
+            self._settled.clear()
+            await self._settled.wait()
+            wanted = self._wanted(prompt, piece)
+        self._in_flight += 1
+        self._reserved = self._reserved.plus(wanted)
+        return wanted
+
+    def settle(self, reserved: Usage, question_bytes: int, answer: Answer | None) -> None:
+        """Put what was used in the place of what was reserved."""
+        self._in_flight -= 1
+        self._reserved = self._reserved.plus(reserved, -1)
+        if answer is not None:
+            if answer.prompt_tokens is None or answer.completion_tokens is None:
+                self.used = self.used.plus(reserved)
+            else:
+                self.used = self.used.plus(Usage(answer.prompt_tokens, answer.completion_tokens))
+                self._bytes += question_bytes
+                self._tokens += answer.prompt_tokens
+        self._settled.set()
+
+    def describe(self) -> str:
+        """The cap, for a person."""
+        caps = []
+        if self.config.budget_tokens is not None:
+            caps.append(f"{self.config.budget_tokens:,} tokens (--budget-tokens)")
+        if self.config.budget_usd is not None:
+            caps.append(f"{self.config.budget_usd:,.2f} USD (--budget-usd)")
+        return " or ".join(caps)
+
+    def _wanted(self, prompt: Prompt, piece: str) -> Usage:
+        rate = _MARGIN * self._tokens / self._bytes if self._bytes else _TOKENS_PER_BYTE
+        completion = 1 if prompt.mode == "choice" and prompt.top_logprobs else prompt.max_tokens
+        return Usage(rate * question_bytes(prompt, piece), completion)
+
+    def _fits(self, wanted: Usage) -> bool:
+        total = self.used.plus(self._reserved).plus(wanted)
+        if self.config.budget_tokens is not None and sum(total) > self.config.budget_tokens:
+            return False
+        usd = self.config.usd(*total)
+        return self.config.budget_usd is None or usd is None or usd <= self.config.budget_usd
+
+
+def question_bytes(prompt: Prompt, piece: str) -> int:
+    """Size of a request's text in UTF-8 bytes."""
+    return len(piece.encode()) + prompt.frame_bytes

@@ -1,0 +1,157 @@
+"""One request to one OpenAI-compatible endpoint: what came back, or why nothing usable did.
+
+Straight on aiohttp: at 1,000 requests in flight the openai library's own client costs some five times the time of a
+request and becomes the bottleneck (benchmarks/annotation_throughput.py).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+from pydantic import SecretStr
+
+from ml_filter.errors import EndpointError
+
+_TRY_AGAIN = {408, 409, 425, 429}
+_TOO_LONG = ("context length", "context size", "context window", "maximum context", "too long", "exceed_context")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the model is, and how many requests it takes at once where that is known."""
+
+    base_url: str
+    model: str
+    api_key: SecretStr
+    max_concurrency: int | None = None
+
+    def url(self, path: str) -> str:
+        """The address of an API path such as `chat/completions`."""
+        return f"{self.base_url.rstrip('/')}/{path}"
+
+    def server_url(self, path: str) -> str:
+        """The address of a path outside the API, such as vLLM's `tokenize`."""
+        parts = urlsplit(self.base_url)
+        return f"{parts.scheme}://{parts.netloc}/{path}"
+
+    def public(self, detail: str) -> str:
+        """What a server said, without the key, which some repeat in their errors, and not at any length."""
+        key = self.api_key.get_secret_value()
+        return storable(detail.replace(key, "***") if len(key) >= 8 else detail)[:1000]
+
+
+class RequestFailed(Exception):
+    """A request without a usable answer. `code` is the error code of the failed annotation.
+
+    `refused`: the server is well and declines this very request, so asking again is of no use.
+    `attempts`: requests made for it.
+    """
+
+    def __init__(self, code: str, detail: str, *, refused: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.code, self.refused, self.retry_after_s = code, refused, retry_after_s
+        self.attempts = 1
+
+
+class Client:
+    """One reused connection pool. `timeout_s` is for a whole request, so an answer that trickles ends as well."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            trust_env=True,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def post(self, endpoint: Endpoint, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The JSON object that answers `body`.
+
+        Raises:
+            RequestFailed: `timeout`, `connection_error`, `rate_limited`, `server_error`, `malformed_answer`,
+                `context_too_long` or `bad_request`.
+            EndpointError: no request can succeed: the key, the path or the model's name is refused.
+        """
+        return await self._send("POST", endpoint, url, orjson.dumps(body))
+
+    async def get(self, endpoint: Endpoint, url: str) -> dict[str, Any]:
+        """The JSON object at an address; raises as `post`."""
+        return await self._send("GET", endpoint, url, None)
+
+    async def _send(self, method: str, endpoint: Endpoint, url: str, data: bytes | None) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {endpoint.api_key.get_secret_value()}"}
+        try:
+            async with self._session.request(method, url, data=data, headers=headers) as response:
+                content = await response.read()
+                status, retry_after = response.status, response.headers.get("Retry-After")
+        except TimeoutError as error:
+            raise RequestFailed("timeout", f"no answer within {self.timeout_s:g} s") from error
+        except aiohttp.InvalidURL as error:
+            raise EndpointError(f"{endpoint.base_url} is no URL; check --endpoint (ML_FILTER_ENDPOINT)") from error
+        except (aiohttp.ClientError, OSError) as error:
+            detail = endpoint.public(f"{type(error).__name__}: {error}")
+            raise RequestFailed("connection_error", detail) from error
+        if status >= 400:
+            raise _failure(endpoint, status, content, retry_after)
+        try:
+            answer = _loads(content)
+        except ValueError as error:
+            raise RequestFailed("malformed_answer", endpoint.public(f"no JSON: {error}")) from error
+        if not isinstance(answer, dict):
+            raise RequestFailed("malformed_answer", f"the answer is a {type(answer).__name__}, not an object")
+        return answer
+
+
+def _failure(endpoint: Endpoint, status: int, content: bytes, retry_after: str | None) -> Exception:
+    said = endpoint.public(_message(content))
+    if status in (401, 403):
+        return EndpointError(f"{endpoint.base_url} refuses the key ({status}); set ML_FILTER_API_KEY")
+    if status == 404:
+        return EndpointError(
+            f"{endpoint.base_url} does not know the model {endpoint.model!r} or the path; check --model "
+            f"(ML_FILTER_MODEL) and --endpoint (ML_FILTER_ENDPOINT): {said}"
+        )
+    if status == 429:
+        return RequestFailed("rate_limited", said, retry_after_s=_seconds(retry_after))
+    if status >= 500 or status in _TRY_AGAIN:
+        return RequestFailed("server_error", f"{status}: {said}", retry_after_s=_seconds(retry_after))
+    too_long = any(words in said.lower() for words in _TOO_LONG)
+    return RequestFailed("context_too_long" if too_long else "bad_request", said, refused=True)
+
+
+def _message(content: bytes) -> str:
+    text = content.decode("utf-8", "replace")
+    try:
+        error = json.loads(text)
+        error = error.get("error", error)
+        return str(error.get("message", error) if isinstance(error, dict) else error)
+    except (ValueError, AttributeError):
+        return text
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    try:
+        return max(float(retry_after), 0.0) if retry_after else None
+    except ValueError:
+        return None  # a date; rare, and the backoff serves as well
+
+
+def _loads(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content)  # takes what some servers write: infinities, halves of surrogate pairs
+
+
+def storable(text: str) -> str:
+    """With a question mark for each half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
