@@ -1,104 +1,134 @@
-"""Which prompt and answer mode ranks best with the embedded judge?
+"""How does the embedded judge do in each answer mode, and what does the gate say of it?
 
-Annotates documents with human and LLM scores (edu_human_gold_dev.jsonl) in each way and prints the rank agreement.
-Every way is a real prompt through the project's own annotator.
+Annotates documents with human and LLM scores (edu_human_gold_dev.jsonl) in each way, through the project's own
+annotator, and prints the agreement with both, the gate's verdict and, below, the gate's verdict on the LLM's scores.
+Annotations stay in --work, so that a run that was broken off goes on.
 
-    python benchmarks/embedded_judge.py ../shared/data/edu_human_gold_dev.jsonl [--documents 255]
+    python benchmarks/embedded_judge.py ../shared/data/edu_human_gold_dev.jsonl --work runs/embedded_judge
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import yaml
-from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 
+from ml_filter.agreement.agreement import PairAgreement, measure_agreement
+from ml_filter.agreement.gate import run_gate
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.logs import configure_logging
-from ml_filter.settings import AnnotateConfig, SourceConfig
+from ml_filter.settings import AgreementConfig, AnnotateConfig, GateConfig, SourceConfig
 
 SCORE = {"min": 0, "max": 5}
 COMMON = {"criterion": "educational_value", "language": "en", "score": SCORE, "max_text_chars": 600, "one_line": True}
 SCALE = "0 is advertising or junk, 5 is excellent teaching material."
-WAYS = {
-    "digit": {
-        "text": f"How educational is this page, from 0 to 5? {SCALE} Answer with one digit.\n\nPage: {{text}}",
-        "pattern": r"([0-5])",
-        "max_tokens": 8,
-    },
-    "digit_few_shot": {
-        "api": "completion",
-        "text": "Page: Buy shoes now, free shipping on all items.\nScore: 0\n\n"
-        "Page: Plants turn light, water and carbon dioxide into glucose and oxygen.\nScore: 5\n\n"
-        "Page: The band announced new tour dates.\nScore: 1\n\n"
-        "Page: {text}\nScore:",
-        "pattern": r"([0-5])",
-        "max_tokens": 3,
-    },
-    "yes_or_no": {
-        "mode": "choice",
-        "text": "Is this page useful for teaching? Answer Yes or No.\n\nPage: {text}",
-        "choices": {"Yes": 5, "No": 0},
-        "top_logprobs": 300,
-    },
-    "category": load_prompt("educational_value_small").model_dump(exclude={"description"}),
+DIGIT = {
+    "text": f"How educational is this page, from 0 to 5? {SCALE} Answer with one digit.\n\nPage: {{text}}",
+    "pattern": r"([0-5])",
+    "max_tokens": 8,
+}
+FEW_SHOT = (
+    "Page: Buy shoes now, free shipping on all items.\n{answer}: {low}\n\n"
+    "Page: Plants turn light, water and carbon dioxide into glucose and oxygen.\n{answer}: {high}\n\n"
+    "Page: The band announced new tour dates.\n{answer}: {low}\n\n"
+    "Page: {{text}}\n{answer}:"
+)
+VERDICT = {"Junk": 0, "Educational": 5}
+WAYS: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
+    "digit": ("answer pattern, chat", DIGIT, {}),
+    "digit_votes": ("answer pattern, chat, 3 votes at temperature 0.7", DIGIT, {"votes": 3, "temperature": 0.7}),
+    "digit_few_shot": (
+        "answer pattern, continuation",
+        {"api": "completion", "pattern": "([0-5])", "max_tokens": 3}
+        | {"text": FEW_SHOT.format(answer="Score", low=0, high=5)},
+        {},
+    ),
+    "json": (
+        "JSON schema, chat",
+        {"mode": "json", "max_tokens": 96}
+        | {
+            "text": f"How educational is this page, from 0 to 5? {SCALE} Answer with a JSON object that has a short "
+            '"reason" and the "score".\n\nPage: {text}'
+        },
+        {"structured": "on"},
+    ),
+    "written_choice": (
+        "written choice, continuation",
+        {"api": "completion", "mode": "choice", "top_logprobs": 0, "max_tokens": 2, "choices": VERDICT}
+        | {"text": FEW_SHOT.format(answer="Kind", low="Junk", high="Educational")},
+        {},
+    ),
+    "yes_or_no": (
+        "choice by log-odds, chat",
+        {"mode": "choice", "choices": {"Yes": 5, "No": 0}, "top_logprobs": 300}
+        | {"text": "Is this page useful for teaching? Answer Yes or No.\n\nPage: {text}"},
+        {},
+    ),
+    "category": (
+        "choice by log-odds of categories (educational_value_small)",
+        load_prompt("educational_value_small").model_dump(exclude={"description"}),
+        {},
+    ),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gold", type=Path)
-    parser.add_argument("--documents", type=int, default=255)
+    parser.add_argument("--work", type=Path, required=True, help="directory of the annotations and reports")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     options = parser.parse_args()
     configure_logging(level="WARNING")
-    rows = [json.loads(line) for line in options.gold.read_text().splitlines()][: options.documents]
-    llm = {row["id"]: row["llama3_70b_score"] for row in rows}
-    human = {row["id"]: row["human_score"] for row in rows}
-    print("| way | score | documents | failed | Spearman, LLM | Spearman, humans | AUC, LLM >= 3 | documents/s |")
-    print("|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "documents.jsonl"
+    options.work.mkdir(parents=True, exist_ok=True)
+    source = options.work / "documents.jsonl"
+    if not source.exists():
+        rows = [json.loads(line) for line in options.gold.read_text().splitlines()]
         source.write_text("".join(json.dumps({"id": row["id"], "text": row["text"]}) + "\n" for row in rows))
-        for name, way in WAYS.items():
-            prompt = Path(scratch) / f"{name}.yaml"
-            prompt.write_text(yaml.safe_dump({**COMMON, **way, "name": name}))
-            config = AnnotateConfig(prompt=str(prompt), max_concurrency=8, max_failed_share=1)
-            start = time.monotonic()
-            made = annotate_documents(SourceConfig(paths=[str(source)]), config, Path(scratch) / name)
-            rate = made.counts["documents"] / (time.monotonic() - start)
-            table = pq.read_table(made.shard_paths()[0])
-            for column in ("score", "expected_score"):
-                found = [
-                    (i, s)
-                    for i, s in zip(table["document_id"].to_pylist(), table[column].to_pylist(), strict=True)
-                    if s is not None
-                ]
-                scores = np.array([score for _, score in found])
-                if len(np.unique(scores)) < 2:
-                    print(
-                        f"| {name} | {column} | {len(found)} | {len(rows) - len(found)} | all alike | | | {rate:.1f} |",
-                        flush=True,
-                    )
-                    continue
-                by_llm = np.array([llm[i] for i, _ in found])
-                agreement = [
-                    spearmanr(scores, by_llm).statistic,
-                    spearmanr(scores, [human[i] for i, _ in found]).statistic,
-                ]
-                auc = roc_auc_score(by_llm >= 3, scores)
-                print(
-                    f"| {name} | {column} | {len(found)} | {len(rows) - len(found)} | {agreement[0]:.3f} | "
-                    f"{agreement[1]:.3f} | {auc:.3f} | {rate:.1f} |",
-                    flush=True,
-                )
+    print("| way | answers | score | documents | failed | Spearman, LLM | Spearman, humans | gate | documents/s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in options.ways:
+        what, prompt, settings = WAYS[name]
+        file = options.work / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({**COMMON, **prompt, "name": name}))
+        config = AnnotateConfig.model_validate({"prompts": [str(file)], "max_failed_share": 1, **settings})
+        start = time.monotonic()
+        made = annotate_documents(SourceConfig(paths=[str(source)]), config, options.work / name)
+        rate = made.counts["scored"] + made.counts["failed"]
+        for use in ("answer", "expected"):
+            cells = agreement_cells(made.root, options.gold, use, options.work / f"{name}-{use}")
+            print(
+                f"| {name} | {what} | {use} | {cells} | {rate / (time.monotonic() - start):.1f} |",
+                flush=True,
+            )
+    gate = GateConfig(gold=SourceConfig(paths=[str(options.gold)]), rating_columns=["llama3_70b_score"])
+    verdict = run_gate(str(options.gold), gate, options.work / "llm-gate").checks[0]
+    print(f"\nThe LLM's own scores: {verdict.outcome}; {verdict.reason}.")
+
+
+def agreement_cells(annotations: str, gold: Path, use: str, output: Path) -> str:
+    """Documents, failed, both correlations and the gate's verdict, as cells of the table."""
+    documents, failed, correlations = 0, 0, []
+    for column in ("llama3_70b_score", "human_score"):
+        config = AgreementConfig.model_validate({"gold": {"paths": [str(gold)]}, "gold_column": column, "use": use})
+        agreement, _ = measure_agreement([annotations], config, f"{output}-{column}")
+        pair = next(pair for pair in agreement.overall.pairs if pair.reference == agreement.gold)
+        documents, failed = agreement.raters[1].documents, agreement.raters[1].failed
+        correlations.append(interval(pair))
+    gate = GateConfig.model_validate({"gold": {"paths": [str(gold)]}, "use": use})
+    outcome = run_gate(annotations, gate, f"{output}-gate").checks[0].outcome
+    return f"{documents} | {failed} | {correlations[0]} | {correlations[1]} | {outcome}"
+
+
+def interval(pair: PairAgreement) -> str:
+    """A figure with its interval, or why there is none."""
+    figure = pair.figures["spearman"]
+    if figure.value is None:
+        return figure.reason or ""
+    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
   - ConfigError                 a setting, prompt or configuration file is wrong
   - EndpointError               the LLM endpoint cannot be reached, started or used at all
   - TooManyFailures             the work finished, with more failures than tolerated (exit code 1)
+  - GateFailed                  scores agree too little with human gold to go on (exit code 1)
 """
 
 
@@ -28,5 +29,11 @@ class EndpointError(MlFilterError):
 
 class TooManyFailures(MlFilterError):
     """The work finished and is on disk, but more of it failed than the configuration tolerates."""
+
+    exit_code = 1
+
+
+class GateFailed(MlFilterError):
+    """Scores agree too little with human gold, or that cannot be told, so what builds on them must not start."""
 
     exit_code = 1

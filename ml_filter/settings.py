@@ -8,7 +8,7 @@ YAML holds them under the stage's name, and the command line fills them from its
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -16,7 +16,19 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_filter.errors import ConfigError
 
-VoteMethod = Literal["mean", "median", "majority", "min", "max"]
+VoteMethod = Literal["mean", "median", "majority", "min", "max", "dawid-skene"]
+GateMetric = Literal[
+    "spearman",
+    "kendall",
+    "pearson",
+    "kappa",
+    "kappa_linear",
+    "kappa_quadratic",
+    "exact_agreement",
+    "agreement_at_threshold",
+    "f1_at_threshold",
+    "macro_f1",
+]
 TrackingMode = Literal["off", "auto", "offline", "online"]
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -33,7 +45,9 @@ class Settings(BaseSettings):
         default_factory=lambda: Path.home() / ".cache" / "ml_filter",
         description="where the embedded judge's weights are kept",
     )
-    endpoint: str | None = Field(None, description="OpenAI-compatible base URL; unset: the embedded judge")
+    endpoint: str | None = Field(
+        None, description="OpenAI-compatible base URL, or several with commas; unset: the embedded judge"
+    )
     model: str | None = Field(None, description="model name at the endpoint")
     api_key: SecretStr | None = Field(None, description="key of the endpoint")
     comet_api_key: SecretStr | None = Field(None, validation_alias="COMET_API_KEY")
@@ -66,22 +80,173 @@ class SampleConfig(StageConfig):
     by: list[str] = []
 
 
-class AnnotateConfig(StageConfig):
-    """How an LLM scores documents against a prompt."""
+class DeduplicateConfig(StageConfig):
+    """When a document counts as a repetition of an earlier one."""
 
-    prompt: str = "educational_value"
-    endpoint: str | None = Field(None, description="unset: ML_FILTER_ENDPOINT, else the embedded judge")
-    model: str | None = None
-    votes: Annotated[int, Field(ge=1)] = 1
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="estimated Jaccard similarity of word 5-grams from which on it does; 0.8 as in SlimPajama"
+    )
+    permutations: Annotated[int, Field(ge=16)] = Field(128, description="length of a signature")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class DecontaminateConfig(StageConfig):
+    """When a document counts as a copy of a text that something is evaluated on."""
+
+    against: Annotated[list[SourceConfig], Field(min_length=1)]
+    ngram_words: Annotated[int, Field(ge=1)] = Field(13, description="13 as in GPT-3 (Brown et al. 2020, appendix C)")
+    min_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of the text's n-grams that are found in the document; 0: one n-gram is enough"
+    )
+
+
+class PublishConfig(StageConfig):
+    """How scored documents become a labelled data set."""
+
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     seed: Seed = 0
-    max_concurrency: Annotated[int, Field(ge=1)] = 64
+    criterion: str | None = Field(None, description="unset: the only one")
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="documents of this estimated Jaccard similarity are kept in one split"
+    )
+    license: str = Field("unknown", description="identifier for the data card, such as odc-by")
+    title: str | None = Field(None, description="of the data card; unset: from the criterion")
+    agreement: str | None = Field(None, description="agreement.json, or its directory, for the data card")
+    push: str | None = Field(None, description="OWNER/NAME of a Hub data set to upload to")
+    private: bool = Field(False, description="on the Hub; one that is there and public is refused")
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> PublishConfig:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share leave nothing to train on")
+        return self
+
+
+class AskConfig(StageConfig):
+    """How an LLM is asked, whatever about."""
+
+    endpoints: list[str] = Field([], description="base URLs; empty: ML_FILTER_ENDPOINT, else the embedded judge")
+    model: str | None = None
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Seed = 0
+    extra_body: dict[str, Any] = Field({}, description="more fields for each request, such as chat_template_kwargs")
+    structured: Literal["auto", "on", "off"] = Field(
+        "auto", description="JSON schema or choices as constraints; auto: until the server refuses them"
+    )
+    tokenizer: str | None = Field(
+        None, description="Hub name or directory, or `server` to ask the endpoint; unset: text is cut by characters"
+    )
+    context_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="the model's context; unset: what the endpoint says"
+    )
+    chat_template: Literal["server", "client"] = Field(
+        "server", description="client: the tokenizer's template is filled in here, for servers without chat"
+    )
+    add_generation_prompt: bool = Field(True, description="a template filled in here ends with the answer's start")
+    max_concurrency: Annotated[int, Field(ge=1)] = Field(256, description="the limit that adapts never goes above it")
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     max_retries: Annotated[int, Field(ge=0)] = 5
-    max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    budget_tokens: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="no request is started once this many tokens were used"
+    max_outage_s: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="how long an endpoint that has answered may be silent before the run ends"
     )
+    max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    retry_failed: bool = Field(False, description="ask the failed documents of an earlier run again")
+    ledger: str | None = Field(None, description="SQLite file to share answers between outputs; unset: in the output")
+    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None = None
+    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None = None
+    budget_tokens: Annotated[int, Field(gt=0)] | None = Field(None, description="stop before more tokens are used")
+    budget_usd: Annotated[float, Field(gt=0)] | None = Field(None, description="stop before more money is spent")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.budget_usd is not None and self.usd(1, 1) is None:
+            raise ValueError("budget_usd needs usd_per_million_prompt_tokens and usd_per_million_completion_tokens")
+        if self.chat_template == "client" and self.tokenizer in (None, "server"):
+            raise ValueError("chat_template client needs a tokenizer")
+        return self
+
+    @property
+    def most_windows(self) -> int:
+        """How many windows of a document are asked about; what is left of it is not."""
+        return 1
+
+    def usd(self, prompt_tokens: float, completion_tokens: float) -> float | None:
+        """What tokens cost; None where the prices are not known."""
+        prompt, completion = self.usd_per_million_prompt_tokens, self.usd_per_million_completion_tokens
+        if prompt is None or completion is None:
+            return None
+        return (prompt_tokens * prompt + completion_tokens * completion) / 1e6
+
+
+class AnnotateConfig(AskConfig):
+    """How an LLM scores documents against prompts."""
+
+    prompts: Annotated[list[str], Field(min_length=1)] = Field(
+        ["educational_value"],
+        description="names or files; of those with one criterion, each document gets the one in its language, or the "
+        "first",
+    )
+    votes: Annotated[int, Field(ge=1)] = 1
+    long_documents: Literal["truncate", "windows"] = "truncate"
+    max_windows: Annotated[int, Field(ge=1)] = 8
+    combine_windows: Literal["mean", "max", "min", "median"] = "mean"
+
+    @model_validator(mode="after")
+    def _votes_differ(self) -> AnnotateConfig:
+        if self.votes > 1 and self.temperature == 0:
+            raise ValueError("votes above 1 need a temperature above 0, or every vote is the same answer paid again")
+        return self
+
+    @property
+    def most_windows(self) -> int:
+        """How many windows of a document are asked about; what is left of it is not."""
+        return self.max_windows if self.long_documents == "windows" else 1
+
+
+class EstimateConfig(StageConfig):
+    """How the bill of an annotation is estimated."""
+
+    pilot: Annotated[int, Field(ge=1)] = Field(50, description="documents to ask about")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        20_431, description="draws the pilot; unlike that of the sample, whose lowest keys are no random part of it"
+    )
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    resamples: Annotated[int, Field(ge=100)] = 2000
+
+
+class BatchConfig(StageConfig):
+    """How requests go into OpenAI batch files. Defaults: the limits and the price of OpenAI's Batch API."""
+
+    max_requests: Annotated[int, Field(ge=1)] = Field(50_000, description="in a file")
+    max_bytes: Annotated[int, Field(ge=1)] = Field(200_000_000, description="of a file")
+    completion_window: str = "24h"
+    price_share: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="batch prices as a share of usd_per_million_*; 1 for a server of one's own"
+    )
+
+
+class TranslateConfig(AskConfig):
+    """How an LLM translates documents and prompts."""
+
+    piece_chars: Annotated[int, Field(ge=200)] = Field(
+        4000, description="longer documents are translated in pieces, cut between paragraphs, else sentences or words"
+    )
+    max_tokens: Annotated[int, Field(ge=1)] = Field(4096, description="most tokens of a piece's translation")
+    length_ratio: tuple[float, float] = Field(
+        (0.33, 3.0), description="translation to original in characters; outside it, the translation is suspicious"
+    )
+    tries: Annotated[int, Field(ge=1)] = Field(3, description="of a prompt; each is told what was wrong before")
+
+
+class LabelConfig(AskConfig):
+    """How an LLM labels documents."""
+
+    labels: Annotated[list[str], Field(min_length=1)] = Field(
+        ["domain"], description="names or files of label lists; each is a facet, asked about on its own"
+    )
+    by: list[str] = Field([], description="columns whose values the report tells apart; empty: the source files")
 
 
 class AggregateConfig(StageConfig):
@@ -93,11 +258,78 @@ class AggregateConfig(StageConfig):
     )
 
 
+class RankConfig(StageConfig):
+    """Which documents to annotate next."""
+
+    size: Annotated[int, Field(gt=0)]
+    by: Literal["disagreement", "expected-value"] = "disagreement"
+    threshold: float = Field(3.0, description="documents at or above it are kept; for expected-value")
+    criterion: str | None = Field(None, description="unset: the only one")
+
+
+class ConvertConfig(StageConfig):
+    """What an older file does not say of its annotations; what it says itself goes before."""
+
+    annotator: str | None = None
+    prompt: str | None = None
+    criterion: str | None = Field(None, description="unset: the prompt's name")
+    language: str | None = Field(None, description="of the prompt")
+    score_columns: Annotated[list[str], Field(min_length=1)] = ["score"]
+    score_min: float = 0.0
+    score_max: float = 5.0
+
+    @model_validator(mode="after")
+    def _range_has_width(self) -> ConvertConfig:
+        if self.score_max <= self.score_min:
+            raise ValueError(f"score_max ({self.score_max}) must be above score_min ({self.score_min})")
+        return self
+
+
+class AgreementConfig(StageConfig):
+    """Which ratings are compared, and how."""
+
+    gold: SourceConfig | None = Field(None, description="human ratings; then the reference of every comparison")
+    gold_column: str = "human_score"
+    rating_columns: list[str] = Field(
+        [], description="columns of a rated table, one rater each (a list column: one each entry); unset: score, scores"
+    )
+    id_column: str | None = Field(None, description="of a rated table; unset: id, document_id, a hash of the text")
+    criterion: str | None = Field(None, description="needed where annotations or scores hold several")
+    by: list[str] = Field([], description="columns of gold or of rated tables; each of their values is a stratum")
+    use: Literal["expected", "answer"] = Field(
+        "expected", description="expected score from log-probabilities where there is one, or the parsed answer"
+    )
+    votes_as_raters: bool = Field(False, description="each vote of an annotator is a rater; else their mean is one")
+    threshold: float = Field(3.0, description="a rounded score at or above counts as good")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    seed: Seed = 0
+
+
+class GateConfig(AgreementConfig):
+    """What agreement with human gold lets a run go on."""
+
+    gold: SourceConfig
+    metric: GateMetric = "spearman"
+    min_agreement: float = Field(0.6, description="what the lower bound of the interval has to reach")
+    min_documents: Annotated[int, Field(ge=3)] = Field(30, description="compared documents, overall and per stratum")
+    small_strata: Literal["stop", "report"] = Field(
+        "stop", description="a stratum with fewer documents stops the run, or is only reported as not judged"
+    )
+
+
+class CompareConfig(AgreementConfig):
+    """How two annotations of the same documents are compared."""
+
+    examples: Annotated[int, Field(ge=1)] = Field(20, description="documents shown on which the two differ most")
+
+
 class TrainConfig(StageConfig):
     """How a head is fitted on a frozen encoder."""
 
     encoder: str = EMBEDDED_ENCODER
     label_column: str = "score"
+    criterion: str | None = Field(None, description="of aggregated scores; unset: the only one")
     max_tokens: Annotated[int, Field(ge=8)] = 512
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     threshold: float = Field(3.0, description="at or above counts as good in the binary figures")
@@ -138,12 +370,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: the file does not exist or holds no mapping.
+        ConfigError: the file does not exist, cannot be read or holds no mapping.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} cannot be read as UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration file {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
@@ -169,8 +403,21 @@ class AnnotationPipelineConfig(_PipelineConfig):
 
     source: SourceConfig = SourceConfig()
     sample: SampleConfig
+    deduplicate: DeduplicateConfig | None = DeduplicateConfig()
+    decontaminate: DecontaminateConfig | None = Field(None, description="unset: against the gate's gold, if any")
     annotate: AnnotateConfig = AnnotateConfig()
+    jury: list[AnnotateConfig] = Field([], description="more annotators, beside `annotate`")
     aggregate: AggregateConfig = AggregateConfig()
+    gate: GateConfig | None = Field(None, description="the gold documents are annotated first, and must pass")
+    publish: PublishConfig | None = Field(None, description="write, and where told push, a labelled data set")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_gold_out(cls, values: Any) -> Any:
+        """The gold that the gate measures with is kept out of the sample, unless told otherwise."""
+        if isinstance(values, dict) and isinstance(values.get("gate"), dict) and values.get("decontaminate") is None:
+            return {**values, "decontaminate": {"against": [values["gate"].get("gold")]}}
+        return values
 
 
 class TrainingPipelineConfig(_PipelineConfig):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_filter.documents.lineage import made_by
 from ml_filter.errors import ConfigError
 from ml_filter.settings import Settings, TrackingConfig
 
@@ -88,9 +89,7 @@ def run_metrics(
     for manifest in manifests:
         metrics |= {f"{manifest.kind}_{name}": float(count) for name, count in manifest.counts.items()}
         parameters[f"{manifest.kind}_digest"] = manifest.digest
-        parameters |= {
-            key: manifest.config[key] for key in ("prompt", "prompt_digest", "annotator") if key in manifest.config
-        }
+    parameters |= made_by(manifest.config for manifest in manifests if manifest.kind == "annotations")
     if head is not None:
         metrics |= head.training.evaluation.figures("head_")
         parameters["head_digest"] = head.digest

@@ -1,34 +1,94 @@
-"""Feature pipeline: from documents to scores."""
+"""Feature pipeline: from documents to scores, and to a labelled data set."""
+
+from typing import NamedTuple
 
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
 from ml_filter.documents.manifest import Manifest
-from ml_filter.settings import AggregateConfig, AnnotateConfig, SampleConfig, SourceConfig, TrackingConfig
+from ml_filter.settings import (
+    AggregateConfig,
+    AnnotateConfig,
+    DecontaminateConfig,
+    DeduplicateConfig,
+    GateConfig,
+    PublishConfig,
+    SampleConfig,
+    SourceConfig,
+    TrackingConfig,
+)
 from steps.feature.aggregate_scores import aggregate_scores
 from steps.feature.annotate_documents import annotate_documents
+from steps.feature.decontaminate_documents import decontaminate_documents
+from steps.feature.deduplicate_documents import deduplicate_documents
+from steps.feature.gate_on_agreement import gate_on_agreement
+from steps.feature.publish_labels import publish_labels
 from steps.feature.sample_documents import sample_documents
 from steps.track_run import track_run
 
 
+class Features(NamedTuple):
+    """What the feature steps make: the sample, its annotations by the first annotator, and the aggregated scores."""
+
+    sample: Manifest
+    annotations: Manifest
+    scores: Manifest
+
+
 def feature_steps(
-    source: SourceConfig, sample: SampleConfig, annotate: AnnotateConfig, aggregate: AggregateConfig, output: str
-) -> tuple[Manifest, Manifest, Manifest]:
-    """Sample, annotate, aggregate."""
-    documents = sample_documents(source, sample, output)
-    annotations = annotate_documents(documents, annotate, output)
-    return documents, annotations, aggregate_scores(annotations, aggregate, output)
+    source: SourceConfig,
+    sample: SampleConfig,
+    deduplicate: DeduplicateConfig | None,
+    decontaminate: DecontaminateConfig | None,
+    annotate: AnnotateConfig,
+    jury: list[AnnotateConfig],
+    aggregate: AggregateConfig,
+    gate: GateConfig | None,
+    publish: PublishConfig | None,
+    output: str,
+) -> Features:
+    """Sample and clean documents, annotate, aggregate, publish. Where there is a gate, the gold documents are
+    annotated first, and the sample only if the scores of the gold pass: a judge that fails costs no more than that."""
+    sampled = documents = sample_documents(source, sample, output)
+    if deduplicate is not None:
+        documents = deduplicate_documents(documents, deduplicate, output)
+    if decontaminate is not None:
+        documents = decontaminate_documents(documents, decontaminate, output)
+    passed = None
+    if gate is not None:
+        of_gold = {"of": "gold_"}
+        gold = [
+            annotate_documents.with_options(substitutions=of_gold)(
+                one, output, source=gate.gold, id=f"annotate_gold_{n}"
+            )
+            for n, one in enumerate([annotate, *jury], 1)
+        ]
+        gold_scores = aggregate_scores.with_options(substitutions=of_gold)(gold, aggregate, output, id="aggregate_gold")
+        passed = gate_on_agreement(gold_scores, gate, output)
+    annotations = [
+        annotate_documents(one, output, documents=documents, id=f"annotate_documents_{n}", after=passed)
+        for n, one in enumerate([annotate, *jury], 1)
+    ]
+    scores = aggregate_scores(annotations, aggregate, output)
+    if publish is not None:
+        publish_labels(scores, documents, publish, output, gate=passed)
+    return Features(sampled, annotations[0], scores)
 
 
 @pipeline(name="annotation", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
 def annotation_pipeline(
     source: SourceConfig,
     sample: SampleConfig,
+    deduplicate: DeduplicateConfig | None,
+    decontaminate: DecontaminateConfig | None,
     annotate: AnnotateConfig,
+    jury: list[AnnotateConfig],
     aggregate: AggregateConfig,
+    gate: GateConfig | None,
+    publish: PublishConfig | None,
     tracking: TrackingConfig,
     output: str,
 ) -> None:
-    """Sample documents, let an LLM score them, aggregate the votes."""
-    documents, annotations, scores = feature_steps(source, sample, annotate, aggregate, output)
-    track_run(tracking, sample=documents, annotations=annotations, scores=scores)
+    """Sample documents, let LLMs score them, check the scores against human gold, publish a labelled data set."""
+    made = feature_steps(source, sample, deduplicate, decontaminate, annotate, jury, aggregate, gate, publish, output)
+    track_run(tracking, sample=made.sample, annotations=made.annotations, scores=made.scores)

@@ -6,7 +6,11 @@ from zenml.enums import ExecutionMode
 from ml_filter.settings import (
     AggregateConfig,
     AnnotateConfig,
+    DecontaminateConfig,
+    DeduplicateConfig,
     FilterConfig,
+    GateConfig,
+    PublishConfig,
     SampleConfig,
     ScoreConfig,
     SourceConfig,
@@ -24,8 +28,13 @@ from steps.training.train_head import train_head
 def end_to_end_pipeline(
     source: SourceConfig,
     sample: SampleConfig,
+    deduplicate: DeduplicateConfig | None,
+    decontaminate: DecontaminateConfig | None,
     annotate: AnnotateConfig,
+    jury: list[AnnotateConfig],
     aggregate: AggregateConfig,
+    gate: GateConfig | None,
+    publish: PublishConfig | None,
     train: TrainConfig,
     score: ScoreConfig,
     filter: FilterConfig,
@@ -33,15 +42,15 @@ def end_to_end_pipeline(
     output: str,
 ) -> None:
     """Sample and annotate the source, train a head on the scores, score the source, keep the best."""
-    documents, annotations, scores = feature_steps(source, sample, annotate, aggregate, output)
-    head = train_head(train, output, scores=scores)
+    made = feature_steps(source, sample, deduplicate, decontaminate, annotate, jury, aggregate, gate, publish, output)
+    head = train_head(train, output, scores=made.scores)
     scored, filtered = inference_steps(head, source, score, filter, output)
-    write_report(head, scored, filtered, sample=documents, annotations=annotations, scores=scores)
+    write_report(head, scored, filtered, sample=made.sample, annotations=made.annotations, scores=made.scores)
     track_run(
         tracking,
-        sample=documents,
-        annotations=annotations,
-        scores=scores,
+        sample=made.sample,
+        annotations=made.annotations,
+        scores=made.scores,
         head=head,
         scored=scored,
         filtered=filtered,

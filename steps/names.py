@@ -4,11 +4,15 @@ from enum import StrEnum
 
 
 class Artifact(StrEnum):
-    """Names of step outputs."""
+    """Names of step outputs. `{of}` is nothing for the sample and `gold_` for the gate's gold documents."""
 
     SAMPLE = "sample"
-    ANNOTATIONS = "annotations"
-    SCORES = "scores"
+    DEDUPLICATED = "deduplicated"
+    DECONTAMINATED = "decontaminated"
+    ANNOTATIONS = "{of}annotations"
+    SCORES = "{of}scores"
+    GATE = "gate"
+    LABELLED = "labelled"
     HEAD = "head"
     GOLD_EVALUATION = "gold_evaluation"
     SCORED = "scored"

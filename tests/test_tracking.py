@@ -16,8 +16,13 @@ KEY = "comet-very-secret-key"
 ANNOTATIONS = Manifest(
     kind="annotations",
     counts={"documents": 4, "scored": 3, "failed": 1},
-    config={"prompt": "educational_value", "prompt_digest": "abc", "annotator": "m", "seed": 1},
+    config={
+        "prompts": [{"name": "educational_value", "digest": "abc"}, {"name": "danger", "digest": "def"}],
+        "annotator": "m",
+        "seed": 1,
+    },
 )
+OTHER_JUDGE = ANNOTATIONS.model_copy(update={"config": {**ANNOTATIONS.config, "annotator": "n"}})
 SCORES = Manifest(kind="scores", counts={"documents": 4, "votes": 3})
 
 
@@ -50,10 +55,14 @@ def test_metrics_are_the_counts_of_each_stage_and_parameters_say_what_made_them(
     assert parameters == {
         "annotations_digest": ANNOTATIONS.digest,
         "scores_digest": SCORES.digest,
-        "prompt": "educational_value",
-        "prompt_digest": "abc",
+        "prompt": "educational_value, danger",
+        "prompt_digest": "abc, def",
         "annotator": "m",
     }
+
+
+def test_every_judge_of_a_jury_is_a_parameter():
+    assert run_metrics([ANNOTATIONS, OTHER_JUDGE])[1]["annotator"] == "m, n"
 
 
 def test_the_offline_archive_holds_these_and_the_report_and_nothing_of_the_key(tmp_path, monkeypatch):

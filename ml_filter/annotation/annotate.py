@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 import pyarrow as pa
 from loguru import logger
@@ -22,10 +23,10 @@ from ml_filter.annotation.embedded import MODEL_NAME, embedded_endpoint
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.judge import Judge
 from ml_filter.annotation.ledger import Key, Ledger, SeenIds
-from ml_filter.annotation.parsing import AnswerError, read_verdict
-from ml_filter.annotation.prompts import Prompt, language_code, load_prompt, prompts_by_criterion
+from ml_filter.annotation.parsing import Answer, AnswerError, read_verdict
+from ml_filter.annotation.prompts import Prompt, Question, language_code, load_prompt, prompts_by_criterion
 from ml_filter.annotation.windows import Windows, combine
-from ml_filter.documents.manifest import Manifest, digest_of
+from ml_filter.documents.manifest import Manifest, Parent, digest_of
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.readers import known_rows, read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
@@ -33,10 +34,8 @@ from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, InputError, MlFilterError, TooManyFailures
 from ml_filter.progress import progress
-from ml_filter.settings import AnnotateConfig, Settings, SourceConfig
+from ml_filter.settings import AnnotateConfig, AskConfig, Settings, SourceConfig
 
-_SHARD = "annotations"
-_WRITE_ROWS = 1000
 _READ_AHEAD = 256
 _FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason", "attempts")
 FAILED_NAME = "failed.jsonl"
@@ -49,7 +48,7 @@ class Call(NamedTuple):
     """One request to come: a window of a document, a prompt and a vote."""
 
     key: Key
-    prompt: Prompt
+    prompt: Question
     piece: str
     window: int
     windows: int
@@ -75,10 +74,20 @@ def annotate_documents(
         InputError, ConfigError: the source, a prompt or the output directory is wrong.
     """
     settings = settings or Settings()
+    run, made_by, parents = prepare(Run, source, config, annotator_name(config, settings))
+    with OutputDirectory(output, "annotations", made_by, parents) as out:
+        return run_to_the_end(out, settings, run)
+
+
+R = TypeVar("R", bound="Run")
+
+
+def prepare(
+    kind: type[R], source: SourceConfig, config: AnnotateConfig, annotator: str
+) -> tuple[R, dict[str, Any], list[Parent]]:
+    """A run that has not begun, what identifies its annotations, and its input."""
     prompts = [load_prompt(name) for name in config.prompts]
-    criteria = prompts_by_criterion(prompts)
     shards, parents = list_shards(source)
-    annotator = annotator_name(config, settings)
     made_by = {
         "source": source.model_dump(mode="json"),
         "prompts": [
@@ -94,27 +103,32 @@ def annotate_documents(
         "annotator": annotator,
         **answer_settings(config),
     }
-    with OutputDirectory(output, "annotations", made_by, parents) as out:
-        if out.manifest and not (config.retry_failed and out.manifest.counts["failed"]):
-            return out.manifest
-        if not out.is_local:
-            raise InputError(f"{output}: annotations need a local directory, for their ledger")
-        if out.manifest:
-            out.reopen()
-        with Ledger(Path(config.ledger or Path(out.root) / "ledger.sqlite")) as ledger:
-            run = Run(source, shards, config, criteria, annotator, ledger)
-            run.ask_all(settings)
-            with (
-                out.new_shard(_SHARD, ANNOTATION_SCHEMA) as writer,
-                out.new_rejects(_SHARD) as rejects,
-                (Path(out.root) / FAILED_NAME).open("w", encoding="utf-8") as failed,
-            ):
-                counts = run.collect(writer.write, rejects, failed)
-                run.check(counts, out.path)
-            return out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, counts))])
+    return kind(source, shards, config, prompts_by_criterion(prompts), annotator), made_by, parents
 
 
-def annotator_name(config: AnnotateConfig, settings: Settings) -> str:
+def run_to_the_end(out: OutputDirectory, settings: Settings, run: Run) -> Manifest:
+    """Ask what is open, write what came of it all, and finish the directory; raises as `annotate_documents`."""
+    if out.manifest and not (run.config.retry_failed and out.manifest.counts["failed"]):
+        return out.manifest
+    if not out.is_local:
+        raise InputError(f"{out.path}: answers need a local directory, for their ledger")
+    if out.manifest:
+        out.reopen()
+    with Ledger(Path(run.config.ledger or Path(out.root) / "ledger.sqlite")) as ledger:
+        run.open(ledger)
+        run.ask_all(settings)
+        with (
+            out.new_shard(run.shard, run.schema) as writer,
+            out.new_rejects(run.shard) as rejects,
+            (Path(out.root) / FAILED_NAME).open("w", encoding="utf-8") as failed,
+        ):
+            counts = run.collect(writer.write, rejects, failed)
+            run.check(counts, out.path)
+        run.report(out)
+        return out.finish([(run.shard, out.commit(run.shard, writer, rejects, counts))])
+
+
+def annotator_name(config: AskConfig, settings: Settings) -> str:
     """What annotations are signed with: the model's name.
 
     Raises:
@@ -128,14 +142,14 @@ def annotator_name(config: AnnotateConfig, settings: Settings) -> str:
     return model
 
 
-def answer_settings(config: AnnotateConfig) -> dict[str, Any]:
+def answer_settings(config: AskConfig) -> dict[str, Any]:
     """The settings that shape answers, beside prompt and model."""
     shaping = {"votes", "temperature", "top_p", "seed", "extra_body", "structured", "tokenizer", "context_tokens"}
     shaping |= {"chat_template", "add_generation_prompt", "long_documents", "max_windows", "combine_windows"}
     return config.model_dump(mode="json", include=shaping)
 
 
-def open_endpoints(config: AnnotateConfig, settings: Settings) -> AbstractContextManager[list[Endpoint]]:
+def open_endpoints(config: AskConfig, settings: Settings) -> AbstractContextManager[list[Endpoint]]:
     """The configured endpoints or, where none is set, the embedded judge, started and stopped with the context."""
     urls = config.endpoints or [url.strip() for url in (settings.endpoint or "").split(",") if url.strip()]
     if not urls:
@@ -144,7 +158,7 @@ def open_endpoints(config: AnnotateConfig, settings: Settings) -> AbstractContex
     return nullcontext([Endpoint(url, model, settings.api_key or SecretStr("none")) for url in urls])
 
 
-def open_pool(endpoints: Sequence[Endpoint], config: AnnotateConfig) -> EndpointPool:
+def open_pool(endpoints: Sequence[Endpoint], config: AskConfig) -> EndpointPool:
     """The endpoints behind one door; call it with a running event loop."""
     return EndpointPool(
         endpoints,
@@ -156,70 +170,93 @@ def open_pool(endpoints: Sequence[Endpoint], config: AnnotateConfig) -> Endpoint
 
 
 class Run:
-    """One annotation run: which calls are open, asking them, and what came of them all."""
+    """One run over documents: which calls are open, asking them, and what came of them all.
+
+    As it stands its prompts ask for scores. Runs that ask for something else derive from it (translate.py, label.py)
+    and say how their answers are read and written.
+    """
+
+    shard, done, doing = "annotations", "scored", "Annotating"
+    """Name of the shard, status of an answer that is good, and words for the progress bar."""
+    schema: pa.Schema | None = ANNOTATION_SCHEMA
+    ledger: Ledger
+    budget: Budget
+    counts: Counter[str]
+    asked, asking_s = 0, 0.0
+    """Requests that were answered or failed in this process, and the seconds that took."""
 
     def __init__(
         self,
         source: SourceConfig,
         shards: list[InputShard],
-        config: AnnotateConfig,
-        criteria: dict[str, dict[str, Prompt]],
+        config: AskConfig,
+        criteria: Mapping[str, Mapping[str, Question]],
         annotator: str,
-        ledger: Ledger,
     ) -> None:
         self.source, self.shards, self.config = source, shards, config
-        self.criteria, self.annotator, self.ledger = criteria, annotator, ledger
+        self.criteria, self.annotator = criteria, annotator
+        self.votes = config.votes if isinstance(config, AnnotateConfig) else 1
         shaping = {name: value for name, value in answer_settings(config).items() if name not in _AFTER_THE_ANSWER}
         self._questions = {
             prompt.digest: digest_of([prompt.digest, annotator, shaping])
             for languages in criteria.values()
             for prompt in languages.values()
         }
-        self.budget = Budget(config, ledger.tokens_used(list(self._questions.values())))
+
+    def open(self, ledger: Ledger) -> None:
+        """Take up the answers that are there, which count towards the budget."""
+        self.ledger = ledger
+        self.budget = Budget(self.config, ledger.tokens_used(list(self._questions.values())))
 
     # --- which calls there are
 
-    def documents(self, rejects: RejectsLog) -> Iterator[tuple[str, str, list[Prompt]]]:
-        """Each document's id, text and prompts, in input order; an id that comes again is rejected, not asked."""
+    def tables(self, rejects: RejectsLog) -> Iterator[tuple[InputShard, pa.Table]]:
+        """The documents in input order; one whose id came before is rejected, not asked about."""
         seen = SeenIds()
         try:
             for shard in self.shards:
                 for table in read_shard(shard, self.source, rejects):
-                    languages = self._languages(table)
-                    ids, texts = table["id"].to_pylist(), table["text"].to_pylist()
-                    for document_id, text, language in zip(ids, texts, languages, strict=True):
-                        if not seen.add(document_id):
+                    first = [seen.add(document_id) for document_id in table["id"].to_pylist()]
+                    if not all(first):
+                        for document_id in table["id"].filter(pa.array([not one for one in first])).to_pylist():
                             rejects.add(shard.uri, document_id, "duplicate_id", "an earlier document has this id")
-                            continue
-                        yield document_id, text, self._prompts_for(language)
+                        table = table.filter(pa.array(first))  # noqa: PLW2901
+                    yield shard, table
         finally:
             seen.close()
 
-    def _languages(self, table: pa.Table) -> list[str | None]:
-        if "language" not in table.column_names or all(len(of) == 1 for of in self.criteria.values()):
-            return [None] * table.num_rows
-        known: dict[Any, str | None] = {None: None}
-        values = table["language"].to_pylist()
-        return [known.setdefault(v, language_code(v) if isinstance(v, str) else None) for v in values]
+    def questions(self, table: pa.Table) -> Iterator[tuple[str, str, list[Question]]]:
+        """Each document's id, text and prompts."""
+        ids, texts = table["id"].to_pylist(), table["text"].to_pylist()
+        for document_id, text, language in zip(ids, texts, self._languages(table), strict=True):
+            yield document_id, text, self.prompts_for(language)
 
-    def _prompts_for(self, language: str | None) -> list[Prompt]:
+    def _languages(self, table: pa.Table) -> list[str | None]:
+        if "language" not in table.column_names:
+            return [None] * table.num_rows
+        values = table["language"].to_pylist()
+        codes = {value: language_code(value) for value in {v for v in values if isinstance(v, str)}}
+        return [codes[v] if isinstance(v, str) else None for v in values]
+
+    def prompts_for(self, language: str | None) -> list[Question]:
         """For each criterion the prompt in the document's language, or the first."""
         return [of.get(language or "") or next(iter(of.values())) for of in self.criteria.values()]
 
-    def keys(self, document_id: str, text: str, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, Key]]:
+    def keys(self, document_id: str, text: str, prompts: Sequence[Question]) -> Iterator[tuple[Question, Key]]:
         """One key for each prompt and vote."""
         digest = text_id(text)
         for prompt in prompts:
-            for vote in range(self.config.votes):
+            for vote in range(self.votes):
                 yield prompt, Key(document_id, digest, self._questions[prompt.digest], vote)
 
-    def _open(self) -> Iterator[tuple[Prompt, Key, str, dict[int, str]]]:
+    def _open(self) -> Iterator[tuple[Question, Key, str, dict[int, str]]]:
         """Prompt, key, text and what is known of its windows, for the calls that are not finished."""
-        for document_id, text, prompts in self.documents(RejectsLog()):
-            for prompt, key in self.keys(document_id, text, prompts):
-                statuses = self.ledger.statuses(key)
-                if not statuses or any(self._is_open(status) for status in statuses.values()):
-                    yield prompt, key, text, statuses
+        for _, table in self.tables(RejectsLog()):
+            for document_id, text, prompts in self.questions(table):
+                for prompt, key in self.keys(document_id, text, prompts):
+                    statuses = self.ledger.statuses(key)
+                    if not statuses or any(self._is_open(status) for status in statuses.values()):
+                        yield prompt, key, text, statuses
 
     def _is_open(self, status: str) -> bool:
         return status == "open" or (status == "failed" and self.config.retry_failed)
@@ -236,14 +273,15 @@ class Run:
             asyncio.run(self._ask(endpoints, chain([first], calls)))
 
     async def _ask(
-        self, endpoints: Sequence[Endpoint], calls: Iterator[tuple[Prompt, Key, str, dict[int, str]]]
+        self, endpoints: Sequence[Endpoint], calls: Iterator[tuple[Question, Key, str, dict[int, str]]]
     ) -> None:
         rows = known_rows(self.shards)
-        total = None if rows is None else rows * self.config.votes * len(self.criteria)
+        total = None if rows is None else rows * self.votes * len(self.criteria)
         queue: asyncio.Queue[Call | None] = asyncio.Queue(maxsize=self.config.max_concurrency)
-        with progress(f"Annotating with {self.annotator}", total) as bar:
+        with progress(f"{self.doing} with {self.annotator}", total) as bar:
             async with open_pool(endpoints, self.config) as pool:
                 judge = Judge(pool, self.config)
+                start = time.monotonic()
 
                 async def work() -> None:
                     while (call := await queue.get()) is not None:
@@ -256,7 +294,7 @@ class Run:
                     while batch := await asyncio.to_thread(lambda: list(islice(calls, _READ_AHEAD))):
                         for prompt, key, text, statuses in batch:
                             if prompt.digest not in windows:
-                                windows[prompt.digest] = await judge.windows(prompt)
+                                windows[prompt.digest] = await self.windows(judge, prompt)
                             async for call in self._calls(windows[prompt.digest], key, text, statuses):
                                 await queue.put(call)
                             if self.budget.is_spent:
@@ -273,10 +311,18 @@ class Run:
                             group.create_task(work())
                 except* MlFilterError as errors:
                     raise errors.exceptions[0] from None
+                self.asking_s = time.monotonic() - start
+
+    async def windows(self, judge: Judge, prompt: Question) -> Windows:
+        """What cuts documents for a prompt."""
+        return await judge.windows(prompt)
 
     async def _calls(self, windows: Windows, key: Key, text: str, statuses: dict[int, str]) -> AsyncIterator[Call]:
         """The requests for one document, prompt and vote that are open and that the budget has room for."""
         pieces, truncated = await windows.pieces(text)
+        if statuses and len(statuses) != len(pieces):  # the context, as the endpoint tells it, has changed
+            self.ledger.forget(key)
+            statuses = {}
         for number, piece in enumerate(pieces):
             if self._is_open(statuses.get(number, "open")):
                 reserved = await self.budget.reserve(windows.prompt, piece)
@@ -285,8 +331,19 @@ class Run:
                 yield Call(key, windows.prompt, piece, number, len(pieces), truncated, reserved)
 
     async def _answer(self, judge: Judge, call: Call) -> None:
-        row: dict[str, Any] = dict.fromkeys(ANNOTATION_SCHEMA.names)
-        row |= {
+        outcome: Answer | RequestFailed
+        try:
+            outcome = await judge.ask(call.prompt, call.piece, call.key.vote)
+            self.budget.settle(call.reserved, question_bytes(call.prompt, call.piece), outcome)
+        except RequestFailed as error:
+            outcome = error
+            self.budget.settle(call.reserved, 0, None)
+        self.asked += 1
+        self.record(call, outcome)
+
+    def record(self, call: Call, outcome: Answer | RequestFailed) -> None:
+        """Read an answer and put it, or why there is none, on disk."""
+        row: dict[str, Any] = dict.fromkeys(ANNOTATION_SCHEMA.names) | {
             "document_id": call.key.document_id,
             "annotator": self.annotator,
             "prompt": call.prompt.name,
@@ -297,24 +354,18 @@ class Run:
             "windows": call.windows,
             "truncated": call.truncated,
         }
-        try:
-            answer = await judge.ask(call.prompt, call.piece, call.key.vote)
-        except RequestFailed as error:
-            row |= {"error": error.code, "reason": str(error), "attempts": error.attempts}
-            self.budget.settle(call.reserved, 0, None)
+        if isinstance(outcome, RequestFailed):
+            row |= {"error": outcome.code, "reason": str(outcome), "attempts": outcome.attempts}
         else:
             row |= {
-                "raw": answer.text,
-                "prompt_tokens": answer.prompt_tokens,
-                "completion_tokens": answer.completion_tokens,
-                "latency_s": answer.latency_s,
-                "attempts": answer.attempts,
+                "raw": outcome.text,
+                "prompt_tokens": outcome.prompt_tokens,
+                "completion_tokens": outcome.completion_tokens,
+                "latency_s": outcome.latency_s,
+                "attempts": outcome.attempts,
             }
-            self.budget.settle(call.reserved, question_bytes(call.prompt, call.piece), answer)
             try:
-                verdict = read_verdict(answer, call.prompt)
-                row |= {"status": "scored", "score": verdict.score}
-                row |= {"expected_score": verdict.expected_score, "reason": verdict.reason}
+                row |= {"status": self.done, **self.read(outcome, call)}
             except AnswerError as error:
                 row |= {"error": error.code, "reason": str(error)}
         row["created_at"] = datetime.now(UTC).isoformat()
@@ -322,40 +373,55 @@ class Run:
             logger.debug(f"{call.key.document_id}: {row['error']}: {row['reason']}")
         self.ledger.record(call.key, call.window, row)
 
+    def read(self, answer: Answer, call: Call) -> dict[str, Any]:
+        """The fields of a row that the answer gives.
+
+        Raises:
+            AnswerError: it cannot be used; the row is `failed` with the error's code.
+        """
+        assert isinstance(call.prompt, Prompt)
+        verdict = read_verdict(answer, call.prompt)
+        return {"score": verdict.score, "expected_score": verdict.expected_score, "reason": verdict.reason}
+
     # --- what came of it
 
     def collect(self, write: Callable[[pa.Table], None], rejects: RejectsLog, failed: TextIO) -> Counter[str]:
         """Write the ledger's answers in input order, those that failed as JSON lines as well, and count them; a
         document without one yet counts as `open`."""
-        counts: Counter[str] = Counter(documents=0, scored=0, failed=0, truncated=0, prompt_tokens=0)
-        counts["completion_tokens"] = 0
-        rows: list[dict[str, Any]] = []
-        for document_id, text, prompts in self.documents(rejects):
-            counts["documents"] += 1
-            for _, key in self.keys(document_id, text, prompts):
-                answers = self.ledger.rows(key)
-                if not answers or len(answers) < answers[0]["windows"]:
-                    counts["open"] += 1
-                    continue
-                row = self._one_row(answers)
-                counts[row["status"]] += 1
-                counts["truncated"] += row["truncated"]
-                counts["prompt_tokens"] += row["prompt_tokens"] or 0
-                counts["completion_tokens"] += row["completion_tokens"] or 0
-                if row["error"]:
-                    counts[f"failed_{row['error']}"] += 1
-                    failed.write(json.dumps({name: row[name] for name in _FAILED_FIELDS}, ensure_ascii=False) + "\n")
-                rows.append(row)
-            if len(rows) >= _WRITE_ROWS:
-                write(pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA))
-                rows = []
-        if rows:
-            write(pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA))
+        names = ("documents", self.done, "failed", "truncated", "prompt_tokens", "completion_tokens")
+        counts = self.counts = Counter(dict.fromkeys(names, 0))
+        for shard, table in self.tables(rejects):
+            rows: list[dict[str, Any]] = []
+            counts["documents"] += table.num_rows
+            for document_id, text, prompts in self.questions(table):
+                for _, key in self.keys(document_id, text, prompts):
+                    answers = self.ledger.rows(key)
+                    if not answers or len(answers) < answers[0]["windows"]:
+                        counts["open"] += 1
+                        continue
+                    row = self.one_row(answers)
+                    counts[row["status"]] += 1
+                    counts["truncated"] += row["truncated"]
+                    counts["prompt_tokens"] += row["prompt_tokens"] or 0
+                    counts["completion_tokens"] += row["completion_tokens"] or 0
+                    if row["error"]:
+                        counts[f"failed_{row['error']}"] += 1
+                        shown = {name: row[name] for name in _FAILED_FIELDS}
+                        failed.write(json.dumps(shown, ensure_ascii=False) + "\n")
+                    rows.append(row)
+            write(self.output(shard, table, rows))
         if counts["documents"] == 0:
             raise InputError(f"no document could be read from {', '.join(self.source.paths)}: {dict(rejects.counts)}")
         return counts
 
-    def _one_row(self, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def output(self, shard: InputShard, table: pa.Table, rows: list[dict[str, Any]]) -> pa.Table:
+        """What is written of a table of documents and of its rows of answers."""
+        return pa.Table.from_pylist(rows, schema=self.schema)
+
+    def report(self, out: OutputDirectory) -> None:
+        """Write what stands beside the shard."""
+
+    def one_row(self, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The row of a document and vote: of its only window, or of all together; one failed window fails it."""
         if len(answers) == 1:
             return answers[0]
@@ -366,7 +432,7 @@ class Run:
             row[name] = sum(known) if known else None
         row["raw"] = "\n\n".join(answer["raw"] or "" for answer in answers)
         row["created_at"] = max(answer["created_at"] for answer in answers)
-        if failed is None:
+        if failed is None and isinstance(self.config, AnnotateConfig):
             for name in ("score", "expected_score"):
                 values = [answer[name] for answer in answers]
                 row[name] = None if None in values else combine(values, self.config.combine_windows)
@@ -380,7 +446,7 @@ class Run:
             TooManyFailures: the budget ended the run, or too large a share failed.
             InputError: documents came or changed while they were annotated.
         """
-        scored, failed, open_ = counts["scored"], counts["failed"], counts["open"]
+        scored, failed, open_ = counts[self.done], counts["failed"], counts["open"]
         if open_ and self.budget.is_spent:
             raise TooManyFailures(
                 f"the budget of {self.budget.describe()} is used up: {scored + failed:,} answers are in the ledger of "

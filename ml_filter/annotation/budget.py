@@ -6,8 +6,8 @@ import asyncio
 from typing import NamedTuple
 
 from ml_filter.annotation.parsing import Answer
-from ml_filter.annotation.prompts import Prompt
-from ml_filter.settings import AnnotateConfig
+from ml_filter.annotation.prompts import Question
+from ml_filter.settings import AskConfig
 
 _TOKENS_PER_BYTE = 1 / 3
 """A cautious guess before the first answer, and for servers that report no usage; English has some 4 bytes a token."""
@@ -33,7 +33,7 @@ class Budget:
     that got no answer counts as nothing.
     """
 
-    def __init__(self, config: AnnotateConfig, used: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, config: AskConfig, used: tuple[int, int] = (0, 0)) -> None:
         self.config = config
         self.used = Usage(*used)
         self.is_spent = False
@@ -42,7 +42,7 @@ class Budget:
         self._bytes = self._tokens = 0.0
         self._settled = asyncio.Event()
 
-    async def reserve(self, prompt: Prompt, piece: str) -> Usage | None:
+    async def reserve(self, prompt: Question, piece: str) -> Usage | None:
         """Reserve for a request, once those in flight leave room for it; None where the cap leaves none at all."""
         wanted = self._wanted(prompt, piece)
         while not self._fits(wanted):
@@ -78,7 +78,7 @@ class Budget:
             caps.append(f"{self.config.budget_usd:,.2f} USD (--budget-usd)")
         return " or ".join(caps)
 
-    def _wanted(self, prompt: Prompt, piece: str) -> Usage:
+    def _wanted(self, prompt: Question, piece: str) -> Usage:
         rate = _MARGIN * self._tokens / self._bytes if self._bytes else _TOKENS_PER_BYTE
         completion = 1 if prompt.mode == "choice" and prompt.top_logprobs else prompt.max_tokens
         return Usage(rate * question_bytes(prompt, piece), completion)
@@ -91,6 +91,6 @@ class Budget:
         return self.config.budget_usd is None or usd is None or usd <= self.config.budget_usd
 
 
-def question_bytes(prompt: Prompt, piece: str) -> int:
+def question_bytes(prompt: Question, piece: str) -> int:
     """Size of a request's text in UTF-8 bytes."""
     return len(piece.encode()) + prompt.frame_bytes

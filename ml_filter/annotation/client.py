@@ -7,9 +7,14 @@ request and becomes the bottleneck (benchmarks/annotation_throughput.py).
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
@@ -17,8 +22,10 @@ from pydantic import SecretStr
 
 from ml_filter.errors import EndpointError
 
-_TRY_AGAIN = {408, 409, 425, 429}
-_TOO_LONG = ("context length", "context size", "context window", "maximum context", "too long", "exceed_context")
+_TRY_AGAIN = {408, 409, 425}
+_TOO_LONG = ("context length", "context size", "context window", "maximum context", "model length", "too long")
+_MOST_BYTES = 32 * 2**20
+"""An answer above it is no answer; 300 log-probabilities for each of 1,000 tokens take about 15 MB."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,13 @@ class Endpoint:
         """The address of a path outside the API, such as vLLM's `tokenize`."""
         parts = urlsplit(self.base_url)
         return f"{parts.scheme}://{parts.netloc}/{path}"
+
+    @cached_property
+    def proxy(self) -> str | None:
+        """The proxy that the environment (`HTTPS_PROXY`, `NO_PROXY`, ...) names for this address."""
+        # aiohttp's trust_env would also look the host up in ~/.netrc, in a thread, for every request
+        parts = urlsplit(self.base_url)
+        return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
     def public(self, detail: str) -> str:
         """What a server said, without the key, which some repeat in their errors, and not at any length."""
@@ -66,7 +80,6 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=timeout_s),
-            trust_env=True,
         )
 
     async def close(self) -> None:
@@ -90,28 +103,50 @@ class Client:
     async def _send(self, method: str, endpoint: Endpoint, url: str, data: bytes | None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {endpoint.api_key.get_secret_value()}"}
         try:
-            async with self._session.request(method, url, data=data, headers=headers) as response:
-                content = await response.read()
-                status, retry_after = response.status, response.headers.get("Retry-After")
+            async with self._session.request(
+                method, url, data=data, headers=headers, proxy=endpoint.proxy, allow_redirects=False
+            ) as response:
+                content = await _content(response)
+                status, sent = response.status, response.headers
         except TimeoutError as error:
             raise RequestFailed("timeout", f"no answer within {self.timeout_s:g} s") from error
-        except aiohttp.InvalidURL as error:
-            raise EndpointError(f"{endpoint.base_url} is no URL; check --endpoint (ML_FILTER_ENDPOINT)") from error
+        except (ValueError, aiohttp.NonHttpUrlClientError) as error:  # a password in the URL is a ValueError
+            host = urlsplit(endpoint.base_url).netloc.rpartition("@")[2]
+            raise EndpointError(
+                f"the endpoint {host or endpoint.base_url!r} is no URL of the form http://host:port/v1 (a key goes "
+                "into ML_FILTER_API_KEY); check --endpoint (ML_FILTER_ENDPOINT)"
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             detail = endpoint.public(f"{type(error).__name__}: {error}")
             raise RequestFailed("connection_error", detail) from error
+        if 300 <= status < 400:
+            raise EndpointError(
+                f"{endpoint.base_url} redirects to {endpoint.public(sent.get('Location', 'nowhere'))}; give the right "
+                "address as --endpoint (ML_FILTER_ENDPOINT)"
+            )
         if status >= 400:
-            raise _failure(endpoint, status, content, retry_after)
+            raise failure_of(endpoint, status, content, sent.get("Retry-After"))
         try:
             answer = _loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestFailed("malformed_answer", endpoint.public(f"no JSON: {error}")) from error
         if not isinstance(answer, dict):
             raise RequestFailed("malformed_answer", f"the answer is a {type(answer).__name__}, not an object")
         return answer
 
 
-def _failure(endpoint: Endpoint, status: int, content: bytes, retry_after: str | None) -> Exception:
+async def _content(response: aiohttp.ClientResponse) -> bytes:
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > _MOST_BYTES:
+            raise RequestFailed("malformed_answer", f"the answer is longer than {_MOST_BYTES:,} bytes")
+    return b"".join(parts)
+
+
+def failure_of(endpoint: Endpoint, status: int, content: bytes, retry_after: str | None) -> Exception:
+    """What a response of status 400 and above means: RequestFailed, or EndpointError where no request can succeed."""
     said = endpoint.public(_message(content))
     if status in (401, 403):
         return EndpointError(f"{endpoint.base_url} refuses the key ({status}); set ML_FILTER_API_KEY")
@@ -134,15 +169,20 @@ def _message(content: bytes) -> str:
         error = json.loads(text)
         error = error.get("error", error)
         return str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return text
 
 
 def _seconds(retry_after: str | None) -> float | None:
+    """What `Retry-After` asks for, in seconds or as a date."""
     try:
-        return max(float(retry_after), 0.0) if retry_after else None
+        seconds = float(retry_after or "nan")
     except ValueError:
-        return None  # a date; rare, and the backoff serves as well
+        try:
+            seconds = (parsedate_to_datetime(str(retry_after)) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _loads(content: bytes) -> Any:

@@ -75,7 +75,7 @@ def embedded_endpoint(settings: Settings) -> Iterator[list[Endpoint]]:
         EndpointError: the model cannot be fetched or the server does not start; says where its log is.
     """
     model = model_file(settings)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = _free_cores()
     with tempfile.NamedTemporaryFile("w", prefix="ml_filter-judge-", suffix=".log", delete=False) as log:
         command = [sys.executable, "-m", "ml_filter.annotation.embedded_server", str(model), str(threads), str(_SLOTS)]
         server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -94,6 +94,16 @@ def embedded_endpoint(settings: Settings) -> Iterator[list[Endpoint]]:
         server.stdin.close()
         server.stdout.close()
     Path(log.name).unlink(missing_ok=True)
+
+
+def _free_cores() -> int:
+    """Cores that nobody uses now. llama.cpp's threads wait for each other by spinning, so one that has to share its
+    core slows them all down."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    busy_percent: float = psutil.cpu_percent(interval=0.5)
+    return max(1, round(cores * (1 - busy_percent / 100)))
 
 
 def _first_line(server: subprocess.Popen[str], log: Path) -> str:

@@ -12,10 +12,10 @@ from loguru import logger
 from ml_filter.annotation.client import Endpoint, RequestFailed, storable
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.parsing import Answer, Token
-from ml_filter.annotation.prompts import Prompt
+from ml_filter.annotation.prompts import Question
 from ml_filter.annotation.windows import LocalTokenizer, ServerTokenizer, Tokenizer, Windows
 from ml_filter.errors import EndpointError
-from ml_filter.settings import AnnotateConfig
+from ml_filter.settings import AskConfig
 
 _CONSTRAINTS = ("response_format", "structured_outputs")
 _CONSTRAINT_WORDS = (*_CONSTRAINTS, "json_schema", "grammar", "structured", "extra_forbidden", "unrecognized", "guided")
@@ -24,7 +24,7 @@ _CONSTRAINT_WORDS = (*_CONSTRAINTS, "json_schema", "grammar", "structured", "ext
 class Judge:
     """Asks over one pool of endpoints."""
 
-    def __init__(self, pool: EndpointPool, config: AnnotateConfig) -> None:
+    def __init__(self, pool: EndpointPool, config: AskConfig) -> None:
         self.pool, self.config = pool, config
         self.tokenizer: Tokenizer | None = None
         if config.tokenizer == "server":
@@ -33,7 +33,7 @@ class Judge:
             self.tokenizer = LocalTokenizer(config.tokenizer)
         self._unconstrained: set[str] = set()
 
-    async def windows(self, prompt: Prompt) -> Windows:
+    async def windows(self, prompt: Question) -> Windows:
         """What cuts documents for a prompt."""
         context = self.config.context_tokens
         if self.tokenizer is not None and context is None:
@@ -48,36 +48,38 @@ class Judge:
         except (RequestFailed, EndpointError):
             return None
         for model in listed if isinstance(listed, list) else []:
-            meta = model.get("meta") or {}
-            length = model.get("max_model_len") or meta.get("n_ctx")
-            if isinstance(length, int) and model.get("id") in (endpoint.model, None):
-                return length
+            if isinstance(model, dict) and model.get("id") in (endpoint.model, None):
+                meta = model.get("meta")
+                length = model.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
+                if isinstance(length, int):
+                    return length
         return None
 
-    async def ask(self, prompt: Prompt, piece: str, vote: int) -> Answer:
+    async def ask(self, prompt: Question, piece: str, vote: int) -> Answer:
         """The model's answer about a piece of a document.
 
         Raises:
             RequestFailed: no usable answer after all tries; its `code` is the error code of the failed annotation.
             EndpointError: no request can succeed, or the endpoints have stopped answering.
         """
-        path, body = self._request(prompt, piece, vote)
-        constraint = self._constraint(prompt)
+        model = self.pool.endpoints[0].model
+        path, body = request_for(prompt, piece, vote, model, self.config, self.tokenizer)
+        constraint = constraint_for(prompt, self.config)
 
         def body_for(endpoint: Endpoint) -> dict[str, Any]:
             free = not constraint or endpoint.base_url in self._unconstrained
             return body if free else body | constraint
 
         try:
-            response = await self.pool.post(path, body_for, _read)
+            response = await self.pool.post(path, body_for, read_answer)
         except RequestFailed as error:
             if not (constraint and error.refused and any(word in str(error) for word in _CONSTRAINT_WORDS)):
                 raise
             self._drop_constraint(prompt, error)
-            response = await self.pool.post(path, body_for, _read)
+            response = await self.pool.post(path, body_for, read_answer)
         return replace(response.answer, attempts=response.attempts, latency_s=response.latency_s)
 
-    def _drop_constraint(self, prompt: Prompt, error: RequestFailed) -> None:
+    def _drop_constraint(self, prompt: Question, error: RequestFailed) -> None:
         if self.config.structured == "on":
             raise EndpointError(
                 f"the endpoint refuses structured output ({error}); set structured to auto or off (--structured)"
@@ -86,44 +88,54 @@ class Judge:
             logger.warning(f"The endpoint refuses structured output ({error}); {prompt.name} goes on without it")
         self._unconstrained |= {endpoint.base_url for endpoint in self.pool.endpoints}
 
-    def _constraint(self, prompt: Prompt) -> dict[str, Any]:
-        if self.config.structured == "off":
-            return {}
-        if prompt.mode == "json":
-            schema = {"name": "verdict", "strict": True, "schema": prompt.json_schema}
-            return {"response_format": {"type": "json_schema", "json_schema": schema}}
-        if prompt.mode == "choice" and not prompt.top_logprobs:
-            return {"structured_outputs": {"choice": list(prompt.choices)}}
+
+def constraint_for(prompt: Question, config: AskConfig) -> dict[str, Any]:
+    """The fields of a request that let the server only give answers of the right form."""
+    if config.structured == "off":
         return {}
+    if prompt.mode == "json":
+        schema = {"name": "verdict", "strict": True, "schema": prompt.json_schema}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    if prompt.mode == "choice" and not prompt.top_logprobs:
+        return {"structured_outputs": {"choice": list(prompt.choices)}}
+    return {}
 
-    def _request(self, prompt: Prompt, piece: str, vote: int) -> tuple[str, dict[str, Any]]:
-        config = self.config
-        body: dict[str, Any] = {
-            "model": self.pool.endpoints[0].model,
-            "max_tokens": 1 if prompt.mode == "choice" and prompt.top_logprobs else prompt.max_tokens,
-            "temperature": config.temperature,
-            "seed": config.seed + vote,
-        }
-        if config.top_p is not None:
-            body["top_p"] = config.top_p
-        question = prompt.render(piece)
-        messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        messages.append({"role": "user", "content": question})
-        if prompt.api == "chat" and config.chat_template == "server":
-            body["messages"] = messages
-            if prompt.top_logprobs:
-                body |= {"logprobs": True, "top_logprobs": prompt.top_logprobs}
-            return "chat/completions", body | config.extra_body
-        if prompt.api == "chat":
-            assert isinstance(self.tokenizer, LocalTokenizer)
-            question = self.tokenizer.render_chat(messages, add_generation_prompt=config.add_generation_prompt)
-        body["prompt"] = question
+
+def request_for(
+    prompt: Question, piece: str, vote: int, model: str, config: AskConfig, tokenizer: Tokenizer | None
+) -> tuple[str, dict[str, Any]]:
+    """The API path and the body, without constraint, that ask about a piece of a document."""
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": 1 if prompt.mode == "choice" and prompt.top_logprobs else prompt.max_tokens,
+        "temperature": config.temperature,
+        "seed": config.seed + vote,
+    }
+    if config.top_p is not None:
+        body["top_p"] = config.top_p
+    question = prompt.render(piece)
+    messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    messages.append({"role": "user", "content": question})
+    if prompt.api == "chat" and config.chat_template == "server":
+        body["messages"] = messages
         if prompt.top_logprobs:
-            body["logprobs"] = prompt.top_logprobs
-        return "completions", body | config.extra_body
+            body |= {"logprobs": True, "top_logprobs": prompt.top_logprobs}
+        return "chat/completions", body | config.extra_body
+    if prompt.api == "chat":
+        assert isinstance(tokenizer, LocalTokenizer)
+        question = tokenizer.render_chat(messages, add_generation_prompt=config.add_generation_prompt)
+    body["prompt"] = question
+    if prompt.top_logprobs:
+        body["logprobs"] = prompt.top_logprobs
+    return "completions", body | config.extra_body
 
 
-def _read(payload: dict[str, Any]) -> Answer:
+def read_answer(payload: dict[str, Any]) -> Answer:
+    """The answer in a response's body.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: it is not formed like a response.
+    """
     choice = payload["choices"][0]
     text = choice["text"] if "message" not in choice else choice["message"]["content"]
     if not isinstance(text, str | None):
@@ -134,6 +146,7 @@ def _read(payload: dict[str, Any]) -> Answer:
         tokens=_tokens(choice.get("logprobs")),
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
+        cut_off=choice.get("finish_reason") == "length",
     )
 
 
@@ -148,14 +161,15 @@ def _tokens(logprobs: Any) -> list[Token]:
         return tokens if all(isinstance(token.text, str) for token in tokens) else []
     texts = logprobs.get("tokens") or []
     tops = logprobs.get("top_logprobs") or [{}] * len(texts)
-    return [Token(text, _known(top or {})) for text, top in zip(texts, tops, strict=True)]
+    return [Token(str(text), _known(top or {})) for text, top in zip(texts, tops, strict=True)]
 
 
 def _known(top: Mapping[str, Any]) -> dict[str, float]:
-    """Without the tokens to which a server gives no log-probability, or minus infinity."""
-    return {text: p for text, p in top.items() if isinstance(p, int | float) and math.isfinite(p)}
+    """Without tokens that are no text, and those to which a server gives no log-probability, or minus infinity."""
+    numbers = {text: p for text, p in top.items() if isinstance(text, str) and isinstance(p, int | float)}
+    return {text: float(p) for text, p in numbers.items() if abs(p) < 1e300}
 
 
 def _count(usage: Any, name: str) -> int | None:
     count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) else None
+    return count if type(count) is int and 0 <= count < 2**31 else None

@@ -52,21 +52,36 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
         self._lock = FileLock(f"{path}.lock")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise InputError(f"{path} is in use by another run; wait for it or give this one its own ledger") from None
-        # Calls are read in a thread of their own while answers are recorded; SQLite serialises the two.
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except OSError as error:
+            raise InputError(f"the ledger {path} cannot be written: {error}") from error
         try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute(_SCHEMA)
-        except sqlite3.DatabaseError as error:
+            # Calls are read in a thread of their own while answers are recorded; SQLite serialises the two.
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._execute("PRAGMA journal_mode = WAL")
+            self._execute("PRAGMA synchronous = NORMAL")
+            self._execute(_SCHEMA)
+            self._execute(f"SELECT vote, windows, status, record FROM answers {_WHERE} LIMIT 1", ("", "", "", 0))
+        except sqlite3.Error as error:
+            self._lock.release()
+            raise InputError(f"the ledger {path} cannot be opened: {error}") from error
+        except InputError:
             self.close()
-            raise InputError(f"{path} is not a ledger of annotations: {error}") from error
+            raise
+
+    def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._db.execute(statement, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise InputError(
+                f"{self.path} is not, or not any more, a ledger of annotations: {error}. Move it away to begin anew"
+            ) from error
 
     def __enter__(self) -> Ledger:
         return self
@@ -82,7 +97,7 @@ class Ledger:
     def record(self, key: Key, window: int, row: Mapping[str, Any]) -> None:
         """Put the answer about one window on disk. A failed one is replaced when it is asked again; its tokens stay
         counted. `row` has the annotation's fields; `windows` says how many windows the document has."""
-        self._db.execute(
+        self._execute(
             "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
             "windows = excluded.windows, status = excluded.status, record = excluded.record, "
             "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
@@ -100,23 +115,27 @@ class Ledger:
 
     def statuses(self, key: Key) -> dict[int, str]:
         """`scored`, `failed` or, for a window without an answer, `open`; empty before the first answer."""
-        rows = self._db.execute(f"SELECT window, windows, status FROM answers {_WHERE}", key).fetchall()
+        rows = self._execute(f"SELECT window, windows, status FROM answers {_WHERE}", key)
         found = {window: status for window, _, status in rows}
         return {window: found.get(window, "open") for window in range(rows[0][1])} if rows else {}
 
+    def forget(self, key: Key) -> None:
+        """Drop the answers to a call whose document is cut into other windows now."""
+        self._execute(f"DELETE FROM answers {_WHERE}", key)
+
     def rows(self, key: Key) -> list[dict[str, Any]]:
         """The answers to a call, in the order of the windows."""
-        found = self._db.execute(f"SELECT record FROM answers {_WHERE} ORDER BY window", key)
+        found = self._execute(f"SELECT record FROM answers {_WHERE} ORDER BY window", key)
         return [orjson.loads(record) for (record,) in found]
 
     def tokens_used(self, questions: Sequence[str]) -> tuple[int, int]:
         """Prompt and completion tokens of all answers to some questions, also of those that were replaced."""
         marks = ", ".join("?" * len(questions))
-        row = self._db.execute(
+        [row] = self._execute(
             "SELECT COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0) FROM answers "
             f"WHERE question IN ({marks})",
             tuple(questions),
-        ).fetchone()
+        )
         return int(row[0]), int(row[1])
 
 

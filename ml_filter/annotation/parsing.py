@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from ml_filter.annotation.client import storable
 from ml_filter.annotation.prompts import Prompt
 
 
@@ -23,12 +24,16 @@ class Token:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said. `tokens` is empty and the counts are None where the server does not give them."""
+    """What the model said. `tokens` is empty and the counts are None where the server does not give them.
+
+    `cut_off`: it reached the most tokens it may write.
+    """
 
     text: str
     tokens: Sequence[Token] = ()
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cut_off: bool = False
     attempts: int = 1
     latency_s: float = 0.0
 
@@ -74,7 +79,8 @@ def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
     if not prompt.score.min <= score <= prompt.score.max:
         raise AnswerError("out_of_range", f"{score:g} is outside {prompt.score.min:g} to {prompt.score.max:g}")
     expected = _expected_at(match, answer, prompt)
-    reason = _json_reason(answer.text) if prompt.mode == "json" else answer.text[: match.start()].strip() or None
+    before = answer.text[: match.start()]
+    reason = _json_reason(answer.text, match.start()) if prompt.mode == "json" else before.strip() or None
     return Verdict(score, None if expected is None else prompt.calibrated(expected), reason)
 
 
@@ -86,12 +92,16 @@ def _number(text: str) -> float | None:
         return unicodedata.numeric(text, None) if len(text) == 1 else None
 
 
-def _json_reason(text: str) -> str | None:
-    try:
-        reason = json.loads(text[text.index("{") :]).get("reason")
-    except (ValueError, AttributeError):
-        return None
-    return reason if isinstance(reason, str) else None
+def _json_reason(text: str, score_at: int) -> str | None:
+    # models write a fence, or thoughts with braces of their own, around the object
+    for start in {text.find("{"), text.rfind("{", 0, score_at)}:
+        try:
+            reason = json.JSONDecoder().raw_decode(text, max(start, 0))[0].get("reason")
+        except (ValueError, AttributeError, RecursionError):
+            continue
+        if isinstance(reason, str):
+            return storable(reason)
+    return None
 
 
 def _expected_at(match: re.Match[str], answer: Answer, prompt: Prompt) -> float | None:

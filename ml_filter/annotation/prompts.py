@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,9 +24,13 @@ from ml_filter.settings import problems_in, read_yaml
 
 SLOT = "{text}"
 _SPECIAL_TOKEN = re.compile(
-    r"<[|\uff5c](?=[A-Za-z_/])|<(?=/?(?:s|bos|eos|start_of_turn|end_of_turn|im_start|im_end|think)>)|\[(?=/?INST\])"
+    r"<[|\uff5c](?=[\w/\u2581])"  # <|im_end|> and the like, DeepSeek's with a full-width bar
+    r"|<(?=/?(?:s|bos|eos|eop|eod|sop|unk|pad|mask|think|im_start|im_end|(?:start|end)_of_\w+)>)"
+    r"|<(?=/?(?:tool_\w+|unused\d+|extra_id_\d+|reserved_\d+|SPECIAL_\d+)>)|<(?=</?SYS>>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|gMASK|CLS|SEP|MASK)\])"
 )
-JSON_SCORE = r'"score"\s*:\s*"?(-?\d+(?:\.\d+)?)'
+"""The signs at which tokens begin that chat templates act on."""
+JSON_SCORE = r'(?i)"score"\s*:\s*"?(-?\d+(?:\.\d+)?)'
 
 
 class _Strict(BaseModel):
@@ -54,21 +58,18 @@ class Calibration(_Strict):
     source: str = Field(description="on what data it was fitted")
 
 
-class Prompt(_Strict):
+class Question(_Strict):
     """A question to an LLM about a document."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     criterion: str
     language: str
     description: str = ""
-    score: ScoreRange
     api: Literal["chat", "completion"] = "chat"
     mode: Literal["generate", "json", "choice"] = "generate"
     system: str | None = None
     text: str
-    pattern: str = ""
     choices: dict[str, float] = Field({}, description="choice mode: next token -> score")
-    calibration: Calibration | None = None
     max_tokens: Annotated[int, Field(ge=1)] = 256
     top_logprobs: Annotated[int, Field(ge=0)] = 20
     max_text_chars: Annotated[int, Field(gt=0)] = Field(12_000, description="where no tokenizer cuts by tokens")
@@ -76,9 +77,73 @@ class Prompt(_Strict):
     one_line: bool = Field(False, description="fold the document's white space, for prompts that are lists of lines")
 
     @model_validator(mode="after")
-    def _is_complete(self) -> Prompt:
+    def _can_be_asked(self) -> Self:
         if self.text.count(SLOT) != 1:
             raise ValueError(f"text must hold the slot {SLOT} exactly once")
+        if self.api == "completion" and self.system:
+            raise ValueError("api completion has no system message")
+        return self
+
+    def __copy__(self) -> Self:
+        """What `model_copy` changes fields of, so without what was worked out from them."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_construct(self.model_fields_set, **fields)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that shapes the question and the reading of the answer."""
+        return digest_of(self.model_dump(exclude={"description"}))
+
+    @cached_property
+    def _frame(self) -> tuple[str, str]:
+        before, after = self.text.split(SLOT)
+        return before, after
+
+    @cached_property
+    def frame_bytes(self) -> int:
+        """Size of the question without a document, in UTF-8 bytes."""
+        return len((self.system or "").encode()) + sum(len(part.encode()) for part in self._frame)
+
+    @cached_property
+    def _fence(self) -> tuple[re.Pattern[str], str] | None:
+        """What breaks up, in a document, the line that ends it, where the prompt has such a line."""
+        line = self._frame[1].lstrip("\n").partition("\n")[0].strip()
+        if len(line) < 5 or line[0].isalpha():
+            return None
+        if len(set(line)) == 1:  # a row of signs: leave one too few
+            return re.compile(re.escape(line[0]) + f"{{{len(line)},}}"), line[1:]
+        return re.compile(re.escape(line[0]) + f"(?={re.escape(line[1:])})"), line[0] + " "
+
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        """The JSON schema of an answer in mode `json`."""
+        return {}
+
+    def clean(self, document: str) -> str:
+        """The document as it may stand in the question: special tokens and the fence's own line defused, so that
+        nothing in it can end the document or begin a message."""
+        text = " ".join(document.split()) if self.one_line else document
+        text = _SPECIAL_TOKEN.sub(lambda m: m[0] + " ", text)
+        if self._fence is None:
+            return text
+        fence, broken = self._fence
+        return fence.sub(lambda _: broken, text)
+
+    def render(self, piece: str) -> str:
+        """The question with a cleaned and cut piece of a document in its slot."""
+        before, after = self._frame
+        return f"{before}{piece}{after}"
+
+
+class Prompt(Question):
+    """A question to an LLM whose answer is a score."""
+
+    score: ScoreRange
+    pattern: str = ""
+    calibration: Calibration | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Prompt:
         if self.mode == "generate":
             try:
                 groups = re.compile(self.pattern).groups
@@ -92,35 +157,12 @@ class Prompt(_Strict):
             outside = [c for c, v in self.choices.items() if not self.score.min <= v <= self.score.max]
             if outside:
                 raise ValueError(f"choices {outside} have a value outside the score range")
-        if self.api == "completion" and self.system:
-            raise ValueError("api completion has no system message")
         return self
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of everything that shapes the question and the reading of the answer."""
-        return digest_of(self.model_dump(exclude={"description"}))
 
     @cached_property
     def score_pattern(self) -> re.Pattern[str]:
         """What finds the score in a written answer; one group."""
         return re.compile(JSON_SCORE if self.mode == "json" else self.pattern)
-
-    @cached_property
-    def _frame(self) -> tuple[str, str]:
-        before, after = self.text.split(SLOT)
-        return before, after
-
-    @cached_property
-    def frame_bytes(self) -> int:
-        """Size of the question without a document, in UTF-8 bytes."""
-        return len((self.system or "").encode()) + sum(len(part.encode()) for part in self._frame)
-
-    @cached_property
-    def _fence(self) -> re.Pattern[str] | None:
-        """The line that ends the document, where the prompt has one; a document must not hold it."""
-        line = self._frame[1].lstrip("\n").partition("\n")[0].strip()
-        return re.compile(re.escape(line)) if len(line) >= 5 and not line[0].isalpha() else None
 
     @property
     def json_schema(self) -> dict[str, Any]:
@@ -137,19 +179,6 @@ class Prompt(_Strict):
             "required": ["reason", "score"],
             "additionalProperties": False,
         }
-
-    def clean(self, document: str) -> str:
-        """The document as it may stand in the question: special tokens and the fence's own line defused, so that
-        nothing in it can end the document or begin a message."""
-        text = " ".join(document.split()) if self.one_line else document
-        text = _SPECIAL_TOKEN.sub(lambda m: m[0] + " ", text)
-        # a line of signs loses its first, which leaves it readable and no longer the fence
-        return self._fence.sub(lambda m: m[0][1:], text) if self._fence else text
-
-    def render(self, piece: str) -> str:
-        """The question with a cleaned and cut piece of a document in its slot."""
-        before, after = self._frame
-        return f"{before}{piece}{after}"
 
     def calibrated(self, expected: float) -> float:
         """An expected score after calibration; unchanged where the prompt has none."""
@@ -208,11 +237,12 @@ def prompts_by_criterion(prompts: Sequence[Prompt]) -> dict[str, dict[str, Promp
 
 
 def language_code(language: str) -> str:
-    """The shortest code of a language: `de` for `deu_Latn`, `deu`, `de-DE` and `de`."""
+    """The shortest code of a language: `de` for `deu_Latn`, `deu`, `de-DE` and `de`; `ar` for `arb_Arab`."""
     from langcodes import Language
     from langcodes.tag_parser import LanguageTagError
 
     try:
-        return str(Language.get(language.replace("_", "-")).language or language)
+        tag = Language.get(language.replace("_", "-")).prefer_macrolanguage()
+        return str(tag.language or language)
     except LanguageTagError:
         return language.lower()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 from ml_filter.annotation.client import Client, Endpoint, RequestFailed
-from ml_filter.annotation.prompts import SLOT, Prompt
+from ml_filter.annotation.prompts import SLOT, Question
 from ml_filter.errors import ConfigError, EndpointError
-from ml_filter.settings import AnnotateConfig
+from ml_filter.settings import AskConfig
 
 _TEMPLATE_TOKENS = 32
 """Left free for a chat template that only the server knows and for tokens that merge at the text's ends."""
@@ -22,8 +21,8 @@ class Tokenizer(Protocol):
     async def count(self, text: str) -> int:
         """Tokens of a text, without special ones."""
 
-    async def split(self, text: str, size: int) -> Sequence[str]:
-        """The text in pieces of at most `size` tokens; joined, they are the text."""
+    async def head(self, text: str, size: int) -> str:
+        """About the longest start of a text that has at most `size` tokens; one character at least."""
 
 
 class LocalTokenizer:
@@ -45,11 +44,12 @@ class LocalTokenizer:
         """Tokens of a text, without special ones."""
         return len(self._encode(text))
 
-    async def split(self, text: str, size: int) -> Sequence[str]:
-        """The text in pieces of at most `size` tokens."""
-        starts = [start for start, _ in self._encode(text)]
-        cuts = [0, *starts[size::size], len(text)]
-        return [text[a:b] for a, b in pairwise(cuts) if a < b] or [text]
+    async def head(self, text: str, size: int) -> str:
+        """About the longest start of a text that has at most `size` tokens; one character at least."""
+        start, found = _start(text, size), self._encode(_start(text, size))
+        if len(found) <= size:
+            return start
+        return await _shorten(self, text[: max(found[size][0], 1)], size)
 
     def _encode(self, text: str) -> Sequence[tuple[int, int]]:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -57,14 +57,16 @@ class LocalTokenizer:
 
     def render_chat(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         """Messages in the tokenizer's chat template."""
+        from jinja2 import TemplateError
+
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=add_generation_prompt
                 )
             )
-        except ValueError as error:
-            raise ConfigError(f"the tokenizer has no chat template: {error}") from error
+        except (ValueError, TemplateError) as error:
+            raise ConfigError(f"the tokenizer's chat template cannot be filled in: {error}") from error
 
 
 class ServerTokenizer:
@@ -77,33 +79,45 @@ class ServerTokenizer:
         """Tokens of a text, without special ones."""
         return len(await self._encode(text))
 
-    async def split(self, text: str, size: int) -> Sequence[str]:
-        """The text in pieces of at most `size` tokens."""
-        pieces, rest = [], text
-        while len(tokens := await self._encode(rest)) > size:
-            # Tokens may end inside a character or be written otherwise; the length of what they spell is the cut.
-            piece = rest[: max(len((await self._decode(tokens[:size])).rstrip("\ufffd")), 1)]
-            pieces.append(piece)
-            rest = rest[len(piece) :]
-        return [*pieces, rest] if rest or not pieces else pieces
+    async def head(self, text: str, size: int) -> str:
+        """About the longest start of a text that has at most `size` tokens; one character at least."""
+        start = _start(text, size)
+        tokens = await self._encode(start)
+        if len(tokens) <= size:
+            return start
+        # Tokens may end inside a character or be written otherwise; the length of what they spell is the cut.
+        spelt = (await self._decode(tokens[:size])).rstrip("\ufffd")
+        return await _shorten(self, text[: max(len(spelt), 1)], size)
 
     async def _encode(self, text: str) -> list[int]:
         # llama.cpp reads `content`, vLLM `prompt`
         body = {"model": self.endpoint.model, "prompt": text, "content": text, "add_special_tokens": False}
-        answer = await self._post("tokenize", body | {"add_special": False})
-        return list(answer["tokens"])
+        return list(await self._post("tokenize", body | {"add_special": False}, "tokens"))
 
     async def _decode(self, tokens: Sequence[int]) -> str:
-        answer = await self._post("detokenize", {"model": self.endpoint.model, "tokens": list(tokens)})
-        return str(answer["prompt"] if "prompt" in answer else answer["content"])
+        body = {"model": self.endpoint.model, "tokens": list(tokens)}
+        return str(await self._post("detokenize", body, "prompt", "content"))
 
-    async def _post(self, path: str, body: dict[str, object]) -> dict[str, list[int]]:
+    async def _post(self, path: str, body: dict[str, Any], *names: str) -> Any:
         try:
-            return await self.client.post(self.endpoint, self.endpoint.server_url(path), body)
-        except (RequestFailed, EndpointError) as error:
+            answer = await self.client.post(self.endpoint, self.endpoint.server_url(path), body)
+            return next(answer[name] for name in names if isinstance(answer.get(name), str | list))
+        except (RequestFailed, EndpointError, StopIteration) as error:
             raise ConfigError(
                 f"{self.endpoint.server_url(path)} does not work ({error}); give --tokenizer a Hub name or directory"
             ) from error
+
+
+def _start(text: str, size: int) -> str:
+    """What is sure to be worth a look: tokens of a run of spaces or signs are long, those of words are not."""
+    return text[: 16 * size]
+
+
+async def _shorten(tokenizer: Tokenizer, text: str, size: int) -> str:
+    """Take off what a text has above `size` tokens: the start of a text may have other tokens once it stands alone."""
+    while len(text) > 1 and (surplus := await tokenizer.count(text) - size) > 0:
+        text = text[: max(len(text) - surplus, 1)]
+    return text
 
 
 class Windows:
@@ -113,13 +127,13 @@ class Windows:
         limit: tokens a piece may have, or characters where there is no tokenizer.
     """
 
-    def __init__(self, config: AnnotateConfig, prompt: Prompt, tokenizer: Tokenizer | None, limit: int) -> None:
+    def __init__(self, config: AskConfig, prompt: Question, tokenizer: Tokenizer | None, limit: int) -> None:
         self.prompt, self.tokenizer, self.limit = prompt, tokenizer, limit
-        self.most = config.max_windows if config.long_documents == "windows" else 1
+        self.most = config.most_windows
 
     @classmethod
     async def of(
-        cls, config: AnnotateConfig, prompt: Prompt, tokenizer: Tokenizer | None, context_tokens: int | None
+        cls, config: AskConfig, prompt: Question, tokenizer: Tokenizer | None, context_tokens: int | None
     ) -> Windows:
         """Work out how much text fits beside the question and the answer.
 
@@ -148,13 +162,18 @@ class Windows:
     async def pieces(self, document: str) -> tuple[Sequence[str], bool]:
         """What is asked about, and whether part of the document is left out."""
         text = self.prompt.clean(document)
+        pieces: list[str] = []
+        while text and len(pieces) < self.most:
+            pieces.append(await self._head(text))
+            text = text[len(pieces[-1]) :]
+        return pieces, bool(text)
+
+    async def _head(self, text: str) -> str:
         if self.tokenizer is None:
-            pieces: Sequence[str] = [text[i : i + self.limit] for i in range(0, len(text), self.limit)]
-        elif len(text.encode()) <= self.limit:  # a token is at least one byte
-            pieces = [text]
-        else:
-            pieces = await self.tokenizer.split(text, self.limit)
-        return pieces[: self.most], len(pieces) > self.most
+            return text[: self.limit]
+        if len(text) <= self.limit and len(text.encode()) <= self.limit:  # a token is at least one byte
+            return text
+        return await self.tokenizer.head(text, self.limit)
 
 
 def combine(values: Sequence[float], how: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ml_filter.cli import documents, annotation, agreement, training, inference
+from ml_filter.cli import documents, bill, annotation, llm, agreement, training, inference
 from ml_filter.cli.app import app
 from ml_filter.errors import MlFilterError
 

@@ -107,4 +107,5 @@ def annotate(
         budget_usd=budget_usd,
         ledger=ledger,
     )
-    show(annotate_documents(source_config([docs], text_column, id_column, split, subset), settings, output))
+    made = annotate_documents(source_config([docs], text_column, id_column, split, subset), settings, output)
+    show(made, settings.usd(made.counts["prompt_tokens"], made.counts["completion_tokens"]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
-    from ml_filter.settings import AnnotateConfig, SourceConfig
+    from ml_filter.settings import AnnotateConfig, SourceConfig, StageConfig
 
 _SOURCE_HELP = (
     "Files, globs, directories, URLs (Parquet, JSONL[.gz|.zst], WARC, WET), hf://datasets/OWNER/NAME, or installed: "
@@ -42,6 +42,12 @@ MaxConcurrency = Annotated[
     int | None, typer.Option(min=1, help="Most requests in flight; fewer while more bring nothing [default: 256]")
 ]
 Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for an answer [default: 120]")]
+MaxFailedShare = Annotated[float | None, typer.Option(min=0, max=1, help="Above it the exit code is 1 [default: 0.05]")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask the failed documents of an earlier run again")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML with any setting of the command; options go before it"),
+]
 AnnotateFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="YAML with any setting of annotate; options go before it"),
@@ -67,11 +73,19 @@ def source_config(paths: list[str], text: str, id_column: str | None, split: str
 
 def annotate_config(file: Path | None, **given: Any) -> AnnotateConfig:
     """The annotation settings of a file, or of its `annotate` section, under those given on the command line."""
-    from ml_filter.settings import AnnotateConfig, read_yaml
+    from ml_filter.settings import AnnotateConfig
+
+    return stage_config(AnnotateConfig, "annotate", file, **given)
+
+
+Config = TypeVar("Config", bound="StageConfig")
+
+
+def stage_config(kind: type[Config], section: str, file: Path | None, **given: Any) -> Config:
+    """The settings of a file, or of a section of it, under those given on the command line."""
+    from ml_filter.settings import read_yaml
 
     content = read_yaml(file) if file else {}
     content = content.get("parameters", content)
-    content = content.get("annotate", content)
-    return AnnotateConfig.model_validate(
-        {**content, **{name: value for name, value in given.items() if value is not None}}
-    )
+    content = content.get(section, content)
+    return kind.model_validate({**content, **{name: value for name, value in given.items() if value is not None}})

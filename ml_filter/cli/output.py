@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from ml_filter.agreement.aggregate import JuryReliability
+    from ml_filter.agreement.agreement import Agreement
+    from ml_filter.agreement.compare import Comparison
+    from ml_filter.agreement.metrics import Figure
+    from ml_filter.annotation.batch import Submission
+    from ml_filter.annotation.estimate import Estimate, Range
     from ml_filter.documents.manifest import Manifest
     from ml_filter.heads.metrics import Evaluation
 
@@ -20,9 +27,9 @@ def figures_of(evaluation: Evaluation) -> dict[str, float]:
     return {name: value for name, value in figures.items() if not name.startswith("f1_class")}
 
 
-def show(manifest: Manifest) -> None:
-    """What a stage did, from its manifest."""
-    show_table(manifest.kind, manifest.root, manifest.counts)
+def show(manifest: Manifest, usd: float | None = None) -> None:
+    """What a stage did, from its manifest, and what it cost where that is known."""
+    show_table(manifest.kind, manifest.root, manifest.counts, None if usd is None else {"USD": usd})
 
 
 def show_table(title: str, path: str, counts: Mapping[str, int], figures: Mapping[str, float] | None = None) -> None:
@@ -37,3 +44,125 @@ def show_table(title: str, path: str, counts: Mapping[str, int], figures: Mappin
     console = Console()
     console.print(table)
     console.print(f"in {path}", soft_wrap=True, highlight=False)
+
+
+def show_reliability(jury: JuryReliability) -> None:
+    """How reliable dawid-skene found each annotator of one criterion, the most reliable first."""
+    table = Table(title=f"{jury.criterion}: annotators", title_justify="left", box=None)
+    table.add_column("annotator", style="dim")
+    table.add_column("votes", justify="right")
+    table.add_column("accuracy", justify="right")
+    for annotator in sorted(jury.annotators, key=lambda found: -found.accuracy):
+        table.add_row(annotator.annotator, f"{annotator.votes:,}", f"{annotator.accuracy:.3f}")
+    Console().print(table)
+
+
+def show_agreement(agreement: Agreement, path: str) -> None:
+    """The raters, two figures of each pair, overall and by stratum, and those of all raters together."""
+    from ml_filter.agreement.metrics import GROUP_FIGURES, PAIR_FIGURES
+
+    raters = _headed("raters", ["rater"], ["scored", "failed", "mean"])
+    for rater in agreement.raters:
+        mean = "-" if rater.mean is None else f"{rater.mean:.3f}"
+        raters.add_row(escape(rater.name), f"{rater.documents:,}", f"{rater.failed:,}", mean)
+    shown = ("spearman", "kappa_quadratic")
+    title = f"against {escape(agreement.gold)}" if agreement.gold else "pairs"
+    pairs = _headed(f"\n{title}", ["", "rater"], ["documents", *(PAIR_FIGURES[name] for name in shown)])
+    for stratum, section in agreement.sections().items():
+        for pair in section.compared(agreement.gold):
+            rated = pair.rater if agreement.gold else f"{pair.reference}, {pair.rater}"
+            figures = [_cell(pair.figures[name]) for name in shown]
+            pairs.add_row(escape(stratum), escape(rated), f"{pair.documents:,}", *figures)
+    group = agreement.overall.group
+    together = _headed("\n" + escape(", ".join(group.raters)), [""], ["documents", "all raters"])
+    for name in ("fleiss_kappa", "alpha_nominal", "alpha_ordinal", "alpha_interval", "icc_2_1", "icc_2_k"):
+        figure = group.figures[name]
+        together.add_row(GROUP_FIGURES[name].partition(":")[0], f"{figure.documents:,}", _cell(figure))
+    console = Console()
+    console.print(raters, pairs, together)
+    unmatched = sum(one.unmatched_rows for one in agreement.inputs)
+    if unmatched:
+        console.print(f"{unmatched:,} rows are of documents that no other input, or not gold, has")
+    console.print(f"in {path}", soft_wrap=True, highlight=False)
+
+
+def show_estimate(estimate: Estimate, output: str | None) -> None:
+    """What a run would take, with intervals, and what that rests on."""
+    pilot = estimate.pilot
+    title = f"bill, estimated from {pilot.documents:,} of {estimate.documents:,} documents"
+    table = _headed(title, [""], ["expected", f"{estimate.confidence:.0%} interval"])
+    table.add_row("documents", f"{estimate.documents:,}", "")
+    figures: dict[str, tuple[Range | None, str]] = {
+        "requests": (estimate.requests, ",.0f"),
+        "prompt tokens": (estimate.prompt_tokens, ",.0f"),
+        "completion tokens": (estimate.completion_tokens, ",.0f"),
+        "hours": (estimate.hours, ",.2f"),
+        "USD": (estimate.usd, ",.2f" if estimate.usd is None or estimate.usd.value >= 1 else ".4f"),
+    }
+    for name, (range_, form) in figures.items():
+        if range_ is None:
+            table.add_row(name, "-", "")
+        else:
+            low, high = range_.low, range_.high
+            between = "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+            table.add_row(name, f"{range_.value:{form}}", between)
+    console = Console()
+    console.print(table)
+    for note in estimate.notes:
+        console.print(f"- {note}", highlight=False, markup=False)
+    if pilot.ledger:
+        console.print(f"The pilot's answers are in {pilot.ledger}", soft_wrap=True, highlight=False, markup=False)
+    if output:
+        console.print(f"in {output}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_comparison(comparison: Comparison, path: str) -> None:
+    """The two sides, their figures against gold with the difference, and how they agree."""
+    from ml_filter.agreement.metrics import PAIR_FIGURES
+
+    sides = _headed("comparison", ["", "annotator", "prompt"], ["scored", "failed", "tokens", "USD"])
+    for name, side in (("a", comparison.a), ("b", comparison.b)):
+        usd = "-" if side.usd is None else f"{side.usd:.2f}"
+        counts = [f"{n:,}" for n in (side.scored, side.failed, side.prompt_tokens + side.completion_tokens)]
+        sides.add_row(name, escape(side.annotator), ", ".join(side.prompts), *counts, usd)
+    between = comparison.agreement.overall.pairs[-1]
+    agree = _headed("\nagreement of a and b", [""], [f"{between.documents:,} documents"])
+    for name in ("spearman", "kappa_quadratic", "mae"):
+        agree.add_row(PAIR_FIGURES[name], _cell(between.figures[name]))
+    console = Console()
+    console.print(sides, agree)
+    if comparison.gold:
+        gold = _headed(f"\nagainst {escape(comparison.gold)}", [""], ["a", "b", "b minus a", "better"])
+        for one in comparison.differences:
+            values = ["-" if figure.value is None else f"{figure.value:.3f}" for figure in (one.a, one.b)]
+            gold.add_row(PAIR_FIGURES[one.figure], *values, _cell(one.difference), one.better or "?")
+        console.print(gold)
+    console.print(f"in {path}", soft_wrap=True, highlight=False)
+
+
+def show_submissions(submissions: Sequence[Submission]) -> None:
+    """Each file of a batch and how far it is."""
+    table = _headed("batches", ["file", "batch", "status"], ["requests", "completed", "failed"])
+    for one in submissions:
+        counts = (one.requests, one.completed, one.failed)
+        table.add_row(one.file, escape(one.batch_id or "-"), escape(one.status), *(f"{count:,}" for count in counts))
+    console = Console()
+    console.print(table)
+    for one in submissions:
+        if one.problem:
+            console.print(f"{one.file}: {one.problem}", highlight=False, markup=False)
+
+
+def _headed(title: str, left: list[str], right: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, header_style="dim")
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
+def _cell(figure: Figure) -> str:
+    if figure.value is None:
+        return f"- ({figure.reason})"
+    return f"{figure.value:.3f}" + ("" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]")

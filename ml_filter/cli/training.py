@@ -36,6 +36,9 @@ def train(
     encoder: Annotated[
         str | None, typer.Option(help="Hub name or directory [default: all-MiniLM-L6-v2, which is installed]")
     ] = None,
+    criterion: Annotated[
+        str | None, typer.Option(help="Which of several criteria of aggregated scores [default: the only one]")
+    ] = None,
     documents: Annotated[
         str | None, typer.Option(help="Documents of aggregated scores [default: those that were annotated]")
     ] = None,
@@ -54,7 +57,7 @@ def train(
     from ml_filter.heads.train import train_head
     from ml_filter.settings import SourceConfig, TrainConfig, read_yaml
 
-    given = {"encoder": encoder, "score_min": score_min, "score_max": score_max, "seed": seed}
+    given = {"encoder": encoder, "criterion": criterion, "score_min": score_min, "score_max": score_max, "seed": seed}
     settings = TrainConfig.model_validate(
         {
             **(read_yaml(config) if config else {}),

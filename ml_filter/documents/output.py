@@ -250,6 +250,12 @@ class OutputDirectory:
         else:
             self.put_bytes(f"{PROGRESS_NAME}/run.json", json.dumps({"config_digest": self.config_digest}).encode())
 
+    def reopen(self) -> None:
+        """Take back that the directory is complete, to add to it; a kill from here on leaves it unfinished."""
+        self.put_bytes(f"{PROGRESS_NAME}/run.json", json.dumps({"config_digest": self.config_digest}).encode())
+        self.fs.rm_file(f"{self.root}/{MANIFEST_NAME}")
+        self.manifest = None
+
     @property
     def scratch(self) -> Path:
         """A local directory for files in the making."""

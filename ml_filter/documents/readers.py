@@ -67,7 +67,7 @@ def read_shard(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> 
         return
     rows: Iterable[Row]
     if shard.format == "jsonl":
-        rows = _read_jsonl(shard, source, rejects)
+        rows = read_json_lines(shard, source, rejects)
     elif shard.format == "warc":
         rows = _read_warc(shard, source, rejects)
     elif shard.format == "installed":
@@ -242,7 +242,8 @@ def _broken_texts(texts: pa.ChunkedArray) -> dict[int, str]:
 # --- JSON lines ------------------------------------------------------------------------------------------------------
 
 
-def _read_jsonl(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[Row]:
+def read_json_lines(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[Row]:
+    """The JSON objects of a file, compressed or not, each with its line; other lines are rejected."""
     # A line holds a document and its other columns; beyond this it is skipped without being held in memory.
     limit = 2 * source.max_text_bytes + 2**20
     number = 0

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ml_filter.documents.lineage import annotated_documents, annotation_runs, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
@@ -33,21 +35,34 @@ class LabelledDocuments:
         labels: documents with `label_column`, or a directory of aggregated scores.
         label_column: the column that holds the label.
         documents: the documents of aggregated scores; not given: those that were annotated, by lineage.
+        criterion: which of the aggregated scores; not given: the only ones.
 
     Raises:
-        InputError: labels or documents cannot be found.
+        InputError: labels or documents cannot be found, or there are several criteria and none is chosen.
     """
 
-    def __init__(self, labels: SourceConfig, label_column: str, documents: SourceConfig | None = None) -> None:
+    def __init__(
+        self,
+        labels: SourceConfig,
+        label_column: str,
+        documents: SourceConfig | None = None,
+        criterion: str | None = None,
+    ) -> None:
         self.label_column = label_column
         self.unlabelled = 0
         self.lineage: list[dict[str, object]] = []
         self._scores: dict[str, float] | None = None
         manifest = find_manifest(labels.paths[0]) if len(labels.paths) == 1 and "//" not in labels.paths[0] else None
         if manifest is not None and manifest.kind == "scores":
-            self.lineage = _lineage(manifest)
-            self._scores = _read_scores(manifest)
-            documents = documents or SourceConfig(paths=[_annotated_documents(manifest)])
+            criterion = only_criterion(manifest, criterion)
+            self.lineage = annotation_runs(manifest, criterion)
+            self._scores = _read_scores(manifest, criterion)
+            documents = documents or annotated_documents(manifest)
+        elif criterion is not None:
+            raise InputError(
+                f"a criterion ({criterion}) is chosen, but {', '.join(labels.paths)} holds no aggregated scores; "
+                "choose the column of the label"
+            )
         self.source = documents if self._scores is not None and documents else labels
         self._shards, self.parents = list_shards(self.source)
         if manifest is not None and self._scores is not None:
@@ -55,9 +70,13 @@ class LabelledDocuments:
 
     def __iter__(self) -> Iterator[Labelled]:
         self.unlabelled = 0
+        seen: set[str] = set()
         for shard in self._shards:
             for table in read_shard(shard, self.source, RejectsLog()):
-                yield self._chunk(table)
+                if self._scores is None:
+                    yield self._chunk(table)
+                else:  # annotated once, trained on once, though several sources may hold it
+                    yield self._chunk(table.filter(pa.array(_first_time(table["id"].to_pylist(), seen), pa.bool_())))
 
     def _chunk(self, table: pa.Table) -> Labelled:
         ids, texts = table["id"].to_pylist(), table["text"].to_pylist()
@@ -82,37 +101,19 @@ class LabelledDocuments:
         return Labelled([row[0] for row in kept], [row[1] for row in kept], [row[2] for row in kept])
 
 
-def _read_scores(manifest: Manifest) -> dict[str, float]:
+def _first_time(ids: Sequence[str], seen: set[str]) -> list[bool]:
+    new = []
+    for document_id in ids:
+        new.append(document_id not in seen)
+        seen.add(document_id)
+    return new
+
+
+def _read_scores(manifest: Manifest, criterion: str) -> dict[str, float]:
     scores: dict[str, float] = {}
-    criteria: set[str] = set()
     for path in manifest.shard_paths():
         for batch in pq.ParquetFile(path).iter_batches(columns=["document_id", "criterion", "score"]):
-            criteria.update(batch.column("criterion").to_pylist())
-            pairs = zip(batch.column("document_id").to_pylist(), batch.column("score").to_pylist(), strict=True)
-            scores.update((document_id, score) for document_id, score in pairs if score is not None)
-    if len(criteria) > 1:
-        raise InputError(f"{manifest.root} holds scores of {', '.join(sorted(criteria))}; train on one criterion")
+            wanted = pc.and_(pc.equal(batch.column("criterion"), criterion), pc.is_valid(batch.column("score")))
+            rows = batch.filter(wanted)
+            scores.update(zip(rows.column("document_id").to_pylist(), rows.column("score").to_pylist(), strict=True))
     return scores
-
-
-def _ancestors(manifest: Manifest) -> Iterator[Manifest]:
-    for parent in manifest.parents:
-        found = find_manifest(parent.path) if "//" not in parent.path and not parent.path.endswith(":") else None
-        if found is not None and found.digest == parent.digest:
-            yield found
-            yield from _ancestors(found)
-
-
-def _lineage(manifest: Manifest) -> list[dict[str, object]]:
-    """What made the labels: prompt, prompt digest and judge of each annotation run."""
-    keys = ("criterion", "prompt", "prompt_digest", "annotator", "votes", "score_range")
-    return [{k: m.config[k] for k in keys} for m in _ancestors(manifest) if m.kind == "annotations"]
-
-
-def _annotated_documents(manifest: Manifest) -> str:
-    for ancestor in _ancestors(manifest):
-        if ancestor.kind == "annotations":
-            paths: list[str] = ancestor.config["source"]["paths"]
-            if len(paths) == 1:
-                return paths[0]
-    raise InputError(f"{manifest.root} holds scores without text; give the documents they belong to with --documents")

@@ -78,7 +78,7 @@ def train_head(
         InputError: labels are missing, too few or all the same, or `output` holds another model.
         ConfigError: the encoder cannot be loaded.
     """
-    data = LabelledDocuments(labels, config.label_column, documents)
+    data = LabelledDocuments(labels, config.label_column, documents, config.criterion)
     digest = digest_of([config.model_dump(mode="json"), [parent.digest for parent in data.parents]])
     target = Path(with_digest(output, digest))
     target.mkdir(parents=True, exist_ok=True)

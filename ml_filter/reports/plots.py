@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE, _GREY, _RED = "#2563a8", "#b8c4d0", "#c0392b"
+_COLOURS = (_BLUE, "#e08e2b", "#3d9970", _RED, "#7d5ba6", "#8c6d4f", "#d36ba6", "#6b7785", "#a8b32f", "#2fb3b3")
 
 
 def score_histogram(
@@ -41,6 +42,94 @@ def scores_by_label(scores: Mapping[float, Sequence[float]], *, title: str = "")
     )
     axes.set(xlabel="label", ylabel="head's score", title=title)
     return _svg(figure)
+
+
+def rating_distribution(shares: Mapping[str, Mapping[int, float]]) -> str:
+    """Share of each rater's documents by class, side by side."""
+    figure = _figure()
+    axes = figure.add_subplot()
+    classes = sorted({name for of in shares.values() for name in of})
+    width = 0.8 / len(shares)
+    for number, (rater, of) in enumerate(shares.items()):
+        left = [name + (number - (len(shares) - 1) / 2) * width for name in classes]
+        axes.bar(left, [of.get(name, 0) for name in classes], width, label=rater, color=_COLOURS[number % 10])
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set(xlabel="score, rounded", ylabel="share of documents")
+    axes.set_xticks(classes)
+    return _svg(figure)
+
+
+def rating_differences(differences: Mapping[str, Sequence[float]]) -> str:
+    """Histograms of the differences between two raters, one panel a pair, with their means."""
+    figure = _panels(len(differences))
+    for axes, (pair, of) in zip(figure.axes, differences.items(), strict=True):
+        width = 1 if all(one == round(one) for one in of) else 0.5
+        bins = round(max(map(abs, of)) / width)
+        axes.hist(of, [width * (k - 0.5) for k in range(-bins, bins + 2)], color=_BLUE, edgecolor="white")
+        mean = sum(of) / len(of)
+        axes.axvline(mean, color=_RED, linewidth=1.2)
+        axes.set_title(f"{pair}\nmean {mean:+.2f}", fontsize="small")
+        axes.set(xlabel="difference in score", ylabel="documents")
+    return _svg(figure)
+
+
+def confusion_tables(tables: Mapping[tuple[str, str], tuple[Sequence[int], Sequence[Sequence[int]]]]) -> str:
+    """Heat maps of documents by class of the reference and of the rater, one panel a (reference, rater)."""
+    figure = _panels(len(tables))
+    for axes, ((reference, rater), (classes, table)) in zip(figure.axes, tables.items(), strict=True):
+        axes.imshow(table, cmap="Blues", aspect="equal")
+        highest = max(map(max, table))
+        for row, counts in enumerate(table):
+            for column, count in enumerate(counts):
+                colour = "white" if count > highest / 2 else "black"
+                axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize="small")
+        axes.set_xticks(range(len(classes)), [str(name) for name in classes])
+        axes.set_yticks(range(len(classes)), [str(name) for name in classes])
+        axes.set(xlabel=rater, ylabel=reference)
+    return _svg(figure)
+
+
+def interval_plot(rows: Sequence[tuple[str, float, float, float]], *, xlabel: str) -> str:
+    """Forest plot: a line for each (label, figure, low, high), the first on top."""
+    figure = _figure()
+    figure.set_figheight(1.2 + 0.28 * len(rows))
+    axes = figure.add_subplot()
+    for place, (_, value, low, high) in enumerate(rows):
+        axes.plot([low, high], [place, place], color=_BLUE, linewidth=2, solid_capstyle="butt")
+        axes.plot(value, place, "o", color=_BLUE)
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", color=_GREY, linewidth=0.5)
+    axes.set(xlabel=xlabel)
+    return _svg(figure)
+
+
+def share_bars(shares: Mapping[str, Mapping[str, float]], *, xlabel: str) -> str:
+    """Horizontal bars of shares by name, the first on top; one bar for each group (group -> name -> share)."""
+    names = list(dict.fromkeys(name for of in shares.values() for name in of))
+    figure = _figure()
+    figure.set_figheight(1.0 + 0.12 * len(names) * (len(shares) + 1))
+    axes = figure.add_subplot()
+    height = 0.8 / len(shares)
+    for number, (group, of) in enumerate(shares.items()):
+        places = [place + (number - (len(shares) - 1) / 2) * height for place in range(len(names))]
+        axes.barh(places, [of.get(name, 0) for name in names], height, label=group, color=_COLOURS[number % 10])
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set(xlabel=xlabel)
+    if len(shares) > 1:
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15))
+    return _svg(figure)
+
+
+def _panels(count: int) -> Figure:
+    """A figure with room for `count` plots, three in a row."""
+    figure = _figure()
+    columns, rows = min(count, 3), -(-count // 3)
+    figure.set_size_inches(max(3.6, 3.2 * columns), 3.2 * rows)
+    for place in range(count):
+        figure.add_subplot(rows, columns, place + 1)
+    return figure
 
 
 def _figure() -> Figure:

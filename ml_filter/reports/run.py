@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from ml_filter.documents.lineage import made_by
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.sampling import sampling_key
 from ml_filter.heads.metrics import Evaluation
@@ -130,8 +131,7 @@ def write_run_report(
         *(Stage(name=m.kind, path=m.root, counts=m.counts) for m in (scored, filtered)),
     ]
     facts = {"code version": scored.code_version, "head": head.digest, "scored corpus": scored.digest}
-    for made in training.lineage:
-        facts |= {name: str(made[name]) for name in ("prompt", "prompt_digest", "annotator") if name in made}
+    facts |= made_by(training.lineage)
     low, high = _score_range(head)
     report = RunReport(
         title=f"Filtered corpus: {filtered.rows:,} of {scored.counts['read']:,} documents kept",

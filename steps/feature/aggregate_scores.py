@@ -4,18 +4,25 @@ from typing import Annotated
 
 from zenml import log_metadata, step
 
-from ml_filter.agreement.aggregate import aggregate_annotations
+from ml_filter.agreement.aggregate import aggregate_annotations, read_reliability
 from ml_filter.documents.manifest import Manifest
 from ml_filter.settings import AggregateConfig
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact
 
 
-@step(enable_cache=False, output_materializers=ManifestMaterializer)
+@step(enable_cache=False, output_materializers=ManifestMaterializer, substitutions={"of": ""})
 def aggregate_scores(
-    annotations: Manifest, config: AggregateConfig, output: str
+    annotations: list[Manifest], config: AggregateConfig, output: str
 ) -> Annotated[Manifest, Artifact.SCORES]:
-    """Combine the votes; failed ones are counted and left out."""
-    manifest = aggregate_annotations([annotations.root], config, f"{output}/scores-{{digest}}")
-    log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
+    """Combine the votes of one or more annotators; failed ones are counted and left out."""
+    manifest = aggregate_annotations([one.root for one in annotations], config, f"{output}/scores-{{digest}}")
+    log_metadata({"counts": dict(manifest.counts), "path": manifest.root, **_reliability(manifest)})
     return manifest
+
+
+def _reliability(manifest: Manifest) -> dict[str, dict[str, float]]:
+    return {
+        f"reliability_{jury.criterion}": {found.annotator: found.accuracy for found in jury.annotators}
+        for jury in read_reliability(manifest)
+    }

@@ -1,25 +1,37 @@
-"""Let an LLM score the sample."""
+"""Let an LLM score documents."""
 
 from typing import Annotated
 
 from zenml import log_metadata, step
 
 from ml_filter.annotation.annotate import annotate_documents as annotate
+from ml_filter.documents.lineage import made_by
 from ml_filter.documents.manifest import Manifest
 from ml_filter.settings import AnnotateConfig, SourceConfig
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact
 
 
-@step(enable_cache=False, output_materializers=ManifestMaterializer)
+@step(enable_cache=False, output_materializers=ManifestMaterializer, substitutions={"of": ""})
 def annotate_documents(
-    sample: Manifest, config: AnnotateConfig, output: str
+    config: AnnotateConfig, output: str, documents: Manifest | None = None, source: SourceConfig | None = None
 ) -> Annotated[Manifest, Artifact.ANNOTATIONS]:
-    """Ask the configured endpoint, or the embedded judge, about every document of the sample."""
-    manifest = annotate(SourceConfig(paths=[sample.root]), config, f"{output}/annotations-{{digest}}")
-    log_metadata({"counts": dict(manifest.counts), "path": manifest.root, "made_by": _made_by(manifest)})
+    """Ask the configured endpoints, or the embedded judge, about every document of a directory or a source."""
+    source = SourceConfig(paths=[documents.root]) if documents is not None else source
+    if source is None:
+        raise ValueError("annotate_documents needs documents or a source")
+    manifest = annotate(source, config, f"{output}/annotations-{{digest}}")
+    log_metadata(
+        {
+            "counts": dict(manifest.counts),
+            "path": manifest.root,
+            "made_by": made_by([manifest.config]),
+            **_cost(manifest, config),
+        }
+    )
     return manifest
 
 
-def _made_by(manifest: Manifest) -> dict[str, str]:
-    return {key: str(manifest.config[key]) for key in ("criterion", "prompt", "prompt_digest", "annotator")}
+def _cost(manifest: Manifest, config: AnnotateConfig) -> dict[str, float]:
+    usd = config.usd(manifest.counts["prompt_tokens"], manifest.counts["completion_tokens"])
+    return {} if usd is None else {"usd": usd}

@@ -1,54 +1,76 @@
-"""From votes to scores."""
+"""From votes to scores, through the files that the commands read and write."""
 
-import pyarrow as pa
+import json
+import random
+import shutil
+import tempfile
+from pathlib import Path
+from statistics import fmean, pstdev
+
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from written import prompt, write_annotations
 
-from ml_filter.agreement.aggregate import METHODS, aggregate_annotations, majority
-from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.schema import ANNOTATION_SCHEMA
+from ml_filter.agreement.aggregate import METHODS, aggregate_annotations, majority, read_reliability
+from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import InputError
 from ml_filter.settings import AggregateConfig
 
-votes = st.lists(st.floats(0, 5), min_size=1)
+VOTES = st.lists(st.tuples(st.sampled_from("xyz"), st.none() | st.integers(0, 10).map(lambda n: n / 2)), max_size=12)
+SIMPLE = st.sampled_from(sorted(METHODS))
 
 
-def annotations(directory, answers, score_range=(0, 5)):
-    """An annotation directory; an answer is (document, parsed score or None for failed, expected score)."""
-    rows = [
-        {
-            **dict.fromkeys(ANNOTATION_SCHEMA.names),
-            "document_id": document,
-            "annotator": "tester",
-            "prompt": "p",
-            "prompt_digest": "0",
-            "vote": number,
-            "status": "failed" if score is None else "scored",
-            "score": score,
-            "expected_score": expected,
-            "error": "timeout" if score is None else None,
-        }
-        for number, (document, score, expected) in enumerate(answers)
-    ]
-    made_by = {"criterion": "quality", "score_range": list(score_range)}
-    with OutputDirectory(directory, "annotations", made_by, []) as out:
-        with out.new_shard("a", ANNOTATION_SCHEMA) as writer, out.new_rejects("a") as rejects:
-            writer.write(pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA))
-        return out.finish([("a", out.commit("a", writer, rejects, {}))])
+def scores(manifest: Manifest) -> dict[tuple[str, str], dict]:
+    rows = pq.read_table(manifest.shard_paths()[0]).to_pylist()
+    return {(row["document_id"], row["criterion"]): row for row in rows}
 
 
-def scores(manifest):
-    return {row["document_id"]: row for row in pq.read_table(manifest.shard_paths()[0]).to_pylist()}
+def aggregated(votes: list[tuple], method: str) -> dict[str, dict]:
+    with tempfile.TemporaryDirectory() as directory:
+        source = write_annotations(Path(directory) / "a", votes)
+        made = aggregate_annotations([source], AggregateConfig(method=method), Path(directory) / "out")
+        return {document: row for (document, _), row in scores(made).items()}
 
 
-@given(votes, st.randoms(), st.sampled_from(sorted(METHODS)))
-def test_every_method_ignores_the_order_of_votes_and_stays_between_them(values, random, method):
-    shuffled = random.sample(values, len(values))
-    made = METHODS[method](values)
-    assert made == pytest.approx(METHODS[method](shuffled))
-    assert min(values) - 1e-9 <= made <= max(values) + 1e-9
+# --- what holds for every set of votes -------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(VOTES.filter(bool), SIMPLE, st.randoms(use_true_random=False))
+def test_the_order_of_votes_changes_nothing(votes, method, order):
+    assert aggregated(order.sample(votes, len(votes)), method) == aggregated(votes, method)
+
+
+@settings(max_examples=15, deadline=None)
+@given(VOTES.filter(lambda votes: any(score is not None for _, score in votes)), SIMPLE)
+def test_failed_votes_are_counted_and_never_change_a_score(votes, method):
+    with_failures, without = aggregated(votes, method), aggregated([v for v in votes if v[1] is not None], method)
+    for document, row in with_failures.items():
+        counting = [score for name, score in votes if name == document and score is not None]
+        if counting:
+            assert {**row, "failed_votes": 0} == without[document]
+            assert min(counting) <= row["score"] <= max(counting)
+            assert row["disagreement"] == pytest.approx(pstdev(counting))
+        else:
+            assert document not in without
+            assert (row["score"], row["disagreement"]) == (None, None)
+        assert row["votes"] == len(counting)
+        assert row["votes"] + row["failed_votes"] == sum(name == document for name, _ in votes)
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=9))
+def test_every_method_stays_between_the_lowest_and_the_highest_vote(votes):
+    low, high = METHODS["min"](votes), METHODS["max"](votes)
+    assert (low, high) == (min(votes), max(votes))
+    for method in ("mean", "median", "majority"):
+        assert low - 1e-9 <= METHODS[method](votes) <= high + 1e-9
+
+
+@given(st.floats(0, 5), st.integers(1, 5), SIMPLE)
+def test_votes_that_agree_give_what_they_agree_on(score, count, method):
+    assert METHODS[method]([score] * count) == pytest.approx(score)
 
 
 def test_ties_of_the_majority_are_averaged():
@@ -56,37 +78,159 @@ def test_ties_of_the_majority_are_averaged():
     assert majority([1, 4, 4]) == 4
 
 
-def test_failed_votes_are_counted_and_never_enter_the_score(tmp_path):
-    annotations(tmp_path / "a", [("x", 4.0, None), ("x", None, None), ("x", 2.0, None), ("y", None, None)])
-    made = aggregate_annotations([tmp_path / "a"], AggregateConfig(), tmp_path / "out")
-    x, y = scores(made)["x"], scores(made)["y"]
-    assert (x["score"], x["votes"], x["failed_votes"], x["disagreement"]) == (3.0, 2, 1, 1.0)
-    assert (y["score"], y["votes"], y["failed_votes"], y["disagreement"]) == (None, 0, 1, None)
-    assert (made.counts["documents"], made.counts["scored"], made.counts["failed"]) == (2, 1, 1)
+# --- directories, juries and criteria --------------------------------------------------------------------------------
 
 
 def test_the_expected_score_is_preferred_and_the_answer_can_be_asked_for(tmp_path):
-    annotations(tmp_path / "a", [("x", 5.0, 3.2)])
-    expected = aggregate_annotations([tmp_path / "a"], AggregateConfig(), tmp_path / "expected")
-    answer = aggregate_annotations([tmp_path / "a"], AggregateConfig(use="answer"), tmp_path / "answer")
-    assert scores(expected)["x"]["score"] == 3.2
-    assert scores(answer)["x"]["score"] == 5.0
+    source = write_annotations(tmp_path / "a", [("x", 5.0, 3.2), ("y", 4.0)])
+    expected = aggregate_annotations([source], AggregateConfig(), tmp_path / "expected")
+    answer = aggregate_annotations([source], AggregateConfig(use="answer"), tmp_path / "answer")
+    assert [row["score"] for row in scores(expected).values()] == [3.2, 4.0]
+    assert [row["score"] for row in scores(answer).values()] == [5.0, 4.0]
 
 
-def test_several_annotators_are_joined_and_different_ranges_refused(tmp_path):
-    annotations(tmp_path / "a", [("x", 4.0, None)])
-    annotations(tmp_path / "b", [("x", 2.0, None)])
-    annotations(tmp_path / "c", [("x", 1.0, None)], score_range=(0, 1))
-    made = aggregate_annotations([tmp_path / "a", tmp_path / "b"], AggregateConfig(), tmp_path / "out")
-    assert scores(made)["x"]["score"] == 3.0
-    with pytest.raises(InputError, match="aggregate them apart"):
-        aggregate_annotations([tmp_path / "a", tmp_path / "c"], AggregateConfig(), tmp_path / "other")
+def test_a_jury_is_one_set_of_votes_in_any_order(tmp_path):
+    a = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)], "llama")
+    b = write_annotations(tmp_path / "b", [("x", 4.0), ("z", None)], "qwen")
+    c = write_annotations(tmp_path / "c", [("x", 4.0)], "mistral")
+    one = aggregate_annotations([a, b, c], AggregateConfig(), tmp_path / "one")
+    other = aggregate_annotations([c, b, a], AggregateConfig(), tmp_path / "other")
+    assert scores(one) == scores(other)
+    assert scores(one)["x", "quality"]["score"] == fmean([1.0, 4.0, 4.0])
+    expected = {"documents": 3, "criteria": 1, "annotators": 3, "scored": 2, "failed": 1, "votes": 4, "failed_votes": 1}
+    assert {name: one.counts[name] for name in expected} == expected
+    assert [parent.path for parent in one.parents] == [str(a), str(b), str(c)]
+
+
+def test_the_criteria_of_one_directory_are_kept_apart(tmp_path):
+    votes = [("x", 1.0, None, "quality"), ("x", 0.5, None, "danger"), ("y", None, None, "danger")]
+    asked = [prompt(), prompt("danger", (0, 1))]
+    made = aggregate_annotations(
+        [write_annotations(tmp_path / "a", votes, asked=asked)], AggregateConfig(), tmp_path / "o"
+    )
+    assert {key: row["score"] for key, row in scores(made).items()} == {
+        ("x", "quality"): 1.0,
+        ("x", "danger"): 0.5,
+        ("y", "danger"): None,
+    }
+    assert (made.counts["documents"], made.counts["scored"], made.counts["failed"]) == (2, 2, 1)
+    assert made.config["score_ranges"] == {"quality": [0, 5], "danger": [0, 1]}
+
+
+def test_the_same_directory_never_counts_twice(tmp_path):
+    a = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)])
+    shutil.copytree(a, tmp_path / "copy")
+    (tmp_path / "link").symlink_to(a)
+    for again in (a, f"{a}/", tmp_path / "b" / ".." / "a", tmp_path / "copy", tmp_path / "link"):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match="are the same annotations, and their votes would count twice"):
+            aggregate_annotations([a, again], AggregateConfig(), tmp_path / "out")
+
+
+def test_directories_that_share_votes_are_refused_by_name(tmp_path):
+    a = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)])
+    b = write_annotations(tmp_path / "b", [("y", 2.0), ("z", 3.0)])
+    with pytest.raises(InputError, match=rf"vote 0 of m on document 'y' is there twice \({a} and {b}\)"):
+        aggregate_annotations([a, b], AggregateConfig(), tmp_path / "out")
+    assert aggregate_annotations([a], AggregateConfig(), tmp_path / "out").counts["votes"] == 2  # nothing stays behind
+
+
+def test_two_prompts_of_one_annotator_are_two_votes(tmp_path):
+    english = write_annotations(tmp_path / "en", [("x", 1.0)])
+    german = write_annotations(tmp_path / "de", [("x", 2.0)], asked=[prompt(language="de")])
+    made = aggregate_annotations([english, german], AggregateConfig(), tmp_path / "out")
+    assert scores(made)["x", "quality"]["score"] == 1.5
+    assert made.counts["annotators"] == 1
+
+
+def test_different_score_ranges_of_one_criterion_are_refused(tmp_path):
+    a = write_annotations(tmp_path / "a", [("x", 4.0)])
+    b = write_annotations(tmp_path / "b", [("x", 1.0)], "other", [prompt(score_range=(0, 1))])
+    with pytest.raises(
+        InputError, match="scores quality from 0 to 1 with prompt quality_en, another prompt from 0 to 5"
+    ):
+        aggregate_annotations([a, b], AggregateConfig(), tmp_path / "out")
 
 
 def test_what_is_not_annotations_is_refused(tmp_path):
-    annotations(tmp_path / "a", [("x", 4.0, None)])
-    aggregate_annotations([tmp_path / "a"], AggregateConfig(), tmp_path / "scores")
+    a = write_annotations(tmp_path / "a", [("x", 4.0)])
+    aggregate_annotations([a], AggregateConfig(), tmp_path / "scores")
     with pytest.raises(InputError, match="holds scores, not annotations"):
         aggregate_annotations([tmp_path / "scores"], AggregateConfig(), tmp_path / "out")
     with pytest.raises(InputError, match=r"holds no manifest\.json"):
         aggregate_annotations([tmp_path / "nowhere"], AggregateConfig(), tmp_path / "out")
+
+
+def test_done_again_it_is_the_same_and_another_method_is_refused_the_directory(tmp_path):
+    draw = random.Random(5)
+    source = write_annotations(tmp_path / "a", [("x", draw.uniform(0, 5)) for _ in range(5)])
+    first = aggregate_annotations([source], AggregateConfig(), tmp_path / "out")
+    assert aggregate_annotations([source], AggregateConfig(), tmp_path / "out") == first
+    with pytest.raises(InputError, match="other settings"):
+        aggregate_annotations([source], AggregateConfig(method="median"), tmp_path / "out")
+
+
+# --- dawid-skene -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jury(tmp_path):
+    """Two judges who agree, and one who says 1 to everything; the third fails on one document."""
+    truth = {f"d{n:02}": float(n % 4) for n in range(40)}
+    good = write_annotations(tmp_path / "good", list(truth.items()), "good")
+    fair = write_annotations(tmp_path / "fair", [(d, 2.0 if d == "d00" else s) for d, s in truth.items()], "fair")
+    lazy = write_annotations(tmp_path / "lazy", [(d, None if d == "d39" else 1.0) for d in truth], "lazy")
+    return [good, fair, lazy]
+
+
+def test_dawid_skene_weighs_annotators_by_their_reliability(jury, tmp_path):
+    made = aggregate_annotations(jury, AggregateConfig(method="dawid-skene"), tmp_path / "out")
+    mean = aggregate_annotations(jury, AggregateConfig(), tmp_path / "mean")
+    three = scores(made)["d03", "quality"]
+    assert three["score"] == pytest.approx(3.0, abs=0.01)
+    assert scores(mean)["d03", "quality"]["score"] == pytest.approx(7 / 3)
+    assert three["posterior"][3] > 0.99
+    assert sum(three["posterior"]) == pytest.approx(1)
+    assert three["score"] == pytest.approx(sum(k * p for k, p in enumerate(three["posterior"])))
+    assert three["disagreement"] == pytest.approx(pstdev([3, 3, 1]))
+    assert scores(mean)["d03", "quality"]["posterior"] is None
+    last = scores(made)["d39", "quality"]
+    assert (last["votes"], last["failed_votes"]) == (2, 1)
+
+
+def test_the_reliability_of_each_annotator_is_written_beside_the_manifest(jury, tmp_path):
+    made = aggregate_annotations(jury, AggregateConfig(method="dawid-skene"), tmp_path / "out")
+    [found] = read_reliability(made)
+    assert found.classes == [0, 1, 2, 3, 4, 5]
+    assert found.converged
+    good, fair, lazy = found.annotators
+    assert (good.annotator, fair.annotator, lazy.annotator) == ("good", "fair", "lazy")
+    assert good.accuracy > 0.98
+    assert lazy.accuracy == pytest.approx(10 / 39, abs=0.01)
+    assert (good.votes, lazy.votes) == (40, 39)
+    # It said 1 to all 10, 10, 10 and 9 documents of the classes; 0.1 is added to each of the 6 cells.
+    always = [(count + 0.1) / (count + 0.6) for count in (10, 10, 10, 9)]
+    assert [row[1] for row in lazy.confusion[:4]] == pytest.approx(always, abs=0.005)
+    assert json.loads((tmp_path / "out" / "annotators.json").read_text())[0]["criterion"] == "quality"
+
+
+def test_answers_become_whole_scores_with_halves_upwards(tmp_path):
+    a = write_annotations(tmp_path / "a", [("x", 2.5), ("y", 1.0), ("z", 0.0)], "a")
+    b = write_annotations(tmp_path / "b", [("x", 3.0), ("y", 1.0), ("z", 0.0)], "b")
+    made = aggregate_annotations([a, b], AggregateConfig(method="dawid-skene"), tmp_path / "out")
+    assert scores(made)["x", "quality"]["score"] == pytest.approx(3.0, abs=0.05)
+    assert scores(made)["x", "quality"]["disagreement"] == 0.25  # of the votes as they were given
+
+
+def test_a_document_whose_votes_all_failed_stays_without_score(jury, tmp_path):
+    more = write_annotations(tmp_path / "more", [("lost", None)], "more")
+    made = aggregate_annotations([*jury, more], AggregateConfig(method="dawid-skene"), tmp_path / "out")
+    lost = scores(made)["lost", "quality"]
+    assert (lost["score"], lost["posterior"], lost["votes"], lost["failed_votes"]) == (None, None, 0, 1)
+
+
+def test_single_votes_cannot_tell_errors_from_the_truth(tmp_path):
+    alone = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 4.0)])
+    with pytest.raises(InputError, match=r"no document has two votes.*several annotators.*--votes.*another --method"):
+        aggregate_annotations([alone], AggregateConfig(method="dawid-skene"), tmp_path / "out")
+    aggregate_annotations([alone], AggregateConfig(), tmp_path / "out")  # nothing of the refused run is in the way

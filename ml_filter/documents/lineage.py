@@ -1,0 +1,87 @@
+"""What lies behind a directory: the runs that made it, the prompts and judges of its scores, the documents' texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ml_filter.documents.manifest import Manifest, find_manifest
+from ml_filter.errors import InputError
+from ml_filter.settings import SourceConfig
+
+
+def ancestors(manifest: Manifest) -> Iterator[Manifest]:
+    """The directories that a directory was made from, nearest first, as far as they are still there unchanged."""
+    for parent in manifest.parents:
+        found = find_manifest(parent.path) if "//" not in parent.path and not parent.path.endswith(":") else None
+        if found is not None and found.digest == parent.digest:
+            yield found
+            yield from ancestors(found)
+
+
+def annotation_runs(manifest: Manifest, criterion: str | None = None) -> list[dict[str, Any]]:
+    """Who made the scores: annotator, votes and prompts of each annotation run behind them.
+
+    Args:
+        manifest: of aggregated scores, or of what was made from them.
+        criterion: only the prompts of this criterion.
+    """
+    runs = []
+    for made in ancestors(manifest):
+        if made.kind == "annotations":
+            prompts = [p for p in made.config["prompts"] if criterion in (None, p["criterion"])]
+            runs.append({**{key: made.config.get(key) for key in ("annotator", "votes")}, "prompts": prompts})
+    return runs
+
+
+def made_by(runs: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """The judges and prompts of annotation runs in words: `annotator`, `prompt`, `prompt_digest`, comma-separated.
+
+    Each of `runs` is an entry of `annotation_runs` or the config of an annotation manifest.
+    """
+    found: dict[str, list[str]] = {"annotator": [], "prompt": [], "prompt_digest": []}
+    for run in runs:
+        found["annotator"].append(run["annotator"])
+        prompts = run.get("prompts", [])  # heads of older versions say less of their labels
+        found["prompt"] += [prompt["name"] for prompt in prompts]
+        found["prompt_digest"] += [prompt["digest"] for prompt in prompts]
+    return {name: ", ".join(dict.fromkeys(values)) for name, values in found.items() if values}
+
+
+def annotated_documents(manifest: Manifest) -> SourceConfig:
+    """The documents that the annotations behind aggregated scores are about.
+
+    Raises:
+        InputError: the annotations are gone, have no text, or name their columns differently.
+    """
+    sources = [
+        SourceConfig.model_validate(made.config["source"])
+        for made in ancestors(manifest)
+        if made.kind == "annotations" and made.config.get("source")
+    ]
+    paths = list(dict.fromkeys(path for source in sources for path in source.paths))
+    merged = [source.model_copy(update={"paths": paths}) for source in sources]
+    if not merged or any(source != merged[0] for source in merged):
+        raise InputError(
+            f"{manifest.root} holds scores without text; give the documents they belong to with --documents"
+        )
+    return merged[0]
+
+
+def only_criterion(manifest: Manifest, criterion: str | None) -> str:
+    """The criterion to take from a directory of aggregated scores; None takes the only one.
+
+    Raises:
+        InputError: there are several and none is chosen, or the chosen one is not there.
+    """
+    found: set[str] = set()
+    for path in manifest.shard_paths():
+        found.update(pq.read_table(path, columns=["criterion"]).column("criterion").unique().to_pylist())
+    names = ", ".join(sorted(found))
+    if criterion is None and len(found) > 1:
+        raise InputError(f"{manifest.root} holds scores of {names}; choose one with --criterion")
+    if criterion is not None and criterion not in found:
+        raise InputError(f"{manifest.root} holds no scores of {criterion!r}; it has {names}")
+    return criterion or next(iter(found), "")

@@ -1,0 +1,1 @@
+"""Data sets for others: labelled, split, with a data card, on the Hub."""

@@ -1,0 +1,92 @@
+"""The data card of a labelled data set: README.md with the Hub's YAML header."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from ml_filter import __version__
+from ml_filter.agreement.agreement import Agreement
+from ml_filter.agreement.metrics import GROUP_FIGURES, PAIR_FIGURES, Figure
+from ml_filter.documents.lineage import ancestors, annotation_runs
+from ml_filter.documents.manifest import Manifest, Parent
+from ml_filter.settings import PublishConfig
+
+CARD_NAME = "README.md"
+_PAIRS = ("spearman", "kappa_quadratic", "exact_agreement", "agreement_at_threshold")
+_GROUP = ("alpha_ordinal", "alpha_interval", "icc_2_1")
+
+
+def write_card(
+    config: PublishConfig,
+    criterion: str,
+    scores: Manifest,
+    parents: Sequence[Parent],
+    by_split: Mapping[str, Mapping[int, int]],
+    counts: Mapping[str, int],
+    agreement: Agreement | None,
+    columns: Sequence[str],
+) -> str:
+    """The text of the card.
+
+    Args:
+        config: title, license, shares.
+        criterion: what the score is of.
+        scores: of the aggregated scores.
+        parents: what the data set was made from.
+        by_split: documents by rounded score, for each split that is not empty.
+        counts: documents read, left out and grouped.
+        agreement: figures to state, where there are any.
+        columns: of the data set.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ml_filter.storage"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
+    title = config.title or f"Documents labelled for {criterion.replace('_', ' ')}"
+    header = {
+        "license": config.license,
+        "pretty_name": title,
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in by_split],
+            }
+        ],
+    }
+    behind = {made.digest: made for made in [scores, *ancestors(scores)]}
+    kinds = {digest: made.kind for digest, made in behind.items()}
+    lineage = {**kinds, **{p.digest: kinds.get(p.digest, "input") for p in parents}}
+    return environment.get_template("data_card.md").render(
+        header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(),
+        title=title,
+        config=config,
+        criterion=criterion,
+        runs=annotation_runs(scores, criterion),
+        method=scores.config["method"],
+        use=scores.config["use"],
+        classes=sorted({name for of in by_split.values() for name in of}),
+        by_split=by_split,
+        counts=counts,
+        agreement=agreement,
+        pairs=agreement.overall.compared(agreement.gold) if agreement else [],
+        pair_names={name: PAIR_FIGURES[name] for name in _PAIRS},
+        group_names={name: GROUP_FIGURES[name].partition(":")[0] for name in _GROUP},
+        figure=_figure,
+        columns=columns,
+        lineage=lineage,
+        code_version=__version__,
+    )
+
+
+def _figure(figure: Figure) -> str:
+    if figure.value is None:
+        return f"- ({figure.reason})"
+    return f"{figure.value:.3f}" + ("" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]")

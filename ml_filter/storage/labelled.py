@@ -1,0 +1,220 @@
+"""Publish scored documents as a labelled data set: Parquet in the Hub's layout, split, with a data card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from loguru import logger
+from numpy.typing import NDArray
+
+from ml_filter.agreement.agreement import AGREEMENT_NAME, Agreement
+from ml_filter.documents.deduplicate import CLUSTER_COLUMN
+from ml_filter.documents.dropping import set_aside
+from ml_filter.documents.lineage import annotated_documents, only_criterion
+from ml_filter.documents.manifest import Manifest, Parent, Shard, digest_of, read_manifest
+from ml_filter.documents.minhash import band_keys, rows_per_band, signatures
+from ml_filter.documents.output import OutputDirectory, ShardResult, file_digest, fit_table, union_of
+from ml_filter.documents.readers import read_shard
+from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.sampling import sampling_key
+from ml_filter.documents.sources import list_shards
+from ml_filter.errors import InputError
+from ml_filter.progress import progress
+from ml_filter.settings import PublishConfig, SourceConfig
+from ml_filter.storage.card import CARD_NAME, write_card
+from ml_filter.storage.push import hub_api, push_to_hub
+from ml_filter.storage.split import assign_splits, group_documents, host_of, name_keys
+
+SPLITS = ("train", "validation", "test")
+LABEL_COLUMNS = ("score", "votes", "disagreement")
+_PERMUTATIONS = 128
+_ELSEWHERE = {"push", "private"}  # where the data set goes does not change what it holds
+
+
+def publish_labels(
+    scores: str | Path, config: PublishConfig, output: str | Path, documents: SourceConfig | None = None
+) -> Manifest:
+    """Join aggregated scores with their documents and write train, validation and test as `data/SPLIT-*.parquet`.
+
+    Every column of the documents, plus `score`, `votes` and `disagreement` of the criterion. Near-duplicates (they
+    share a band of their MinHash signatures, or `duplicate_cluster`) and documents of one host are in one split.
+    Documents without a score are counted and left out; a document that is there twice under one id counts once.
+    `README.md` is the data card. With `config.push` the data set is uploaded to the Hub afterwards.
+
+    Memory holds the scores and about 200 bytes a labelled document; the documents are read twice.
+
+    Args:
+        scores: directory of aggregated scores.
+        config: shares of the splits, criterion, data card, Hub.
+        output: directory or URL.
+        documents: the documents of the scores; not given: those that were annotated, by lineage.
+
+    Raises:
+        InputError: scores, documents or agreement cannot be read, no document has a score, or the Hub refuses.
+        ConfigError: there is to be an upload, but no token.
+    """
+    api = hub_api(config.push) if config.push else None  # what is missing shows before the work
+    manifest = read_manifest(str(scores))
+    if manifest.kind != "scores":
+        raise InputError(f"{manifest.root} holds {manifest.kind}, not aggregated scores")
+    criterion = only_criterion(manifest, config.criterion)
+    documents = documents or annotated_documents(manifest)
+    _, parents = list_shards(documents)
+    parents.append(Parent(path=manifest.root, digest=manifest.digest))
+    agreement = _read_agreement(config.agreement)
+    if config.agreement and agreement:
+        parents.append(Parent(path=config.agreement, digest=digest_of(agreement.model_dump(mode="json"))))
+    settings = {
+        "documents": documents.model_dump(mode="json"),
+        "publish": config.model_dump(mode="json", exclude=_ELSEWHERE),
+    }
+    with OutputDirectory(output, "labelled", settings, parents) as out:
+        published = out.manifest
+        if published is None:
+            published = _publish(out, _Labelled(manifest, criterion, documents), config, agreement)
+    if api and config.push:
+        push_to_hub(api, published, config.push, private=config.private)
+    return published
+
+
+def _read_agreement(path: str | None) -> Agreement | None:
+    if path is None:
+        return None
+    name = path if path.endswith(".json") else f"{path.rstrip('/')}/{AGREEMENT_NAME}"
+    try:
+        with fsspec.open(name, "rb") as file:
+            return Agreement.model_validate_json(file.read())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} holds no agreement figures (`ml-filter agreement` writes them): {error}") from error
+
+
+class _Labelled:
+    """Streams the documents that have a score, each once, with the columns of the label."""
+
+    def __init__(self, scores: Manifest, criterion: str, documents: SourceConfig) -> None:
+        self.scores, self.criterion, self.documents = scores, criterion, documents
+        tables = [
+            pq.read_table(path, columns=["document_id", "criterion", *LABEL_COLUMNS]) for path in scores.shard_paths()
+        ]
+        labels = pa.concat_tables(tables)
+        self.labels = labels.filter(pc.equal(labels["criterion"], criterion)).drop_columns(["criterion"])
+        ids = self.labels["document_id"].to_pylist()
+        self._scored = self.labels["score"].is_valid().to_pylist()
+        self._row_of = {name: row for row, name in enumerate(ids)}
+        self.counts: Counter[str] = Counter()
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The labelled documents; `counts` says what the last pass left out."""
+        self.counts = Counter(read=0, labelled=0, failed=0, not_annotated=0, repeated=0)
+        left = np.ones(len(self._row_of), dtype=np.bool_)
+        for shard in list_shards(self.documents)[0]:
+            for table in read_shard(shard, self.documents, RejectsLog()):
+                kept, rows = [], []
+                for number, name in enumerate(table["id"].to_pylist()):
+                    row = self._row_of.get(name)
+                    if row is None:
+                        self.counts["not_annotated"] += 1
+                    elif not left[row]:
+                        self.counts["repeated"] += 1
+                    else:
+                        left[row] = False
+                        if self._scored[row]:
+                            kept.append(number)
+                            rows.append(row)
+                        else:
+                            self.counts["failed"] += 1
+                self.counts.update(read=table.num_rows, labelled=len(kept))
+                if kept:
+                    labelled = set_aside(table.take(kept), LABEL_COLUMNS)
+                    for name in LABEL_COLUMNS:
+                        labelled = labelled.append_column(name, self.labels[name].take(rows))
+                    yield labelled
+        self.counts["scores_without_document"] = int(left.sum())
+
+
+class _Facts:
+    """What a split needs to know of the labelled documents, in order."""
+
+    def __init__(self, labelled: _Labelled, config: PublishConfig) -> None:
+        self.schema = pa.schema([])
+        rows = rows_per_band(config.near_duplicates, _PERMUTATIONS)
+        keys, scores, order = [], [], []
+        read = 0
+        with progress("Grouping documents", len(labelled.labels)) as bar:
+            for table in labelled.tables():
+                self.schema = union_of(self.schema, table.schema)
+                signed = signatures(table["text"].to_pylist(), _PERMUTATIONS, 0)
+                columns = [
+                    name_keys([host_of(url) for url in _column(table, "url")], read),
+                    name_keys(_column(table, CLUSTER_COLUMN), read),
+                ]
+                keys.append(np.column_stack([band_keys(signed, rows), *columns]))
+                scores.append(table["score"].to_numpy())
+                order += [sampling_key(name, config.seed) for name in table["id"].to_pylist()]
+                read += table.num_rows
+                bar.advance(table.num_rows)
+        if not read:
+            raise InputError(
+                f"no document of {', '.join(labelled.documents.paths)} has a score of {labelled.criterion} in "
+                f"{labelled.scores.root}: {dict(labelled.counts)}"
+            )
+        self.groups = group_documents(np.concatenate(keys))
+        self.scores: NDArray[np.float64] = np.concatenate(scores)
+        self.classes = np.floor(self.scores + 0.5).astype(np.int64)
+        self.order = np.array(order, dtype=np.uint64)
+
+
+def _column(table: pa.Table, name: str) -> list[str | None]:
+    if name not in table.column_names:
+        return [None] * table.num_rows
+    return [value if isinstance(value, str) else None for value in table[name].to_pylist()]
+
+
+def _publish(out: OutputDirectory, labelled: _Labelled, config: PublishConfig, agreement: Agreement | None) -> Manifest:
+    facts = _Facts(labelled, config)
+    shares = [1 - config.validation_share - config.test_share, config.validation_share, config.test_share]
+    split = assign_splits(facts.groups, facts.classes, facts.order, shares)
+    sizes = np.bincount(split, minlength=len(SPLITS)).tolist()
+    written = [name for name, size in zip(SPLITS, sizes, strict=True) if size]
+    for name, size, share in zip(SPLITS, sizes, shares, strict=True):
+        if share and not size:
+            logger.warning(f"{name} is empty: the {len(split):,} documents fall into too few groups")
+    with ExitStack() as open_files:
+        writers = {name: open_files.enter_context(out.new_shard(name, facts.schema)) for name in written}
+        first = 0
+        for table in labelled.tables():
+            numbers = split[first : first + table.num_rows]
+            for name, writer in writers.items():
+                writer.write(fit_table(table.filter(pa.array(numbers == SPLITS.index(name))), facts.schema))
+            first += table.num_rows
+    results = []
+    for name, writer in writers.items():
+        relative = f"data/{name}-00000-of-00001.parquet"
+        digest, size = file_digest(writer.path), writer.path.stat().st_size
+        out.put_file(writer.path, relative)
+        shard = Shard(path=relative, rows=writer.rows, bytes=size, digest=digest)
+        results.append((name, ShardResult(shard=shard, counts={name: writer.rows})))
+    _, group_sizes = np.unique(facts.groups, return_counts=True)
+    smallest = min(share for share in shares if share) * len(split)
+    counts = {
+        **labelled.counts,
+        "groups": len(group_sizes),
+        "documents_in_largest_group": int(group_sizes.max()),
+        "groups_larger_than_a_split": int((group_sizes > smallest).sum()),
+    }
+    by_split = {
+        name: Counter(facts.classes[split == number].tolist()) for number, name in enumerate(SPLITS) if name in written
+    }
+    card = write_card(
+        config, labelled.criterion, labelled.scores, out.parents, by_split, counts, agreement, facts.schema.names
+    )
+    out.put_bytes(CARD_NAME, card.encode())
+    return out.finish(results, counts)

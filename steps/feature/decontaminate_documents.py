@@ -1,0 +1,21 @@
+"""Drop the documents that hold texts to evaluate on."""
+
+from typing import Annotated
+
+from zenml import log_metadata, step
+
+from ml_filter.documents.decontaminate import decontaminate_documents as decontaminate
+from ml_filter.documents.manifest import Manifest
+from ml_filter.settings import DecontaminateConfig, SourceConfig
+from steps.materializers import ManifestMaterializer
+from steps.names import Artifact
+
+
+@step(enable_cache=False, output_materializers=ManifestMaterializer)
+def decontaminate_documents(
+    documents: Manifest, config: DecontaminateConfig, output: str
+) -> Annotated[Manifest, Artifact.DECONTAMINATED]:
+    """Keep what overlaps none of the gold and evaluation sets."""
+    manifest = decontaminate(SourceConfig(paths=[documents.root]), config, f"{output}/decontaminated-{{digest}}")
+    log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
+    return manifest

@@ -1,0 +1,28 @@
+"""Stop the run where scores and human gold agree too little."""
+
+from typing import Annotated, Any
+
+from zenml import log_metadata, step
+
+from ml_filter.agreement.gate import GateResult, run_gate
+from ml_filter.documents.manifest import Manifest
+from ml_filter.settings import GateConfig
+from steps.names import Artifact
+
+
+@step(enable_cache=False)
+def gate_on_agreement(scores: Manifest, config: GateConfig, output: str) -> Annotated[GateResult, Artifact.GATE]:
+    """Compare scores with gold, overall and by stratum; the step fails, with the reason, where they do not pass."""
+    result = run_gate(scores, config, f"{output}/agreement-{{digest}}")
+    log_metadata(_metadata(result))
+    result.require()
+    return result
+
+
+def _metadata(result: GateResult) -> dict[str, Any]:
+    return {
+        "path": result.report,
+        "outcome": "passed" if result.passed else "failed",
+        "checks": [f"{check.outcome}: {check.reason}" for check in result.checks],
+        "lower_bounds": result.figures(),
+    }

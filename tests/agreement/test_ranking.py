@@ -1,0 +1,136 @@
+"""The next documents to annotate: which come first, and that they are a source of documents."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from written import prompt, write_annotations
+
+from ml_filter.agreement import ranking
+from ml_filter.agreement.aggregate import aggregate_annotations
+from ml_filter.agreement.ranking import rank_documents, wrong_decision
+from ml_filter.documents.readers import read_shard
+from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.sources import list_shards
+from ml_filter.errors import InputError
+from ml_filter.settings import AggregateConfig, RankConfig, SourceConfig
+
+VOTES = {"agreed": (4, 4, 4), "split": (0, 5, 5), "near": (3, 3, 2), "far": (0, 0, 1), "failed": (None, None, None)}
+
+
+@pytest.fixture
+def pages(tmp_path):
+    path = tmp_path / "pages.jsonl"
+    rows = [{"id": name, "text": f"a page that is {name}", "url": f"https://example.org/{name}"} for name in VOTES]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def jury(tmp_path, pages, method="mean"):
+    """Scores of three annotators' votes."""
+    sources = [
+        write_annotations(tmp_path / f"judge{n}", [(d, v[n]) for d, v in VOTES.items()], f"judge{n}", source=pages)
+        for n in range(3)
+    ]
+    return aggregate_annotations(sources, AggregateConfig(method=method), tmp_path / f"scores-{method}").root
+
+
+def ranked(manifest):
+    return pq.read_table(manifest.shard_paths()[0]).to_pylist()
+
+
+def rejected(manifest):
+    with open(manifest.path_of("rejects.jsonl")) as file:
+        return [json.loads(line) for line in file]
+
+
+def test_the_documents_that_the_jury_disagrees_on_come_first(tmp_path, pages):
+    made = rank_documents(jury(tmp_path, pages), RankConfig(size=3), tmp_path / "next")
+    rows = ranked(made)
+    assert [(row["rank"], row["id"]) for row in rows] == [(1, "split"), (2, "far"), (3, "near")]
+    assert rows[0]["rank_value"] == pytest.approx(np.std([0, 5, 5]))
+    assert (made.kind, made.counts["ranked"], made.counts["scored"]) == ("documents", 3, 4)
+
+
+@pytest.mark.parametrize("method", ["mean", "dawid-skene"])
+def test_by_expected_value_those_come_first_whose_decision_is_most_open(method, tmp_path, pages):
+    config = RankConfig(size=4, by="expected-value", threshold=3)
+    rows = ranked(rank_documents(jury(tmp_path, pages, method), config, tmp_path / "next"))
+    order = [row["id"] for row in rows]
+    assert all(0 <= row["rank_value"] <= 0.5 for row in rows)
+    assert order.index("near") < order.index("agreed")
+    assert order.index("split") < order.index("far")
+    elsewhere = RankConfig(size=4, by="expected-value", threshold=0.5)
+    assert ranked(rank_documents(tmp_path / f"scores-{method}", elsewhere, tmp_path / "low"))[0]["id"] == "far"
+
+
+def test_documents_without_a_score_are_reported_apart(tmp_path, pages):
+    made = rank_documents(jury(tmp_path, pages), RankConfig(size=10), tmp_path / "next")
+    assert "failed" not in {row["id"] for row in ranked(made)}
+    assert [(row["place"], row["reason"]) for row in rejected(made)] == [("failed", "no_score")]
+    assert made.counts["rejected_no_score"] == 1
+
+
+def test_the_list_is_a_source_with_the_columns_of_the_documents(tmp_path, pages):
+    made = rank_documents(jury(tmp_path, pages), RankConfig(size=2), tmp_path / "next")
+    source = SourceConfig(paths=[made.root])
+    [table] = [t for shard in list_shards(source)[0] for t in read_shard(shard, source, RejectsLog())]
+    assert table.column_names == ["id", "text", "url", "rank", "rank_value"]
+    assert table["text"].to_pylist() == ["a page that is split", "a page that is far"]
+    again = rank_documents(tmp_path / "scores-mean", RankConfig(size=1), tmp_path / "again", source)
+    assert [row["id"] for row in ranked(again)] == ["split"]  # a ranked list can be ranked
+    assert ranked(again)[0]["rank"] == 1
+
+
+def test_the_order_holds_over_many_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranking, "_BLOCK", 7)
+    pages = tmp_path / "pages.jsonl"
+    pages.write_text("".join(json.dumps({"id": f"d{n:02}", "text": f"page {n}"}) + "\n" for n in range(40)))
+    votes = [(f"d{n:02}", score) for n in range(40) for score in (0, n * 17 % 40 / 8)]
+    scores = aggregate_annotations(
+        [write_annotations(tmp_path / "a", votes, source=pages)], AggregateConfig(), tmp_path / "scores"
+    )
+    rows = ranked(rank_documents(scores.root, RankConfig(size=30), tmp_path / "next"))
+    assert [row["rank"] for row in rows] == list(range(1, 31))
+    assert [row["rank_value"] for row in rows] == sorted((n / 16 for n in range(10, 40)), reverse=True)
+
+
+def test_one_of_several_criteria_is_chosen(tmp_path, pages):
+    votes = [("split", 1, None, "quality"), ("split", 1, None, "danger"), ("split", 5, None, "danger")]
+    source = write_annotations(tmp_path / "a", votes, asked=[prompt(), prompt("danger")], source=pages)
+    scores = aggregate_annotations([source], AggregateConfig(), tmp_path / "scores").root
+    with pytest.raises(InputError, match="holds scores of danger, quality; choose one with --criterion"):
+        rank_documents(scores, RankConfig(size=1), tmp_path / "next")
+    with pytest.raises(InputError, match="holds no scores of 'style'; it has danger, quality"):
+        rank_documents(scores, RankConfig(size=1, criterion="style"), tmp_path / "next")
+    [row] = ranked(rank_documents(scores, RankConfig(size=1, criterion="danger"), tmp_path / "next"))
+    assert row["rank_value"] == 2
+
+
+def test_documents_that_cannot_be_found_are_named(tmp_path, pages):
+    without_text = write_annotations(tmp_path / "a", [("split", 1.0), ("nowhere", 2.0)])
+    scores = aggregate_annotations([without_text], AggregateConfig(), tmp_path / "scores").root
+    with pytest.raises(InputError, match="scores without text; give the documents they belong to with --documents"):
+        rank_documents(scores, RankConfig(size=2), tmp_path / "next")
+    made = rank_documents(scores, RankConfig(size=2), tmp_path / "next", SourceConfig(paths=[str(pages)]))
+    assert [row["id"] for row in ranked(made)] == ["split"]
+    assert [(row["place"], row["reason"]) for row in rejected(made)] == [("nowhere", "no_document")]
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"id": "else", "text": "another page"}\n')
+    with pytest.raises(InputError, match="none of the 2 ranked documents is in"):
+        rank_documents(scores, RankConfig(size=2), tmp_path / "never", SourceConfig(paths=[str(other)]))
+
+
+@given(st.floats(0, 5), st.integers(1, 9), st.floats(0, 2.5), st.floats(0, 5))
+def test_a_decision_is_wrong_at_most_half_the_time_and_most_at_the_threshold(score, votes, spread, threshold):
+    scores = np.array([score, threshold, score + 0.5 * np.sign(score - threshold)])
+    wrong, at, farther = wrong_decision(scores, np.full(3, votes), np.full(3, spread if votes > 1 else 0.0), threshold)
+    assert 0 <= farther <= wrong <= at == 0.5
+
+
+def test_more_votes_make_a_decision_safer():
+    few, many = wrong_decision(np.array([3.5, 3.5]), np.array([2, 20]), np.array([1.0, 1.0]), 3.0)
+    assert many < few

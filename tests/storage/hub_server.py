@@ -1,0 +1,121 @@
+"""A Hub of one's own on the loopback: the endpoints that creating and filling a data set needs, and nothing else.
+
+Every file comes in within the commit, as small ones do on the real Hub; its storage of large ones (Xet) is not here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "hf_of_the_test"
+
+
+class Hub(ThreadingHTTPServer):
+    """Holds data sets as {name: {path: content}}; `private` says which were made so."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.data_sets: dict[str, dict[str, bytes]] = {}
+        self.private: dict[str, bool] = {}
+        self.commits: list[str] = []
+        self.refuse: int | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def __enter__(self) -> Hub:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, status: int, body: Any = None) -> None:
+        content = json.dumps(body).encode() if body is not None else b""
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _refused(self) -> bool:
+        if self.server.refuse is None and self.headers["Authorization"] == f"Bearer {TOKEN}":
+            return False
+        self._answer(self.server.refuse or 401, {"error": "this token may not write"})
+        return True
+
+    def do_POST(self) -> None:
+        content = self._body()
+        if self._refused():
+            return
+        hub, path = self.server, self.path.partition("?")[0]
+        if path == "/api/repos/create":
+            asked = json.loads(content)
+            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            if name in hub.data_sets:
+                self._answer(409, {"error": "exists", "url": f"{hub.url}/datasets/{name}"})
+                return
+            hub.data_sets[name], hub.private[name] = {}, asked.get("visibility") == "private"
+            self._answer(200, {"url": f"{hub.url}/datasets/{name}"})
+        elif path == "/api/validate-yaml":
+            self._answer(200, {"errors": [], "warnings": []})
+        elif path.endswith("/preupload/main"):
+            asked = json.loads(content)["files"]
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked]
+            self._answer(200, {"files": files})
+        elif path.endswith("/commit/main"):
+            self._commit(path.removeprefix("/api/datasets/").removesuffix("/commit/main"), content)
+        else:
+            self._answer(404, {"error": f"POST {path} is not there"})
+
+    def do_GET(self) -> None:
+        if self._refused():
+            return
+        hub, path = self.server, self.path.partition("?")[0]
+        name, _, what = path.removeprefix("/api/datasets/").partition("/tree/")
+        if what and name in hub.data_sets:
+            listing = [
+                {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for file, content in hub.data_sets[name].items()
+            ]
+            self._answer(200, listing)
+        elif name in hub.data_sets:
+            self._answer(200, {"id": name, "sha": "0" * 40, "siblings": [], "private": hub.private[name]})
+        else:
+            self._answer(404, {"error": f"GET {path} is not there"})
+
+    def _commit(self, name: str, content: bytes) -> None:
+        files = self.server.data_sets[name]
+        for line in content.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "header":
+                self.server.commits.append(value["summary"])
+            elif entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
+            else:
+                raise AssertionError(entry)
+        url = f"{self.server.url}/datasets/{name}/commit/1"
+        self._answer(200, {"commitUrl": url, "commitOid": "1" * 40, "success": True})

@@ -1,0 +1,71 @@
+"""Annotation directories written straight to disk, for the tests of what reads them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.schema import ANNOTATION_SCHEMA
+from ml_filter.settings import SourceConfig
+
+
+def prompt(criterion: str = "quality", score_range: Sequence[float] = (0, 5), language: str | None = "en") -> dict:
+    """An entry of an annotation manifest's list of prompts."""
+    name = f"{criterion}_{language}"
+    return {
+        "name": name,
+        "digest": f"digest of {name}",
+        "criterion": criterion,
+        "language": language,
+        "score_range": list(score_range),
+    }
+
+
+def write_annotations(
+    directory: Path,
+    votes: Sequence[tuple[Any, ...]],
+    annotator: str = "m",
+    asked: Sequence[dict] = (),
+    source: Path | None = None,
+) -> Path:
+    """Write votes: (document, parsed score or None for a failed vote[, expected score[, criterion]]).
+
+    Votes of one document, criterion and directory are numbered from 0.
+    """
+    prompts = {entry["criterion"]: entry for entry in asked or [prompt()]}
+    numbers: Counter[tuple[str, str]] = Counter()
+    rows = []
+    for document, score, *more in votes:
+        expected, criterion = [*more, None, None][:2]
+        entry = prompts[criterion or next(iter(prompts))]
+        rows.append(
+            {
+                **dict.fromkeys(ANNOTATION_SCHEMA.names),
+                "document_id": document,
+                "annotator": annotator,
+                "prompt": entry["name"],
+                "prompt_digest": entry["digest"],
+                "criterion": entry["criterion"],
+                "vote": numbers[document, entry["criterion"]],
+                "status": "failed" if score is None else "scored",
+                "score": score,
+                "expected_score": expected,
+                "error": "timeout" if score is None else None,
+                "windows": 1,
+                "truncated": False,
+            }
+        )
+        numbers[document, entry["criterion"]] += 1
+    made_by = {"annotator": annotator, "votes": max(numbers.values(), default=0), "prompts": list(prompts.values())}
+    if source:
+        made_by["source"] = SourceConfig(paths=[str(source)]).model_dump(mode="json")
+    with OutputDirectory(directory, "annotations", made_by, []) as out:
+        with out.new_shard("a", ANNOTATION_SCHEMA) as writer, out.new_rejects("a") as rejects:
+            writer.write(pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA))
+        out.finish([("a", out.commit("a", writer, rejects, {}))])
+    return directory
