@@ -316,6 +316,9 @@ class GateConfig(AgreementConfig):
     small_strata: Literal["stop", "report"] = Field(
         "stop", description="a stratum with fewer documents stops the run, or is only reported as not judged"
     )
+    max_failed_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="of the documents to be scored; those that are hard to score are missing in the figure"
+    )
 
 
 class CompareConfig(AgreementConfig):

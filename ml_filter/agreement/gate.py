@@ -55,11 +55,11 @@ class GateResult(BaseModel):
         }
 
 
-def check_gate(scores: Manifest | str, config: GateConfig, output: str | Path) -> GateResult:
+def check_gate(scores: Manifest | str | Path, config: GateConfig, output: str | Path) -> GateResult:
     """Compare scores with gold and let the run go on only where they agree, overall and in every stratum of `by`.
 
     Each rater of the scores has to pass: the lower bound of the metric's interval must reach `min_agreement` on at
-    least `min_documents` documents. A figure that is undefined fails. `output` gets the agreement report either way.
+    least `min_documents` documents, and at most `max_failed_share` may have failed. A figure that is undefined fails. `output` gets the agreement report either way.
 
     Args:
         scores: aggregated scores, annotations, or a rated table (with `rating_columns`).
@@ -75,9 +75,9 @@ def check_gate(scores: Manifest | str, config: GateConfig, output: str | Path) -
     return result
 
 
-def run_gate(scores: Manifest | str, config: GateConfig, output: str | Path) -> GateResult:
+def run_gate(scores: Manifest | str | Path, config: GateConfig, output: str | Path) -> GateResult:
     """As `check_gate`, for callers that record the result before they `require` it."""
-    path = scores if isinstance(scores, str) else scores.root
+    path = scores.root if isinstance(scores, Manifest) else str(scores)
     measured = AgreementConfig.model_validate(config.model_dump(include=set(AgreementConfig.model_fields)))
     agreement, manifest = measure_agreement([path], measured, output)
     return judge_agreement(agreement, config, path, manifest.path_of(REPORT_NAME))
@@ -86,7 +86,7 @@ def run_gate(scores: Manifest | str, config: GateConfig, output: str | Path) -> 
 def judge_agreement(agreement: Agreement, config: GateConfig, scores: str, report: str) -> GateResult:
     """What the gate says of figures that are there already."""
     checks = [
-        _check(name, pair, config)
+        _check(name, pair, section.share_failed[pair.rater].value or 0.0, config)
         for name, section in agreement.sections().items()
         for pair in section.compared(agreement.gold)
     ]
@@ -95,7 +95,7 @@ def judge_agreement(agreement: Agreement, config: GateConfig, scores: str, repor
     )
 
 
-def _check(stratum: str, pair: PairAgreement, config: GateConfig) -> GateCheck:
+def _check(stratum: str, pair: PairAgreement, share_failed: float, config: GateConfig) -> GateCheck:
     figure = pair.figures[config.metric]
     what = f"{pair.rater}, {stratum}: {PAIR_FIGURES[config.metric]}"
     outcome: Literal["passed", "failed", "not_judged"] = "failed"
@@ -103,6 +103,8 @@ def _check(stratum: str, pair: PairAgreement, config: GateConfig) -> GateCheck:
         if stratum != "overall" and config.small_strata == "report":
             outcome = "not_judged"
         reason = f"{what} stands on {figure.documents} documents, {config.min_documents} are needed"
+    elif share_failed > config.max_failed_share:
+        reason = f"{pair.rater}, {stratum}: {share_failed:.1%} failed, at most {config.max_failed_share:.1%} may"
     elif figure.value is None or figure.low is None or figure.high is None:
         reason = f"{what} cannot be told on {figure.documents} documents ({figure.reason})"
     else:

@@ -121,11 +121,21 @@ def test_aggregated_scores_are_judged_on_the_documents_that_did_not_fail(tmp_pat
     votes = [(row["id"], None if i < 10 else row["good"]) for i, row in enumerate(rows)]
     annotations = write_annotations(tmp_path / "a", [*votes, *((f"other{i}", 1.0) for i in range(500))])
     scores = aggregate_annotations([annotations], AggregateConfig(), tmp_path / "scores")
-    result = check_gate(scores, GateConfig(gold=gold, resamples=200), tmp_path / "out-{digest}")
+    result = check_gate(scores, GateConfig(gold=gold, resamples=200, max_failed_share=0.2), tmp_path / "out-{digest}")
     assert result.checks[0].figure.documents == 80
     written = Agreement.model_validate_json((Path(result.report).parent / AGREEMENT_NAME).read_text())
     assert written.overall.share_failed["scores"].value == pytest.approx(10 / 90)
     assert {one.kind: one.unmatched_rows for one in written.inputs} == {"gold": 0, "scores": 500}
+
+
+def test_a_judge_that_left_the_hard_documents_out_is_stopped(tmp_path):
+    gold = gold_of(tmp_path / "gold.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "gold.jsonl").read_text().splitlines()]
+    annotations = write_annotations(
+        tmp_path / "a", [(r["id"], None if i < 10 else r["good"]) for i, r in enumerate(rows)]
+    )
+    with pytest.raises(GateFailed, match=r"11\.1% failed, at most 10\.0% may"):
+        check_gate(annotations, GateConfig(gold=gold, resamples=200), tmp_path / "out-{digest}")
 
 
 def test_a_gate_without_gold_for_the_scores_is_an_error_not_a_pass(tmp_path):
