@@ -114,7 +114,9 @@ def compare_annotators(
     settings = settings or Settings()
     both = {"a": a, "b": b}
     made_by = {name: _made_by(one, settings) for name, one in both.items()}
-    _check_comparable(a, b)
+    if made_by["a"] == made_by["b"]:
+        raise ConfigError("both sides are the same; give two of --prompt, --model (with --endpoint) or --endpoint")
+    _check_ranges(a, b)
     _, parents = list_shards(source)
     gold_parents = list_shards(config.gold)[1] if config.gold else []
     setup = {"source": source.model_dump(mode="json"), **made_by, "compare": config.model_dump(mode="json")}
@@ -193,9 +195,7 @@ def _made_by(config: AnnotateConfig, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _check_comparable(a: AnnotateConfig, b: AnnotateConfig) -> None:
-    if a == b:
-        raise ConfigError("both sides are the same; give two of --prompt, --model or --endpoint")
+def _check_ranges(a: AnnotateConfig, b: AnnotateConfig) -> None:
     first, second = (load_prompt(config.prompts[0]) for config in (a, b))
     if first.score != second.score:
         raise ConfigError(

@@ -182,6 +182,8 @@ class Run:
     ledger: Ledger
     budget: Budget
     counts: Counter[str]
+    again = "run again"
+    """How a person has the failed ones asked again."""
     asked, asking_s = 0, 0.0
     """Requests that were answered or failed in this process, and the seconds that took."""
 
@@ -459,6 +461,6 @@ class Run:
             raise TooManyFailures(
                 f"{failed:,} of {scored + failed:,} answers failed "
                 f"({', '.join(f'{code} {count:,}' for code, count in codes.most_common())}), more than "
-                f"max_failed_share={self.config.max_failed_share:g} tolerates. To ask for just those again, run again "
-                f"with --retry-failed. Each is in {output}/{FAILED_NAME}"
+                f"max_failed_share={self.config.max_failed_share:g} tolerates. To ask for just those again, "
+                f"{self.again} with --retry-failed. Each is in {output}/{FAILED_NAME}"
             )

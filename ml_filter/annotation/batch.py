@@ -440,6 +440,7 @@ def collect_batch(
     output: str | Path,
     *,
     results: Sequence[Path] = (),
+    max_failed_share: float | None = None,
     settings: Settings | None = None,
 ) -> Manifest:
     """Put the answers of a batch into the ledger and write the annotations.
@@ -449,6 +450,7 @@ def collect_batch(
         output: an annotations directory, as `annotate_documents` makes; with the same settings that one finishes what
             the batch left open.
         results: files of results that are here already; otherwise they are fetched from the provider.
+        max_failed_share: in the place of the configuration's.
         settings: endpoint and key of the environment.
 
     Raises:
@@ -459,7 +461,9 @@ def collect_batch(
     settings = settings or Settings()
     with _held(directory) as batch:
         assert batch.annotate.model is not None
-        run, made_by, parents = prepare(_Collector, batch.source, batch.annotate, batch.annotate.model)
+        tolerated = batch.annotate.max_failed_share if max_failed_share is None else max_failed_share
+        annotate = batch.annotate.model_copy(update={"max_failed_share": tolerated})
+        run, made_by, parents = prepare(_Collector, batch.source, annotate, batch.annotate.model)
         if made_by["prompts"] != batch.manifest.config["prompts"]:
             raise InputError(f"a prompt has changed since {directory} was written; put it back or write a new batch")
         if not results:
@@ -514,6 +518,7 @@ def _fetch(client: OpenAI, file_id: str, path: Path) -> None:
 class _Collector(Run):
     """Takes the answers of a batch instead of asking."""
 
+    again = "run ml-filter annotate on the same output"
     batch: _Batch
     results: Sequence[Path]
 
@@ -532,9 +537,11 @@ class _Collector(Run):
                         bar.advance()
                 if self.lines["known"] == known and path.stat().st_size:
                     raise InputError(f"{path} holds no result of a request in {self.batch.path}")
-        odd = {name: self.lines[name] for name in ("unreadable", "unknown", "repeated") if self.lines[name]}
+        odd = {name: self.lines[name] for name in ("unreadable", "unknown") if self.lines[name]}
         if odd:
             logger.warning(f"Lines left out: {', '.join(f'{name} {count:,}' for name, count in odd.items())}")
+        if self.lines["repeated"]:
+            logger.info(f"Lines whose request had its answer already: {self.lines['repeated']:,}")
 
     def _take(self, line: bytes, db: sqlite3.Connection) -> None:
         try:
@@ -570,7 +577,7 @@ class _Collector(Run):
         """Whether every request has its answer; raises TooManyFailures, also as `Run.check`."""
         if counts["open"]:
             running = _running(self.batch.submissions)
-            why = [f"{len(running):,} batches are still running"] if running else []
+            why = [f"{len(running):,} of {len(self.batch.submissions):,} batches still run"] if running else []
             why += (
                 [f"{self.lines['not_asked']:,} requests expired or were cancelled"] if self.lines["not_asked"] else []
             )

@@ -75,7 +75,9 @@ class Estimate(BaseModel):
     confidence: float
     pilot: Pilot
     notes: list[str]
-    digest: str
+    digest: str = ""
+    asked_digest: str = ""
+    """Of all settings, and of those that say what the pilot asked whom."""
 
 
 class _Measured(NamedTuple):
@@ -114,9 +116,11 @@ def estimate_bill(
     settings = settings or Settings()
     annotator = annotator_name(annotate, settings)
     _, made_by, parents = prepare(Run, source, annotate, annotator)
-    digest = digest_of([made_by, [parent.digest for parent in parents], annotate.model_dump(), config.model_dump()])
-    if output is not None and (found := _found(Path(output) / ESTIMATE_NAME, digest)):
-        return found
+    asked_digest = digest_of([made_by, [parent.digest for parent in parents], config.model_dump(), annotate.endpoints])
+    digest = digest_of([asked_digest, annotate.model_dump()])
+    earlier = None if output is None else _found(Path(output) / ESTIMATE_NAME, asked_digest)
+    if earlier and earlier.digest == digest:
+        return earlier
     with tempfile.TemporaryDirectory(prefix="ml_filter-pilot-") as scratch:
         drawn = sample_documents(source, SampleConfig(size=config.pilot, seed=config.seed), f"{scratch}/sample")
         run, _, _ = prepare(Run, SourceConfig(paths=[drawn.root]), annotate, annotator)
@@ -124,7 +128,10 @@ def estimate_bill(
         with Ledger(Path(kept or f"{scratch}/{LEDGER_NAME}")) as ledger:
             run.open(ledger)
             run.ask_all(settings)
-            made = _scaled(run, annotate, config, drawn.counts["read"], kept, digest)
+            if earlier and not run.asked:  # other prices, say: what the pilot took was measured then
+                run.asked, run.asking_s = earlier.pilot.asked, earlier.pilot.seconds
+            made = _scaled(run, annotate, config, drawn.counts["read"], kept)
+    made = made.model_copy(update={"digest": digest, "asked_digest": asked_digest})
     if output is not None:
         _write(Path(output) / ESTIMATE_NAME, made.model_dump_json(indent=1) + "\n")
     return made
@@ -147,12 +154,12 @@ def source_to_annotate(parameters: Mapping[str, Any]) -> SourceConfig:
     return SourceConfig(paths=[sample_documents(source, sample, f"{output}/sample-{{digest}}").root])
 
 
-def _found(path: Path, digest: str) -> Estimate | None:
+def _found(path: Path, asked_digest: str) -> Estimate | None:
     try:
         found = Estimate.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-    return found if found.digest == digest else None
+    return found if found.asked_digest == asked_digest else None
 
 
 def _write(path: Path, content: str) -> None:
@@ -162,9 +169,7 @@ def _write(path: Path, content: str) -> None:
     os.replace(temporary, path)
 
 
-def _scaled(
-    run: Run, annotate: AnnotateConfig, config: EstimateConfig, documents: int, ledger: str | None, digest: str
-) -> Estimate:
+def _scaled(run: Run, annotate: AnnotateConfig, config: EstimateConfig, documents: int, ledger: str | None) -> Estimate:
     measured, errors, answered = _measure(run)
     requests = int(measured.requests.sum())
     if not len(measured.requests):
@@ -223,7 +228,6 @@ def _scaled(
             ledger=ledger,
         ),
         notes=notes,
-        digest=digest,
     )
 
 

@@ -86,8 +86,10 @@ class Question(_Strict):
 
     def __copy__(self) -> Self:
         """What `model_copy` changes fields of, so without what was worked out from them."""
-        fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self).model_construct(self.model_fields_set, **fields)
+        copied = super().__copy__()
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
 
     @cached_property
     def digest(self) -> str:

@@ -14,8 +14,8 @@ from ml_filter.cli.output import show, show_agreement, show_reliability, show_ta
 if TYPE_CHECKING:
     from ml_filter.settings import VoteMethod
 
-Criterion = Annotated[str | None, typer.Option(help="Which of several criteria [default: the only one]")]
-Documents = Annotated[str | None, typer.Option(help="Documents of the scores [default: those that were annotated]")]
+Criterion = Annotated[str | None, typer.Option(help="Which of several criteria (default: the only one)")]
+Documents = Annotated[str | None, typer.Option(help="Documents of the scores (default: those that were annotated)")]
 
 
 @app.command(
@@ -149,7 +149,7 @@ def agreement(
         str,
         typer.Option(
             help="Columns of rated files, comma-separated, each a rater; a list column holds one rater per entry "
-            "[default: score, else scores]"
+            "(default: score, else scores)"
         ),
     ] = "",
     id_column: IdColumn = None,

@@ -43,29 +43,29 @@ def annotate(
     endpoint: Endpoints = None,
     model: Model = None,
     votes: Annotated[
-        int | None, typer.Option(min=1, help="Answers per document; more than one needs a temperature [default: 1]")
+        int | None, typer.Option(min=1, help="Answers per document; more than one needs a temperature (default: 1)")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="[default: 0]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Vote k is sampled with seed + k [default: 0]")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="(default: 0)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Vote k is sampled with seed + k (default: 0)")] = None,
     structured: Annotated[
-        str | None, typer.Option(help="auto, on or off: constrain answers where the prompt's mode can [default: auto]")
+        str | None, typer.Option(help="auto, on or off: constrain answers where the prompt's mode can (default: auto)")
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Cut by tokens: Hub name or directory, or server [default: cut by characters]")
+        str | None, typer.Option(help="Cut by tokens: Hub name or directory, or server (default: cut by characters)")
     ] = None,
     context_tokens: Annotated[
-        int | None, typer.Option(min=1, help="The model's context [default: what the endpoint says]")
+        int | None, typer.Option(min=1, help="The model's context (default: what the endpoint says)")
     ] = None,
     long_documents: Annotated[
-        str | None, typer.Option(help="truncate, or windows: score pieces and combine them [default: truncate]")
+        str | None, typer.Option(help="truncate, or windows: score pieces and combine them (default: truncate)")
     ] = None,
     max_concurrency: MaxConcurrency = None,
     timeout: Timeout = None,
     max_outage: Annotated[
-        float | None, typer.Option(help="Seconds to wait for an endpoint that has stopped answering [default: 600]")
+        float | None, typer.Option(help="Seconds to wait for an endpoint that has stopped answering (default: 600)")
     ] = None,
     max_failed_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Above it the exit code is 1 [default: 0.05]")
+        float | None, typer.Option(min=0, max=1, help="Above it the exit code is 1 (default: 0.05)")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask the failed documents of an earlier run again")
@@ -75,7 +75,7 @@ def annotate(
         float | None, typer.Option(min=0, help="Stop before more is spent; prices come from --config")
     ] = None,
     ledger: Annotated[
-        str | None, typer.Option(help="SQLite file of answers, shared between outputs [default: in the output]")
+        str | None, typer.Option(help="SQLite file of answers, shared between outputs (default: in the output)")
     ] = None,
     config: AnnotateFile = None,
     text_column: TextColumn = "text",

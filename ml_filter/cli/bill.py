@@ -35,7 +35,7 @@ from ml_filter.cli.options import (
 )
 def estimate(
     docs: Annotated[
-        str | None, typer.Argument(help="What is to be annotated [default: source and sample of --config]")
+        str | None, typer.Argument(help="What is to be annotated (default: source and sample of --config)")
     ] = None,
     config: Annotated[
         Path | None,
@@ -45,7 +45,7 @@ def estimate(
         str | None,
         typer.Option("--output", "-o", metavar="DIR", help="Directory that the annotations will go to"),
     ] = None,
-    pilot: Annotated[int | None, typer.Option(min=1, help="Documents to ask about [default: 50]")] = None,
+    pilot: Annotated[int | None, typer.Option(min=1, help="Documents to ask about (default: 50)")] = None,
     pilot_seed: Annotated[int | None, typer.Option(min=0, help="Another seed draws another pilot")] = None,
     prompt: Prompts = None,
     endpoint: Endpoints = None,
@@ -97,13 +97,13 @@ def write(
     model: Model = None,
     endpoint: Endpoints = None,
     ledger: Annotated[
-        str | None, typer.Option(help="SQLite file of answers; what it holds is not asked [default: all is asked]")
+        str | None, typer.Option(help="SQLite file of answers; what it holds is not asked (default: all is asked)")
     ] = None,
     config: AnnotateFile = None,
-    max_requests: Annotated[int | None, typer.Option(min=1, help="Requests in a file [default: 50,000]")] = None,
-    max_bytes: Annotated[int | None, typer.Option(min=1, help="Bytes of a file [default: 200,000,000]")] = None,
+    max_requests: Annotated[int | None, typer.Option(min=1, help="Requests in a file (default: 50,000)")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Bytes of a file (default: 200,000,000)")] = None,
     price_share: Annotated[
-        float | None, typer.Option(min=0, help="Batch price as a share of the prices in --config [default: 0.5]")
+        float | None, typer.Option(min=0, help="Batch price as a share of the prices in --config (default: 0.5)")
     ] = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
@@ -160,12 +160,15 @@ def collect(
     output: Output,
     results: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Results that are here already, such as run_batch's [default: fetch them]"),
+        typer.Option(metavar="FILE", help="Results that are here already, such as run_batch's (default: fetch them)"),
+    ] = None,
+    max_failed_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Above it the exit code is 1 (default: that of write's --config)")
     ] = None,
 ) -> None:
     """Put the answers into the ledger and write annotations, as annotate does."""
     from ml_filter.annotation.batch import batch_usd, collect_batch
     from ml_filter.cli.output import show
 
-    made = collect_batch(batch, output, results=results or ())
+    made = collect_batch(batch, output, results=results or (), max_failed_share=max_failed_share)
     show(made, batch_usd(batch, made))

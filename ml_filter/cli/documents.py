@@ -107,9 +107,9 @@ def publish(
     scores: Annotated[str, typer.Argument(help="Directory made by aggregate")],
     output: Output,
     documents: Annotated[
-        str | None, typer.Option(help="Documents of the scores [default: those that were annotated]")
+        str | None, typer.Option(help="Documents of the scores (default: those that were annotated)")
     ] = None,
-    criterion: Annotated[str | None, typer.Option(help="Which of several criteria [default: the only one]")] = None,
+    criterion: Annotated[str | None, typer.Option(help="Which of several criteria (default: the only one)")] = None,
     validation_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the documents")] = 0.1,
     test_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the documents")] = 0.1,
     seed: Annotated[int, typer.Option(help="Another seed splits otherwise")] = 0,
@@ -117,7 +117,7 @@ def publish(
         str | None, typer.Option(metavar="DIR", help="Directory made by agreement, to state its figures")
     ] = None,
     license_: Annotated[str, typer.Option("--license", help="For the data card")] = "unknown",
-    title: Annotated[str | None, typer.Option(help="Of the data card [default: from the criterion]")] = None,
+    title: Annotated[str | None, typer.Option(help="Of the data card (default: from the criterion)")] = None,
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload to this data set of the Hub; needs HF_TOKEN")
     ] = None,

@@ -83,12 +83,13 @@ def translate(
         max_failed_share=max_failed_share,
         retry_failed=retry_failed or None,
     )
+    languages = names_in(to) or [to]
     if is_prompt(source):
-        for path in translate_prompt(source, names_in(to), settings, output):
+        for path in translate_prompt(source, languages, settings, output):
             print(f"in {path}")
         return
     documents = source_config([source], text_column, id_column, split, subset)
-    for made in translate_documents(documents, names_in(to), settings, output):
+    for made in translate_documents(documents, languages, settings, output):
         show(made, settings.usd(made.counts["prompt_tokens"], made.counts["completion_tokens"]))
 
 
@@ -107,7 +108,7 @@ def label(
     ],
     output: Output,
     by: Annotated[
-        str, typer.Option(help="Columns, comma-separated, whose values the report tells apart [default: the files]")
+        str, typer.Option(help="Columns, comma-separated, whose values the report tells apart (default: the files)")
     ] = "",
     endpoint: Endpoints = None,
     model: Model = None,
@@ -163,10 +164,10 @@ def compare(
         list[str] | None, typer.Option("--endpoint", help="Base URL; given twice, the first is for a, the second for b")
     ] = None,
     gold: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Human ratings [default: DOCS, where --gold-column is given]")
+        str | None, typer.Option(metavar="FILE", help="Human ratings (default: DOCS, where --gold-column is given)")
     ] = None,
     gold_column: Annotated[
-        str | None, typer.Option(help="Column of gold that holds the rating [default: human_score]")
+        str | None, typer.Option(help="Column of gold that holds the rating (default: human_score)")
     ] = None,
     by: Annotated[str, typer.Option(help="Columns of gold, comma-separated; each of their values is a stratum")] = "",
     use: Annotated[

@@ -20,7 +20,7 @@ Output = Annotated[
     str, typer.Option("--output", "-o", metavar="DIR", help="Directory of the result; an unfinished one is finished")
 ]
 TextColumn = Annotated[str, typer.Option(help="Column that holds the text")]
-IdColumn = Annotated[str | None, typer.Option(help="Column that holds the id [default: id, else a hash of the text]")]
+IdColumn = Annotated[str | None, typer.Option(help="Column that holds the id (default: id, else a hash of the text)")]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set")]
 Subset = Annotated[str | None, typer.Option(help="Subset (configuration) of a Hub data set")]
 LabelColumn = Annotated[str, typer.Option(help="Column that holds the label")]
@@ -33,16 +33,16 @@ Endpoints = Annotated[
     list[str] | None,
     typer.Option(
         "--endpoint",
-        help="OpenAI-compatible base URL, several: one --endpoint each [default: ML_FILTER_ENDPOINT, else the "
-        "embedded judge]",
+        help="OpenAI-compatible base URL, several: one --endpoint each (default: ML_FILTER_ENDPOINT, else the "
+        "embedded judge)",
     ),
 ]
-Model = Annotated[str | None, typer.Option(help="Model at the endpoint [default: ML_FILTER_MODEL]")]
+Model = Annotated[str | None, typer.Option(help="Model at the endpoint (default: ML_FILTER_MODEL)")]
 MaxConcurrency = Annotated[
-    int | None, typer.Option(min=1, help="Most requests in flight; fewer while more bring nothing [default: 256]")
+    int | None, typer.Option(min=1, help="Most requests in flight; fewer while more bring nothing (default: 256)")
 ]
-Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for an answer [default: 120]")]
-MaxFailedShare = Annotated[float | None, typer.Option(min=0, max=1, help="Above it the exit code is 1 [default: 0.05]")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for an answer (default: 120)")]
+MaxFailedShare = Annotated[float | None, typer.Option(min=0, max=1, help="Above it the exit code is 1 (default: 0.05)")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask the failed documents of an earlier run again")]
 ConfigFile = Annotated[
     Path | None,

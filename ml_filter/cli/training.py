@@ -34,20 +34,20 @@ def train(
     output: Output,
     label_column: LabelColumn = "score",
     encoder: Annotated[
-        str | None, typer.Option(help="Hub name or directory [default: all-MiniLM-L6-v2, which is installed]")
+        str | None, typer.Option(help="Hub name or directory (default: all-MiniLM-L6-v2, which is installed)")
     ] = None,
     criterion: Annotated[
-        str | None, typer.Option(help="Which of several criteria of aggregated scores [default: the only one]")
+        str | None, typer.Option(help="Which of several criteria of aggregated scores (default: the only one)")
     ] = None,
     documents: Annotated[
-        str | None, typer.Option(help="Documents of aggregated scores [default: those that were annotated]")
+        str | None, typer.Option(help="Documents of aggregated scores (default: those that were annotated)")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML with any setting of the training; options go before it")
     ] = None,
-    score_min: Annotated[float | None, typer.Option(help="Lowest label [default: 0]")] = None,
-    score_max: Annotated[float | None, typer.Option(help="Highest label [default: 5]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws the test documents [default: 0]")] = None,
+    score_min: Annotated[float | None, typer.Option(help="Lowest label (default: 0)")] = None,
+    score_max: Annotated[float | None, typer.Option(help="Highest label (default: 5)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draws the test documents (default: 0)")] = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
     split: Split = "train",

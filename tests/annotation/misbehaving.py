@@ -27,7 +27,7 @@ PROMPT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """One request. A document marks itself by `[id]`; `nth` counts the requests about it, from 1."""
+    """One request; a GET has no body. A document marks itself by `[id]`; `nth` counts the requests about it, from 1."""
 
     document: str
     nth: int
@@ -37,13 +37,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reply:
-    """What goes out. `fault`: `reset` the connection, `truncate` the body half way, `hang` until the test is over."""
+    """What goes out. `fault`: `reset` the connection, `truncate` the body half way, `hang` until the test is over,
+    `trickle` a byte every 50 ms, `close` the kept-alive connection without a word once the answer is out."""
 
     body: Any
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
-    fault: Literal["reset", "truncate", "hang"] | None = None
+    fault: Literal["reset", "truncate", "hang", "trickle", "close"] | None = None
 
 
 def chat(content: Any, logprobs: Any = None, usage: Any = None) -> dict[str, Any]:
@@ -117,8 +118,11 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     server: MisbehavingServer
 
+    def do_GET(self) -> None:
+        self.do_POST()
+
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
         marks: Sequence[str] = re.findall(r"\[(\w+)\]", json.dumps(body))
         with self.server.lock:
             document = marks[-1] if marks else "?"
@@ -140,8 +144,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if reply.fault == "truncate" else content)
-        self.close_connection = reply.fault == "truncate"
+        if reply.fault == "trickle":
+            for i in range(len(content)):
+                self.wfile.write(content[i : i + 1])
+                self.wfile.flush()
+                if self.server.over.wait(0.05):
+                    return
+        else:
+            self.wfile.write(content[: len(content) // 2] if reply.fault == "truncate" else content)
+        self.close_connection = reply.fault in ("truncate", "close")
         self.wfile.flush()
         with self.server.lock:
             self.server.finished[asked.document] += 1

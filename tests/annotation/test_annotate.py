@@ -221,7 +221,7 @@ def test_retry_after_is_heeded(serve, pages, asking, tmp_path):
         return refused(429, "slow down", Retry_After="2") if asked.nth == 1 else Reply(GOOD)
 
     server = serve(answer)
-    made = annotate_documents(pages(1), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
+    made = annotate_documents(pages(1), asking(server, max_retries=1, max_outage_s=9), tmp_path / "out", SETTINGS)
     assert [(row["score"], row["attempts"]) for row in rows(made)] == [(3.0, 2)]
     assert at[1] - at[0] >= 2
 

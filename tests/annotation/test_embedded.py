@@ -14,7 +14,7 @@ CODE = """
 import os, sys
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.settings import AnnotateConfig, SourceConfig
-made = annotate_documents(SourceConfig(paths=[sys.argv[1]]), AnnotateConfig(prompt="educational_value_small"), "out")
+made = annotate_documents(SourceConfig(paths=[sys.argv[1]]), AnnotateConfig(prompts=["educational_value_small"]), "out")
 print(made.counts["scored"])
 try:
     os.waitpid(-1, os.WNOHANG)

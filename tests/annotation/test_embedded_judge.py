@@ -32,7 +32,7 @@ def test_it_ranks_a_lesson_above_an_offer(tmp_path):
     source.write_text(
         "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in (("lesson", LESSON), ("offer", OFFER)))
     )
-    config = AnnotateConfig(prompt="educational_value_small")
+    config = AnnotateConfig(prompts=["educational_value_small"])
     made = annotate_documents(SourceConfig(paths=[str(source)]), config, tmp_path / "out", Settings(endpoint=None))
     [lesson, offer] = pq.read_table(made.shard_paths()[0]).to_pylist()
     assert lesson["annotator"] == "SmolLM2-135M-Instruct-Q4_1"
@@ -40,7 +40,7 @@ def test_it_ranks_a_lesson_above_an_offer(tmp_path):
 
 
 def test_its_server_stops_with_its_context():
-    with embedded_endpoint(Settings()) as endpoint:
+    with embedded_endpoint(Settings()) as [endpoint]:
         assert endpoint.base_url.startswith("http://127.0.0.1:")
         assert is_up(endpoint.base_url)
     assert not is_up(endpoint.base_url)
@@ -51,7 +51,7 @@ def test_its_server_ends_when_the_process_that_started_it_is_killed():
 import time
 from ml_filter.annotation.embedded import embedded_endpoint
 from ml_filter.settings import Settings
-with embedded_endpoint(Settings()) as endpoint:
+with embedded_endpoint(Settings()) as [endpoint]:
     print(endpoint.base_url, flush=True)
     time.sleep(60)
 """

@@ -1,25 +1,29 @@
+"""The ledger keeps every answer it was given, whatever happens to the process or the file."""
+
+from __future__ import annotations
+
 import os
+import random
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ml_filter.annotation.ledger import Key, Ledger
+from ml_filter.annotation.ledger import Key, Ledger, SeenIds
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
+from ml_filter.errors import InputError
 
 KEY = Key("d1", "text", "question", 0)
 
 
-def row(status: str, tokens: int = 10, **changes: object) -> dict:
-    return {
-        **dict.fromkeys(ANNOTATION_SCHEMA.names),
-        "document_id": "d1",
-        "status": status,
-        "prompt_tokens": tokens,
-        **changes,
-    }
+def row(status: str, tokens: int | None = 10, **changes: Any) -> dict[str, Any]:
+    blank = dict.fromkeys(ANNOTATION_SCHEMA.names)
+    return {**blank, "document_id": "d1", "status": status, "prompt_tokens": tokens, "windows": 1, **changes}
 
 
 @pytest.fixture
@@ -30,9 +34,9 @@ def ledger(tmp_path):
 
 def test_what_was_recorded_comes_back_whole(ledger):
     answer = row("scored", score=2.5, raw="Score: 2,5 \N{GRINNING FACE}\0", latency_s=0.1)
-    ledger.record(KEY, answer)
-    assert ledger.get(KEY) == answer
-    assert ledger.has_score(KEY)
+    ledger.record(KEY, 0, answer)
+    assert ledger.rows(KEY) == [answer]
+    assert ledger.statuses(KEY) == {0: "scored"}
 
 
 @pytest.mark.parametrize(
@@ -46,47 +50,119 @@ def test_what_was_recorded_comes_back_whole(ledger):
     ids=["document", "text", "question", "vote"],
 )
 def test_an_answer_counts_for_its_own_key_only(ledger, other):
-    ledger.record(KEY, row("scored"))
-    assert ledger.get(other) is None
-    assert not ledger.has_score(other)
+    ledger.record(KEY, 0, row("scored"))
+    assert ledger.rows(other) == []
+    assert ledger.statuses(other) == {}
 
 
-def test_a_failed_answer_is_kept_but_is_no_score_and_is_replaced_by_the_next(ledger):
-    ledger.record(KEY, row("failed", error="timeout"))
-    assert not ledger.has_score(KEY)
-    assert ledger.counts("question") == {"failed": 1}
-    ledger.record(KEY, row("scored"))
-    assert ledger.has_score(KEY)
-    assert ledger.counts("question") == {"scored": 1}
-    assert ledger.counts("other question") == {}
+def test_a_failed_answer_is_kept_and_replaced_by_the_next(ledger):
+    ledger.record(KEY, 0, row("failed", error="timeout"))
+    assert ledger.statuses(KEY) == {0: "failed"}
+    ledger.record(KEY, 0, row("scored"))
+    assert ledger.statuses(KEY) == {0: "scored"}
+
+
+def test_windows_without_an_answer_are_open_and_the_others_come_in_order(ledger):
+    for window in (3, 1):
+        ledger.record(KEY, window, row("scored", windows=4, raw=str(window)))
+    assert ledger.statuses(KEY) == {0: "open", 1: "scored", 2: "open", 3: "scored"}
+    assert [answer["raw"] for answer in ledger.rows(KEY)] == ["1", "3"]
+    ledger.forget(KEY)
+    assert ledger.statuses(KEY) == {}
 
 
 def test_tokens_of_a_replaced_answer_stay_spent(ledger):
-    ledger.record(KEY, row("failed", tokens=10, completion_tokens=3))
-    ledger.record(KEY, row("scored", tokens=20))
-    ledger.record(Key("d2", "text", "question", 0), row("failed", tokens=None))
-    assert ledger.tokens_used() == 33
+    ledger.record(KEY, 0, row("failed", tokens=10, completion_tokens=3))
+    ledger.record(KEY, 0, row("scored", tokens=20))
+    ledger.record(Key("d2", "text", "question", 0), 0, row("failed", tokens=None))
+    ledger.record(Key("d2", "text", "other question", 0), 0, row("scored", tokens=7))
+    assert ledger.tokens_used(["question"]) == (30, 3)
+    assert ledger.tokens_used(["question", "other question"]) == (37, 3)
 
 
-def test_every_answer_survives_a_kill_right_after_it(tmp_path):
-    code = f"""
+def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path), pytest.raises(InputError, match=r"in use by another run; wait for it or give"):
+        Ledger(path)
+    with Ledger(path) as ledger:
+        assert ledger.rows(KEY) == []
+
+
+# --- Files that are no ledger, or not any more -----------------------------------------------------------------------
+
+
+def test_what_is_no_ledger_is_told_and_left_alone(tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("these are my notes, not a data base " * 100)
+    before = text.read_bytes()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"notes\.txt is not, or not any more, a ledger"):
+            Ledger(text)
+    assert text.read_bytes() == before
+
+
+def test_the_ledger_of_an_older_version_is_told(tmp_path):
+    path = tmp_path / "old.sqlite"
+    with sqlite3.connect(path) as old:
+        old.execute("CREATE TABLE answers (document_id TEXT, text_digest TEXT, question TEXT, vote INTEGER)")
+    old.close()
+    with pytest.raises(InputError, match="no such column"):
+        Ledger(path)
+
+
+def test_a_folder_and_a_place_that_cannot_be_written_are_told(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="cannot be opened"):
+        Ledger(tmp_path / "folder")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be"):
+        Ledger(tmp_path / "file" / "ledger.sqlite")
+
+
+def test_a_ledger_that_was_damaged_in_the_middle_says_so(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        for number in range(500):
+            ledger.record(Key(f"d{number}", "text", "question", 0), 0, row("scored", raw="x" * 200))
+    content = bytearray(path.read_bytes())
+    content[4096 * 2 : 4096 * 20] = random.Random(1).randbytes(4096 * 18)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"ledger\.sqlite is not, or not any more, a ledger"), Ledger(path) as ledger:
+        for number in range(500):
+            ledger.rows(Key(f"d{number}", "text", "question", 0))
+
+
+# --- Kills -----------------------------------------------------------------------------------------------------------
+
+WRITER = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from test_ledger import Key, Ledger, row
 ledger = Ledger(Path(sys.argv[1]))
-for number in range(200):
-    ledger.record(Key(f"d{{number}}", "text", "question", 0), row("scored"))
-print("recorded", flush=True)
-sys.stdin.read()
+for number in range(int(sys.argv[2]), 10**9):
+    ledger.record(Key(f"d{{number}}", "text", "question", 0), 0, row("scored", raw="x" * 500))
+    print(number, flush=True)
 """
-    path = tmp_path / "ledger.sqlite"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "recorded\n"
-        os.kill(writer.pid, signal.SIGKILL)
-    with Ledger(path) as ledger:
-        assert ledger.counts("question") == {"scored": 200}
-        assert all(ledger.has_score(Key(f"d{number}", "text", "question", 0)) for number in range(200))
+
+
+def test_every_answer_that_was_recorded_survives_kills_at_any_instant(tmp_path):
+    path, last, rng = tmp_path / "ledger.sqlite", -1, random.Random(5)
+    for _ in range(4):
+        line = [sys.executable, "-c", WRITER, str(path), str(last + 1)]
+        with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline().strip() == str(last + 1)
+            time.sleep(rng.uniform(0.02, 0.2))
+            os.kill(writer.pid, signal.SIGKILL)
+            last = int(writer.stdout.read().split()[-1])
+        with Ledger(path) as ledger:
+            keys = [Key(f"d{number}", "text", "question", 0) for number in range(last + 1)]
+            assert all(ledger.statuses(key) == {0: "scored"} for key in keys)
+    assert last > 100
+
+
+def test_ids_are_seen_once():
+    seen = SeenIds()
+    assert [seen.add(i) for i in ("a", "b", "a", "A", "")] == [True, True, False, True, True]
+    seen.close()

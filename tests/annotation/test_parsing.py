@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -48,6 +49,26 @@ def test_decimals_may_have_a_comma_and_scores_may_be_dressed_up(text, score):
 
 
 @pytest.mark.parametrize(
+    ("digits", "score"),
+    [
+        ("\u0663", 3.0),  # Arabic-Indic
+        ("\u0662\u066b\u0665", 2.5),  # with the Arabic decimal separator
+        ("\u096a", 4.0),  # Devanagari
+        ("\uff13", 3.0),  # full width
+        ("\u4e94", 5.0),  # a Chinese numeral
+    ],
+)
+def test_digits_of_other_scripts_are_numbers(digits, score):
+    pattern = r"(?i)score: ([\d.,\u066b]+|\w)"
+    assert read_verdict(Answer(f"Score: {digits}"), SHORT.model_copy(update={"pattern": pattern})).score == score
+
+
+@given(st.integers(0, 5), st.sampled_from([0x660, 0x6F0, 0x966, 0x9E6, 0xE50, 0xFF10]))
+def test_a_digit_means_the_same_in_every_script(value, zero):
+    assert read_verdict(Answer(f"Score: {chr(zero + value)}"), SHORT).score == value
+
+
+@pytest.mark.parametrize(
     ("text", "code"),
     [
         ("", "empty_answer"),
@@ -74,6 +95,63 @@ def test_any_text_gives_a_score_in_range_or_an_error_code(text):
         assert 0 <= read_verdict(Answer(f"{text} score {text}"), SHORT).score <= 5
     except AnswerError as error:
         assert error.code in {"unparsable_score", "out_of_range"}
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+AS_JSON = Prompt.model_validate({**PROMPT, "mode": "json", "pattern": ""})
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ('{"reason": "It explains.", "score": 4}', Verdict(4.0, None, "It explains.")),
+        ('{"score": 4, "reason": "It explains."}', Verdict(4.0, None, "It explains.")),
+        ('{"reason": "I\'d \\"score\\": 1, score: 2", "score": 4}', Verdict(4.0, None, 'I\'d "score": 1, score: 2')),
+        ('```json\n{"reason": "It explains.", "score": 4}\n```', Verdict(4.0, None, "It explains.")),
+        ('Let me {think}.\n{"reason": "It explains.", "score": "3.5"} Done.', Verdict(3.5, None, "It explains.")),
+        ('{"reason": "Braces {here} and }.", "score": 4}', Verdict(4.0, None, "Braces {here} and }.")),
+        ('{"score": 4, "reason": "cut off in the mid', Verdict(4.0, None, None)),
+        ('{"reason": 7, "score": 4}', Verdict(4.0, None, None)),
+        ('{"Reason": "x", "Score": 4}', Verdict(4.0, None, None)),
+    ],
+)
+def test_a_score_is_read_from_json_whole_fenced_or_cut_off(text, verdict):
+    assert read_verdict(Answer(text), AS_JSON) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ('{"reason": "It explains.", "sco', "unparsable_score"),
+        ('{"reason": "It explains.", "score": ', "unparsable_score"),
+        ('{"reason": "the score is 4"}', "unparsable_score"),
+        ('{"score": null}', "unparsable_score"),
+        ('{"score": -1}', "out_of_range"),
+        ('{"score": 6}', "out_of_range"),
+        ("[" * 100_000, "unparsable_score"),
+    ],
+)
+def test_json_without_a_score_in_range_has_a_code(text, code):
+    assert error_of(text, AS_JSON) == code
+
+
+def test_json_that_nests_without_end_still_has_its_score():
+    assert read_verdict(Answer('{"a":' * 100_000 + '"score": 3'), AS_JSON) == Verdict(3.0, None, None)
+
+
+@given(st.text(), st.integers(0, 5), st.booleans())
+def test_any_reason_in_json_is_read_back_with_the_score_beside_it(reason, score, fenced):
+    text = json.dumps({"reason": reason, "score": score}, ensure_ascii=fenced)
+    verdict = read_verdict(Answer(f"```json\n{text}\n```" if fenced else text), AS_JSON)
+    assert verdict == Verdict(float(score), None, reason)
+
+
+def test_the_expected_score_in_json_stands_where_the_score_does():
+    top = logs(_4=0.5, _2=0.25, _x=0.25)
+    pieces = [Token(text, {}) for text in ('{"', "reason", '":', ' "', "4", '",', ' "', "score", '":')]
+    answer = Answer('{"reason": "4", "score": 4}', [*pieces, Token(" 4", top), Token("}", {})])
+    assert read_verdict(answer, AS_JSON).expected_score == pytest.approx((4 * 0.5 + 2 * 0.25) / 0.75)
 
 
 # --- The expected score ----------------------------------------------------------------------------------------------

@@ -1,0 +1,619 @@
+"""Annotating through batch files: what is written, sent once, and brought back whatever comes back."""
+
+import email
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.parquet as pq
+import pytest
+from filelock import FileLock
+from hypothesis import given as for_all
+from hypothesis import settings as how
+from hypothesis import strategies as st
+from misbehaving import chat
+from pydantic import SecretStr
+
+from ml_filter.annotation import batch as batch_module
+from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.batch import batch_status, batch_usd, collect_batch, submit_batch, write_batch
+from ml_filter.documents.manifest import Manifest
+from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
+from ml_filter.settings import AnnotateConfig, BatchConfig, Settings, SourceConfig
+
+KEY = "sk-the-very-secret-key"
+SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(KEY))
+Line = dict[str, Any]
+
+
+def document_of(request: Line) -> str:
+    return re.findall(r"\[(\w+)\]", json.dumps(request["body"]))[-1]
+
+
+def result(request: Line, body: Any, status: int = 200) -> Line:
+    response = {"status_code": status, "request_id": "r", "body": body}
+    return {"id": "b", "custom_id": request["custom_id"], "response": response, "error": None}
+
+
+def good(request: Line) -> Line:
+    """A score that tells the document and the vote."""
+    return result(request, chat(f"Score: {(int(document_of(request)[1:]) + request['body']['seed']) % 6}"))
+
+
+def expired(request: Line) -> Line:
+    error = {"code": "batch_expired", "message": "This request could not be executed before the completion window"}
+    return {"id": "b", "custom_id": request["custom_id"], "response": None, "error": error}
+
+
+class Provider(ThreadingHTTPServer):
+    """Files and batches over HTTP. `answer` gives the lines of results for a request; they are given out backwards.
+
+    `before` and `after` see each call before it has an effect and before its reply; what `before` returns is sent
+    instead. A batch runs for `looks` looks, then has the status `ends`.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, answer: Callable[[Line], list[Line]]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answer = answer
+        self.before: Callable[[str], tuple[int, Any] | None] = lambda call: None
+        self.after: Callable[[str], None] = lambda call: None
+        self.looks, self.ends = 1, "completed"
+        self.spoilt: str | None = None
+        """What is wrong with the next download: `cut` off, or `short` with a length that says so."""
+        self.calls: Counter[str] = Counter()
+        self.files: dict[str, tuple[str, bytes]] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.keys: set[str | None] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    @property
+    def asked(self) -> Counter[str]:
+        """Requests by custom_id over all batches."""
+        return Counter(
+            json.loads(line)["custom_id"]
+            for batch in self.batches.values()
+            for line in self.files[batch["input_file_id"]][1].splitlines()
+        )
+
+    def file(self, file_id: str) -> dict[str, Any]:
+        name, content = self.files[file_id]
+        fields = {"id": file_id, "object": "file", "bytes": len(content), "created_at": 0, "filename": name}
+        return {**fields, "purpose": "batch", "status": "processed"}
+
+    def add_file(self, name: str, content: bytes) -> dict[str, Any]:
+        file_id = f"file-{len(self.files)}"
+        self.files[file_id] = (name, content)
+        return self.file(file_id)
+
+    def add_batch(self, asked: dict[str, Any]) -> tuple[int, Any]:
+        lines = [json.loads(line) for line in self.files[asked["input_file_id"]][1].splitlines()]
+        assert {line["url"] for line in lines} == {asked["endpoint"]}
+        assert len({line["custom_id"] for line in lines}) == len(lines)
+        batch_id = f"batch_{len(self.batches)}"
+        fields = {"id": batch_id, "object": "batch", "created_at": 0, "status": "validating", "looks": self.looks}
+        self.batches[batch_id] = {**fields, **asked}
+        return 200, self.batches[batch_id]
+
+    def look(self, batch_id: str) -> dict[str, Any]:
+        batch = self.batches[batch_id]
+        batch["looks"] -= 1
+        batch["status"] = "in_progress" if batch["looks"] >= 0 else self.ends
+        if batch["status"] == self.ends and "output_file_id" not in batch and self.ends != "failed":
+            requests = [json.loads(line) for line in self.files[batch["input_file_id"]][1].splitlines()]
+            lines = [line for request in reversed(requests) for line in self.answer(request)]
+            fine = [(line["response"] or {}).get("status_code") == 200 for line in lines]
+            for name, wanted in (("output_file_id", True), ("error_file_id", False)):
+                kept = [line for line, is_fine in zip(lines, fine, strict=True) if is_fine == wanted]
+                content = "".join(json.dumps(line) + "\n" for line in kept).encode()
+                batch[name] = self.add_file("results.jsonl", content)["id"] if kept else None
+            counts = {"total": len(requests), "completed": sum(fine), "failed": len(lines) - sum(fine)}
+            batch["request_counts"] = counts
+        if batch["status"] == "failed":
+            batch["errors"] = {"data": [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}]}
+        return batch
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are killed in the middle of a request are what some tests are about."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Provider
+
+    def do_GET(self) -> None:
+        self.handle_call(b"")
+
+    def do_POST(self) -> None:
+        self.handle_call(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def handle_call(self, content: bytes) -> None:
+        path = urlsplit(self.path).path.removeprefix("/v1/")
+        call = f"{self.command} {path}"
+        self.server.calls[call] += 1
+        self.server.keys.add(self.headers["Authorization"])
+        status, body = self.server.before(call) or self.route(call, path, content)
+        self.server.after(call)
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        length = len(sent)
+        if call.endswith("/content") and self.server.spoilt:
+            sent, self.close_connection = sent[: length // 2], True
+            length = len(sent) if self.server.spoilt == "short" else length
+            self.server.spoilt = None
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def route(self, call: str, path: str, content: bytes) -> tuple[int, Any]:
+        server = self.server
+        if call == "POST files":
+            head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+            parts = email.message_from_bytes(head + content).get_payload()
+            [file] = [part for part in parts if part.get_filename()]
+            return 200, server.add_file(file.get_filename(), file.get_payload(decode=True))
+        if call == "POST batches":
+            return server.add_batch(json.loads(content))
+        if call == "GET files":
+            return 200, {"object": "list", "data": [server.file(name) for name in server.files], "has_more": False}
+        if call == "GET batches":
+            return 200, {"object": "list", "data": list(server.batches.values()), "has_more": False}
+        if path.startswith("batches/"):
+            return 200, server.look(path.split("/")[1])
+        if path.endswith("/content"):
+            return 200, server.files[path.split("/")[1]][1]
+        return 200, server.file(path.split("/")[1])
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def provide() -> Iterator[Callable[..., Provider]]:
+    """Start providers; all are stopped after the test."""
+    servers: list[Provider] = []
+
+    def start(answer: Callable[[Line], list[Line]] = lambda request: [good(request)]) -> Provider:
+        server = Provider(answer)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def written(pages, asking, tmp_path) -> Callable[..., Path]:
+    """Write a batch for a provider."""
+
+    def write(provider: Provider, count: int = 6, limits: dict[str, Any] | None = None, **changes: Any) -> Path:
+        config = BatchConfig(**(limits or {}))
+        write_batch(pages(count), asking(provider, **changes), config, tmp_path / "batch", SETTINGS)
+        return tmp_path / "batch"
+
+    return write
+
+
+def bring_home(batch: Path, output: Path) -> Manifest:
+    submit_batch(batch, SETTINGS)
+    batch_status(batch, SETTINGS, wait=True, every_s=0.01)
+    return collect_batch(batch, output, settings=SETTINGS)
+
+
+def files_of(batch: Path) -> list[Path]:
+    return sorted(batch.glob("requests-*.jsonl"))
+
+
+def lines_in(batch: Path) -> list[Line]:
+    return [json.loads(line) for file in files_of(batch) for line in file.read_text().splitlines()]
+
+
+def rows(manifest: Manifest) -> list[dict[str, Any]]:
+    return pq.read_table(manifest.shard_paths()[0]).to_pylist()
+
+
+def lasting(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("created_at", "latency_s")}
+
+
+def answers_in(ledger: Path) -> Counter[str]:
+    with sqlite3.connect(ledger) as db:
+        return Counter(status for (status,) in db.execute("SELECT status FROM answers"))
+
+
+# --- What is written -------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_holds_the_requests_that_annotate_would_send(serve, pages, asking, prompt_file, tmp_path):
+    server = serve(lambda asked: chat("Score: 3"))
+    prompts = [prompt_file(system="Be strict."), prompt_file("json", mode="json", pattern="", criterion="depth")]
+    given = asking(server, prompts=prompts, votes=2, temperature=0.5, seed=7, extra_body={"min_p": 0.1})
+    source = pages(3)
+    write_batch(source, given, BatchConfig(), tmp_path / "batch", SETTINGS)
+    annotate_documents(source, given, tmp_path / "online", SETTINGS)
+    written = lines_in(tmp_path / "batch")
+    assert len(written) == 3 * 2 * 2
+    sent = sorted(json.dumps(asked.body, sort_keys=True) for asked in server.requests)
+    assert sorted(json.dumps(line["body"], sort_keys=True) for line in written) == sent
+    assert {(line["method"], line["url"]) for line in written} == {("POST", "/v1/chat/completions")}
+
+
+@how(max_examples=10, deadline=None)
+@for_all(requests=st.integers(1, 7), most_bytes=st.integers(400, 3000))
+def test_files_keep_to_their_limits_and_ids_are_unique_short_and_plain(tmp_path_factory, requests, most_bytes):
+    folder = tmp_path_factory.mktemp("limits")
+    (folder / "pages.jsonl").write_text(
+        "".join(json.dumps({"id": f"d{i}", "text": f"[d{i}] " + "x" * 40 * i}) + "\n" for i in range(8))
+    )
+    annotate = AnnotateConfig(prompts=["educational_value_small"], model="m")
+    limits = BatchConfig(max_requests=requests, max_bytes=most_bytes)
+    source = SourceConfig(paths=[str(folder / "pages.jsonl")])
+    made = write_batch(source, annotate, limits, folder / "batch", SETTINGS)
+    files = [file.read_bytes() for file in files_of(folder / "batch")]
+    assert made.counts["files"] == len(files)
+    assert all(content.count(b"\n") == 1 or len(content) <= most_bytes for content in files)
+    assert all(1 <= content.count(b"\n") <= requests for content in files)
+    ids = [json.loads(line)["custom_id"] for content in files for line in content.splitlines()]
+    assert len(set(ids)) == len(ids) == made.counts["requests"] == 8
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", custom_id) for custom_id in ids)
+
+
+def test_chat_and_completion_prompts_go_into_files_of_their_own(provide, written, prompt_file):
+    choice = {"api": "completion", "mode": "choice", "pattern": "", "choices": {" good": 4, " bad": 1}}
+    batch = written(provide(), prompts=[prompt_file(), prompt_file("plain", criterion="depth", **choice)])
+    urls = [{json.loads(line)["url"] for line in file.read_text().splitlines()} for file in files_of(batch)]
+    assert urls == [{"/v1/chat/completions"}, {"/v1/completions"}]
+
+
+def test_what_the_ledger_holds_is_not_written(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: chat("Score: 3" if asked.document < "d3" else "no idea"))
+    given = asking(server, ledger=str(tmp_path / "shared.sqlite"))
+    source = pages(5)
+    annotate_documents(source, given, tmp_path / "online", SETTINGS)
+    retry = given.model_copy(update={"retry_failed": True})
+    assert write_batch(source, given, BatchConfig(), tmp_path / "a", SETTINGS).counts["requests"] == 0
+    write_batch(source, retry, BatchConfig(), tmp_path / "b", SETTINGS)
+    assert [document_of(line) for line in lines_in(tmp_path / "b")] == ["d3", "d4"]
+
+
+def test_a_budget_counts_each_request_with_all_it_may_write_at_batch_prices(pages, asking, provide, tmp_path):
+    prices = {"usd_per_million_prompt_tokens": 0.0, "usd_per_million_completion_tokens": 2.0}
+    given = asking(provide(), **prices, budget_usd=256 * 1e-6 * 10.5)
+    made = write_batch(pages(20), given, BatchConfig(), tmp_path / "batch", SETTINGS)
+    assert made.counts["requests"] == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": None}, "needs a model name"),
+        ({"tokenizer": "server"}, "written without a server"),
+        ({"tokenizer": "anything"}, "context-tokens"),
+    ],
+)
+def test_what_needs_a_server_is_refused(changes, says, pages, asking, provide, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        write_batch(pages(2), asking(provide(), **changes), BatchConfig(), tmp_path / "batch", SETTINGS)
+
+
+# --- There and back --------------------------------------------------------------------------------------------------
+
+
+def test_results_in_any_order_become_the_annotations_that_annotate_makes(
+    provide, serve, written, pages, asking, tmp_path
+):
+    changes = {"votes": 2, "temperature": 0.5}
+    provider = provide()
+    made = bring_home(written(provider, 6, {"max_requests": 5}, **changes), tmp_path / "out")
+    assert len(provider.batches) == 3
+    online = serve(lambda asked: good({"custom_id": "", "body": asked.body})["response"]["body"])
+    expected = annotate_documents(pages(6), asking(online, **changes), tmp_path / "online", SETTINGS)
+    assert [lasting(row) for row in rows(made)] == [lasting(row) for row in rows(expected)]
+    assert made.counts == expected.counts
+    assert made.config["prompts"] == expected.config["prompts"]
+    assert provider.keys == {f"Bearer {KEY}"}
+
+
+def test_windows_come_back_to_their_document(provide, written, prompt_file, tmp_path):
+    def answer(request: Line) -> list[Line]:
+        text = request["body"]["messages"][-1]["content"]
+        return [result(request, chat(f"Score: {2 if '[d' in text else 4}"))]
+
+    windows = {"prompts": [prompt_file(max_text_chars=20)], "long_documents": "windows"}
+    made = bring_home(written(provide(answer), 3, **windows), tmp_path / "out")
+    assert [(row["score"], row["windows"]) for row in rows(made)] == [(3.0, 2)] * 3
+
+
+def test_costs_are_those_of_a_batch(provide, written, tmp_path):
+    prices = {"usd_per_million_prompt_tokens": 10.0, "usd_per_million_completion_tokens": 100.0}
+    batch = written(provide(), 4, **prices)
+    made = bring_home(batch, tmp_path / "out")
+    assert (made.counts["prompt_tokens"], made.counts["completion_tokens"]) == (40, 20)
+    assert batch_usd(batch, made) == pytest.approx(0.5 * (40 * 10e-6 + 20 * 100e-6))
+
+
+def test_every_command_run_again_does_nothing_twice(provide, written, pages, asking, tmp_path):
+    provider = provide()
+    batch = written(provider)
+    given = AnnotateConfig.model_validate(asking(provider))
+    first = bring_home(batch, tmp_path / "out")
+    kept = {path: path.stat().st_mtime_ns for path in batch.rglob("*") if path.is_file()}
+    calls = provider.calls.copy()
+    submit_batch(batch, SETTINGS)
+    batch_status(batch, SETTINGS, wait=True)
+    assert collect_batch(batch, tmp_path / "out", settings=SETTINGS) == first
+    again = collect_batch(batch, tmp_path / "other", settings=SETTINGS)
+    assert [lasting(row) for row in rows(again)] == [lasting(row) for row in rows(first)]
+    assert provider.calls == calls
+    assert set(provider.asked.values()) == {1}
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    source = SourceConfig.model_validate(first.config["source"])
+    assert write_batch(source, given, BatchConfig(), batch, SETTINGS).counts["requests"] == 6
+
+
+def test_collecting_early_keeps_what_came_and_says_that_batches_run(provide, written, tmp_path):
+    provider = provide()
+    provider.looks = 2
+    batch = written(provider)
+    submit_batch(batch, SETTINGS)
+    with pytest.raises(TooManyFailures, match=r"6 answers are open; 1 of 1 batches still run"):
+        collect_batch(batch, tmp_path / "out", settings=SETTINGS)
+    batch_status(batch, SETTINGS, wait=True, every_s=0.01)
+    assert collect_batch(batch, tmp_path / "out", settings=SETTINGS).counts["scored"] == 6
+
+
+# --- What can come back ----------------------------------------------------------------------------------------------
+
+
+def test_each_failed_request_has_its_code_and_no_score(provide, written, tmp_path):
+    too_long = {"error": {"message": "This model's maximum context length is 8192 tokens"}}
+    vllm = {"error": {"message": "The input is too long", "type": "BadRequestError", "code": 400}}
+    answers: dict[str, Callable[[Line], Line]] = {
+        "d0": lambda request: result(request, too_long, 400),
+        "d1": lambda request: {**result(request, None, 400), "error": vllm},
+        "d2": lambda request: result(request, {"error": {"message": "overloaded"}}, 503),
+        "d3": lambda request: result(request, chat("I cannot say")),
+        "d4": lambda request: result(request, {"choices": []}),
+        "d5": lambda request: result(request, {"error": {"message": "no such model"}}, 404),
+        "d6": lambda request: result(request, {"error": {"message": "slow down"}}, 429),
+    }
+    provider = provide(lambda request: [answers.get(document_of(request), good)(request)])
+    made = bring_home(written(provider, 8), tmp_path / "out")
+    expected = ["context_too_long", "context_too_long", "server_error", "unparsable_score", "malformed_answer"]
+    assert [row["error"] for row in rows(made)] == [*expected, "bad_request", "rate_limited", None]
+    assert [row["score"] for row in rows(made)] == [None] * 7 + [1.0]
+    with pytest.raises(TooManyFailures, match=r"7 of 8 .* run ml-filter annotate on the same output with"):
+        collect_batch(tmp_path / "batch", tmp_path / "strict", max_failed_share=0.5, settings=SETTINGS)
+
+
+def test_what_expired_or_is_missing_stays_open_and_annotate_asks_just_that(
+    provide, serve, written, asking, pages, tmp_path
+):
+    def answer(request: Line) -> list[Line]:
+        number = int(document_of(request)[1:])
+        return [] if number == 1 else [expired(request) if number >= 4 else good(request)]
+
+    provider = provide(answer)
+    provider.ends = "expired"
+    batch = written(provider)
+    with pytest.raises(TooManyFailures, match=r"3 answers are open; 2 requests expired or were cancelled") as stopped:
+        bring_home(batch, tmp_path / "out")
+    assert f"let ml-filter annotate finish {tmp_path / 'out'}" in str(stopped.value)
+    assert answers_in(tmp_path / "out" / "ledger.sqlite") == {"scored": 3}
+    online = serve(lambda asked: chat("Score: 5"))
+    source = SourceConfig(paths=[str(tmp_path / "pages.jsonl")])
+    made = annotate_documents(source, asking(online), tmp_path / "out", SETTINGS)
+    assert online.asked == {"d1": 1, "d4": 1, "d5": 1}
+    assert [row["score"] for row in rows(made)] == [0, 5, 2, 3, 5, 5]
+
+
+def test_of_two_lines_for_a_request_the_good_one_counts_and_a_good_one_stays(provide, written, tmp_path):
+    def answer(request: Line) -> list[Line]:
+        bad, later = result(request, {"error": {"message": "x"}}, 500), result(request, chat("Score: 5"))
+        lines = {"d0": [bad, good(request)], "d1": [good(request), bad], "d2": [good(request), later]}
+        return lines[document_of(request)]
+
+    made = bring_home(written(provide(answer), 3), tmp_path / "out")
+    assert [row["score"] for row in rows(made)] == [0, 1, 2]
+    assert made.counts["prompt_tokens"] == 30
+
+
+@pytest.mark.parametrize("spoilt", ["cut", "short"])
+def test_a_download_that_is_cut_off_is_fetched_again_and_never_read(spoilt, provide, written, tmp_path):
+    provider = provide()
+    batch = written(provider)
+    submit_batch(batch, SETTINGS)
+    batch_status(batch, SETTINGS, wait=True, every_s=0.01)
+    provider.spoilt = spoilt
+    with pytest.raises(EndpointError, match="run the command again"):
+        collect_batch(batch, tmp_path / "out", settings=SETTINGS)
+    assert not list((batch / "results").glob("requests*"))
+    assert collect_batch(batch, tmp_path / "out", settings=SETTINGS).counts["scored"] == 6
+
+
+def test_a_batch_that_the_provider_rejects_says_why(provide, written, tmp_path):
+    provider = provide()
+    provider.ends = "failed"
+    with pytest.raises(TooManyFailures, match=r"6 answers are open; requests-00000.jsonl: token_limit_exceeded"):
+        bring_home(written(provider), tmp_path / "out")
+
+
+def test_results_that_are_here_need_no_provider(provide, written, tmp_path):
+    batch = written(provide(), 5)
+    requests = lines_in(batch)
+    content = "".join(json.dumps(good(request)) + "\n" for request in reversed(requests))
+    (tmp_path / "results.jsonl").write_text(content[:-40])
+    with pytest.raises(TooManyFailures, match="1 answers are open"):
+        collect_batch(batch, tmp_path / "out", results=[tmp_path / "results.jsonl"], settings=SETTINGS)
+    (tmp_path / "results.jsonl").write_text(content)
+    made = collect_batch(batch, tmp_path / "out", results=[tmp_path / "results.jsonl"], settings=SETTINGS)
+    assert [row["score"] for row in rows(made)] == [0, 1, 2, 3, 4]
+    assert made.counts["prompt_tokens"] == 50
+
+
+def test_results_of_another_batch_are_refused(provide, written, tmp_path):
+    batch = written(provide())
+    (tmp_path / "results.jsonl").write_text(json.dumps(good({**lines_in(batch)[0], "custom_id": "other"})) + "\n")
+    with pytest.raises(InputError, match=r"results.jsonl holds no result of a request in"):
+        collect_batch(batch, tmp_path / "out", results=[tmp_path / "results.jsonl"], settings=SETTINGS)
+
+
+def test_a_prompt_or_a_text_that_has_changed_does_not_get_another_ones_answer(provide, written, prompt_file, tmp_path):
+    batch = written(provide(), 3)
+    submit_batch(batch, SETTINGS)
+    batch_status(batch, SETTINGS, wait=True, every_s=0.01)
+    pages = tmp_path / "pages.jsonl"
+    before = pages.read_text()
+    pages.write_text(before.replace("subject 1", "another subject"))
+    with pytest.raises(TooManyFailures, match="1 answers are open"):
+        collect_batch(batch, tmp_path / "a", settings=SETTINGS)
+    pages.write_text(before)
+    prompt_file(text="Another question\n{text}\nScore: ?")
+    with pytest.raises(InputError, match="a prompt has changed since"):
+        collect_batch(batch, tmp_path / "b", settings=SETTINGS)
+
+
+# --- Submitted once --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", ["POST files", "POST batches"])
+def test_a_kill_while_submitting_submits_no_file_twice(call, when, provide, written, monkeypatch, tmp_path):
+    provider = provide()
+    batch = written(provider, 6, {"max_requests": 3})
+    reached, over = threading.Event(), threading.Event()
+
+    def stop_at_second(seen: str) -> None:
+        if seen == call and provider.calls[call] == 2:
+            reached.set()
+            over.wait(30)
+
+    setattr(provider, when, stop_at_second)
+    command = [sys.executable, "-m", "ml_filter.cli", "batch", "submit", str(batch)]
+    process = subprocess.Popen(command, env={**os.environ, "ML_FILTER_API_KEY": KEY}, start_new_session=True)
+    assert reached.wait(30)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if when == "before":  # the request is lost with the process
+        monkeypatch.setattr(Provider, "add_batch" if "batches" in call else "add_file", _lost_once(provider, call))
+    over.set()
+    time.sleep(0.2)
+    setattr(provider, when, lambda seen: None)
+    monkeypatch.setattr(batch_module, "_SETTLED_S", 0.0)
+    submitted = submit_batch(batch, SETTINGS)
+    assert [one.batch_id for one in submitted] == ["batch_0", "batch_1"]
+    assert len({name for name, _ in provider.files.values()}) == len(provider.files) == 2
+    assert len(provider.batches) == 2
+    assert set(provider.asked.values()) == {1}
+    assert bring_home(batch, tmp_path / "out").counts["scored"] == 6
+
+
+def _lost_once(provider: Provider, call: str) -> Callable[..., Any]:
+    """The effect of a call, but for its next time."""
+    real = Provider.add_batch if "batches" in call else Provider.add_file
+    lost = [True]
+
+    def effect(self: Provider, *arguments: Any) -> Any:
+        if lost and lost.pop():
+            raise ConnectionResetError
+        return real(self, *arguments)
+
+    return effect
+
+
+def test_a_fresh_cut_off_is_given_time_to_arrive_before_it_is_looked_for(provide, written, monkeypatch):
+    provider = provide()
+    batch = written(provider)
+    provider.before = lambda call: (500, {"error": {"message": "broken"}}) if call == "POST batches" else None
+    with pytest.raises(EndpointError, match="broken"):
+        submit_batch(batch, SETTINGS)
+    assert provider.calls["POST batches"] == 1
+    provider.before = lambda call: None
+    monkeypatch.setattr(batch_module, "_SETTLED_S", 1.5)
+    start = time.monotonic()
+    submit_batch(batch, SETTINGS)
+    assert 0.5 < time.monotonic() - start < 10
+    assert len(provider.batches) == 1
+
+
+def test_where_the_provider_cannot_tell_it_is_said_and_nothing_is_sent_unasked(provide, written, monkeypatch):
+    provider = provide()
+    batch = written(provider)
+    monkeypatch.setattr(batch_module, "_SETTLED_S", 0.0)
+    provider.before = lambda call: (500, {"error": {"message": "broken"}}) if call == "POST batches" else None
+    with pytest.raises(EndpointError, match="broken"):
+        submit_batch(batch, SETTINGS)
+    provider.before = lambda call: (404, {"error": {"message": "no list"}}) if call == "GET batches" else None
+    with pytest.raises(EndpointError, match=r"not certain whether requests-00000.jsonl was submitted.*--resubmit"):
+        submit_batch(batch, SETTINGS)
+    assert not provider.batches
+    submit_batch(batch, SETTINGS, resubmit=True)
+    assert len(provider.batches) == 1
+
+
+def test_a_refusal_is_certain_and_hides_the_key(provide, written):
+    provider = provide()
+    batch = written(provider)
+    for status, says in ((400, "quota"), (401, "refuses the key")):
+        provider.before = lambda call, status=status: (status, {"error": {"message": f"quota of {KEY}"}})
+        with pytest.raises(EndpointError, match=says) as refused:
+            submit_batch(batch, SETTINGS)
+        assert KEY not in str(refused.value)
+    provider.before = lambda call: (400, {"error": {"message": "no"}}) if call == "POST batches" else None
+    with pytest.raises(EndpointError):
+        submit_batch(batch, SETTINGS)
+    provider.before = lambda call: None
+    [submission] = submit_batch(batch, SETTINGS)
+    assert submission.batch_id == "batch_0"
+    assert provider.calls["GET batches"] == 0
+    assert KEY not in "".join(path.read_text(errors="replace") for path in batch.rglob("*") if path.is_file())
+
+
+def test_two_at_once_are_refused_and_only_a_written_batch_is_submitted(provide, written, tmp_path):
+    batch = written(provide())
+    with FileLock(batch / ".lock"), pytest.raises(InputError, match="in use by another process"):
+        submit_batch(batch, SETTINGS)
+    with pytest.raises(InputError, match="manifest"):
+        submit_batch(tmp_path / "nowhere", SETTINGS)
+    made = bring_home(batch, tmp_path / "out")
+    with pytest.raises(InputError, match="holds annotations, not a batch"):
+        submit_batch(made.root, SETTINGS)
+
+
+def test_the_commands_go_the_whole_way(provide, pages, asking, tmp_path):
+    provider = provide()
+    pages(4)
+    prompt = asking(provider).prompts[0]
+    environment = {**os.environ, "ML_FILTER_API_KEY": KEY, "ML_FILTER_ENDPOINT": provider.url}
+
+    def batch(*arguments: str) -> str:
+        command = [sys.executable, "-m", "ml_filter.cli", "batch", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    batch("write", "pages.jsonl", "--prompt", prompt, "--model", "m", "--output", "batch")
+    assert "batch_0" in batch("submit", "batch")
+    assert "completed" in batch("status", "batch", "--wait", "--every", "0.1")
+    assert "scored" in batch("collect", "batch", "--output", "annotations")
+    assert (tmp_path / "annotations" / "manifest.json").exists()

@@ -1,0 +1,157 @@
+"""One request to one server: every way in which it can go wrong has a name."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from misbehaving import Reply, chat, refused
+from pydantic import SecretStr
+
+from ml_filter.annotation import client
+from ml_filter.annotation.client import Client, Endpoint, RequestFailed, storable
+from ml_filter.errors import EndpointError
+
+KEY = "sk-the-very-secret-key"
+
+
+def endpoint(url: str) -> Endpoint:
+    return Endpoint(url, "m", SecretStr(KEY))
+
+
+def post(url: str, times: int = 1, timeout_s: float = 1.0, pause_s: float = 0.0) -> Any:
+    async def run() -> Any:
+        one = Client(timeout_s)
+        try:
+            for _ in range(times):
+                answer = await one.post(endpoint(url), f"{url}/chat/completions", {"messages": []})
+                await asyncio.sleep(pause_s)
+            return answer
+        finally:
+            await one.close()
+
+    return asyncio.run(run())
+
+
+def failure(reply: Reply, serve: Any, **given: Any) -> RequestFailed:
+    with pytest.raises(RequestFailed) as caught:
+        post(serve(lambda _: reply).url, **given)
+    return caught.value
+
+
+def test_an_answer_that_trickles_ends_at_the_time_limit(serve):
+    start = time.monotonic()
+    assert failure(Reply(chat("Score: 3"), fault="trickle"), serve, timeout_s=0.4).code == "timeout"
+    assert time.monotonic() - start < 1.5
+
+
+def test_a_huge_answer_is_not_taken_into_memory(serve, monkeypatch):
+    monkeypatch.setattr(client, "_MOST_BYTES", 10_000)
+    assert post(serve(lambda _: Reply(chat("x" * 9_000))).url)
+    assert failure(Reply(chat("x" * 11_000)), serve).code == "malformed_answer"
+
+
+def test_a_small_zip_of_a_huge_answer_is_not_either(serve, monkeypatch):
+    monkeypatch.setattr(client, "_MOST_BYTES", 100_000)
+    body = gzip.compress(json.dumps(chat("x" * 10_000_000)).encode())
+    assert len(body) < 20_000
+    assert failure(Reply(body, headers={"Content-Encoding": "gzip"}), serve).code == "malformed_answer"
+
+
+def test_zipped_answers_are_unpacked_and_broken_zips_are_an_error(serve):
+    body = gzip.compress(json.dumps(chat("Score: 3")).encode())
+    server = serve(lambda _: Reply(body, headers={"Content-Encoding": "gzip"}))
+    assert post(server.url)["choices"][0]["message"]["content"] == "Score: 3"
+    assert failure(Reply(b"no zip", headers={"Content-Encoding": "gzip"}), serve).code == "connection_error"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_with_the_key_but_told(status, serve):
+    other = serve(lambda _: chat("Score: 3"))
+    server = serve(lambda _: Reply(b"", status, {"Location": f"{other.url}/chat/completions"}))
+    with pytest.raises(EndpointError, match=rf"redirects to {other.url}.*--endpoint"):
+        post(server.url)
+    assert other.requests == []
+
+
+def test_connections_are_kept_and_those_the_server_closed_are_opened_again(serve):
+    server = serve(lambda _: chat("Score: 3"))
+    ports = set()
+    check = server.verify_request
+    server.verify_request = lambda request, address: ports.add(address[1]) is None and check(request, address)
+    assert post(server.url, times=20)
+    assert len(ports) == 1
+    forgetful = serve(lambda _: Reply(chat("Score: 3"), fault="close"))
+    assert post(forgetful.url, times=5, pause_s=0.05)
+
+
+@pytest.mark.parametrize("deep", ['{"choices":' + "[" * 100_000, '{"a":' * 100_000])
+def test_json_that_nests_without_end_is_malformed(deep, serve):
+    assert failure(Reply(deep.encode()), serve).code == "malformed_answer"
+    assert failure(Reply(deep.encode(), 400), serve).code == "bad_request"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "This model's maximum context length is 2048 tokens. However, you requested 4000 tokens",
+        "the request exceeds the available context size. try increasing the context size",
+        "The decoder prompt (length 5000) is longer than the maximum model length of 4096.",
+        "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
+        "prompt is too long: 210000 tokens > 200000 maximum",
+    ],
+)
+def test_servers_say_in_many_words_that_a_text_is_too_long(said, serve):
+    error = failure(refused(400, said), serve)
+    assert (error.code, error.refused) == ("context_too_long", True)
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 500, 502, 503, 504, 529])
+def test_trouble_that_may_pass_is_no_refusal(status, serve):
+    error = failure(refused(status, "later", Retry_After="7"), serve)
+    assert (error.code, error.refused, error.retry_after_s) == ("server_error", False, 7)
+
+
+def test_retry_after_is_seconds_or_a_date_and_nonsense_is_passed_over(serve):
+    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)
+    waits = {"1.5": 1.5, "-3": 0.0, "soon": None, "nan": None, "inf": None, "1e999": None, "": None}
+    for said, seconds in waits.items():
+        assert failure(refused(429, "later", Retry_After=said), serve).retry_after_s == seconds
+    assert failure(refused(429, "later", Retry_After=in_a_minute), serve).retry_after_s == pytest.approx(60, abs=5)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "http://", "", "http://user:password@127.0.0.1:9/v1", "v1"])
+def test_what_is_no_url_is_told_without_a_password(url):
+    with pytest.raises(EndpointError, match="--endpoint") as caught:
+        post(url)
+    assert "password@" not in str(caught.value)
+
+
+def test_keys_in_the_netrc_of_the_machine_are_left_alone(serve, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("default login someone password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server = serve(lambda _: chat("Score: 3"))
+    assert post(server.url)
+    assert server.keys == {f"Bearer {KEY}"}
+
+
+def test_a_proxy_of_the_environment_is_used_but_not_for_hosts_that_are_excepted(serve, monkeypatch):
+    proxy, server = serve(lambda _: chat("by the proxy")), serve(lambda _: chat("straight"))
+    monkeypatch.setenv("HTTP_PROXY", proxy.url.removesuffix("/v1"))
+    monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+    for exception in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(exception, "")
+    assert post(server.url)["choices"][0]["message"]["content"] == "by the proxy"
+    for exception in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(exception, "127.0.0.1")
+    assert post(server.url)["choices"][0]["message"]["content"] == "straight"
+
+
+def test_halves_of_surrogate_pairs_become_question_marks():
+    assert storable("a\ud83db \N{GRINNING FACE}") == "a?b \N{GRINNING FACE}"

@@ -1,0 +1,321 @@
+"""Several endpoints behind one door: what is asked of a server that slows down, refuses, dies and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from misbehaving import Asked, MisbehavingServer, Reply, chat, refused
+from pydantic import SecretStr
+from tenacity import wait_random
+
+from ml_filter.annotation import endpoints
+from ml_filter.annotation.client import Endpoint, RequestFailed
+from ml_filter.annotation.endpoints import AdaptiveLimit, Circuit, EndpointPool
+from ml_filter.errors import EndpointError
+
+# --- The limit, against simulated servers ----------------------------------------------------------------------------
+
+
+def simulate(
+    until_s: float,
+    places: Callable[[float], int],
+    *,
+    latency_s: float = 1.0,
+    spread: float = 0.3,
+    timeout_s: float = 1e9,
+    hangs: float = 0.0,
+    per_s: float = 1e9,
+    maximum: int = 1000,
+) -> list[tuple[float, int, bool]]:
+    """Time, limit and whether it was an answer, for each result of a server that always has work.
+
+    The server works on `places(now)` requests at once, each for a gamma-distributed time with mean `latency_s`; the
+    others queue, for `timeout_s` at most. A share `hangs` of its answers is never sent; above `per_s` requests a
+    second it answers with a rate limit.
+    """
+    rng, now, number, in_work, in_flight = random.Random(7), 0.0, 0, 0, 0
+    allowed, filled = per_s, 0.0
+    queue: deque[int] = deque()
+    events: list[tuple[float, int, str]] = []
+    results: list[tuple[float, int, bool]] = []
+    limit = AdaptiveLimit(maximum, now)
+    while now < until_s:
+        while in_flight < limit.value:
+            in_flight, number = in_flight + 1, number + 1
+            allowed, filled = min(per_s, allowed + (now - filled) * per_s), now
+            if allowed < 1:
+                heapq.heappush(events, (now + 0.02, number, "429"))
+                continue
+            allowed -= 1
+            queue.append(number)
+            heapq.heappush(events, (now + timeout_s, number, "late"))
+        while queue and in_work < places(now):
+            in_work += 1
+            kind = "late" if rng.random() < hangs else "done"
+            work_s = rng.gammavariate(1 / spread**2, latency_s * spread**2)
+            heapq.heappush(events, (now + work_s, -queue.popleft(), kind))
+        now, number_done, kind = heapq.heappop(events)
+        if number_done < 0:
+            in_work -= 1
+        elif kind == "late":
+            if number_done not in queue:
+                continue
+            queue.remove(number_done)
+        if kind == "done":
+            limit.answered(now, in_flight)
+        else:
+            limit.pressed(now, in_flight, rate_limited=kind == "429")
+        in_flight -= 1
+        results.append((now, limit.value, kind == "done"))
+    return results
+
+
+def limits(results: Sequence[tuple[float, int, bool]], after_s: float) -> list[int]:
+    return [limit for at, limit, _ in results if at > after_s]
+
+
+def rate(results: Sequence[tuple[float, int, bool]], after_s: float) -> float:
+    return sum(good for at, _, good in results if at > after_s) / (results[-1][0] - after_s)
+
+
+def test_a_server_that_takes_everything_gets_a_thousand_requests_within_ten_round_trips():
+    results = simulate(30, lambda now: 10_000)
+    assert min(limits(results, 10)) == 1000
+    assert rate(results, 10) == pytest.approx(1000, rel=0.02)
+
+
+@pytest.mark.parametrize("places", [50, 100, 300])
+@pytest.mark.parametrize("spread", [0.3, 1.0])
+def test_a_server_with_few_places_gets_about_as_many_requests(places, spread):
+    results = simulate(200, lambda now: places, spread=spread)
+    settled = limits(results, 30)
+    assert 0.6 * places <= sum(settled) / len(settled) <= 2 * places
+    assert rate(results, 30) > 0.9 * places
+
+
+def test_more_places_are_found_and_fewer_too():
+    grown = simulate(240, lambda now: 100 if now < 40 else 400)
+    assert rate(grown, 160) > 0.9 * 400
+    shrunk = simulate(240, lambda now: 400 if now < 40 else 50, timeout_s=2.0)
+    assert sum(limits(shrunk, 160)) / len(limits(shrunk, 160)) < 200
+    assert rate(shrunk, 160) > 0.9 * 50
+
+
+def test_rate_limits_hold_it_down_and_are_few():
+    results = simulate(200, lambda now: 10_000, per_s=50)
+    assert rate(results, 60) > 0.8 * 50
+    assert max(limits(results, 60)) < 120
+    assert sum(not good for _, _, good in results) < 0.08 * len(results)
+
+
+def test_time_outs_of_a_queue_too_long_shorten_it():
+    results = simulate(200, lambda now: 50, latency_s=2.0, timeout_s=3.0)
+    assert rate(results, 60) > 0.9 * 25
+    assert sum(not good for at, _, good in results if at > 60) < 0.05 * len(results)
+
+
+def test_answers_that_never_come_for_no_fault_of_the_load_do_not_bring_it_to_its_knees():
+    five = simulate(200, lambda now: 200, hangs=0.05)
+    assert rate(five, 60) > 0.85 * 200
+    twenty = simulate(200, lambda now: 200, hangs=0.2)
+    assert min(limits(twenty, 60)) >= 16
+
+
+def test_it_does_not_grow_while_there_is_too_little_work():
+    limit = AdaptiveLimit(1000, 0.0)
+    for i in range(1, 5000):
+        limit.answered(i * 0.01, in_flight=5)
+    assert limit.value == 32
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["answered", "rate limited", "timeout"]), st.floats(0, 5), st.integers(1, 2000)),
+    max_size=300,
+)
+
+
+@given(EVENTS, st.integers(1, 2000))
+def test_it_stays_between_one_and_the_maximum_whatever_happens(events, maximum):
+    limit, now = AdaptiveLimit(maximum, 0.0), 0.0
+    for kind, passed_s, in_flight in events:
+        now += passed_s
+        for _ in range(30):
+            if kind == "answered":
+                limit.answered(now, in_flight)
+            else:
+                limit.pressed(now, in_flight, rate_limited=kind == "rate limited")
+            assert 1 <= limit.value <= maximum
+
+
+# --- The circuit -----------------------------------------------------------------------------------------------------
+
+
+def test_it_opens_after_failures_in_a_row_with_no_answer_for_two_seconds():
+    circuit = Circuit(0.0)
+    assert [circuit.failed(1.0) for _ in range(10)] == [False] * 10
+    assert [circuit.failed(2.0) for _ in range(3)] == [True, False, False]
+    circuit.answered(5.0)
+    assert not circuit.is_open
+    assert [circuit.failed(9.0) for _ in range(5)] == [False, False, False, False, True]
+
+
+def test_it_stays_closed_while_a_quarter_of_many_requests_fails_at_random():
+    circuit, rng = Circuit(0.0), random.Random(3)
+    for i in range(100_000):
+        if rng.random() < 0.25:
+            assert not circuit.failed(i * 0.001)
+        else:
+            circuit.answered(i * 0.001)
+
+
+# --- The pool, against real servers ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The same pool with its times a tenth, so that outages can be tested in seconds."""
+    monkeypatch.setattr(endpoints, "_OPEN_AFTER_S", 0.2)
+    monkeypatch.setattr(endpoints, "_COOL_DOWN_S", (0.1, 1.0))
+    monkeypatch.setattr(endpoints, "_FIRST_ANSWER_WITHIN_S", 3.0)
+    monkeypatch.setattr(endpoints, "_BACKOFF", wait_random(0.05, 0.15))
+
+
+def ask(urls: Sequence[str], documents: Sequence[str], *, in_flight: int = 20, **changes: Any) -> list[Any]:
+    """The answer about each document, or what was raised; never more than 20 s."""
+    given: dict[str, Any] = {"max_concurrency": in_flight, "timeout_s": 1.0, "max_retries": 5, "max_outage_s": 5.0}
+
+    async def run() -> list[Any]:
+        async with EndpointPool([Endpoint(url, "m", SecretStr("none")) for url in urls], **given | changes) as pool:
+            places = asyncio.Semaphore(in_flight)
+
+            async def one(document: str) -> str:
+                def body_for(endpoint: Endpoint) -> dict[str, Any]:
+                    return {"model": endpoint.model, "messages": [{"role": "user", "content": f"[{document}]"}]}
+
+                async with places:
+                    found = await pool.post(
+                        "chat/completions", body_for, lambda payload: str(payload["choices"][0]["message"]["content"])
+                    )
+                    return found.answer
+
+            return await asyncio.gather(*map(one, documents), return_exceptions=True)
+
+    return asyncio.run(asyncio.wait_for(run(), timeout=20))
+
+
+def echo(asked: Asked) -> Reply:
+    return Reply(chat(asked.document), delay_s=0.01)
+
+
+def closed_port() -> str:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+
+
+DOCUMENTS = [f"d{i}" for i in range(200)]
+
+
+@pytest.mark.parametrize(
+    "down",
+    [Reply(None, fault="reset"), refused(503, "loading"), Reply(None, fault="hang")],
+    ids=["reset", "503", "hang"],
+)
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_dead_for_a_while_costs_no_document_and_few_requests(down, serve):
+    died: list[float] = []
+    while_dead = 0
+
+    def answer(asked: Asked) -> Reply:
+        nonlocal while_dead
+        if len(server.requests) > 60 and not died:
+            died.append(time.monotonic())
+        if died and time.monotonic() < died[0] + 2.5:
+            while_dead += 1
+            return down
+        return echo(asked)
+
+    server: MisbehavingServer = serve(answer)
+    assert ask([server.url], DOCUMENTS) == DOCUMENTS
+    assert while_dead < 120
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_endpoint_that_never_answered_ends_the_run_soon_and_names_the_setting():
+    start = time.monotonic()
+    results = ask([closed_port()], DOCUMENTS, max_outage_s=60)
+    assert time.monotonic() - start < 12
+    assert all(isinstance(error, EndpointError) for error in results)
+    assert "--endpoint (ML_FILTER_ENDPOINT)" in str(results[0])
+
+
+@pytest.mark.usefixtures("impatient")
+def test_everyone_who_waits_hears_of_an_outage_that_lasts_too_long(serve):
+    server = serve(lambda asked: echo(asked) if len(server.requests) <= 50 else Reply(None, fault="reset"))
+    results = ask([server.url], DOCUMENTS, in_flight=100, max_outage_s=2)
+    answered = [result for result in results if isinstance(result, str)]
+    assert len(answered) == 50
+    assert sum(isinstance(error, EndpointError) for error in results) == 150
+    assert len(server.requests) < 500
+
+
+@pytest.mark.usefixtures("impatient")
+def test_when_one_of_two_endpoints_dies_the_other_takes_over(serve):
+    dying = serve(lambda asked: echo(asked) if len(dying.requests) <= 20 else Reply(None, fault="reset"))
+    well = serve(echo)
+    assert ask([dying.url, well.url], DOCUMENTS, max_retries=1) == DOCUMENTS
+    assert len(well.requests) >= 180
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_endpoint_that_is_dead_from_the_start_does_not_spoil_the_other(serve):
+    well = serve(echo)
+    assert ask([closed_port(), well.url], DOCUMENTS, max_retries=1) == DOCUMENTS
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_endpoint_that_limits_the_rate_is_left_alone_while_the_other_works(serve):
+    limited = serve(lambda _: refused(429, "slow down", Retry_After="3"))
+    well = serve(echo)
+    assert ask([limited.url, well.url], DOCUMENTS, in_flight=10) == DOCUMENTS
+    assert len(limited.requests) <= 10
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_rate_limit_of_a_day_is_not_waited_for_longer_than_an_outage(serve):
+    server = serve(
+        lambda asked: refused(429, "quota", Retry_After="86400") if len(server.requests) < 5 else echo(asked)
+    )
+    assert ask([server.url], ["a"], max_outage_s=0.5) == ["a"]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("others", [0, 100])
+def test_documents_that_no_server_can_answer_fail_and_are_no_outage(others, serve):
+    server = serve(lambda asked: refused(500, "assertion failed") if asked.document.startswith("bad") else echo(asked))
+    documents = [f"bad{i}" for i in range(12)] + DOCUMENTS[:others]
+    results = ask([server.url], documents, max_retries=2, max_outage_s=1.0)
+    assert [error.code for error in results[:12] if isinstance(error, RequestFailed)] == ["server_error"] * 12
+    assert results[12:] == DOCUMENTS[:others]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_rate_limit_costs_a_tenth_of_a_try(serve):
+    server = serve(lambda asked: refused(429, "slow down") if len(server.requests) < 12 else echo(asked))
+    assert ask([server.url], ["a"], max_retries=2) == ["a"]
+    assert server.asked["a"] > 3
+
+
+def test_an_answer_of_the_wrong_form_is_tried_again(serve):
+    server = serve(lambda asked: Reply({"choices": []}) if asked.nth == 1 else echo(asked))
+    assert ask([server.url], ["a"], max_retries=1) == ["a"]

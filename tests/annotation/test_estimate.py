@@ -1,0 +1,228 @@
+"""The bill before the run: what it says, what it rests on, and that the pilot is not paid twice."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from misbehaving import Asked, Reply, chat, refused
+from pydantic import SecretStr
+
+from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.estimate import ESTIMATE_NAME, Estimate, Range, estimate_bill, source_to_annotate
+from ml_filter.documents.sampling import sample_documents
+from ml_filter.errors import ConfigError, TooManyFailures
+from ml_filter.settings import EstimateConfig, SampleConfig, Settings, SourceConfig
+
+SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr("sk-the-key"))
+PRICES = {"usd_per_million_prompt_tokens": 100.0, "usd_per_million_completion_tokens": 1000.0}
+
+
+def usage(prompt: int, completion: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": completion}
+
+
+def tokens_of(document: str) -> int:
+    """Between 100 and 199, different for the documents."""
+    return 100 + int(document[1:]) * 37 % 100
+
+
+def uneven(asked: Asked) -> dict[str, Any]:
+    return chat("Score: 3", usage=usage(tokens_of(asked.document), 5))
+
+
+def pilot(documents: int, **changes: Any) -> EstimateConfig:
+    return EstimateConfig(pilot=documents, **changes)
+
+
+def test_the_bill_is_the_pilot_scaled_to_all_documents(serve, pages, asking):
+    server = serve(lambda asked: chat("Score: 3", usage=usage(200, 10)))
+    made = estimate_bill(pages(40), asking(server, **PRICES), pilot(10), settings=SETTINGS)
+    assert (made.documents, made.pilot.documents, len(server.requests)) == (40, 10, 10)
+    assert made.requests == Range(value=40, low=40, high=40)
+    assert made.prompt_tokens == Range(value=8000, low=8000, high=8000)
+    assert made.completion_tokens == Range(value=400, low=400, high=400)
+    assert made.usd is not None
+    assert made.usd.value == pytest.approx(8000 * 100e-6 + 400 * 1000e-6)
+    assert made.pilot.usd == pytest.approx(made.usd.value / 4)
+
+
+def test_the_interval_holds_what_the_run_then_uses(serve, pages, asking, tmp_path):
+    server = serve(uneven)
+    given = asking(server, max_concurrency=16, **PRICES)
+    made = estimate_bill(pages(200), given, pilot(50), output=tmp_path / "out", settings=SETTINGS)
+    counts = annotate_documents(pages(200), given, tmp_path / "out", SETTINGS).counts
+    assert made.prompt_tokens is not None
+    assert made.usd is not None
+    assert made.prompt_tokens.low < counts["prompt_tokens"] < made.prompt_tokens.high
+    assert made.usd.low < given.usd(counts["prompt_tokens"], counts["completion_tokens"]) < made.usd.high
+    assert made.prompt_tokens.high - made.prompt_tokens.low < 0.2 * made.prompt_tokens.value
+
+
+@pytest.mark.parametrize("where", ["output", "ledger"])
+def test_the_run_does_not_pay_for_the_pilots_answers_again(where, serve, pages, asking, tmp_path):
+    server = serve(uneven)
+    given = asking(server, **({"ledger": str(tmp_path / "shared.sqlite")} if where == "ledger" else {}))
+    output = tmp_path / "annotations" if where == "output" else None
+    made = estimate_bill(pages(12), given, pilot(5), output=output, settings=SETTINGS)
+    assert made.pilot.ledger == str(tmp_path / ("shared.sqlite" if where == "ledger" else "annotations/ledger.sqlite"))
+    assert len(server.requests) == 5
+    annotations = annotate_documents(pages(12), given, tmp_path / "annotations", SETTINGS)
+    assert annotations.counts["scored"] == 12
+    assert set(server.asked.values()) == {1}
+
+
+def test_the_pilot_is_a_random_part_of_the_documents_the_same_for_a_seed(serve, pages, asking):
+    drawn = []
+    for seed in (1, 1, 2):
+        server = serve(uneven)
+        estimate_bill(pages(50), asking(server), pilot(10, seed=seed), settings=SETTINGS)
+        drawn.append(set(server.asked))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] != {f"d{i}" for i in range(10)}
+
+
+def test_a_finished_estimate_is_not_made_again_and_another_configuration_is(serve, pages, asking, tmp_path):
+    server, source = serve(uneven), pages(20)
+    first = estimate_bill(source, asking(server), pilot(5), output=tmp_path, settings=SETTINGS)
+    assert estimate_bill(source, asking(server), pilot(5), output=tmp_path, settings=SETTINGS) == first
+    assert len(server.requests) == 5
+    assert Estimate.model_validate_json((tmp_path / ESTIMATE_NAME).read_text()) == first
+    priced = estimate_bill(source, asking(server, **PRICES), pilot(5), output=tmp_path, settings=SETTINGS)
+    assert len(server.requests) == 5
+    assert priced.usd is not None
+    assert priced.hours == first.hours
+    elsewhere = estimate_bill(source, asking(server, ledger=first.pilot.ledger), pilot(5), settings=SETTINGS)
+    assert elsewhere.hours is None
+    assert any("in the ledger already" in note for note in elsewhere.notes)
+
+
+def test_votes_and_windows_are_requests_of_their_own(serve, pages, asking, prompt_file):
+    server = serve(lambda asked: chat("Score: 3", usage=usage(10, 1)))
+    given = asking(
+        server,
+        prompts=[prompt_file(max_text_chars=20)],
+        votes=2,
+        temperature=0.5,
+        long_documents="windows",
+        max_windows=2,
+    )
+    made = estimate_bill(pages(30), given, pilot(10), settings=SETTINGS)
+    assert made.requests.value == 30 * 2 * 2
+    assert made.prompt_tokens is not None
+    assert made.prompt_tokens.value == 1200
+
+
+def test_failed_requests_are_named_and_do_not_pull_the_means_down(serve, pages, asking):
+    def answer(asked: Asked) -> Reply:
+        number = int(asked.document[1:])
+        if number % 4 == 0:
+            return refused(400, "maximum context length exceeded")
+        return Reply(chat("no idea" if number % 4 == 1 else "Score: 3", usage=usage(100, 7)))
+
+    made = estimate_bill(pages(40), asking(serve(answer)), pilot(40), settings=SETTINGS)
+    assert made.pilot.errors == {"context_too_long": 10, "unparsable_score": 10}
+    assert (made.pilot.requests, made.pilot.answered) == (40, 30)
+    assert made.prompt_tokens is not None
+    assert made.prompt_tokens.value == pytest.approx(40 * 100)
+    assert made.pilot.prompt_tokens == 30 * 100
+    [note] = [note for note in made.notes if "failed" in note]
+    assert note == "20 of 40 requests of the pilot failed: context_too_long 10, unparsable_score 10"
+
+
+def test_a_pilot_without_any_answer_gives_no_bill(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: refused(400, "no"))
+    with pytest.raises(TooManyFailures, match=r"none of the pilot's 4 requests was answered: bad_request 4"):
+        estimate_bill(pages(9), asking(server), pilot(4), output=tmp_path, settings=SETTINGS)
+    assert not (tmp_path / ESTIMATE_NAME).exists()
+
+
+def test_hours_are_measured_and_say_at_which_concurrency(serve, pages, asking):
+    server = serve(lambda asked: Reply(uneven(asked), delay_s=0.1))
+    made = estimate_bill(pages(100), asking(server, max_concurrency=2), pilot(20), settings=SETTINGS)
+    assert made.hours is not None
+    assert made.pilot.in_flight == pytest.approx(2, abs=0.3)
+    assert made.hours.value == pytest.approx(made.pilot.seconds / 20 * 100 / 3600)
+    assert made.pilot.seconds >= 1.0
+    assert made.hours.low <= made.hours.value <= made.hours.high
+    assert not any("upper bound" in note for note in made.notes)
+
+
+def test_hours_of_a_pilot_that_cannot_fill_the_concurrency_are_called_an_upper_bound(serve, pages, asking):
+    made = estimate_bill(pages(9), asking(serve(uneven), max_concurrency=100), pilot(5), settings=SETTINGS)
+    assert any("upper bound" in note and "100" in note for note in made.notes)
+
+
+def test_what_is_not_known_is_none_and_said(serve, pages, asking):
+    silent = {**chat("Score: 3"), "usage": None}
+    made = estimate_bill(pages(9), asking(serve(lambda asked: silent), **PRICES), pilot(5), settings=SETTINGS)
+    assert (made.prompt_tokens, made.completion_tokens, made.usd) == (None, None, None)
+    assert any("no token counts" in note for note in made.notes)
+    made = estimate_bill(pages(9), asking(serve(uneven)), pilot(5), settings=SETTINGS)
+    assert made.usd is None
+    assert any("usd_per_million_prompt_tokens" in note for note in made.notes)
+    assert any("not kept" in note for note in made.notes)
+
+
+def test_a_single_document_has_no_interval(serve, pages, asking):
+    made = estimate_bill(pages(9), asking(serve(uneven)), pilot(1), settings=SETTINGS)
+    assert made.prompt_tokens is not None
+    assert (made.prompt_tokens.low, made.prompt_tokens.high) == (None, None)
+
+
+def test_a_budget_holds_for_the_pilot_too(serve, pages, asking):
+    server = serve(lambda asked: chat("Score: 3", usage=usage(100, 10)))
+    made = estimate_bill(pages(50), asking(server, budget_tokens=2000, max_concurrency=1), pilot(40), settings=SETTINGS)
+    assert made.pilot.documents == len(server.requests) < 19
+    assert made.prompt_tokens is not None
+    assert made.prompt_tokens.value == pytest.approx(5000)
+    with pytest.raises(TooManyFailures, match=r"budget of 10 tokens .* before one document"):
+        estimate_bill(pages(50), asking(server, budget_tokens=10), pilot(4), settings=SETTINGS)
+
+
+def test_a_pipelines_sample_is_drawn_where_the_pipeline_finds_it(pages, tmp_path):
+    source, sample = pages(30), SampleConfig(size=20, seed=3)
+    parameters = {"source": source.model_dump(), "sample": sample.model_dump(), "output": str(tmp_path / "runs")}
+    [path] = source_to_annotate(parameters).paths
+    drawn = sample_documents(source, sample, f"{tmp_path}/runs/sample-{{digest}}")
+    assert path == drawn.root
+    assert pq.read_table(drawn.shard_paths()[0]).num_rows == 20
+    assert source_to_annotate({"source": source.model_dump()}) == source
+    with pytest.raises(ConfigError, match="give DOCS"):
+        source_to_annotate({"prompts": ["x"]})
+
+
+def test_the_command_estimates_a_pipelines_configuration_and_annotate_shows_the_cost(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: chat("Score: 3", usage=usage(1000, 100)))
+    source = pages(30)
+    annotate = asking(server, **PRICES).model_dump(mode="json")
+    parameters = {"source": source.model_dump(), "sample": {"size": 20}, "output": str(tmp_path / "runs")}
+    config = tmp_path / "annotation.yaml"
+    config.write_text(yaml.safe_dump({"parameters": {**parameters, "annotate": annotate}}))
+    output = str(tmp_path / "annotations")
+
+    def ml_filter(*arguments: str) -> str:
+        command = [sys.executable, "-m", "ml_filter.cli", *arguments, "--config", str(config), "--output", output]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = ml_filter("estimate", "--pilot", "5")
+    assert "estimated from 5 of 20 documents" in shown
+    assert "4.00" in shown
+    assert json.loads((tmp_path / "annotations" / ESTIMATE_NAME).read_text())["usd"]["value"] == pytest.approx(4.0)
+    [sample] = (tmp_path / "runs").glob("sample-*")
+    shown = ml_filter("annotate", str(sample))
+    assert "USD" in shown
+    assert "4.000" in shown
+    assert len(server.requests) == 20
+
+
+def test_a_source_that_is_read_counts_what_can_be_annotated(serve, asking, tmp_path):
+    lines = [json.dumps({"id": f"d{i}", "text": f"[d{i}] page"}) for i in range(8)] + ["not json", '{"text": ""}']
+    (tmp_path / "mixed.jsonl").write_text("\n".join(lines))
+    source = SourceConfig(paths=[str(tmp_path / "mixed.jsonl")])
+    assert estimate_bill(source, asking(serve(uneven)), pilot(3), settings=SETTINGS).documents == 8

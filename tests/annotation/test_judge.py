@@ -1,0 +1,278 @@
+"""What is asked of a server, and what is made of whatever it answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from loguru import logger
+from misbehaving import PROMPT, Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
+
+from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.judge import read_answer
+from ml_filter.annotation.parsing import AnswerError, read_verdict
+from ml_filter.annotation.prompts import Prompt
+from ml_filter.errors import ConfigError, EndpointError
+from ml_filter.settings import Settings, SourceConfig
+
+SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
+GOOD = chat("Score: 3")
+AS_JSON = {"mode": "json", "pattern": ""}
+WRITTEN = {"mode": "choice", "pattern": "", "choices": {"good": 5, "bad": 0}, "top_logprobs": 0}
+
+
+def rows(manifest: Any) -> list[dict[str, Any]]:
+    return pq.read_table(manifest.shard_paths()[0]).to_pylist()
+
+
+# --- Structured output -----------------------------------------------------------------------------------------------
+
+
+def test_json_is_asked_for_with_its_schema(serve, pages, asking, prompt_file, tmp_path):
+    server = serve(lambda _: chat('{"reason": "It explains.", "score": 4}'))
+    made = annotate_documents(pages(1), asking(server, prompts=[prompt_file(**AS_JSON)]), tmp_path / "out", SETTINGS)
+    assert server.requests[0].body["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "verdict",
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "reason": {"type": "string"},
+                    "score": {"type": "integer", "enum": [0, 1, 2, 3, 4, 5]},
+                },
+                "required": ["reason", "score"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    assert [(row["score"], row["reason"]) for row in rows(made)] == [(4.0, "It explains.")]
+
+
+def test_a_written_choice_is_held_to_the_choices_and_read(serve, pages, asking, prompt_file, tmp_path):
+    server = serve(lambda asked: chat(" Good\n" if asked.document == "d0" else "neither"))
+    made = annotate_documents(pages(2), asking(server, prompts=[prompt_file(**WRITTEN)]), tmp_path / "out", SETTINGS)
+    assert server.requests[0].body["structured_outputs"] == {"choice": ["bad", "good"]}
+    assert "logprobs" not in server.requests[0].body
+    assert [(row["score"], row["error"]) for row in rows(made)] == [(5.0, None), (None, "unparsable_score")]
+
+
+def without_structure(asked: Asked) -> Reply | dict[str, Any]:
+    if {"response_format", "structured_outputs"} & asked.body.keys():
+        return refused(400, "Unrecognized request argument supplied: response_format")
+    return chat('{"reason": "It explains.", "score": 4}')
+
+
+def test_a_server_that_refuses_structure_is_asked_without_and_warned_about_once(
+    serve, pages, asking, prompt_file, tmp_path
+):
+    warnings: list[str] = []
+    sink = logger.add(warnings.append, level="WARNING")
+    server = serve(without_structure)
+    try:
+        given = asking(server, prompts=[prompt_file(**AS_JSON)])
+        made = annotate_documents(pages(20), given, tmp_path / "out", SETTINGS)
+    finally:
+        logger.remove(sink)
+    assert [(row["score"], row["attempts"]) for row in rows(made)] == [(4.0, 1)] * 20
+    assert len(server.requests) <= 24
+    assert len(warnings) == 1
+    assert "refuses structured output" in warnings[0]
+
+
+def test_where_structure_is_a_must_its_refusal_ends_the_run(serve, pages, asking, prompt_file, tmp_path):
+    given = asking(serve(without_structure), prompts=[prompt_file(**AS_JSON)], structured="on")
+    with pytest.raises(EndpointError, match=r"refuses structured output .* auto or off \(--structured\)"):
+        annotate_documents(pages(3), given, tmp_path / "out", SETTINGS)
+
+
+def test_where_structure_is_off_none_is_asked_for(serve, pages, asking, prompt_file, tmp_path):
+    server = serve(without_structure)
+    given = asking(server, prompts=[prompt_file(**AS_JSON)], structured="off")
+    assert annotate_documents(pages(3), given, tmp_path / "out", SETTINGS).counts["scored"] == 3
+    assert len(server.requests) == 3
+
+
+# --- Whatever comes back ---------------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("Score: 3"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+WHOLE = [
+    chat("Score: 3", chat_logprobs(("Score: ", {"Score: ": 1.0}), ("3", {"3": 0.5, "4": 0.5}))),
+    completion("Score: 3", legacy_logprobs("Score: 3", {"3": 0.5})),
+    chat('{"reason": "r", "score": 3}'),
+]
+SHORT = Prompt.model_validate(PROMPT)
+PROMPTS = [
+    SHORT,
+    Prompt.model_validate({**PROMPT, **AS_JSON}),
+    Prompt.model_validate({**PROMPT, **WRITTEN, "top_logprobs": 5}),
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> Any:
+    """A response in which one thing is replaced or missing."""
+    payload = json.loads(json.dumps(draw(st.sampled_from(WHOLE))))
+    *path, last = draw(st.sampled_from(places(payload)[1:]))
+    part = payload
+    for key in path:
+        part = part[key]
+    if draw(st.booleans()):
+        part[last] = draw(JSON)
+    else:
+        del part[last]
+    return payload
+
+
+@given(damaged(), st.sampled_from(PROMPTS))
+def test_a_damaged_response_is_an_answer_or_malformed_and_never_a_crash(payload, prompt):
+    try:
+        answer = read_answer(payload)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return
+    counts = [answer.prompt_tokens, answer.completion_tokens]
+    assert all(count is None or 0 <= count < 2**31 for count in counts)
+    try:
+        verdict = read_verdict(answer, prompt)
+    except AnswerError:
+        return
+    assert 0 <= verdict.score <= 5
+    assert verdict.expected_score is None or 0 <= verdict.expected_score <= 5
+    orjson.dumps([verdict.reason, answer.text])
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 10**30, "completion_tokens": 2**40},
+        {"prompt_tokens": -1, "completion_tokens": True},
+        {"prompt_tokens": 1.5, "completion_tokens": "3"},
+        [],
+        "ten",
+    ],
+)
+def test_usage_that_cannot_be_is_unknown(usage, serve, pages, asking, tmp_path):
+    server = serve(lambda _: {**GOOD, "usage": usage})
+    [row] = rows(annotate_documents(pages(1), asking(server), tmp_path / "out", SETTINGS))
+    assert (row["score"], row["prompt_tokens"], row["completion_tokens"]) == (3.0, None, None)
+
+
+def test_half_a_surrogate_pair_in_a_json_reason_is_no_reason_to_stop(serve, pages, asking, prompt_file, tmp_path):
+    server = serve(lambda _: chat('{"reason": "half \\ud83d of it", "score": 3}'))
+    given = asking(server, prompts=[prompt_file(**AS_JSON)])
+    [row] = rows(annotate_documents(pages(1), given, tmp_path / "out", SETTINGS))
+    assert (row["score"], row["reason"]) == (3.0, "half ? of it")
+
+
+# --- Several prompts -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def languages(tmp_path) -> Callable[..., SourceConfig]:
+    """Pages d0, d1, ... in the languages given."""
+
+    def write(*codes: Any) -> SourceConfig:
+        path = tmp_path / "languages.jsonl"
+        lines = [json.dumps({"id": f"d{i}", "text": f"[d{i}] page", "language": c}) for i, c in enumerate(codes)]
+        path.write_text("\n".join(lines) + "\n")
+        return SourceConfig(paths=[str(path)])
+
+    return write
+
+
+def test_each_document_gets_the_prompt_in_its_language_or_the_first(serve, asking, prompt_file, languages, tmp_path):
+    prompts = [prompt_file("english"), prompt_file("german", language="de"), prompt_file("chinese", language="zho")]
+    source = languages("deu_Latn", "en", "fra_Latn", None, "de-AT", "DE", "zho_Hans", "zh", "unknown", "", "??")
+    made = annotate_documents(source, asking(serve(lambda _: GOOD), prompts=prompts), tmp_path / "out", SETTINGS)
+    assert [row["prompt"] for row in rows(made)] == [
+        *("german", "english", "english", "english", "german", "german"),
+        *("chinese", "chinese", "english", "english", "english"),
+    ]
+    assert {row["criterion"] for row in rows(made)} == {"educational_value"}
+
+
+def test_documents_without_language_get_the_first_prompt(serve, pages, asking, prompt_file, tmp_path):
+    prompts = [prompt_file("english"), prompt_file("german", language="de")]
+    made = annotate_documents(pages(3), asking(serve(lambda _: GOOD), prompts=prompts), tmp_path / "out", SETTINGS)
+    assert [row["prompt"] for row in rows(made)] == ["english"] * 3
+
+
+def test_several_criteria_in_one_run_are_rows_of_their_own(serve, asking, prompt_file, languages, tmp_path):
+    harm = {"criterion": "harm", "text": "How harmful is this?\n{text}"}
+    prompts = [prompt_file("english"), prompt_file("german", language="de"), prompt_file("harm", **harm)]
+    server = serve(lambda asked: chat(f"Score: {1 if 'harmful' in str(asked.body) else 4}"))
+    made = annotate_documents(languages("de", "en"), asking(server, prompts=prompts), tmp_path / "out", SETTINGS)
+    assert [(row["document_id"], row["criterion"], row["prompt"], row["score"]) for row in rows(made)] == [
+        ("d0", "educational_value", "german", 4.0),
+        ("d0", "harm", "harm", 1.0),
+        ("d1", "educational_value", "english", 4.0),
+        ("d1", "harm", "harm", 1.0),
+    ]
+    assert made.counts["documents"] == 2
+    assert [prompt["criterion"] for prompt in made.config["prompts"]] == ["educational_value"] * 2 + ["harm"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"language": "en-GB"}, "ask for educational_value in one language"),
+        ({"language": "de", "score": {"min": 0, "max": 3}}, "different ranges"),
+    ],
+)
+def test_prompts_between_which_none_can_choose_are_refused(changes, says, serve, pages, asking, prompt_file, tmp_path):
+    given = asking(serve(lambda _: GOOD), prompts=[prompt_file("one"), prompt_file("two", **changes)])
+    with pytest.raises(ConfigError, match=says):
+        annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
+
+
+# --- Two outputs, one ledger -----------------------------------------------------------------------------------------
+
+
+def test_a_shared_ledger_pays_nothing_twice(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: Reply(GOOD))
+    given = asking(server, ledger=str(tmp_path / "shared" / "ledger.sqlite"), temperature=1.0)
+    annotate_documents(pages(5), given, tmp_path / "one", SETTINGS)
+    more_votes = given.model_copy(update={"votes": 3})
+    made = annotate_documents(pages(5), more_votes, tmp_path / "two", SETTINGS)
+    assert (made.rows, len(server.requests)) == (15, 15)
+    made = annotate_documents(pages(8), more_votes, tmp_path / "three", SETTINGS)
+    assert (made.rows, len(server.requests)) == (24, 24)
+    assert sorted(asked.body["seed"] for asked in server.requests) == [0] * 8 + [1] * 8 + [2] * 8
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"seed": 1}, {"model": "other"}, {"top_p": 0.5}])
+def test_a_shared_ledger_never_gives_the_answers_to_another_question(change, serve, pages, asking, tmp_path):
+    server = serve(lambda asked: Reply(GOOD))
+    given = asking(server, ledger=str(tmp_path / "ledger.sqlite"), temperature=1.0)
+    annotate_documents(pages(2), given, tmp_path / "one", SETTINGS)
+    annotate_documents(pages(2), given.model_copy(update=change), tmp_path / "two", SETTINGS)
+    assert len(server.requests) == 4
+
+
+def test_the_manifest_of_a_run_says_what_its_prompts_ask(serve, pages, asking, tmp_path):
+    made = annotate_documents(pages(1), asking(serve(lambda _: GOOD)), Path(tmp_path / "out"), SETTINGS)
+    [prompt] = made.config["prompts"]
+    assert prompt == {
+        "name": "short",
+        "digest": SHORT.digest,
+        "criterion": "educational_value",
+        "language": "en",
+        "score_range": [0.0, 5.0],
+    }
