@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import yaml
@@ -88,22 +87,17 @@ def main() -> None:
     if not source.exists():
         rows = [json.loads(line) for line in options.gold.read_text().splitlines()]
         source.write_text("".join(json.dumps({"id": row["id"], "text": row["text"]}) + "\n" for row in rows))
-    print("| way | answers | score | documents | failed | Spearman, LLM | Spearman, humans | gate | documents/s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| way | answers | score | documents | failed | Spearman, LLM | Spearman, humans | gate |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in options.ways:
         what, prompt, settings = WAYS[name]
         file = options.work / f"{name}.yaml"
         file.write_text(yaml.safe_dump({**COMMON, **prompt, "name": name}))
         config = AnnotateConfig.model_validate({"prompts": [str(file)], "max_failed_share": 1, **settings})
-        start = time.monotonic()
         made = annotate_documents(SourceConfig(paths=[str(source)]), config, options.work / name)
-        rate = made.counts["scored"] + made.counts["failed"]
         for use in ("answer", "expected"):
             cells = agreement_cells(made.root, options.gold, use, options.work / f"{name}-{use}")
-            print(
-                f"| {name} | {what} | {use} | {cells} | {rate / (time.monotonic() - start):.1f} |",
-                flush=True,
-            )
+            print(f"| {name} | {what} | {use} | {cells} |", flush=True)
     gate = GateConfig(gold=SourceConfig(paths=[str(options.gold)]), rating_columns=["llama3_70b_score"])
     verdict = run_gate(str(options.gold), gate, options.work / "llm-gate").checks[0]
     print(f"\nThe LLM's own scores: {verdict.outcome}; {verdict.reason}.")

@@ -59,7 +59,8 @@ def check_gate(scores: Manifest | str | Path, config: GateConfig, output: str | 
     """Compare scores with gold and let the run go on only where they agree, overall and in every stratum of `by`.
 
     Each rater of the scores has to pass: the lower bound of the metric's interval must reach `min_agreement` on at
-    least `min_documents` documents, and at most `max_failed_share` may have failed. A figure that is undefined fails. `output` gets the agreement report either way.
+    least `min_documents` documents, and at most `max_failed_share` may have failed. A figure that is undefined fails.
+    `output` gets the agreement report either way.
 
     Args:
         scores: aggregated scores, annotations, or a rated table (with `rating_columns`).
