@@ -48,7 +48,7 @@ WAYS: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
     ),
     "json": (
         "JSON schema, chat",
-        {"mode": "json", "max_tokens": 96}
+        {"mode": "json", "max_tokens": 96, "max_reason_chars": 150}
         | {
             "text": f"How educational is this page, from 0 to 5? {SCALE} Answer with a JSON object that has a short "
             '"reason" and the "score".\n\nPage: {text}'

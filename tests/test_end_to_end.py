@@ -167,6 +167,36 @@ def test_the_scores_train_a_head_in_the_training_pipeline(workspace, values):
     assert workspace.store()["model_versions"] == [1, 2, 3]
 
 
+@pytest.fixture
+def gold(tmp_path_factory, documents) -> str:
+    """Forty documents with scores that no reader gave: a judge that reads cannot agree with them."""
+    path = tmp_path_factory.mktemp("gold") / "gold.jsonl"
+    rows = [{"id": row["id"], "text": row["text"][:600], "human_score": i % 6} for i, row in enumerate(documents[:40])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_the_gate_stops_a_judge_before_the_sample_is_paid_for_and_lets_one_through(tmp_path, values, gold):
+    workspace = Workspace(tmp_path)
+    arguments = [f"output={workspace.runs}", values[0], "sample.size=24", "sample.by=[]", f"gate.gold.paths=['{gold}']"]
+    stopped = workspace.run("annotation", *arguments)
+    assert stopped.returncode == 1
+    assert "does not pass the gate: scores-" in stopped.stderr
+    assert "its lower bound is under 0.6" in stopped.stderr
+    annotated = workspace.only("annotations-*")
+    assert read_manifest(str(annotated)).counts["documents"] == 40
+    assert workspace.only("agreement-*/agreement.html").exists()
+
+    passed = workspace.run("annotation", *arguments, "gate.min_agreement=-1", "publish.license=odc-by")
+    assert passed.returncode == 0, passed.stderr[-3000:]
+    labelled = workspace.only("labelled-*")
+    published = {row["id"] for file in labelled.glob("data/*.parquet") for row in pq.read_table(file).to_pylist()}
+    assert published
+    assert not published & {json.loads(line)["id"] for line in Path(gold).read_text().splitlines()}
+    assert "Against human_score" in (labelled / "README.md").read_text()
+    assert len(list(workspace.runs.glob("annotations-*"))) == 2  # the gold's are not made again
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

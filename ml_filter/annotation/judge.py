@@ -164,9 +164,10 @@ def _tokens(logprobs: Any) -> list[Token]:
 
 
 def _known(top: Mapping[str, Any]) -> dict[str, float]:
-    """Without tokens that are no text, and those to which a server gives no log-probability, or minus infinity."""
+    """Without tokens that are no text, and those to which a server gives no log-probability, minus infinity, or the
+    -9999 of vLLM's masked tokens."""
     numbers = {text: p for text, p in top.items() if isinstance(text, str) and isinstance(p, int | float)}
-    return {text: float(p) for text, p in numbers.items() if abs(p) < 1e300}
+    return {text: float(p) for text, p in numbers.items() if -9999 < p <= 1}
 
 
 def _count(usage: Any, name: str) -> int | None:

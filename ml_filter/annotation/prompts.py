@@ -143,6 +143,9 @@ class Prompt(Question):
     score: ScoreRange
     pattern: str = ""
     calibration: Calibration | None = None
+    max_reason_chars: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="json mode: longest reason the schema allows, so that small models come to the score"
+    )
 
     @model_validator(mode="after")
     def _is_complete(self) -> Prompt:
@@ -172,10 +175,11 @@ class Prompt(Question):
         low, high = self.score.min, self.score.max
         whole = low.is_integer() and high.is_integer() and high - low <= 100
         score = {"enum": list(range(int(low), int(high) + 1))} if whole else {"minimum": low, "maximum": high}
+        reason = {"type": "string"} | ({"maxLength": self.max_reason_chars} if self.max_reason_chars else {})
         return {
             "type": "object",
             "properties": {
-                "reason": {"type": "string"},
+                "reason": reason,
                 "score": {"type": "integer" if whole else "number", **score},
             },
             "required": ["reason", "score"],
