@@ -86,7 +86,7 @@ def test_every_wrong_field_of_a_file_is_named(prompt_file):
         ({"text": "{text} {text}"}, "exactly once"),
         ({"pattern": "(unclosed"}, "no regular expression"),
         ({"pattern": "no group"}, "exactly one group"),
-        ({"score": {"min": 5, "max": 5}}, "score: Value error, max .* must be above min"),
+        ({"score": {"min": 5, "max": 5}}, "score: max .* must be above min"),
         ({"mode": "choice", "choices": {" a": 1}}, "at least two choices"),
         ({"mode": "choice", "choices": {" a": 1, " b": 6}}, "outside the score range"),
         ({"api": "completion", "system": "Be strict."}, "no system message"),
