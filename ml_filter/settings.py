@@ -366,7 +366,9 @@ class FilterConfig(StageConfig):
 
 def problems_in(error: ValidationError, whole: str) -> str:
     """What is wrong with which setting, in one line; `whole` names what was validated, for problems of no one field."""
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or whole}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or whole}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
