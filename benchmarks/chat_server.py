@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import os
 import re
 import signal
@@ -23,7 +22,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -292,11 +291,6 @@ class Follow:
         self._rest += self._file.read()
         *lines, self._rest = self._rest.split("\n")
         return map(json.loads, lines)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of the values are below; NaN without values."""
-    return sorted(values)[min(int(share * len(values)), len(values) - 1)] if values else math.nan
 
 
 if __name__ == "__main__":
