@@ -47,7 +47,7 @@ class AdaptiveLimit:
     def __init__(self, maximum: int, now: float) -> None:
         self.maximum = maximum
         self.value = min(maximum, _START)
-        self._doubling = True
+        self._doubling, self._doubting = True, False
         self._latency = math.inf
         self._rate: float | None = None  # answers a second at this limit, once measured
         self._before: tuple[int, float] | None = None  # limit and rate before the step that is being tried
@@ -114,13 +114,18 @@ class AdaptiveLimit:
     def _double(self, now: float, rate: float) -> None:
         if rate > 0:
             self._latency = min(self._latency, self._size / rate)
-        if self._before and self._size > self._before[0] and rate < 1.1 * self._before[1]:
-            self._doubling, self._before = False, None
-            self.value = min(self.value, max(1, int(1.25 * rate * self._latency))) if rate > 0 else self.value
-            self._start_window(now, skip=2 * self._size)
-        else:
+        if self._before is None or self._size <= self._before[0] or rate >= 1.1 * self._before[1]:
+            self._doubting = False
             self._before = (self._size, rate)
             self._start_window(now)
+        elif not self._doubting:  # a pause of either side looks the same; a second window decides
+            self._doubting = True
+            self._start_window(now)
+        else:
+            best = max(rate, self._before[1])
+            self._doubling, self._before = False, None
+            self.value = min(self.value, max(1, int(1.25 * best * self._latency))) if best > 0 else self.value
+            self._start_window(now, skip=2 * self._size)
 
     def _climb(self, now: float, rate: float) -> None:
         is_full = self._peak >= self.value
@@ -278,7 +283,11 @@ class EndpointPool:
                 payload = await self.client.post(endpoint, endpoint.url(path), body_for(endpoint))
                 answer = _read(read, payload)
             except RequestFailed as error:
-                spent += _EXCUSED if self._failed(state, error, path) else 1.0
+                excused = self._failed(state, error, path)
+                # an empty answer costs like any other, and may well come again
+                spent += (
+                    _EXCUSED if excused else max(1.0, self.max_retries / 2) if error.code == "empty_answer" else 1.0
+                )
                 failed_at = state
                 error.attempts = attempts
                 raise
@@ -341,7 +350,7 @@ class EndpointPool:
             pause = min(error.retry_after_s, self.max_outage_s)
             state.paused_until = max(state.paused_until, now + pause)
             asyncio.get_running_loop().call_later(pause + 0.001, self._wake)
-        if error.code == "malformed_answer":
+        if error.code in ("malformed_answer", "empty_answer"):
             state.circuit.answered(now)
             return False
         if state.circuit.failed(now):

@@ -70,12 +70,12 @@ class Judge:
             return body if free else body | constraint
 
         try:
-            response = await self.pool.post(path, body_for, read_answer)
+            response = await self.pool.post(path, body_for, _read_words)
         except RequestFailed as error:
             if not (constraint and error.refused and any(word in str(error) for word in _CONSTRAINT_WORDS)):
                 raise
             self._drop_constraint(prompt, error)
-            response = await self.pool.post(path, body_for, read_answer)
+            response = await self.pool.post(path, body_for, _read_words)
         return replace(response.answer, attempts=response.attempts, latency_s=response.latency_s)
 
     def _drop_constraint(self, prompt: Question, error: RequestFailed) -> None:
@@ -147,6 +147,14 @@ def read_answer(payload: dict[str, Any]) -> Answer:
         completion_tokens=_count(usage, "completion_tokens"),
         cut_off=choice.get("finish_reason") == "length",
     )
+
+
+def _read_words(payload: dict[str, Any]) -> Answer:
+    """The answer, but for one without a word, which is worth another try unless the length allowed ended it."""
+    answer = read_answer(payload)
+    if not (answer.text.strip() or answer.tokens or answer.cut_off):
+        raise RequestFailed("empty_answer", "the model wrote nothing")
+    return answer
 
 
 def _tokens(logprobs: Any) -> list[Token]:

@@ -58,8 +58,9 @@ class ShardWriter:
     far is copied to the wider schema: new columns are null before, types that do not fit become JSON text.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema | None = None) -> None:
+    def __init__(self, path: Path, schema: pa.Schema | None = None, row_group_bytes: int | None = None) -> None:
         self.path, self.schema = path, schema
+        self.row_group_bytes = row_group_bytes or ROW_GROUP_BYTES
         self.rows = 0
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.Table] = []
@@ -92,7 +93,7 @@ class ShardWriter:
         self._pending.append(table)
         self._pending_bytes += table.nbytes
         self.rows += table.num_rows
-        if self._pending_bytes >= ROW_GROUP_BYTES:
+        if self._pending_bytes >= self.row_group_bytes:
             self._flush()
 
     def _flush(self) -> None:
@@ -296,9 +297,9 @@ class OutputDirectory:
         path = f"{self.root}/{PROGRESS_NAME}/{name}.json"
         return ShardResult.model_validate_json(self.fs.cat_file(path)) if self.fs.exists(path) else None
 
-    def new_shard(self, name: str, schema: pa.Schema | None = None) -> ShardWriter:
+    def new_shard(self, name: str, schema: pa.Schema | None = None, row_group_bytes: int | None = None) -> ShardWriter:
         """A writer for shard `name`; hand it to `commit` when it is closed."""
-        return ShardWriter(self.scratch / f"{name}.parquet", schema)
+        return ShardWriter(self.scratch / f"{name}.parquet", schema, row_group_bytes)
 
     def new_rejects(self, name: str) -> RejectsLog:
         """A rejects log for shard `name`, committed with it."""
