@@ -128,6 +128,7 @@ def merged_config(path: Path, values: Sequence[str], config: type[BaseModel]) ->
 
 
 def _run(name: str, content: dict[str, Any], run_name: str | None) -> int:
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as in ml_filter.cli
     os.environ.setdefault("ZENML_ANALYTICS_OPT_IN", "false")
     os.environ.setdefault("ZENML_AUTO_OPEN_DASHBOARD", "false")
     os.environ.setdefault("ZENML_ENABLE_RICH_TRACEBACK", "false")

@@ -37,7 +37,7 @@ from ml_filter.progress import progress
 from ml_filter.settings import AnnotateConfig, AskConfig, Settings, SourceConfig
 
 _READ_AHEAD = 256
-_ROW_GROUP_BYTES = 4 * 2**20
+_ROW_GROUP_BYTES = 2**20
 """Annotations are small: larger groups would be most of what a run holds in memory."""
 _FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason", "attempts")
 FAILED_NAME = "failed.jsonl"
@@ -116,8 +116,6 @@ def run_to_the_end(out: OutputDirectory, settings: Settings, run: Run) -> Manife
         raise InputError(f"{out.path}: answers need a local directory, for their ledger")
     if out.manifest:
         out.reopen()
-    # Arrow's own pool keeps what it once had; the system's gives it back, so that memory stays flat.
-    pa.set_memory_pool(pa.system_memory_pool())
     with Ledger(Path(run.config.ledger or Path(out.root) / "ledger.sqlite")) as ledger:
         run.open(ledger)
         run.ask_all(settings)

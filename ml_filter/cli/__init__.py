@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ml_filter.cli import documents, bill, annotation, llm, agreement, training, inference
@@ -11,6 +12,9 @@ from ml_filter.errors import MlFilterError
 
 def main() -> None:
     """Run the command line; errors end it with their reason and exit code (docs: 0 done, 1 failures, 2 bad input)."""
+    # Arrow's own pool keeps what it once held. The system's gives it back, so that memory stays flat; Arrow reads this
+    # when it is loaded, which no import here does.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from pydantic import ValidationError
 
     from ml_filter.settings import problems_in

@@ -171,7 +171,7 @@ def test_an_answer_off_the_list_fails_its_document_with_a_code_and_no_labels(
     server = serve(lambda asked: chat(answer) if asked.document == "wood1" else labeller(asked))
     made = label_documents(corpus, config(server, topics()), tmp_path / "out")
     row = rows_of(made)["wood1", "topic"]
-    assert (row["status"], row["error"], row["labels"], row["raw"]) == ("failed", code, None, answer)
+    assert (row["status"], row["error"], row["labels"], row["raw"]) == ("failed", code, None, answer or None)
     overall = distribution_of(made)["facets"][0]["overall"]
     assert (overall["documents"], overall["failed"], overall["share_failed"]) == (5, 1, 0.2)
     assert overall["labels"] == {"plants": 1, "Animals": 1, "stones": 2}
