@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ml_filter.heads.train import load_head
-from ml_filter.scoring.engine import ScoringEngine
+from ml_filter.heads.load import load_model
+from ml_filter.scoring.engine import EncoderEngine
 from ml_filter.settings import ScoreConfig
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     rows = options.documents_file.read_text().splitlines()[: options.documents]
     texts = [json.loads(row)["text"] for row in rows]
 
-    model, tokenizer = load_head(options.head)
+    model, tokenizer = load_model(options.head)
 
     def plain() -> np.ndarray:
         made = []
@@ -47,11 +47,11 @@ def main() -> None:
                     texts[start : start + 32], truncation=True, max_length=512, padding="longest", return_tensors="pt"
                 )
                 made.append(model(batch["input_ids"], batch["attention_mask"]).numpy())
-        return np.concatenate(made)
+        return np.clip(np.concatenate(made), 0, 5)
 
     ways: dict[str, Callable[[], np.ndarray]] = {"plain loop": plain}
     for dtype in ("float32", "bfloat16"):
-        engine = ScoringEngine(*load_head(options.head), ScoreConfig(dtype=dtype, device="cpu"))
+        engine = EncoderEngine(*load_model(options.head), ScoreConfig(dtype=dtype, device="cpu"))
         ways[f"engine, {dtype}"] = lambda engine=engine: engine.score(texts)
 
     warm = texts

@@ -7,11 +7,12 @@ YAML holds them under the stage's name, and the command line fills them from its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_filter.errors import ConfigError
@@ -29,6 +30,11 @@ GateMetric = Literal[
     "f1_at_threshold",
     "macro_f1",
 ]
+PromoteMetric = Literal[
+    "spearman", "pearson", "kappa_quadratic", "exact_agreement", "macro_f1", "agreement_at_threshold", "f1_at_threshold"
+]
+Stage = Literal["staging", "production"]
+HeadEngine = Literal["encoder", "hashing", "static", "stack"]
 TrackingMode = Literal["off", "auto", "offline", "online"]
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -44,6 +50,10 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default_factory=lambda: Path.home() / ".cache" / "ml_filter",
         description="where the embedded judge's weights are kept",
+    )
+    embedding_dir: Path = Field(
+        default_factory=lambda data: data["cache_dir"] / "embeddings",
+        description="where the embeddings of labelled documents are kept, for the next head",
     )
     endpoint: str | None = Field(
         None, description="OpenAI-compatible base URL, or several with commas; unset: the embedded judge"
@@ -327,27 +337,122 @@ class CompareConfig(AgreementConfig):
     examples: Annotated[int, Field(ge=1)] = Field(20, description="documents shown on which the two differ most")
 
 
-class TrainConfig(StageConfig):
-    """How a head is fitted on a frozen encoder."""
+class HeadSettings(StageConfig):
+    """What is fitted on the embeddings."""
 
+    kind: Literal["linear", "kernel", "mlp"] = "kernel"
+    task: Literal["regression", "classification", "ordinal"] = "regression"
+    size: Annotated[int, Field(ge=2)] = Field(2000, description="most landmarks of a kernel; hidden width of an mlp")
+    balance: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="weight of a label: its frequency to the power of -balance; 0 weighs all documents alike"
+    )
+    # Of heads that are trained step by step: mlp, classification, ordinal.
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    epochs: Annotated[int, Field(ge=1)] = 50
+    patience: Annotated[int, Field(ge=1)] = Field(5, description="epochs without a lower validation loss")
+
+    @model_validator(mode="after")
+    def _kernels_are_solved(self) -> Self:
+        if self.kind == "kernel" and self.task != "regression":
+            raise ValueError(f"a kernel head is a regression; for task {self.task} choose kind linear or mlp")
+        return self
+
+
+class FinetuneConfig(StageConfig):
+    """How the encoder is trained together with its head. Rates, epochs, batch: as in Devlin et al. 2019, appendix A.3.
+
+    Sizes of batches are for each process (GPU).
+    """
+
+    layers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="how many of the topmost transformer layers are trained; unset: the whole encoder"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-5, description="of the encoder")
+    head_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    epochs: Annotated[int, Field(ge=1)] = 4
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="of all steps")
+    schedule: Literal["cosine", "linear"] = Field("linear", description="how the rates fall after the warm-up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of matrices; none for biases and norms")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients are clipped to it")
+    gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
+    metric: Literal["spearman", "macro_f1", "loss"] = Field(
+        "spearman", description="on the validation documents, mean over the criteria; its best checkpoint is kept"
+    )
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        3, description="stop after so many evaluations without a better metric; unset: never before the end"
+    )
+    checkpoint_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="steps between evaluations, each with a checkpoint; unset: an epoch"
+    )
+    log_steps: Annotated[int, Field(ge=1)] = 10
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the encoder's matrix products; auto: bfloat16 where the hardware has it"
+    )
+    processes: Annotated[int, Field(ge=1)] | None = Field(None, description="unset: one for each GPU, else one")
+
+
+class TrainConfig(StageConfig):
+    """How a head is trained."""
+
+    engine: HeadEngine = Field(
+        "encoder", description="hashing and static are cheap; stack combines the encoder with hashing"
+    )
     encoder: str = EMBEDDED_ENCODER
-    label_column: str = "score"
-    criterion: str | None = Field(None, description="of aggregated scores; unset: the only one")
-    max_tokens: Annotated[int, Field(ge=8)] = 512
+    layers: Annotated[int, Field(ge=0)] = Field(7, description="last hidden states that the head sees; 0: all")
+    max_tokens: Annotated[int, Field(ge=8)] = Field(512, description="of a document, or of each of its windows")
+    windows: Annotated[int, Field(ge=1)] = Field(1, description="most windows a long document is read in")
+    combine: Literal["mean", "max"] = Field("mean", description="of the windows' scores")
+    head: HeadSettings = HeadSettings()
+    finetune: FinetuneConfig | None = Field(None, description="train the encoder too; unset: it stays frozen")
+    label_column: str | list[str] = Field("score", description="a list: several criteria at once")
+    criterion: str | list[str] | None = Field(None, description="of aggregated scores; unset: all there are")
+    trust_agreement: bool = Field(False, description="labels of aggregated scores count less where votes disagree")
+    calibration: Literal["isotonic", "platt"] | None = "isotonic"
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     threshold: float = Field(3.0, description="at or above counts as good in the binary figures")
     score_min: float = 0.0
     score_max: float = 5.0
-    balance: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="weight of a label: its frequency to the power of -balance; 0 weighs all documents alike"
-    )
     seed: Seed = 0
+
+    @field_validator("label_column", "criterion")
+    @classmethod
+    def _one_is_one(cls, names: str | list[str] | None) -> str | list[str] | None:
+        """A list of one name and the name are the same configuration."""
+        return names[0] if isinstance(names, list) and len(names) == 1 else names
 
     @model_validator(mode="after")
     def _range_has_width(self) -> TrainConfig:
         if self.score_max <= self.score_min:
             raise ValueError(f"score_max ({self.score_max}) must be above score_min ({self.score_min})")
         return self
+
+    @model_validator(mode="after")
+    def _only_gradients_train_an_encoder(self) -> TrainConfig:
+        if self.finetune is not None and (self.engine != "encoder" or self.head.kind == "kernel"):
+            raise ValueError("finetune trains engine encoder with head.kind linear or mlp; set these, or leave it out")
+        return self
+
+
+class PromoteConfig(StageConfig):
+    """When a head takes the place of the current one."""
+
+    to: Stage = "staging"
+    metric: PromoteMetric = "spearman"
+    test: SourceConfig | None = Field(
+        None, description="documents with LLM labels that no head was trained on, to compare on; unset: the gold"
+    )
+    test_label_column: str = "score"
+    margin: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="what the lower bound of the difference to the current head has to reach"
+    )
+    min_agreement: float = Field(0.6, description="what the lower bound with humans has to reach")
+    min_documents: Annotated[int, Field(ge=10)] = Field(30, description="compared documents, of test and of gold")
+    max_failed_share: Annotated[float, Field(ge=0, le=1)] = Field(0.01, description="of them, without a score")
+    criterion: str | None = Field(None, description="of the heads; unset: the only one")
+    required: bool = Field(False, description="a head that is not promoted ends the run with exit code 1")
 
 
 class ScoreConfig(StageConfig):
@@ -362,6 +467,15 @@ class FilterConfig(StageConfig):
     """Which scored documents are kept."""
 
     min_score: float
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by name, those of a section with its name and a dot before them."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        of = f"{prefix}{name}"
+        found |= flat_settings(value, f"{of}.") if isinstance(value, Mapping) else {of: value}
+    return found
 
 
 def problems_in(error: ValidationError, whole: str) -> str:
@@ -432,6 +546,13 @@ class TrainingPipelineConfig(_PipelineConfig):
     train: TrainConfig = TrainConfig()
     gold: SourceConfig | None = Field(None, description="documents with human labels to evaluate on as well")
     gold_label_column: str = "human_score"
+    promote: PromoteConfig | None = Field(None, description="needs gold; unset: the version stays without a stage")
+
+    @model_validator(mode="after")
+    def _promotion_needs_gold(self) -> Self:
+        if self.promote is not None and self.gold is None:
+            raise ValueError("promote needs gold: a head without human labels to pass on is never promoted")
+        return self
 
 
 class ScoringPipelineConfig(_PipelineConfig):

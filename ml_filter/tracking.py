@@ -1,36 +1,54 @@
-"""Experiment tracking through Comet: the same metrics online, to an offline archive, or nowhere."""
+"""Experiment tracking through Comet: the same record online, in an offline archive, or nowhere."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
+
 from ml_filter.documents.lineage import made_by
 from ml_filter.errors import ConfigError
-from ml_filter.settings import Settings, TrackingConfig
+from ml_filter.settings import Settings, TrackingConfig, flat_settings
 
 if TYPE_CHECKING:
     from ml_filter.documents.manifest import Manifest
+    from ml_filter.heads.metrics import Evaluation
     from ml_filter.heads.train import TrainedHead
 
+_AXES = ("step", "epoch")
 
-def track_run(
-    config: TrackingConfig,
-    name: str,
-    metrics: Mapping[str, float],
-    parameters: Mapping[str, Any],
-    report: str | None = None,
-    settings: Settings | None = None,
-) -> str:
+
+@dataclass
+class RunRecord:
+    """What is recorded of a run.
+
+    Attributes:
+        metrics: figures by name.
+        parameters: settings and digests by name, without secrets.
+        history: rows of the curves, as training goes on: `step`, `epoch` where known, and the figures at that point,
+            such as `loss`, `learning_rate`, `grad_norm`. What is None is not drawn.
+        confusions: by name of the labels, the classes and documents by label (rows) and score (columns).
+        pages: HTML by file name.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float | None]] = ()
+    confusions: dict[str, tuple[list[int], list[list[int]]]] = field(default_factory=dict)
+    pages: dict[str, str] = field(default_factory=dict)
+
+
+def track_run(config: TrackingConfig, name: str, record: RunRecord, settings: Settings | None = None) -> str:
     """Record one run.
 
     Args:
         config: off, auto, offline or online, and the project.
         name: the run's name.
-        metrics: figures by name.
-        parameters: settings by name, without secrets.
-        report: an HTML page to attach.
+        record: what there is to record.
         settings: holds the key; read from the environment when not given.
 
     Returns:
@@ -43,6 +61,8 @@ def track_run(
         return "off"
     settings = settings or Settings()
     online = config.mode == "online" or (config.mode == "auto" and bool(settings.comet_api_key))
+    # Half of its imports would report errors to a third party, offline too.
+    os.environ.setdefault("COMET_ERROR_TRACKING_ENABLE", "false")
     import comet_ml
 
     common = comet_ml.ExperimentConfig(
@@ -70,27 +90,83 @@ def track_run(
     else:
         Path(config.directory).mkdir(parents=True, exist_ok=True)
         experiment = comet_ml.start(project_name=config.project, online=False, experiment_config=common)
-    experiment.log_metrics(dict(metrics))
-    experiment.log_parameters(dict(parameters))
-    if report is not None:
-        experiment.log_html(report)
+    _log(experiment, record)
     experiment.end()
     if online:
         return str(experiment.url)
     return str(next(Path(config.directory).glob(f"{experiment.id}*.zip")))
 
 
-def run_metrics(
-    manifests: Sequence[Manifest], head: TrainedHead | None = None
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """The metrics and parameters of a run: counts of each stage, the head's figures, digests of what made them."""
-    metrics: dict[str, float] = {}
-    parameters: dict[str, Any] = {}
+def _log(experiment: Any, record: RunRecord) -> None:
+    experiment.log_metrics(record.metrics)
+    experiment.log_parameters(record.parameters)
+    for of, (classes, matrix) in record.confusions.items():
+        experiment.log_confusion_matrix(
+            matrix=matrix,
+            labels=[str(name) for name in classes],
+            title=f"Rounded scores against labels: {of}",
+            row_label="label",
+            column_label="score",
+            file_name=f"confusion-{of}.json",
+        )
+    for name, page in record.pages.items():
+        experiment.log_asset_data(page, name=name)
+    # The curves last: Comet gives what comes after a step that step.
+    for row in record.history:
+        drawn = {name: value for name, value in row.items() if name not in _AXES and value is not None}
+        experiment.log_metrics(drawn, **{axis: row[axis] for axis in _AXES if row.get(axis) is not None})
+
+
+def record_run(
+    manifests: Sequence[Manifest], head: TrainedHead | None = None, evaluation: Manifest | None = None
+) -> RunRecord:
+    """The record of a run: counts of each stage, digests of what made them, the head and how it does.
+
+    Args:
+        manifests: of the stages.
+        head: trained in the run: figures on its test documents, settings, curves.
+        evaluation: directory that `evaluate_head` wrote for the head: figures, confusion matrix, page.
+    """
+    record = RunRecord()
     for manifest in manifests:
-        metrics |= {f"{manifest.kind}_{name}": float(count) for name, count in manifest.counts.items()}
-        parameters[f"{manifest.kind}_digest"] = manifest.digest
-    parameters |= made_by(manifest.config for manifest in manifests if manifest.kind == "annotations")
+        record.metrics |= {f"{manifest.kind}_{name}": float(count) for name, count in manifest.counts.items()}
+        record.parameters[f"{manifest.kind}_digest"] = manifest.digest
+    record.parameters |= made_by(manifest.config for manifest in manifests if manifest.kind == "annotations")
     if head is not None:
-        metrics |= head.training.evaluation.figures("head_")
-        parameters["head_digest"] = head.digest
-    return metrics, parameters
+        _add_head(record, head)
+    if evaluation is not None:
+        _add_evaluation(record, evaluation)
+    return record
+
+
+def _add_head(record: RunRecord, head: TrainedHead) -> None:
+    from ml_filter.heads.info import read_info
+
+    training = head.training
+    record.history = training.history
+    for criterion, evaluation in training.test.items():
+        of = f"{criterion}_" if len(training.test) > 1 else ""
+        record.metrics |= evaluation.figures(f"head_{of}")
+        record.confusions[f"{of}test"] = _confusion(evaluation)
+    record.parameters |= {
+        "head_digest": head.digest,
+        "labels_digest": ", ".join(parent.digest for parent in training.parents),
+        **made_by(training.lineage),
+        **flat_settings(read_info(head.directory).provenance.get("training", {}), "train_"),
+    }
+
+
+def _add_evaluation(record: RunRecord, manifest: Manifest) -> None:
+    from ml_filter.heads.evaluate import EVALUATION_NAME, REPORT_NAME, HeadEvaluation
+
+    with fsspec.open(manifest.path_of(EVALUATION_NAME), "rb") as file:
+        evaluation = HeadEvaluation.model_validate_json(file.read())
+    with fsspec.open(manifest.path_of(REPORT_NAME), "rb") as file:
+        record.pages[REPORT_NAME] = file.read().decode()
+    record.metrics |= evaluation.figures("gold_")
+    record.parameters["evaluation_digest"] = manifest.digest
+    record.confusions["gold"] = _confusion(evaluation)
+
+
+def _confusion(evaluation: Evaluation) -> tuple[list[int], list[list[int]]]:
+    return list(evaluation.classes), evaluation.confusion

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,13 +11,13 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 
 from ml_filter.documents.manifest import MANIFEST_NAME, Manifest
-from ml_filter.heads.train import TRAINING_NAME, WEIGHTS_NAME, TrainedHead, read_head
+from ml_filter.heads.train import TRAINING_NAME, TrainedHead, head_files, read_head
 from ml_filter.reports.html import render
 from ml_filter.reports.manifest import manifest_preview
 
 _PREVIEW = "preview.html"
 _ROOT = "root.txt"
-_HEAD_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS_NAME, TRAINING_NAME)
+_FILES = "files.json"
 
 
 class _WithPreview(BaseMaterializer):
@@ -86,8 +87,12 @@ class HeadMaterializer(_WithPreview):
 
     def save(self, data: TrainedHead) -> None:
         """Copy the model's files to the store."""
-        for name in _HEAD_FILES:
-            self._write(f"{self.uri}/{name}", (Path(data.directory) / name).read_bytes())
+        files = head_files(data.directory)
+        names = [file.relative_to(data.directory).as_posix() for file in files]
+        for name, file in zip(names, files, strict=True):
+            self.artifact_store.makedirs(f"{self.uri}/{name}".rpartition("/")[0])
+            self._write(f"{self.uri}/{name}", file.read_bytes())
+        self._write(f"{self.uri}/{_FILES}", json.dumps(names).encode())
         self._write(f"{self.uri}/{_ROOT}", data.directory.encode())
 
     def load(self, data_type: type[Any]) -> TrainedHead:
@@ -98,7 +103,8 @@ class HeadMaterializer(_WithPreview):
         if known.exists() and known.read_bytes() == stored:
             return read_head(trained_in)
         directory = Path(tempfile.mkdtemp(prefix="ml_filter-head-"))
-        for name in _HEAD_FILES:
+        for name in json.loads(self._read(f"{self.uri}/{_FILES}")):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_bytes(self._read(f"{self.uri}/{name}"))
         return read_head(directory)
 

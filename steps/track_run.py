@@ -3,11 +3,12 @@
 from typing import Annotated
 
 from zenml import get_step_context, log_metadata, step
+from zenml.metadata.metadata_types import Uri
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.heads.train import TrainedHead
 from ml_filter.settings import TrackingConfig
-from ml_filter.tracking import run_metrics
+from ml_filter.tracking import record_run
 from ml_filter.tracking import track_run as track
 from steps.names import Artifact
 
@@ -19,12 +20,13 @@ def track_run(
     annotations: Manifest | None = None,
     scores: Manifest | None = None,
     head: TrainedHead | None = None,
+    evaluation: Manifest | None = None,
     scored: Manifest | None = None,
     filtered: Manifest | None = None,
 ) -> Annotated[str, Artifact.TRACKING]:
-    """Record counts and figures in Comet, online or offline, or nowhere; returns where."""
+    """Record counts, figures, curves and pages in Comet, online or offline, or nowhere; returns where."""
     manifests = [m for m in (sample, annotations, scores, scored, filtered) if m is not None]
-    metrics, parameters = run_metrics(manifests, head)
-    where = track(config, get_step_context().pipeline_run.name, metrics, parameters)
-    log_metadata({"experiment": where, "metrics": metrics})
+    record = record_run(manifests, head, evaluation)
+    where = track(config, get_step_context().pipeline_run.name, record)
+    log_metadata({"experiment": Uri(where) if "://" in where else where, "metrics": record.metrics})
     return where

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared/data is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _embeddings_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is left behind in the user's cache, and a text that several tests train on is embedded once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ML_FILTER_EMBEDDING_DIR", str(tmp_path_factory.mktemp("embeddings")))
+        yield
 
 
 @pytest.fixture(scope="session")

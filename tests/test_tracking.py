@@ -2,15 +2,15 @@
 
 import json
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import ConfigError
-from ml_filter.settings import Settings, TrackingConfig
-from ml_filter.tracking import run_metrics, track_run
+from ml_filter.heads.train import train_head
+from ml_filter.settings import Settings, SourceConfig, TrackingConfig, TrainConfig
+from ml_filter.tracking import RunRecord, record_run, track_run
 
 KEY = "comet-very-secret-key"
 ANNOTATIONS = Manifest(
@@ -26,33 +26,38 @@ OTHER_JUDGE = ANNOTATIONS.model_copy(update={"config": {**ANNOTATIONS.config, "a
 SCORES = Manifest(kind="scores", counts={"documents": 4, "votes": 3})
 
 
-def recorded(archive: Path) -> dict[str, Any]:
-    """Metrics, parameters and pages in an offline archive."""
+def recorded(archive: str) -> dict[str, Any]:
+    """What an offline archive holds: metrics, parameters, points of the curves, and files by name."""
+    found: dict[str, Any] = {"metrics": {}, "parameters": {}, "curves": [], "files": {}}
     with zipfile.ZipFile(archive) as content:
-        lines = content.read("messages.json").decode().splitlines()
-    found: dict[str, Any] = {"metrics": {}, "parameters": {}, "html": []}
-    for message in map(json.loads, lines):
-        payload = message["payload"]
-        if message["type"] == "metric_msg":
-            found["metrics"][payload["metric"]["metricName"]] = payload["metric"]["metricValue"]
-        elif message["type"] == "parameter_msg":
-            found["parameters"][payload["param"]["paramName"]] = payload["param"]["paramValue"]
-        elif message["type"] == "html":
-            found["html"].append(payload["html"])
-    found["metrics"].pop("process duration", None)  # Comet's own, when it measures one
+        for message in map(json.loads, content.read("messages.json").decode().splitlines()):
+            payload = message["payload"]
+            if message["type"] == "metric_msg":
+                metric = payload["metric"]
+                name, value = metric["metricName"], metric["metricValue"]
+                if name == "process duration":  # Comet's own, when it measures one
+                    continue
+                if metric["step"] is None:
+                    found["metrics"][name] = value
+                else:
+                    found["curves"].append((name, metric["step"], metric["epoch"], value))
+            elif message["type"] == "parameter_msg" and payload["param"]["source"] == "manual":
+                found["parameters"][payload["param"]["paramName"]] = payload["param"]["paramValue"]
+            elif message["type"] == "file_upload":
+                found["files"][payload["additional_params"]["fileName"]] = content.read(payload["file_path"]).decode()
     return found
 
 
 def test_metrics_are_the_counts_of_each_stage_and_parameters_say_what_made_them():
-    metrics, parameters = run_metrics([ANNOTATIONS, SCORES])
-    assert metrics == {
+    record = record_run([ANNOTATIONS, SCORES])
+    assert record.metrics == {
         "annotations_documents": 4.0,
         "annotations_scored": 3.0,
         "annotations_failed": 1.0,
         "scores_documents": 4.0,
         "scores_votes": 3.0,
     }
-    assert parameters == {
+    assert record.parameters == {
         "annotations_digest": ANNOTATIONS.digest,
         "scores_digest": SCORES.digest,
         "prompt": "educational_value, danger",
@@ -62,36 +67,87 @@ def test_metrics_are_the_counts_of_each_stage_and_parameters_say_what_made_them(
 
 
 def test_every_judge_of_a_jury_is_a_parameter():
-    assert run_metrics([ANNOTATIONS, OTHER_JUDGE])[1]["annotator"] == "m, n"
+    assert record_run([ANNOTATIONS, OTHER_JUDGE]).parameters["annotator"] == "m, n"
 
 
-def test_the_offline_archive_holds_these_and_the_report_and_nothing_of_the_key(tmp_path, monkeypatch):
+def test_the_record_of_a_head_has_its_figures_settings_digests_and_curves(tmp_path, labelled):
+    config = TrainConfig(engine="hashing", label_column="label")
+    head = train_head(SourceConfig(paths=[str(labelled)]), config, tmp_path / "head")
+    head.training.history = [{"step": 10, "epoch": 1.0, "loss": 0.5}]
+    record = record_run([], head)
+    assert record.history == head.training.history
+    assert record.metrics == head.training.evaluation.figures("head_")
+    assert sum(map(sum, record.confusions["test"][1])) == head.training.test_documents
+    expected = {
+        "head_digest": head.digest,
+        "labels_digest": head.training.parents[0].digest,
+        "train_engine": "hashing",
+        "train_head.balance": 0.5,
+    }
+    assert record.parameters.items() >= expected.items()
+
+
+RECORD = RunRecord(
+    metrics={"head_spearman": 0.84},
+    parameters={"head_digest": "abc", "train_balance": 0.5},
+    history=[
+        {"step": 10, "epoch": 0.5, "loss": 2.5, "learning_rate": 0.001, "grad_norm": 1.5, "eval_loss": None},
+        {"step": 20, "epoch": 1.0, "loss": 1.25, "learning_rate": 0.0, "grad_norm": 0.5, "eval_loss": 1.75},
+    ],
+    confusions={"gold": ([0, 3], [[5, 1], [2, 7]])},
+    pages={"evaluation.html": "<p>the report</p>"},
+)
+
+
+def test_the_offline_archive_holds_figures_curves_matrix_and_page_and_nothing_of_the_key(tmp_path, monkeypatch):
     monkeypatch.setenv("COMET_API_KEY", KEY)
-    metrics, parameters = run_metrics([ANNOTATIONS, SCORES])
     config = TrackingConfig(mode="offline", directory=str(tmp_path / "deep" / "comet"))
-    archive = track_run(config, "a run", metrics, parameters, "<p>the report</p>")
+    archive = track_run(config, "a run", RECORD)
     assert [str(path) for path in (tmp_path / "deep" / "comet").iterdir()] == [archive]
-    assert recorded(Path(archive)) == {"metrics": metrics, "parameters": parameters, "html": ["<p>the report</p>"]}
+    found = recorded(archive)
+    assert (found["metrics"], found["parameters"]) == (RECORD.metrics, RECORD.parameters)
+    assert sorted(found["curves"]) == [
+        ("eval_loss", 20, 1.0, 1.75),
+        ("grad_norm", 10, 0.5, 1.5),
+        ("grad_norm", 20, 1.0, 0.5),
+        ("learning_rate", 10, 0.5, 0.001),
+        ("learning_rate", 20, 1.0, 0.0),
+        ("loss", 10, 0.5, 2.5),
+        ("loss", 20, 1.0, 1.25),
+    ]
+    assert found["files"].keys() == {"evaluation.html", "confusion-gold.json"}
+    assert found["files"]["evaluation.html"] == "<p>the report</p>"
+    matrix = json.loads(found["files"]["confusion-gold.json"])
+    assert (matrix["matrix"], matrix["labels"]) == ([[5, 1], [2, 7]], ["0", "3"])
+    assert (matrix["rowLabel"], matrix["columnLabel"]) == ("label", "score")
     with zipfile.ZipFile(archive) as content:
         assert not any(KEY.encode() in content.read(name) for name in content.namelist())
 
 
+def test_errors_are_reported_to_nobody(tmp_path, monkeypatch):
+    monkeypatch.delenv("COMET_ERROR_TRACKING_ENABLE", raising=False)
+    track_run(TrackingConfig(mode="offline", directory=str(tmp_path)), "a run", RunRecord())
+    from comet_ml import error_tracking
+
+    assert not error_tracking.enabled_in_config()
+
+
 def test_each_offline_run_has_an_archive_of_its_own(tmp_path):
     config = TrackingConfig(mode="offline", directory=str(tmp_path))
-    first, second = (track_run(config, "a run", {"n": n}, {}) for n in (1.0, 2.0))
-    assert [recorded(Path(path))["metrics"] for path in (first, second)] == [{"n": 1.0}, {"n": 2.0}]
+    first, second = (track_run(config, "a run", RunRecord({"n": n})) for n in (1.0, 2.0))
+    assert [recorded(path)["metrics"] for path in (first, second)] == [{"n": 1.0}, {"n": 2.0}]
 
 
 def test_auto_without_a_key_is_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("COMET_API_KEY", "")
     config = TrackingConfig(mode="auto", directory=str(tmp_path))
-    archive = track_run(config, "a run", {"n": 1.0}, {}, settings=Settings(_env_file=None))
-    assert recorded(Path(archive))["metrics"] == {"n": 1.0}
+    archive = track_run(config, "a run", RunRecord({"n": 1.0}), Settings(_env_file=None))
+    assert recorded(archive)["metrics"] == {"n": 1.0}
 
 
 def test_off_does_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert track_run(TrackingConfig(), "a run", {"n": 1.0}, {}) == "off"
+    assert track_run(TrackingConfig(), "a run", RunRecord({"n": 1.0})) == "off"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,5 +158,5 @@ def test_online_without_a_key_is_refused_before_anything_is_sent(key, tmp_path, 
         monkeypatch.setenv("COMET_API_KEY", key)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="COMET_API_KEY is not set; set it, or use offline or off"):
-        track_run(TrackingConfig(mode="online"), "a run", {}, {}, settings=Settings(_env_file=None))
+        track_run(TrackingConfig(mode="online"), "a run", RunRecord(), Settings(_env_file=None))
     assert list(tmp_path.iterdir()) == []

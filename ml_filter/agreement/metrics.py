@@ -105,24 +105,24 @@ def compare_pair(
     classes = to_classes(both, score_range)
     figures: dict[str, Figure] = {}
     if len(both) < MIN_DOCUMENTS:
-        figures = dict.fromkeys(PAIR_FIGURES, _too_few(len(both)))
+        figures = dict.fromkeys(PAIR_FIGURES, too_few(len(both)))
         return PairAgreement(
             reference=reference, rater=rater, documents=len(both), figures=figures, classes={}, confusion=[]
         )
-    figures |= _figures(both, _rank_and_distance, how)
+    figures |= resampled_figures(both, rank_and_distance, how)
     if len(np.unique(both, axis=0)) <= _KENDALL_ROWS:
-        figures |= _figures(both, _kendall, how)
+        figures |= resampled_figures(both, _kendall, how)
     else:
         few = how.model_copy(update={"resamples": min(how.resamples, _KENDALL_RESAMPLES)})
-        figures |= _figures(both, _kendall_by_scipy, few)
-    figures |= _figures((classes >= threshold).astype(np.float64), _at_threshold, how)
+        figures |= resampled_figures(both, _kendall_by_scipy, few)
+    figures |= resampled_figures((classes >= threshold).astype(np.float64), at_threshold, how)
     span = np.arange(classes.min(), classes.max() + 1)
     if len(span) > MAX_CLASSES:
         undefined = Figure(value=None, documents=len(both), reason=_TOO_MANY_CLASSES)
         figures |= dict.fromkeys(_TABLE_FIGURES, undefined)
         present, confusion = np.array([]), np.zeros((0, 0), dtype=np.int64)
     else:
-        figures |= _figures(classes, _table_statistic(span), how)
+        figures |= resampled_figures(classes, _table_statistic(span), how)
         present = np.unique(classes)
         confusion = np.zeros((len(present), len(present)), dtype=np.int64)
         np.add.at(confusion, tuple(np.searchsorted(present, classes).T), 1)
@@ -162,19 +162,19 @@ def compare_against(
     """
     rows = scores[np.isfinite(scores).all(axis=1)]
     if len(rows) < MIN_DOCUMENTS:
-        return dict.fromkeys(COMPARED_FIGURES, _too_few(len(rows)))
+        return dict.fromkeys(COMPARED_FIGURES, too_few(len(rows)))
     classes = to_classes(rows, score_range)
     span = np.arange(classes.min(), classes.max() + 1)
     figures: dict[str, Figure] = {}
-    figures |= _figures(rows, _difference_of(_rank_and_distance), how)
-    figures |= _figures((classes >= threshold).astype(np.float64), _difference_of(_at_threshold), how)
+    figures |= resampled_figures(rows, _difference_of(rank_and_distance), how)
+    figures |= resampled_figures((classes >= threshold).astype(np.float64), _difference_of(at_threshold), how)
     if len(span) > MAX_CLASSES:
         figures |= dict.fromkeys(
             (f"difference_{name}" for name in _TABLE_FIGURES),
             Figure(value=None, documents=len(rows), reason=_TOO_MANY_CLASSES),
         )
     else:
-        figures |= _figures(classes, _difference_of(_table_statistic(span)), how)
+        figures |= resampled_figures(classes, _difference_of(_table_statistic(span)), how)
     return {name: figures[f"difference_{name}"] for name in COMPARED_FIGURES}
 
 
@@ -192,7 +192,8 @@ def _difference_of(statistic: Statistic) -> Statistic:
     return difference
 
 
-def _rank_and_distance(rows: Array, weights: Array) -> dict[str, Array]:
+def rank_and_distance(rows: Array, weights: Array) -> dict[str, Array]:
+    """Statistic of distinct rows (reference, rater): correlations, errors and the mean difference."""
     x, y = rows[:, 0], rows[:, 1]
     n = weights.sum(axis=1)
     return {
@@ -222,13 +223,13 @@ def _correlation(x: Array, y: Array, weights: Array) -> Array:
     xx, yy = (weights * x * x).sum(axis=1), (weights * y * y).sum(axis=1)
     vx, vy = xx - sx * sx / n, yy - sy * sy / n
     constant = (vx <= _TINY * xx) | (vy <= _TINY * yy)
-    return _divide((weights * x * y).sum(axis=1) - sx * sy / n, np.sqrt(np.where(constant, 0, vx * vy)))
+    return divide((weights * x * y).sum(axis=1) - sx * sy / n, np.sqrt(np.where(constant, 0, vx * vy)))
 
 
 def _kendall(rows: Array, weights: Array) -> dict[str, Array]:
     sx, sy = (np.sign(rows[:, None, k] - rows[None, :, k]) for k in (0, 1))
     agree, untied_x, untied_y = (((weights @ s) * weights).sum(axis=1) for s in (sx * sy, np.abs(sx), np.abs(sy)))
-    return {"kendall": _divide(agree, np.sqrt(untied_x * untied_y))}
+    return {"kendall": divide(agree, np.sqrt(untied_x * untied_y))}
 
 
 def _kendall_by_scipy(rows: Array, weights: Array) -> dict[str, Array]:
@@ -238,14 +239,18 @@ def _kendall_by_scipy(rows: Array, weights: Array) -> dict[str, Array]:
     return {"kendall": np.array([kendalltau(pairs[:, 0], pairs[:, 1]).statistic for pairs in drawn])}
 
 
-def _at_threshold(rows: Array, weights: Array) -> dict[str, Array]:
+def at_threshold(rows: Array, weights: Array) -> dict[str, Array]:
+    """Statistic of rows (reference, rater) of 1 for good and 0: the figures of a decision."""
     wanted, given = rows[:, 0], rows[:, 1]
     hits, n_wanted, n_given = weights @ (wanted * given), weights @ wanted, weights @ given
+    n, rightly_out = weights.sum(axis=1), weights @ ((1 - wanted) * (1 - given))
+    f1 = np.stack([divide(2 * hits, n_wanted + n_given), divide(2 * rightly_out, 2 * n - n_wanted - n_given)])
     return {
-        "agreement_at_threshold": weights @ (wanted == given) / weights.sum(axis=1),
-        "precision_at_threshold": _divide(hits, n_given),
-        "recall_at_threshold": _divide(hits, n_wanted),
-        "f1_at_threshold": _divide(2 * hits, n_wanted + n_given),
+        "agreement_at_threshold": weights @ (wanted == given) / n,
+        "precision_at_threshold": divide(hits, n_given),
+        "recall_at_threshold": divide(hits, n_wanted),
+        "f1_at_threshold": f1[0],
+        "macro_f1_at_threshold": np.nansum(f1, axis=0) / np.isfinite(f1).sum(axis=0),
     }
 
 
@@ -263,11 +268,11 @@ def _table_statistic(span: Array) -> Statistic:
         n, wanted, given = table.sum(axis=(1, 2)), table.sum(axis=2), table.sum(axis=1)
         chance = wanted[:, :, None] * given[:, None, :] / n[:, None, None]
         made = {
-            name: 1 - _divide((table * penalty).sum(axis=(1, 2)), (chance * penalty).sum(axis=(1, 2)))
+            name: 1 - divide((table * penalty).sum(axis=(1, 2)), (chance * penalty).sum(axis=(1, 2)))
             for name, penalty in penalties.items()
         }
         hits = np.diagonal(table, axis1=1, axis2=2)
-        precision, recall, f1 = _divide(hits, given), _divide(hits, wanted), _divide(2 * hits, wanted + given)
+        precision, recall, f1 = divide(hits, given), divide(hits, wanted), divide(2 * hits, wanted + given)
         made["exact_agreement"] = hits.sum(axis=1) / n
         made["macro_f1"] = np.nansum(f1, axis=1) / np.isfinite(f1).sum(axis=1)
         for k, name in enumerate(span.astype(int)):
@@ -287,11 +292,11 @@ def compare_group(
     rated_twice = scores[np.isfinite(scores).sum(axis=1) >= 2]
     complete = np.isfinite(rated_twice).all(axis=1)
     if len(rated_twice) < MIN_DOCUMENTS:
-        return GroupAgreement(raters=raters, figures=dict.fromkeys(GROUP_FIGURES, _too_few(len(rated_twice))))
-    figures = dict.fromkeys(GROUP_FIGURES, _too_few(int(complete.sum())))
-    figures |= _figures(rated_twice, _alpha_interval, how)
+        return GroupAgreement(raters=raters, figures=dict.fromkeys(GROUP_FIGURES, too_few(len(rated_twice))))
+    figures = dict.fromkeys(GROUP_FIGURES, too_few(int(complete.sum())))
+    figures |= resampled_figures(rated_twice, _alpha_interval, how)
     if complete.sum() >= MIN_DOCUMENTS:
-        figures |= _figures(rated_twice[complete], _icc, how)
+        figures |= resampled_figures(rated_twice[complete], _icc, how)
     classes = to_classes(rated_twice, score_range)
     span = np.arange(np.nanmin(classes), np.nanmax(classes) + 1)
     if len(span) > MAX_CLASSES:
@@ -299,9 +304,9 @@ def compare_group(
         figures |= dict.fromkeys(("fleiss_kappa", "alpha_nominal", "alpha_ordinal"), undefined)
     else:
         counts = _class_counts(classes, span)
-        figures |= _figures(counts, _alpha_of_classes, how)
+        figures |= resampled_figures(counts, _alpha_of_classes, how)
         if complete.sum() >= MIN_DOCUMENTS:
-            figures |= _figures(counts[complete], _fleiss, how)
+            figures |= resampled_figures(counts[complete], _fleiss, how)
     return GroupAgreement(raters=raters, figures=figures)
 
 
@@ -317,7 +322,7 @@ def _fleiss(counts: Array, weights: Array) -> dict[str, Array]:
     observed = weights @ ((counts * counts).sum(axis=1) - raters) / (n * raters * (raters - 1))
     shares = weights @ counts / (n * raters)[:, None]
     chance = (shares * shares).sum(axis=1)
-    return {"fleiss_kappa": 1 - _divide(1 - observed, np.where(chance >= 1 - _TINY, 0, 1 - chance))}
+    return {"fleiss_kappa": 1 - divide(1 - observed, np.where(chance >= 1 - _TINY, 0, 1 - chance))}
 
 
 def _alpha_of_classes(counts: Array, weights: Array) -> dict[str, Array]:
@@ -334,7 +339,7 @@ def _alpha_of_classes(counts: Array, weights: Array) -> dict[str, Array]:
     for name, distance in (("alpha_nominal", 1 - np.eye(size)[None]), ("alpha_ordinal", ordinal)):
         observed = (coincidences * distance).sum(axis=(1, 2))
         chance = (totals[:, :, None] * totals[:, None, :] * distance).sum(axis=(1, 2)) / (n - 1)
-        made[name] = 1 - _divide(observed, chance)
+        made[name] = 1 - divide(observed, chance)
     return made
 
 
@@ -346,7 +351,7 @@ def _alpha_interval(rows: Array, weights: Array) -> dict[str, Array]:
     n, total, total_squares = weights @ given, weights @ sums, weights @ squares
     observed = weights @ ((given * squares - sums * sums) / (given - 1)) / n
     chance = (n * total_squares - total * total) / (n * (n - 1))
-    return {"alpha_interval": 1 - _divide(observed, np.where(chance <= _TINY * total_squares / n, 0, chance))}
+    return {"alpha_interval": 1 - divide(observed, np.where(chance <= _TINY * total_squares / n, 0, chance))}
 
 
 def _icc(rows: Array, weights: Array) -> dict[str, Array]:
@@ -365,12 +370,12 @@ def _icc(rows: Array, weights: Array) -> dict[str, Array]:
     bms, wms = documents / (n - 1), (total - documents) / (n * (k - 1))
     jms, ems = raters / (k - 1), residual / ((n - 1) * (k - 1))
     return {
-        "icc_1_1": _divide(bms - wms, bms + (k - 1) * wms),
-        "icc_2_1": _divide(bms - ems, bms + (k - 1) * ems + k * (jms - ems) / n),
-        "icc_3_1": _divide(bms - ems, bms + (k - 1) * ems),
-        "icc_1_k": _divide(bms - wms, bms),
-        "icc_2_k": _divide(bms - ems, bms + (jms - ems) / n),
-        "icc_3_k": _divide(bms - ems, bms),
+        "icc_1_1": divide(bms - wms, bms + (k - 1) * wms),
+        "icc_2_1": divide(bms - ems, bms + (k - 1) * ems + k * (jms - ems) / n),
+        "icc_3_1": divide(bms - ems, bms + (k - 1) * ems),
+        "icc_1_k": divide(bms - wms, bms),
+        "icc_2_k": divide(bms - ems, bms + (jms - ems) / n),
+        "icc_3_k": divide(bms - ems, bms),
     }
 
 
@@ -381,8 +386,8 @@ def share_failed(scores: Array, failed: NDArray[np.bool_], how: Resampling) -> F
     """The share of the documents a rater was asked about [documents] that got no score."""
     asked = np.isfinite(scores) | failed
     if asked.sum() < MIN_DOCUMENTS:
-        return _too_few(int(asked.sum()))
-    return _figures(failed[asked][:, None].astype(np.float64), _mean, how)["mean"]
+        return too_few(int(asked.sum()))
+    return resampled_figures(failed[asked][:, None].astype(np.float64), _mean, how)["mean"]
 
 
 def _mean(rows: Array, weights: Array) -> dict[str, Array]:
@@ -401,7 +406,7 @@ def to_classes(scores: Array, score_range: tuple[float, float] | None) -> Array:
     return classes
 
 
-def _figures(rows: Array, statistic: Statistic, how: Resampling) -> dict[str, Figure]:
+def resampled_figures(rows: Array, statistic: Statistic, how: Resampling) -> dict[str, Figure]:
     """The statistic of rows [documents, ...] with its percentile bootstrap interval.
 
     An interval is widened to its figure where the percentiles leave that out (few documents, skewed statistics).
@@ -445,7 +450,8 @@ def _figures(rows: Array, statistic: Statistic, how: Resampling) -> dict[str, Fi
     return made
 
 
-def _too_few(documents: int) -> Figure:
+def too_few(documents: int) -> Figure:
+    """No figure, for want of documents."""
     return Figure(value=None, documents=documents, reason=f"{documents} documents; at least {MIN_DOCUMENTS} are needed")
 
 
@@ -460,7 +466,7 @@ def _resampled(counts: NDArray[np.int64], how: Resampling) -> Iterator[Array]:
         yield weights
 
 
-def _divide(a: Array, b: Array) -> Array:
+def divide(a: Array, b: Array) -> Array:
     """a / b, nan where b is 0."""
     quotient: Array = np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
     return quotient
@@ -537,6 +543,7 @@ _LIBRARY: dict[str, Callable[[Array], float]] = {
     "precision_at_threshold": _of_sklearn("precision_score"),
     "recall_at_threshold": _of_sklearn("recall_score"),
     "f1_at_threshold": _of_sklearn("f1_score"),
+    "macro_f1_at_threshold": _of_sklearn("f1_score", average="macro", zero_division=0),
     "fleiss_kappa": _fleiss_of_statsmodels,
     "alpha_nominal": _alpha_of_krippendorff("nominal"),
     "alpha_ordinal": _alpha_of_krippendorff("ordinal"),
@@ -558,6 +565,7 @@ PAIR_FIGURES = {
     "precision_at_threshold": "precision at the threshold",
     "recall_at_threshold": "recall at the threshold",
     "f1_at_threshold": "F1 at the threshold",
+    "macro_f1_at_threshold": "macro-F1 at the threshold",
     "mae": "mean absolute error",
     "mse": "mean squared error",
     "mean_difference": "mean difference, rater minus reference",
@@ -570,6 +578,7 @@ COMPARED_FIGURES = {
     "macro_f1": True,
     "agreement_at_threshold": True,
     "f1_at_threshold": True,
+    "macro_f1_at_threshold": True,
     "mae": False,
     "mse": False,
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ml_filter.annotation.batch import Submission
     from ml_filter.annotation.estimate import Estimate, Range
     from ml_filter.documents.manifest import Manifest
+    from ml_filter.heads.evaluate import HeadEvaluation
     from ml_filter.heads.metrics import Evaluation
 
 
@@ -24,7 +25,7 @@ def figures_of(evaluation: Evaluation) -> dict[str, float]:
     """The figures of an evaluation that a terminal has room for."""
     figures = evaluation.figures()
     del figures["documents"], figures["threshold"]
-    return {name: value for name, value in figures.items() if not name.startswith("f1_class")}
+    return {name: value for name, value in figures.items() if not name[-1].isdigit()}
 
 
 def show(manifest: Manifest, usd: float | None = None) -> None:
@@ -138,6 +139,34 @@ def show_comparison(comparison: Comparison, path: str) -> None:
             gold.add_row(PAIR_FIGURES[one.figure], *values, _cell(one.difference), one.better or "?")
         console.print(gold)
     console.print(f"in {path}", soft_wrap=True, highlight=False)
+
+
+def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
+    """Figures of a head with intervals, within sources, and beside those of the other head."""
+    from ml_filter.agreement.metrics import PAIR_FIGURES
+
+    console = Console()
+    table = _headed("evaluation", [""], [f"{evaluation.documents:,} documents"])
+    for name, figure in evaluation.intervals.items():
+        title = PAIR_FIGURES[name].replace("rater minus reference", "score minus label")
+        table.add_row(title.replace("the threshold", f"{evaluation.threshold:g}"), _cell(figure))
+    if (found := evaluation.discrimination) and found.pairs_within:
+        table.add_row(f"right order within a {found.column}", _cell(found.within))
+        table.add_row(f"across {found.column}s, label pairs alike", _cell(found.across_alike))
+    console.print(table)
+    if evaluation.comparison:
+        other = escape(str(evaluation.compared_with))
+        beside = _headed(f"\ncompared with {other}", [""], ["this head", "the other", "difference"])
+        for name, difference in evaluation.comparison.differences.items():
+            both = (evaluation.comparison.ours[name], evaluation.comparison.theirs[name])
+            values = ["-" if figure.value is None else f"{figure.value:.3f}" for figure in both]
+            title = PAIR_FIGURES[name].replace("the threshold", f"{evaluation.threshold:g}")
+            beside.add_row(title, *values, _cell(difference))
+        console.print(beside)
+    for name, count in manifest.counts.items():
+        if name != "documents" and count:
+            console.print(f"{count:,} documents are {name}", highlight=False)
+    console.print(f"in {manifest.root}", soft_wrap=True, highlight=False)
 
 
 def show_submissions(submissions: Sequence[Submission]) -> None:

@@ -76,12 +76,18 @@ def only_criterion(manifest: Manifest, criterion: str | None) -> str:
     Raises:
         InputError: there are several and none is chosen, or the chosen one is not there.
     """
-    found: set[str] = set()
-    for path in manifest.shard_paths():
-        found.update(pq.read_table(path, columns=["criterion"]).column("criterion").unique().to_pylist())
-    names = ", ".join(sorted(found))
+    found = criteria_of(manifest)
+    names = ", ".join(found)
     if criterion is None and len(found) > 1:
         raise InputError(f"{manifest.root} holds scores of {names}; choose one with --criterion")
     if criterion is not None and criterion not in found:
         raise InputError(f"{manifest.root} holds no scores of {criterion!r}; it has {names}")
     return criterion or next(iter(found), "")
+
+
+def criteria_of(manifest: Manifest) -> list[str]:
+    """The criteria of a directory of aggregated scores, in alphabetical order."""
+    found: set[str] = set()
+    for path in manifest.shard_paths():
+        found.update(pq.read_table(path, columns=["criterion"]).column("criterion").unique().to_pylist())
+    return sorted(found)

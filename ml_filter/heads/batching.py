@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -55,3 +55,41 @@ def run_in_batches(
                 results = np.empty((len(encoded), *rows.shape[1:]), dtype=np.float32)
             results[indices] = rows
     return results if results is not None else np.empty((0,), dtype=np.float32)
+
+
+def split_windows(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int, windows: int
+) -> tuple[list[str], list[int]]:
+    """Pieces of at most `max_tokens` tokens, at most `windows` of each text, and the index of the text of each piece.
+
+    One window is the text itself, whose end the tokenizer cuts off.
+    """
+    if windows == 1:
+        return list(texts), list(range(len(texts)))
+    room = max_tokens - tokenizer.num_special_tokens_to_add()
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=windows * room
+    )
+    pieces: list[str] = []
+    owners: list[int] = []
+    for index, (text, offsets) in enumerate(zip(texts, encoded["offset_mapping"], strict=True)):
+        starts = [offsets[at][0] for at in range(0, len(offsets), room)] or [0]
+        ends = [*starts[1:], offsets[-1][1] if offsets else len(text)]
+        pieces += [text[start:end] for start, end in zip(starts, ends, strict=True)]
+        owners += [index] * len(starts)
+    return pieces, owners
+
+
+def combine_windows(
+    scores: NDArray[Any], owners: NDArray[np.int64], texts: int, combine: Literal["mean", "max"]
+) -> NDArray[Any]:
+    """Scores [windows, criteria] to scores [texts, criteria]: the mean or the highest of each text's windows."""
+    if len(scores) == texts:
+        return scores
+    if combine == "max":
+        made = np.full((texts, scores.shape[1]), -np.inf, scores.dtype)
+        np.maximum.at(made, owners, scores)
+        return made
+    made = np.zeros((texts, scores.shape[1]), scores.dtype)
+    np.add.at(made, owners, scores)
+    return made / np.bincount(owners, minlength=texts)[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -27,6 +28,31 @@ class Encoder:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     pooling: Pooling
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that it reads, special tokens among them, as far as its files say."""
+        limits = [
+            getattr(self.model.config, "max_position_embeddings", None),
+            self.tokenizer.model_max_length,  # a very large number where the files are silent
+        ]
+        if self.model.config.model_type in _OFFSET_POSITIONS and limits[0]:
+            limits[0] -= _OFFSET_POSITIONS[self.model.config.model_type]
+        return int(min(limit for limit in limits if limit))
+
+
+_OFFSET_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
+"""Position embeddings that are never used, as numbering starts behind the padding's."""
+
+
+def weights_digest(encoder: Encoder) -> str:
+    """SHA-256 of an encoder's weights and vocabulary, wherever it was loaded from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    digest.update(json.dumps(sorted(encoder.tokenizer.get_vocab().items())).encode())
+    return digest.hexdigest()
 
 
 def load_encoder(name: str) -> Encoder:

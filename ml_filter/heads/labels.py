@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from ml_filter.documents.lineage import annotated_documents, annotation_runs, only_criterion
+from ml_filter.documents.lineage import annotated_documents, annotation_runs, criteria_of, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
@@ -18,50 +21,58 @@ from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.settings import SourceConfig
 
+STRATA = ("language", "source", "host")
+
 
 @dataclass(frozen=True)
 class Labelled:
-    """A chunk of labelled documents, column by column."""
+    """A chunk of labelled documents, column by column; labels and weights are [documents, criteria], nan: no label."""
 
     ids: Sequence[str]
     texts: Sequence[str]
-    labels: Sequence[float]
+    labels: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    strata: Mapping[str, Sequence[str | None]]
 
 
 class LabelledDocuments:
-    """Streams documents that have a label; counts those without.
+    """Streams documents that have a label of at least one criterion; counts those without.
 
     Args:
-        labels: documents with `label_column`, or a directory of aggregated scores.
-        label_column: the column that holds the label.
+        labels: documents with the label columns, or a directory of aggregated scores.
+        label_columns: the column, or columns, that hold the labels; the criteria are named after them.
         documents: the documents of aggregated scores; not given: those that were annotated, by lineage.
-        criterion: which of the aggregated scores; not given: the only ones.
+        criteria: which of the aggregated scores; not given: all of them.
+        trust_agreement: weight a label by how well its votes agree: 1 / (1 + disagreement squared / votes), the
+            inverse variance of the votes' mean beside a model error of 1 score.
 
     Raises:
-        InputError: labels or documents cannot be found, or there are several criteria and none is chosen.
+        InputError: labels or documents cannot be found, or criteria are chosen that are not there.
     """
 
     def __init__(
         self,
         labels: SourceConfig,
-        label_column: str,
+        label_columns: str | Sequence[str],
         documents: SourceConfig | None = None,
-        criterion: str | None = None,
+        criteria: str | Sequence[str] | None = None,
+        trust_agreement: bool = False,
     ) -> None:
-        self.label_column = label_column
+        criteria = [criteria] if isinstance(criteria, str) else criteria or []
+        self.criteria = [label_columns] if isinstance(label_columns, str) else list(label_columns)
         self.unlabelled = 0
         self.lineage: list[dict[str, object]] = []
-        self._scores: dict[str, float] | None = None
+        self._scores: dict[str, _Score] | None = None
         manifest = find_manifest(labels.paths[0]) if len(labels.paths) == 1 and "//" not in labels.paths[0] else None
         if manifest is not None and manifest.kind == "scores":
-            criterion = only_criterion(manifest, criterion)
-            self.lineage = annotation_runs(manifest, criterion)
-            self._scores = _read_scores(manifest, criterion)
+            self.criteria = [only_criterion(manifest, name) for name in criteria] or criteria_of(manifest)
+            self.lineage = [run for name in self.criteria for run in annotation_runs(manifest, name)]
+            self._scores = _read_scores(manifest, self.criteria, trust_agreement)
             documents = documents or annotated_documents(manifest)
-        elif criterion is not None:
+        elif criteria:
             raise InputError(
-                f"a criterion ({criterion}) is chosen, but {', '.join(labels.paths)} holds no aggregated scores; "
-                "choose the column of the label"
+                f"criteria ({', '.join(criteria)}) are chosen, but {', '.join(labels.paths)} holds no aggregated "
+                "scores; choose the columns of the labels"
             )
         self.source = documents if self._scores is not None and documents else labels
         self._shards, self.parents = list_shards(self.source)
@@ -79,26 +90,34 @@ class LabelledDocuments:
                     yield self._chunk(table.filter(pa.array(_first_time(table["id"].to_pylist(), seen), pa.bool_())))
 
     def _chunk(self, table: pa.Table) -> Labelled:
-        ids, texts = table["id"].to_pylist(), table["text"].to_pylist()
-        if self._scores is not None:
-            labels = [self._scores.get(document_id) for document_id in ids]
-        elif self.label_column in table.column_names:
-            try:
-                labels = table[self.label_column].cast(pa.float64()).to_pylist()
-            except pa.ArrowInvalid as error:
-                raise InputError(f"label column {self.label_column!r} is no column of numbers: {error}") from error
-        else:
+        labels = np.full((table.num_rows, len(self.criteria)), np.nan)
+        weights = np.ones_like(labels)
+        for row, document_id in enumerate(table["id"].to_pylist() if self._scores is not None else ()):
+            assert self._scores is not None
+            if document_id in self._scores:
+                labels[row], weights[row] = self._scores[document_id]
+        if self._scores is None:
+            for place, name in enumerate(self.criteria):
+                labels[:, place] = self._column(table, name)
+        known = ~np.isnan(labels).all(axis=1)
+        self.unlabelled += int((~known).sum())
+        kept = table.filter(pa.array(known))
+        strata = {name: kept[name].to_pylist() for name in STRATA if name in kept.column_names}
+        if "url" in kept.column_names:
+            strata["host"] = [urlsplit(url).hostname if url else None for url in kept["url"].to_pylist()]
+        return Labelled(kept["id"].to_pylist(), kept["text"].to_pylist(), labels[known], weights[known], strata)
+
+    def _column(self, table: pa.Table, name: str) -> NDArray[np.float64]:
+        if name not in table.column_names:
             raise InputError(
-                f"{', '.join(self.source.paths)} has no label column {self.label_column!r}; "
-                f"it has {', '.join(table.column_names)}"
+                f"{', '.join(self.source.paths)} has no label column {name!r}; it has {', '.join(table.column_names)}"
             )
-        kept = [
-            (document_id, text, float(label))
-            for document_id, text, label in zip(ids, texts, labels, strict=True)
-            if label is not None and not math.isnan(label)
-        ]
-        self.unlabelled += len(labels) - len(kept)
-        return Labelled([row[0] for row in kept], [row[1] for row in kept], [row[2] for row in kept])
+        try:
+            column = table[name].cast(pa.float64()).to_numpy()
+        except pa.ArrowInvalid as error:
+            raise InputError(f"label column {name!r} is no column of numbers: {error}") from error
+        values: NDArray[np.float64] = column
+        return values
 
 
 def _first_time(ids: Sequence[str], seen: set[str]) -> list[bool]:
@@ -109,11 +128,24 @@ def _first_time(ids: Sequence[str], seen: set[str]) -> list[bool]:
     return new
 
 
-def _read_scores(manifest: Manifest, criterion: str) -> dict[str, float]:
-    scores: dict[str, float] = {}
+_Score = tuple[list[float], list[float]]
+"""Labels and weights of a document, by criterion."""
+
+
+def _read_scores(manifest: Manifest, criteria: Sequence[str], trust_agreement: bool) -> dict[str, _Score]:
+    scores: dict[str, _Score] = {}
+    places = {name: place for place, name in enumerate(criteria)}
+    columns = ["document_id", "criterion", "score", "votes", "disagreement"]
     for path in manifest.shard_paths():
-        for batch in pq.ParquetFile(path).iter_batches(columns=["document_id", "criterion", "score"]):
-            wanted = pc.and_(pc.equal(batch.column("criterion"), criterion), pc.is_valid(batch.column("score")))
-            rows = batch.filter(wanted)
-            scores.update(zip(rows.column("document_id").to_pylist(), rows.column("score").to_pylist(), strict=True))
+        for batch in pq.ParquetFile(path).iter_batches(columns=columns):
+            for row in batch.filter(pc.is_valid(batch.column("score"))).to_pylist():
+                place = places.get(row["criterion"])
+                if place is None:
+                    continue
+                labels, weights = scores.setdefault(
+                    row["document_id"], ([math.nan] * len(criteria), [1.0] * len(criteria))
+                )
+                labels[place] = row["score"]
+                if trust_agreement:
+                    weights[place] = 1 / (1 + (row["disagreement"] or 0.0) ** 2 / max(row["votes"], 1))
     return scores

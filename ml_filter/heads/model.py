@@ -1,28 +1,32 @@
-"""The head: one `PreTrainedModel` of a frozen encoder and a linear regression on its pooled hidden states.
+"""The encoder head: one `PreTrainedModel` of any transformers encoder and a head on its pooled hidden states.
 
-The regression sees the pooled states of several layers, not of the last one only: with all-MiniLM-L6-v2 that ranks
-better than anything fitted to the last layer alone (docs/training.md has the figures). `from_pretrained(directory)`
-gives the model back whole; the tokenizer lies beside it. Weights are safetensors.
+The head sees the pooled states of several layers, not of the last one only: with all-MiniLM-L6-v2 that ranks better
+than anything fitted to the last layer alone (docs/training.md has the figures). It is linear, a small network, or a
+kernel regression on landmark documents, and its outputs are read as a regression, as classes or as ordered classes.
+`from_pretrained(directory)` gives the model back whole; the tokenizer lies beside it. Weights are safetensors.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from ml_filter.heads.encoder import Encoder, Pooling, pool
+from ml_filter.heads.info import Criterion, HeadInfo
 
-LAYERS = 4
-"""How many of the last layers are pooled. All seven of all-MiniLM-L6-v2 rank no better and cost more."""
+HeadKind = Literal["linear", "mlp", "kernel", "sequence_classification"]
+Task = Literal["regression", "classification", "ordinal"]
 
 
 class HeadConfig(PretrainedConfig):
-    """Shape of the encoder and the head, the score range, and where the head comes from.
+    """Shape of the encoder and the head, how long documents are read, and what the head says of itself.
 
     `layers` are indices into the encoder's hidden states: 0 is the embedding layer, the last one the output.
+    `size` is the hidden width of an mlp, or the number of landmarks of a kernel.
+    `head` is a `HeadInfo`: criteria with their score ranges and calibration, and provenance.
     """
 
     model_type = "ml_filter_head"
@@ -34,10 +38,12 @@ class HeadConfig(PretrainedConfig):
         pooling: Pooling = "mean",
         layers: list[int] | None = None,
         max_tokens: int = 512,
-        score_min: float = 0.0,
-        score_max: float = 5.0,
-        threshold: float = 3.0,
-        provenance: dict[str, Any] | None = None,
+        windows: int = 1,
+        combine: Literal["mean", "max"] = "mean",
+        kind: HeadKind = "linear",
+        size: int = 0,
+        task: Task = "regression",
+        head: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.encoder = encoder or {}
@@ -45,10 +51,94 @@ class HeadConfig(PretrainedConfig):
         self.pooling = pooling
         self.layers = layers or []
         self.max_tokens = max_tokens
-        self.score_min, self.score_max = score_min, score_max
-        self.threshold = threshold
-        self.provenance = provenance or {}
+        self.windows, self.combine = windows, combine
+        self.kind, self.size, self.task = kind, size, task
+        self.head = head or HeadInfo(engine="encoder", criteria=[]).model_dump(mode="json")
         super().__init__(**kwargs)
+
+    @property
+    def info(self) -> HeadInfo:
+        """What the head says of itself."""
+        return HeadInfo.model_validate(self.head)
+
+
+class KernelLayer(nn.Module):
+    """Laplacian kernel of standardised embeddings with landmark documents: exp(-mean absolute distance)."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    landmarks: torch.Tensor
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("landmarks", torch.zeros(size, width))
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Embeddings [batch, width] to similarities [batch, landmarks]."""
+        standard = (embeddings - self.mean) / self.scale
+        return torch.exp(-torch.cdist(standard, self.landmarks, p=1) / standard.shape[1])
+
+
+class MlpLayer(nn.Module):
+    """Standardised embeddings through one hidden layer."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.hidden = nn.Linear(width, size)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Embeddings [batch, width] to activations [batch, size]."""
+        hidden = nn.functional.gelu(self.hidden((embeddings - self.mean) / self.scale))
+        return cast(torch.Tensor, self.dropout(hidden))
+
+
+class Head(nn.Module):
+    """Embeddings to logits to scores; trained alone on cached embeddings, or with the encoder."""
+
+    def __init__(self, kind: HeadKind, task: Task, width: int, size: int, criteria: list[Criterion]) -> None:
+        super().__init__()
+        self.kind, self.task, self.size, self.criteria = kind, task, size, criteria
+        self.layer: nn.Module = nn.Identity()
+        if kind == "kernel":
+            self.layer = KernelLayer(width, size)
+        elif kind == "mlp":
+            self.layer = MlpLayer(width, size)
+        self.sizes = [len(criterion.values) if task == "classification" else 1 for criterion in criteria]
+        self.out = nn.Linear(width if kind == "linear" else size, sum(self.sizes))
+        if task == "ordinal":  # steps between cut points, in the manner of an inverse softplus so that they ascend
+            self.steps = nn.ParameterList([nn.Parameter(torch.zeros(len(c.values) - 1)) for c in criteria])
+
+    def forward(self, embeddings: torch.Tensor) -> list[torch.Tensor]:
+        """Embeddings [batch, width] to the logits of each criterion: [batch, 1], [batch, classes] or [batch, cuts]."""
+        parts = list(self.out(self.layer(embeddings)).split(self.sizes, dim=1))
+        if self.task == "ordinal":
+            return [latent - self.cuts(place) for place, latent in enumerate(parts)]
+        return parts
+
+    def cuts(self, place: int) -> torch.Tensor:
+        """Ascending cut points of an ordinal criterion (McCullagh 1980): P(label > k) = sigmoid(latent - cut k)."""
+        steps = self.steps[place]
+        return torch.cat([steps[:1], steps[:1] + nn.functional.softplus(steps[1:]).cumsum(0)])
+
+    def scores(self, logits: list[torch.Tensor]) -> torch.Tensor:
+        """Logits to scores [batch, criteria]: the output itself, or the expected value over the classes."""
+        if self.task == "regression":
+            return torch.cat(logits, dim=1)
+        columns = []
+        for criterion, of in zip(self.criteria, logits, strict=True):
+            if self.task == "ordinal":
+                columns.append(criterion.low + of.sigmoid().sum(1))
+            else:
+                columns.append(of.softmax(1) @ torch.tensor(criterion.values, dtype=of.dtype, device=of.device))
+        return torch.stack(columns, dim=1)
 
 
 class HeadModel(PreTrainedModel):
@@ -60,8 +150,13 @@ class HeadModel(PreTrainedModel):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         shape = dict(config.encoder)
-        self.encoder = AutoModel.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape))
-        self.head = nn.Linear(self.width, 1)
+        encoder = AutoConfig.for_model(shape.pop("model_type"), **shape)
+        if config.kind == "sequence_classification":
+            self.encoder = AutoModelForSequenceClassification.from_config(encoder)
+        else:
+            self.encoder = AutoModel.from_config(encoder)
+            if config.info.criteria:  # none: only to embed with
+                self.head = Head(config.kind, config.task, self.width, config.size, config.info.criteria)
         self.requires_grad_(False)
         self.post_init()
 
@@ -71,15 +166,35 @@ class HeadModel(PreTrainedModel):
         return int(self.encoder.config.hidden_size) * len(self.config.layers)
 
     @classmethod
-    def from_encoder(cls, encoder: Encoder, **config: Any) -> HeadModel:
-        """A model around a loaded encoder, pooling its last layers; its head is still without meaning."""
+    def from_encoder(cls, encoder: Encoder, *, layers: int = 0, **config: Any) -> HeadModel:
+        """A model around a loaded encoder, pooling its last `layers` hidden states (0: all, the embedding layer too).
+
+        Its head is still without meaning.
+        """
         shape = {k: v for k, v in encoder.model.config.to_dict().items() if k != "_name_or_path"}  # a path of here
         depth = int(encoder.model.config.num_hidden_layers)
-        layers = list(range(max(depth - LAYERS + 1, 0), depth + 1))
+        chosen = list(range(max(depth - layers + 1, 0) if layers else 0, depth + 1))
         made = cls(
-            HeadConfig(encoder=shape, encoder_name=encoder.name, pooling=encoder.pooling, layers=layers, **config)
+            HeadConfig(encoder=shape, encoder_name=encoder.name, pooling=encoder.pooling, layers=chosen, **config)
         )
         made.encoder.load_state_dict(encoder.model.state_dict())
+        made.eval()
+        return made
+
+    @classmethod
+    def from_sequence_classifier(cls, model: PreTrainedModel, name: str, info: HeadInfo, max_tokens: int) -> HeadModel:
+        """Wrap a transformers sequence-classification model of one output, such as FineWeb-Edu's classifier."""
+        shape = {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}
+        made = cls(
+            HeadConfig(
+                encoder=shape,
+                encoder_name=name,
+                kind="sequence_classification",
+                max_tokens=max_tokens,
+                head=info.model_dump(mode="json"),
+            )
+        )
+        made.encoder.load_state_dict(model.state_dict())
         made.eval()
         return made
 
@@ -93,9 +208,10 @@ class HeadModel(PreTrainedModel):
         return torch.cat(pooled, dim=1)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Scores [batch], float32, clamped to the score range."""
-        scores = self.head(self.embed(input_ids, attention_mask)).squeeze(1)
-        return cast(torch.Tensor, scores.clamp(self.config.score_min, self.config.score_max))
+        """Scores [batch, criteria], float32, as the head gives them: not clamped to the score range."""
+        if self.config.kind == "sequence_classification":
+            return cast(torch.Tensor, self.encoder(input_ids=input_ids, attention_mask=attention_mask).logits.float())
+        return self.head.scores(self.head(self.embed(input_ids, attention_mask)))
 
     def cast_encoder(self, dtype: torch.dtype) -> HeadModel:
         """Run the encoder in `dtype`; the head stays float32."""

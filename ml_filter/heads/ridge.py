@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+class Rows(Protocol):
+    """Features [n, width] that are read in parts: an array, one mapped from disk, or rows of an embedding store."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Documents and width."""
+
+    def __getitem__(self, places: Any, /) -> NDArray[np.float32]:
+        """Some rows: a slice or an array of indices."""
+
 
 ALPHAS = tuple(float(a) for a in np.logspace(0, 5, 16))
 SELECT_ON = 10_000
@@ -15,44 +28,54 @@ _ROWS = 4096
 
 
 def fit_ridge(
-    embeddings: NDArray[np.float32], labels: NDArray[np.float64], weights: NDArray[np.float64], *, seed: int
+    features: Rows,
+    labels: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    *,
+    seed: int,
+    standardise: bool = True,
+    alphas: Sequence[float] = ALPHAS,
 ) -> tuple[NDArray[np.float64], float, float]:
-    """Fit labels [n] from embeddings [n, width] under document weights [n] of mean 1.
+    """Fit labels [n] from features [n, width] under document weights [n] of mean 1.
 
-    Returns coefficients [width], bias and the chosen penalty. Features are standardised. The penalty minimises the
-    exact leave-one-out error (scikit-learn's RidgeCV) on at most 10,000 documents, and grows with the number of
-    documents; the coefficients are then solved from the normal equations over all of them, block by block.
+    Returns coefficients [width], bias and the chosen penalty. The penalty minimises the exact leave-one-out error
+    (scikit-learn's RidgeCV) on at most 10,000 documents, and grows with the number of documents; the coefficients are
+    then solved from the normal equations over all of them, block by block.
     """
     from scipy.linalg import solve
     from sklearn.linear_model import RidgeCV
 
-    count, width = embeddings.shape
-    total, squares = np.zeros(width), np.zeros(width)
-    for start in range(0, count, _ROWS):
-        block = embeddings[start : start + _ROWS].astype(np.float64)
-        total += block.sum(0)
-        squares += np.square(block).sum(0)
-    mean = total / count
-    scale = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    scale[scale < 1e-8] = 1.0
-
+    count, width = features.shape
+    mean, scale = mean_and_scale(features) if standardise else (np.zeros(width), np.ones(width))
     chosen = np.sort(np.random.default_rng(seed).permutation(count)[:SELECT_ON])
-    search = RidgeCV(alphas=ALPHAS).fit(
-        (embeddings[chosen] - mean) / scale, labels[chosen], sample_weight=weights[chosen]
-    )
+    search = RidgeCV(alphas=alphas).fit((features[chosen] - mean) / scale, labels[chosen], weights[chosen])
     alpha = float(search.alpha_) * count / len(chosen)
 
     # A constant feature of its own, without penalty, is the bias.
     gram, moment = np.zeros((width + 1, width + 1)), np.zeros(width + 1)
     for start in range(0, count, _ROWS):
         part = slice(start, start + _ROWS)
-        standard = np.column_stack([(embeddings[part] - mean) / scale, np.ones(len(labels[part]))])
+        standard = np.column_stack([(features[part] - mean) / scale, np.ones(len(labels[part]))])
         gram += standard.T @ (standard * weights[part, None])
         moment += standard.T @ (labels[part] * weights[part])
     gram[np.diag_indices(width)] += alpha
     solution = solve(gram, moment, assume_a="pos")
     coefficients = solution[:-1] / scale
     return coefficients, float(solution[-1] - coefficients @ mean), alpha
+
+
+def mean_and_scale(features: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation [width] of each feature; 1 in place of a deviation of 0."""
+    count, width = features.shape
+    total, squares = np.zeros(width), np.zeros(width)
+    for start in range(0, count, _ROWS):
+        block = features[start : start + _ROWS].astype(np.float64)
+        total += block.sum(0)
+        squares += np.square(block).sum(0)
+    mean = total / count
+    scale = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    scale[scale < 1e-8] = 1.0
+    return mean, scale
 
 
 def label_weights(labels: NDArray[np.float64], balance: float) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Train a head: embed the labelled documents once, fit the regression, evaluate on documents kept apart."""
+"""Train a head: look at every labelled document once, fit, calibrate, evaluate on documents kept apart."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from loguru import logger
 from pydantic import BaseModel
@@ -21,64 +21,85 @@ from ml_filter.documents.output import file_digest, with_digest
 from ml_filter.documents.readers import text_id
 from ml_filter.documents.sampling import sampling_key
 from ml_filter.errors import InputError
-from ml_filter.heads.batching import run_in_batches
-from ml_filter.heads.encoder import load_encoder, quiet_transformers
+from ml_filter.heads.calibration import fit_calibration
+from ml_filter.heads.info import CONFIG_NAME, Criterion, HeadInfo
 from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.metrics import Evaluation, evaluate_scores
-from ml_filter.heads.model import HeadModel
-from ml_filter.heads.ridge import fit_ridge, label_weights
 from ml_filter.progress import progress
-from ml_filter.settings import ScoreConfig, SourceConfig, TrainConfig
+from ml_filter.settings import Settings, SourceConfig, TrainConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
+
+    from ml_filter.heads.members import Member
 
 MIN_LABELS = 20
 TRAINING_NAME = "training.json"
-WEIGHTS_NAME = "model.safetensors"
-_CHUNK = 512
+SCRATCH_NAME = ".finetune"
 
 
 class TrainingResult(BaseModel):
-    """What `training.json` beside the model holds. Written last: without it the model is not complete."""
+    """What `training.json` beside the model holds. Written last: without it the model is not complete.
+
+    `test` is on the documents kept apart, `cross_validated` on those trained on, each by a head fitted on others;
+    both by criterion.
+    """
 
     config_digest: str
+    engine: str
     documents: int
     unlabelled: int
     train_documents: int
     test_documents: int
-    alpha: float
-    evaluation: Evaluation
+    test: dict[str, Evaluation]
+    cross_validated: dict[str, Evaluation]
+    history: list[dict[str, float]] = []
+    """Of training step by step: losses, rates and figures on the validation documents."""
     parents: list[Parent]
     lineage: list[dict[str, object]]
     code_version: str = __version__
 
+    @property
+    def evaluation(self) -> Evaluation:
+        """Figures of the first criterion on the documents kept apart."""
+        return next(iter(self.test.values()))
+
 
 class TrainedHead(BaseModel):
-    """A head on disk: its directory, the SHA-256 of its weights file, and what is known of its training."""
+    """A head on disk: its directory, the digest of its files, and what is known of its training."""
 
     directory: str
     digest: str
     training: TrainingResult
 
 
+@dataclass(frozen=True)
+class _Labels:
+    """All labels, by document: [documents, criteria]; which documents are for the test; their folds."""
+
+    labels: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    is_test: NDArray[np.bool_]
+    folds: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+
+
 def train_head(
     labels: SourceConfig, config: TrainConfig, output: str | Path, documents: SourceConfig | None = None
 ) -> TrainedHead:
-    """Fit a regression head on a frozen encoder and save it to `output`.
+    """Fit a head and save it to `output`.
 
     Args:
-        labels: documents with a label column, or a directory of aggregated scores.
-        config: encoder, label column, test share, seed.
-        output: the model's directory: safetensors, config, tokenizer, training.json.
+        labels: documents with label columns, or a directory of aggregated scores.
+        config: engine, encoder, head, label columns, test share, seed.
+        output: the head's directory: safetensors, config, tokenizer, training.json.
         documents: the documents of aggregated scores; not given: those that were annotated.
 
     Raises:
-        InputError: labels are missing, too few or all the same, or `output` holds another model.
+        InputError: labels are missing, too few or all the same, or `output` holds another head.
         ConfigError: the encoder cannot be loaded.
     """
-    data = LabelledDocuments(labels, config.label_column, documents, config.criterion)
+    data = LabelledDocuments(labels, config.label_column, documents, config.criterion, config.trust_agreement)
     digest = digest_of([config.model_dump(mode="json"), [parent.digest for parent in data.parents]])
     target = Path(with_digest(output, digest))
     target.mkdir(parents=True, exist_ok=True)
@@ -90,7 +111,7 @@ def train_head(
     with lock:
         earlier = target / TRAINING_NAME
         if earlier.exists():
-            result = TrainingResult.model_validate_json(earlier.read_text())
+            result = _read_training(earlier)
             if result.config_digest != digest:
                 raise InputError(f"{output} holds a head of other labels or settings; choose another --output")
         else:
@@ -99,125 +120,160 @@ def train_head(
 
 
 def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: str) -> None:
-    encoder = load_encoder(config.encoder)
-    model = HeadModel.from_encoder(
-        encoder,
-        max_tokens=config.max_tokens,
-        score_min=config.score_min,
-        score_max=config.score_max,
-        threshold=config.threshold,
-    )
-    with tempfile.TemporaryDirectory(prefix=".embeddings-", dir=target) as scratch:
-        embeddings, values, is_test = _embed(data, model, encoder.tokenizer, config, Path(scratch))
-        _check_labels(values, is_test, config)
-        train = values[~is_test]
-        coefficients, bias, alpha = fit_ridge(
-            embeddings[~is_test], train, label_weights(train, config.balance), seed=config.seed
+    from ml_filter.heads.members import cross_fit, open_member
+
+    criteria = [
+        Criterion(name=name, low=config.score_min, high=config.score_max, threshold=config.threshold)
+        for name in data.criteria
+    ]
+    with open_member(config, criteria, Settings().embedding_dir, target / SCRATCH_NAME) as member:
+        known = _take_up(data, member, config)
+        _check_labels(known, criteria, config)
+        train, test = np.flatnonzero(~known.is_test), np.flatnonzero(known.is_test)
+        logger.info(f"Fitting on {len(train):,} documents")
+        crossed = cross_fit(member, train, known.labels[train], known.weights[train], known.folds[train])
+        criteria = [_calibrated(one, config, crossed[:, c], known, train, c) for c, one in enumerate(criteria)]
+        member.fit(train, known.labels[train], known.weights[train])
+        scores = member.predict(test)
+        info = HeadInfo(
+            engine=config.engine,
+            criteria=criteria,
+            provenance={"labels": data.lineage, "training": config.model_dump(mode="json")},
         )
-        scores = np.clip(embeddings[is_test] @ coefficients + bias, config.score_min, config.score_max)
-        del embeddings
-    evaluation = evaluate_scores(
-        scores, values[is_test], low=config.score_min, high=config.score_max, threshold=config.threshold
-    )
-    result = TrainingResult(
-        config_digest=digest,
-        documents=len(values),
-        unlabelled=data.unlabelled,
-        train_documents=int((~is_test).sum()),
-        test_documents=int(is_test.sum()),
-        alpha=alpha,
-        evaluation=evaluation,
-        parents=data.parents,
-        lineage=data.lineage,
-    )
-    with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(coefficients).unsqueeze(0))
-        model.head.bias.fill_(bias)
-    model.config.provenance = {"labels": data.lineage, "training": config.model_dump(mode="json")}
-    _save(model, encoder.tokenizer, result, target)
+        result = TrainingResult(
+            config_digest=digest,
+            engine=config.engine,
+            documents=len(known.labels),
+            unlabelled=data.unlabelled,
+            train_documents=len(train),
+            test_documents=len(test),
+            test=_evaluations(criteria, scores, known.labels[test]),
+            cross_validated=_evaluations(criteria, crossed, known.labels[train]),
+            history=getattr(member, "history", []),
+            parents=data.parents,
+            lineage=data.lineage,
+        )
+        _save(member, info, result, target)
 
 
-def _embed(
-    data: LabelledDocuments, model: HeadModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, scratch: Path
-) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_]]:
-    """Embeddings on disk [n, width], labels [n] and which of them are kept apart for the test."""
-    values: list[float] = []
-    is_test: list[bool] = []
-    batch_tokens = ScoreConfig().batch_tokens
-    with progress(f"Embedding with {config.encoder}") as bar, (scratch / "embeddings").open("wb") as file:
+def _take_up(data: LabelledDocuments, member: Member, config: TrainConfig) -> _Labels:
+    """Give all texts to the member, keep what is known of the documents."""
+    labels: list[NDArray[np.float64]] = []
+    weights: list[NDArray[np.float64]] = []
+    keys: list[int] = []
+    lengths: list[int] = []
+    with progress(f"Reading labelled documents ({config.engine})") as bar:
         for chunk in data:
-            for start in range(0, len(chunk.texts), _CHUNK):
-                texts = chunk.texts[start : start + _CHUNK]
-                made = run_in_batches(
-                    texts,
-                    tokenizer,
-                    model.embed,
-                    max_tokens=config.max_tokens,
-                    batch_tokens=batch_tokens,
-                    device=model.device,
-                )
-                file.write(made.tobytes())
-                # By text, so that exact duplicates never stand on both sides.
-                is_test += [sampling_key(text_id(text), config.seed) < config.test_share * 2**64 for text in texts]
-                bar.advance(len(texts))
-            values += chunk.labels
-    if not values:
-        raise InputError(f"no document has a label in {config.label_column!r}")
-    embeddings = np.memmap(scratch / "embeddings", dtype=np.float32, mode="r", shape=(len(values), model.width))
-    return embeddings, np.array(values), np.array(is_test)
+            member.add(chunk.texts)
+            labels.append(chunk.labels)
+            weights.append(chunk.weights)
+            hosts = chunk.strata.get("host") or [None] * len(chunk.texts)
+            # By host, or text, so that pages of one site, or exact duplicates, never stand on both sides.
+            keys += [
+                sampling_key(host or text_id(text), config.seed) for host, text in zip(hosts, chunk.texts, strict=True)
+            ]
+            lengths += [len(text.encode("utf-8", "surrogatepass")) for text in chunk.texts]
+            bar.advance(len(chunk.ids))
+    if not keys:
+        raise InputError(f"no document has a label of {', '.join(data.criteria)}")
+    from ml_filter.heads.members import fold_numbers
+
+    groups = np.array(keys, dtype=np.uint64)
+    return _Labels(
+        np.concatenate(labels),
+        np.concatenate(weights),
+        groups < config.test_share * 2**64,
+        fold_numbers(groups),
+        np.array(lengths),
+    )
 
 
-def _check_labels(values: NDArray[np.float64], is_test: NDArray[np.bool_], config: TrainConfig) -> None:
-    if len(values) < MIN_LABELS or is_test.all() or not is_test.any():
-        raise InputError(
-            f"{len(values)} labelled documents ({int(is_test.sum())} of them for the test) are too few; "
-            f"give at least {MIN_LABELS}, better thousands"
+def _calibrated(
+    criterion: Criterion,
+    config: TrainConfig,
+    scores: NDArray[np.float64],
+    known: _Labels,
+    places: NDArray[np.int64],
+    place: int,
+) -> Criterion:
+    """The criterion with what scores of documents that the head was not fitted on say about their labels."""
+    if config.calibration is None:
+        return criterion
+    labels = known.labels[places, place]
+    there = ~np.isnan(labels)
+    calibration = fit_calibration(
+        np.clip(scores[there], criterion.low, criterion.high),
+        labels[there],
+        low=criterion.low,
+        high=criterion.high,
+        threshold=criterion.threshold,
+        method=config.calibration,
+        tokens=known.bytes[places][there],
+        fitted_on="the training documents, each scored by a head fitted on others",
+    )
+    return criterion.model_copy(update={"calibration": calibration})
+
+
+def _evaluations(
+    criteria: list[Criterion], scores: NDArray[np.float64], labels: NDArray[np.float64]
+) -> dict[str, Evaluation]:
+    made = {}
+    for place, criterion in enumerate(criteria):
+        there = ~np.isnan(labels[:, place])
+        there &= np.isfinite(scores[:, place])  # not all are scored in place of cross-fitting a trained encoder
+        clamped = np.clip(scores[there, place], criterion.low, criterion.high)
+        made[criterion.name] = evaluate_scores(
+            clamped,
+            labels[there, place],
+            low=criterion.low,
+            high=criterion.high,
+            threshold=criterion.threshold,
+            whole=criterion.integer_scores(clamped),
         )
-    outside = (values < config.score_min) | (values > config.score_max)
-    if outside.any():
-        raise InputError(
-            f"{int(outside.sum())} labels are outside the score range {config.score_min:g} to {config.score_max:g} "
-            f"(the first is {values[outside][0]:g}); set --score-min and --score-max"
-        )
-    if len(np.unique(values[~is_test])) < 2:
-        raise InputError(f"all labels are {values[0]:g}: there is nothing to learn")
+    return made
 
 
-def _save(model: HeadModel, tokenizer: PreTrainedTokenizerBase, result: TrainingResult, target: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch, quiet_transformers():
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        for file in sorted(Path(scratch).iterdir()):
-            file.chmod(0o644)
-            os.replace(file, target / file.name)
-    for leftover in target.glob(".embeddings-*"):
+def _check_labels(known: _Labels, criteria: list[Criterion], config: TrainConfig) -> None:
+    for place, criterion in enumerate(criteria):
+        there = ~np.isnan(known.labels[:, place])
+        values, is_test = known.labels[there, place], known.is_test[there]
+        of = f" of {criterion.name}" if len(criteria) > 1 else ""
+        if len(values) < MIN_LABELS or is_test.all() or not is_test.any():
+            raise InputError(
+                f"{len(values)} labelled documents{of} ({int(is_test.sum())} of them for the test) are too few; "
+                f"give at least {MIN_LABELS}, better thousands"
+            )
+        outside = (values < config.score_min) | (values > config.score_max)
+        if outside.any():
+            raise InputError(
+                f"{int(outside.sum())} labels{of} are outside the score range {config.score_min:g} to "
+                f"{config.score_max:g} (the first is {values[outside][0]:g}); set --score-min and --score-max"
+            )
+        if len(np.unique(values[~is_test])) < 2:
+            raise InputError(f"all labels{of} are {values[0]:g}: there is nothing to learn")
+
+
+def _save(member: Member, info: HeadInfo, result: TrainingResult, target: Path) -> None:
+    for leftover in target.glob(".saving-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch:
+        member.save(Path(scratch), info)
+        for file in head_files(scratch):
+            place = target / file.relative_to(scratch)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.chmod(0o644)
+            os.replace(file, place)
     complete = target / f".{TRAINING_NAME}.tmp"
     complete.write_text(json.dumps(result.model_dump(mode="json"), indent=1) + "\n")
     os.replace(complete, target / TRAINING_NAME)
+    shutil.rmtree(target / SCRATCH_NAME, ignore_errors=True)
     logger.info(f"Head trained on {result.train_documents:,} documents, saved to {target}")
 
 
-def load_head(directory: str | Path) -> tuple[HeadModel, PreTrainedTokenizerBase]:
-    """A trained head and its tokenizer.
-
-    Raises:
-        InputError: the directory holds no complete head.
-    """
-    from transformers import AutoTokenizer
-
-    _complete_head(directory)
-    with quiet_transformers():
-        model = HeadModel.from_pretrained(directory)
-        model.eval()
-        return model, AutoTokenizer.from_pretrained(directory, config=model.config)
-
-
-def _complete_head(directory: str | Path) -> tuple[Path, Path]:
-    known, weights = Path(directory) / TRAINING_NAME, Path(directory) / WEIGHTS_NAME
-    if not known.exists() or not weights.exists():
-        raise InputError(f"{directory} holds no trained head (no {TRAINING_NAME}); make one with ml-filter train")
-    return known, weights
+def head_files(directory: str | Path) -> list[Path]:
+    """The files of a head, those of a stack's members among them, in alphabetical order."""
+    found = (path for path in Path(directory).rglob("*") if path.is_file())
+    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(directory).parts))
 
 
 def read_head(directory: str | Path) -> TrainedHead:
@@ -226,11 +282,33 @@ def read_head(directory: str | Path) -> TrainedHead:
     Raises:
         InputError: the directory holds no complete head.
     """
-    known, weights = _complete_head(directory)
-    training = TrainingResult.model_validate_json(known.read_text())
-    return TrainedHead(directory=str(directory), digest=file_digest(weights), training=training)
+    known = Path(directory) / TRAINING_NAME
+    files = [file for file in head_files(directory) if file.suffix == ".safetensors" or file.name == CONFIG_NAME]
+    if not known.exists() or not {".safetensors", ".json"} <= {file.suffix for file in files}:
+        raise InputError(f"{directory} holds no trained head (no {TRAINING_NAME}); make one with ml-filter train")
+    digest = digest_of({str(file.relative_to(directory)): file_digest(file) for file in files})
+    return TrainedHead(directory=str(directory), digest=digest, training=_read_training(known))
+
+
+def _read_training(path: Path) -> TrainingResult:
+    from pydantic import ValidationError
+
+    try:
+        return TrainingResult.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise InputError(f"{path} is of another version of ml-filter; train the head again: {error}") from error
 
 
 def head_parent(directory: str | Path) -> Parent:
-    """What pins a head as the input of a later stage."""
+    """What pins a head, or a published classifier's directory, as the input of a later stage.
+
+    Raises:
+        InputError: the directory holds neither.
+    """
+    config = Path(directory) / CONFIG_NAME
+    if config.exists() and not (Path(directory) / TRAINING_NAME).exists():
+        names = json.loads(config.read_text()).get("architectures") or [""]
+        if names[0].endswith("ForSequenceClassification"):
+            files = {file.name: file_digest(file) for file in head_files(directory)}
+            return Parent(path=str(directory), digest=digest_of(files))
     return Parent(path=str(directory), digest=read_head(directory).digest)

@@ -89,18 +89,70 @@ def confusion_tables(tables: Mapping[tuple[str, str], tuple[Sequence[int], Seque
     return _svg(figure)
 
 
-def interval_plot(rows: Sequence[tuple[str, float, float, float]], *, xlabel: str) -> str:
-    """Forest plot: a line for each (label, figure, low, high), the first on top."""
+def interval_plot(
+    rows: Sequence[tuple[str, float, float, float]], *, xlabel: str, reference: float | None = None
+) -> str:
+    """Forest plot: a line for each (label, figure, low, high), the first on top; `reference` is a value to judge by."""
     figure = _figure()
     figure.set_figheight(1.2 + 0.28 * len(rows))
     axes = figure.add_subplot()
     for place, (_, value, low, high) in enumerate(rows):
         axes.plot([low, high], [place, place], color=_BLUE, linewidth=2, solid_capstyle="butt")
         axes.plot(value, place, "o", color=_BLUE)
+    if reference is not None:
+        axes.axvline(reference, color=_RED, linewidth=1.2)
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color=_GREY, linewidth=0.5)
     axes.set(xlabel=xlabel)
+    return _svg(figure)
+
+
+def decision_curves(
+    precision: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    rates: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+) -> str:
+    """Precision by recall (name -> recalls, precisions) beside ROC curves (name -> false and true positive rates)."""
+    figure = _panels(2)
+    left, right = figure.axes
+    for axes, curves in ((left, precision), (right, rates)):
+        for number, (name, (x, y)) in enumerate(curves.items()):
+            axes.plot(x, y, color=_COLOURS[number % 10], linewidth=1.4, label=name)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    right.plot([0, 1], [0, 1], color=_GREY, linewidth=1)
+    left.set(xlabel="recall", ylabel="precision")
+    right.set(xlabel="false positive rate", ylabel="true positive rate")
+    right.legend(frameon=False, fontsize="small", loc="lower right")
+    return _svg(figure)
+
+
+def threshold_shares(
+    scores: Sequence[float], shares: Mapping[str, Sequence[tuple[float, float, float] | None]], *, xlabel: str
+) -> str:
+    """A line with a band for each share (figure, low, high) by threshold on the score; None is a gap."""
+    figure = _figure()
+    axes = figure.add_subplot()
+    for number, (name, of) in enumerate(shares.items()):
+        colour = _COLOURS[number % 10]
+        there = [(score, *one) for score, one in zip(scores, of, strict=True) if one is not None]
+        if there:
+            x, values, lows, highs = zip(*there, strict=True)
+            axes.plot(x, values, color=colour, linewidth=1.4, label=name)
+            axes.fill_between(x, lows, highs, color=colour, alpha=0.15, linewidth=0)
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set(xlabel=xlabel, ylabel="share", ylim=(0, 1.02))
+    return _svg(figure)
+
+
+def reliability_plot(bins: Sequence[tuple[float, float, float, float]], *, xlabel: str, ylabel: str) -> str:
+    """Share observed by probability stated, (stated, observed, low, high) each; on the line they are the same."""
+    figure = _panels(1)
+    (axes,) = figure.axes
+    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1)
+    for stated, observed, low, high in bins:
+        axes.plot([stated, stated], [low, high], color=_BLUE, linewidth=1.4)
+        axes.plot(stated, observed, "o", color=_BLUE)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     return _svg(figure)
 
 

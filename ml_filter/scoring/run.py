@@ -1,4 +1,7 @@
-"""Score a corpus shard by shard: every input column, plus `score`, `int_score` and `score_status`."""
+"""Score a corpus shard by shard: every input column, plus `score`, `int_score` and `score_status`.
+
+A head of several criteria writes `score_<criterion>` and `int_score_<criterion>` for each.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,10 @@ from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory, join_tables
 from ml_filter.documents.shards import Transformed, map_shards
 from ml_filter.documents.sources import list_shards
-from ml_filter.heads.metrics import integer_scores
-from ml_filter.heads.train import head_parent, load_head
-from ml_filter.scoring.engine import ScoringEngine
+from ml_filter.heads.train import head_parent
+from ml_filter.scoring.engine import Engine, load_engine
 from ml_filter.settings import ScoreConfig, SourceConfig
 
-SCORE_COLUMNS = ("score", "int_score", "score_status")
 _CHUNK_ROWS = 4000
 _CHUNK_BYTES = 64 * 2**20
 
@@ -38,8 +39,7 @@ def score_corpus(
     with OutputDirectory(output, "scored", settings, [*parents, head_parent(model_directory)]) as out:
         if out.manifest:
             return out.manifest
-        model, tokenizer = load_head(model_directory)
-        engine = ScoringEngine(model, tokenizer, config)
+        engine = load_engine(model_directory, config)
 
         def score(tables: Iterator[pa.Table]) -> Iterator[Transformed]:
             for table in _chunks(tables):
@@ -60,13 +60,18 @@ def _chunks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield join_tables(pending)
 
 
-def _with_scores(table: pa.Table, engine: ScoringEngine) -> Transformed:
-    config = engine.model.config
+def _with_scores(table: pa.Table, engine: Engine) -> Transformed:
+    criteria = engine.info.criteria
     scores = engine.score(table["text"].to_pylist()).astype(np.float64)
-    failed = ~np.isfinite(scores)
-    integers = integer_scores(np.where(failed, config.score_min, scores), config.score_min, config.score_max)
-    table = table.rename_columns([f"input_{n}" if n in SCORE_COLUMNS else n for n in table.column_names])
-    table = table.append_column("score", pa.array(scores, mask=failed))
-    table = table.append_column("int_score", pa.array(integers, mask=failed))
-    table = table.append_column("score_status", pa.array(np.where(failed, "failed", "scored")))
+    failed = ~np.isfinite(scores).all(axis=1)
+    made: dict[str, pa.Array] = {}
+    for criterion, column in zip(criteria, scores.T, strict=True):
+        of = f"_{criterion.name}" if len(criteria) > 1 else ""
+        made[f"score{of}"] = pa.array(column, mask=failed)
+        whole = criterion.integer_scores(np.where(failed, criterion.low, column))
+        made[f"int_score{of}"] = pa.array(whole, mask=failed)
+    made["score_status"] = pa.array(np.where(failed, "failed", "scored"))
+    table = table.rename_columns([f"input_{name}" if name in made else name for name in table.column_names])
+    for name, values in made.items():
+        table = table.append_column(name, values)
     return Transformed(table, {"scored": int((~failed).sum()), "failed": int(failed.sum())})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 
@@ -40,16 +41,6 @@ def write_card(
         agreement: figures to state, where there are any.
         columns: of the data set.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ml_filter.storage"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # Markdown, not HTML
-    )
-    environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
     title = config.title or f"Documents labelled for {criterion.replace('_', ' ')}"
     header = {
         "license": config.license,
@@ -64,7 +55,8 @@ def write_card(
     behind = {made.digest: made for made in [scores, *ancestors(scores)]}
     kinds = {digest: made.kind for digest, made in behind.items()}
     lineage = {**kinds, **{p.digest: kinds.get(p.digest, "input") for p in parents}}
-    return environment.get_template("data_card.md").render(
+    return render_card(
+        "data_card.md",
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(),
         title=title,
         config=config,
@@ -79,14 +71,29 @@ def write_card(
         pairs=agreement.overall.compared(agreement.gold) if agreement else [],
         pair_names={name: PAIR_FIGURES[name] for name in _PAIRS},
         group_names={name: GROUP_FIGURES[name].partition(":")[0] for name in _GROUP},
-        figure=_figure,
         columns=columns,
         lineage=lineage,
         code_version=__version__,
     )
 
 
-def _figure(figure: Figure) -> str:
+def render_card(template: str, **values: Any) -> str:
+    """A card from its template; a value that the template misses is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ml_filter.storage"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
+    return environment.get_template(template).render(figure=figure_text, **values)
+
+
+def figure_text(figure: Figure) -> str:
+    """The figure with its interval, or why there is none."""
     if figure.value is None:
         return f"- ({figure.reason})"
     return f"{figure.value:.3f}" + ("" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]")

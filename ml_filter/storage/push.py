@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from loguru import logger
 
@@ -44,19 +45,50 @@ def push_to_hub(api: HfApi, labelled: Manifest, name: str, private: bool) -> str
     Raises:
         InputError: the Hub cannot be reached or refuses, or the data set is public but should be private.
     """
+    return upload_to_hub(
+        api, name, "dataset", labelled.root, private=private, upload=lambda: _upload(api, labelled, name)
+    )
+
+
+def upload_to_hub(
+    api: HfApi,
+    name: str,
+    kind: Literal["dataset", "model"],
+    directory: str,
+    *,
+    private: bool,
+    upload: Callable[[], None],
+) -> str:
+    """Make a repository where there is none, and upload to it.
+
+    Args:
+        api: of the Hub.
+        name: OWNER/NAME.
+        kind: of repository.
+        directory: where what is pushed lies complete.
+        private: make the repository private where it is new, and refuse one that is public.
+        upload: does it.
+
+    Returns:
+        The URL of the repository.
+
+    Raises:
+        InputError: the Hub cannot be reached or refuses, or the repository is public but should be private.
+    """
+    what = {"dataset": "data set", "model": "head"}[kind]
     try:
-        url = api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-        exposed = private and not api.dataset_info(name).private
+        url = api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
+        exposed = private and not api.repo_info(name, repo_type=kind).private
         if not exposed:
-            _upload(api, labelled, name)
+            upload()
     except Exception as error:  # the Hub client raises some twenty kinds, down to those of its HTTP library
         raise InputError(
-            f"{name} could not be pushed: {type(error).__name__}: {' '.join(str(error).split())}. The data set is "
-            f"complete in {labelled.root}; check the name, the network and that the token may write, and run the "
+            f"{name} could not be pushed: {type(error).__name__}: {' '.join(str(error).split())}. The {what} is "
+            f"complete in {directory}; check the name, the network and that the token may write, and run the "
             "command again"
         ) from error
     if exposed:
-        raise InputError(f"{name} is public on the Hub, and the data set is to be private; nothing was uploaded")
+        raise InputError(f"{name} is public on the Hub, and the {what} is to be private; nothing was uploaded")
     logger.info(f"pushed to {url}")
     return str(url)
 

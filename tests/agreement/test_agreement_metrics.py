@@ -169,6 +169,9 @@ def assert_pair_is_confirmed(scores, nominal, a, b):
         "precision_at_threshold": good_x[good_y].mean(),
         "recall_at_threshold": good_y[good_x].mean(),
         "f1_at_threshold": 2 * (good_x & good_y).sum() / (good_x.sum() + good_y.sum()),
+        "macro_f1_at_threshold": np.mean(
+            [2 * (p & q).sum() / (p.sum() + q.sum()) for p, q in ((good_x, good_y), (~good_x, ~good_y))]
+        ),
         "mae": np.abs(x - y).mean(),
         "mse": ((x - y) ** 2).mean(),
         "mean_difference": y.mean() - x.mean(),
@@ -198,7 +201,7 @@ def test_what_intervals_are_made_of_is_what_the_libraries_compute(scores):
     ones = np.ones((1, len(np.unique(scores, axis=0))))
     distinct, counts = np.unique(scores, axis=0, return_counts=True)
     weights = ones * counts
-    mine = metrics._rank_and_distance(distinct, weights) | metrics._kendall(distinct, weights)
+    mine = metrics.rank_and_distance(distinct, weights) | metrics._kendall(distinct, weights)
     for name, array in mine.items():
         if name in metrics._LIBRARY and not np.isnan(array[0]):
             assert array[0] == pytest.approx(metrics._LIBRARY[name](scores), abs=1e-9), name
@@ -213,7 +216,7 @@ def test_so_are_those_of_classes(scores):
     binary = (scores >= 3).astype(float)
     cells, times = np.unique(binary, axis=0, return_counts=True)
     checked = {name: (array[0], scores) for name, array in mine.items()}
-    checked |= {n: (a[0], binary) for n, a in metrics._at_threshold(cells, times[None].astype(float)).items()}
+    checked |= {n: (a[0], binary) for n, a in metrics.at_threshold(cells, times[None].astype(float)).items()}
     for name, (value, rows) in checked.items():
         if name in metrics._LIBRARY and not np.isnan(value):
             assert value == pytest.approx(metrics._LIBRARY[name](rows), abs=1e-9), name

@@ -1,7 +1,16 @@
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_filter.heads.batching import length_batches
+from ml_filter.heads.batching import combine_windows, length_batches, split_windows
+from ml_filter.heads.encoder import load_encoder
+from ml_filter.settings import EMBEDDED_ENCODER
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_encoder(EMBEDDED_ENCODER).tokenizer
 
 
 @given(st.lists(st.integers(1, 512)), st.integers(64, 4096))
@@ -14,3 +23,20 @@ def test_every_text_is_in_one_batch_and_no_batch_of_several_is_over_budget(lengt
 
 def test_the_longest_come_first():
     assert list(length_batches([5, 100, 50], 100)) == [[1], [2, 0]]
+
+
+@given(st.text(), st.integers(1, 4))
+def test_windows_of_a_text_are_its_pieces_in_order(tokenizer, text, windows):
+    pieces, owners = split_windows([text, "a"], tokenizer, 12, windows)
+    assert owners == sorted(owners)
+    mine = [piece for piece, owner in zip(pieces, owners, strict=True) if owner == 0]
+    assert 1 <= len(mine) <= windows
+    assert "".join(mine) in text
+    if windows == 1:
+        assert mine == [text]
+
+
+def test_scores_of_windows_become_the_mean_or_the_highest_of_their_text():
+    scores, owners = np.array([[1.0], [3.0], [5.0]]), np.array([0, 0, 1])
+    assert combine_windows(scores, owners, 2, "mean").tolist() == [[2], [5]]
+    assert combine_windows(scores, owners, 2, "max").tolist() == [[3], [5]]

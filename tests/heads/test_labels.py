@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from written import prompt, write_annotations
 
@@ -21,7 +22,8 @@ def aggregated(tmp_path, *annotations):
 
 
 def labels(data):
-    return {name: label for chunk in data for name, label in zip(chunk.ids, chunk.labels, strict=True)}
+    """The labels of the first criterion by document."""
+    return {name: label for chunk in data for name, (label, *_) in zip(chunk.ids, chunk.labels, strict=True)}
 
 
 @pytest.fixture
@@ -33,24 +35,62 @@ def two_criteria(tmp_path):
 
 
 def test_a_criterion_is_picked_and_its_lineage_says_who_was_asked_what(two_criteria):
-    data = LabelledDocuments(two_criteria, "score", criterion="danger")
+    data = LabelledDocuments(two_criteria, "score", criteria="danger")
     assert labels(data) == {"x": 0.5, "y": 0.0}
     assert data.unlabelled == 1  # z was not annotated
     assert data.lineage == [{"annotator": "llama", "votes": 1, "prompts": [prompt("danger", (0, 1))]}]
-    assert labels(LabelledDocuments(two_criteria, "score", criterion="quality")) == {"x": 1.0}
+    assert labels(LabelledDocuments(two_criteria, "score", criteria="quality")) == {"x": 1.0}
 
 
-def test_several_criteria_and_none_chosen_are_named(two_criteria):
-    with pytest.raises(InputError, match="holds scores of danger, quality; choose one with --criterion"):
-        LabelledDocuments(two_criteria, "score")
+def test_several_criteria_stand_side_by_side_and_a_missing_label_is_nan(two_criteria):
+    data = LabelledDocuments(two_criteria, "score")
+    assert data.criteria == ["danger", "quality"]
+    [chunk] = data
+    assert chunk.ids == ["x", "y"]
+    assert chunk.labels.tolist() == [[0.5, 1.0], [0.0, pytest.approx(float("nan"), nan_ok=True)]]
+    assert [prompts["criterion"] for run in data.lineage for prompts in run["prompts"]] == ["danger", "quality"]
+
+
+def test_a_criterion_that_is_not_there_is_named_with_those_that_are(two_criteria):
     with pytest.raises(InputError, match="holds no scores of 'style'; it has danger, quality"):
-        LabelledDocuments(two_criteria, "score", criterion="style")
+        LabelledDocuments(two_criteria, "score", criteria="style")
+
+
+def test_several_label_columns_are_several_criteria(tmp_path):
+    path = tmp_path / "pages.jsonl"
+    path.write_text('{"text": "a", "edu": 1, "adult": 0}\n{"text": "b", "edu": null, "adult": 1}\n{"text": "c"}\n')
+    data = LabelledDocuments(SourceConfig(paths=[str(path)]), ["edu", "adult"])
+    [chunk] = data
+    assert chunk.texts == ["a", "b"]
+    assert chunk.labels[0].tolist() == [1, 0]
+    assert np.isnan(chunk.labels[1]).tolist() == [True, False]
+    assert data.unlabelled == 1
+
+
+def test_votes_that_disagree_weigh_less_where_that_is_asked_for(tmp_path):
+    source = pages(tmp_path / "pages.jsonl", "x", "y")
+    one = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 1.0)], "llama", source=source)
+    other = write_annotations(tmp_path / "b", [("x", 1.0), ("y", 5.0)], "qwen", source=source)
+    scores = aggregated(tmp_path, one, other)
+    [chunk] = LabelledDocuments(scores, "score", trust_agreement=True)
+    agreed, disputed = chunk.weights[:, 0]
+    assert agreed == 1
+    assert disputed == pytest.approx(1 / (1 + 2**2 / 2))  # their standard deviation is 2
+    [chunk] = LabelledDocuments(scores, "score")
+    assert chunk.weights.tolist() == [[1], [1]]
+
+
+def test_hosts_sources_and_languages_come_along(tmp_path):
+    path = tmp_path / "pages.jsonl"
+    path.write_text('{"text": "a", "score": 1, "url": "https://example.org/a?b", "language": "de"}\n')
+    [chunk] = LabelledDocuments(SourceConfig(paths=[str(path)]), "score")
+    assert chunk.strata == {"language": ["de"], "host": ["example.org"]}
 
 
 def test_a_criterion_of_labels_that_have_none_is_refused(tmp_path):
     source = SourceConfig(paths=[str(pages(tmp_path / "pages.jsonl", "x"))])
-    with pytest.raises(InputError, match=r"a criterion \(danger\) is chosen, but .* holds no aggregated scores"):
-        LabelledDocuments(source, "score", criterion="danger")
+    with pytest.raises(InputError, match=r"criteria \(danger\) are chosen, but .* holds no aggregated scores"):
+        LabelledDocuments(source, "score", criteria="danger")
 
 
 def test_the_documents_of_all_annotators_are_found_and_each_is_given_once(tmp_path):

@@ -15,9 +15,10 @@ import torch
 
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import ConfigError, InputError
-from ml_filter.heads.metrics import integer_scores
-from ml_filter.heads.train import load_head, train_head
-from ml_filter.scoring.engine import ScoringEngine
+from ml_filter.heads.info import read_info
+from ml_filter.heads.load import load_model
+from ml_filter.heads.train import train_head
+from ml_filter.scoring.engine import load_engine
 from ml_filter.scoring.run import score_corpus
 from ml_filter.settings import ScoreConfig, SourceConfig, TrainConfig
 
@@ -47,21 +48,21 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 def test_scores_equal_the_plain_forward_of_each_document_alone(head, documents):
-    model, tokenizer = load_head(head.directory)
-    engine = ScoringEngine(model, tokenizer, FLOAT32)
+    model, tokenizer = load_model(head.directory)
+    engine = load_engine(head.directory, FLOAT32)
     texts = [row["text"] for row in documents]
     alone = []
     with torch.inference_mode():
         for text in texts:
             batch = tokenizer(text, truncation=True, max_length=64, return_tensors="pt")
             alone.append(model(batch["input_ids"], batch["attention_mask"]).item())
-    assert engine.score(texts) == pytest.approx(alone, abs=1e-4)
+    assert engine.score(texts)[:, 0] == pytest.approx(np.clip(alone, 0, 5), abs=1e-4)
 
 
 def test_bfloat16_scores_stay_within_a_tenth(head, documents):
     texts = [row["text"] for row in documents]
-    full = ScoringEngine(*load_head(head.directory), FLOAT32).score(texts)
-    half = ScoringEngine(*load_head(head.directory), ScoreConfig(dtype="bfloat16")).score(texts)
+    full = load_engine(head.directory, FLOAT32).score(texts)
+    half = load_engine(head.directory, ScoreConfig(dtype="bfloat16")).score(texts)
     assert np.abs(full - half).max() < 0.1
 
 
@@ -74,7 +75,8 @@ def test_each_input_shard_gives_one_output_shard_with_all_columns_and_the_scores
     assert after.column_names == ["id", "text", "source", "meta", "score", "int_score", "score_status"]
     assert after.select(before.column_names).equals(before)
     scores = np.array(after["score"].to_pylist())
-    assert after["int_score"].to_pylist() == integer_scores(scores, 0, 5).tolist()
+    [criterion] = read_info(head.directory).criteria
+    assert after["int_score"].to_pylist() == criterion.integer_scores(scores).tolist()
 
 
 def test_columns_of_the_input_named_like_ours_are_kept_beside_them(head, documents, tmp_path):
@@ -137,3 +139,33 @@ def test_a_directory_without_a_head_and_a_missing_device_are_named(head, corpus,
         score_corpus(corpus, source, FLOAT32, tmp_path / "a")
     with pytest.raises(ConfigError, match="'cuda:77' cannot be used"):
         score_corpus(head.directory, source, ScoreConfig(device="cuda:77"), tmp_path / "b")
+
+
+def test_a_published_classifier_scores_a_corpus_as_it_is(corpus, tmp_path):
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    from ml_filter.heads.encoder import load_encoder
+    from ml_filter.settings import EMBEDDED_ENCODER
+
+    tokenizer = load_encoder(EMBEDDED_ENCODER).tokenizer
+    shape = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=1,
+    )
+    published = BertForSequenceClassification(shape).eval()
+    published.save_pretrained(tmp_path / "published")
+    tokenizer.save_pretrained(tmp_path / "published")
+    manifest = score_corpus(tmp_path / "published", SourceConfig(paths=[str(corpus)]), FLOAT32, tmp_path / "scored")
+    table = pq.read_table(manifest.shard_paths()[0])
+    batch = AutoTokenizer.from_pretrained(tmp_path / "published")(
+        table["text"][0].as_py(), truncation=True, max_length=64, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        alone = published(**batch).logits.item()
+    assert table["score"][0].as_py() == pytest.approx(min(max(alone, 0), 5), abs=1e-5)
+    assert [parent.path for parent in manifest.parents][-1].endswith("published")

@@ -1,4 +1,4 @@
-"""A Hub of one's own on the loopback: the endpoints that creating and filling a data set needs, and nothing else.
+"""A Hub of one's own on the loopback: the endpoints that creating and filling a repository needs, and nothing else.
 
 Every file comes in within the commit, as small ones do on the real Hub; its storage of large ones (Xet) is not here.
 """
@@ -16,13 +16,14 @@ TOKEN = "hf_of_the_test"
 
 
 class Hub(ThreadingHTTPServer):
-    """Holds data sets as {name: {path: content}}; `private` says which were made so."""
+    """Holds data sets and models as {name: {path: content}}; `private` says which were made so."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.data_sets: dict[str, dict[str, bytes]] = {}
+        self.models: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.commits: list[str] = []
         self.refuse: int | None = None
@@ -58,6 +59,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
+    def _repository(self, path: str) -> tuple[dict[str, dict[str, bytes]], str]:
+        """The repositories of a path's kind, and what comes after the kind."""
+        kind, _, rest = path.removeprefix("/api/").partition("/")
+        return {"datasets": self.server.data_sets, "models": self.server.models}.get(kind, {}), rest
+
     def _refused(self) -> bool:
         if self.server.refuse is None and self.headers["Authorization"] == f"Bearer {TOKEN}":
             return False
@@ -72,11 +78,13 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             asked = json.loads(content)
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
-            if name in hub.data_sets:
-                self._answer(409, {"error": "exists", "url": f"{hub.url}/datasets/{name}"})
+            data_set = asked.get("type") == "dataset"
+            held, url = (hub.data_sets, f"{hub.url}/datasets/{name}") if data_set else (hub.models, f"{hub.url}/{name}")
+            if name in held:
+                self._answer(409, {"error": "exists", "url": url})
                 return
-            hub.data_sets[name], hub.private[name] = {}, asked.get("visibility") == "private"
-            self._answer(200, {"url": f"{hub.url}/datasets/{name}"})
+            held[name], hub.private[name] = {}, asked.get("visibility") == "private"
+            self._answer(200, {"url": url})
         elif path == "/api/validate-yaml":
             self._answer(200, {"errors": [], "warnings": []})
         elif path.endswith("/preupload/main"):
@@ -84,7 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
             files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked]
             self._answer(200, {"files": files})
         elif path.endswith("/commit/main"):
-            self._commit(path.removeprefix("/api/datasets/").removesuffix("/commit/main"), content)
+            held, name = self._repository(path.removesuffix("/commit/main"))
+            self._commit(held[name], path, content)
         else:
             self._answer(404, {"error": f"POST {path} is not there"})
 
@@ -92,20 +101,20 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused():
             return
         hub, path = self.server, self.path.partition("?")[0]
-        name, _, what = path.removeprefix("/api/datasets/").partition("/tree/")
-        if what and name in hub.data_sets:
+        held, rest = self._repository(path)
+        name, _, what = rest.partition("/tree/")
+        if what and name in held:
             listing = [
                 {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for file, content in hub.data_sets[name].items()
+                for file, content in held[name].items()
             ]
             self._answer(200, listing)
-        elif name in hub.data_sets:
+        elif name in held:
             self._answer(200, {"id": name, "sha": "0" * 40, "siblings": [], "private": hub.private[name]})
         else:
             self._answer(404, {"error": f"GET {path} is not there"})
 
-    def _commit(self, name: str, content: bytes) -> None:
-        files = self.server.data_sets[name]
+    def _commit(self, files: dict[str, bytes], path: str, content: bytes) -> None:
         for line in content.splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -117,5 +126,5 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
             else:
                 raise AssertionError(entry)
-        url = f"{self.server.url}/datasets/{name}/commit/1"
+        url = self.server.url + path.removeprefix("/api").removeprefix("/models").replace("/main", "/1")
         self._answer(200, {"commitUrl": url, "commitOid": "1" * 40, "success": True})

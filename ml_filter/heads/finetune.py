@@ -1,0 +1,496 @@
+"""Train an encoder together with its head, by the transformers Trainer.
+
+Trainer brings the loop, mixed precision, gradient accumulation and several processes (accelerate). What is added here
+makes it fit for long runs: checkpoints that count only when they are whole, an order of documents that depends on
+seed and epoch alone, and a loss whose weights keep their meaning in every batch.
+
+The same command trains on a CPU, on one GPU or on several: `finetune` starts a process for each GPU by itself, and
+the stage around it runs once. Do not start it by `accelerate launch`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from filelock import FileLock
+from loguru import logger
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+from torch.utils.data import Sampler
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from ml_filter.documents.manifest import digest_of
+from ml_filter.documents.output import file_digest
+from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.encoder import quiet_transformers
+from ml_filter.heads.losses import head_loss
+from ml_filter.heads.metrics import evaluate_scores
+from ml_filter.heads.model import HeadModel
+from ml_filter.settings import FinetuneConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+    from ml_filter.heads.info import Criterion
+
+_COMPLETE = "complete.json"
+_STATE = "trainer_state.json"
+_WEIGHTS = "model.safetensors"
+_CHECKPOINT = "checkpoint-"
+_LOCK = ".lock"
+_KEPT_IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+_METRICS = ("spearman", "pearson", "mae", "macro_f1")
+
+
+def finetune(
+    model: HeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_file: Path,
+    validation_file: Path,
+    config: FinetuneConfig,
+    scratch: Path,
+    *,
+    seed: int,
+) -> list[dict[str, float]]:
+    """Train the top of the encoder, or all of it, and the head; the model becomes the best checkpoint.
+
+    The head should be fitted to the frozen encoder before, or a fresh one spoils what the encoder knows (Kumar et al.
+    2022). Killed and called again with the same arguments, it goes on from its last whole checkpoint, on a CPU to the
+    same bits; finished, it loads the result. On a CPU the same seed gives the same bits for the same number of
+    threads; on GPUs as far as their kernels are deterministic.
+
+    Args:
+        model: encoder and head (not a published classifier); changed in place.
+        tokenizer: the encoder's.
+        train_file: Parquet with `text`, `labels` (list of float, one a criterion, nan: missing) and `weights` (the
+            same shape). Texts are cut at the model's `max_tokens`; tokens are written once and read memory-mapped.
+        validation_file: the like; its documents choose the checkpoint.
+        config: what is trained, and how.
+        scratch: where tokens and checkpoints are kept; may be deleted once the model is saved elsewhere. Two runs may
+            not share it at the same time.
+        seed: order of documents, dropout.
+
+    Returns:
+        A row for each logged or evaluated step: `step`, `epoch`, and where measured `loss`, `learning_rate` (of the
+        encoder), `grad_norm` (before clipping), `eval_loss`, `eval_spearman`, `eval_pearson`, `eval_mae`,
+        `eval_macro_f1` (means over the criteria; of a criterion `eval_spearman_<name>` where there are several).
+
+    Raises:
+        ConfigError: the model cannot be trained, or has fewer layers than are to be.
+        InputError: there are no labels to learn from, or none of the evaluations gave the metric.
+    """
+    _choose_trained(model, config)
+    device = model.device
+    files = [file_digest(train_file), file_digest(validation_file)]
+    names = model.config.info.names
+    run = scratch / f"run-{digest_of([config.model_dump(mode='json'), seed, names, files])[:8]}"
+    run.mkdir(parents=True, exist_ok=True)
+    share = _label_share(train_file, len(names))
+    _write_tokens(train_file, run / "train.arrow", tokenizer, model.config.max_tokens)
+    _write_tokens(validation_file, run / "validation.arrow", tokenizer, model.config.max_tokens)
+    with FileLock(run / _LOCK):
+        pass  # until the processes of a killed run have ended; they need seconds
+    last = _last_complete(run)
+    try:
+        if last is None or not _is_over(_read_state(last)):
+            processes = config.processes or max(torch.cuda.device_count(), 1)
+            if processes == 1:
+                _train(model, tokenizer, run, config, seed, share, last)
+            else:
+                _train_in_processes(processes, model, tokenizer, run, config, seed, share, last)
+        last = _last_complete(run)
+        if last is None:
+            raise InputError(f"training left no whole checkpoint in {run}; is its disk full?")
+        state = _read_state(last)
+        if not state.best_global_step:
+            raise InputError(
+                f"no evaluation gave a {config.metric}: validation labels or scores do not vary, or the loss is not "
+                "finite; give more validation documents, or a lower learning_rate, or metric: loss"
+            )
+        _load_weights(_Taught(model, share), run / f"{_CHECKPOINT}{state.best_global_step}")
+    finally:
+        model.requires_grad_(False)
+        model.eval().to(device)
+    logger.info(f"Best step {state.best_global_step} of {state.global_step}: {config.metric} {state.best_metric:.4f}")
+    return _history(state)
+
+
+def _choose_trained(model: HeadModel, config: FinetuneConfig) -> None:
+    if model.config.kind == "sequence_classification":
+        raise ConfigError("a published classifier is not trained further; train a head on its encoder")
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    if config.layers is None:
+        model.encoder.requires_grad_(True)
+        return
+    depth = int(model.encoder.config.num_hidden_layers)
+    if config.layers > depth:
+        raise ConfigError(f"layers: {config.layers} are to be trained, but the encoder has {depth}")
+    stacks = [part for part in model.encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
+    if not stacks:
+        raise ConfigError(
+            f"layers: {type(model.encoder).__name__} has no list of its {depth} layers; leave it unset to train all"
+        )
+    for layer in list(stacks[0])[depth - config.layers :]:
+        layer.requires_grad_(True)
+
+
+def _label_share(path: Path, criteria: int) -> float:
+    """Mean weight of the labels of a document."""
+    import pyarrow.parquet as pq
+
+    total, rows = 0.0, 0
+    for batch in pq.ParquetFile(path).iter_batches(columns=["labels", "weights"]):
+        labels, weights = (batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in batch.schema.names)
+        rows += len(batch)
+        if not len(labels) == len(weights) == len(batch) * criteria:
+            raise InputError(f"{path}: labels and weights need {criteria} entries a row, one a criterion")
+        total += float(weights[~np.isnan(labels)].sum(dtype=np.float64))
+    if total <= 0:
+        raise InputError(f"{path} holds no label with a weight: there is nothing to learn")
+    return total / rows
+
+
+def _write_tokens(source: Path, target: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    """Tokens, labels and weights as an Arrow stream, which datasets maps into memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if target.exists():
+        return
+    numbers = pa.list_(pa.float32())
+    schema = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": numbers, "weights": numbers, "length": pa.int32()})
+    begun = target.with_suffix(".tmp")
+    with pa.OSFile(str(begun), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in pq.ParquetFile(source).iter_batches(batch_size=1000, columns=["text", "labels", "weights"]):
+            texts = batch.column("text").to_pylist()
+            ids = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+            columns = {
+                "input_ids": ids,
+                "labels": batch.column("labels").cast(numbers),
+                "weights": batch.column("weights").cast(numbers),
+                "length": [len(of) for of in ids],
+            }
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+    os.replace(begun, target)
+
+
+class _Taught(nn.Module):
+    """The model with its loss, so that both run in the forward pass that Trainer wraps."""
+
+    def __init__(self, model: HeadModel, share: float) -> None:
+        super().__init__()
+        self.model, self.share = model, share
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        embeddings = self.model.embed(input_ids, attention_mask)
+        with torch.autocast(embeddings.device.type, enabled=False):  # the head stays float32, as when it scores
+            head = self.model.head
+            logits = head(embeddings.float())
+            loss = head_loss(head, logits, labels, weights)
+            # Divided by what a batch weighs on average, not by what this one does: else a document's weight would
+            # depend on its neighbours, and mean nothing in a batch of one.
+            here = weights[~labels.isnan()].sum()
+            return {"loss": loss * here / (len(labels) * self.share), "scores": head.scores(logits)}
+
+
+class _ByLength(Sampler[int]):
+    """Documents of like length in a batch; the order depends on seed and epoch alone, so that it can be resumed."""
+
+    def __init__(self, lengths: list[int], batch: int, seed: int) -> None:
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.Generator().manual_seed(int(digest_of([self.seed, self.epoch])[:15], 16))
+        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=order))
+
+
+class _Trainer(Trainer):
+    """Trainer with a sampler of ours."""
+
+    def __init__(self, *args: Any, sampler: _ByLength, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sampler = sampler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> _ByLength:
+        return self._sampler
+
+
+class _Keeper(TrainerCallback):
+    """Tells the sampler the epoch, and marks checkpoints that are whole; keeps the newest and the best of them.
+
+    Trainer's own limit on checkpoints deletes old ones before the new one is known to be whole.
+    """
+
+    def __init__(self, sampler: _ByLength) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Also in a resumed epoch, whose wrapped loaders do not all pass on `set_epoch`.
+        self.sampler.epoch = int(state.epoch or 0)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_log |= control.should_save  # the history of a resumed run is that of an undisturbed one
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_log |= control.should_save
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            figures = [f"{name} {kwargs['metrics'][f'eval_{name}']:.4f}" for name in ("loss", "spearman", "macro_f1")]
+            logger.info(f"Step {state.global_step:,} of {state.max_steps:,}: validation {', '.join(figures)}")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process has written its random state
+        if not state.is_world_process_zero:
+            return
+        run = Path(cast(str, args.output_dir))
+        _mark_complete(run / f"{_CHECKPOINT}{state.global_step}")
+        for step, checkpoint in _checkpoints(run):
+            if step not in (state.global_step, state.best_global_step):
+                shutil.rmtree(checkpoint)
+
+
+def _train(
+    model: HeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    run: Path,
+    config: FinetuneConfig,
+    seed: int,
+    share: float,
+    last: Path | None,
+) -> None:
+    """One process's part of the training; leaves checkpoints in `run`."""
+    from datasets import Dataset
+
+    from ml_filter.scoring.device import choose_device, choose_dtype
+
+    train: Dataset = Dataset.from_file(str(run / "train.arrow"))
+    validation: Dataset = Dataset.from_file(str(run / "validation.arrow"))
+    longest_first = np.argsort(-validation.data.column("length").to_numpy(), kind="stable")
+    device = choose_device("auto")
+    strategy = "epoch" if config.checkpoint_steps is None else "steps"
+    args = TrainingArguments(
+        output_dir=str(run),
+        seed=seed % 2**32,  # numpy takes no more
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_share,
+        max_grad_norm=config.max_grad_norm,
+        bf16=choose_dtype(config.dtype, device) == torch.bfloat16,
+        use_cpu=device.type == "cpu",
+        label_names=["labels"],
+        eval_strategy=strategy,
+        save_strategy=strategy,
+        eval_steps=config.checkpoint_steps,
+        save_steps=config.checkpoint_steps or 500,
+        logging_steps=config.log_steps,
+        metric_for_best_model=config.metric,
+        greater_is_better=config.metric != "loss",
+        load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has been patient
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+    )
+    criteria = model.config.info.criteria
+    batch = config.batch_size * config.gradient_accumulation * args.world_size
+    sampler = _ByLength(train.data.column("length").to_pylist(), batch, seed)
+    callbacks: list[TrainerCallback] = [_Keeper(sampler)]
+    if config.patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.patience))
+    lock = FileLock(run / _LOCK) if args.process_index == 0 else nullcontext()
+    with lock, _deterministic(), quiet_transformers():
+        if config.gradient_checkpointing:
+            model.encoder.activation_checkpointing_enable({"use_reentrant": False})
+        taught = _Taught(model, share)
+        trainer = _Trainer(
+            taught,
+            args,
+            sampler=sampler,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            train_dataset=train,
+            eval_dataset=validation.select(longest_first, keep_in_memory=True),
+            compute_metrics=lambda made: _figures(made, criteria),
+            callbacks=callbacks,
+            optimizers=(_optimizer(model, config), None),
+        )
+        trainer.remove_callback(PrinterCallback)  # prints to standard output, which is for results
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if config.gradient_checkpointing:
+            model.encoder.activation_checkpointing_disable()
+
+
+def _optimizer(model: HeadModel, config: FinetuneConfig) -> torch.optim.Optimizer:
+    groups = []
+    for part, rate in ((model.encoder, config.learning_rate), (model.head, config.head_learning_rate)):
+        trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
+        decay = [parameter for parameter in trained if parameter.ndim > 1]
+        rest = [parameter for parameter in trained if parameter.ndim <= 1]
+        groups += [{"params": decay, "lr": rate, "weight_decay": config.weight_decay}]
+        groups += [{"params": rest, "lr": rate, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups)
+
+
+def _figures(made: EvalPrediction, criteria: list[Criterion]) -> dict[str, float]:
+    """Metrics on the validation documents; nan where one is undefined."""
+    scores, labels = np.asarray(made.predictions), np.asarray(made.label_ids)
+    figures: dict[str, float] = {}
+    found: dict[str, list[float]] = {name: [] for name in _METRICS}
+    for place, criterion in enumerate(criteria):
+        column, wanted = scores[:, place], labels[:, place]
+        if not (np.isfinite(column) & np.isfinite(wanted)).any():
+            continue
+        evaluation = evaluate_scores(
+            column, wanted, low=criterion.low, high=criterion.high, threshold=criterion.threshold
+        )
+        for name in _METRICS:
+            value = getattr(evaluation, name)
+            if value is not None:
+                found[name].append(value)
+                if len(criteria) > 1:
+                    figures[f"{name}_{criterion.name}"] = value
+    return figures | {name: float(np.mean(of)) if of else float("nan") for name, of in found.items()}
+
+
+def _train_in_processes(
+    processes: int,
+    model: HeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    run: Path,
+    config: FinetuneConfig,
+    seed: int,
+    share: float,
+    last: Path | None,
+) -> None:
+    with quiet_transformers():
+        model.save_pretrained(run / "start")
+        tokenizer.save_pretrained(run / "start")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    # torch's spawn ends the children when this process dies, so that none goes on writing to `run`.
+    spawn(_rank, (processes, port, run, config, seed, share, last), nprocs=processes)
+
+
+def _rank(
+    rank: int, world: int, port: int, run: Path, config: FinetuneConfig, seed: int, share: float, last: Path | None
+) -> None:
+    from transformers import AutoTokenizer
+
+    torch.set_num_threads(max(torch.get_num_threads() // world, 1))
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    with quiet_transformers():
+        model = HeadModel.from_pretrained(run / "start")
+        tokenizer = AutoTokenizer.from_pretrained(run / "start", config=model.config)
+    _choose_trained(model, config)
+    _train(model, tokenizer, run, config, seed, share, last)
+    torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic kernels, with a warning where a GPU has none, and not Trainer's serial kernel launches."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def _checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """Steps and directories of checkpoints, newest first."""
+    found = [(int(path.name.removeprefix(_CHECKPOINT)), path) for path in run.glob(f"{_CHECKPOINT}*")]
+    return sorted(found, reverse=True)
+
+
+def _mark_complete(checkpoint: Path) -> None:
+    digests = {path.name: file_digest(path) for path in sorted(checkpoint.iterdir())}
+    begun = checkpoint / f".{_COMPLETE}"
+    begun.write_text(json.dumps(digests))
+    os.replace(begun, checkpoint / _COMPLETE)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Every file is there and as it was when the checkpoint was marked."""
+    try:
+        digests = json.loads((checkpoint / _COMPLETE).read_text())
+        return all(file_digest(checkpoint / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _last_complete(run: Path) -> Path | None:
+    """The newest checkpoint that is whole, and whose best one is; newer ones are deleted."""
+    for _, checkpoint in _checkpoints(run):
+        if _is_whole(checkpoint):
+            best = _read_state(checkpoint).best_global_step
+            if not best or _is_whole(run / f"{_CHECKPOINT}{best}"):
+                return checkpoint
+        logger.warning(f"{checkpoint} is not whole (a kill, or a full disk?) and is not used")
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def _read_state(checkpoint: Path) -> TrainerState:
+    return cast(TrainerState, TrainerState.load_from_json(str(checkpoint / _STATE)))
+
+
+def _is_over(state: TrainerState) -> bool:
+    """Whether training ended at this checkpoint: at the last step, or because it got no better."""
+    control = cast(dict[str, Any], state.stateful_callbacks or {}).get("TrainerControl", {})
+    return bool(control.get("args", {}).get("should_training_stop"))
+
+
+def _load_weights(taught: _Taught, checkpoint: Path) -> None:
+    from safetensors.torch import load_file
+
+    taught.load_state_dict(load_file(checkpoint / _WEIGHTS))
+
+
+def _history(state: TrainerState) -> list[dict[str, float]]:
+    rows: dict[int, dict[str, float]] = {}
+    for entry in state.log_history:
+        kept = {name: value for name, value in entry.items() if name in _KEPT_IN_HISTORY or name.startswith("eval_")}
+        kept = {name: value for name, value in kept.items() if not name.endswith(("_runtime", "_per_second"))}
+        rows.setdefault(int(entry["step"]), {}).update(kept)
+    return list(rows.values())

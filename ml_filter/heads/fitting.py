@@ -1,0 +1,182 @@
+"""Fit a head on cached embeddings, and predict with it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from ml_filter.heads.embeddings import Embeddings
+from ml_filter.heads.info import Criterion
+from ml_filter.heads.losses import head_loss
+from ml_filter.heads.model import Head, KernelLayer, MlpLayer
+from ml_filter.heads.ridge import fit_ridge, label_weights, mean_and_scale
+from ml_filter.settings import HeadSettings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_KERNEL_ALPHAS = tuple(float(a) for a in np.logspace(-2, 1.5, 15))
+_JITTER = 1e-6
+_BATCH = 64
+_VALIDATION_SHARE = 0.1
+
+
+def fit_head(
+    embeddings: Embeddings,
+    labels: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    criteria: Sequence[Criterion],
+    settings: HeadSettings,
+    *,
+    seed: int,
+) -> Head:
+    """Fit a head on embeddings [n, width]; the same input gives the same weights.
+
+    Linear and kernel regressions are solved in closed form (ridge, its penalty by leave-one-out error), all else is
+    trained with AdamW and stopped early on a tenth of the documents.
+
+    Args:
+        embeddings: of the documents.
+        labels: [n, criteria], nan where there is none.
+        weights: [n, criteria], how much each label counts, besides the class weights of `settings.balance`.
+        criteria: their names and score ranges.
+        settings: kind of head, task, size, balance.
+        seed: draws landmarks, batches and the documents for early stopping.
+    """
+    weights = class_weights(labels, weights, settings.balance)
+    size = min(settings.size, len(embeddings)) if settings.kind == "kernel" else settings.size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = Head(settings.kind, settings.task, embeddings.shape[1], size, list(criteria))
+        if isinstance(head.layer, KernelLayer | MlpLayer):
+            mean, scale = mean_and_scale(embeddings)
+            head.layer.mean.copy_(torch.from_numpy(mean))
+            head.layer.scale.copy_(torch.from_numpy(scale))
+        if isinstance(head.layer, KernelLayer):
+            drawn = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:size])
+            head.layer.landmarks.copy_((torch.from_numpy(embeddings[drawn]) - head.layer.mean) / head.layer.scale)
+        if settings.task == "regression" and settings.kind in ("linear", "kernel"):
+            _solve(head, embeddings, labels, weights, seed)
+        else:
+            _descend(head, embeddings, labels, weights, settings, seed)
+    return head.eval().requires_grad_(False)
+
+
+def predict(head: Head, embeddings: Embeddings) -> NDArray[np.float64]:
+    """Scores [n, criteria] of a head for embeddings [n, width], as it gives them: not clamped."""
+    made = np.empty((len(embeddings), len(head.criteria)))
+    with torch.inference_mode():
+        for part in embeddings.blocks():
+            made[part] = head.scores(head(torch.from_numpy(embeddings[part]))).numpy()
+    return made
+
+
+def class_weights(labels: NDArray[np.float64], weights: NDArray[np.float64], balance: float) -> NDArray[np.float64]:
+    """Weights [n, criteria] times those of the labels' classes; of mean 1 over the labels, 0 where there is none."""
+    made = np.zeros_like(weights)
+    for place in range(labels.shape[1]):
+        known = ~np.isnan(labels[:, place])
+        if known.any():
+            made[known, place] = weights[known, place] * label_weights(labels[known, place], balance)
+            made[known, place] /= made[known, place].mean()
+    return made
+
+
+def _solve(
+    head: Head, embeddings: Embeddings, labels: NDArray[np.float64], weights: NDArray[np.float64], seed: int
+) -> None:
+    """Closed-form weights of a linear or kernel regression, criterion by criterion."""
+    for place in range(len(head.criteria)):
+        known = np.flatnonzero(~np.isnan(labels[:, place]))
+        rows, wanted, weight = embeddings.take(known), labels[known, place], weights[known, place]
+        if isinstance(head.layer, KernelLayer):
+            with tempfile.TemporaryDirectory(prefix="ml_filter-kernel-") as scratch:
+                coefficients, bias = _solve_kernel(head.layer, rows, wanted, weight, seed, Path(scratch))
+        else:
+            coefficients, bias, _ = fit_ridge(rows, wanted, weight, seed=seed)
+        with torch.no_grad():
+            head.out.weight[place] = torch.from_numpy(coefficients)
+            head.out.bias[place] = bias
+
+
+def _solve_kernel(
+    layer: KernelLayer,
+    rows: Embeddings,
+    labels: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    seed: int,
+    scratch: Path,
+) -> tuple[NDArray[np.float64], float]:
+    """Kernel ridge regression on landmarks (Nystroem; Williams and Seeger 2001): exact where all rows are landmarks.
+
+    Ridge on features whose inner products are the kernel: K(x, landmarks) times the inverse root of the landmarks'
+    own kernel. The features lie on disk.
+    """
+    from scipy.linalg import cholesky, solve_triangular
+
+    with torch.inference_mode():
+        own = layer(layer.landmarks * layer.scale + layer.mean).double().numpy()
+        root = cholesky(own + _JITTER * np.eye(len(own)), lower=True)
+        shape = (len(rows), len(own))
+        features = np.memmap(scratch / "features", np.float32, "w+", shape=shape)
+        for part in rows.blocks():
+            near = layer(torch.from_numpy(rows[part])).double().numpy()
+            features[part] = solve_triangular(root, near.T, lower=True).T
+    # A column or two are too few to select a penalty on; the kernel's own scale is 1.
+    coefficients, bias, _ = fit_ridge(features, labels, weights, seed=seed, standardise=False, alphas=_KERNEL_ALPHAS)
+    return solve_triangular(root, coefficients, lower=True, trans="T"), bias
+
+
+def _descend(
+    head: Head,
+    embeddings: Embeddings,
+    labels: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    settings: HeadSettings,
+    seed: int,
+) -> None:
+    """Train with AdamW on batches of cached embeddings; keep the weights that did best on a tenth kept apart."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(embeddings))
+    held = max(1, round(len(order) * _VALIDATION_SHARE))
+    validation, training = np.sort(order[:held]), order[held:]
+    mean, scale = (torch.from_numpy(of).float() for of in mean_and_scale(embeddings))
+    if isinstance(head.layer, MlpLayer):
+        mean, scale = torch.zeros_like(mean), torch.ones_like(scale)  # it standardises itself
+    with torch.no_grad():  # start at the mean label
+        for place, parts in enumerate(head.out.bias.split(head.sizes)):
+            parts.fill_(float(np.nanmean(labels[:, place])) if settings.task == "regression" else 0.0)
+    optimizer = torch.optim.AdamW(head.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    targets = (torch.from_numpy(labels).float(), torch.from_numpy(weights).float())
+
+    def loss_of(places: NDArray[np.int64]) -> torch.Tensor:
+        made = head((torch.from_numpy(embeddings[places]) - mean) / scale)
+        return head_loss(head, made, targets[0][places], targets[1][places])
+
+    best, best_state, waited = float("inf"), head.state_dict(), 0
+    for _ in range(settings.epochs):
+        head.train()
+        random.shuffle(training)
+        for start in range(0, len(training), _BATCH):
+            optimizer.zero_grad()
+            loss_of(training[start : start + _BATCH]).backward()
+            optimizer.step()
+        head.eval()
+        with torch.inference_mode():
+            now = float(loss_of(validation))
+        if now < best:
+            best, waited = now, 0
+            best_state = {name: value.detach().clone() for name, value in head.state_dict().items()}
+        elif (waited := waited + 1) > settings.patience:
+            break
+    head.load_state_dict(best_state)
+    if isinstance(head.layer, nn.Identity):  # the head itself sees embeddings that are not standardised
+        with torch.no_grad():
+            head.out.weight.div_(scale)
+            head.out.bias.sub_(head.out.weight @ mean)

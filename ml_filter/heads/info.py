@@ -1,0 +1,73 @@
+"""What every head says of itself, whatever its engine: criteria, score ranges, calibration, provenance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from ml_filter.errors import InputError
+from ml_filter.heads.calibration import Calibration
+from ml_filter.heads.metrics import integer_scores
+from ml_filter.settings import HeadEngine
+
+CONFIG_NAME = "config.json"
+
+
+class Criterion(BaseModel):
+    """One score of a head: its name, its range, the threshold at or above which a document counts as good."""
+
+    name: str
+    low: float
+    high: float
+    threshold: float
+    calibration: Calibration | None = None
+
+    @property
+    def values(self) -> list[float]:
+        """The whole scores, the classes of a classification."""
+        return [self.low + step for step in range(round(self.high - self.low) + 1)]
+
+    def integer_scores(self, scores: NDArray[Any]) -> NDArray[np.int64]:
+        """int_score of scores (not nan): by the calibration where there is one, else rounded, halves upwards."""
+        if self.calibration is not None:
+            return self.calibration.integer_scores(scores)
+        return integer_scores(scores, self.low, self.high)
+
+
+class HeadInfo(BaseModel):
+    """`head` in a head's config.json."""
+
+    engine: HeadEngine
+    criteria: list[Criterion]
+    provenance: dict[str, Any] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the criteria, in the order of the scores' columns."""
+        return [criterion.name for criterion in self.criteria]
+
+
+def write_config(directory: str | Path, info: HeadInfo, **own: Any) -> None:
+    """Write the config.json of a head without an encoder, with settings of its engine's own."""
+    content = {"model_type": f"ml_filter_{info.engine}", **own, "head": info.model_dump(mode="json")}
+    (Path(directory) / CONFIG_NAME).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_info(directory: str | Path) -> HeadInfo:
+    """What a head's config.json says.
+
+    Raises:
+        InputError: there is none, or it is no head's.
+    """
+    path = Path(directory) / CONFIG_NAME
+    try:
+        return HeadInfo.model_validate(json.loads(path.read_text())["head"])
+    except FileNotFoundError:
+        raise InputError(f"{directory} holds no head (no {CONFIG_NAME}); make one with ml-filter train") from None
+    except (ValueError, KeyError, ValidationError) as error:
+        raise InputError(f"{path} does not describe a head of this version: {error}") from error

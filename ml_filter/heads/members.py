@@ -1,0 +1,527 @@
+"""What can be fitted to labels: each engine's features of the labelled documents, its head, and its files.
+
+A member is given the texts once, in order; after that documents go by their places. So it can be fitted on some and
+asked about others, as cross-fitting does, without a second look at the texts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from loguru import logger
+from torch import nn
+
+from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.batching import combine_windows, run_in_batches, split_windows
+from ml_filter.heads.embeddings import Embeddings, EmbeddingStore
+from ml_filter.heads.encoder import load_encoder, quiet_transformers, weights_digest
+from ml_filter.heads.fitting import class_weights, fit_head, predict
+from ml_filter.heads.hashing import HashedDocuments, HashingModel, HashingSettings
+from ml_filter.heads.info import Criterion, HeadInfo, write_config
+from ml_filter.heads.model import Head, HeadModel
+from ml_filter.heads.static import StaticSettings, open_static
+from ml_filter.scoring.device import choose_device, choose_dtype
+from ml_filter.settings import HeadEngine, ScoreConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+
+FOLDS = 5
+STACKED: tuple[HeadEngine, ...] = ("encoder", "hashing")
+_CHUNK = 512
+
+
+def open_member(config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None) -> Member:
+    """The member that a configuration asks for.
+
+    Args:
+        config: engine and settings.
+        criteria: names and score ranges.
+        cache: directory of the embedding stores.
+        scratch: where checkpoints of a trained encoder are kept until the head is saved.
+    """
+    if config.finetune is not None:
+        if scratch is None:
+            raise ConfigError("an encoder that is trained needs a directory for its checkpoints")
+        return FinetunedMember(config, criteria, cache, scratch)
+    if config.engine == "hashing":
+        return HashingMember(config, criteria)
+    if config.engine == "static":
+        return StaticMember(config, cache)
+    if config.engine == "stack":
+        return StackMember([EncoderMember(config, criteria, cache), HashingMember(config, criteria)], criteria)
+    return EncoderMember(config, criteria, cache)
+
+
+class Member(Protocol):
+    """An engine in training."""
+
+    def __enter__(self) -> Member: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Take up the next documents."""
+
+    def fit(self, places: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        """Fit on the documents at `places` [n] with labels and weights [n, criteria]."""
+
+    def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Scores [n, criteria] of the documents at `places`, by the last fit; not clamped."""
+
+    def save(self, directory: Path, info: HeadInfo) -> None:
+        """Write the last fit, and what it says of itself, as a head's files."""
+
+
+def fold_numbers(groups: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The fold [n] of each document by a number of its group, so that a group is in one fold whole."""
+    numbers: NDArray[np.int64] = (groups % np.uint64(FOLDS)).astype(np.int64)
+    return numbers
+
+
+def cross_fit(
+    member: Member,
+    places: NDArray[np.int64],
+    labels: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    folds: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Scores [n, criteria] of the documents at `places` [n], each by a fit on those of other folds.
+
+    Raises:
+        InputError: all documents are in one fold.
+    """
+    if isinstance(member, StackMember | FinetunedMember):
+        return member.cross_fit(places, labels, weights, folds)
+    made = np.empty(labels.shape)
+    for fold in np.unique(folds):
+        outside = folds != fold
+        if not outside.any():
+            raise InputError("all labelled documents are of one host: a head needs labels of several")
+        member.fit(places[outside], labels[outside], weights[outside])
+        made[~outside] = member.predict(places[~outside])
+    return made
+
+
+class EncoderMember:
+    """A frozen encoder with a head on its cached embeddings.
+
+    Args:
+        config: encoder, layers, windows, head.
+        criteria: names and score ranges.
+        cache: directory of the embedding stores.
+    """
+
+    def __init__(self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path) -> None:
+        self.config, self.criteria = config, list(criteria)
+        self._encoder = load_encoder(config.encoder)
+        self._tokenizer = self._encoder.tokenizer
+        self._limit = min(config.max_tokens, self._encoder.max_tokens)
+        if self._limit < config.max_tokens:
+            logger.info(f"{config.encoder} reads {self._limit} tokens, not {config.max_tokens:,}")
+        device = choose_device("auto")
+        dtype = choose_dtype("auto", device)
+        identity = {
+            "encoder": weights_digest(self._encoder),
+            "pooling": self._encoder.pooling,
+            "layers": config.layers,
+            "max_tokens": self._limit,
+            "dtype": str(dtype),
+            "device": device.type,
+        }
+        self._embedder = HeadModel.from_encoder(self._encoder, layers=config.layers).cast_encoder(dtype)
+        nn.Module.to(self._embedder, device)
+        self._store = EmbeddingStore(cache, identity, self._embedder.width, self._embed)
+        self._rows: list[int] = []
+        self._owners: list[int] = []
+        self._documents = 0
+        self._head: Head | None = None
+
+    def __enter__(self) -> EncoderMember:
+        self._store.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._store.__exit__(kind, value, trace)
+
+    @property
+    def embedded(self) -> int:
+        """Windows that went through the encoder, and were not in the cache."""
+        return self._store.embedded
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Embed the windows of the next documents that are not in the cache."""
+        for start in range(0, len(texts), _CHUNK):
+            windows, owners = split_windows(
+                texts[start : start + _CHUNK], self._tokenizer, self._limit, self.config.windows
+            )
+            self._rows += self._store.rows_of(windows)
+            self._owners += [self._documents + owner for owner in owners]
+            self._documents += len(texts[start : start + _CHUNK])
+
+    def embeddings(self, places: NDArray[np.int64]) -> Embeddings:
+        """The embeddings of the windows of the documents at `places`."""
+        return self._windows_of(places)[0]
+
+    def fit(self, places: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        """Fit the head; each window of a document has its label and a share of its weight."""
+        embeddings, owners = self._windows_of(places)
+        shares = 1 / np.bincount(owners, minlength=len(places))[owners]
+        self._head = fit_head(
+            embeddings,
+            labels[owners],
+            weights[owners] * shares[:, None],
+            self.criteria,
+            self.config.head,
+            seed=self.config.seed,
+        )
+
+    def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Scores of documents, their windows combined."""
+        assert self._head is not None
+        embeddings, owners = self._windows_of(places)
+        return combine_windows(predict(self._head, embeddings), owners, len(places), self.config.combine)
+
+    def save(self, directory: Path, info: HeadInfo) -> None:
+        """Write model.safetensors, config.json and the tokenizer."""
+        with quiet_transformers():
+            self._built(info).save_pretrained(directory)
+            self._tokenizer.save_pretrained(directory)
+
+    def _built(self, info: HeadInfo) -> HeadModel:
+        """The encoder with the last fit."""
+        assert self._head is not None
+        model = HeadModel.from_encoder(
+            self._encoder,
+            layers=self.config.layers,
+            max_tokens=self._limit,
+            windows=self.config.windows,
+            combine=self.config.combine,
+            kind=self._head.kind,
+            size=self._head.size,
+            task=self._head.task,
+            head=info.model_dump(mode="json"),
+        )
+        model.head.load_state_dict(self._head.state_dict())
+        return model
+
+    def _embed(self, windows: Sequence[str]) -> NDArray[np.float32]:
+        return run_in_batches(
+            windows,
+            self._tokenizer,
+            self._embedder.embed,
+            max_tokens=self._limit,
+            batch_tokens=ScoreConfig().batch_tokens,
+            device=self._embedder.device,
+        )
+
+    def _windows_of(self, places: NDArray[np.int64]) -> tuple[Embeddings, NDArray[np.int64]]:
+        """The embeddings of all windows of the documents at `places`, and the document [windows] of each, as 0..n."""
+        owners, position = np.array(self._owners), np.full(self._documents, -1)
+        position[places] = np.arange(len(places))
+        found = np.flatnonzero(position[owners] >= 0)
+        return Embeddings(self._store.vectors(), np.array(self._rows)[found]), position[owners[found]]
+
+
+class FinetunedMember(EncoderMember):
+    """An encoder that is trained together with its head, which is fitted to the frozen encoder first.
+
+    Training once is dear enough: one fold chooses the checkpoint and is scored, in place of cross-fitting, and that
+    model is kept.
+    """
+
+    def __init__(self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path) -> None:
+        super().__init__(config, criteria, cache)
+        self._scratch = scratch
+        self._model: HeadModel | None = None
+        self.history: list[dict[str, float]] = []
+
+    def __enter__(self) -> FinetunedMember:
+        super().__enter__()
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._texts = pq.ParquetWriter(self._scratch / "texts.parquet", pa.schema([("text", pa.string())]))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._texts.close()
+        super().__exit__(kind, value, trace)
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Embed the next documents for the head's first fit, and keep the texts of their windows."""
+        super().add(texts)
+        windows, _ = split_windows(texts, self._tokenizer, self._limit, self.config.windows)
+        self._texts.write_table(pa.table({"text": windows}))
+
+    def cross_fit(
+        self,
+        places: NDArray[np.int64],
+        labels: NDArray[np.float64],
+        weights: NDArray[np.float64],
+        folds: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Train on all folds but the first; scores of the first, nan for the others."""
+        from ml_filter.heads.finetune import finetune
+
+        assert self.config.finetune is not None
+        self._texts.close()
+        apart = folds == folds.min()
+        if apart.all():
+            raise InputError("all labelled documents are of one host: a head needs labels of several")
+        super().fit(places[~apart], labels[~apart], weights[~apart])
+        # Names and ranges are all that training looks at; calibration comes after it.
+        self._model = self._built(HeadInfo(engine="encoder", criteria=self.criteria))
+        balanced = class_weights(labels, weights, self.config.head.balance)
+        files = []
+        for name, chosen in (("train", ~apart), ("validation", apart)):
+            files.append(self._scratch / f"{name}.parquet")
+            self._write(files[-1], places[chosen], labels[chosen], balanced[chosen])
+        self.history = finetune(
+            self._model,
+            self._tokenizer,
+            files[0],
+            files[1],
+            self.config.finetune,
+            self._scratch,
+            seed=self.config.seed,
+        )
+        made = np.full(labels.shape, np.nan)
+        made[apart] = self.predict(places[apart])
+        return made
+
+    def fit(self, places: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        """Keep what `cross_fit` trained."""
+
+    def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Scores of documents, by the trained model."""
+        assert self._model is not None
+        owners, position = np.array(self._owners), np.full(self._documents, -1)
+        position[places] = np.arange(len(places))
+        parts, found = [], []
+        for texts, rows in self._read():
+            chosen = position[owners[rows]] >= 0
+            parts.append(
+                run_in_batches(
+                    [text for text, here in zip(texts, chosen, strict=True) if here],
+                    self._tokenizer,
+                    self._model,
+                    max_tokens=self._limit,
+                    batch_tokens=ScoreConfig().batch_tokens,
+                    device=self._model.device,
+                ).reshape(-1, len(self.criteria))
+            )
+            found.append(position[owners[rows][chosen]])
+        scores = np.concatenate(parts).astype(np.float64)
+        return combine_windows(scores, np.concatenate(found), len(places), self.config.combine)
+
+    def _built(self, info: HeadInfo) -> HeadModel:
+        if self._model is None:
+            return super()._built(info)
+        self._model.config.head = info.model_dump(mode="json")
+        return self._model
+
+    def _read(self) -> Iterator[tuple[list[str], slice]]:
+        """The windows' texts in parts, with their places among all windows."""
+        start = 0
+        for batch in pq.ParquetFile(self._scratch / "texts.parquet").iter_batches(_CHUNK):
+            yield batch.column("text").to_pylist(), slice(start, start + len(batch))
+            start += len(batch)
+
+    def _write(
+        self, path: Path, places: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]
+    ) -> None:
+        """The windows of some documents, as `finetune` reads them."""
+        owners, position = np.array(self._owners), np.full(self._documents, -1)
+        position[places] = np.arange(len(places))
+        numbers = pa.list_(pa.float32())
+        schema = pa.schema([("text", pa.string()), ("labels", numbers), ("weights", numbers)])
+        with pq.ParquetWriter(path, schema) as writer:
+            for texts, rows in self._read():
+                of = position[owners[rows]]
+                chosen = of >= 0
+                columns = {
+                    "text": [text for text, here in zip(texts, chosen, strict=True) if here],
+                    "labels": list(labels[of[chosen]].astype(np.float32)),
+                    "weights": list(weights[of[chosen]].astype(np.float32)),
+                }
+                writer.write_table(pa.table(columns, schema=schema))
+
+
+class HashingMember:
+    """A regression on hashed words and word pairs, which lie on disk while it is fitted."""
+
+    def __init__(self, config: TrainConfig, criteria: Sequence[Criterion]) -> None:
+        self.config, self.criteria = config, list(criteria)
+        self._settings = HashingSettings()
+        self._model: HashingModel | None = None
+
+    def __enter__(self) -> HashingMember:
+        self._scratch = tempfile.TemporaryDirectory(prefix="ml_filter-hashed-")
+        self._documents = HashedDocuments(self._settings, Path(self._scratch.name)).__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._documents.__exit__(kind, value, trace)
+        self._scratch.cleanup()
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Hash the next documents."""
+        self._documents.add(texts)
+
+    def fit(self, places: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        """Fit the regressions."""
+        features = self._documents.matrix()
+        every = np.full((features.shape[0], len(self.criteria)), np.nan)
+        shares = np.zeros_like(every)
+        every[places], shares[places] = labels, class_weights(labels, weights, self.config.head.balance)
+        self._model = HashingModel.fit(features, every, shares, self._settings, seed=self.config.seed)
+
+    def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Scores of documents."""
+        assert self._model is not None
+        return self._model.scores_of(self._documents.matrix()[places]).astype(np.float64)
+
+    def save(self, directory: Path, info: HeadInfo) -> None:
+        """Write model.safetensors and config.json."""
+        assert self._model is not None
+        write_config(directory, info, hashing=self._model.save(directory))
+
+
+class StaticMember:
+    """A regression on static embeddings, which are cached like an encoder's."""
+
+    def __init__(self, config: TrainConfig, cache: Path) -> None:
+        self.config = config
+        encoder = load_encoder(config.encoder)
+        self._model = open_static(encoder, StaticSettings(), cache)
+        identity = {"static": StaticSettings().model_dump(), "encoder": weights_digest(encoder)}
+        self._store = EmbeddingStore(cache, identity, self._model.width, self._model.embed)
+        self._rows: list[int] = []
+
+    def __enter__(self) -> StaticMember:
+        self._store.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._store.__exit__(kind, value, trace)
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Embed the next documents that are not in the cache."""
+        for start in range(0, len(texts), _CHUNK):
+            self._rows += self._store.rows_of(texts[start : start + _CHUNK])
+
+    def fit(self, places: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        """Fit the regressions."""
+        balanced = class_weights(labels, weights, self.config.head.balance)
+        self._model = self._model.fit(self._embeddings(places), labels, balanced, seed=self.config.seed)
+
+    def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Scores of documents."""
+        rows = self._embeddings(places)
+        return np.concatenate([self._model.scores_of(rows[part]) for part in rows.blocks()]).astype(np.float64)
+
+    def save(self, directory: Path, info: HeadInfo) -> None:
+        """Write model.safetensors, tokenizer.json and config.json."""
+        write_config(directory, info, static=self._model.save(directory))
+
+    def _embeddings(self, places: NDArray[np.int64]) -> Embeddings:
+        return Embeddings(self._store.vectors(), np.array(self._rows)[places])
+
+
+class StackMember:
+    """Several members, whose scores are added up with weights that suit documents they were not fitted on.
+
+    The weights are not negative (stacked regression; Breiman 1996). `cross_fit` finds them; `fit` keeps them.
+    """
+
+    def __init__(self, members: Sequence[Member], criteria: Sequence[Criterion]) -> None:
+        self.members, self.criteria = list(members), list(criteria)
+        self._weights: NDArray[np.float64] | None = None
+        self._bias: NDArray[np.float64] | None = None
+
+    def __enter__(self) -> StackMember:
+        with ExitStack() as opened:
+            for member in self.members:
+                opened.enter_context(member)
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.__exit__(kind, value, trace)
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Take up the next documents."""
+        for member in self.members:
+            member.add(texts)
+
+    def cross_fit(
+        self,
+        places: NDArray[np.int64],
+        labels: NDArray[np.float64],
+        weights: NDArray[np.float64],
+        folds: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Cross-fit the members, find the weights, and combine."""
+        from scipy.optimize import nnls
+
+        made = np.stack([cross_fit(member, places, labels, weights, folds) for member in self.members], 2)
+        self._weights = np.empty((labels.shape[1], len(self.members)))
+        self._bias = np.empty(labels.shape[1])
+        for place in range(labels.shape[1]):
+            known = ~np.isnan(labels[:, place])
+            wanted, scores = labels[known, place], made[known, place]
+            root = np.sqrt(weights[known, place])
+            means, mean = np.average(scores, 0, root**2), np.average(wanted, weights=root**2)
+            self._weights[place], _ = nnls((scores - means) * root[:, None], (wanted - mean) * root)
+            self._bias[place] = mean - means @ self._weights[place]
+        return self._combined(made)
+
+    def fit(self, places: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        """Fit the members."""
+        for member in self.members:
+            member.fit(places, labels, weights)
+
+    def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Combined scores of documents."""
+        return self._combined(np.stack([member.predict(places) for member in self.members], 2))
+
+    def save(self, directory: Path, info: HeadInfo) -> None:
+        """Write each member's files in a directory of its own, and config.json with the weights."""
+        assert self._weights is not None
+        assert self._bias is not None
+        names = []
+        for member, engine in zip(self.members, STACKED, strict=True):
+            names.append(engine)
+            (directory / engine).mkdir()
+            plain = [criterion.model_copy(update={"calibration": None}) for criterion in info.criteria]
+            member.save(directory / engine, HeadInfo(engine=engine, criteria=plain))
+        write_config(
+            directory, info, stack={"members": names, "weights": self._weights.tolist(), "bias": self._bias.tolist()}
+        )
+
+    def _combined(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores [n, criteria, members] to [n, criteria]."""
+        assert self._weights is not None
+        made: NDArray[np.float64] = np.einsum("ncm,cm->nc", scores, self._weights) + self._bias
+        return made

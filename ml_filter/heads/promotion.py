@@ -1,0 +1,196 @@
+"""Whether a head takes the place of the current one: a paired test on documents kept apart, and a gate on humans.
+
+A head is promoted only if both hold:
+
+- the lower bound of the paired bootstrap interval of its figure minus the current head's reaches `margin`, and the
+  difference itself is above it. With the default margin of 0 a head has to be better beyond what the draw of the test
+  documents explains; where the interval reaches below 0, the current head stays;
+- the lower bound of its figure with human labels reaches `min_agreement`.
+
+The paired test goes over documents with LLM labels where some are given (`test`), else over the human gold. A first
+head has nothing to beat and needs the gate only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel
+
+from ml_filter.agreement.metrics import PAIR_FIGURES, Figure
+from ml_filter.documents.sources import list_shards
+from ml_filter.errors import GateFailed, InputError
+from ml_filter.settings import PromoteConfig, SourceConfig
+
+if TYPE_CHECKING:
+    from ml_filter.heads.evaluate import HeadEvaluation
+    from ml_filter.heads.train import TrainedHead
+
+Labels = Literal["test", "gold"]
+"""LLM labels kept apart, or human ones."""
+
+
+class HumanGate(BaseModel):
+    """The candidate's figure with humans and what its lower bound has to reach."""
+
+    figure: Figure
+    minimum: float
+    passed: bool
+
+
+class Decision(BaseModel):
+    """What was decided, why, and the figures behind it.
+
+    `comparisons` hold the candidate's figures minus the current head's, paired, on each set of labels; the one on
+    `compared_on` decided. Without a current head there are none.
+    """
+
+    promoted: bool
+    reasons: list[str]
+    metric: str
+    candidate: str
+    current: str | None
+    compared_on: Labels | None
+    comparisons: dict[Labels, dict[str, Figure]]
+    gate: HumanGate
+
+    def require(self) -> None:
+        """Stop where the head is not promoted.
+
+        Raises:
+            GateFailed: with the reasons.
+        """
+        if not self.promoted:
+            raise GateFailed(f"{self.candidate} is not promoted: {'; '.join(self.reasons)}")
+
+
+def judge_head(
+    candidate: TrainedHead,
+    current: TrainedHead | None,
+    gold: SourceConfig,
+    gold_label_column: str,
+    config: PromoteConfig,
+    output: str | Path,
+    names: tuple[str, str] = ("the candidate", "the current head"),
+) -> Decision:
+    """Score the same documents with both heads and decide.
+
+    Args:
+        candidate: the head that is to be promoted.
+        current: the head it has to beat; None: there is none yet.
+        gold: documents with human labels.
+        gold_label_column: their column.
+        config: metric, margin, minimum, and the LLM-labelled documents to compare on.
+        output: directory of each evaluation, with its report; `{digest}` in it stands for heads and documents.
+        names: of candidate and current head, for the reasons.
+
+    Raises:
+        InputError: labels cannot be read, a head was trained on them, or the heads' score ranges differ.
+    """
+    from ml_filter.heads.evaluate import evaluate_head
+
+    sets: dict[Labels, tuple[SourceConfig, str]] = {"gold": (gold, gold_label_column)}
+    if config.test is not None:
+        sets["test"] = (config.test, config.test_label_column)
+    for source, _ in sets.values():
+        _check_apart(candidate, names[0], source)
+        if current is not None:
+            _check_apart(current, names[1], source)
+    compare = None if current is None else current.directory
+    evaluated = {
+        labels: evaluate_head(candidate.directory, source, column, output, compare, config.criterion)[0]
+        for labels, (source, column) in sets.items()
+    }
+    return decide(evaluated["gold"], evaluated.get("test"), config, names)
+
+
+def _check_apart(head: TrainedHead, name: str, source: SourceConfig) -> None:
+    trained_on = {parent.digest for parent in head.training.parents}
+    for parent in list_shards(source)[1]:
+        if parent.digest in trained_on:
+            raise InputError(
+                f"{name} was trained on {parent.path}: compare heads on documents that neither has seen, such as the "
+                "test split that `ml-filter publish` makes"
+            )
+
+
+def decide(
+    gold: HeadEvaluation,
+    test: HeadEvaluation | None,
+    config: PromoteConfig,
+    names: tuple[str, str] = ("the candidate", "the current head"),
+) -> Decision:
+    """Promote the candidate or not.
+
+    Args:
+        gold: of the candidate on human labels, compared with the current head where there is one.
+        test: the same on LLM labels kept apart, to compare on; None: compare on gold.
+        config: metric, margin, minimum.
+        names: of candidate and current head, for the reasons.
+    """
+    sets: dict[Labels, HeadEvaluation] = {"gold": gold}
+    if test is not None:
+        sets["test"] = test
+    refused: list[str] = []
+    granted: list[str] = []
+    for labels, evaluation in sets.items():
+        failed = evaluation.unscored / (evaluation.documents + evaluation.unscored)
+        if failed > config.max_failed_share:
+            refused.append(
+                f"{names[0]} gives {failed:.1%} of {labels} ({evaluation.labels}) no score, at most "
+                f"{config.max_failed_share:.1%} may have none"
+            )
+    comparisons = {labels: of.comparison.differences for labels, of in sets.items() if of.comparison is not None}
+    compared_on: Labels | None = None
+    if comparisons:
+        compared_on = "test" if "test" in comparisons else "gold"
+        beats, reason = _beats(comparisons[compared_on][config.metric], compared_on, config, names[1])
+        (granted if beats else refused).append(reason)
+    else:
+        granted.append(f"{names[0]} is the first: there is no head to beat")
+    gate, reason = _human_gate(gold.intervals[config.metric], config)
+    (granted if gate.passed else refused).append(reason)
+    return Decision(
+        promoted=not refused,
+        reasons=refused + granted,
+        metric=config.metric,
+        candidate=names[0],
+        current=names[1] if comparisons else None,
+        compared_on=compared_on,
+        comparisons=comparisons,
+        gate=gate,
+    )
+
+
+def _beats(difference: Figure, on: Labels, config: PromoteConfig, current: str) -> tuple[bool, str]:
+    what = f"{PAIR_FIGURES[config.metric]} on {on} ({difference.documents:,} documents)"
+    if difference.documents < config.min_documents:
+        return False, f"{what}: {config.min_documents} documents are needed to compare with {current}"
+    if difference.value is None or difference.low is None or difference.high is None:
+        return False, f"{what} cannot be compared with {current}'s: {difference.reason}"
+    says = (
+        f"{what} differs from {current}'s by {difference.value:+.3f}, 95% interval {difference.low:+.3f} to "
+        f"{difference.high:+.3f}: "
+    )
+    if difference.low < config.margin:
+        return False, says + f"the lower bound is under the margin of {config.margin:g}"
+    if difference.value <= config.margin:
+        return False, says + "that is no improvement"
+    return True, says + f"the lower bound reaches the margin of {config.margin:g}"
+
+
+def _human_gate(figure: Figure, config: PromoteConfig) -> tuple[HumanGate, str]:
+    what = f"{PAIR_FIGURES[config.metric]} with humans"
+    passed = False
+    if figure.documents < config.min_documents:
+        reason = f"{what} stands on {figure.documents} documents, {config.min_documents} are needed"
+    elif figure.value is None or figure.low is None or figure.high is None:
+        reason = f"{what} cannot be told on {figure.documents} documents: {figure.reason}"
+    else:
+        passed = figure.low >= config.min_agreement
+        reason = (
+            f"{what} is {figure.value:.3f} on {figure.documents:,} documents, 95% interval {figure.low:.3f} to "
+            f"{figure.high:.3f}: the lower bound {'reaches' if passed else 'is under'} {config.min_agreement:g}"
+        )
+    return HumanGate(figure=figure, minimum=config.min_agreement, passed=passed), reason

@@ -1,0 +1,49 @@
+"""Put a head in place of the current one, if it is better."""
+
+from typing import Annotated, Any
+
+from loguru import logger
+from zenml import get_step_context, log_metadata, step
+
+from ml_filter.documents.lineage import made_by
+from ml_filter.errors import ConfigError
+from ml_filter.heads.promotion import Decision, judge_head
+from ml_filter.heads.train import TrainedHead
+from ml_filter.settings import PromoteConfig, SourceConfig
+from steps.names import Artifact
+from steps.registry import COMPARED_WITH, DECISION, head_of, in_stage, set_stage
+
+
+@step(enable_cache=False)
+def promote_head(
+    head: TrainedHead, gold: SourceConfig, label_column: str, config: PromoteConfig, output: str
+) -> Annotated[Decision, Artifact.DECISION]:
+    """Compare with the version in production, else in staging; a better one that passes the gate gets the stage."""
+    version = get_step_context().model_version
+    if version is None:
+        raise ConfigError("promote needs a model: give the YAML model.name, whose versions are compared")
+    current = in_stage(version.model.name, "production", "staging")
+    decision = judge_head(
+        head,
+        head_of(current) if current else None,
+        gold,
+        label_column,
+        config,
+        f"{output}/evaluation-{{digest}}",
+        names=(f"version {version.number}", f"version {current.number} ({current.stage})" if current else ""),
+    )
+    recorded = {**decision.model_dump(mode="json"), COMPARED_WITH: current.number if current else None}
+    log_metadata({DECISION: recorded})
+    log_metadata(metadata={DECISION: recorded, "lineage": _lineage(head)}, infer_model=True)
+    reasons = "; ".join(decision.reasons)
+    if decision.promoted:
+        set_stage(version, config.to, reasons)
+    logger.info(f"Version {version.number} is {f'in {config.to}' if decision.promoted else 'not promoted'}: {reasons}")
+    if config.required:
+        decision.require()
+    return decision
+
+
+def _lineage(head: TrainedHead) -> dict[str, Any]:
+    labels = {parent.path: parent.digest for parent in head.training.parents}
+    return {"labels": labels, "weights_digest": head.digest, **made_by(head.training.lineage)}

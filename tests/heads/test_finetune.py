@@ -1,0 +1,330 @@
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy.stats import spearmanr
+from transformers import BertConfig, BertForSequenceClassification
+
+from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.batching import run_in_batches
+from ml_filter.heads.encoder import load_encoder
+from ml_filter.heads.finetune import finetune
+from ml_filter.heads.info import Criterion, HeadInfo
+from ml_filter.heads.model import HeadConfig, HeadModel
+from ml_filter.settings import EMBEDDED_ENCODER, FinetuneConfig
+
+GOOD, BAD = ["theorem", "proof", "energy", "cell"], ["cheap", "click", "win", "sale"]
+CONFIG = FinetuneConfig(
+    learning_rate=3e-3,
+    head_learning_rate=1e-2,
+    epochs=3,
+    batch_size=8,
+    checkpoint_steps=4,
+    log_steps=2,
+    patience=None,
+    dtype="float32",
+    processes=1,
+)
+"""15 steps, 5 an epoch; checkpoints at 4, 8, 12 and 15, none of them at an epoch's end but the last."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """So small a model gains nothing from a second thread, and waits for it where the machine is busy."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that are started
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_encoder(EMBEDDED_ENCODER).tokenizer
+
+
+def documents(size, seed):
+    """Texts of 3 to 25 words of two kinds, and the share of good words as the label, from 0 to 5."""
+    draw = random.Random(seed)
+    shares = [draw.random() for _ in range(size)]
+    words = [
+        [draw.choice(GOOD if draw.random() < share else BAD) for _ in range(draw.randint(3, 25))] for share in shares
+    ]
+    return [" ".join(of) for of in words], [5 * sum(word in GOOD for word in of) / len(of) for of in words]
+
+
+def write(path, texts, labels, weights=None):
+    labels = [of if isinstance(of, list) else [of] for of in labels]
+    weights = weights or [[1.0] * len(of) for of in labels]
+    numbers = pa.list_(pa.float32())
+    pq.write_table(
+        pa.table({"text": texts, "labels": pa.array(labels, numbers), "weights": pa.array(weights, numbers)}), path
+    )
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write(tmp_path / "train.parquet", *documents(40, 1)), write(tmp_path / "val.parquet", *documents(24, 2))
+
+
+def small_model(*, dropout=0.1, task="regression", criteria=("score",)):
+    """An encoder of two layers with random weights, and a head."""
+    encoder = BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    info = HeadInfo(engine="encoder", criteria=[Criterion(name=n, low=0, high=5, threshold=3) for n in criteria])
+    torch.manual_seed(0)
+    return HeadModel(
+        HeadConfig(encoder=encoder.to_dict(), layers=[2], max_tokens=32, task=task, head=info.model_dump(mode="json"))
+    )
+
+
+def scores_of(model, tokenizer, path):
+    texts = pq.read_table(path)["text"].to_pylist()
+    return run_in_batches(texts, tokenizer, model, max_tokens=32, batch_tokens=512, device=torch.device("cpu"))
+
+
+def same(one, other):
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def close(one, other, tolerance):
+    pairs = [(value, other.state_dict()[name]) for name, value in one.state_dict().items()]
+    return max((a - b).abs().max().item() for a, b in pairs if a.is_floating_point()) < tolerance
+
+
+def test_it_learns_and_the_model_becomes_its_best_checkpoint(tokenizer, files, tmp_path):
+    model = small_model()
+    history = finetune(model, tokenizer, *files, CONFIG, tmp_path / "scratch", seed=0)
+    best = max(row["eval_spearman"] for row in history if "eval_spearman" in row)
+    labels = [of[0] for of in pq.read_table(files[1])["labels"].to_pylist()]
+    assert best > 0.8
+    assert spearmanr(scores_of(model, tokenizer, files[1])[:, 0], labels).statistic == pytest.approx(best)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_history_has_loss_rate_gradient_norm_and_validation_figures_by_step(tokenizer, files, tmp_path):
+    history = finetune(small_model(), tokenizer, *files, CONFIG, tmp_path, seed=0)
+    assert [row["step"] for row in history] == [2, 4, 6, 8, 10, 12, 14, 15]
+    assert [row["step"] for row in history if "eval_loss" in row] == [4, 8, 12, 15]
+    assert all(row["grad_norm"] > 0 and row["loss"] >= 0 for row in history)
+    assert history[1].keys() == {
+        *("step", "epoch", "loss", "learning_rate", "grad_norm"),
+        *("eval_loss", "eval_spearman", "eval_pearson", "eval_mae", "eval_macro_f1"),
+    }
+    rates = [row["learning_rate"] for row in history]
+    assert rates[0] == CONFIG.learning_rate / 2  # of two warm-up steps, ten percent of 15, the second
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[-1] == pytest.approx(CONFIG.learning_rate / 13)  # of the 13 that are left, the last
+
+
+@pytest.mark.parametrize("task", ["classification", "ordinal"])
+def test_every_task_is_trained_in_the_type_of_this_machine(task, tokenizer, files, tmp_path):
+    config = CONFIG.model_copy(update={"dtype": "auto", "schedule": "cosine"})
+    history = finetune(small_model(task=task), tokenizer, *files, config, tmp_path, seed=0)
+    assert max(row.get("eval_spearman", 0) for row in history) > 0.6
+
+
+def test_only_the_chosen_top_layers_and_the_head_change(tokenizer, files, tmp_path):
+    model, before = small_model(), small_model().state_dict()
+    finetune(model, tokenizer, *files, CONFIG.model_copy(update={"layers": 1}), tmp_path, seed=0)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert {".".join(name.split(".")[:4]) for name in changed if name.startswith("encoder")} == {
+        "encoder.encoder.layer.1"
+    }
+    assert {name for name in changed if name.startswith("head")} == {"head.out.weight", "head.out.bias"}
+
+
+def test_one_seed_gives_the_same_bits_twice_and_another_does_not(tokenizer, files, tmp_path):
+    torch.set_num_threads(2)
+    short = CONFIG.model_copy(update={"epochs": 1})
+    models = [small_model(), small_model(), small_model()]
+    histories = [
+        finetune(model, tokenizer, *files, short, tmp_path / str(place), seed=seed)
+        for place, (model, seed) in enumerate(zip(models, [0, 0, 1], strict=True))
+    ]
+    assert same(models[0], models[1])
+    assert histories[0] == histories[1]
+    assert not same(models[0], models[2])
+
+
+RUN = """
+import sys
+from pathlib import Path
+from ml_filter.heads.finetune import finetune
+from ml_filter.heads.load import load_model
+from ml_filter.settings import FinetuneConfig
+
+start, train, validation, scratch, config = sys.argv[1:]
+finetune(*load_model(start), Path(train), Path(validation), FinetuneConfig.model_validate_json(config), Path(scratch),
+         seed=0)
+"""
+
+
+@pytest.mark.parametrize("when", ["checkpoint-4 begun", "checkpoint-8 whole"])
+def test_killed_at_any_point_it_ends_with_the_same_bits(when, tokenizer, files, tmp_path):
+    start = tmp_path / "start"
+    small_model().save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    arguments = [str(start), *map(str, files), str(tmp_path / "killed"), CONFIG.model_dump_json()]
+    running = subprocess.Popen([sys.executable, "-c", RUN, *arguments], stderr=subprocess.PIPE)
+    name, state = when.split()
+    awaited = f"run-*/{name}" + ("/complete.json" if state == "whole" else "")
+    while running.poll() is None and not list((tmp_path / "killed").glob(awaited)):
+        time.sleep(0.0005)
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL, running.stderr.read()
+    running.stderr.close()
+    left = [path.name for path in (tmp_path / "killed").glob("run-*/checkpoint-*")]
+    assert left
+    assert "checkpoint-15" not in left
+
+    resumed, undisturbed = (HeadModel.from_pretrained(start) for _ in range(2))
+    histories = [
+        finetune(model, tokenizer, *files, CONFIG, tmp_path / scratch, seed=0)
+        for model, scratch in ((resumed, "killed"), (undisturbed, "undisturbed"))
+    ]
+    assert same(resumed, undisturbed)
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "steps"),
+    [("model.safetensors", 4), ("optimizer.pt", None), ("trainer_state.json", 4), ("complete.json", None)],
+)
+def test_a_truncated_checkpoint_is_skipped(damaged, steps, tokenizer, files, tmp_path):
+    config = CONFIG.model_copy(update={"checkpoint_steps": steps})
+    model, again = small_model(), small_model()
+    history = finetune(model, tokenizer, *files, config, tmp_path, seed=0)
+    file = next(tmp_path.glob("run-*/checkpoint-15")) / damaged
+    file.write_bytes(file.read_bytes()[:-10])
+    assert finetune(again, tokenizer, *files, config, tmp_path, seed=0) == history
+    assert same(again, model)
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_start(tokenizer, files, tmp_path):
+    finetune(small_model(), tokenizer, *files, CONFIG, tmp_path, seed=0)
+    kept = {path.name: path for path in tmp_path.glob("run-*/checkpoint-*")}
+    assert kept.keys() == {"checkpoint-12", "checkpoint-15"}  # the best and the last
+    shutil.rmtree(kept["checkpoint-15"])
+    before = {path: path.stat().st_mtime_ns for path in kept["checkpoint-12"].iterdir()}
+    finetune(small_model(), tokenizer, *files, CONFIG, tmp_path, seed=0)
+    assert kept["checkpoint-15"].exists()
+    assert {path: path.stat().st_mtime_ns for path in kept["checkpoint-12"].iterdir()} == before
+
+
+def test_a_finished_run_is_loaded_and_not_trained_on(tokenizer, files, tmp_path):
+    config = CONFIG.model_copy(update={"learning_rate": 1e-12, "head_learning_rate": 1e-12, "patience": 1})
+    model, again = small_model(), small_model()
+    history = finetune(model, tokenizer, *files, config, tmp_path, seed=0)
+    assert history[-1]["step"] == 8  # the second evaluation was no better
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("run-*/checkpoint-*/*")}
+    assert finetune(again, tokenizer, *files, config, tmp_path, seed=0) == history
+    assert same(again, model)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("run-*/checkpoint-*/*")} == before
+
+
+def test_only_the_newest_and_the_best_checkpoint_are_kept_and_weights_are_safetensors(tokenizer, files, tmp_path):
+    finetune(small_model(), tokenizer, *files, CONFIG, tmp_path, seed=0)
+    kept = list(tmp_path.glob("run-*/checkpoint-*"))
+    assert "checkpoint-15" in {path.name for path in kept}
+    assert len(kept) <= 2
+    assert all((path / "model.safetensors").exists() and not list(path.glob("*.bin.*")) for path in kept)
+
+
+def test_other_documents_or_settings_never_resume_from_a_foreign_checkpoint(tokenizer, files, tmp_path):
+    model, other = small_model(), small_model()
+    finetune(small_model(), tokenizer, *files, CONFIG, tmp_path / "scratch", seed=0)
+    changed = write(tmp_path / "changed.parquet", *documents(40, 9))
+    finetune(model, tokenizer, changed, files[1], CONFIG, tmp_path / "scratch", seed=0)
+    finetune(other, tokenizer, changed, files[1], CONFIG, tmp_path / "fresh", seed=0)
+    assert same(model, other)
+
+
+def test_a_label_of_no_weight_and_a_missing_label_teach_nothing(tokenizer, files, tmp_path):
+    texts, labels = documents(40, 1)
+    weights = [[0.0, 1.0] if place % 3 == 0 else [2.0, 1.0] for place in range(40)]
+    trained = []
+    for name, unused in (("a", 0.0), ("b", 5.0), ("c", float("nan"))):
+        both = [[unused if place % 3 == 0 else label, 5 - label] for place, label in enumerate(labels)]
+        model = small_model(criteria=("clear", "dull"))
+        train = write(tmp_path / f"{name}.parquet", texts, both, weights)
+        val = write(tmp_path / "val2.parquet", texts, [[label, 5 - label] for label in labels])
+        history = finetune(model, tokenizer, train, val, CONFIG, tmp_path / name, seed=0)
+        trained.append(model)
+    assert same(trained[0], trained[1])
+    assert same(trained[0], trained[2])
+    figures = history[-1]
+    assert figures["eval_spearman"] == pytest.approx(
+        np.mean([figures["eval_spearman_clear"], figures["eval_spearman_dull"]])
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 2, "gradient_accumulation": 4},
+        {"gradient_checkpointing": True},
+        {"batch_size": 4, "processes": 2},
+    ],
+    ids=["accumulated", "checkpointed", "two processes"],
+)
+def test_a_batch_in_parts_teaches_the_same_as_a_whole_one(changes, tokenizer, files, tmp_path):
+    texts, labels = documents(40, 1)
+    weights = [[1.0 + place % 5] for place in range(40)]
+    labels = [[float("nan")] if place % 7 == 0 else [label] for place, label in enumerate(labels)]
+    train = write(tmp_path / "uneven.parquet", texts, labels, weights)
+    whole, parts = small_model(dropout=0.0), small_model(dropout=0.0)
+    gentle = CONFIG.model_copy(update={"learning_rate": 1e-4, "head_learning_rate": 1e-3})
+    finetune(whole, tokenizer, train, files[1], gentle, tmp_path / "whole", seed=0)
+    finetune(parts, tokenizer, train, files[1], gentle.model_copy(update=changes), tmp_path / "parts", seed=0)
+    assert not close(whole, small_model(dropout=0.0), 1e-4)
+    assert close(whole, parts, 1e-4)
+
+
+def test_more_layers_than_there_are_is_a_mistake(tokenizer, files, tmp_path):
+    with pytest.raises(ConfigError, match="3 are to be trained, but the encoder has 2"):
+        finetune(small_model(), tokenizer, *files, CONFIG.model_copy(update={"layers": 3}), tmp_path, seed=0)
+
+
+def test_a_published_classifier_is_not_trained_further(tokenizer, files, tmp_path):
+    shape = BertConfig(**{**small_model().encoder.config.to_dict(), "num_labels": 1})
+    info = HeadInfo(engine="encoder", criteria=[Criterion(name="score", low=0, high=5, threshold=3)])
+    model = HeadModel.from_sequence_classifier(BertForSequenceClassification(shape), "published", info, 32)
+    with pytest.raises(ConfigError, match="train a head on its encoder"):
+        finetune(model, tokenizer, *files, CONFIG, tmp_path, seed=0)
+
+
+def test_no_labels_or_validation_labels_that_do_not_vary_are_told(tokenizer, files, tmp_path):
+    texts, _ = documents(24, 2)
+    none = write(tmp_path / "none.parquet", texts, [float("nan")] * 24)
+    with pytest.raises(InputError, match="no label with a weight"):
+        finetune(small_model(), tokenizer, none, files[1], CONFIG, tmp_path, seed=0)
+    alike = write(tmp_path / "alike.parquet", texts, [3.0] * 24)
+    with pytest.raises(InputError, match="no evaluation gave a spearman"):
+        finetune(small_model(), tokenizer, files[0], alike, CONFIG, tmp_path, seed=0)
+
+
+def test_it_leaves_torchs_determinism_as_it_was(tokenizer, files, tmp_path):
+    finetune(small_model(), tokenizer, *files, CONFIG, Path(tmp_path), seed=0)
+    assert not torch.are_deterministic_algorithms_enabled()

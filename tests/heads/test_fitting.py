@@ -1,0 +1,115 @@
+"""Heads fitted on embeddings: against scikit-learn's solutions, and against what their names promise."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.metrics.pairwise import laplacian_kernel
+
+from ml_filter.heads.embeddings import Embeddings
+from ml_filter.heads.fitting import class_weights, fit_head, predict
+from ml_filter.heads.info import Criterion
+from ml_filter.heads.losses import head_loss
+from ml_filter.settings import HeadSettings
+
+EDU = Criterion(name="edu", low=0, high=5, threshold=3)
+ADULT = Criterion(name="adult", low=0, high=1, threshold=1)
+N, WIDTH = 200, 6
+
+
+@pytest.fixture
+def embeddings():
+    vectors = np.random.default_rng(0).normal(2, 3, (N, WIDTH)).astype(np.float32)
+    return Embeddings(vectors, np.arange(N))
+
+
+@pytest.fixture
+def labels(embeddings):
+    signal = embeddings[:] @ np.array([1, -1, 0.5, 0, 0, 0])
+    return np.clip(2.5 + signal / signal.std(), 0, 5)[:, None]
+
+
+def fitted(embeddings, labels, criteria=(EDU,), seed=0, **settings):
+    return fit_head(embeddings, labels, np.ones_like(labels), criteria, HeadSettings(**settings), seed=seed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "linear"},
+        {"kind": "kernel"},
+        {"kind": "mlp", "size": 32, "epochs": 15},
+        {"kind": "linear", "task": "classification", "learning_rate": 0.05},
+        {"kind": "linear", "task": "ordinal", "learning_rate": 0.05},
+        {"kind": "mlp", "size": 32, "task": "ordinal", "learning_rate": 0.01, "epochs": 20},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_every_kind_of_head_learns_to_rank_and_is_the_same_twice(embeddings, labels, settings):
+    head = fitted(embeddings, labels, **settings)
+    scores = predict(head, embeddings)[:, 0]
+    assert spearmanr(scores, labels[:, 0]).statistic > 0.9
+    again = fitted(embeddings, labels, **settings)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in head.state_dict().items())
+
+
+def test_a_kernel_with_all_documents_as_landmarks_is_kernel_ridge_regression(embeddings, labels):
+    head = fitted(embeddings, labels, kind="kernel", balance=0)
+    standard = (embeddings[:] - embeddings[:].mean(0)) / embeddings[:].std(0)
+    kernel = laplacian_kernel(standard, gamma=1 / WIDTH)
+    # At some penalty; which one, leave-one-out decides.
+    theirs = [
+        KernelRidge(alpha=alpha, kernel="precomputed").fit(kernel, labels[:, 0] - labels.mean()).predict(kernel)
+        for alpha in np.logspace(-2, 1.5, 15)
+    ]
+    ours = predict(head, embeddings)[:, 0]
+    assert min(np.abs(ours - ours.mean() - (one - one.mean())).max() for one in theirs) < 0.05
+
+
+def test_fewer_landmarks_than_documents_rank_nearly_as_well(embeddings, labels):
+    scores = predict(fitted(embeddings, labels, kind="kernel", size=50), embeddings)[:, 0]
+    assert spearmanr(scores, labels[:, 0]).statistic > 0.85
+
+
+def test_several_criteria_are_fitted_at_once_each_on_the_labels_it_has(embeddings, labels):
+    both = np.hstack([labels, (labels > 2.5).astype(float)])
+    both[:100, 1] = np.nan
+    together = predict(fitted(embeddings, both, (EDU, ADULT), kind="linear"), embeddings)
+    alone = predict(fitted(embeddings, labels, kind="linear"), embeddings)
+    half = embeddings.take(np.arange(100, N))
+    other = predict(fitted(half, both[100:, 1:], (ADULT,), kind="linear"), embeddings)
+    assert together[:, 0] == pytest.approx(alone[:, 0], abs=1e-5)
+    assert together[:, 1] == pytest.approx(other[:, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("task", ["classification", "ordinal"])
+def test_expected_scores_stay_in_the_range(embeddings, labels, task):
+    scores = predict(fitted(embeddings, labels, kind="linear", task=task), embeddings)
+    assert scores.min() >= 0
+    assert scores.max() <= 5
+
+
+def test_cut_points_of_an_ordinal_head_ascend(embeddings, labels):
+    head = fitted(embeddings, labels, kind="linear", task="ordinal", learning_rate=0.1)
+    assert (head.cuts(0).diff() > 0).all()
+
+
+@pytest.mark.parametrize("task", ["regression", "classification", "ordinal"])
+def test_a_missing_label_costs_nothing(embeddings, labels, task):
+    head = fitted(embeddings, labels, kind="linear", task=task)
+    logits = head(torch.from_numpy(embeddings[:]))
+    wanted = torch.from_numpy(labels).float()
+    some = wanted.clone()
+    some[50:] = torch.nan
+    assert head_loss(head, logits, some) == pytest.approx(
+        head_loss(head, [of[:50] for of in logits], wanted[:50]).item(), rel=1e-5
+    )
+
+
+def test_class_weights_favour_the_rare_and_leave_out_the_missing():
+    labels = np.array([[1.0], [1.0], [1.0], [4.0], [np.nan]])
+    weights = class_weights(labels, np.ones_like(labels), 0.5)[:, 0]
+    assert weights[3] / weights[0] == pytest.approx(3**0.5)
+    assert weights[:4].mean() == pytest.approx(1)
+    assert weights[4] == 0

@@ -1,0 +1,128 @@
+"""The engines: each is trained by the same call, saved and loaded the same way, and scores as it did in training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from scipy.stats import spearmanr
+
+from ml_filter.heads.info import Criterion, read_info
+from ml_filter.heads.members import FOLDS, cross_fit, fold_numbers, open_member
+from ml_filter.heads.train import train_head
+from ml_filter.scoring.engine import load_engine
+from ml_filter.settings import FinetuneConfig, HeadSettings, ScoreConfig, SourceConfig, TrainConfig
+
+FLOAT32 = ScoreConfig(dtype="float32")
+
+
+def config(**settings):
+    return TrainConfig(label_column="label", max_tokens=64, **settings)
+
+
+def texts_and_labels(labelled):
+    rows = [json.loads(line) for line in labelled.read_text().splitlines()]
+    return [row["text"] for row in rows], np.array([row["label"] for row in rows])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"engine": "encoder"},
+        {"engine": "encoder", "head": HeadSettings(kind="linear"), "layers": 2},
+        {"engine": "encoder", "windows": 3, "combine": "mean"},
+        {"engine": "encoder", "windows": 3, "combine": "max"},
+        {"engine": "encoder", "head": HeadSettings(kind="linear", task="ordinal", epochs=3)},
+        {"engine": "hashing"},
+        {"engine": "static"},
+        {"engine": "stack"},
+    ],
+    ids=["kernel", "linear", "windows, mean", "windows, max", "ordinal", "hashing", "static", "stack"],
+)
+def test_a_loaded_head_scores_as_it_did_when_it_was_trained(settings, labelled, tmp_path):
+    head = train_head(SourceConfig(paths=[str(labelled)]), config(**settings), tmp_path / "head")
+    texts, _ = texts_and_labels(labelled)
+    [criterion] = read_info(head.directory).criteria
+    with open_member(config(**settings), [criterion], tmp_path / "cache") as member:
+        member.add(texts)
+        keep = np.arange(len(texts))
+        labels = np.array(texts_and_labels(labelled)[1])[:, None]
+        cross_fit(member, keep, labels, np.ones_like(labels), keep % FOLDS)
+        member.fit(keep, labels, np.ones_like(labels))
+        wanted = member.predict(keep)[:, 0]
+        (tmp_path / "other").mkdir()
+        member.save(tmp_path / "other", read_info(head.directory))
+    scores = load_engine(tmp_path / "other", FLOAT32).raw(texts)[:, 0]
+    assert scores == pytest.approx(wanted, abs=0.06)  # embedded in bfloat16 where the hardware has it
+    assert not [path for path in Path(head.directory).rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_cross_fitted_scores_come_from_fits_that_did_not_see_the_document(labelled, tmp_path):
+    texts, labels = texts_and_labels(labelled)
+    labels = labels[:, None].copy()
+    labels[7] = 0  # a wrong label that a fit on it would learn
+    places = np.arange(len(texts))
+    criterion = Criterion(name="label", low=0, high=5, threshold=3)
+    with open_member(config(engine="hashing"), [criterion], tmp_path) as member:
+        member.add(texts)
+        apart = cross_fit(member, places, labels, np.ones_like(labels), places % FOLDS)
+        inside = places % FOLDS != 7 % FOLDS
+        member.fit(places[inside], labels[inside], np.ones_like(labels[inside]))
+        assert apart[7] == member.predict(np.array([7]))[0]
+
+
+def test_a_stack_gives_no_member_a_negative_weight(labelled, tmp_path):
+    head = train_head(SourceConfig(paths=[str(labelled)]), config(engine="stack"), tmp_path / "head")
+    stack = json.loads((Path(head.directory) / "config.json").read_text())["stack"]
+    assert stack["members"] == ["encoder", "hashing"]
+    assert np.min(stack["weights"]) >= 0
+    assert {path.parent.name for path in Path(head.directory).rglob("*.safetensors")} == {"encoder", "hashing"}
+
+
+def test_several_criteria_are_scored_side_by_side(labelled, tmp_path):
+    path = tmp_path / "two.jsonl"
+    rows = [json.loads(line) for line in labelled.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["short"] = 5.0 if len(row["text"]) < 1000 else 0.0
+        if number % 3 == 0:
+            del row["label"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = TrainConfig(label_column=["label", "short"], max_tokens=64)
+    head = train_head(SourceConfig(paths=[str(path)]), settings, tmp_path / "head")
+    assert list(head.training.test) == ["label", "short"]
+    assert head.training.cross_validated["label"].documents < head.training.cross_validated["short"].documents
+    scores = load_engine(head.directory, FLOAT32).score([row["text"] for row in rows])
+    assert scores.shape == (60, 2)
+    assert spearmanr(scores[:, 1], [row["short"] for row in rows]).statistic > 0.5
+
+
+def test_an_encoder_is_trained_with_its_head_and_its_history_is_kept(labelled, tmp_path):
+    settings = config(
+        head=HeadSettings(kind="linear"), layers=1, finetune=FinetuneConfig(layers=1, epochs=1, batch_size=8)
+    )
+    source = SourceConfig(paths=[str(labelled)])
+    head = train_head(source, settings, tmp_path / "head")
+    frozen = train_head(source, settings.model_copy(update={"finetune": None}), tmp_path / "frozen")
+    assert [row["step"] for row in head.training.history if "eval_spearman" in row]
+    assert frozen.training.history == []
+    texts, _ = texts_and_labels(labelled)
+    engines = [load_engine(made.directory, FLOAT32) for made in (head, frozen)]
+    weights = [engine.model.encoder.state_dict() for engine in engines]
+    changed = {name for name in weights[0] if not weights[0][name].equal(weights[1][name])}
+    assert changed
+    assert all(name.startswith(("encoder.layer.5.", "pooler")) for name in changed)
+    assert not np.allclose(engines[0].score(texts), engines[1].score(texts))
+    assert not (tmp_path / "head" / ".finetune").exists()
+
+
+def test_a_kernel_head_cannot_be_trained_with_the_encoder():
+    with pytest.raises(ValidationError, match=r"head\.kind linear or mlp"):
+        TrainConfig(finetune=FinetuneConfig())
+
+
+def test_documents_of_a_group_are_in_one_fold():
+    groups = np.array([3, 8, 3, 2**64 - 1], dtype=np.uint64)
+    folds = fold_numbers(groups)
+    assert folds[0] == folds[2]
+    assert set(folds) <= set(range(FOLDS))

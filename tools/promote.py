@@ -1,0 +1,67 @@
+"""Promote a version of a head, or take the last promotion back. The body of the poe tasks `promote` and `rollback`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from ml_filter.errors import MlFilterError
+from ml_filter.settings import Stage
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Promote or roll back; returns the exit code: 0 done, 2 refused."""
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args([argument for argument in given if argument != "--"])  # poe hands on its own "--"
+    os.environ.setdefault("ZENML_ANALYTICS_OPT_IN", "false")
+    os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "WARN")
+    from steps import registry
+
+    try:
+        if options.command == "promote":
+            done = registry.promote(
+                options.model, options.version, options.to, force=options.force, reason=options.reason
+            )
+        else:
+            done = registry.roll_back(options.model, options.reason)
+    except MlFilterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(done)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="poetry poe", description="Move versions of a head between stages.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    promote = commands.add_parser(
+        "promote",
+        prog="poetry poe promote",
+        description="Put a version of a model in production or staging, if the paired test and the human gate of its "
+        "training run allow it and it was compared with the version that is in production now. The version that was "
+        "there is archived.",
+        epilog="examples: poetry poe promote educational_value_head 3; "
+        "poetry poe promote educational_value_head staging --to production; "
+        "poetry poe promote educational_value_head 2 --force --reason 'version 3 scores forums too high'",
+    )
+    promote.add_argument("model", metavar="MODEL", help="name of the model in ZenML, as model.name in the YAML")
+    promote.add_argument("version", metavar="VERSION", help="number, name or stage of the version")
+    promote.add_argument("--to", choices=get_args(Stage), default="production", help="default: production")
+    promote.add_argument("--force", action="store_true", help="whatever was decided; needs --reason")
+    promote.add_argument("--reason", metavar="TEXT", help="kept with the version")
+    rollback = commands.add_parser(
+        "rollback",
+        prog="poetry poe rollback",
+        description="Put the version in production that was there before the present one, which is archived.",
+        epilog="example: poetry poe rollback educational_value_head --reason 'keeps too few recipes'",
+    )
+    rollback.add_argument("model", metavar="MODEL", help="name of the model in ZenML")
+    rollback.add_argument("--reason", metavar="TEXT", help="kept with the version that is taken out")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
