@@ -14,7 +14,7 @@ import pytest
 from ml_filter import __version__
 from ml_filter.cli import app
 
-COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
+COMMANDS = sorted(command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands)
 KEY = "sk-the-very-secret-key"
 
 

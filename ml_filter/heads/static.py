@@ -176,7 +176,8 @@ def distill(encoder: Encoder, settings: StaticSettings) -> StaticModel:
     device = choose_device("auto")
     model = HeadModel.from_encoder(encoder, layers=settings.layers).cast_encoder(choose_dtype("auto", device))
     torch.nn.Module.to(model, device)
-    before, after = _special_tokens(_plain_tokenizer(backend.to_str()))  # theirs may pad
+    tokenizer = _plain_tokenizer(backend.to_str())
+    before, after = _special_tokens(tokenizer)
     count = int(encoder.model.config.vocab_size)
 
     def states(tokens: NDArray[np.int64], bar: Progress) -> Iterator[NDArray[np.float32]]:
@@ -199,12 +200,13 @@ def distill(encoder: Encoder, settings: StaticSettings) -> StaticModel:
         components = vectors[:, ::-1][:, : settings.width]
         table = np.concatenate([(block - mean) @ components for block in states(np.arange(count), bar)])
     table /= table.std()  # an encoder's states can be too large for float16
-    width = table.shape[1]
+    unknown = max(0, max(tokenizer.get_vocab().values()) + 1 - count)  # tokens that the encoder has no embedding of
+    table = np.vstack([table, np.zeros((unknown, table.shape[1]))])
     return StaticModel(
         settings,
-        _plain_tokenizer(backend.to_str()),
+        tokenizer,
         table.astype(np.float16).astype(np.float32),
-        np.zeros((0, 2 * width), np.float32),
+        np.zeros((0, 2 * table.shape[1]), np.float32),
         np.zeros(0, np.float32),
     )
 
