@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from heapq import heappush, heapreplace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -17,6 +15,7 @@ from pydantic import BaseModel
 from ml_filter.documents.lineage import made_by
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.sampling import sampling_key
+from ml_filter.heads.info import read_info
 from ml_filter.heads.metrics import Evaluation
 from ml_filter.heads.train import TrainedHead
 from ml_filter.reports.html import render
@@ -132,7 +131,8 @@ def write_run_report(
     ]
     facts = {"code version": scored.code_version, "head": head.digest, "scored corpus": scored.digest}
     facts |= made_by(training.lineage)
-    low, high = _score_range(head)
+    criterion = read_info(head.directory).criteria[0]
+    low, high = criterion.low, criterion.high
     report = RunReport(
         title=f"Filtered corpus: {filtered.rows:,} of {scored.counts['read']:,} documents kept",
         stages=stages,
@@ -146,8 +146,3 @@ def write_run_report(
     fs.pipe_file(f"{root}/{REPORT_NAME}", page.encode())
     fs.pipe_file(f"{root}/report.json", (report.model_dump_json(indent=1) + "\n").encode())
     return filtered.path_of(REPORT_NAME), page
-
-
-def _score_range(head: TrainedHead) -> tuple[float, float]:
-    config = json.loads((Path(head.directory) / "config.json").read_text())
-    return float(config["score_min"]), float(config["score_max"])
