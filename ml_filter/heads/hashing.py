@@ -309,12 +309,12 @@ class _Krylov:
 
 
 def _inverse_frequencies(features: csr_matrix, used: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """ln((1 + n) / (1 + documents with the feature)) + 1, as scikit-learn has it; 0 where a single one has it."""
+    """ln((1 + n) / (1 + documents with the feature)) + 1, as scikit-learn has it; 0 for features of no document."""
     frequencies = np.zeros(features.shape[1])
     for start in range(0, features.shape[0], _BLOCK_ROWS):
         block = features[start : start + _BLOCK_ROWS][used[start : start + _BLOCK_ROWS]]
         frequencies += np.bincount(block.indices, minlength=len(frequencies))
-    idf = np.where(frequencies > 1, np.log((1 + used.sum()) / (1 + frequencies)) + 1, 0)
+    idf = np.where(frequencies > 0, np.log((1 + used.sum()) / (1 + frequencies)) + 1, 0)
     return idf.astype(np.float32)
 
 

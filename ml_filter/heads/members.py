@@ -59,7 +59,7 @@ def open_member(config: TrainConfig, criteria: Sequence[Criterion], cache: Path,
     if config.engine == "static":
         return StaticMember(config, cache)
     if config.engine == "stack":
-        return StackMember([EncoderMember(config, criteria, cache), HashingMember(config, criteria)], criteria)
+        return StackMember(config, [EncoderMember(config, criteria, cache), HashingMember(config, criteria)])
     return EncoderMember(config, criteria, cache)
 
 
@@ -396,7 +396,7 @@ class HashingMember:
     def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores of documents."""
         assert self._model is not None
-        return self._model.scores_of(self._documents.matrix()[places]).astype(np.float64)
+        return self._model.scores_of(self._documents.matrix())[places].astype(np.float64)
 
     def save(self, directory: Path, info: HeadInfo) -> None:
         """Write model.safetensors and config.json."""
@@ -453,8 +453,8 @@ class StackMember:
     The weights are not negative (stacked regression; Breiman 1996). `cross_fit` finds them; `fit` keeps them.
     """
 
-    def __init__(self, members: Sequence[Member], criteria: Sequence[Criterion]) -> None:
-        self.members, self.criteria = list(members), list(criteria)
+    def __init__(self, config: TrainConfig, members: Sequence[Member]) -> None:
+        self.config, self.members = config, list(members)
         self._weights: NDArray[np.float64] | None = None
         self._bias: NDArray[np.float64] | None = None
 
@@ -486,12 +486,13 @@ class StackMember:
         from scipy.optimize import nnls
 
         made = np.stack([cross_fit(member, places, labels, weights, folds) for member in self.members], 2)
+        balanced = class_weights(labels, weights, self.config.head.balance)
         self._weights = np.empty((labels.shape[1], len(self.members)))
         self._bias = np.empty(labels.shape[1])
         for place in range(labels.shape[1]):
             known = ~np.isnan(labels[:, place])
             wanted, scores = labels[known, place], made[known, place]
-            root = np.sqrt(weights[known, place])
+            root = np.sqrt(balanced[known, place])
             means, mean = np.average(scores, 0, root**2), np.average(wanted, weights=root**2)
             self._weights[place], _ = nnls((scores - means) * root[:, None], (wanted - mean) * root)
             self._bias[place] = mean - means @ self._weights[place]
