@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ml_filter.heads.calibration import fit_calibration
 from ml_filter.heads.info import Criterion
-from ml_filter.heads.members import EncoderMember, cross_fit, open_member
+from ml_filter.heads.members import EncoderMember, open_member
 from ml_filter.heads.ridge import ALPHAS
 from ml_filter.settings import HeadSettings, Settings, TrainConfig
 
@@ -90,7 +90,7 @@ def head(name: str, texts: list[str], llm: np.ndarray, first: int) -> tuple[np.n
         for repeat, folds in enumerate(splits(len(texts), first)):
             for train, test in folds:
                 labels, weights = llm[train, None], np.ones((len(train), 1))
-                crossed = cross_fit(member, train, labels, weights, inner[train])[:, 0]
+                crossed = member.cross_fit(train, labels, weights, inner[train])[:, 0]
                 criterion = calibrated(crossed, llm[train])
                 member.fit(train, labels, weights)
                 made = np.clip(member.predict(test)[:, 0], 0, 5)

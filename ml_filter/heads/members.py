@@ -7,10 +7,11 @@ asked about others, as cross-fitting does, without a second look at the texts.
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 STACKED: tuple[HeadEngine, ...] = ("encoder", "hashing")
+TEXTS_NAME = "texts.parquet"
 _CHUNK = 512
 
 
@@ -63,26 +65,61 @@ def open_member(config: TrainConfig, criteria: Sequence[Criterion], cache: Path,
     return EncoderMember(config, criteria, cache)
 
 
-class Member(Protocol):
-    """An engine in training."""
+class Member(ABC):
+    """An engine in training; open as long as it is in a `with` block."""
 
-    def __enter__(self) -> Member: ...
+    history: Sequence[dict[str, float]] = ()
+    """Of training step by step, where it is."""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            self._open(opened)
+            self._opened = opened.pop_all()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self._opened.__exit__(kind, value, trace)
 
+    @abstractmethod
+    def _open(self, opened: ExitStack) -> None:
+        """Enter what has to be closed at the end."""
+
+    @abstractmethod
     def add(self, texts: Sequence[str]) -> None:
         """Take up the next documents."""
 
+    @abstractmethod
     def fit(self, places: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
         """Fit on the documents at `places` [n] with labels and weights [n, criteria]."""
 
+    @abstractmethod
     def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores [n, criteria] of the documents at `places`, by the last fit; not clamped."""
 
+    @abstractmethod
     def save(self, directory: Path, info: HeadInfo) -> None:
         """Write the last fit, and what it says of itself, as a head's files."""
+
+    def cross_fit(
+        self,
+        places: NDArray[np.int64],
+        labels: NDArray[np.float64],
+        weights: NDArray[np.float64],
+        folds: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Scores [n, criteria] of the documents at `places` [n], each by a fit on those of other folds.
+
+        Raises:
+            InputError: all documents are in one fold.
+        """
+        made = np.empty(labels.shape)
+        for fold in np.unique(folds):
+            outside = _outside(folds, fold)
+            self.fit(places[outside], labels[outside], weights[outside])
+            made[~outside] = self.predict(places[~outside])
+        return made
 
 
 def fold_numbers(groups: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -91,31 +128,14 @@ def fold_numbers(groups: NDArray[np.uint64]) -> NDArray[np.int64]:
     return numbers
 
 
-def cross_fit(
-    member: Member,
-    places: NDArray[np.int64],
-    labels: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    folds: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """Scores [n, criteria] of the documents at `places` [n], each by a fit on those of other folds.
-
-    Raises:
-        InputError: all documents are in one fold.
-    """
-    if isinstance(member, StackMember | FinetunedMember):
-        return member.cross_fit(places, labels, weights, folds)
-    made = np.empty(labels.shape)
-    for fold in np.unique(folds):
-        outside = folds != fold
-        if not outside.any():
-            raise InputError("all labelled documents are of one host: a head needs labels of several")
-        member.fit(places[outside], labels[outside], weights[outside])
-        made[~outside] = member.predict(places[~outside])
-    return made
+def _outside(folds: NDArray[np.int64], fold: int) -> NDArray[np.bool_]:
+    outside: NDArray[np.bool_] = folds != fold
+    if not outside.any():
+        raise InputError("all labelled documents are of one host: a head needs labels of several")
+    return outside
 
 
-class EncoderMember:
+class EncoderMember(Member):
     """A frozen encoder with a head on its cached embeddings.
 
     Args:
@@ -149,19 +169,8 @@ class EncoderMember:
         self._documents = 0
         self._head: Head | None = None
 
-    def __enter__(self) -> EncoderMember:
-        self._store.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._store.__exit__(kind, value, trace)
-
-    @property
-    def embedded(self) -> int:
-        """Windows that went through the encoder, and were not in the cache."""
-        return self._store.embedded
+    def _open(self, opened: ExitStack) -> None:
+        opened.enter_context(self._store)
 
     def add(self, texts: Sequence[str]) -> None:
         """Embed the windows of the next documents that are not in the cache."""
@@ -169,9 +178,12 @@ class EncoderMember:
             windows, owners = split_windows(
                 texts[start : start + _CHUNK], self._tokenizer, self._limit, self.config.windows
             )
-            self._rows += self._store.rows_of(windows)
+            self._rows += self._rows_of(windows)
             self._owners += [self._documents + owner for owner in owners]
             self._documents += len(texts[start : start + _CHUNK])
+
+    def _rows_of(self, windows: Sequence[str]) -> list[int]:
+        return self._store.rows_of(windows)
 
     def embeddings(self, places: NDArray[np.int64]) -> Embeddings:
         """The embeddings of the windows of the documents at `places`."""
@@ -231,10 +243,16 @@ class EncoderMember:
 
     def _windows_of(self, places: NDArray[np.int64]) -> tuple[Embeddings, NDArray[np.int64]]:
         """The embeddings of all windows of the documents at `places`, and the document [windows] of each, as 0..n."""
-        owners, position = np.array(self._owners), np.full(self._documents, -1)
+        of = self._documents_of(places)
+        found = np.flatnonzero(of >= 0)
+        return Embeddings(self._store.vectors(), np.array(self._rows)[found]), of[found]
+
+    def _documents_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For every window [windows] where its document stands in `places`; -1: nowhere."""
+        position = np.full(self._documents, -1, np.int64)
         position[places] = np.arange(len(places))
-        found = np.flatnonzero(position[owners] >= 0)
-        return Embeddings(self._store.vectors(), np.array(self._rows)[found]), position[owners[found]]
+        of: NDArray[np.int64] = position[np.array(self._owners)]
+        return of
 
 
 class FinetunedMember(EncoderMember):
@@ -248,25 +266,16 @@ class FinetunedMember(EncoderMember):
         super().__init__(config, criteria, cache)
         self._scratch = scratch
         self._model: HeadModel | None = None
-        self.history: list[dict[str, float]] = []
 
-    def __enter__(self) -> FinetunedMember:
-        super().__enter__()
+    def _open(self, opened: ExitStack) -> None:
+        super()._open(opened)
         self._scratch.mkdir(parents=True, exist_ok=True)
-        self._texts = pq.ParquetWriter(self._scratch / "texts.parquet", pa.schema([("text", pa.string())]))
-        return self
+        schema = pa.schema([("text", pa.string())])
+        self._texts = opened.enter_context(pq.ParquetWriter(self._scratch / TEXTS_NAME, schema))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._texts.close()
-        super().__exit__(kind, value, trace)
-
-    def add(self, texts: Sequence[str]) -> None:
-        """Embed the next documents for the head's first fit, and keep the texts of their windows."""
-        super().add(texts)
-        windows, _ = split_windows(texts, self._tokenizer, self._limit, self.config.windows)
+    def _rows_of(self, windows: Sequence[str]) -> list[int]:
         self._texts.write_table(pa.table({"text": windows}))
+        return super()._rows_of(windows)
 
     def cross_fit(
         self,
@@ -280,15 +289,13 @@ class FinetunedMember(EncoderMember):
 
         assert self.config.finetune is not None
         self._texts.close()
-        apart = folds == folds.min()
-        if apart.all():
-            raise InputError("all labelled documents are of one host: a head needs labels of several")
-        super().fit(places[~apart], labels[~apart], weights[~apart])
+        outside = _outside(folds, folds.min())
+        super().fit(places[outside], labels[outside], weights[outside])
         # Names and ranges are all that training looks at; calibration comes after it.
         self._model = self._built(HeadInfo(engine="encoder", criteria=self.criteria))
         balanced = class_weights(labels, weights, self.config.head.balance)
         files = []
-        for name, chosen in (("train", ~apart), ("validation", apart)):
+        for name, chosen in (("train", outside), ("validation", ~outside)):
             files.append(self._scratch / f"{name}.parquet")
             self._write(files[-1], places[chosen], labels[chosen], balanced[chosen])
         self.history = finetune(
@@ -301,7 +308,7 @@ class FinetunedMember(EncoderMember):
             seed=self.config.seed,
         )
         made = np.full(labels.shape, np.nan)
-        made[apart] = self.predict(places[apart])
+        made[~outside] = self.predict(places[~outside])
         return made
 
     def fit(self, places: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
@@ -310,24 +317,19 @@ class FinetunedMember(EncoderMember):
     def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores of documents, by the trained model."""
         assert self._model is not None
-        owners, position = np.array(self._owners), np.full(self._documents, -1)
-        position[places] = np.arange(len(places))
-        parts, found = [], []
-        for texts, rows in self._read():
-            chosen = position[owners[rows]] >= 0
-            parts.append(
-                run_in_batches(
-                    [text for text, here in zip(texts, chosen, strict=True) if here],
-                    self._tokenizer,
-                    self._model,
-                    max_tokens=self._limit,
-                    batch_tokens=ScoreConfig().batch_tokens,
-                    device=self._model.device,
-                ).reshape(-1, len(self.criteria))
+        parts, documents = [], []
+        for texts, of in self._read(places):
+            made = run_in_batches(
+                texts,
+                self._tokenizer,
+                self._model,
+                max_tokens=self._limit,
+                batch_tokens=ScoreConfig().batch_tokens,
+                device=self._model.device,
             )
-            found.append(position[owners[rows][chosen]])
-        scores = np.concatenate(parts).astype(np.float64)
-        return combine_windows(scores, np.concatenate(found), len(places), self.config.combine)
+            parts.append(made.astype(np.float64))
+            documents.append(of)
+        return combine_windows(np.concatenate(parts), np.concatenate(documents), len(places), self.config.combine)
 
     def _built(self, info: HeadInfo) -> HeadModel:
         if self._model is None:
@@ -335,34 +337,33 @@ class FinetunedMember(EncoderMember):
         self._model.config.head = info.model_dump(mode="json")
         return self._model
 
-    def _read(self) -> Iterator[tuple[list[str], slice]]:
-        """The windows' texts in parts, with their places among all windows."""
-        start = 0
-        for batch in pq.ParquetFile(self._scratch / "texts.parquet").iter_batches(_CHUNK):
-            yield batch.column("text").to_pylist(), slice(start, start + len(batch))
+    def _read(self, places: NDArray[np.int64]) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
+        """The windows of documents in parts: their texts, and where their documents stand in `places`."""
+        of, start = self._documents_of(places), 0
+        for batch in pq.ParquetFile(self._scratch / TEXTS_NAME).iter_batches(_CHUNK):
+            here = of[start : start + len(batch)]
             start += len(batch)
+            chosen = here >= 0
+            if chosen.any():
+                yield batch.column("text").filter(pa.array(chosen)).to_pylist(), here[chosen]
 
     def _write(
         self, path: Path, places: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]
     ) -> None:
         """The windows of some documents, as `finetune` reads them."""
-        owners, position = np.array(self._owners), np.full(self._documents, -1)
-        position[places] = np.arange(len(places))
         numbers = pa.list_(pa.float32())
         schema = pa.schema([("text", pa.string()), ("labels", numbers), ("weights", numbers)])
         with pq.ParquetWriter(path, schema) as writer:
-            for texts, rows in self._read():
-                of = position[owners[rows]]
-                chosen = of >= 0
+            for texts, of in self._read(places):
                 columns = {
-                    "text": [text for text, here in zip(texts, chosen, strict=True) if here],
-                    "labels": list(labels[of[chosen]].astype(np.float32)),
-                    "weights": list(weights[of[chosen]].astype(np.float32)),
+                    "text": texts,
+                    "labels": list(labels[of].astype(np.float32)),
+                    "weights": list(weights[of].astype(np.float32)),
                 }
                 writer.write_table(pa.table(columns, schema=schema))
 
 
-class HashingMember:
+class HashingMember(Member):
     """A regression on hashed words and word pairs, which lie on disk while it is fitted."""
 
     def __init__(self, config: TrainConfig, criteria: Sequence[Criterion]) -> None:
@@ -370,16 +371,9 @@ class HashingMember:
         self._settings = HashingSettings()
         self._model: HashingModel | None = None
 
-    def __enter__(self) -> HashingMember:
-        self._scratch = tempfile.TemporaryDirectory(prefix="ml_filter-hashed-")
-        self._documents = HashedDocuments(self._settings, Path(self._scratch.name)).__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._documents.__exit__(kind, value, trace)
-        self._scratch.cleanup()
+    def _open(self, opened: ExitStack) -> None:
+        scratch = opened.enter_context(tempfile.TemporaryDirectory(prefix="ml_filter-hashed-"))
+        self._documents = opened.enter_context(HashedDocuments(self._settings, Path(scratch)))
 
     def add(self, texts: Sequence[str]) -> None:
         """Hash the next documents."""
@@ -404,7 +398,7 @@ class HashingMember:
         write_config(directory, info, hashing=self._model.save(directory))
 
 
-class StaticMember:
+class StaticMember(Member):
     """A regression on static embeddings, which are cached like an encoder's."""
 
     def __init__(self, config: TrainConfig, cache: Path) -> None:
@@ -415,14 +409,8 @@ class StaticMember:
         self._store = EmbeddingStore(cache, identity, self._model.width, self._model.embed)
         self._rows: list[int] = []
 
-    def __enter__(self) -> StaticMember:
-        self._store.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._store.__exit__(kind, value, trace)
+    def _open(self, opened: ExitStack) -> None:
+        opened.enter_context(self._store)
 
     def add(self, texts: Sequence[str]) -> None:
         """Embed the next documents that are not in the cache."""
@@ -447,7 +435,7 @@ class StaticMember:
         return Embeddings(self._store.vectors(), np.array(self._rows)[places])
 
 
-class StackMember:
+class StackMember(Member):
     """Several members, whose scores are added up with weights that suit documents they were not fitted on.
 
     The weights are not negative (stacked regression; Breiman 1996). `cross_fit` finds them; `fit` keeps them.
@@ -458,17 +446,9 @@ class StackMember:
         self._weights: NDArray[np.float64] | None = None
         self._bias: NDArray[np.float64] | None = None
 
-    def __enter__(self) -> StackMember:
-        with ExitStack() as opened:
-            for member in self.members:
-                opened.enter_context(member)
-            self._opened = opened.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._opened.__exit__(kind, value, trace)
+    def _open(self, opened: ExitStack) -> None:
+        for member in self.members:
+            opened.enter_context(member)
 
     def add(self, texts: Sequence[str]) -> None:
         """Take up the next documents."""
@@ -485,7 +465,7 @@ class StackMember:
         """Cross-fit the members, find the weights, and combine."""
         from scipy.optimize import nnls
 
-        made = np.stack([cross_fit(member, places, labels, weights, folds) for member in self.members], 2)
+        made = np.stack([member.cross_fit(places, labels, weights, folds) for member in self.members], 2)
         balanced = class_weights(labels, weights, self.config.head.balance)
         self._weights = np.empty((labels.shape[1], len(self.members)))
         self._bias = np.empty(labels.shape[1])
@@ -511,14 +491,12 @@ class StackMember:
         """Write each member's files in a directory of its own, and config.json with the weights."""
         assert self._weights is not None
         assert self._bias is not None
-        names = []
+        plain = [criterion.model_copy(update={"calibration": None}) for criterion in info.criteria]
         for member, engine in zip(self.members, STACKED, strict=True):
-            names.append(engine)
             (directory / engine).mkdir()
-            plain = [criterion.model_copy(update={"calibration": None}) for criterion in info.criteria]
             member.save(directory / engine, HeadInfo(engine=engine, criteria=plain))
         write_config(
-            directory, info, stack={"members": names, "weights": self._weights.tolist(), "bias": self._bias.tolist()}
+            directory, info, stack={"members": STACKED, "weights": self._weights.tolist(), "bias": self._bias.tolist()}
         )
 
     def _combined(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:

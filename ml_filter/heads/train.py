@@ -75,12 +75,13 @@ class TrainedHead(BaseModel):
 
 @dataclass(frozen=True)
 class _Labels:
-    """All labels, by document: [documents, criteria]; which documents are for the test; their folds."""
+    """All labels, by document: [documents, criteria]; which documents are for the test; a number
+    for each host, or text."""
 
     labels: NDArray[np.float64]
     weights: NDArray[np.float64]
     is_test: NDArray[np.bool_]
-    folds: NDArray[np.int64]
+    groups: NDArray[np.uint64]
     bytes: NDArray[np.int64]
 
 
@@ -120,7 +121,7 @@ def train_head(
 
 
 def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: str) -> None:
-    from ml_filter.heads.members import cross_fit, open_member
+    from ml_filter.heads.members import fold_numbers, open_member
 
     criteria = [
         Criterion(name=name, low=config.score_min, high=config.score_max, threshold=config.threshold)
@@ -131,7 +132,8 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
         _check_labels(known, criteria, config)
         train, test = np.flatnonzero(~known.is_test), np.flatnonzero(known.is_test)
         logger.info(f"Fitting on {len(train):,} documents")
-        crossed = cross_fit(member, train, known.labels[train], known.weights[train], known.folds[train])
+        folds = fold_numbers(known.groups[train])
+        crossed = member.cross_fit(train, known.labels[train], known.weights[train], folds)
         criteria = [_calibrated(one, config, crossed[:, c], known, train, c) for c, one in enumerate(criteria)]
         member.fit(train, known.labels[train], known.weights[train])
         scores = member.predict(test)
@@ -149,7 +151,7 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
             test_documents=len(test),
             test=_evaluations(criteria, scores, known.labels[test]),
             cross_validated=_evaluations(criteria, crossed, known.labels[train]),
-            history=getattr(member, "history", []),
+            history=list(member.history),
             parents=data.parents,
             lineage=data.lineage,
         )
@@ -176,14 +178,12 @@ def _take_up(data: LabelledDocuments, member: Member, config: TrainConfig) -> _L
             bar.advance(len(chunk.ids))
     if not keys:
         raise InputError(f"no document has a label of {', '.join(data.criteria)}")
-    from ml_filter.heads.members import fold_numbers
-
     groups = np.array(keys, dtype=np.uint64)
     return _Labels(
         np.concatenate(labels),
         np.concatenate(weights),
         groups < config.test_share * 2**64,
-        fold_numbers(groups),
+        groups,
         np.array(lengths),
     )
 

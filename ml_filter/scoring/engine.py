@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from loguru import logger
@@ -26,16 +27,20 @@ if TYPE_CHECKING:
     from ml_filter.heads.model import HeadModel
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Scores texts."""
 
     info: HeadInfo
 
+    @abstractmethod
     def raw(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [texts, criteria], in order, as the head gives them; nan where it gave none."""
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The same, clamped to the score ranges."""
+        low, high = ([getattr(criterion, side) for criterion in self.info.criteria] for side in ("low", "high"))
+        made: NDArray[np.float32] = np.clip(self.raw(texts), low, high).astype(np.float32)
+        return made
 
 
 def load_engine(directory: str | Path, config: ScoreConfig) -> Engine:
@@ -59,7 +64,7 @@ def load_engine(directory: str | Path, config: ScoreConfig) -> Engine:
     return EncoderEngine(*load_model(directory), config)
 
 
-class EncoderEngine:
+class EncoderEngine(Engine):
     """An encoder with its head, in batches of like length under a token budget.
 
     The encoder runs in the chosen number type, the head in float32.
@@ -91,12 +96,8 @@ class EncoderEngine:
         combined: NDArray[np.float32] = combine_windows(made, np.array(owners), len(texts), config.combine)
         return combined
 
-    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The same, clamped to the score ranges."""
-        return _clamped(self.raw(texts), self.info)
 
-
-class LexicalEngine:
+class LexicalEngine(Engine):
     """A linear head on hashed words or static embeddings: no encoder, no device."""
 
     def __init__(self, model: HashingModel | StaticModel, info: HeadInfo) -> None:
@@ -106,12 +107,8 @@ class LexicalEngine:
         """Scores [texts, criteria], in order, as the head gives them."""
         return self.model.scores(texts)
 
-    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The same, clamped to the score ranges."""
-        return _clamped(self.raw(texts), self.info)
 
-
-class StackEngine:
+class StackEngine(Engine):
     """Several engines, whose scores are added up with the weights that training found."""
 
     def __init__(self, members: Sequence[Engine], stack: dict[str, Any], info: HeadInfo) -> None:
@@ -123,13 +120,3 @@ class StackEngine:
         made = np.stack([member.raw(texts) for member in self.members], 2)
         combined: NDArray[np.float32] = (np.einsum("ncm,cm->nc", made, self.weights) + self.bias).astype(np.float32)
         return combined
-
-    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The same, clamped to the score ranges."""
-        return _clamped(self.raw(texts), self.info)
-
-
-def _clamped(scores: NDArray[np.float32], info: HeadInfo) -> NDArray[np.float32]:
-    low, high = ([getattr(criterion, side) for criterion in info.criteria] for side in ("low", "high"))
-    made: NDArray[np.float32] = np.clip(scores, low, high).astype(np.float32)
-    return made

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from scipy.stats import spearmanr
 
 from ml_filter.heads.info import Criterion, read_info
-from ml_filter.heads.members import FOLDS, cross_fit, fold_numbers, open_member
+from ml_filter.heads.members import FOLDS, fold_numbers, open_member
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.engine import load_engine
 from ml_filter.settings import FinetuneConfig, HeadSettings, ScoreConfig, SourceConfig, TrainConfig
@@ -48,7 +48,7 @@ def test_a_loaded_head_scores_as_it_did_when_it_was_trained(settings, labelled, 
         member.add(texts)
         keep = np.arange(len(texts))
         labels = np.array(texts_and_labels(labelled)[1])[:, None]
-        cross_fit(member, keep, labels, np.ones_like(labels), keep % FOLDS)
+        member.cross_fit(keep, labels, np.ones_like(labels), keep % FOLDS)
         member.fit(keep, labels, np.ones_like(labels))
         wanted = member.predict(keep)[:, 0]
         (tmp_path / "other").mkdir()
@@ -66,7 +66,7 @@ def test_cross_fitted_scores_come_from_fits_that_did_not_see_the_document(labell
     criterion = Criterion(name="label", low=0, high=5, threshold=3)
     with open_member(config(engine="hashing"), [criterion], tmp_path) as member:
         member.add(texts)
-        apart = cross_fit(member, places, labels, np.ones_like(labels), places % FOLDS)
+        apart = member.cross_fit(places, labels, np.ones_like(labels), places % FOLDS)
         inside = places % FOLDS != 7 % FOLDS
         member.fit(places[inside], labels[inside], np.ones_like(labels[inside]))
         assert apart[7] == member.predict(np.array([7]))[0]
