@@ -39,7 +39,7 @@ def fitted(embeddings, labels, criteria=(EDU,), seed=0, **settings):
     [
         {"kind": "linear"},
         {"kind": "kernel"},
-        {"kind": "mlp", "size": 32, "epochs": 15},
+        {"kind": "mlp", "size": 32, "learning_rate": 0.01, "epochs": 15},
         {"kind": "linear", "task": "classification", "learning_rate": 0.05},
         {"kind": "linear", "task": "ordinal", "learning_rate": 0.05},
         {"kind": "mlp", "size": 32, "task": "ordinal", "learning_rate": 0.01, "epochs": 20},
