@@ -3,7 +3,8 @@
 The head sees the pooled states of several layers, not of the last one only: with all-MiniLM-L6-v2 that ranks better
 than anything fitted to the last layer alone (docs/training.md has the figures). It is linear, a small network, or a
 kernel regression on landmark documents, and its outputs are read as a regression, as classes or as ordered classes.
-`from_pretrained(directory)` gives the model back whole; the tokenizer lies beside it. Weights are safetensors.
+`HeadModel.from_pretrained` of a directory or a Hub name gives the model back whole, and so does `AutoModel`'s after
+`register()`; the tokenizer lies beside it. Weights are safetensors.
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ class HeadConfig(PretrainedConfig):
 
 
 class KernelLayer(nn.Module):
-    """Laplacian kernel of standardised embeddings with landmark documents: exp(-mean absolute distance)."""
+    """Exponential kernel of standardised embeddings with landmark documents: exp(-root mean square distance).
+
+    The Matern kernel of smoothness 1/2 (Rasmussen and Williams 2006, eq. 4.18), at unit length for each feature.
+    """
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -78,7 +82,9 @@ class KernelLayer(nn.Module):
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings [batch, width] to similarities [batch, landmarks]."""
         standard = (embeddings - self.mean) / self.scale
-        return torch.exp(-torch.cdist(standard, self.landmarks, p=1) / standard.shape[1])
+        # Distances through one matrix product: what makes this kernel cheap.
+        distances = torch.cdist(standard, self.landmarks, compute_mode="use_mm_for_euclid_dist")
+        return torch.exp(-distances / standard.shape[1] ** 0.5)
 
 
 class MlpLayer(nn.Module):
@@ -217,3 +223,9 @@ class HeadModel(PreTrainedModel):
         """Run the encoder in `dtype`; the head stays float32."""
         self.encoder.to(dtype)
         return self
+
+
+def register() -> None:
+    """Make heads known to transformers: `AutoConfig` and `AutoModel.from_pretrained` give them from then on."""
+    AutoConfig.register(HeadConfig.model_type, HeadConfig, exist_ok=True)
+    AutoModel.register(HeadConfig, HeadModel, exist_ok=True)
