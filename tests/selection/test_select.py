@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,11 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from scored import kept_ids, read_rows, rows_of, select, write_shards
 
 from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import InputError
+from ml_filter.heads.train import train_head
+from ml_filter.scoring.run import score_corpus
 from ml_filter.selection.select import filter_corpus
-from ml_filter.settings import FilterConfig, SourceConfig
+from ml_filter.selection.tokens import TokenCounter
+from ml_filter.settings import FilterConfig, ScoreConfig, SourceConfig, TrainConfig, problems_in
 
 
 def scored(path: Path, scores: list[float | None], **columns) -> pa.Table:
@@ -55,10 +62,16 @@ def test_every_document_is_counted_as_kept_dropped_or_unscored(tmp_path):
         "read": 7,
         "kept": 3,
         "dropped": 1,
+        "dropped_below_min_score": 1,
         "unscored": 3,
         "rejected": 1,
         "rejected_invalid_json": 1,
     }
+
+
+def ml_filter(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ml_filter.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
 
 
 SCORES = st.lists(st.none() | st.floats(0, 5), min_size=1, max_size=20)
@@ -119,6 +132,205 @@ def test_a_filtered_corpus_can_be_filtered_again(tmp_path):
     assert table_of(second)["score"].to_pylist() == [4.0]
     assert second.parents[0].digest == find_manifest(str(tmp_path / "first")).digest
 
+
+# --- Criteria and conditions -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_criteria(tmp_path) -> SourceConfig:
+    rows = [
+        {"id": "a", "text": "t", "score_educational": 4.0, "score_adult": 0.5, "score_status": "scored", "length": 10},
+        {"id": "b", "text": "t", "score_educational": 5.0, "score_adult": 2.0, "score_status": "scored", "length": 90},
+        {"id": "c", "text": "t", "score_educational": 3.0, "score_adult": 1.0, "score_status": "scored", "length": 90},
+        {"id": "d", "text": "t", "score_educational": 1.0, "score_adult": 0.0, "score_status": "scored", "length": 90},
+        {"id": "e", "text": "t", "score_educational": None, "score_adult": None, "score_status": "failed", "length": 9},
+        {
+            "id": "f",
+            "text": "t",
+            "score_educational": 5.0,
+            "score_adult": 0.0,
+            "score_status": "scored",
+            "length": None,
+        },
+    ]
+    return write_shards(tmp_path / "in", [rows])
+
+
+def test_several_criteria_choose_together_and_each_reason_is_counted(two_criteria, tmp_path):
+    how = {"criterion": "educational", "conditions": ["adult<=1", "length >= 50"], "dropped": True}
+    manifest = select(two_criteria, tmp_path / "out", min_score=3, **how)
+    assert kept_ids(manifest) == {"c"}
+    assert {name: manifest.counts[name] for name in manifest.counts if name.startswith(("dropped", "unscored"))} == {
+        "dropped": 3,
+        "dropped_condition:adult<=1": 1,
+        "dropped_condition:length>=50": 1,
+        "dropped_below_min_score": 1,
+        "unscored": 2,
+    }
+    reasons = {row["id"]: row["dropped_reason"] for row in read_rows(find_manifest(f"{manifest.root}/dropped"))}
+    assert reasons == {
+        "a": "condition:length>=50",
+        "b": "condition:adult<=1",
+        "d": "below_min_score",
+        "e": "unscored",
+        "f": "unscored",
+    }
+
+
+def test_conditions_hold_before_the_best_are_chosen(two_criteria, tmp_path):
+    condition = {"name": "adult", "op": "<", "value": 1.5}
+    manifest = select(two_criteria, tmp_path / "a", keep_fraction=0.5, criterion="educational", conditions=[condition])
+    assert kept_ids(manifest) == {"f", "a"}
+    manifest = select(two_criteria, tmp_path / "b", keep_fraction=1, criterion="adult", conditions=["educational!=5"])
+    assert kept_ids(manifest) == {"a", "c", "d"}
+    assert manifest.config["selection"]["score_column"] == "score_adult"
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"min_score": 1}, "holds scores of educational, adult; choose one with --criterion"),
+        ({"min_score": 1, "criterion": "harm"}, "has no scores of 'harm'; it has educational, adult"),
+        (
+            {"min_score": 1, "criterion": "adult", "conditions": ["harm<1"]},
+            "has no score and no column 'harm' .for harm<1.; it has id, text, score_educational",
+        ),
+        ({"min_score": 1, "criterion": "adult", "conditions": ["text<1"]}, "column 'text' holds string, not numbers"),
+        ({"keep_fraction": 1, "criterion": "adult", "quota": "source"}, "has no column 'source' for the quota; it has"),
+        ({"keep_fraction": 1, "criterion": "adult", "quota": "host"}, "has no column 'host' for the quota; it has"),
+        ({"token_budget": 9, "criterion": "adult", "token_column": "n"}, "has no token column 'n'; it has"),
+    ],
+)
+def test_what_is_not_there_is_named_with_what_is(config, says, two_criteria, tmp_path):
+    with pytest.raises(InputError, match=says):
+        select(two_criteria, tmp_path / "out", **config)
+
+
+def test_a_score_without_a_name_is_not_asked_for_by_one(tmp_path):
+    source = write_shards(tmp_path / "in", [rows_of([1.0])])
+    with pytest.raises(InputError, match="has one score, which has no name: leave criterion 'edu' out"):
+        select(source, tmp_path / "out", min_score=0, criterion="edu")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({}, "give one of min_score, keep_fraction, token_budget; given: none"),
+        ({"min_score": 3, "token_budget": 5}, "given: min_score, token_budget .null, as in min_score=null"),
+        ({"min_score": 3, "quota": "language"}, "quota and weighted need keep_fraction or token_budget"),
+        ({"min_score": 3, "weighted": True}, "quota and weighted need keep_fraction or token_budget"),
+        ({"keep_fraction": 0}, "keep_fraction"),
+        ({"token_budget": 5, "tokenizer": "a", "token_column": "b"}, "give tokenizer or token_column, not both"),
+        ({"min_score": 3, "conditions": ["adult"]}, "'adult' is not of the form adult<=1"),
+        ({"min_score": 3, "conditions": ["adult<=low"]}, "conditions.0.value"),
+        ({"keep_fraction": 0.5, "quota": {"by": ["a"], "split": "proportional"}}, "divide a token_budget"),
+        ({"token_budget": 5, "quota": {"by": ["a"], "shares": {"b": 0.5}}}, "shares add up to 0.5, not to 1"),
+        ({"token_budget": 5, "quota": {"by": ["a"], "tokens": {"b": 9}}}, "add up to 9, more than token_budget .5."),
+        ({"token_budget": 5, "quota": {"by": ["a"], "fractions": {"b": 0.5}}}, "quota.fractions need keep_fraction"),
+        ({"token_budget": 5, "quota": {"by": ["a"], "tokens": {"b": 1}, "shares": {"b": 1}}}, "give one of shares"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(config, says):
+    with pytest.raises(ValidationError) as refused:
+        FilterConfig.model_validate(config)
+    assert re.search(says, problems_in(refused.value, "filter"))
+
+
+def test_conditions_read_as_they_are_written():
+    conditions = FilterConfig(min_score=1, conditions=["adult<=1", " a b = -2.50 ", "x!=1e3"]).conditions
+    assert [str(condition) for condition in conditions] == ["adult<=1", "a b==-2.5", "x!=1000"]
+    assert FilterConfig.model_validate(FilterConfig(min_score=1, conditions=conditions).model_dump(mode="json"))
+
+
+# --- What is dropped -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [({"min_score": 3}, "below_min_score"), ({"keep_fraction": 0.5}, "over_fraction")]
+)
+def test_kept_and_dropped_documents_are_together_the_input(how, reason, tmp_path):
+    before = scored(tmp_path / "a.parquet", [2.9, 3.0, None, 3.1, 0.0], dropped_reason=["mine"] * 5)
+    manifest = select(SourceConfig(paths=[str(tmp_path / "a.parquet")]), tmp_path / "out", **how, dropped=True)
+    aside = find_manifest(f"{manifest.root}/dropped")
+    assert (aside.kind, aside.counts["unscored"], aside.counts[f"dropped_{reason}"]) == ("dropped", 1, 2)
+    left = table_of(aside)
+    assert left.column_names == [*before.column_names[:-1], "input_dropped_reason", "dropped_reason"]
+    assert dict(zip(left["id"].to_pylist(), left["dropped_reason"].to_pylist(), strict=True)) == {
+        "a-0": reason,
+        "a-2": "unscored",
+        "a-4": reason,
+    }
+    assert table_of(manifest).equals(before.take([1, 3]))
+
+
+def test_nothing_is_written_aside_unless_asked_for(tmp_path):
+    scored(tmp_path / "a.parquet", [1.0, 4.0])
+    keep(tmp_path / "a.parquet", 3, tmp_path / "out")
+    assert not (tmp_path / "out" / "dropped").exists()
+
+
+# --- Real heads, and the command line --------------------------------------------------------------------------------
+
+
+def test_a_corpus_that_a_head_of_two_criteria_scored_is_selected_by_both(documents, tmp_path):
+    labelled = tmp_path / "labelled.jsonl"
+    rows = [{**row, "prose": i % 6, "length": min(len(row["text"]) / 2000, 5)} for i, row in enumerate(documents)]
+    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = SourceConfig(paths=[str(labelled)])
+    head = train_head(source, TrainConfig(engine="hashing", label_column=["prose", "length"]), tmp_path / "head")
+    scored = score_corpus(head.directory, source, ScoreConfig(), tmp_path / "scored")
+    how = {"criterion": "length", "conditions": ["prose>=2"], "quota": "source"}
+    manifest = select(SourceConfig(paths=[scored.root]), tmp_path / "out", token_budget=20_000, **how)
+    kept = read_rows(manifest)
+    assert 0 < len(kept) < len(rows)
+    assert all(row["score_prose"] >= 2 for row in kept)
+    counts = TokenCounter().count([row["text"] for row in kept])
+    assert manifest.counts["tokens_kept"] == counts.sum() <= 20_000
+    assert manifest.parents[0].digest == scored.digest
+
+
+def test_the_command_line_selects_and_says_how(tmp_path):
+    rows = rows_of([5, 4, 3, None], tokens=[10] * 4, language=["deu", "deu", "spa", "spa"], adult=[0, 0, 2, 0])
+    write_shards(tmp_path / "in", [rows])
+    line = ["--token-budget", "1_000", "--token-column", "tokens", "--where", "adult<=1", "--quota", "language"]
+    line += ["--quota-share", "deu=0.75", "--quota-share", "spa=0.25", "--dropped", "-o", str(tmp_path / "out")]
+    done = ml_filter("filter", str(tmp_path / "in"), *line)
+    assert done.returncode == 0, done.stderr
+    shown = [part.split() for part in done.stdout.splitlines()]
+    assert ["deu", "20", "750", "20", "20", "4.000"] in shown
+    assert ["tokens", "kept", "20"] in shown
+    assert find_manifest(str(tmp_path / "out" / "dropped")).counts["dropped_condition:adult<=1"] == 1
+    config = tmp_path / "filter.yaml"
+    config.write_text("filter: { keep_fraction: 0.67, conditions: [adult<=1] }\n")
+    done = ml_filter("filter", str(tmp_path / "in"), "--config", str(config), "-o", str(tmp_path / "other"))
+    assert "threshold 5 (score)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--min-score", "3", "--keep-fraction", "0.1"], "give one of min_score, keep_fraction, token_budget; given:"),
+        ([], "give one of min_score, keep_fraction, token_budget; given: none"),
+        (
+            ["--keep-fraction", "0.1", "--quota", "source"],
+            "has no column 'source' for the quota; it has id, text, score",
+        ),
+        (["--keep-fraction", "0.1", "--quota-split", "equal"], "need --quota"),
+        (["--token-budget", "5", "--quota", "id", "--quota-share", "deu"], "is not of the form VALUE=SHARE"),
+        (["--token-budget", "5", "--tokenizer", "BROKEN"], "cannot be loaded; give a Hub name or a directory"),
+    ],
+)
+def test_bad_options_end_with_exit_code_2_and_the_reason(options, says, tmp_path):
+    write_shards(tmp_path / "in", [rows_of([1.0])])
+    (tmp_path / "tokenizer.json").write_text("{")
+    options = [str(tmp_path) if option == "BROKEN" else option for option in options]
+    done = ml_filter("filter", str(tmp_path / "in"), *options, "-o", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- Killed ----------------------------------------------------------------------------------------------------------
 
 FILTER = """
 import sys

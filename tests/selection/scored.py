@@ -1,0 +1,71 @@
+"""Scored documents written straight to disk, and the ranking of them in plain Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ml_filter.documents.manifest import Manifest
+from ml_filter.selection.select import filter_corpus
+from ml_filter.settings import FilterConfig, SourceConfig
+
+Row = dict[str, Any]
+
+
+def rows_of(scores: Sequence[float | None], **columns: Sequence[Any]) -> list[Row]:
+    """Documents with these scores; `tokens` and other columns by name."""
+    made = [{"id": f"d{i}", "text": f"text {i}", "score": score} for i, score in enumerate(scores)]
+    for name, values in columns.items():
+        for row, value in zip(made, values, strict=True):
+            row[name] = value
+    return made
+
+
+def write_shards(directory: Path, shards: Iterable[Sequence[Row]]) -> SourceConfig:
+    """One Parquet or, every other time, JSON lines file for each list of rows."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, rows in enumerate(shards):
+        if number % 2:
+            (directory / f"part-{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        elif rows:
+            pq.write_table(pa.Table.from_pylist(list(rows)), directory / f"part-{number}.parquet")
+    return SourceConfig(paths=[str(directory)])
+
+
+def select(source: SourceConfig, output: Path, **config: Any) -> Manifest:
+    return filter_corpus(source, FilterConfig.model_validate(config), output)
+
+
+def read_rows(manifest: Manifest) -> list[Row]:
+    return [row for path in manifest.shard_paths() for row in pq.read_table(path).to_pylist()]
+
+
+def kept_ids(manifest: Manifest) -> set[str]:
+    return {row["id"] for row in read_rows(manifest)}
+
+
+def in_order(rows: Iterable[Row], seed: int = 0) -> list[Row]:
+    """Scored rows, the best first; those that score alike by a hash of seed and id."""
+    salt = seed.to_bytes(8, "little", signed=True)
+
+    def key(row: Row) -> tuple[float, bytes]:
+        return -row["score"], hashlib.blake2b(row["id"].encode(), digest_size=16, salt=salt).digest()
+
+    return sorted((row for row in rows if row["score"] is not None), key=key)
+
+
+def that_fit(rows: Iterable[Row], budget: int) -> set[str]:
+    """The ids of the first rows that have no more tokens than the budget together."""
+    kept, used = set(), 0
+    for row in in_order(rows):
+        used += row["tokens"]
+        if used > budget:
+            break
+        kept.add(row["id"])
+    return kept
