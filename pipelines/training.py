@@ -26,5 +26,5 @@ def training_pipeline(
     if gold is not None:
         _, evaluated = evaluate_head(head, gold, gold_label_column, output)
         if promote is not None:
-            promote_head(head, gold, gold_label_column, promote, output, after=evaluated)
+            promote_head(head, gold, gold_label_column, promote, output, evaluated)
     track_run(tracking, head=head, evaluation=evaluated)

@@ -14,13 +14,15 @@ from zenml.client import Client
 from zenml.utils.pagination_utils import depaginate
 
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.load import ZENML, resolve_head
+from ml_filter.heads.train import TrainedHead, read_head
 from ml_filter.settings import Stage
 from steps.names import Artifact
 
 if TYPE_CHECKING:
     from zenml.models import ModelVersionResponse
 
-    from ml_filter.heads.train import TrainedHead
+    from ml_filter.documents.manifest import Manifest
 
 DECISION = "decision"
 COMPARED_WITH = "compared_with"
@@ -77,6 +79,35 @@ def head_of(version: ModelVersionResponse) -> TrainedHead:
         raise InputError(f"version {version.number} of {version.model.name} has no head: its training did not finish")
     head: TrainedHead = artifact.load()
     return head
+
+
+def predictions_of(version: ModelVersionResponse) -> Manifest | None:
+    """What the version's head said of the gold of its training, where there was gold."""
+    artifact = version.get_artifact(Artifact.GOLD_PREDICTIONS)
+    if artifact is None:
+        return None
+    manifest: Manifest = artifact.load()
+    return manifest
+
+
+def find_head(name: str) -> TrainedHead:
+    """The head of a name: `zenml:MODEL@VERSION` in ZenML's model store, else as `resolve_head` knows it.
+
+    The version is a number, name or stage; without one it is the one in production, else in staging.
+
+    Raises:
+        InputError: there is no such head; says which versions there are.
+    """
+    if not name.startswith(ZENML):
+        return read_head(resolve_head(name))
+    model, _, version = name.removeprefix(ZENML).partition("@")
+    if version:
+        return head_of(find_version(model, version))
+    current = in_stage(model, "production", "staging")
+    if current is None:
+        known = ", ".join(map(_named, versions_of(model))) or "none"
+        raise InputError(f"no version of {model} is in production or staging; name one of {known}, as in {name}@1")
+    return head_of(current)
 
 
 def set_stage(version: ModelVersionResponse, stage: Stage, reason: str) -> ModelVersionResponse | None:

@@ -122,7 +122,7 @@ def compare_pair(
         figures |= dict.fromkeys(_TABLE_FIGURES, undefined)
         present, confusion = np.array([]), np.zeros((0, 0), dtype=np.int64)
     else:
-        figures |= resampled_figures(classes, _table_statistic(span), how)
+        figures |= resampled_figures(classes, table_statistic(span), how)
         present = np.unique(classes)
         confusion = np.zeros((len(present), len(present)), dtype=np.int64)
         np.add.at(confusion, tuple(np.searchsorted(present, classes).T), 1)
@@ -174,7 +174,7 @@ def compare_against(
             Figure(value=None, documents=len(rows), reason=_TOO_MANY_CLASSES),
         )
     else:
-        figures |= resampled_figures(classes, _difference_of(_table_statistic(span)), how)
+        figures |= resampled_figures(classes, _difference_of(table_statistic(span)), how)
     return {name: figures[f"difference_{name}"] for name in COMPARED_FIGURES}
 
 
@@ -254,8 +254,11 @@ def at_threshold(rows: Array, weights: Array) -> dict[str, Array]:
     }
 
 
-def _table_statistic(span: Array) -> Statistic:
-    """Figures of the table of two raters' classes; `span` are the whole numbers from the lowest to the highest."""
+def table_statistic(span: Array) -> Statistic:
+    """Statistic of distinct rows (reference, rater) of classes: the figures of their table.
+
+    `span` are the whole numbers from the lowest class to the highest.
+    """
     size = len(span)
     distance = np.abs(span[:, None] - span[None, :])
     penalties = {"kappa": (distance > 0).astype(np.float64), "kappa_linear": distance, "kappa_quadratic": distance**2}

@@ -16,6 +16,10 @@ _SOURCE_HELP = (
 )
 Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCE_HELP, show_default=False)]
 OneSource = Annotated[str, typer.Argument(help=_SOURCE_HELP, show_default=False)]
+Head = Annotated[
+    str,
+    typer.Argument(metavar="HEAD", help="Directory made by train, or hf://OWNER/NAME@REVISION", show_default=False),
+]
 Output = Annotated[
     str, typer.Option("--output", "-o", metavar="DIR", help="Directory of the result; an unfinished one is finished")
 ]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ml_filter.documents.manifest import Manifest
     from ml_filter.heads.evaluate import HeadEvaluation
     from ml_filter.heads.metrics import Evaluation
+    from ml_filter.heads.search import Search
+
+_BEST = 5
 
 
 def figures_of(evaluation: Evaluation) -> dict[str, float]:
@@ -166,6 +169,34 @@ def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
     for name, count in manifest.counts.items():
         if name != "documents" and count:
             console.print(f"{count:,} documents are {name}", highlight=False)
+    console.print(f"in {manifest.root}", soft_wrap=True, highlight=False)
+
+
+def show_search(search: Search, manifest: Manifest) -> None:
+    """The five best of the trials with their standard errors, and what that says of the default."""
+    from ml_filter.agreement.metrics import PAIR_FIGURES
+    from ml_filter.heads.search import ranking
+
+    title = f"search: {len(search.trials):,} trials on {search.documents:,} documents"
+    table = _headed(title, ["trial"], [PAIR_FIGURES[search.metric], "± standard error"])
+    table.add_column("settings", overflow="fold")
+    for trial in ranking(search.trials)[:_BEST]:
+        error = "-" if trial.standard_error is None else f"{trial.standard_error:.3f}"
+        settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in trial.settings.items())
+        table.add_row(str(trial.number or "default"), f"{trial.value:.3f}", error, settings)
+    console = Console()
+    console.print(table)
+    if manifest.counts["failed"]:
+        console.print(f"{manifest.counts['failed']:,} trials have no figure", highlight=False)
+    console.print(search.verdict, soft_wrap=True, highlight=False, markup=False)
+    if (apart := search.difference) is not None:
+        between = f"{apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
+        console.print(
+            f"the two differ by {between}, paired; the best of many trials looks better than it is",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
     console.print(f"in {manifest.root}", soft_wrap=True, highlight=False)
 
 

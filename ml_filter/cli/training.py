@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ml_filter.cli.app import app
 from ml_filter.cli.options import (
+    Head,
     IdColumn,
     LabelColumn,
     OneSource,
@@ -19,7 +20,23 @@ from ml_filter.cli.options import (
     example,
     source_config,
 )
-from ml_filter.cli.output import figures_of, show_evaluation, show_table
+from ml_filter.cli.output import figures_of, show_evaluation, show_search, show_table
+
+LabelColumns = Annotated[
+    list[str] | None, typer.Option(help="Column of the labels; several: several criteria (default: score)")
+]
+Encoder = Annotated[
+    str | None, typer.Option(help="Hub name or directory (default: all-MiniLM-L6-v2, which is installed)")
+]
+Criteria = Annotated[
+    list[str] | None, typer.Option(help="Which criteria of aggregated scores (default: all there are)")
+]
+Documents = Annotated[
+    str | None, typer.Option(help="Documents of aggregated scores (default: those that were annotated)")
+]
+ScoreMin = Annotated[float | None, typer.Option(help="Lowest label (default: 0)")]
+ScoreMax = Annotated[float | None, typer.Option(help="Highest label (default: 5)")]
+TestSeed = Annotated[int | None, typer.Option(min=0, help="Draws the test documents (default: 0)")]
 
 
 @app.command(
@@ -32,25 +49,17 @@ from ml_filter.cli.output import figures_of, show_evaluation, show_table
 def train(
     labels: OneSource,
     output: Output,
-    label_column: Annotated[
-        list[str] | None, typer.Option(help="Column of the labels; several: several criteria (default: score)")
-    ] = None,
+    label_column: LabelColumns = None,
     engine: Annotated[str | None, typer.Option(help="encoder, hashing, static or stack (default: encoder)")] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Hub name or directory (default: all-MiniLM-L6-v2, which is installed)")
-    ] = None,
-    criterion: Annotated[
-        list[str] | None, typer.Option(help="Which criteria of aggregated scores (default: all there are)")
-    ] = None,
-    documents: Annotated[
-        str | None, typer.Option(help="Documents of aggregated scores (default: those that were annotated)")
-    ] = None,
+    encoder: Encoder = None,
+    criterion: Criteria = None,
+    documents: Documents = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML with any setting of the training; options go before it")
     ] = None,
-    score_min: Annotated[float | None, typer.Option(help="Lowest label (default: 0)")] = None,
-    score_max: Annotated[float | None, typer.Option(help="Highest label (default: 5)")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws the test documents (default: 0)")] = None,
+    score_min: ScoreMin = None,
+    score_max: ScoreMax = None,
+    seed: TestSeed = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
     split: Split = "train",
@@ -60,21 +69,16 @@ def train(
     from ml_filter.heads.train import train_head
     from ml_filter.settings import SourceConfig, TrainConfig, read_yaml
 
-    given = {
-        "label_column": label_column,
-        "engine": engine,
-        "encoder": encoder,
-        "criterion": criterion,
-        "score_min": score_min,
-        "score_max": score_max,
-        "seed": seed,
-    }
-    settings = TrainConfig.model_validate(
-        {
-            **(read_yaml(config) if config else {}),
-            **{name: value for name, value in given.items() if value not in (None, [])},
-        }
+    given = _given(
+        label_column=label_column,
+        engine=engine,
+        encoder=encoder,
+        criterion=criterion,
+        score_min=score_min,
+        score_max=score_max,
+        seed=seed,
     )
+    settings = TrainConfig.model_validate({**(read_yaml(config) if config else {}), **given})
     source = source_config([labels], text_column, id_column, split, subset)
     head = train_head(source, settings, output, SourceConfig(paths=[documents]) if documents else None)
     result = head.training
@@ -88,18 +92,85 @@ def train(
 
 @app.command(
     epilog=example(
+        "ml-filter search labelled.jsonl --label-column llama3_70b_score --trials 60 --output runs/search",
+        "ml-filter search runs/scores --metric macro_f1_at_threshold --engine encoder --engine hashing "
+        "--output runs/search",
+        "ml-filter train labelled.jsonl --config runs/search/best.yaml --output runs/head",
+    )
+)
+def search(
+    labels: OneSource,
+    output: Output,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many settings are tried (default: 40)")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="spearman, pearson, kappa_quadratic, exact_agreement, macro_f1, agreement_at_threshold, "
+            "f1_at_threshold or macro_f1_at_threshold (default: spearman)"
+        ),
+    ] = None,
+    label_column: LabelColumns = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Only this engine; several: only these (default: all four)")
+    ] = None,
+    encoder: Encoder = None,
+    criterion: Criteria = None,
+    documents: Documents = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="YAML with train, space, trials and any setting of the search; options go before it"
+        ),
+    ] = None,
+    score_min: ScoreMin = None,
+    score_max: ScoreMax = None,
+    seed: TestSeed = None,
+    text_column: TextColumn = "text",
+    id_column: IdColumn = None,
+    split: Split = "train",
+    subset: Subset = None,
+) -> None:
+    """Try settings of a head by cross-validation on the training documents; the best go into best.yaml, for train."""
+    from ml_filter.heads.search import search_head
+    from ml_filter.settings import SearchConfig, SourceConfig, read_yaml
+
+    content = read_yaml(config) if config else {}
+    fixed = _given(
+        label_column=label_column,
+        encoder=encoder,
+        criterion=criterion,
+        score_min=score_min,
+        score_max=score_max,
+        seed=seed,
+    )
+    train = {**content.get("train", {}), **fixed}
+    if engine:
+        content["space"] = {**content.get("space", {}), "engine": engine}
+        train["engine"] = train.get("engine") if train.get("engine") in engine else engine[0]
+    settings = SearchConfig.model_validate({**content, **_given(trials=trials, metric=metric), "train": train})
+    source = source_config([labels], text_column, id_column, split, subset)
+    show_search(*search_head(source, settings, output, SourceConfig(paths=[documents]) if documents else None))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value not in (None, [])}
+
+
+@app.command(
+    epilog=example(
         "ml-filter evaluate runs/head gold.jsonl --label-column human_score --output runs/evaluation",
-        "ml-filter evaluate runs/new gold.jsonl --label-column human_score --compare runs/production "
+        "ml-filter evaluate runs/new gold.jsonl --label-column human_score --compare hf://OWNER/NAME@v1 "
         "--output runs/comparison",
     )
 )
 def evaluate(
-    model_dir: Annotated[Path, typer.Argument(help="Directory made by train")],
+    head: Head,
     gold: OneSource,
     label_column: LabelColumn,
     output: Output,
     compare: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Another head, such as the current one, on the same documents")
+        str | None, typer.Option(metavar="HEAD", help="Another head, such as the current one, on the same documents")
     ] = None,
     criterion: Annotated[str | None, typer.Option(help="Which criterion of the head (default: its only one)")] = None,
     text_column: TextColumn = "text",
@@ -111,7 +182,7 @@ def evaluate(
     from ml_filter.heads.evaluate import evaluate_head
 
     source = source_config([gold], text_column, id_column, split, subset)
-    evaluation, manifest = evaluate_head(model_dir, source, label_column, output, compare, criterion)
+    evaluation, manifest = evaluate_head(head, source, label_column, output, compare, criterion)
     show_evaluation(evaluation, manifest)
 
 
@@ -121,7 +192,7 @@ def evaluate(
     )
 )
 def push_model(
-    model_dir: Annotated[Path, typer.Argument(help="Directory made by train")],
+    head: Head,
     repo: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Repository on the Hub; made where there is none")],
     evaluation: Annotated[
         list[Path] | None,
@@ -133,4 +204,4 @@ def push_model(
     """Upload a head to the Hugging Face Hub, with a model card that is filled from its training and evaluations."""
     from ml_filter.storage.push_model import push_model as push
 
-    print(push(model_dir, repo, private=private, evaluations=evaluation or [], license=license))
+    print(push(head, repo, private=private, evaluations=evaluation or [], license=license))

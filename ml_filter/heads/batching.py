@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from loguru import logger
+
+from ml_filter.heads.tokens import token_ids
 
 if TYPE_CHECKING:
     import torch
@@ -35,26 +39,61 @@ def run_in_batches(
     batch_tokens: int,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    """`forward(input_ids, attention_mask)` over all texts; its rows [texts, ...] in the order of the texts."""
+    """`forward(input_ids, attention_mask)` over all texts; its rows [texts, ...] in the order of the texts.
+
+    Where the device has no memory for a batch, batches get half as large.
+
+    Raises:
+        torch.OutOfMemoryError: it has none for a single text either.
+    """
     import torch
 
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
-    results: NDArray[np.float32] | None = None
+    encoded = token_ids(texts, tokenizer, max_tokens)
     padding = tokenizer.pad_token_id or 0
+    waiting = deque(length_batches([len(ids) for ids in encoded], batch_tokens))
+    made: list[tuple[list[int], torch.Tensor]] = []
     with torch.inference_mode():
-        for indices in length_batches([len(ids) for ids in encoded], batch_tokens):
-            longest = len(encoded[indices[0]])
-            ids = np.full((len(indices), longest), padding, dtype=np.int64)
-            mask = np.zeros((len(indices), longest), dtype=np.int64)
-            for row, index in enumerate(indices):
-                ids[row, : len(encoded[index])] = encoded[index]
-                mask[row, : len(encoded[index])] = 1
-            made = forward(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
-            rows = made.float().cpu().numpy()
-            if results is None:
-                results = np.empty((len(encoded), *rows.shape[1:]), dtype=np.float32)
-            results[indices] = rows
-    return results if results is not None else np.empty((0,), dtype=np.float32)
+        while waiting:
+            indices = waiting.popleft()
+            ids, mask = _padded([encoded[index] for index in indices], padding, device)
+            try:
+                made.append((indices, forward(ids, mask).float()))
+            except torch.OutOfMemoryError:
+                if len(indices) == 1:
+                    raise
+                half = len(indices) // 2
+                logger.warning(f"{device} has no memory for {len(indices)} texts at once: going on with {half}")
+                waiting = _smaller([indices, *waiting], half * ids.shape[1], [len(ids) for ids in encoded])
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+    # Only now are results waited for: a GPU had the next batch while the CPU made the one after it.
+    if not made:
+        return np.empty((0,), dtype=np.float32)
+    results = np.empty((len(encoded), *made[0][1].shape[1:]), dtype=np.float32)
+    for indices, rows in made:
+        results[indices] = rows.cpu().numpy()
+    return results
+
+
+def _padded(encoded: Sequence[Sequence[int]], padding: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask [texts, longest], on the device."""
+    import torch
+
+    ids = np.full((len(encoded), max(map(len, encoded))), padding, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, one in enumerate(encoded):
+        ids[row, : len(one)] = one
+        mask[row, : len(one)] = 1
+    both = torch.from_numpy(np.stack([ids, mask]))
+    both = both.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else both.to(device)
+    return both[0], both[1]
+
+
+def _smaller(batches: Sequence[list[int]], batch_tokens: int, lengths: Sequence[int]) -> deque[list[int]]:
+    """The same texts in batches of at most `batch_tokens` tokens."""
+    places = [index for batch in batches for index in batch]
+    of = length_batches([lengths[index] for index in places], batch_tokens)
+    return deque([places[at] for at in batch] for batch in of)
 
 
 def split_windows(

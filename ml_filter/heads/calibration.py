@@ -144,8 +144,7 @@ def fit_calibration(
     scored = np.isfinite(scores)
     scores, labels = np.asarray(scores[scored], np.float64), integer_scores(labels[scored], low, high)
     whole = whole_scores(low, high)[1:]
-    sides = {k: min(int((labels >= k).sum()), int((labels < k).sum())) for k in whole}
-    borne = [k for k in whole if sides[k] >= MIN_EACH_SIDE]
+    borne = _borne(labels, whole)
     if len(scores) < MIN_LABELS or not borne:
         reason = (
             f"{len(scores)} labelled documents, at least {MIN_LABELS} are needed"
@@ -171,6 +170,17 @@ def fit_calibration(
     )
     made.cuts = _cuts(made, whole)
     return made
+
+
+def bear_calibration(labels: NDArray[Any], low: float, high: float) -> bool:
+    """Whether labels [documents] are enough for `fit_calibration` to give a calibration."""
+    borne = _borne(integer_scores(labels, low, high), whole_scores(low, high)[1:])
+    return len(labels) >= MIN_LABELS and bool(borne)
+
+
+def _borne(labels: NDArray[np.int64], whole: range) -> list[int]:
+    """The whole scores that enough labels reach and enough miss."""
+    return [k for k in whole if min((labels >= k).sum(), (labels < k).sum()) >= MIN_EACH_SIDE]
 
 
 def threshold_table(

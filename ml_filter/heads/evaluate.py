@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from loguru import logger
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.manifest import Manifest, Parent, find_manifest
+from ml_filter.documents.ngrams import words
+from ml_filter.documents.output import OutputDirectory, file_digest
 from ml_filter.errors import InputError
-from ml_filter.heads.info import Criterion
+from ml_filter.heads.info import Criterion, read_info
 from ml_filter.heads.labels import Labelled, LabelledDocuments
+from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.quality import (
     LENGTH,
     HeadComparison,
@@ -27,10 +30,11 @@ from ml_filter.heads.quality import (
     length_buckets,
     measure_quality,
 )
-from ml_filter.heads.train import head_parent
+from ml_filter.heads.static import StaticModel
+from ml_filter.heads.train import TRAINING_NAME, head_parent
 from ml_filter.progress import progress
 from ml_filter.reports.evaluation import evaluation_report
-from ml_filter.scoring.engine import load_engine
+from ml_filter.scoring.engine import CascadeEngine, EncoderEngine, Engine, LexicalEngine, StackEngine, load_engine
 from ml_filter.settings import ScoreConfig, SourceConfig
 
 EVALUATION_NAME = "evaluation.json"
@@ -40,6 +44,11 @@ _EXCERPT_CHARS = 400
 _SHARD = "predictions"
 _SOURCES = ("host", "source")
 """Columns that say where a document comes from, the finest first."""
+
+
+_SCORES = ("score", "compared_score")
+"""Columns of the predictions, by the place of the head."""
+Unit = Literal["tokens", "words"]
 
 
 class Disagreement(BaseModel):
@@ -54,7 +63,8 @@ class Disagreement(BaseModel):
 class HeadEvaluation(Quality):
     """The content of evaluation.json. `worst` holds the widest disagreements, the widest first.
 
-    Tokens, in `table`, are taken as proportional to UTF-8 bytes.
+    Tokens, in `table`, are taken as proportional to UTF-8 bytes. The strata of lengths are in `length_unit`: tokens of
+    the head's own tokenizer, or words where it has none; whole texts are counted, though a head may read less.
     """
 
     head: str
@@ -66,6 +76,7 @@ class HeadEvaluation(Quality):
     compared_with: str | None
     comparison: HeadComparison | None
     worst: list[Disagreement]
+    length_unit: str = "characters"  # as in evaluations of older versions
 
 
 def evaluate_head(
@@ -75,57 +86,65 @@ def evaluate_head(
     output: str | Path,
     compare: str | Path | None = None,
     criterion: str | None = None,
+    earlier: Sequence[Manifest] = (),
 ) -> tuple[HeadEvaluation, Manifest]:
     """Score labelled documents with a head and compare.
 
     Writes shards with each document's `id`, `label`, `score` (null: none), `int_score`, the other head's
-    `compared_score` and the columns of the strata; all figures as `evaluation.json`; and a page, `evaluation.html`.
+    `compared_score`, its length in `tokens` or `words` and the columns of the strata; all figures as
+    `evaluation.json`; and a page, `evaluation.html`.
 
     Args:
-        model_directory: the head.
+        model_directory: the head, as `resolve_head` knows it.
         gold: documents with labels.
         label_column: their column.
         output: directory or URL; `{digest}` in it stands for what is evaluated on what.
         compare: a second head, such as the one in production.
         criterion: of the head; not given: its only one.
+        earlier: what this function has written before. A head whose scores of these very documents are in one of
+            them, by the digests of both, scores no document again.
 
     Raises:
         InputError: a head or the labels cannot be found, or do not fit each other.
     """
     data = LabelledDocuments(gold, label_column)
-    directories = [model_directory] if compare is None else [model_directory, compare]
+    directories = [resolve_head(name) for name in (model_directory, compare) if name is not None]
     heads = [head_parent(directory) for directory in directories]
     settings = {"label_column": label_column, "criterion": criterion}
     with OutputDirectory(output, "predictions", settings, [*data.parents, *heads]) as out:
         if out.manifest:
             return HeadEvaluation.model_validate_json(out.fs.cat_file(f"{out.root}/{EVALUATION_NAME}")), out.manifest
-        opened = [_open_head(directory, criterion) for directory in directories]
-        _check_ranges(opened, directories)
+        opened = [
+            _find_scores(directory, head, data.parents, settings, earlier) or _EngineScores(directory, criterion)
+            for directory, head in zip(directories, heads, strict=True)
+        ]
+        _check_ranges(opened, [head.path for head in heads])
         column = 0 if len(data.criteria) == 1 else _column(data.criteria, criterion, ", ".join(gold.paths))
-        held, seen = _Held(compared=compare is not None), 0
+        held, seen = _Held(compared=compare is not None, unit=opened[0].unit), 0
         with out.new_shard(_SHARD) as writer, out.new_rejects(_SHARD) as rejects, progress("Evaluating") as bar:
             for whole_chunk in data:
                 seen += len(whole_chunk.ids)
                 chunk = _with_label(whole_chunk, column)
                 if not chunk.ids:
                     continue
-                made = [HeadScores.of(head.score(chunk.texts), *head.scale) for head in opened]
-                writer.write(held.add(chunk, made))
+                made = [HeadScores.of(head.of(chunk), *_scale(head.criterion)) for head in opened]
+                writer.write(held.add(chunk, made, opened[0].lengths(chunk)))
                 bar.advance(len(chunk.ids))
         labels = held.joined_labels()
         unlabelled = data.unlabelled + seen - len(labels)
         _check_labels(labels, opened[0].criterion, gold, label_column)
         evaluation = HeadEvaluation(
             **dict(_quality(held, opened[0].criterion)),
-            head=str(model_directory),
+            head=heads[0].path,
             head_digest=heads[0].digest,
             criterion=opened[0].criterion.name,
             labels=", ".join(gold.paths),
             label_column=label_column,
             unlabelled=unlabelled,
-            compared_with=None if compare is None else str(compare),
+            compared_with=None if compare is None else heads[1].path,
             comparison=_comparison(held, opened[0].criterion),
             worst=held.worst(),
+            length_unit=opened[0].unit,
         )
         out.put_bytes(EVALUATION_NAME, (evaluation.model_dump_json(indent=1) + "\n").encode())
         ours = held.joined_scores(0)
@@ -134,22 +153,90 @@ def evaluate_head(
         return evaluation, out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, counts))])
 
 
-@dataclass(frozen=True)
-class _Head:
-    """One criterion of a head: what it is, and its scores of texts, [texts]."""
+class _EngineScores:
+    """One criterion of a head: what it is, and its scores of texts."""
 
-    criterion: Criterion
-    score: Callable[[Sequence[str]], NDArray[np.float32]]
+    def __init__(self, directory: Path, criterion: str | None) -> None:
+        engine = load_engine(directory, ScoreConfig())
+        self._engine, self._column = engine, _column(engine.info.names, criterion, head_origin(directory))
+        self.criterion = engine.info.criteria[self._column]
+        self.unit, self._count = measure_of(engine)
 
-    @property
-    def scale(self) -> tuple[float, float, Any]:
-        return self.criterion.low, self.criterion.high, self.criterion.calibration
+    def of(self, chunk: Labelled) -> NDArray[np.float32]:
+        """Scores [documents]."""
+        return self._engine.score(chunk.texts)[:, self._column]
+
+    def lengths(self, chunk: Labelled) -> Sequence[int]:
+        """Lengths of whole texts [documents]."""
+        return self._count(chunk.texts)
 
 
-def _open_head(directory: str | Path, criterion: str | None) -> _Head:
-    engine = load_engine(directory, ScoreConfig())
-    column = _column(engine.info.names, criterion, str(directory))
-    return _Head(engine.info.criteria[column], lambda texts: engine.score(texts)[:, column])
+def measure_of(engine: Engine) -> tuple[Unit, Callable[[Sequence[str]], Sequence[int]]]:
+    """What an engine's texts are counted in, and how: tokens where it has a tokenizer, else words."""
+    if isinstance(engine, CascadeEngine):
+        return measure_of(engine.encoder)
+    if isinstance(engine, StackEngine):
+        found = [measure_of(member) for member in engine.members]
+        return next((of for of in found if of[0] == "tokens"), found[0])
+    if isinstance(engine, EncoderEngine):
+        tokenizer = engine.tokenizer
+
+        def tokens(texts: Sequence[str]) -> Sequence[int]:
+            return list(map(len, tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]))
+
+        return "tokens", tokens
+    if isinstance(engine, LexicalEngine) and isinstance(engine.model, StaticModel):
+        plain = engine.model.tokenizer
+        return "tokens", lambda texts: list(map(len, plain.encode_batch_fast(list(texts), add_special_tokens=False)))
+    return "words", lambda texts: [len(words(text)) for text in texts]
+
+
+class _EarlierScores:
+    """The same, out of the predictions of an earlier evaluation."""
+
+    def __init__(self, predictions: pa.Table, column: str, criterion: Criterion) -> None:
+        self.criterion, self._column = criterion, column
+        self.unit: Unit = "tokens" if "tokens" in predictions.column_names else "words"
+        self._left = predictions
+
+    def of(self, chunk: Labelled) -> NDArray[np.float32]:
+        """Scores [documents]; asked for before their lengths."""
+        self._here, self._left = self._left[: len(chunk.ids)], self._left[len(chunk.ids) :]
+        assert self._here["id"].to_pylist() == list(chunk.ids)
+        scores: NDArray[np.float32] = self._here[self._column].to_numpy()
+        return scores
+
+    def lengths(self, chunk: Labelled) -> Sequence[int]:
+        """Lengths of whole texts [documents]."""
+        found: list[int] = self._here[self.unit].to_pylist()
+        return found
+
+
+def _find_scores(
+    directory: Path, head: Parent, documents: Sequence[Parent], settings: dict[str, Any], earlier: Sequence[Manifest]
+) -> _EarlierScores | None:
+    """A head's scores in earlier predictions of the same documents, if their file is still there as it was written."""
+    wanted = [parent.digest for parent in documents]
+    for manifest in earlier:
+        data, heads = manifest.parents[: len(wanted)], manifest.parents[len(wanted) :]
+        same = manifest.kind == "predictions" and manifest.config == settings
+        same &= [parent.digest for parent in data] == wanted and head.digest in [parent.digest for parent in heads]
+        if not same or not (directory / TRAINING_NAME).exists() or find_manifest(manifest.root) is None:
+            continue
+        path = manifest.shard_paths()[0]
+        column = _SCORES[[parent.digest for parent in heads].index(head.digest)]
+        if "://" in path or not Path(path).exists() or file_digest(Path(path)) != manifest.shards[0].digest:
+            continue
+        table = pq.read_table(path)
+        if {"tokens", "words"} & set(table.column_names):
+            info = read_info(directory)
+            logger.info(f"{head.path} scored these documents before: {manifest.root}")
+            return _EarlierScores(table, column, info.criteria[_column(info.names, settings["criterion"], head.path)])
+    return None
+
+
+def _scale(criterion: Criterion) -> tuple[float, float, Any]:
+    return criterion.low, criterion.high, criterion.calibration
 
 
 def _with_label(chunk: Labelled, column: int) -> Labelled:
@@ -167,13 +254,10 @@ def _column(names: Sequence[str], criterion: str | None, of: str) -> int:
     return 0 if criterion is None else names.index(criterion)
 
 
-def _check_ranges(heads: Sequence[_Head], directories: Sequence[str | Path]) -> None:
+def _check_ranges(heads: Sequence[_EngineScores | _EarlierScores], names: Sequence[str]) -> None:
     ranges = [(head.criterion.low, head.criterion.high) for head in heads]
     if len(set(ranges)) > 1:
-        said = [
-            f"{directory} scores from {low:g} to {high:g}"
-            for directory, (low, high) in zip(directories, ranges, strict=True)
-        ]
+        said = [f"{name} scores from {low:g} to {high:g}" for name, (low, high) in zip(names, ranges, strict=True)]
         raise InputError(f"{' and '.join(said)}; only heads of one score range can be compared")
 
 
@@ -192,7 +276,8 @@ def _check_labels(labels: NDArray[np.float64], criterion: Criterion, gold: Sourc
 class _Held:
     """What is kept of the documents while they stream by: numbers, strata, and the texts of the worst few."""
 
-    def __init__(self, *, compared: bool) -> None:
+    def __init__(self, *, compared: bool, unit: Unit) -> None:
+        self.unit: Unit = unit
         self.labels: list[NDArray[np.float64]] = []
         self.made: list[list[HeadScores]] = [[], []] if compared else [[]]
         self.lengths: list[int] = []
@@ -200,17 +285,17 @@ class _Held:
         self.strata: dict[str, list[str | None]] = {}
         self._worst: list[tuple[float, int, Disagreement]] = []
 
-    def add(self, chunk: Labelled, made: Sequence[HeadScores]) -> pa.Table:
-        """Take a chunk with one label a document; returns its rows for the shard."""
+    def add(self, chunk: Labelled, made: Sequence[HeadScores], lengths: Sequence[int]) -> pa.Table:
+        """Take a chunk with one label and one length a document; returns its rows for the shard."""
         labels = chunk.labels[:, 0]
         known = {
             name: [None if value is None else str(value) for value in values] for name, values in chunk.strata.items()
         }
         for name, values in known.items():
             self._padded(name).extend(values)
-        for document_id, text, label, score in zip(chunk.ids, chunk.texts, labels, made[0].scores, strict=True):
-            self._keep_worst(document_id, text, float(label), float(score))
-            self.lengths.append(len(text))
+        for row, (document_id, text) in enumerate(zip(chunk.ids, chunk.texts, strict=True)):
+            self._keep_worst(document_id, text, float(labels[row]), float(made[0].scores[row]))
+            self.lengths.append(lengths[row])
             self.bytes.append(len(text.encode(errors="replace")))
         self.labels.append(labels)
         for held, scores in zip(self.made, made, strict=True):
@@ -219,11 +304,12 @@ class _Held:
         columns = {
             "id": pa.array(chunk.ids, pa.string()),
             "label": pa.array(labels),
-            "score": pa.array(made[0].scores, from_pandas=True),
+            _SCORES[0]: pa.array(made[0].scores, from_pandas=True),
             "int_score": pa.array(made[0].whole, pa.int32(), mask=missing),
+            self.unit: pa.array(lengths, pa.int64()),
         }
         if len(made) > 1:
-            columns["compared_score"] = pa.array(made[1].scores, from_pandas=True)
+            columns[_SCORES[1]] = pa.array(made[1].scores, from_pandas=True)
         taken = {name: pa.array(values, pa.string()) for name, values in known.items() if name not in columns}
         return pa.table(columns | taken)
 
@@ -235,7 +321,8 @@ class _Held:
 
     def columns(self) -> dict[str, Sequence[str | None]]:
         """The strata's columns and the lengths, [documents] each."""
-        return {name: self._padded(name) for name in self.strata} | {LENGTH: length_buckets(np.array(self.lengths))}
+        found: dict[str, Sequence[str | None]] = {name: self._padded(name) for name in self.strata}
+        return {**found, f"{LENGTH} {self.unit}": length_buckets(np.array(self.lengths))}
 
     def _keep_worst(self, document_id: str, text: str, label: float, score: float) -> None:
         apart = abs(score - label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from ml_filter.errors import InputError
 from ml_filter.heads.calibration import Calibration
 from ml_filter.heads.metrics import integer_scores
+from ml_filter.heads.profile import Profile
 from ml_filter.settings import HeadEngine
 
 CONFIG_NAME = "config.json"
@@ -42,9 +43,11 @@ class Criterion(BaseModel):
 class HeadInfo(BaseModel):
     """`head` in a head's config.json."""
 
-    engine: HeadEngine
+    engine: HeadEngine | Literal["cascade"]
     criteria: list[Criterion]
     provenance: dict[str, Any] = {}
+    profile: Profile | None = None
+    """Of the training documents, with the scores of heads that were fitted on others."""
 
     @property
     def names(self) -> list[str]:

@@ -1,20 +1,86 @@
-"""Load a head from a directory or the Hub: our own layout, or a published sequence classifier with one output."""
+"""Where a head comes from, and how it is loaded: our own layout, or a published sequence classifier with one output.
+
+A head is named by its directory, or by `hf://OWNER/NAME[@REVISION]`. Commands and pipelines hand such a name to
+`resolve_head` at their entry; all else sees a directory.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml_filter.errors import ConfigError
+from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.encoder import quiet_transformers
 from ml_filter.heads.info import Criterion, HeadInfo
-from ml_filter.heads.model import HeadConfig, HeadModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from ml_filter.heads.model import HeadModel
+
 PUBLISHED_CRITERION = Criterion(name="score", low=0, high=5, threshold=3)
 """What FineWeb-Edu's classifier, and those made like it, mean by their output."""
+ZENML = "zenml:"
+"""Begins the name of a version in ZenML's model store, which only the pipelines read."""
+_HUB_NAME = re.compile(r"^hf://?(?P<name>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))?$")
+_DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.tiktoken"]
+"""Weights, configuration and vocabularies; nothing else of a repository, no code and nothing pickled."""
+
+
+def resolve_head(name: str | Path) -> Path:
+    """The directory of a head, which a Hub repository is first downloaded to.
+
+    What is downloaded stays in the Hub's cache, by commit, and is not downloaded again; a revision that was downloaded
+    before is found there without a network too.
+
+    Args:
+        name: directory, or `hf://OWNER/NAME[@REVISION]` for a model repository; the revision is a branch, tag or
+            commit, and the main branch where there is none. A `Path` of it, which has one slash less, is understood.
+
+    Raises:
+        InputError: there is no such directory or repository, or it cannot be downloaded.
+        ConfigError: the name is of ZenML's model store, or not of this form.
+    """
+    given = str(name)
+    if given.startswith("hf:"):
+        found = _HUB_NAME.match(given)
+        if found is None:
+            raise ConfigError(f"{given!r} names no head on the Hub; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+        return _from_hub(found["name"], found["revision"])
+    if given.startswith(ZENML):
+        raise ConfigError(
+            f"{given!r} is in ZenML's model store, which the pipelines read; here, give its directory (the pipeline's "
+            "summary shows it), or hf://OWNER/NAME"
+        )
+    if not Path(given).is_dir():
+        raise InputError(
+            f"{given} holds no trained head: there is no such directory; make one with ml-filter train, or name one of "
+            "the Hub as hf://OWNER/NAME[@REVISION]"
+        )
+    return Path(given)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    given = f"hf://{name}@{revision}" if revision else f"hf://{name}"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_DOWNLOADED))
+    except Exception as error:  # the Hub client raises some twenty kinds, down to those of its HTTP library
+        raise InputError(
+            f"{given}: {type(error).__name__}: {str(error).strip().splitlines()[0]}. Check the name, the revision, the "
+            "network and, for a private repository, HF_TOKEN or `hf auth login`"
+        ) from error
+
+
+def head_origin(directory: str | Path) -> str:
+    """What names a head for people and in lineage: of the Hub's cache the repository and commit, else the path."""
+    *_, repository, kind, commit = ("", "", "", *Path(directory).parts)
+    owner_and_name = repository.split("--")
+    if kind == "snapshots" and owner_and_name[0] == "models" and len(owner_and_name) > 2:
+        return f"hf://{owner_and_name[1]}/{'--'.join(owner_and_name[2:])}@{commit}"
+    return str(directory)
 
 
 def load_model(name: str | Path) -> tuple[HeadModel, PreTrainedTokenizerBase]:
@@ -33,6 +99,8 @@ def load_model(name: str | Path) -> tuple[HeadModel, PreTrainedTokenizerBase]:
             it has more than one output.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    from ml_filter.heads.model import HeadConfig, HeadModel
 
     place = str(name)
     try:
@@ -53,7 +121,9 @@ def load_model(name: str | Path) -> tuple[HeadModel, PreTrainedTokenizerBase]:
         ) from error
     if found["missing_keys"]:
         raise ConfigError(f"{place!r} lacks weights of its own model: {', '.join(sorted(found['missing_keys'])[:5])}")
-    shown = Path(place).name if Path(place).is_dir() else place  # no path of this machine in what is saved
+    shown = head_origin(place)
+    if shown == place and Path(place).is_dir():
+        shown = Path(place).name  # no path of this machine in what is saved
     info = HeadInfo(engine="encoder", criteria=[PUBLISHED_CRITERION], provenance={"published": shown})
     wrapped = HeadModel.from_sequence_classifier(model.float(), shown, info, _max_tokens(model, tokenizer))
     # The very tensors that transformers loaded: matrix products of a copy, which lies elsewhere in memory with regard

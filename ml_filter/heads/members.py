@@ -10,6 +10,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -68,6 +69,7 @@ def open_member(config: TrainConfig, criteria: Sequence[Criterion], cache: Path,
 class Member(ABC):
     """An engine in training; open as long as it is in a `with` block."""
 
+    config: TrainConfig
     history: Sequence[dict[str, float]] = ()
     """Of training step by step, where it is."""
 
@@ -101,6 +103,15 @@ class Member(ABC):
     @abstractmethod
     def save(self, directory: Path, info: HeadInfo) -> None:
         """Write the last fit, and what it says of itself, as a head's files."""
+
+    def with_settings(self, config: TrainConfig) -> Self:
+        """The same documents, which are shared, with other settings of the head; to be used while this one is open.
+
+        Engine, encoder, `max_tokens` and `windows` are those of this member; an encoder's `layers` may be fewer.
+        """
+        made = copy(self)
+        made.config = config
+        return made
 
     def cross_fit(
         self,
@@ -162,6 +173,7 @@ class EncoderMember(Member):
             "device": device.type,
         }
         self._embedder = HeadModel.from_encoder(self._encoder, layers=config.layers).cast_encoder(dtype)
+        self._hidden = self._embedder.width // len(self._embedder.config.layers)
         nn.Module.to(self._embedder, device)
         self._store = EmbeddingStore(cache, identity, self._embedder.width, self._embed)
         self._rows: list[int] = []
@@ -245,7 +257,9 @@ class EncoderMember(Member):
         """The embeddings of all windows of the documents at `places`, and the document [windows] of each, as 0..n."""
         of = self._documents_of(places)
         found = np.flatnonzero(of >= 0)
-        return Embeddings(self._store.vectors(), np.array(self._rows)[found]), of[found]
+        # The last hidden states stand last; 0 layers are all that there are.
+        columns = slice(-self.config.layers * self._hidden or None, None)
+        return Embeddings(self._store.vectors()[:, columns], np.array(self._rows)[found]), of[found]
 
     def _documents_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """For every window [windows] where its document stands in `places`; -1: nowhere."""
@@ -449,6 +463,12 @@ class StackMember(Member):
     def _open(self, opened: ExitStack) -> None:
         for member in self.members:
             opened.enter_context(member)
+
+    def with_settings(self, config: TrainConfig) -> Self:
+        """The same documents, which the members share, with other settings of the heads."""
+        made = super().with_settings(config)
+        made.members = [member.with_settings(config) for member in self.members]
+        return made
 
     def add(self, texts: Sequence[str]) -> None:
         """Take up the next documents."""

@@ -13,6 +13,7 @@ head has nothing to beat and needs the gate only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,7 @@ from ml_filter.errors import GateFailed, InputError
 from ml_filter.settings import PromoteConfig, SourceConfig
 
 if TYPE_CHECKING:
+    from ml_filter.documents.manifest import Manifest
     from ml_filter.heads.evaluate import HeadEvaluation
     from ml_filter.heads.train import TrainedHead
 
@@ -73,6 +75,7 @@ def judge_head(
     config: PromoteConfig,
     output: str | Path,
     names: tuple[str, str] = ("the candidate", "the current head"),
+    earlier: Sequence[Manifest] = (),
 ) -> Decision:
     """Score the same documents with both heads and decide.
 
@@ -84,6 +87,7 @@ def judge_head(
         config: metric, margin, minimum, and the LLM-labelled documents to compare on.
         output: directory of each evaluation, with its report; `{digest}` in it stands for heads and documents.
         names: of candidate and current head, for the reasons.
+        earlier: evaluations of either head; documents that they scored are not scored again.
 
     Raises:
         InputError: labels cannot be read, a head was trained on them, or the heads' score ranges differ.
@@ -99,7 +103,7 @@ def judge_head(
             _check_apart(current, names[1], source)
     compare = None if current is None else current.directory
     evaluated = {
-        labels: evaluate_head(candidate.directory, source, column, output, compare, config.criterion)[0]
+        labels: evaluate_head(candidate.directory, source, column, output, compare, config.criterion, earlier)[0]
         for labels, (source, column) in sets.items()
     }
     return decide(evaluated["gold"], evaluated.get("test"), config, names)

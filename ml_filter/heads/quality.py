@@ -39,8 +39,15 @@ if TYPE_CHECKING:
 STRATUM_FIGURES = ("spearman", "mae", "f1_at_threshold")
 STRATA_SHOWN = 10
 """Of a column with more values, the most frequent ones are strata."""
-LENGTH = "length in characters"
-_LENGTHS = {"under 1,000": 1_000, "1,000 to 2,999": 3_000, "3,000 to 9,999": 10_000, "10,000 or more": math.inf}
+LENGTH = "length in"
+"""Begins the name of the column of `length_buckets`; its end is what lengths are counted in."""
+_LENGTHS = {
+    "under 256": 256,
+    "256 to 511": 512,
+    "512 to 1,023": 1024,
+    "1,024 to 4,095": 4096,
+    "4,096 or more": math.inf,
+}
 _BINS = 10
 _CHUNK = 2_000_000
 
@@ -322,7 +329,7 @@ def _mean(values: Array, how: Resampling) -> Figure:
 
 
 def length_buckets(lengths: NDArray[Any]) -> list[str]:
-    """The stratum of each length in characters."""
+    """The stratum of each length in tokens or words."""
     names = list(_LENGTHS)
     return [names[k] for k in np.searchsorted(list(_LENGTHS.values()), lengths, side="right")]
 
@@ -339,7 +346,7 @@ def _strata(
         counts = Counter(values.tolist())
         del counts[""]
         shown = [value for value, _ in counts.most_common(STRATA_SHOWN)]
-        order = list(_LENGTHS) if column == LENGTH else shown
+        order = list(_LENGTHS) if column.startswith(LENGTH) else shown
         others[column] = counts.total() - sum(counts[value] for value in shown)
         for value in sorted(shown, key=order.index):
             chosen = values == value

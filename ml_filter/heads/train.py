@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,9 @@ from ml_filter.errors import InputError
 from ml_filter.heads.calibration import fit_calibration
 from ml_filter.heads.info import CONFIG_NAME, Criterion, HeadInfo
 from ml_filter.heads.labels import LabelledDocuments
+from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.metrics import Evaluation, evaluate_scores
+from ml_filter.heads.profile import Profile, script_of
 from ml_filter.progress import progress
 from ml_filter.settings import Settings, SourceConfig, TrainConfig
 
@@ -74,7 +77,7 @@ class TrainedHead(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Labels:
+class KnownLabels:
     """All labels, by document: [documents, criteria]; which documents are for the test; a number
     for each host, or text."""
 
@@ -83,6 +86,7 @@ class _Labels:
     is_test: NDArray[np.bool_]
     groups: NDArray[np.uint64]
     bytes: NDArray[np.int64]
+    scripts: NDArray[np.str_]
 
 
 def train_head(
@@ -123,13 +127,10 @@ def train_head(
 def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: str) -> None:
     from ml_filter.heads.members import fold_numbers, open_member
 
-    criteria = [
-        Criterion(name=name, low=config.score_min, high=config.score_max, threshold=config.threshold)
-        for name in data.criteria
-    ]
+    criteria = criteria_to_fit(data, config)
     with open_member(config, criteria, Settings().embedding_dir, target / SCRATCH_NAME) as member:
-        known = _take_up(data, member, config)
-        _check_labels(known, criteria, config)
+        known = take_up(data, member.add, config)
+        check_labels(known, criteria, config)
         train, test = np.flatnonzero(~known.is_test), np.flatnonzero(known.is_test)
         logger.info(f"Fitting on {len(train):,} documents")
         folds = fold_numbers(known.groups[train])
@@ -140,6 +141,7 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
         info = HeadInfo(
             engine=config.engine,
             criteria=criteria,
+            profile=_profile(criteria, crossed, known, train),
             provenance={"labels": data.lineage, "training": config.model_dump(mode="json")},
         )
         result = TrainingResult(
@@ -158,15 +160,28 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
         _save(member, info, result, target)
 
 
-def _take_up(data: LabelledDocuments, member: Member, config: TrainConfig) -> _Labels:
-    """Give all texts to the member, keep what is known of the documents."""
+def criteria_to_fit(data: LabelledDocuments, config: TrainConfig) -> list[Criterion]:
+    """What a head of these labels scores, not calibrated yet."""
+    return [
+        Criterion(name=name, low=config.score_min, high=config.score_max, threshold=config.threshold)
+        for name in data.criteria
+    ]
+
+
+def take_up(data: LabelledDocuments, add: Callable[[Sequence[str]], None], config: TrainConfig) -> KnownLabels:
+    """Give all texts to `add`, chunk by chunk; returns what is known of the documents.
+
+    Raises:
+        InputError: no document has a label.
+    """
     labels: list[NDArray[np.float64]] = []
     weights: list[NDArray[np.float64]] = []
     keys: list[int] = []
     lengths: list[int] = []
+    scripts: list[str] = []
     with progress(f"Reading labelled documents ({config.engine})") as bar:
         for chunk in data:
-            member.add(chunk.texts)
+            add(chunk.texts)
             labels.append(chunk.labels)
             weights.append(chunk.weights)
             hosts = chunk.strata.get("host") or [None] * len(chunk.texts)
@@ -175,16 +190,18 @@ def _take_up(data: LabelledDocuments, member: Member, config: TrainConfig) -> _L
                 sampling_key(host or text_id(text), config.seed) for host, text in zip(hosts, chunk.texts, strict=True)
             ]
             lengths += [len(text.encode("utf-8", "surrogatepass")) for text in chunk.texts]
+            scripts += map(script_of, chunk.texts)
             bar.advance(len(chunk.ids))
     if not keys:
         raise InputError(f"no document has a label of {', '.join(data.criteria)}")
     groups = np.array(keys, dtype=np.uint64)
-    return _Labels(
+    return KnownLabels(
         np.concatenate(labels),
         np.concatenate(weights),
         groups < config.test_share * 2**64,
         groups,
         np.array(lengths),
+        np.array(scripts),
     )
 
 
@@ -192,7 +209,7 @@ def _calibrated(
     criterion: Criterion,
     config: TrainConfig,
     scores: NDArray[np.float64],
-    known: _Labels,
+    known: KnownLabels,
     places: NDArray[np.int64],
     place: int,
 ) -> Criterion:
@@ -214,6 +231,16 @@ def _calibrated(
     return criterion.model_copy(update={"calibration": calibration})
 
 
+def _profile(
+    criteria: list[Criterion], scores: NDArray[np.float64], known: KnownLabels, places: NDArray[np.int64]
+) -> Profile:
+    made = Profile.of(criteria)
+    made.add_texts(known.bytes[places].tolist(), known.scripts[places].tolist())
+    for place, criterion in enumerate(criteria):
+        made.add_scores(criterion, np.clip(scores[:, place], criterion.low, criterion.high))
+    return made
+
+
 def _evaluations(
     criteria: list[Criterion], scores: NDArray[np.float64], labels: NDArray[np.float64]
 ) -> dict[str, Evaluation]:
@@ -233,7 +260,12 @@ def _evaluations(
     return made
 
 
-def _check_labels(known: _Labels, criteria: list[Criterion], config: TrainConfig) -> None:
+def check_labels(known: KnownLabels, criteria: list[Criterion], config: TrainConfig) -> None:
+    """Refuse labels that cannot teach.
+
+    Raises:
+        InputError: they are too few, outside the score range, or all the same.
+    """
     for place, criterion in enumerate(criteria):
         there = ~np.isnan(known.labels[:, place])
         values, is_test = known.labels[there, place], known.is_test[there]
@@ -299,16 +331,20 @@ def _read_training(path: Path) -> TrainingResult:
         raise InputError(f"{path} is of another version of ml-filter; train the head again: {error}") from error
 
 
-def head_parent(directory: str | Path) -> Parent:
-    """What pins a head, or a published classifier's directory, as the input of a later stage.
+def head_parent(head: str | Path) -> Parent:
+    """What pins a head, or a published classifier, as the input of a later stage.
+
+    Args:
+        head: as `resolve_head` knows it. One of the Hub is named by repository and commit.
 
     Raises:
-        InputError: the directory holds neither.
+        InputError: there is neither.
     """
-    config = Path(directory) / CONFIG_NAME
-    if config.exists() and not (Path(directory) / TRAINING_NAME).exists():
+    directory = resolve_head(head)
+    config = directory / CONFIG_NAME
+    if config.exists() and not (directory / TRAINING_NAME).exists():
         names = json.loads(config.read_text()).get("architectures") or [""]
         if names[0].endswith("ForSequenceClassification"):
             files = {file.name: file_digest(file) for file in head_files(directory)}
-            return Parent(path=str(directory), digest=digest_of(files))
-    return Parent(path=str(directory), digest=read_head(directory).digest)
+            return Parent(path=head_origin(directory), digest=digest_of(files))
+    return Parent(path=head_origin(directory), digest=read_head(directory).digest)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -171,6 +171,45 @@ def share_bars(shares: Mapping[str, Mapping[str, float]], *, xlabel: str) -> str
     axes.set(xlabel=xlabel)
     if len(shares) > 1:
         axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15))
+    return _svg(figure)
+
+
+def trial_series(groups: Mapping[str, Sequence[tuple[int, float, float, float]]], *, ylabel: str) -> str:
+    """Figures of trials in their order, with their intervals, (trial, figure, low, high) each, in a colour for each
+    group, and a line along the highest so far."""
+    figure = _figure()
+    axes = figure.add_subplot()
+    for number, (name, trials) in enumerate(groups.items()):
+        colour = _COLOURS[number % 10]
+        for trial, _, low, high in trials:
+            axes.plot([trial, trial], [low, high], color=colour, linewidth=1, alpha=0.4)
+        axes.plot([one[0] for one in trials], [one[1] for one in trials], "o", color=colour, markersize=4, label=name)
+    reached = sorted((trial, value) for trials in groups.values() for trial, value, *_ in trials)
+    highest = list(accumulate((value for _, value in reached), max))
+    axes.step([trial for trial, _ in reached], highest, where="post", color=_GREY, linewidth=1.2, zorder=0)
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set(xlabel="trial", ylabel=ylabel)
+    return _svg(figure)
+
+
+def setting_panels(
+    settings: Mapping[str, Sequence[tuple[str | float, float]]], *, ylabel: str, logarithmic: Collection[str] = ()
+) -> str:
+    """Figures by the value of a setting, (value, figure) each, one panel a setting; only fractions have a scale."""
+    figure = _panels(len(settings))
+    for axes, (name, pairs) in zip(figure.axes, settings.items(), strict=True):
+        values, figures = zip(*pairs, strict=True)
+        if all(isinstance(value, float) for value in values):
+            places = values
+            if name in logarithmic:
+                axes.set_xscale("log")
+        else:
+            names = sorted(set(values))
+            places = tuple(names.index(value) for value in values)
+            axes.set_xticks(range(len(names)), [str(value) for value in names])
+            axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.plot(places, figures, "o", color=_BLUE, markersize=4, alpha=0.6)
+        axes.set(xlabel=name.replace("_", " "), ylabel=ylabel)
     return _svg(figure)
 
 

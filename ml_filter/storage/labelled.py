@@ -26,12 +26,12 @@ from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sampling import sampling_key
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.split import assign_splits, group_documents, host_of, name_keys
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
 from ml_filter.settings import PublishConfig, SourceConfig
 from ml_filter.storage.card import CARD_NAME, write_card
 from ml_filter.storage.push import hub_api, push_to_hub
-from ml_filter.storage.split import assign_splits, group_documents, host_of, name_keys
 
 SPLITS = ("train", "validation", "test")
 LABEL_COLUMNS = ("score", "votes", "disagreement")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import InputError
+from ml_filter.heads.load import resolve_head
 from ml_filter.heads.train import TRAINING_NAME, TrainedHead, head_files, read_head
 from ml_filter.storage.card import CARD_NAME
 from ml_filter.storage.model_card import local_name, write_model_card
@@ -35,7 +36,7 @@ def push_model(
     `training.json` is uploaded without the places of the labels on this machine.
 
     Args:
-        directory: the head.
+        directory: the head, as `resolve_head` knows it.
         name: OWNER/NAME on the Hub.
         private: make the repository private where it is new, and refuse one that is public.
         evaluations: directories that `ml-filter evaluate` wrote for this head; the card states their figures.
@@ -48,7 +49,7 @@ def push_model(
         InputError: there is no such head, an evaluation is of another one, or the Hub cannot be reached or refuses.
         ConfigError: there is no token.
     """
-    head = read_head(directory)
+    head = read_head(resolve_head(directory))
     card = write_model_card(head, name, [read_evaluation(path, head) for path in evaluations], license)
     api = hub_api(name)
     return upload_to_hub(

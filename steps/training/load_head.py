@@ -1,17 +1,19 @@
-"""Bring a head from a directory into a pipeline."""
+"""Bring a head into a pipeline, wherever it is."""
 
 from typing import Annotated
 
 from zenml import log_metadata, step
 
-from ml_filter.heads.train import TrainedHead, read_head
+from ml_filter.heads.load import head_origin
+from ml_filter.heads.train import TrainedHead
 from steps.materializers import HeadMaterializer
 from steps.names import Artifact
+from steps.registry import find_head
 
 
 @step(enable_cache=False, output_materializers=HeadMaterializer)
-def load_head(directory: str) -> Annotated[TrainedHead, Artifact.HEAD]:
-    """The head in a directory."""
-    head = read_head(directory)
-    log_metadata({"path": head.directory, "digest": head.digest})
+def load_head(name: str) -> Annotated[TrainedHead, Artifact.HEAD]:
+    """The head in a directory, of the Hub (`hf://OWNER/NAME@REVISION`), or of ZenML's store (`zenml:MODEL@VERSION`)."""
+    head = find_head(name)
+    log_metadata({"name": name, "path": head_origin(head.directory), "digest": head.digest})
     return head

@@ -6,23 +6,30 @@ from loguru import logger
 from zenml import get_step_context, log_metadata, step
 
 from ml_filter.documents.lineage import made_by
+from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import ConfigError
 from ml_filter.heads.promotion import Decision, judge_head
 from ml_filter.heads.train import TrainedHead
 from ml_filter.settings import PromoteConfig, SourceConfig
 from steps.names import Artifact
-from steps.registry import COMPARED_WITH, DECISION, head_of, in_stage, set_stage
+from steps.registry import COMPARED_WITH, DECISION, head_of, in_stage, predictions_of, set_stage
 
 
 @step(enable_cache=False)
 def promote_head(
-    head: TrainedHead, gold: SourceConfig, label_column: str, config: PromoteConfig, output: str
+    head: TrainedHead,
+    gold: SourceConfig,
+    label_column: str,
+    config: PromoteConfig,
+    output: str,
+    evaluated: Manifest | None = None,
 ) -> Annotated[Decision, Artifact.DECISION]:
     """Compare with the version in production, else in staging; a better one that passes the gate gets the stage."""
     version = get_step_context().model_version
     if version is None:
         raise ConfigError("promote needs a model: give the YAML model.name, whose versions are compared")
     current = in_stage(version.model.name, "production", "staging")
+    earlier = [evaluated, predictions_of(current) if current else None]
     decision = judge_head(
         head,
         head_of(current) if current else None,
@@ -31,6 +38,7 @@ def promote_head(
         config,
         f"{output}/evaluation-{{digest}}",
         names=(f"version {version.number}", f"version {current.number} ({current.stage})" if current else ""),
+        earlier=[predictions for predictions in earlier if predictions is not None],
     )
     recorded = {**decision.model_dump(mode="json"), COMPARED_WITH: current.number if current else None}
     log_metadata({DECISION: recorded})

@@ -212,7 +212,7 @@ def test_what_intervals_are_made_of_is_what_the_libraries_compute(scores):
 def test_so_are_those_of_classes(scores):
     distinct, counts = np.unique(scores, axis=0, return_counts=True)
     weights = counts[None].astype(float)
-    mine = metrics._table_statistic(np.arange(scores.min(), scores.max() + 1))(distinct, weights)
+    mine = metrics.table_statistic(np.arange(scores.min(), scores.max() + 1))(distinct, weights)
     binary = (scores >= 3).astype(float)
     cells, times = np.unique(binary, axis=0, return_counts=True)
     checked = {name: (array[0], scores) for name, array in mine.items()}

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_filter.heads.batching import combine_windows, length_batches, split_windows
+from ml_filter.heads.batching import combine_windows, length_batches, run_in_batches, split_windows
 from ml_filter.heads.encoder import load_encoder
 from ml_filter.settings import EMBEDDED_ENCODER
 
@@ -40,3 +41,26 @@ def test_scores_of_windows_become_the_mean_or_the_highest_of_their_text():
     scores, owners = np.array([[1.0], [3.0], [5.0]]), np.array([0, 0, 1])
     assert combine_windows(scores, owners, 2, "mean").tolist() == [[2], [5]]
     assert combine_windows(scores, owners, 2, "max").tolist() == [[3], [5]]
+
+
+def test_where_memory_runs_out_batches_get_smaller_and_nothing_is_lost(tokenizer):
+    sizes = []
+
+    def forward(ids, mask):
+        sizes.append(len(ids))
+        if ids.numel() > 200:
+            raise torch.OutOfMemoryError
+        return mask.sum(1, keepdim=True)
+
+    texts = ["word " * (1 + n % 20) for n in range(100)]
+    made = run_in_batches(texts, tokenizer, forward, max_tokens=64, batch_tokens=1000, device=torch.device("cpu"))
+    assert made[:, 0].tolist() == [1 + n % 20 + 2 for n in range(100)]
+    assert sizes.count(max(sizes)) == 1
+
+
+def test_a_text_that_does_not_fit_alone_ends_it(tokenizer):
+    def forward(ids, mask):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run_in_batches(["a", "b"], tokenizer, forward, max_tokens=8, batch_tokens=64, device=torch.device("cpu"))

@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
 
-from ml_filter.errors import InputError
-from ml_filter.heads.evaluate import WORST, HeadEvaluation, _column, _Held, _with_label, evaluate_head
+from ml_filter.documents.manifest import read_manifest
+from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.evaluate import WORST, HeadEvaluation, _column, _Held, _with_label, evaluate_head, measure_of
+from ml_filter.heads.hashing import HashingModel, HashingSettings
 from ml_filter.heads.info import read_info
 from ml_filter.heads.labels import Labelled
-from ml_filter.heads.quality import LENGTH, HeadScores
+from ml_filter.heads.quality import HeadScores, length_buckets
+from ml_filter.heads.static import StaticModel, StaticSettings
 from ml_filter.heads.train import train_head
-from ml_filter.settings import SourceConfig, TrainConfig
+from ml_filter.scoring.engine import LexicalEngine, StackEngine, load_engine
+from ml_filter.settings import ScoreConfig, SourceConfig, TrainConfig
 
 
 def label_of(text):
@@ -95,9 +101,36 @@ def test_the_worst_disagreements_are_the_widest_and_begin_with_them(evaluated):
     assert all(len(one.excerpt) <= 402 for one in evaluation.worst)
 
 
-def test_lengths_make_strata_and_together_hold_all_documents(evaluated):
-    of = [one.documents for one in evaluated[0].strata if one.column == LENGTH]
-    assert sum(of) == 60
+def test_lengths_in_tokens_make_strata_and_together_hold_all_documents(evaluated, heads, gold):
+    evaluation, output = evaluated
+    tokenizer = load_engine(heads[0], ScoreConfig()).tokenizer
+    texts = [json.loads(line)["text"] for line in gold.read_text().splitlines()]
+    tokens = [len(tokenizer.tokenize(text)) for text in texts]
+    assert pq.read_table(output / "shards")["tokens"].to_pylist() == tokens
+    of = {one.value: one.documents for one in evaluation.strata if one.column == "length in tokens"}
+    assert of == Counter(length_buckets(np.array(tokens)))
+    assert "in tokens of the head's tokenizer" in (output / "evaluation.html").read_text()
+
+
+def test_a_head_without_a_tokenizer_has_lengths_in_words(gold, tmp_path):
+    source = SourceConfig(paths=[str(gold)])
+    head = train_head(source, TrainConfig(label_column="label", engine="hashing"), tmp_path / "head")
+    evaluation, _ = evaluate_head(head.directory, source, "label", tmp_path / "evaluation")
+    assert sum(one.documents for one in evaluation.strata if one.column == "length in words") == 60
+    assert evaluation.length_unit == "words"
+    assert "in words, as the head has no tokenizer" in (tmp_path / "evaluation" / "evaluation.html").read_text()
+
+
+def test_a_stack_and_static_embeddings_count_tokens_too(heads):
+    encoder = load_engine(heads[0], ScoreConfig())
+    nothing = np.zeros((1, 1), np.float32)
+    plain = encoder.tokenizer.backend_tokenizer
+    static = LexicalEngine(StaticModel(StaticSettings(), plain, nothing, nothing, nothing[0]), encoder.info)
+    words = LexicalEngine(HashingModel(HashingSettings(), nothing, nothing, nothing[0]), encoder.info)
+    stack = StackEngine([words, encoder], {"weights": [[1, 1]], "bias": [0]}, encoder.info)
+    for engine, unit, count in ((static, "tokens", 5), (words, "words", 3), (stack, "tokens", 5)):
+        found, measure = measure_of(engine)
+        assert (found, list(measure(["Water boils twice.", ""]))) == (unit, [count, 0])
 
 
 def test_labels_outside_the_range_are_refused(heads, gold, tmp_path):
@@ -134,6 +167,46 @@ def test_the_command_prints_figures_beside_those_of_the_other_head(evaluated, he
     assert f"{evaluated[0].comparison.differences['mae'].value:.3f}" in printed
 
 
+# --- What was scored before ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_tokenizers(heads, tmp_path) -> tuple[str, str]:
+    """The same heads, but nothing can be scored with them any more."""
+    for name, head in zip("ab", heads, strict=True):
+        shutil.copytree(head, tmp_path / name, ignore=lambda *_: ["tokenizer.json", "tokenizer_config.json"])
+    return str(tmp_path / "a"), str(tmp_path / "b")
+
+
+def test_scores_of_an_earlier_evaluation_of_the_same_documents_are_taken(
+    evaluated, heads, without_tokenizers, gold, tmp_path
+):
+    source = SourceConfig(paths=[str(gold)])
+    ours, theirs = without_tokenizers
+    alone = [evaluate_head(head, source, "label", tmp_path / Path(head).name)[1] for head in heads]
+    again, manifest = evaluate_head(ours, source, "label", tmp_path / "again", compare=theirs, earlier=alone)
+    named = {"head": evaluated[0].head, "compared_with": evaluated[0].compared_with}
+    assert again.model_copy(update=named) == evaluated[0]
+    assert manifest.shards[0].digest == read_manifest(str(evaluated[1])).shards[0].digest
+    swapped, _ = evaluate_head(theirs, source, "label", tmp_path / "swapped", compare=ours, earlier=[manifest])
+    assert swapped.comparison.ours == again.comparison.theirs  # out of one evaluation of both
+
+
+def test_scores_of_other_documents_or_labels_or_of_a_changed_file_are_not(heads, without_tokenizers, gold, tmp_path):
+    source, ours = SourceConfig(paths=[str(gold)]), without_tokenizers[0]
+    (tmp_path / "fewer.jsonl").write_text("".join(gold.read_text().splitlines(keepends=True)[:40]))
+    fewer = SourceConfig(paths=[str(tmp_path / "fewer.jsonl")])
+    _, manifest = evaluate_head(heads[0], source, "label", tmp_path / "evaluation")
+    with pytest.raises(ConfigError, match="tokenizer"):
+        evaluate_head(ours, fewer, "label", tmp_path / "other", earlier=[manifest])
+    with pytest.raises(InputError, match="outside the head's score range"):
+        evaluate_head(heads[0], source, "shifted", tmp_path / "shifted", earlier=[manifest])
+    with Path(manifest.shard_paths()[0]).open("ab") as file:
+        file.write(b"changed")
+    with pytest.raises(ConfigError, match="tokenizer"):
+        evaluate_head(ours, source, "label", tmp_path / "changed", earlier=[manifest])
+
+
 # --- What is held while documents stream by --------------------------------------------------------------------------
 
 
@@ -141,22 +214,23 @@ def chunk(held, ids, strata, scores=None):
     scores = np.arange(len(ids), dtype=np.float32) if scores is None else np.array(scores, np.float32)
     texts = [name * 500 for name in ids]
     labels = np.zeros((len(ids), 1))
-    return held.add(Labelled(ids, texts, labels, labels + 1, strata), [HeadScores.of(scores, 0, 5)])
+    made = [HeadScores.of(scores, 0, 5)]
+    return held.add(Labelled(ids, texts, labels, labels + 1, strata), made, [len(text) for text in texts])
 
 
 def test_columns_that_some_chunks_lack_stay_in_line_with_the_documents():
-    held = _Held(compared=False)
+    held = _Held(compared=False, unit="tokens")
     chunk(held, ["a", "b"], {"language": ["en", None]})
     chunk(held, ["c"], {"host": ["x.org"]})
     chunk(held, ["d", "e"], {"language": ["de", "de"]})
     columns = held.columns()
     assert columns["language"] == ["en", None, None, "de", "de"]
     assert columns["host"] == [None, None, "x.org", None, None]
-    assert len(columns[LENGTH]) == 5
+    assert len(columns["length in tokens"]) == 5
 
 
 def test_only_the_texts_of_the_worst_are_kept():
-    held = _Held(compared=False)
+    held = _Held(compared=False, unit="tokens")
     for first in range(0, 500, 50):
         chunk(held, [str(first + k) for k in range(50)], {}, scores=[(first + k) / 100 for k in range(50)])
     assert [one.id for one in held.worst()] == [str(k) for k in range(499, 499 - WORST, -1)]
@@ -164,7 +238,7 @@ def test_only_the_texts_of_the_worst_are_kept():
 
 
 def test_a_document_without_a_score_is_null_in_the_shard_and_no_disagreement():
-    held = _Held(compared=False)
+    held = _Held(compared=False, unit="tokens")
     rows = chunk(held, ["a", "b"], {}, scores=[math.nan, 2.6]).to_pylist()
     assert [row["score"] for row in rows] == [None, pytest.approx(2.6)]
     assert [row["int_score"] for row in rows] == [None, 3]

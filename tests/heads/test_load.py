@@ -1,14 +1,29 @@
+"""Where heads come from: our own layout, published classifiers, and names of the Hub."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
+from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError
 from ml_filter.heads.encoder import load_encoder
 from ml_filter.heads.info import Criterion, HeadInfo
-from ml_filter.heads.load import load_model
-from ml_filter.heads.model import HeadModel
-from ml_filter.settings import EMBEDDED_ENCODER
+from ml_filter.heads.load import head_origin, load_model
+from ml_filter.heads.model import HeadConfig, HeadModel, register
+from ml_filter.heads.train import head_files, read_head, train_head
+from ml_filter.scoring.engine import load_engine
+from ml_filter.settings import EMBEDDED_ENCODER, HeadSettings, ScoreConfig, SourceConfig, TrainConfig
+from tests.storage.hub_server import TOKEN, Hub, commit_of
 
+FLOAT32 = ScoreConfig(dtype="float32")
 TEXTS = ["Water boils at 100 degrees at sea level.", "Buy now!", "A triangle has three sides, and its angles sum up."]
 
 
@@ -151,3 +166,170 @@ def test_a_model_with_code_of_its_own_is_refused(save):
 def test_what_is_no_model_is_named(tmp_path):
     with pytest.raises(ConfigError, match="nothing-here"):
         load_model(tmp_path / "nothing-here")
+
+
+# --- By name ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labels(documents, tmp_path_factory) -> SourceConfig:
+    path = tmp_path_factory.mktemp("labels") / "labels.jsonl"
+    path.write_text("".join(json.dumps({**row, "label": i % 5}) + "\n" for i, row in enumerate(documents)))
+    return SourceConfig(paths=[str(path)])
+
+
+@pytest.fixture(scope="module")
+def head(labels, tmp_path_factory) -> Path:
+    """A small one."""
+    config = TrainConfig(label_column="label", engine="hashing")
+    return Path(train_head(labels, config, tmp_path_factory.mktemp("heads") / "head").directory)
+
+
+@pytest.fixture(scope="module")
+def encoder_head(labels, tmp_path_factory) -> Path:
+    config = TrainConfig(label_column="label", max_tokens=32, layers=1, head=HeadSettings(kind="linear"))
+    return Path(train_head(labels, config, tmp_path_factory.mktemp("heads") / "encoder").directory)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs Python with a Hub and a cache of its own."""
+
+    def run(hub: Hub | None, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+        inherited = {name: value for name, value in os.environ.items() if name not in names}
+        own = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "COLUMNS": "200"}
+        at = {"HF_ENDPOINT": hub.url} if hub else {"HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [sys.executable, *command],
+            env={**inherited, **own, **at, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert TOKEN not in done.stdout + done.stderr
+        return done
+
+    return run
+
+
+RESOLVE = (
+    "import sys; from ml_filter.heads.load import resolve_head; from ml_filter.errors import MlFilterError\n"
+    "try: print(resolve_head(sys.argv[1]))\n"
+    "except MlFilterError as error: sys.exit(str(error))"
+)
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    """What a repository with this directory in it holds."""
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in head_files(directory)}
+
+
+def test_a_head_of_the_hub_is_downloaded_once_by_commit_and_found_again_without_a_network(head, run):
+    name = "hf://owner/head@v1"
+    with Hub() as hub:
+        first = files_of(head)
+        hub.tags["owner/head"] = {"v1": {**first, "pytorch_model.bin": b"pickled", "own.py": b"raise SystemExit"}}
+        hub.models["owner/head"] = {**first, "README.md": b"newer"}
+        wanted = commit_of(hub.tags["owner/head"]["v1"])
+        found = run(hub, "-c", RESOLVE, name)
+        assert found.returncode == 0, found.stderr
+        assert sorted(hub.downloads) == sorted(first)
+        assert run(hub, "-c", RESOLVE, name).stdout == found.stdout
+        assert len(hub.downloads) == len(first)
+    directory = Path(found.stdout.strip())
+    assert head_origin(directory) == f"hf://owner/head@{wanted}"
+    assert files_of(directory) == first
+    assert read_head(directory).digest == read_head(head).digest
+    assert run(None, "-c", RESOLVE, name).stdout == found.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hf://owner/none", r"hf://owner/none: RepositoryNotFoundError: .*Check the name, the revision, the network"),
+        ("hf://owner/head@v9", r"hf://owner/head@v9: RevisionNotFoundError"),
+        ("hf://owner/secret", r"hf://owner/secret: HfHubHTTPError: .*401.* for a private repository, HF_TOKEN"),
+        ("hf://owner", r"'hf://owner' names no head on the Hub; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION"),
+        ("zenml:model@1", r"'zenml:model@1' is in ZenML's model store, which the pipelines read; here, give its"),
+        ("owner/head", r"owner/head holds no trained head: there is no such directory; make one .* hf://OWNER/NAME"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_answered_with_the_reason(name, says, run):
+    with Hub() as hub:
+        hub.models |= {"owner/head": {}, "owner/secret": {}}
+        hub.private["owner/secret"] = True
+        done = run(hub, "-c", RESOLVE, name)
+    assert done.returncode == 1
+    assert re.match(says, done.stderr.strip(), re.DOTALL)
+
+
+def test_a_private_head_is_had_with_the_token(head, run):
+    with Hub() as hub:
+        hub.models["owner/head"], hub.private["owner/head"] = files_of(head), True
+        assert run(hub, "-c", RESOLVE, "hf://owner/head", HF_TOKEN=TOKEN).returncode == 0
+
+
+def test_a_path_that_was_made_of_a_name_is_understood(head, run):
+    with Hub() as hub:
+        hub.models["owner/head"] = files_of(head)
+        made = [run(hub, "-c", RESOLVE, name).stdout for name in ("hf://owner/head", str(Path("hf://owner/head")))]
+    assert made[0] == made[1] != ""
+
+
+def test_score_and_evaluate_take_a_head_of_the_hub_and_their_lineage_names_repository_and_commit(
+    head, labels, run, tmp_path
+):
+    name, command = "hf://owner/head", ["-m", "ml_filter.cli"]
+    with Hub() as hub:
+        hub.models["owner/head"] = files_of(head)
+        origin = f"{name}@{commit_of(hub.models['owner/head'])}"
+        scored = run(hub, *command, "score", name, *labels.paths, "--output", str(tmp_path / "scored"))
+        assert scored.returncode == 0, scored.stderr
+        evaluate = [*command, "evaluate", name, *labels.paths, "--label-column", "label", "--compare", str(head)]
+        evaluated = run(hub, *evaluate, "--output", str(tmp_path / "evaluation"))
+        assert evaluated.returncode == 0, evaluated.stderr
+    for output in ("scored", "evaluation"):
+        parents = read_manifest(str(tmp_path / output)).parents
+        assert origin in [parent.path for parent in parents]
+        assert read_head(head).digest in [parent.digest for parent in parents]
+    evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert (evaluation["head"], evaluation["compared_with"]) == (origin, str(head))
+    assert evaluation["comparison"]["differences"]["spearman"]["value"] == 0
+
+
+def test_the_layout_of_fineweb_edus_classifier_is_scored_with_from_the_hub(save, run, tmp_path):
+    directory = save(BertForSequenceClassification(small_bert(num_labels=1)))
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    score = ["-m", "ml_filter.cli", "score", "hf://owner/classifier", str(tmp_path / "pages.jsonl")]
+    with Hub() as hub:
+        hub.models["owner/classifier"] = {**files_of(directory), "pytorch_model.bin": b"pickled"}
+        done = run(hub, *score, "--dtype", "float32", "--output", str(tmp_path / "scored"))
+        assert done.returncode == 0, done.stderr
+        assert "pytorch_model.bin" not in hub.downloads
+        commit = commit_of(hub.models["owner/classifier"])
+    wanted = load_engine(directory, FLOAT32).score(TEXTS)[:, 0].tolist()
+    manifest = read_manifest(str(tmp_path / "scored"))
+    assert pq.read_table(tmp_path / "scored" / "shards")["score"].to_pylist() == pytest.approx(wanted, abs=1e-6)
+    assert manifest.parents[-1].path == f"hf://owner/classifier@{commit}"
+
+
+def test_transformers_own_classes_give_heads_once_they_are_registered(encoder_head):
+    head = encoder_head
+    register()
+    assert isinstance(AutoConfig.from_pretrained(head), HeadConfig)
+    model = AutoModel.from_pretrained(head)
+    tokenizer = AutoTokenizer.from_pretrained(head)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        made = model(batch["input_ids"], batch["attention_mask"])[:, 0].clamp(0, 5)
+    assert made.tolist() == pytest.approx(load_engine(head, FLOAT32).score(TEXTS)[:, 0].tolist(), abs=1e-5)
+
+
+def test_from_pretrained_takes_the_name_of_a_repository(encoder_head, run):
+    load = "from ml_filter.heads.model import HeadModel; print(HeadModel.from_pretrained('owner/head').width)"
+    with Hub() as hub:
+        hub.models["owner/head"] = files_of(encoder_head)
+        done = run(hub, "-c", load)
+    assert done.stdout == "384\n", done.stderr

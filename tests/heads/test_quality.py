@@ -150,16 +150,17 @@ def test_documents_without_a_value_are_in_no_stratum_and_rare_values_are_counted
 
 
 def test_lengths_make_buckets_that_stand_in_order():
-    assert length_buckets(np.array([0, 999, 1000, 9999, 10_000])) == [
-        "under 1,000",
-        "under 1,000",
-        "1,000 to 2,999",
-        "3,000 to 9,999",
-        "10,000 or more",
+    assert length_buckets(np.array([0, 255, 256, 1023, 4096])) == [
+        "under 256",
+        "under 256",
+        "256 to 511",
+        "512 to 1,023",
+        "4,096 or more",
     ]
     scores, labels = documents(40)
-    made = measure(scores, labels, strata={LENGTH: length_buckets(np.repeat([20_000, 10, 2_000], [20, 5, 15]))})
-    assert [one.value for one in made.strata] == ["under 1,000", "1,000 to 2,999", "10,000 or more"]
+    column = length_buckets(np.repeat([20_000, 10, 2_000], [20, 5, 15]))
+    made = measure(scores, labels, strata={f"{LENGTH} words": column})
+    assert [one.value for one in made.strata] == ["under 256", "1,024 to 4,095", "4,096 or more"]
 
 
 # --- Within and across sources ---------------------------------------------------------------------------------------

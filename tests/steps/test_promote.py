@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ml_filter.documents.installed import read_installed
+from ml_filter.documents.manifest import read_manifest
+from ml_filter.errors import InputError
 from ml_filter.heads.train import train_head
 from ml_filter.logs import configure_logging
 from ml_filter.settings import SourceConfig, TrainConfig
@@ -265,6 +267,44 @@ def test_the_help_says_what_it_does_and_has_an_example(command, capsys):
     assert re.search(rf"examples?: poetry poe {command} educational_value_head", capsys.readouterr().out)
 
 
+# --- By name ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_is_found_by_its_model_and_version_or_stage(versions, head, says):
+    from steps.registry import find_head
+
+    for _ in range(2):
+        versions.add(head)
+    name = f"zenml:{versions.model}"
+    with pytest.raises(InputError, match=rf"no version of {versions.model} is in production or staging; name one of 1"):
+        find_head(name)
+    assert says("promote", versions.model, "2", "--to", "staging", "--force", "--reason", "by hand")[0] == 0
+    found = [find_head(of) for of in (name, f"{name}@staging", f"{name}@2", f"{name}@1")]
+    assert {made.digest for made in found} == {head.load().digest}
+    with pytest.raises(InputError, match=rf"{versions.model} has no version '7'; it has 1, 2 \(staging\)"):
+        find_head(f"{name}@7")
+    with pytest.raises(InputError, match="there is no model 'nowhere'"):
+        find_head("zenml:nowhere@1")
+    with pytest.raises(InputError, match="nowhere holds no trained head"):
+        find_head("nowhere")
+
+
+def test_a_corpus_is_scored_with_a_version_of_the_store_though_its_directory_is_gone(versions, head, says, tmp_path):
+    versions.add(head)
+    made = head.load()
+    elsewhere = Path(made.directory).rename(f"{made.directory}-moved")
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"text": f"Page {n} on cells."}) + "\n" for n in range(9)))
+    values = (f"output={tmp_path}/runs", f"source.paths=['{tmp_path}/pages.jsonl']", "filter.min_score=0")
+    try:
+        assert run_pipeline(["scoring", f"head=zenml:{versions.model}@1", *values]) == 0
+    finally:
+        elsewhere.rename(made.directory)
+    [scored] = tmp_path.glob("runs/scored-*")
+    manifest = read_manifest(str(scored))
+    assert manifest.counts["scored"] == 9
+    assert made.digest in [parent.digest for parent in manifest.parents]
+
+
 # --- In the training pipeline ----------------------------------------------------------------------------------------
 
 LABELS = {"licence": 0, "description": 1, "module": 3, "reference": 5}
@@ -320,7 +360,7 @@ def assert_tracked(version) -> None:
     assert "confusion-test.json" in found["files"]
 
 
-def test_a_better_head_is_promoted_by_its_pipeline_and_no_other_one(store, tmp_path, says, capsys):
+def test_a_better_head_is_promoted_by_its_pipeline_and_no_other_one(store, tmp_path, says, capsys, caplog):
     from zenml.client import Client
 
     training, model = Training(tmp_path), "head_of_the_test"
@@ -335,6 +375,7 @@ def test_a_better_head_is_promoted_by_its_pipeline_and_no_other_one(store, tmp_p
     tracking = ("tracking.mode=offline", f"tracking.directory={tmp_path}/comet")
     assert training.run("right", "promote.min_agreement=0.5", *tracking) == 0
     assert version(2).stage == "staging"
+    assert caplog.text.count("scored these documents before") == 2  # the gold, by the candidate and the current head
     decision = version(2).run_metadata["decision"]
     assert decision["compared_with"] == 1
     assert decision["comparisons"]["gold"]["spearman"]["low"] > 0

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -20,7 +21,8 @@ from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.evaluate import evaluate_head
 from ml_filter.heads.info import read_info
 from ml_filter.heads.train import head_files, read_head, train_head
-from ml_filter.settings import AggregateConfig, SourceConfig, TrainConfig
+from ml_filter.scoring.engine import load_engine
+from ml_filter.settings import AggregateConfig, ScoreConfig, SourceConfig, TrainConfig
 from ml_filter.storage.model_card import write_model_card
 from ml_filter.storage.push_model import push_model, read_evaluation
 from tests.storage.hub_server import TOKEN, Hub
@@ -119,10 +121,15 @@ def test_without_evaluations_it_says_that_nobody_was_asked(place):
 
 
 def push_command(place: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return command(place, "push-model", str(place / "head"), *options, **environment)
+
+
+def command(place: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs ml-filter with a cache of its own for what comes from the Hub."""
     names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
     inherited = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
-        [sys.executable, "-m", "ml_filter.cli", "push-model", str(place / "head"), *options],
+        [sys.executable, "-m", "ml_filter.cli", *arguments],
         env={**inherited, "HF_HOME": str(place / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
         capture_output=True,
         text=True,
@@ -160,6 +167,37 @@ def test_a_pushed_head_is_a_head_again(place, tmp_path):
         evaluate_head(tmp_path, gold, "human_score", place / "again")[0].spearman
         == read_evaluation(place / "evaluation", read_head(place / "head")).spearman
     )
+
+
+def test_a_stack_is_pushed_with_its_members_and_scores_the_same_from_the_hub(place, tmp_path):
+    source = SourceConfig(paths=[str(place / "scores")])
+    stack = train_head(source, TrainConfig(engine="stack", max_tokens=32, layers=1), tmp_path / "stack").directory
+    with Hub() as hub:
+        at = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+        pushed = command(tmp_path, "push-model", stack, "--repo", "owner/stack", **at)
+        assert pushed.returncode == 0, pushed.stderr
+        files = hub.models["owner/stack"]
+        names = {path.relative_to(stack).as_posix() for path in head_files(stack)}
+        assert files.keys() == names | {"README.md"}
+        assert {"encoder/model.safetensors", "hashing/model.safetensors", "encoder/tokenizer.json"} < names
+        assert "It is a combination of several heads" in files["README.md"].decode()
+        again = ("score", "hf://owner/stack", str(place / "gold.jsonl"), "--output", str(tmp_path / "scored"))
+        scored = command(tmp_path, *again, **at)
+        assert scored.returncode == 0, scored.stderr
+    texts = [json.loads(line)["text"] for line in (place / "gold.jsonl").read_text().splitlines()]
+    wanted = load_engine(stack, ScoreConfig()).score(texts)[:, 0]
+    assert pq.read_table(tmp_path / "scored" / "shards")["score"].to_pylist() == pytest.approx(wanted.tolist())
+
+
+def test_a_head_of_the_hub_is_pushed_to_another_repository(place, tmp_path):
+    with Hub() as hub:
+        at = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+        assert push_command(place, "--repo", "owner/first", **at).returncode == 0
+        copied = command(tmp_path, "push-model", "hf://owner/first", "--repo", "owner/second", **at)
+        assert copied.returncode == 0, copied.stderr
+    first, second = hub.models["owner/first"], hub.models["owner/second"]
+    assert first.keys() == second.keys()
+    assert {name for name in first if first[name] != second[name]} <= {"README.md"}
 
 
 def test_a_push_that_fails_says_why_and_that_the_head_is_complete(place):

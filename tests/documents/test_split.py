@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_filter.storage.split import assign_splits, group_documents, host_of, name_keys
+from ml_filter.documents.split import assign_splits, group_documents, host_of, name_keys
 
 SHARES = [0.8, 0.1, 0.1]
 

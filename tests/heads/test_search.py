@@ -1,0 +1,384 @@
+"""Searching the settings of a head, with real heads on real documents."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from scipy.stats import spearmanr
+from sklearn.metrics import f1_score
+
+from ml_filter.documents.manifest import read_manifest
+from ml_filter.errors import InputError
+from ml_filter.heads.info import Criterion
+from ml_filter.heads.members import EncoderMember
+from ml_filter.heads.search import (
+    BEST_NAME,
+    REPORT_NAME,
+    Search,
+    Trial,
+    _Judge,
+    config_of,
+    ranking,
+    search_head,
+    settings_of,
+)
+from ml_filter.heads.train import KnownLabels, train_head
+from ml_filter.settings import HeadSettings, SearchConfig, SearchSpace, SourceConfig, TrainConfig, read_yaml
+
+TRAIN = TrainConfig(label_column="label", max_tokens=32, layers=2, head=HeadSettings(kind="linear", epochs=3))
+SPACE = SearchSpace(engine=["encoder", "hashing", "stack"], layers=[1, 2], width=[8], landmarks=[10, 20])
+CONFIG = SearchConfig(train=TRAIN, space=SPACE, trials=14, resamples=100)
+CHEAP = SearchConfig(train=TrainConfig(engine="hashing", label_column="label"), space=SearchSpace(engine=["hashing"]))
+CRITERION = Criterion(name="label", low=0, high=5, threshold=3)
+
+
+def label_of(text: str) -> float:
+    """How much of a text is prose rather than signs, 0 to 5."""
+    return round(5 * sum(c.isalpha() or c.isspace() for c in text) / len(text), 3)
+
+
+@pytest.fixture(scope="module")
+def rows(documents) -> list[dict]:
+    """Documents of 30 hosts, two of each."""
+    return [
+        {"id": row["id"], "text": row["text"][:600], "url": f"https://{i // 2}.org/", "label": label_of(row["text"])}
+        for i, row in enumerate(documents)
+    ]
+
+
+def written(path: Path, rows: list[dict]) -> SourceConfig:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SourceConfig(paths=[str(path)])
+
+
+@pytest.fixture(scope="module")
+def source(rows, tmp_path_factory) -> SourceConfig:
+    return written(tmp_path_factory.mktemp("labels") / "labelled.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def searched(source, tmp_path_factory) -> tuple[Search, Path]:
+    output = tmp_path_factory.mktemp("runs") / "search"
+    return search_head(source, CONFIG, output)[0], output
+
+
+def outcomes(search: Search) -> list[dict]:
+    """The trials without the time that they took."""
+    return [trial.model_dump(exclude={"seconds"}) for trial in search.trials]
+
+
+# --- What comes out --------------------------------------------------------------------------------------------------
+
+
+def test_every_trial_is_a_row_with_its_settings_its_figure_and_its_error(searched):
+    search, output = searched
+    table = pq.read_table(output / "shards").to_pylist()
+    assert [row["trial"] for row in table] == list(range(14))
+    for row, trial in zip(table, search.trials, strict=True):
+        assert (row["value"], row["standard_error"]) == (trial.value, trial.standard_error)
+        assert {name: row[name] for name in trial.settings} == trial.settings
+        assert row["low"] <= row["value"] <= row["high"]
+    assert {trial.settings["engine"] for trial in search.trials} == set(SPACE.engine)
+    assert read_manifest(str(output)).counts["trials"] == 14
+
+
+def test_the_first_trial_is_the_default_and_the_best_has_the_highest_figure(searched):
+    search, _ = searched
+    assert search.trials[0].settings == settings_of(TRAIN)
+    assert search.trials[search.best].value == max(trial.value for trial in search.trials)
+    assert search.best == ranking(search.trials)[0].number
+
+
+def test_the_settings_of_the_best_are_what_train_takes_as_they_are(searched, source, tmp_path):
+    search, output = searched
+    best = TrainConfig.model_validate(read_yaml(output / BEST_NAME))
+    assert best == config_of(TRAIN, search.trials[search.best].settings)
+    command = [sys.executable, "-m", "ml_filter.cli", "train", *source.paths, "--config", str(output / BEST_NAME)]
+    subprocess.run([*command, "--output", str(tmp_path / "head")], check=True, capture_output=True)
+    assert train_head(source, best, tmp_path / "head").training.test_documents == search.test_documents
+
+
+def test_the_page_has_its_plots_and_every_trial(searched):
+    search, output = searched
+    page = (output / REPORT_NAME).read_text()
+    assert page.count("<svg") == 3
+    assert all(f"{trial.value:.4f}" in page for trial in search.trials)
+
+
+def test_a_finished_search_is_read_and_not_done_again(searched, source):
+    search, output = searched
+    before = (output / "search.json").stat().st_mtime_ns
+    assert search_head(source, CONFIG, output)[0] == search
+    assert (output / "search.json").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="other settings"):
+        search_head(source, CONFIG.model_copy(update={"seed": 1}), output)
+
+
+# --- How a trial is judged -------------------------------------------------------------------------------------------
+
+
+def test_labels_and_texts_of_the_test_documents_change_nothing(rows, source, searched, tmp_path):
+    search, _ = searched
+    seen: set[str] = set()
+    changed = []
+    for row in rows:
+        alone = train_documents_without(rows, row, tmp_path)
+        if alone == search.documents:
+            changed.append({**row, "text": "Nothing of it is left. " * 9 + row["id"], "label": 5 - row["label"]})
+        else:
+            seen.add(row["id"])
+            changed.append(row)
+    assert (len(seen), len(rows) - len(seen)) == (search.documents, search.test_documents)
+    again, _ = search_head(written(tmp_path / "changed.jsonl", changed), CONFIG, tmp_path / "search")
+    assert outcomes(again) == outcomes(search)
+
+
+def train_documents_without(rows: list[dict], one: dict, directory: Path) -> int:
+    """How many documents are trained on where one is left out."""
+    from ml_filter.heads.labels import LabelledDocuments
+    from ml_filter.heads.train import take_up
+
+    source = written(directory / "without.jsonl", [row for row in rows if row is not one])
+    known = take_up(LabelledDocuments(source, "label"), lambda texts: None, TRAIN)
+    return int((~known.is_test).sum())
+
+
+def judge(labels: np.ndarray, groups: np.ndarray, bands: np.ndarray | None = None, **config) -> _Judge:
+    """Of documents that are all trained on."""
+    count = len(labels)
+    known = KnownLabels(
+        **{field.name: np.zeros(count) for field in fields(KnownLabels)}
+        | {"labels": labels[:, None], "weights": np.ones((count, 1)), "is_test": np.zeros(count, bool)}
+        | {"groups": groups.astype(np.uint64)}
+    )
+    bands = np.arange(count, dtype=np.uint64)[:, None] if bands is None else bands
+    return _Judge(CHEAP.model_copy(update=config), [CRITERION], known, bands)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 60), st.integers(0, 5)), min_size=20, max_size=100))
+def test_hosts_and_near_duplicates_are_in_one_fold(documents):
+    hosts, bands, labels = (np.array(column) for column in zip(*documents, strict=True))
+    try:
+        folds = judge(labels.astype(float), hosts, bands.astype(np.uint64)[:, None])._folds
+    except InputError:
+        folds = np.zeros(len(documents), int)  # all of them hang together
+    for one, other in itertools.combinations(range(len(documents)), 2):
+        if hosts[one] == hosts[other] or bands[one] == bands[other]:
+            assert folds[one] == folds[other]
+
+
+def test_folds_are_alike_in_their_labels():
+    labels = np.repeat([0.0, 1.0, 4.0], [50, 30, 20])
+    folds = judge(labels, np.random.default_rng(0).permutation(100))._folds
+    for label, wanted in ((0, 10), (1, 6), (4, 4)):
+        assert np.bincount(folds[labels == label]).tolist() == [wanted] * 5
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["spearman", "macro_f1", "macro_f1_at_threshold"]))
+def test_the_figure_is_that_of_the_libraries(seed, metric):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 6, 60).astype(float)
+    made = np.clip(labels + random.normal(0, 1.5, 60), 0, 5)
+    whole = np.floor(made + 0.5)
+    wanted = {
+        "spearman": spearmanr(labels, made).statistic,
+        "macro_f1": f1_score(labels, whole, average="macro"),
+        "macro_f1_at_threshold": f1_score(labels >= 3, whole >= 3, average="macro"),
+    }[metric]
+    rated = made if metric == "spearman" else whole
+    assert judge(labels, np.arange(60), metric=metric).figures(rated[:, None])[0] == pytest.approx(wanted)
+
+
+def test_more_pages_of_the_same_hosts_do_not_make_a_figure_surer():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 6, 100).astype(float)
+    made = labels + random.normal(0, 2, 100)
+    errors = []
+    for copies in (1, 4):
+        one = judge(np.repeat(labels, copies), np.repeat(np.arange(100), copies))
+        errors.append(one.figures(np.repeat(made, copies)[:, None])[1:].std())
+    assert errors[0] == pytest.approx(errors[1])
+
+
+def test_whole_scores_come_from_calibrations_that_did_not_see_the_document():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 6, 200).astype(float)
+    scores = np.clip(labels / 2 + random.normal(0, 0.3, 200), 0, 5)
+    one = judge(labels, np.arange(200), metric="macro_f1")
+    whole = one._whole(scores, 0)
+    assert np.abs(whole - labels).mean() < np.abs(np.round(scores) - labels).mean() / 2
+    inside = one._folds == one._folds[7]
+    one._labels[inside] = 5 - one._labels[inside]
+    assert one._whole(scores, 0)[inside].tolist() == whole[inside].tolist()
+    assert one._whole(scores, 0)[~inside].tolist() != whole[~inside].tolist()
+
+
+def test_fewer_layers_are_the_last_columns_of_more(rows, tmp_path):
+    texts, places = [row["text"] for row in rows], np.arange(len(rows))
+    with EncoderMember(TRAIN.model_copy(update={"layers": 3}), [CRITERION], tmp_path) as wide:
+        wide.add(texts)
+        for layers in (1, 2, 3, 0):
+            config = TRAIN.model_copy(update={"layers": layers or 3})
+            with EncoderMember(config, [CRITERION], tmp_path / "own") as own:
+                own.add(texts)
+                fewer = wide.with_settings(TRAIN.model_copy(update={"layers": layers}))
+                assert np.array_equal(fewer.embeddings(places)[:], own.embeddings(places)[:])
+
+
+@given(
+    st.sampled_from(
+        [("linear", "regression"), ("linear", "ordinal"), ("mlp", "classification"), ("kernel", "regression")]
+    ),
+    st.integers(2, 500),
+    st.floats(0, 1),
+    st.sampled_from(["encoder", "stack"]),
+)
+def test_the_settings_of_a_configuration_are_all_that_bears_on_its_head(head, size, balance, engine):
+    kind, task = head
+    config = TrainConfig(engine=engine, layers=3, head=HeadSettings(kind=kind, task=task, size=size, balance=balance))
+    again = config_of(TrainConfig(), settings_of(config))
+    if kind == "linear":
+        again = again.model_copy(update={"head": again.head.model_copy(update={"size": size})})
+    assert again == config
+
+
+# --- What does not work out ------------------------------------------------------------------------------------------
+
+
+def test_what_was_tried_before_is_not_tried_again(source, tmp_path):
+    space = SearchSpace(engine=["hashing"], balance=(0.5, 0.5))
+    config = CHEAP.model_copy(update={"trials": 3, "space": space})
+    search, _ = search_head(source, config, tmp_path / "search")
+    assert [trial.same_as for trial in search.trials] == [None, 0, 0]
+    assert len({trial.value for trial in search.trials}) == 1
+    assert search.verdict == "the default is the best of 3 trials"
+
+
+def test_a_figure_that_no_trial_has_is_named(rows, tmp_path):
+    bad = [{**row, "label": row["label"] / 5} for row in rows]  # none of them reaches 3
+    config = CHEAP.model_copy(update={"trials": 2, "metric": "f1_at_threshold"})
+    with pytest.raises(InputError, match="no trial of 2 has a figure: F1 at the threshold is undefined on these"):
+        search_head(written(tmp_path / "bad.jsonl", bad), config, tmp_path / "search")
+
+
+def test_documents_of_one_host_cannot_be_searched_on(rows, tmp_path):
+    two = [{**row, "url": f"https://{'a' if i % 3 else 'b'}.org/"} for i, row in enumerate(rows)]
+    source, refused = written(tmp_path / "two.jsonl", two), []
+    for seed in range(20):  # with some, one of the two hosts is the test's
+        train = CHEAP.train.model_copy(update={"seed": seed})
+        try:
+            search_head(source, CHEAP.model_copy(update={"train": train, "trials": 1}), tmp_path / f"search-{seed}")
+        except InputError as error:
+            refused.append(str(error))
+    assert any("all labelled documents are of one host" in reason for reason in refused)
+
+
+def test_a_search_does_not_train_encoders():
+    with pytest.raises(ValidationError, match=r"leave train\.finetune out"):
+        SearchConfig.model_validate({"train": {"finetune": {}, "head": {"kind": "linear"}}})
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "says"),
+    [
+        ([0.60, 0.61], 0.02, "the default is as good: Spearman 0.600 against 0.610 of trial 1, less than one standard"),
+        ([0.60, 0.65], 0.02, "trial 1 is better than the default: Spearman 0.600 against 0.650 of trial 1, more than"),
+        ([0.60, 0.65], None, "Spearman 0.600 against 0.650 of trial 1; too few hosts to tell whether that is chance"),
+        ([None, 0.65], 0.02, "the default has no figure (no luck); trial 1 is the best"),
+        ([0.60, 0.55], 0.02, "the default is the best of 2 trials"),
+    ],
+)
+def test_the_verdict_goes_by_one_standard_error_of_the_best(values, error, says):
+    trials = [
+        Trial(number=k, settings={"engine": "hashing"}, value=value, standard_error=error, seconds=1, reason="no luck")
+        for k, value in enumerate(values)
+    ]
+    best = ranking(trials)[0]
+    as_good = None if error is None or None in values else best.value - values[0] <= error
+    search = Search(
+        metric="spearman",
+        criteria=["label"],
+        documents=50,
+        test_documents=10,
+        unlabelled=0,
+        folds=5,
+        groups=50,
+        trials=trials,
+        best=best.number,
+        difference=None,
+        as_good=as_good,
+    )
+    assert search.verdict.startswith(says)
+
+
+# --- Killed ----------------------------------------------------------------------------------------------------------
+
+
+def search_command(source: SourceConfig, output: Path) -> list[str]:
+    config = output.parent / "search.yaml"
+    config.write_text(json.dumps(CONFIG.model_dump(mode="json")))
+    command = [sys.executable, "-m", "ml_filter.cli", "search", *source.paths]
+    return [*command, "--config", str(config), "--output", str(output)]
+
+
+def test_killed_again_and_again_it_ends_with_the_trials_of_an_undisturbed_search(searched, source, tmp_path):
+    search, undisturbed = searched
+    output = tmp_path / "search"
+    command = search_command(source, output)
+    journal = output / ".progress" / "scratch" / "study.jsonl"
+    finished: list[dict] = []
+    for entries in (1, 40, 75):
+        running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while running.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < entries):
+            time.sleep(0.002)
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+        kept = [line for line in journal.read_text().splitlines() if '"outcome"' in line]
+        assert kept[: len(finished)] == finished  # none of them was done again
+        finished = kept
+        with journal.open("a") as file:
+            file.write('{"op_code": 5, "tri')  # a line that was cut off in mid write
+    assert 0 < len(finished) < 14
+    subprocess.run(command, check=True, capture_output=True)
+    again = Search.model_validate_json((output / "search.json").read_text())
+    assert outcomes(again) == outcomes(search)
+    assert read_manifest(str(output)).digest == read_manifest(str(undisturbed)).digest
+    assert (output / BEST_NAME).read_text() == (undisturbed / BEST_NAME).read_text()
+    assert not (output / ".progress").exists()
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_tries_the_engines_it_is_given_and_prints_the_best_and_the_verdict(source, tmp_path):
+    command = [sys.executable, "-m", "ml_filter.cli", "search", *source.paths, "--label-column", "label"]
+    command += ["--engine", "hashing", "--trials", "3", "--metric", "pearson", "--output", str(tmp_path / "search")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "COLUMNS": "150"})
+    search = Search.model_validate_json((tmp_path / "search" / "search.json").read_text())
+    assert {trial.settings["engine"] for trial in search.trials} == {"hashing"}
+    assert search.metric == "pearson"
+    for trial in search.trials:
+        assert f"{trial.value:.3f}" in done.stdout
+        assert f"engine hashing, balance {trial.settings['balance']}" in done.stdout
+    assert search.verdict in done.stdout
+
+
+def test_a_metric_that_there_is_not_is_answered_with_those_there_are(source, tmp_path):
+    command = [sys.executable, "-m", "ml_filter.cli", "search", *source.paths, "--metric", "beauty"]
+    done = subprocess.run([*command, "--output", str(tmp_path)], check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "metric: Input should be 'spearman', 'pearson'" in done.stderr
