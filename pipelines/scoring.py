@@ -5,7 +5,8 @@ from zenml.enums import ExecutionMode
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.heads.train import TrainedHead
-from ml_filter.settings import FilterConfig, ScoreConfig, SourceConfig, TrackingConfig
+from ml_filter.settings import CascadeConfig, FilterConfig, ScoreConfig, SourceConfig, TrackingConfig
+from steps.inference.build_cascade import build_cascade
 from steps.inference.filter_corpus import filter_corpus
 from steps.inference.score_corpus import score_corpus
 from steps.inference.write_report import write_report
@@ -29,9 +30,12 @@ def scoring_pipeline(
     filter: FilterConfig,
     tracking: TrackingConfig,
     output: str,
+    cascade: CascadeConfig | None = None,
 ) -> None:
-    """Score a corpus with a head, keep the best, write the report."""
+    """Score a corpus with a head, or a cascade made from it, keep the best, write the report."""
     loaded = load_head(head)
+    if cascade is not None:
+        loaded = build_cascade(loaded, source, cascade, score, output)
     scored, filtered = inference_steps(loaded, source, score, filter, output)
     write_report(loaded, scored, filtered)
     track_run(tracking, head=loaded, scored=scored, filtered=filtered)

@@ -21,7 +21,7 @@ from ml_filter.errors import InputError
 MANIFEST_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
 PROGRESS_NAME = ".progress"
-"""Directory that is there while a run is under way and gone when it has finished."""
+"""Directory that is there while a run is under way, and gone when it has finished with no shard failed."""
 FORMAT_VERSION = 1
 
 
@@ -47,12 +47,21 @@ class Parent(BaseModel):
     digest: str
 
 
+class FailedShard(BaseModel):
+    """An input shard of which nothing is in the output: its name there, where it was read, and why."""
+
+    name: str
+    source: str
+    reason: str
+
+
 class Manifest(BaseModel):
     """What a directory holds. `root` is where it was read from or written to; the file omits it."""
 
     format_version: int = FORMAT_VERSION
     kind: str
     shards: list[Shard] = []
+    shards_failed: list[FailedShard] = []
     counts: dict[str, int] = {}
     config: dict[str, Any] = {}
     config_digest: str = ""
@@ -69,7 +78,7 @@ class Manifest(BaseModel):
     @property
     def digest(self) -> str:
         """Digest of the content: equal for two runs that made the same shards the same way."""
-        return digest_of(self.model_dump(exclude={"root", "created_at", "code_version"}))
+        return digest_of(self._content("root", "created_at", "code_version"))
 
     def path_of(self, name: str) -> str:
         """Path or URL of a file beside the manifest."""
@@ -81,7 +90,11 @@ class Manifest(BaseModel):
 
     def to_json(self) -> str:
         """The file's content."""
-        return json.dumps(self.model_dump(exclude={"root"}), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self._content("root"), indent=1, ensure_ascii=False) + "\n"
+
+    def _content(self, *without: str) -> dict[str, Any]:
+        """All fields but some; `shards_failed` only where there are any, as in manifests from before it was known."""
+        return self.model_dump(exclude={*without, *(() if self.shards_failed else ("shards_failed",))})
 
 
 def find_manifest(directory: str) -> Manifest | None:

@@ -13,7 +13,9 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +33,7 @@ from ml_filter.documents.manifest import (
     MANIFEST_NAME,
     PROGRESS_NAME,
     REJECTS_NAME,
+    FailedShard,
     Manifest,
     Parent,
     Shard,
@@ -41,14 +44,22 @@ from ml_filter.documents.rejects import RejectsLog
 from ml_filter.errors import InputError
 
 _SHARD_DIRECTORY = "shards"
+_LOCK_NAME = ".lock"
+_LOCK_WAIT_S = 60.0
+"""For a lock that is only held for a moment: while one of several writers begins or ends."""
 ROW_GROUP_BYTES = 32 * 2**20
 
 
 class ShardResult(BaseModel):
-    """What became of one input shard: its output (None when it gave no row) and its counts."""
+    """What became of one input shard: its output (None when it gave no row) and its counts.
+
+    Of a shard that `failed` nothing is kept. `state` is that of the input when it was read (`sources.shard_state`).
+    """
 
     shard: Shard | None
     counts: dict[str, int]
+    failed: FailedShard | None = None
+    state: str | None = None
 
 
 class ShardWriter:
@@ -187,18 +198,46 @@ def with_digest(path: str | Path, digest: str) -> str:
     return str(path).replace("{digest}", digest[:8])
 
 
+@dataclass(frozen=True)
+class Resumption:
+    """How a run goes on where an earlier one stopped though its input has changed since, as a mended shard has.
+
+    `digest` is of all that must be the same; `holds` says whether what is finished would come out the same now.
+    """
+
+    digest: str
+    holds: Callable[[OutputDirectory], bool]
+
+
 class OutputDirectory:
     """One command's output: its lock, its finished shards, its rejects and, last, its manifest.
 
     Local directories and any fsspec URL; the lock against a second writer works on local ones only. `{digest}` in
     the path stands for what identifies settings and input, so that other settings get another directory.
 
+    Args:
+        part: the name of one of several writers at the same time. Each has its own lock and its own place for files
+            in the making, and a writer without a part is refused while one of them writes.
+        is_helper: this process was started by one that has entered the directory; it takes no lock.
+        resumption: when the directory of another input may be gone on with; not given: never.
+
     Raises:
         InputError: another process writes here, or the directory belongs to a run with other settings.
     """
 
-    def __init__(self, path: str | Path, kind: str, config: BaseModel | Mapping[str, Any], parents: Iterable[Parent]):
-        self.kind = kind
+    def __init__(
+        self,
+        path: str | Path,
+        kind: str,
+        config: BaseModel | Mapping[str, Any],
+        parents: Iterable[Parent],
+        *,
+        part: str | None = None,
+        is_helper: bool = False,
+        resumption: Resumption | None = None,
+    ):
+        self.kind, self.part = kind, part
+        self._is_helper, self._resumption = is_helper, resumption
         self.config = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
         self.parents = list(parents)
         self.config_digest = digest_of([kind, self.config, [parent.digest for parent in self.parents]])
@@ -210,20 +249,21 @@ class OutputDirectory:
         self._scratch: Path | None = None
 
     def __enter__(self) -> OutputDirectory:
+        if self._is_helper:
+            return self
         try:
             self.fs.makedirs(self.root, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.path} cannot be a directory: {error}") from error
-        if self.is_local:
-            self._lock = FileLock(os.path.join(self.root, ".lock"))
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise InputError(
-                    f"{self.path} is being written by another process; wait for it or choose another --output"
-                ) from None
+        self._lock = self._acquire(_LOCK_NAME, _LOCK_WAIT_S if self.part else 0)
         try:
+            if self.part is None:
+                self._refuse_parts()
             self._claim()
+            if self.part and not self.is_complete:
+                whole, self._lock = self._lock, self._acquire(f"{PROGRESS_NAME}/{self.part}.lock")
+                if whole is not None:
+                    whole.release()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -235,38 +275,93 @@ class OutputDirectory:
         if self._lock is not None:
             self._lock.release()
 
+    def _acquire(self, name: str, wait_s: float = 0) -> FileLock | None:
+        if not self.is_local:
+            return None
+        lock = FileLock(os.path.join(self.root, name))
+        try:
+            lock.acquire(timeout=wait_s)
+        except Timeout:
+            raise InputError(
+                f"{self.path} is being written by another process; wait for it or choose another --output"
+            ) from None
+        return lock
+
+    def _refuse_parts(self) -> None:
+        for path in Path(self.root).glob(f"{PROGRESS_NAME}/*.lock") if self.is_local else ():
+            held = self._acquire(f"{PROGRESS_NAME}/{path.name}")
+            if held is not None:
+                held.release()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the other parts from beginning or ending here for a moment."""
+        lock = self._acquire(_LOCK_NAME, _LOCK_WAIT_S)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a manifest says that every shard is done and none failed."""
+        return self.manifest is not None and not self.manifest.shards_failed
+
     def _claim(self) -> None:
         """Find what an earlier run left and refuse what a run with other settings left."""
-        other = "holds {} of other settings or input; choose another --output, or delete it to start over"
         found = find_manifest(self.path)
-        if found is not None:
-            if found.config_digest != self.config_digest:
-                raise InputError(f"{self.path} " + other.format("the finished run"))
-            self.manifest = found
-            return
-        claim = f"{self.root}/{PROGRESS_NAME}/run.json"
-        if self.fs.exists(claim):
-            if json.loads(self.fs.cat_file(claim))["config_digest"] != self.config_digest:
-                raise InputError(f"{self.path} " + other.format("an unfinished run"))
-        else:
-            self.put_bytes(f"{PROGRESS_NAME}/run.json", json.dumps({"config_digest": self.config_digest}).encode())
+        claim = self._read_claim()
+        digest = found.config_digest if found else claim.get("config_digest")
+        if digest not in (None, self.config_digest):
+            if not self._goes_on(claim):
+                what = "the finished run" if found else "an unfinished run"
+                raise InputError(
+                    f"{self.path} holds {what} of other settings or input; choose another --output, or delete it to "
+                    "start over"
+                )
+            self._put_claim()
+        elif digest is None:
+            self._put_claim()
+        self.manifest = found
+        if self.is_complete and self.part is None and claim:
+            self._remove(PROGRESS_NAME)  # which a run that was killed between its manifest and its end has left
+
+    def _goes_on(self, claim: Mapping[str, str]) -> bool:
+        resumption = self._resumption
+        return resumption is not None and claim.get("resumption") == resumption.digest and resumption.holds(self)
+
+    def _read_claim(self) -> dict[str, str]:
+        path = f"{self.root}/{PROGRESS_NAME}/run.json"
+        return dict(json.loads(self.fs.cat_file(path))) if self.fs.exists(path) else {}
+
+    def _put_claim(self) -> None:
+        claim = {"config_digest": self.config_digest}
+        if self._resumption is not None:
+            claim["resumption"] = self._resumption.digest
+        self.put_bytes(f"{PROGRESS_NAME}/run.json", json.dumps(claim).encode())
 
     def reopen(self) -> None:
         """Take back that the directory is complete, to add to it; a kill from here on leaves it unfinished."""
-        self.put_bytes(f"{PROGRESS_NAME}/run.json", json.dumps({"config_digest": self.config_digest}).encode())
+        self._put_claim()
         self.fs.rm_file(f"{self.root}/{MANIFEST_NAME}")
         self.manifest = None
 
     @property
     def scratch(self) -> Path:
-        """A local directory for files in the making."""
+        """A local directory for files in the making; a part's own."""
         if self._scratch is None:
             if self.is_local:
-                self._scratch = Path(self.root) / PROGRESS_NAME / "scratch"
+                self._scratch = Path(self.root) / PROGRESS_NAME / "scratch" / (self.part or "")
                 self._scratch.mkdir(parents=True, exist_ok=True)
             else:
                 self._scratch = Path(tempfile.mkdtemp(prefix="ml_filter-"))
         return self._scratch
+
+    def clear_scratch(self) -> None:
+        """Delete what killed writers left half made: with a part, those that it started."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self._scratch = None
 
     def put_bytes(self, name: str, content: bytes) -> None:
         """Write a small file whole or not at all."""
@@ -295,7 +390,14 @@ class OutputDirectory:
     def done(self, name: str) -> ShardResult | None:
         """The result of a shard that an earlier run finished."""
         path = f"{self.root}/{PROGRESS_NAME}/{name}.json"
-        return ShardResult.model_validate_json(self.fs.cat_file(path)) if self.fs.exists(path) else None
+        try:
+            return ShardResult.model_validate_json(self.fs.cat_file(path)) if self.fs.exists(path) else None
+        except FileNotFoundError:  # another part has just finished the directory
+            return None
+
+    def forget(self, name: str) -> None:
+        """Take back that a shard is done, so that it is made anew."""
+        self.fs.rm_file(f"{self.root}/{PROGRESS_NAME}/{name}.json")
 
     def new_shard(self, name: str, schema: pa.Schema | None = None, row_group_bytes: int | None = None) -> ShardWriter:
         """A writer for shard `name`; hand it to `commit` when it is closed."""
@@ -305,7 +407,14 @@ class OutputDirectory:
         """A rejects log for shard `name`, committed with it."""
         return RejectsLog(self.scratch / f"{name}.rejects.jsonl")
 
-    def commit(self, name: str, writer: ShardWriter, rejects: RejectsLog, counts: Mapping[str, int]) -> ShardResult:
+    def commit(
+        self,
+        name: str,
+        writer: ShardWriter,
+        rejects: RejectsLog,
+        counts: Mapping[str, int],
+        state: str | None = None,
+    ) -> ShardResult:
         """Put a closed shard and its rejects in place and remember that it is done."""
         shard = None
         if writer.path.exists():
@@ -317,30 +426,52 @@ class OutputDirectory:
         if rejects.path is not None:
             self.put_file(rejects.path, f"{PROGRESS_NAME}/{name}.rejects.jsonl")
         rejected = {f"rejected_{reason}": count for reason, count in sorted(rejects.counts.items())}
-        result = ShardResult(shard=shard, counts={**counts, "rejected": rejects.total, **rejected})
+        result = ShardResult(shard=shard, counts={**counts, "rejected": rejects.total, **rejected}, state=state)
+        self.put_bytes(f"{PROGRESS_NAME}/{name}.json", result.model_dump_json().encode())
+        return result
+
+    def fail(self, name: str, source: str, reason: str) -> ShardResult:
+        """Remember that a shard failed, and why; nothing of it stays."""
+        made = f"{self.root}/{_SHARD_DIRECTORY}/{name}.parquet"
+        if self.fs.exists(made):  # put there by a run that was killed before it could say that the shard is done
+            self.fs.rm_file(made)
+        failed = FailedShard(name=name, source=source, reason=reason)
+        result = ShardResult(shard=None, counts={"read": 0, "shards_failed": 1}, failed=failed)
         self.put_bytes(f"{PROGRESS_NAME}/{name}.json", result.model_dump_json().encode())
         return result
 
     def finish(
         self, results: Iterable[tuple[str, ShardResult]], extra_counts: Mapping[str, int] | None = None
     ) -> Manifest:
-        """Gather the rejects into one file and write the manifest; the directory is complete then."""
+        """Gather the rejects into one file and write the manifest; the directory is complete then.
+
+        Where shards failed, what is known of each stays beside the manifest, so that a later run makes only those.
+        """
         counts: Counter[str] = Counter(extra_counts or {})
-        shards = []
+        shards, failed = [], []
         rejects = self.scratch / REJECTS_NAME
         with rejects.open("wb") as gathered:
             for name, result in results:
                 counts.update(result.counts)
                 if result.shard is not None:
                     shards.append(result.shard)
+                if result.failed is not None:
+                    failed.append(result.failed)
+                    continue
                 part = f"{self.root}/{PROGRESS_NAME}/{name}.rejects.jsonl"
                 if self.fs.exists(part):
                     with self.fs.open(part, "rb") as file:
                         shutil.copyfileobj(file, gathered)
+        # Parts may end at the same time. What one gathers while there is no manifest is whole, since the other deletes
+        # nothing before it has written it.
+        self.manifest = find_manifest(self.path)
+        if self.manifest is not None:
+            return self.manifest
         self.put_file(rejects, REJECTS_NAME)
         manifest = Manifest(
             kind=self.kind,
             shards=shards,
+            shards_failed=failed,
             counts=dict(counts),
             config=self.config,
             config_digest=self.config_digest,
@@ -348,10 +479,17 @@ class OutputDirectory:
             root=self.path,
         )
         self.put_bytes(MANIFEST_NAME, manifest.to_json().encode())
-        self.fs.rm(f"{self.root}/{PROGRESS_NAME}", recursive=True)
+        if failed:
+            self._remove(f"{PROGRESS_NAME}/scratch")
+        else:
+            self._remove(PROGRESS_NAME)
         self._scratch = None if self.is_local else self._scratch
         self.manifest = manifest
         return manifest
+
+    def _remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):  # another part was faster
+            self.fs.rm(f"{self.root}/{name}", recursive=True)
 
 
 def file_digest(path: Path) -> str:

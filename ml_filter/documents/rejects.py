@@ -8,6 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+DAMAGE = ("truncated", "unreadable")
+"""Reasons that stand for documents nobody has counted: part of a source, or all of it, is missing."""
+
 
 class RejectsLog:
     """Appends one JSON line for each rejection: `source`, `place`, `reason`, `detail`.
@@ -19,6 +22,8 @@ class RejectsLog:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.counts: Counter[str] = Counter()
+        self.damage: str | None = None
+        """The first reject that is damage: reason, place and detail."""
         self._file: IO[str] | None = None
 
     def __enter__(self) -> RejectsLog:
@@ -33,6 +38,8 @@ class RejectsLog:
     def add(self, source: str, place: str, reason: str, detail: str = "") -> None:
         """Record that what stands at `place` of `source` was left out."""
         self.counts[reason] += 1
+        if reason in DAMAGE and self.damage is None:
+            self.damage = f"{reason}, {place}: {detail[:500]}"
         if self._file is not None:
             row = {"source": source, "place": place, "reason": reason, "detail": detail[:500]}
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
+from loguru import logger
 
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output import OutputDirectory, ShardResult
 from ml_filter.documents.readers import known_rows, read_shard
-from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.sources import InputShard
+from ml_filter.documents.sources import InputShard, shard_state
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
 from ml_filter.settings import SourceConfig
@@ -25,12 +25,15 @@ class Transformed(NamedTuple):
     counts: dict[str, int]
 
 
+Transform = Callable[[Iterator[pa.Table]], Iterator[Transformed]]
+
+
+class DamagedShard(Exception):
+    """A shard of which nothing is written, since part of it or all of it cannot be read."""
+
+
 def map_shards(
-    out: OutputDirectory,
-    shards: Sequence[InputShard],
-    source: SourceConfig,
-    transform: Callable[[Iterator[pa.Table]], Iterator[Transformed]],
-    what: str,
+    out: OutputDirectory, shards: Sequence[InputShard], source: SourceConfig, transform: Transform, what: str
 ) -> Manifest:
     """Read each shard that is not done yet, transform its tables, and commit what comes out.
 
@@ -38,31 +41,76 @@ def map_shards(
         InputError: no shard gave a document.
     """
     results = []
-    read = 0
     with progress(what, known_rows(shards)) as bar:
         for shard in shards:
             result = out.done(shard.name)
             if result is None:
-                counts: Counter[str] = Counter(read=0)
-                with out.new_shard(shard.name) as writer, out.new_rejects(shard.name) as rejects:
-
-                    def tables(
-                        shard: InputShard = shard, rejects: RejectsLog = rejects, counts: Counter[str] = counts
-                    ) -> Iterator[pa.Table]:
-                        for table in read_shard(shard, source, rejects):
-                            counts["read"] += table.num_rows
-                            yield table
-
-                    for made in transform(tables()):
-                        writer.write(made.table)
-                        counts.update(made.counts)
-                        bar.advance(sum(made.counts.values()))
-                result = out.commit(shard.name, writer, rejects, counts)
+                result = map_shard(out, shard, source, transform, bar.advance)
             else:
                 bar.advance(result.counts["read"])
             results.append((shard.name, result))
-            read += result.counts["read"]
-    if read == 0:
-        rejected = sum((Counter(result.counts) for _, result in results), Counter())
-        raise InputError(f"no document could be read from {', '.join(source.paths)}: {dict(rejected)}")
+    require_documents(source, [result for _, result in results])
     return out.finish(results)
+
+
+def map_shard(
+    out: OutputDirectory,
+    shard: InputShard,
+    source: SourceConfig,
+    transform: Transform,
+    advance: Callable[[int], None],
+    damaged: Literal["reject", "fail", "keep"] = "reject",
+) -> ShardResult:
+    """Read one shard, transform its tables, and commit what comes out.
+
+    Args:
+        advance: is told how many more documents were dealt with.
+        damaged: what becomes of a shard that is truncated or has unreadable parts. `reject`: what can be read is
+            transformed, the rest is a reject, and a column that is missing ends the run. `fail`: DamagedShard is
+            raised. `keep`: that is raised only where nothing can be read.
+
+    Raises:
+        DamagedShard: as `damaged` says; nothing is written then.
+        InputError: a column that the source configuration names does not exist.
+    """
+    state = shard_state(shard)
+    counts: Counter[str] = Counter(read=0)
+    with out.new_shard(shard.name) as writer, out.new_rejects(shard.name) as rejects:
+
+        def tables() -> Iterator[pa.Table]:
+            try:
+                for table in read_shard(shard, source, rejects):
+                    counts["read"] += table.num_rows
+                    yield table
+            except Exception as error:  # of a file system, a decoder or the Hub: there is no common base
+                if damaged == "reject":
+                    raise
+                raise DamagedShard(str(error) if isinstance(error, InputError) else _described(error)) from error
+
+        told = 0
+        for made in transform(tables()):
+            writer.write(made.table)
+            counts.update(made.counts)
+            advance(counts["read"] - told)
+            told = counts["read"]
+        if rejects.damage and (damaged == "fail" or (damaged == "keep" and counts["read"] == 0)):
+            raise DamagedShard(rejects.damage)
+    if counts["read"] == rejects.total == 0:
+        logger.warning(f"{shard.uri} is empty")
+        counts["shards_empty"] = 1
+    return out.commit(shard.name, writer, rejects, counts, state)
+
+
+def require_documents(source: SourceConfig, results: Sequence[ShardResult]) -> None:
+    """Whether any document was read at all.
+
+    Raises:
+        InputError: none was.
+    """
+    counts = sum((Counter(result.counts) for result in results), Counter())
+    if counts["read"] == 0:
+        raise InputError(f"no document could be read from {', '.join(source.paths)}: {dict(counts)}")
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

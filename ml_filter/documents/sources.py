@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import fsspec
 
@@ -103,11 +104,31 @@ def _file_shards(path: str) -> tuple[list[tuple[str, Format, int | None, tuple[i
         kind = _format_of(name)
         if kind is None:
             raise InputError(f"{name}: unknown format; known endings are {_KNOWN}")
-        info = fs.info(name)
+        try:
+            info = fs.info(name)
+        except FileNotFoundError:  # a link to nowhere, or gone since it was listed; who reads it will say so
+            info = {}
         uri = name if "://" not in path else fs.unstrip_protocol(name)
-        pins.append([uri, info.get("size"), str(info.get("mtime") or info.get("ETag") or info.get("LastModified"))])
+        pins.append([uri, *_state_of(info)])
         files.append((uri, kind, info.get("size"), (0, 1)))
     return files, Parent(path=path, digest=digest_of(pins))
+
+
+def _state_of(info: Mapping[str, Any]) -> list[Any]:
+    return [info.get("size"), str(info.get("mtime") or info.get("ETag") or info.get("LastModified"))]
+
+
+def shard_state(shard: InputShard) -> str | None:
+    """A digest that changes with the shard's content, without reading it; None where its file is gone."""
+    if shard.format == "installed":
+        return installed.fingerprint()
+    if shard.format == "hub":
+        return digest_of(shard.uri)  # names a commit
+    try:
+        fs, path = fsspec.core.url_to_fs(shard.uri)
+        return digest_of(_state_of(fs.info(path)))
+    except OSError:
+        return None
 
 
 def _is_hidden(name: str, root: str) -> bool:

@@ -1,26 +1,48 @@
 """Score a corpus shard by shard: every input column, plus `score`, `int_score` and `score_status`.
 
 A head of several criteria writes `score_<criterion>` and `int_score_<criterion>` for each.
+
+Delivery: exactly once. An input shard's documents are all in its output shard, or the shard is in the manifest's
+`shards_failed` and none of them is. That holds whatever dies: a worker, the command, a machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
+from loguru import logger
 
-from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory, join_tables
-from ml_filter.documents.shards import Transformed, map_shards
-from ml_filter.documents.sources import list_shards
+from ml_filter.documents.manifest import FailedShard, Manifest, find_manifest
+from ml_filter.documents.output import OutputDirectory, ShardResult
+from ml_filter.documents.readers import known_rows
+from ml_filter.documents.shards import require_documents
+from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.errors import ConfigError, InputError, TooManyFailures
+from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import head_parent
-from ml_filter.scoring.engine import Engine, load_engine
+from ml_filter.progress import Progress, progress
+from ml_filter.scoring.distributed import RayWorkers
+from ml_filter.scoring.engine import load_engine
+from ml_filter.scoring.job import ScoringJob, score_or_fail
+from ml_filter.scoring.workers import LocalWorkers, score_with
 from ml_filter.settings import ScoreConfig, SourceConfig
 
-_CHUNK_ROWS = 4000
-_CHUNK_BYTES = 64 * 2**20
+_SHOWN_FAILURES = 5
+_RANK_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+
+
+class Rank(NamedTuple):
+    """One of `world` processes, numbered from 0, that share the shards of a corpus among them."""
+
+    number: int
+    world: int
+
+    def share(self, shards: Sequence[InputShard]) -> list[InputShard]:
+        """The shards that fall to this rank: of all ranks together each shard once."""
+        return list(shards[self.number :: self.world])
 
 
 def score_corpus(
@@ -28,50 +50,161 @@ def score_corpus(
 ) -> Manifest:
     """Score every document of a corpus; one output shard an input shard, in memory that does not grow with it.
 
-    Killed and called again, it goes on with the first shard that is not finished. A column of the input that is
-    named like one of ours is kept as `input_<name>`.
+    Killed and called again, it goes on with the shards that are not finished, and those that failed. A column of the
+    input that is named like one of ours is kept as `input_<name>`.
 
     Raises:
-        InputError: the head, the source or the output directory is not what it should be.
+        TooManyFailures: a larger share of the shards failed than `max_failed_shards`; the others are done.
+        InputError: the head, the source or the output directory is not what it should be, or every shard failed.
+        ConfigError: there is no such device here, or no Ray.
     """
+    job = _plan(model_directory, source, config, output)
+    with job.directory() as out:
+        if not out.is_complete:
+            out.clear_scratch()
+            _reopen(out, job.shards)
+            _score(job, job.shards, out)
+            _finish(job, out, _results(out, job.shards))
+        assert out.manifest is not None
+        _judge(out.manifest.shards_failed, len(job.shards), config, out.path)
+        return out.manifest
+
+
+def score_rank(
+    model_directory: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path, rank: Rank
+) -> Manifest | None:
+    """Score the shards that fall to one of several ranks, which need to know nothing of each other.
+
+    Args:
+        output: one directory for all ranks, on a file system that they share, or a URL.
+
+    Returns:
+        The manifest, from the rank that finds every shard done; None from the others.
+
+    Raises:
+        As `score_corpus`, of this rank's shards.
+    """
+    if config.ray:
+        raise ConfigError("ranks share the shards without a scheduler, Ray is one: give rank or ray, not both")
+    job = _plan(model_directory, source, config, output)
+    mine = rank.share(job.shards)
+    with job.directory(f"rank-{rank.number}") as out:
+        if not out.is_complete:
+            out.clear_scratch()
+            with out.alone():
+                _reopen(out, mine)
+            _score(job, mine, out)
+            with out.alone():
+                out.manifest = find_manifest(out.path)
+                results = _results(out, job.shards)
+                if out.manifest is None and len(results) == len(job.shards):
+                    _finish(job, out, results)
+        failed = out.manifest.shards_failed if out.manifest else _failed(_results(out, mine))
+        own = {shard.name for shard in mine}
+        _judge([shard for shard in failed if shard.name in own], len(mine), config, out.path)
+        return out.manifest
+
+
+def find_rank(rank: str, world: int | None, environment: Mapping[str, str] = os.environ) -> Rank:
+    """The rank that was given as a number, or with `auto` the one that the launcher's environment names.
+
+    Known are RANK and WORLD_SIZE (torchrun and others) and SLURM_PROCID and SLURM_NTASKS (srun).
+
+    Raises:
+        ConfigError: there is no such rank, or it is not known of how many.
+    """
+    given = rank
+    if rank == "auto":
+        found = [(environment[a], environment[b]) for a, b in _RANK_VARIABLES if a in environment and b in environment]
+        if not found:
+            listed = ", ".join(" with ".join(pair) for pair in _RANK_VARIABLES)
+            raise ConfigError(f"rank auto: the environment has none of {listed}; give --rank and --world-size")
+        rank, world = found[0][0], world or int(found[0][1])
+    if world is None:
+        raise ConfigError(f"rank {given}: of how many? give --world-size")
+    if not rank.isdecimal() or int(rank) >= world:
+        raise ConfigError(f"rank {rank}: ranks of {world} are numbered 0 to {world - 1}")
+    return Rank(int(rank), world)
+
+
+def _plan(model_directory: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path) -> ScoringJob:
     shards, parents = list_shards(source)
-    settings = {"source": source.model_dump(mode="json"), "score": config.model_dump(mode="json")}
-    with OutputDirectory(output, "scored", settings, [*parents, head_parent(model_directory)]) as out:
-        if out.manifest:
-            return out.manifest
-        engine = load_engine(model_directory, config)
-
-        def score(tables: Iterator[pa.Table]) -> Iterator[Transformed]:
-            for table in _chunks(tables):
-                yield _with_scores(table, engine)
-
-        return map_shards(out, shards, source, score, "Scoring")
+    directory = resolve_head(model_directory)
+    parents.append(head_parent(directory))
+    # A worker on another machine downloads a head of the Hub for itself, at the same commit.
+    return ScoringJob(head_origin(directory), source, config, str(output), tuple(shards), tuple(parents))
 
 
-def _chunks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Larger tables, so that batches of like length are full; bounded in rows and bytes."""
-    pending: list[pa.Table] = []
-    for table in tables:
-        pending.append(table)
-        if sum(t.num_rows for t in pending) >= _CHUNK_ROWS or sum(t.nbytes for t in pending) >= _CHUNK_BYTES:
-            yield join_tables(pending)
-            pending = []
-    if pending:
-        yield join_tables(pending)
+def _reopen(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
+    """Make failed shards open again."""
+    if find_manifest(out.path) is not None:
+        out.reopen()
+    for shard in shards:
+        result = out.done(shard.name)
+        if result is not None and result.failed:
+            out.forget(shard.name)
 
 
-def _with_scores(table: pa.Table, engine: Engine) -> Transformed:
-    criteria = engine.info.criteria
-    scores = engine.score(table["text"].to_pylist()).astype(np.float64)
-    failed = ~np.isfinite(scores).all(axis=1)
-    made: dict[str, pa.Array] = {}
-    for criterion, column in zip(criteria, scores.T, strict=True):
-        of = f"_{criterion.name}" if len(criteria) > 1 else ""
-        made[f"score{of}"] = pa.array(column, mask=failed)
-        whole = criterion.integer_scores(np.where(failed, criterion.low, column))
-        made[f"int_score{of}"] = pa.array(whole, mask=failed)
-    made["score_status"] = pa.array(np.where(failed, "failed", "scored"))
-    table = table.rename_columns([f"input_{name}" if name in made else name for name in table.column_names])
-    for name, values in made.items():
-        table = table.append_column(name, values)
-    return Transformed(table, {"scored": int((~failed).sum()), "failed": int(failed.sum())})
+def _score(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory) -> None:
+    """Score the shards that are open."""
+    with progress("Scoring", known_rows(shards)) as bar:
+        waiting = []
+        for shard in shards:
+            result = out.done(shard.name)
+            if result is None:
+                waiting.append(shard)
+            else:
+                bar.advance(result.counts["read"])
+        if waiting:
+            _score_open(job, waiting, out, bar)
+
+
+def _score_open(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory, bar: Progress) -> None:
+    config = job.config
+    count = min(config.workers, len(shards))
+    if count < config.workers:
+        logger.info(
+            f"{len(shards)} shards are open, {config.workers - count} of {config.workers} workers stay idle: a shard "
+            "is scored by one worker, so a corpus in more files spreads better"
+        )
+    if config.ray:
+        score_with(RayWorkers(job, out, count), shards, out, config.worker_attempts, bar.advance)
+    elif config.workers > 1:
+        score_with(LocalWorkers(job, out, count), shards, out, config.worker_attempts, bar.advance)
+    else:
+        engine = load_engine(job.model_directory, config)
+        for shard in shards:
+            score_or_fail(job, shard, engine, out, bar.advance)
+
+
+def _results(out: OutputDirectory, shards: Sequence[InputShard]) -> list[tuple[str, ShardResult]]:
+    """The results of those shards that are done."""
+    found = [(shard.name, out.done(shard.name)) for shard in shards]
+    return [(name, result) for name, result in found if result is not None]
+
+
+def _failed(results: Sequence[tuple[str, ShardResult]]) -> list[FailedShard]:
+    return [result.failed for _, result in results if result.failed]
+
+
+def _finish(job: ScoringJob, out: OutputDirectory, results: Sequence[tuple[str, ShardResult]]) -> None:
+    failed = _failed(results)
+    if len(failed) == len(job.shards):
+        raise InputError(f"no shard could be scored: {_listed(failed)}")
+    require_documents(job.source, [result for _, result in results])
+    out.finish(results)
+
+
+def _judge(failed: Sequence[FailedShard], shards: int, config: ScoreConfig, path: str) -> None:
+    if len(failed) > config.max_failed_shards * shards:
+        raise TooManyFailures(
+            f"{len(failed):,} of {shards:,} shards failed, more than max_failed_shards={config.max_failed_shards:g} "
+            f"tolerates; the others are scored in {path}. Mend them and run the same command again: it scores only "
+            f"those. {_listed(failed)}"
+        )
+
+
+def _listed(failed: Sequence[FailedShard]) -> str:
+    shown = "; ".join(f"{shard.source} ({shard.reason})" for shard in failed[:_SHOWN_FAILURES])
+    more = len(failed) - _SHOWN_FAILURES
+    return shown + (f"; and {more:,} more" if more > 0 else "")

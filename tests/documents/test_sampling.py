@@ -119,7 +119,7 @@ def test_every_document_has_the_same_chance():
     assert all(60 < drawn[f"d{i}"] < 140 for i in range(20))  # 100 on average, standard deviation 9
 
 
-@pytest.mark.parametrize("seed", [-1, 0, 2**62])
+@pytest.mark.parametrize("seed", [0, 2**62, 2**63 - 1])
 def test_any_seed_will_do(tmp_path, seed):
     assert len(sample(write_shards(tmp_path / "corpus", documents(20)), tmp_path / "out", 5, seed=seed)) == 5
 

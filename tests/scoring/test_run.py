@@ -88,15 +88,6 @@ def test_columns_of_the_input_named_like_ours_are_kept_beside_them(head, documen
     assert table["score"].to_pylist() != [4.5, 4.5, 4.5]
 
 
-def test_an_unreadable_shard_is_reported_and_does_not_stop_the_others(head, corpus, tmp_path):
-    (corpus / "part-1.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")
-    manifest = score_corpus(head.directory, SourceConfig(paths=[str(corpus)]), FLOAT32, tmp_path / "scored")
-    assert manifest.rows == 40
-    assert manifest.counts["rejected_unreadable"] == 1
-    [reject] = [json.loads(line) for line in (tmp_path / "scored" / "rejects.jsonl").read_text().splitlines()]
-    assert reject["source"].endswith("part-1.parquet")
-
-
 def test_killed_at_any_shard_and_run_again_it_gives_the_same_bytes(head, corpus, tmp_path):
     whole = score_corpus(head.directory, SourceConfig(paths=[str(corpus)]), FLOAT32, tmp_path / "whole")
     killed = tmp_path / "killed"

@@ -1,0 +1,23 @@
+"""Set a cheap student before the head."""
+
+from typing import Annotated
+
+from zenml import log_metadata, step
+
+from ml_filter.heads.train import TrainedHead
+from ml_filter.scoring.cascade import build_cascade as build
+from ml_filter.scoring.engine import read_cascade
+from ml_filter.settings import CascadeConfig, ScoreConfig, SourceConfig
+from steps.names import Artifact
+
+
+@step(enable_cache=False)
+def build_cascade(
+    head: TrainedHead, source: SourceConfig, config: CascadeConfig, score: ScoreConfig, output: str
+) -> Annotated[TrainedHead, Artifact.CASCADE]:
+    """Train the student on the head's scores of a sample of the corpus, and find what it may settle."""
+    made = build(head.directory, source, config, score, f"{output}/cascade-{{digest}}")
+    cascade = read_cascade(made.directory)
+    assert cascade is not None
+    log_metadata(cascade.model_dump(mode="json", exclude={"scripts"}))
+    return made
