@@ -27,3 +27,8 @@ def _environment() -> jinja2.Environment:
 def render(template: str, **values: Any) -> str:
     """The page of a template in ml_filter/reports/templates."""
     return _environment().get_template(template).render(**values)
+
+
+def render_text(template: str, **values: Any) -> str:
+    """The text of a template in ml_filter/reports/templates, with nothing escaped."""
+    return _environment().overlay(autoescape=False).get_template(template).render(**values)

@@ -1,51 +1,33 @@
-"""The report of a run: what came in, what was rejected, scored, failed and kept, and what the scores look like."""
+"""The report of a run: what came in, was rejected, scored, failed and kept, and whether the head could judge it."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from heapq import heappush, heapreplace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
-import numpy as np
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from ml_filter.agreement.metrics import Figure
 from ml_filter.documents.lineage import made_by
-from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.sampling import sampling_key
-from ml_filter.heads.info import read_info
+from ml_filter.documents.manifest import FailedShard, Manifest
+from ml_filter.heads.calibration import ThresholdRow
+from ml_filter.heads.info import Criterion, HeadInfo, read_info
 from ml_filter.heads.metrics import Evaluation
+from ml_filter.heads.profile import Shift, shifts
 from ml_filter.heads.train import TrainedHead
-from ml_filter.reports.html import render
+from ml_filter.reports.corpus import NEAR, CorpusSummary, ScoreSummary, Stratum, summarise_corpus
+from ml_filter.reports.html import render, render_text
 from ml_filter.reports.plots import score_histogram
+from ml_filter.scoring.cascade import share_interval
+from ml_filter.scoring.engine import CascadeInfo, read_cascade
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-BINS_PER_POINT = 4
-EXAMPLES = 3
 REPORT_NAME = "report.html"
-_EXCERPT = 400
+DATASHEET_NAME = "DATASHEET.md"
+SHOWN_VALUES = 20
+UNKNOWN_SHARE = 0.01
+"""A script that fewer of the training documents are written in is not known to the head."""
 _STAGE_NAMES = {"documents": "sample"}
-
-
-class Example(BaseModel):
-    """A document to look at."""
-
-    id: str
-    score: float
-    excerpt: str
-
-
-class ScoreSummary(BaseModel):
-    """The scores of a corpus: a histogram and, for each integer score, a count and a few random documents."""
-
-    edges: list[float]
-    counts: list[int]
-    by_score: dict[int, int]
-    examples: dict[int, list[Example]]
 
 
 class Stage(BaseModel):
@@ -57,58 +39,72 @@ class Stage(BaseModel):
 
 
 class RunReport(BaseModel):
-    """All that the page shows, as data."""
+    """All that the page shows, as data.
+
+    Attributes:
+        title: what was kept of what.
+        stages: of the run.
+        chosen: how it was chosen what is kept, in words.
+        ranked_by: the criterion it was chosen by.
+        threshold: on its score, where there is one for all documents.
+        expected: what the head's calibration says of that threshold.
+        warnings: what a reader has to know before using the result.
+        facts: what made it.
+        corpus: what it looks like.
+        shifts: from the documents that the head was trained on; None where these are not known.
+        cascade: what is known of the cascade that scored, if one did.
+        measured: the share of all decisions that its audit found to differ from the encoder's.
+        shards_failed: input shards of which nothing was scored.
+        evaluation: of the head, on documents kept apart from its training.
+    """
 
     title: str
     stages: list[Stage]
+    chosen: str
+    ranked_by: str
+    threshold: float | None
+    expected: ThresholdRow | None
+    warnings: list[str]
     facts: dict[str, str]
-    scores: ScoreSummary
+    corpus: CorpusSummary
+    shifts: list[Shift] | None
+    cascade: CascadeInfo | None = None
+    measured: Figure | None = None
+    shards_failed: list[FailedShard] = []
     evaluation: Evaluation | None = None
-    min_score: float | None = None
+
+    @property
+    def scores(self) -> ScoreSummary:
+        """Those that it was chosen by."""
+        return self.corpus.scores[self.ranked_by]
+
+    @property
+    def kept(self) -> int:
+        """Documents that were kept."""
+        return self.stages[-1].counts["kept"]
+
+    def largest(self, column: str) -> list[tuple[str, Stratum]]:
+        """The values of a column with most documents."""
+        found = sorted(self.corpus.strata[column].items(), key=lambda item: (-item[1].documents, item[0]))
+        return found[:SHOWN_VALUES]
 
     def to_html(self) -> str:
         """The page."""
-        plot = score_histogram(self.scores.edges, self.scores.counts, self.min_score)
-        return render("run.html", report=self, plot=plot)
+        plots = {
+            name: score_histogram(of.edges, of.counts, self.threshold if name == self.ranked_by else None)
+            for name, of in self.corpus.scores.items()
+        }
+        return render("run.html", report=self, plots=plots, near=NEAR)
 
-
-def summarise_scores(scored: Manifest, *, low: float, high: float, seed: int = 0) -> ScoreSummary:
-    """Histogram and examples of a scored corpus, in one streaming pass.
-
-    The examples are those of each integer score whose seeded hash is smallest: random, and the same every time.
-    """
-    edges: NDArray[Any] = np.linspace(low, high, int((high - low) * BINS_PER_POINT) + 1)
-    counts = np.zeros(len(edges) - 1, dtype=np.int64)
-    by_score: Counter[int] = Counter()
-    chosen: dict[int, list[tuple[int, str, float, str]]] = {}
-    for path in scored.shard_paths():
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1000, columns=["id", "text", "score", "int_score"]):
-            for row in batch.to_pylist():
-                if row["score"] is None:
-                    continue
-                counts[min(int((row["score"] - low) * BINS_PER_POINT), len(counts) - 1)] += 1
-                by_score[row["int_score"]] += 1
-                heap = chosen.setdefault(row["int_score"], [])
-                key = -sampling_key(row["id"], seed)
-                if len(heap) < EXAMPLES:
-                    heappush(heap, (key, row["id"], row["score"], row["text"][:_EXCERPT]))
-                elif key > heap[0][0]:
-                    heapreplace(heap, (key, row["id"], row["score"], row["text"][:_EXCERPT]))
-    return ScoreSummary(
-        edges=[float(edge) for edge in edges],
-        counts=[int(count) for count in counts],
-        by_score=dict(sorted(by_score.items())),
-        examples={
-            score: [Example(id=i, score=s, excerpt=t) for _, i, s, t in sorted(heap, reverse=True)]
-            for score, heap in sorted(chosen.items())
-        },
-    )
+    def to_datasheet(self) -> str:
+        """What to put beside the filtered documents wherever they go, in Markdown."""
+        return render_text("datasheet.md", report=self)
 
 
 def write_run_report(
     head: TrainedHead, scored: Manifest, filtered: Manifest, feature: Sequence[Manifest] = ()
 ) -> tuple[str, str]:
-    """Write `report.html` and `report.json` beside the filtered documents.
+    """Write `report.html`, `report.json` and `DATASHEET.md` beside the filtered documents.
 
     Args:
         head: the head that scored.
@@ -119,30 +115,126 @@ def write_run_report(
     Returns:
         The path of the page and the page.
     """
-    training = head.training
-    stages = [
-        *(Stage(name=_STAGE_NAMES.get(m.kind, m.kind), path=m.root, counts=m.counts) for m in feature),
-        Stage(
-            name="head",
-            path=head.directory,
-            counts={"trained_on": training.train_documents, "tested_on": training.test_documents},
-        ),
-        *(Stage(name=m.kind, path=m.root, counts=m.counts) for m in (scored, filtered)),
-    ]
-    facts = {"code version": scored.code_version, "head": head.digest, "scored corpus": scored.digest}
-    facts |= made_by(training.lineage)
-    criterion = read_info(head.directory).criteria[0]
-    low, high = criterion.low, criterion.high
-    report = RunReport(
-        title=f"Filtered corpus: {filtered.rows:,} of {scored.counts['read']:,} documents kept",
-        stages=stages,
-        facts=facts,
-        scores=summarise_scores(scored, low=low, high=high),
-        evaluation=training.evaluation,
-        min_score=filtered.config["filter"]["min_score"],
-    )
+    report = run_report(head, scored, filtered, feature)
     page = report.to_html()
     fs, root = fsspec.core.url_to_fs(filtered.root)
     fs.pipe_file(f"{root}/{REPORT_NAME}", page.encode())
     fs.pipe_file(f"{root}/report.json", (report.model_dump_json(indent=1) + "\n").encode())
+    fs.pipe_file(f"{root}/{DATASHEET_NAME}", report.to_datasheet().encode())
     return filtered.path_of(REPORT_NAME), page
+
+
+def run_report(head: TrainedHead, scored: Manifest, filtered: Manifest, feature: Sequence[Manifest] = ()) -> RunReport:
+    """The report; arguments as those of `write_run_report`."""
+    training, info = head.training, read_info(head.directory)
+    selection = filtered.config["selection"]
+    threshold, cascade = selection.get("threshold"), read_cascade(head.directory)
+    criterion = _chosen_by(info, selection["score_column"])
+    corpus = summarise_corpus(scored, filtered, info.criteria, criterion.name, threshold)
+    found = None if info.profile is None else shifts(info.profile, corpus.profile)
+    facts = {"head": head.digest, "scored corpus": scored.digest, "filtered corpus": filtered.digest}
+    facts |= made_by(training.lineage) | {"code version": filtered.code_version}
+    report = RunReport(
+        title=f"Filtered corpus: {filtered.rows:,} of {scored.counts['read']:,} documents kept",
+        stages=[
+            *(Stage(name=_STAGE_NAMES.get(m.kind, m.kind), path=m.root, counts=m.counts) for m in feature),
+            Stage(
+                name="head",
+                path=head.directory,
+                counts={"trained_on": training.train_documents, "tested_on": training.test_documents},
+            ),
+            *(Stage(name=m.kind, path=m.root, counts=m.counts) for m in (scored, filtered)),
+        ],
+        chosen=_in_words(filtered.config["filter"], selection),
+        ranked_by=criterion.name,
+        threshold=threshold,
+        expected=_expected(criterion, threshold),
+        warnings=[],
+        facts=facts,
+        corpus=corpus,
+        shifts=found,
+        cascade=cascade,
+        measured=None if cascade is None else _measured(scored.counts, cascade),
+        shards_failed=scored.shards_failed,
+        evaluation=training.test.get(criterion.name),
+    )
+    return report.model_copy(update={"warnings": _warnings(report, info)})
+
+
+def _chosen_by(info: HeadInfo, column: str) -> Criterion:
+    """The criterion whose scores a column holds."""
+    return next((one for one in info.criteria if column == f"score_{one.name}"), info.criteria[0])
+
+
+def _in_words(config: dict[str, Any], selection: dict[str, Any]) -> str:
+    if config.get("min_score") is not None:
+        what = f"documents with {selection['score_column']} of at least {config['min_score']:g}"
+    else:
+        what = "a weighted draw of documents" if config.get("weighted") else "the best documents"
+        most = f"{config['token_budget']:,} tokens" if config.get("token_budget") else None
+        most = most or f"{100 * config['keep_fraction']:.4g}% of those that were scored"
+        what += f" by {selection['score_column']}, up to {most}"
+    conditions = [f"{one['name']} {one['op']} {one['value']:g}" for one in config.get("conditions", [])]
+    if conditions:
+        what += f", where {' and '.join(conditions)}"
+    if config.get("quota"):
+        what += f", divided over {', '.join(config['quota']['by'])}"
+    return what
+
+
+def _expected(criterion: Criterion, threshold: float | None) -> ThresholdRow | None:
+    """The row of the calibration's table that is nearest to the threshold."""
+    if criterion.calibration is None or threshold is None or not criterion.calibration.table:
+        return None
+    return min(criterion.calibration.table, key=lambda row: abs(row.score - threshold))
+
+
+def _measured(counts: dict[str, int], cascade: CascadeInfo) -> Figure:
+    """The changed share of the audited, times the share that was settled; with a Clopper-Pearson interval."""
+    audited, changed = counts["audited"], counts["audited_changed"]
+    if not audited:
+        return Figure(value=None, documents=0, reason="nothing was audited")
+    settled = (counts["by_student"] + audited) / max(1, counts["by_student"] + counts["by_encoder"])
+    low, high = share_interval(changed, audited, cascade.confidence)
+    return Figure(value=settled * changed / audited, documents=audited, low=settled * low, high=settled * high)
+
+
+def _warnings(report: RunReport, info: HeadInfo) -> list[str]:
+    """What a reader has to know before using the result, most important first."""
+    found, corpus = [], report.corpus
+    if report.kept == 0:
+        found.append("Nothing was kept.")
+    if report.shards_failed:
+        found.append(
+            f"{len(report.shards_failed):,} input shards could not be read: none of their documents is in the result."
+        )
+    if corpus.failed:
+        share = corpus.failed / corpus.documents
+        found.append(f"{corpus.failed:,} documents ({share:.1%}) could not be scored, and were not kept.")
+    if report.cascade is not None and report.threshold != report.cascade.threshold:
+        found.append(
+            f"The cascade's bound is of decisions at {report.cascade.threshold:g}; what is kept was chosen otherwise."
+        )
+    if report.cascade is not None and report.measured and (report.measured.low or 0) > report.cascade.bound:
+        found.append(
+            f"The cascade changes more decisions than it promised: {report.measured.value:.2%}, not "
+            f"{report.cascade.bound:.2%}. The corpus is unlike the sample it was made from."
+        )
+    if info.profile is None:
+        found.append("It is not known what the head was trained on: nothing says whether it can judge this corpus.")
+        return found
+    scripts = info.profile.scripts
+    for script, count in sorted(corpus.profile.scripts.items(), key=lambda item: -item[1]):
+        known = scripts.get(script, 0) / sum(scripts.values())
+        if known < UNKNOWN_SHARE <= count / corpus.documents:
+            found.append(
+                f"The head is out of its depth: {count / corpus.documents:.1%} of the documents are written in "
+                f"{script}, {known:.1%} of those it was trained on."
+            )
+    for shift in report.shifts or ():
+        if shift.is_shifted and shift.what != "script":
+            found.append(
+                f"The distribution of {shift.what} is unlike that of the training documents (population stability "
+                f"index {shift.index:.2f}): figures of the head may not hold here."
+            )
+    return found

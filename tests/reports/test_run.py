@@ -1,0 +1,122 @@
+"""The report of a run: does it say what happened, and does it warn where the head cannot judge?"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ml_filter.heads.train import read_head, train_head
+from ml_filter.reports.run import run_report, write_run_report
+from ml_filter.scoring.run import score_corpus
+from ml_filter.selection.select import filter_corpus
+from ml_filter.settings import FilterConfig, ScoreConfig, SourceConfig, TrainConfig
+
+LEARNED, PLAIN = ([f"{kind}{letter}" for letter in "abcdefghijklmnopqrst"] for kind in ("theorem", "offer"))
+
+
+def text_of(label, random):
+    """Words of which a share that grows with the label is learned."""
+    return " ".join(random.choice(LEARNED if random.random() < label / 5 else PLAIN) for _ in range(80))
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    directory, random = tmp_path_factory.mktemp("head"), np.random.default_rng(0)
+    rows = [{"text": text_of(label, random), "label": label} for label in random.uniform(0, 5, 400)]
+    (directory / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_head(
+        SourceConfig(paths=[str(directory / "labels.jsonl")]),
+        TrainConfig(engine="hashing", label_column="label"),
+        directory / "head",
+    )
+    return read_head(directory / "head")
+
+
+@pytest.fixture
+def report(head, tmp_path):
+    """What a run over documents says, with the settings of the filter."""
+
+    def run(documents, **chosen):
+        pq.write_table(pa.Table.from_pylist(documents), tmp_path / "corpus.parquet")
+        source = SourceConfig(paths=[str(tmp_path / "corpus.parquet")])
+        scored = score_corpus(head.directory, source, ScoreConfig(), tmp_path / "scored")
+        filtered = filter_corpus(SourceConfig(paths=[scored.root]), FilterConfig(**chosen), tmp_path / "filtered")
+        return run_report(head, scored, filtered), scored, filtered
+
+    return run
+
+
+@pytest.fixture
+def alike():
+    """Documents like those of the training, in two languages by name."""
+    random = np.random.default_rng(1)
+    return [
+        {"id": str(i), "text": text_of(label, random), "language": "en" if i % 3 else "de"}
+        for i, label in enumerate(random.uniform(0, 5, 300))
+    ]
+
+
+def test_documents_like_those_of_the_training_give_no_warning(report, alike):
+    made, _, _ = report(alike, min_score=3)
+    assert made.warnings == []
+    assert not any(shift.is_shifted for shift in made.shifts)
+
+
+def test_counts_add_up_overall_and_by_language(report, alike):
+    made, scored, filtered = report(alike, min_score=3)
+    assert made.corpus.documents == scored.counts["scored"] == sum(made.scores.counts) == 300
+    assert made.corpus.characters == sum(len(row["text"]) for row in alike)
+    by_language = made.corpus.strata["language"]
+    assert {value: of.documents for value, of in by_language.items()} == {"en": 200, "de": 100}
+    assert sum(of.kept for of in by_language.values()) == filtered.rows == made.kept
+
+
+def test_another_script_is_out_of_the_heads_depth(report, alike):
+    foreign = [{"id": f"x{i}", "text": "Вода кључа на сто степени. " * 20, "language": "sr"} for i in range(30)]
+    made, _, _ = report(alike + foreign, min_score=3)
+    (warning, *_) = made.warnings
+    assert "out of its depth: 9.1% of the documents are written in CYRILLIC, 0.0% of those" in warning
+
+
+def test_a_corpus_of_worse_documents_has_shifted(report):
+    random = np.random.default_rng(2)
+    made, _, _ = report([{"text": text_of(0.3, random)} for _ in range(200)], min_score=3)
+    assert any("distribution of score (label) is unlike" in warning for warning in made.warnings)
+
+
+def test_the_threshold_promises_what_the_calibration_knows(report, alike):
+    made, _, _ = report(alike, min_score=3)
+    assert made.expected.score == 3
+    assert made.expected.precision.value > 0.8
+
+
+def test_examples_stand_on_their_side_of_the_threshold(report, alike):
+    made, _, _ = report(alike, min_score=3)
+    assert made.corpus.above
+    assert made.corpus.below
+    assert all(3 <= example.score <= 3.25 for example in made.corpus.above)
+    assert all(2.75 <= example.score < 3 for example in made.corpus.below)
+
+
+def test_a_quota_has_no_single_threshold_and_says_how_it_was_chosen(report, alike):
+    made, _, _ = report(alike, keep_fraction=0.1, quota="language")
+    assert made.threshold is None
+    assert made.corpus.above == made.corpus.below == []
+    assert made.chosen == "the best documents by score, up to 10% of those that were scored, divided over language"
+    assert made.corpus.strata["language"]["de"].kept == 10
+
+
+def test_page_data_and_datasheet_lie_beside_the_documents(report, head, alike):
+    hostile = {"id": "h", "text": "<script>alert(1)</script> " * 20, "language": "a|b"}
+    _, scored, filtered = report([*alike, hostile], min_score=0)
+    path, page = write_run_report(head, scored, filtered)
+    assert "<script>alert" not in page
+    assert Path(path).read_text() == page
+    root = Path(filtered.root)
+    assert json.loads((root / "report.json").read_text())["corpus"]["documents"] == 301
+    datasheet = (root / "DATASHEET.md").read_text()
+    assert "| a\\|b | 1 | 1 |" in datasheet
+    assert head.digest in datasheet
