@@ -90,6 +90,7 @@ print(sorted(heavy & sys.modules.keys()))
         (("sample", "PAGES", "--output", "out"), "Missing option '--size'"),
         (("sample", "PAGES", "--size", "0", "--output", "out"), "Invalid value for '--size'"),
         (("sample", "PAGES", "--size", "2", "--seed", str(2**70), "--output", "out"), "seed: "),
+        (("sample", "PAGES", "--size", "2", "--seed", "-1", "--output", "out"), "seed: Input should be"),
         (("annotate", "PAGES", "--prompt", "missing.yaml", "--output", "out"), "missing.yaml does not exist"),
         (("annotate", "PAGES", "--prompt", "bad.yaml", "--output", "out"), "bad.yaml: "),
         (("annotate", "PAGES", "--prompt", "educational_value", "--timeout", "0", "--output", "out"), "timeout_s: "),

@@ -116,7 +116,8 @@ def test_the_filtered_corpus_is_parquet_with_scores_and_a_report_beside_it(works
     page = (filtered / "report.html").read_text()
     assert "<svg" in page
     assert "60 of 60 documents kept" in page
-    assert json.loads((filtered / "report.json").read_text())["scores"]["counts"]
+    assert json.loads((filtered / "report.json").read_text())["corpus"]["documents"]
+    assert (filtered / "DATASHEET.md").exists()
 
 
 def test_the_run_is_in_the_zenml_store_with_metadata_pages_and_a_model_version(workspace):

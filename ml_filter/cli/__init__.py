@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ml_filter.cli import documents, bill, annotation, llm, agreement, training, inference
+from ml_filter.cli import documents, bill, annotation, llm, agreement, training, inference, serving
 from ml_filter.cli.app import app
 from ml_filter.errors import MlFilterError
 

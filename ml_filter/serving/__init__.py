@@ -1,0 +1,1 @@
+"""Score documents over HTTP."""
