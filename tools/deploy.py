@@ -1,4 +1,4 @@
-"""Deploy the serving pipeline on the active ZenML stack. The body of the poe task `deploy-serving-pipeline`."""
+"""Deploy the serving pipeline on the active ZenML stack."""
 
 from __future__ import annotations
 
