@@ -1,8 +1,9 @@
 """How fast do two workers on Ray score a corpus, against two local worker processes in the same run?
 
-The corpus is short real texts, cut from documents, in Parquet shards. Both ways score it in turn with the same head, in
-processes of their own on this machine. Time counts from when all workers have loaded the head until the last shard is
-committed; the time until then is told apart. The bytes of every run are compared with those of one process.
+The corpus is short real texts, cut from documents, in Parquet shards. Each way scores it in turn with the same head, in
+processes of its own on this machine; one process with all threads shows what several are good for. Time counts from
+when all workers have loaded the head until the last shard is committed; the time until then is told apart. The bytes of
+every run are compared with those of the first.
 
 On a machine that has other things to do, look at the second figure too: Linux divides time between sessions first, and
 Ray's processes have one of their own, so wall time flatters them. It is documents a second of the workers' CPU time.
@@ -55,6 +56,7 @@ def main() -> None:
         corpus = SourceConfig(paths=[str(write_corpus(options, Path(directory) / "corpus"))])
         made = score_corpus(options.head, corpus, ScoreConfig(), Path(directory) / "one")
         ways: dict[str, tuple[ScoreConfig, Callable[..., Workers]]] = {
+            "one process": (ScoreConfig(workers=1), LocalWorkers),
             "local processes": (ScoreConfig(workers=options.workers), LocalWorkers),
             "Ray": (ScoreConfig(workers=options.workers, ray=LOCAL), RayWorkers),
         }

@@ -324,7 +324,7 @@ class OutputDirectory:
         elif digest is None:
             self._put_claim()
         self.manifest = found
-        if self.is_complete and self.part is None and claim:
+        if self.is_complete and self.part is None and self.fs.exists(f"{self.root}/{PROGRESS_NAME}"):
             self._remove(PROGRESS_NAME)  # which a run that was killed between its manifest and its end has left
 
     def _goes_on(self, claim: Mapping[str, str]) -> bool:

@@ -26,7 +26,7 @@ from ml_filter.heads.train import head_parent
 from ml_filter.progress import Progress, progress
 from ml_filter.scoring.distributed import RayWorkers
 from ml_filter.scoring.engine import load_engine
-from ml_filter.scoring.job import ScoringJob, score_or_fail
+from ml_filter.scoring.job import ScoringJob, score_or_fail, steady_arithmetic
 from ml_filter.scoring.workers import LocalWorkers, score_with
 from ml_filter.settings import ScoreConfig, SourceConfig
 
@@ -128,6 +128,7 @@ def find_rank(rank: str, world: int | None, environment: Mapping[str, str] = os.
 
 
 def _plan(model_directory: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path) -> ScoringJob:
+    steady_arithmetic()
     shards, parents = list_shards(source)
     directory = resolve_head(model_directory)
     parents.append(head_parent(directory))

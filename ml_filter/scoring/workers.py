@@ -28,7 +28,7 @@ from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.logs import configure_logging
 from ml_filter.scoring.engine import load_engine
-from ml_filter.scoring.job import ScoringJob, described, fail_shard, score_shard
+from ml_filter.scoring.job import ScoringJob, described, fail_shard, score_shard, steady_arithmetic
 from ml_filter.settings import ScoreConfig
 
 _VISIBLE_WITHIN_S = 60.0
@@ -67,6 +67,7 @@ class ShardWorker:
         import torch
 
         configure_logging(level="WARNING")
+        steady_arithmetic()
         torch.set_num_threads(self.threads)
         try:
             self.engine = load_engine(self.job.model_directory, self._config())
@@ -103,6 +104,8 @@ class ShardWorker:
             return Event(self.worker, "refused", error=error)
         except Exception as error:
             return Event(self.worker, "died", reason=described(error))
+        finally:
+            self.out.clear_scratch()  # a worker is killed when it is no longer needed, so this is its last chance
         return Event(self.worker, "done", result.counts["read"] - told)
 
 

@@ -182,6 +182,13 @@ def test_a_finished_run_is_returned_without_work(tmp_path):
     }
 
 
+def test_a_run_that_was_killed_after_its_manifest_is_tidied_up_by_the_next(tmp_path):
+    first = finished(tmp_path / "out")
+    (tmp_path / "out" / ".progress" / "scratch").mkdir(parents=True)
+    assert finished(tmp_path / "out") == first
+    assert not (tmp_path / "out" / ".progress").exists()
+
+
 @pytest.mark.parametrize("other", [{"config": {"seed": 2}}, {"parents": [Parent(path="corpus", digest="changed")]}])
 def test_a_directory_of_other_settings_or_input_is_refused(tmp_path, other):
     finished(tmp_path / "out")

@@ -5,14 +5,17 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import fsspec
 import psutil
 import pyarrow as pa
 import pytest
+import torch
 from corpora import command, content, is_alive, kill, shard_times, start, wait_for_worker, wait_until, workers_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +31,7 @@ from ml_filter.settings import ScoreConfig, SourceConfig
 TWO = ScoreConfig(workers=2)
 
 
-def score(head: str, corpus: Path, output: Path, config: ScoreConfig = TWO, rank: Rank | None = None):
+def score(head: str, corpus: Path, output: Path | str, config: ScoreConfig = TWO, rank: Rank | None = None):
     source = SourceConfig(paths=[str(corpus)])
     return score_rank(head, source, config, output, rank) if rank else score_corpus(head, source, config, output)
 
@@ -59,7 +62,7 @@ def test_two_workers_give_the_bytes_of_one_process_although_one_is_killed_over_a
 def test_killed_at_random_again_and_again_it_ends_with_the_same_bytes(cheap_head, corpus, undisturbed, tmp_path):
     output = tmp_path / "out"
     kept: dict[str, int] = {}
-    for shards in sorted(random.sample(range(6), 2)):
+    for shards in sorted(random.sample(range(4), 2)):
         with start(cheap_head, corpus, output, "--workers", "2") as running:
             wait_until(lambda count=shards: workers_at(output) and len(list(output.glob("shards/*"))) >= count, running)
             orphans = workers_at(output)
@@ -119,6 +122,27 @@ def test_what_is_wrong_with_any_worker_is_said_once(cheap_head, corpus, tmp_path
     (tmp_path / "out" / "shards" / "00005-part-5.parquet").mkdir()
     with pytest.raises(InputError, match="out cannot be written to: "):
         score(cheap_head, corpus, tmp_path / "out")
+
+
+PRODUCTS = """
+import torch
+from ml_filter.scoring.job import steady_arithmetic
+steady_arithmetic()
+draw = torch.Generator().manual_seed(0)
+weights = torch.randn(2688, 150, generator=draw)
+for rows in range(1, 41):
+    embeddings = torch.randn(rows, 2688, generator=draw)
+    made = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        made.append(embeddings @ weights)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2]), rows
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch multiplies without MKL")
+def test_products_do_not_depend_on_the_number_of_threads():
+    subprocess.run([sys.executable, "-c", PRODUCTS], check=True)
 
 
 # --- Who gets which shard --------------------------------------------------------------------------------------------
@@ -211,6 +235,15 @@ def test_only_the_rank_that_finds_all_shards_done_writes_the_manifest(cheap_head
     assert score(cheap_head, corpus, tmp_path / "out", config, Rank(1, 3)).counts["scored"] == 3600
     assert content(tmp_path / "out") == undisturbed
     assert score(cheap_head, corpus, tmp_path / "out", config, Rank(1, 3)).counts["scored"] == 3600
+
+
+def test_ranks_share_a_url_where_there_are_no_locks(cheap_head, corpus, undisturbed):
+    made = [score(cheap_head, corpus, "memory://ranks", ScoreConfig(), Rank(number, 2)) for number in (0, 1)]
+    assert made[0] is None
+    assert made[1].digest == undisturbed["manifest"]
+    memory = fsspec.filesystem("memory")
+    assert not [path for path in memory.find("/ranks") if "progress" in path]
+    memory.rm("/ranks", recursive=True)
 
 
 def test_while_a_rank_writes_neither_it_nor_the_whole_may_be_begun_again(cheap_head, corpus, undisturbed, tmp_path):
