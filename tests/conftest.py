@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from ml_filter.heads.arithmetic import steady_arithmetic
+
 # A busy machine is slow, not wrong.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+# Before any test multiplies: what is trained here is compared with what a command trained.
+steady_arithmetic()
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 

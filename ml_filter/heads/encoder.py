@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ml_filter.errors import ConfigError
+from ml_filter.heads.arithmetic import steady_arithmetic
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,7 @@ def load_encoder(name: str) -> Encoder:
     """
     from transformers import AutoModel, AutoTokenizer
 
+    steady_arithmetic()
     place = _packaged(name) or name
     try:
         with quiet_transformers():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.arithmetic import steady_arithmetic
 from ml_filter.heads.encoder import quiet_transformers
 from ml_filter.heads.info import Criterion, HeadInfo
 
@@ -102,6 +103,7 @@ def load_model(name: str | Path) -> tuple[HeadModel, PreTrainedTokenizerBase]:
 
     from ml_filter.heads.model import HeadConfig, HeadModel
 
+    steady_arithmetic()
     place = str(name)
     try:
         with quiet_transformers():

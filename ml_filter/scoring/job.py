@@ -7,7 +7,6 @@ afterwards is the same.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -29,15 +28,6 @@ _CHUNK_ROWS = 4000
 _CHUNK_BYTES = 64 * 2**20
 _ONLY_HOW = frozenset({"workers", "ray", "worker_cpus", "worker_gpus", "worker_attempts", "max_failed_shards"})
 """Settings that scores do not depend on, so that a run may go on with others."""
-
-
-def steady_arithmetic() -> None:
-    """Have matrix products come out the same whatever the number of threads, in processes that start from now on too.
-
-    MKL reads this when it is first used: in its strict mode each element is summed in one order
-    (Intel oneMKL Developer Guide, Conditional Numerical Reproducibility). It costs no time that could be measured.
-    """
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from ml_filter.documents.readers import known_rows
 from ml_filter.documents.shards import require_documents
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
+from ml_filter.heads.arithmetic import steady_arithmetic
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import head_parent
 from ml_filter.progress import Progress, progress
 from ml_filter.scoring.distributed import RayWorkers
 from ml_filter.scoring.engine import load_engine
-from ml_filter.scoring.job import ScoringJob, score_or_fail, steady_arithmetic
+from ml_filter.scoring.job import ScoringJob, score_or_fail
 from ml_filter.scoring.workers import LocalWorkers, score_with
 from ml_filter.settings import ScoreConfig, SourceConfig
 
@@ -128,7 +129,7 @@ def find_rank(rank: str, world: int | None, environment: Mapping[str, str] = os.
 
 
 def _plan(model_directory: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path) -> ScoringJob:
-    steady_arithmetic()
+    steady_arithmetic()  # workers inherit it
     shards, parents = list_shards(source)
     directory = resolve_head(model_directory)
     parents.append(head_parent(directory))

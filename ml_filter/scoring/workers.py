@@ -28,7 +28,7 @@ from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.logs import configure_logging
 from ml_filter.scoring.engine import load_engine
-from ml_filter.scoring.job import ScoringJob, described, fail_shard, score_shard, steady_arithmetic
+from ml_filter.scoring.job import ScoringJob, described, fail_shard, score_shard
 from ml_filter.settings import ScoreConfig
 
 _VISIBLE_WITHIN_S = 60.0
@@ -67,7 +67,6 @@ class ShardWorker:
         import torch
 
         configure_logging(level="WARNING")
-        steady_arithmetic()
         torch.set_num_threads(self.threads)
         try:
             self.engine = load_engine(self.job.model_directory, self._config())

@@ -126,7 +126,7 @@ def test_what_is_wrong_with_any_worker_is_said_once(cheap_head, corpus, tmp_path
 
 PRODUCTS = """
 import torch
-from ml_filter.scoring.job import steady_arithmetic
+from ml_filter.heads.arithmetic import steady_arithmetic
 steady_arithmetic()
 draw = torch.Generator().manual_seed(0)
 weights = torch.randn(2688, 150, generator=draw)
