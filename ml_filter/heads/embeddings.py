@@ -117,27 +117,29 @@ class EmbeddingStore:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Some rows of a store, in an order of their own; blocks are read when they are asked for."""
+    """Some rows and columns of a store, in an order of their own; blocks are read when they are asked for."""
 
     vectors: NDArray[np.float32]
     rows: NDArray[np.int64]
+    columns: NDArray[np.int64] | None = None
+    """None: all."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """Documents and width."""
-        return len(self.rows), self.vectors.shape[1]
+        return len(self.rows), self.vectors.shape[1] if self.columns is None else len(self.columns)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, places: Any) -> NDArray[np.float32]:
         """The embeddings at `places`, a slice or an array, in memory."""
-        block: NDArray[np.float32] = np.asarray(self.vectors[self.rows[places]])
-        return block
+        block = np.asarray(self.vectors[self.rows[places]])
+        return block if self.columns is None else np.ascontiguousarray(block[:, self.columns])
 
     def take(self, places: NDArray[Any]) -> Embeddings:
         """The same rows fewer: `places` is a mask or an array of indices; nothing is read."""
-        return Embeddings(self.vectors, self.rows[places])
+        return Embeddings(self.vectors, self.rows[places], self.columns)
 
     def blocks(self) -> list[slice]:
         """Slices that cover all rows, each small enough for memory."""

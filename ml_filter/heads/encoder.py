@@ -31,6 +31,11 @@ class Encoder:
     pooling: Pooling
 
     @property
+    def depth(self) -> int:
+        """Transformer layers, and the index of the last hidden state."""
+        return int(self.model.config.num_hidden_layers)
+
+    @property
     def max_tokens(self) -> int:
         """Tokens that it reads, special tokens among them, as far as its files say."""
         limits = [

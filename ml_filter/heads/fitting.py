@@ -59,6 +59,8 @@ def fit_head(
             head.layer.mean.copy_(torch.from_numpy(mean))
             head.layer.scale.copy_(torch.from_numpy(scale))
         if isinstance(head.layer, KernelLayer):
+            # Root mean square distance of two documents with independent features, which becomes the kernel's length.
+            head.layer.scale *= 2**0.5
             drawn = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:size])
             head.layer.landmarks.copy_((torch.from_numpy(embeddings[drawn]) - head.layer.mean) / head.layer.scale)
         if settings.task == "regression" and settings.kind in ("linear", "kernel"):

@@ -27,7 +27,7 @@ from ml_filter.heads.encoder import load_encoder, quiet_transformers, weights_di
 from ml_filter.heads.fitting import class_weights, fit_head, predict
 from ml_filter.heads.hashing import HashedDocuments, HashingModel, HashingSettings
 from ml_filter.heads.info import Criterion, HeadInfo, write_config
-from ml_filter.heads.model import Head, HeadModel
+from ml_filter.heads.model import Head, HeadModel, chosen_layers
 from ml_filter.heads.static import StaticSettings, open_static
 from ml_filter.scoring.device import choose_device, choose_dtype
 from ml_filter.settings import HeadEngine, ScoreConfig, TrainConfig
@@ -107,7 +107,7 @@ class Member(ABC):
     def with_settings(self, config: TrainConfig) -> Self:
         """The same documents, which are shared, with other settings of the head; to be used while this one is open.
 
-        Engine, encoder, `max_tokens` and `windows` are those of this member; an encoder's `layers` may be fewer.
+        Engine, encoder, `max_tokens` and `windows` are those of this member; an encoder's `layers` are among its.
         """
         made = copy(self)
         made.config = config
@@ -164,16 +164,16 @@ class EncoderMember(Member):
             logger.info(f"{config.encoder} reads {self._limit} tokens, not {config.max_tokens:,}")
         device = choose_device("auto")
         dtype = choose_dtype("auto", device)
+        embedder = HeadModel.from_encoder(self._encoder, layers=config.layers)
         identity = {
             "encoder": weights_digest(self._encoder),
             "pooling": self._encoder.pooling,
-            "layers": config.layers,
+            "layers": embedder.config.layers,
             "max_tokens": self._limit,
             "dtype": str(dtype),
             "device": device.type,
         }
-        self._embedder = HeadModel.from_encoder(self._encoder, layers=config.layers).cast_encoder(dtype)
-        self._hidden = self._embedder.width // len(self._embedder.config.layers)
+        self._embedder = embedder.cast_encoder(dtype)
         nn.Module.to(self._embedder, device)
         self._store = EmbeddingStore(cache, identity, self._embedder.width, self._embed)
         self._rows: list[int] = []
@@ -257,9 +257,16 @@ class EncoderMember(Member):
         """The embeddings of all windows of the documents at `places`, and the document [windows] of each, as 0..n."""
         of = self._documents_of(places)
         found = np.flatnonzero(of >= 0)
-        # The last hidden states stand last; 0 layers are all that there are.
-        columns = slice(-self.config.layers * self._hidden or None, None)
-        return Embeddings(self._store.vectors()[:, columns], np.array(self._rows)[found]), of[found]
+        return Embeddings(self._store.vectors(), np.array(self._rows)[found], self._columns()), of[found]
+
+    def _columns(self) -> NDArray[np.int64] | None:
+        """Where the layers of the head stand in an embedding, which may hold more; None: it holds just these."""
+        there = self._embedder.config.layers
+        size = self._embedder.width // len(there)
+        wanted = chosen_layers(self.config.layers, self._encoder.depth)
+        if wanted == there:
+            return None
+        return np.concatenate([np.arange(size) + there.index(layer) * size for layer in wanted])
 
     def _documents_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """For every window [windows] where its document stands in `places`; -1: nowhere."""

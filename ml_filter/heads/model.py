@@ -1,7 +1,8 @@
 """The encoder head: one `PreTrainedModel` of any transformers encoder and a head on its pooled hidden states.
 
-The head sees the pooled states of several layers, not of the last one only: with all-MiniLM-L6-v2 that ranks better
-than anything fitted to the last layer alone (docs/training.md has the figures). It is linear, a small network, or a
+The head sees the pooled states of layers in the middle, not of the last one: with all-MiniLM-L6-v2 they rank better
+(docs/training.md has the figures; Skean et al. 2025, Layer by Layer, found so of many encoders), and the layers above
+them need not be computed. It is linear, a small network, or a
 kernel regression on landmark documents, and its outputs are read as a regression, as classes or as ordered classes.
 `HeadModel.from_pretrained` of a directory or a Hub name gives the model back whole, and so does `AutoModel`'s after
 `register()`; the tokenizer lies beside it. Weights are safetensors.
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from ml_filter.heads.encoder import Encoder, Pooling, pool
 from ml_filter.heads.info import Criterion, HeadInfo
+from ml_filter.settings import Layers
 
 HeadKind = Literal["linear", "mlp", "kernel", "sequence_classification"]
 Task = Literal["regression", "classification", "ordinal"]
@@ -66,7 +68,7 @@ class HeadConfig(PretrainedConfig):
 class KernelLayer(nn.Module):
     """Exponential kernel of standardised embeddings with landmark documents: exp(-root mean square distance).
 
-    The Matern kernel of smoothness 1/2 (Rasmussen and Williams 2006, eq. 4.18), at unit length for each feature.
+    The Matern kernel of smoothness 1/2 (Rasmussen and Williams 2006, eq. 4.18); its length is part of `scale`.
     """
 
     mean: torch.Tensor
@@ -172,28 +174,32 @@ class HeadModel(PreTrainedModel):
         return int(self.encoder.config.hidden_size) * len(self.config.layers)
 
     @classmethod
-    def from_encoder(cls, encoder: Encoder, *, layers: int = 0, **config: Any) -> HeadModel:
-        """A model around a loaded encoder, pooling its last `layers` hidden states (0: all, the embedding layer too).
+    def from_encoder(cls, encoder: Encoder, *, layers: Layers = "all", **config: Any) -> HeadModel:
+        """A model around a loaded encoder, pooling some of its hidden states, without the layers above them.
 
         Its head is still without meaning.
         """
-        shape = {k: v for k, v in encoder.model.config.to_dict().items() if k != "_name_or_path"}  # a path of here
-        depth = int(encoder.model.config.num_hidden_layers)
-        chosen = list(range(max(depth - layers + 1, 0) if layers else 0, depth + 1))
+        chosen = chosen_layers(layers, encoder.depth)
+        model = _up_to(encoder.model, chosen[-1])
         made = cls(
-            HeadConfig(encoder=shape, encoder_name=encoder.name, pooling=encoder.pooling, layers=chosen, **config)
+            HeadConfig(
+                encoder=_shape(model.config),
+                encoder_name=encoder.name,
+                pooling=encoder.pooling,
+                layers=chosen,
+                **config,
+            )
         )
-        made.encoder.load_state_dict(encoder.model.state_dict())
+        made.encoder.load_state_dict(model.state_dict())
         made.eval()
         return made
 
     @classmethod
     def from_sequence_classifier(cls, model: PreTrainedModel, name: str, info: HeadInfo, max_tokens: int) -> HeadModel:
         """Wrap a transformers sequence-classification model of one output, such as FineWeb-Edu's classifier."""
-        shape = {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}
         made = cls(
             HeadConfig(
-                encoder=shape,
+                encoder=_shape(model.config),
                 encoder_name=name,
                 kind="sequence_classification",
                 max_tokens=max_tokens,
@@ -223,6 +229,37 @@ class HeadModel(PreTrainedModel):
         """Run the encoder in `dtype`; the head stays float32."""
         self.encoder.to(dtype)
         return self
+
+
+def chosen_layers(layers: Layers, depth: int) -> list[int]:
+    """The hidden states, in ascending order, that a setting names in an encoder of so many layers."""
+    if layers == "middle":
+        return sorted({round(depth * share) for share in (1 / 3, 1 / 2, 2 / 3)})
+    return list(range(0 if layers == "all" else max(depth - layers + 1, 0), depth + 1))
+
+
+def _shape(config: PretrainedConfig) -> dict[str, Any]:
+    return {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}  # a path of here
+
+
+def _up_to(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """The encoder's first layers alone, where their states are then as they were; else the encoder as it is.
+
+    They are not where it has a norm behind the last layer, or is built otherwise than of a list of layers.
+    """
+    depth = int(model.config.num_hidden_layers)
+    if layers == depth:
+        return model
+    fewer = _shape(model.config)
+    fewer |= {k: v[:layers] for k, v in fewer.items() if isinstance(v, list) and len(v) == depth}  # types of layers
+    fewer[model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = layers
+    made = AutoModel.from_config(AutoConfig.for_model(**fewer)).eval()
+    if made.load_state_dict(model.state_dict(), strict=False).missing_keys:
+        return model
+    probe = torch.arange(1, 9)[None]
+    with torch.inference_mode():
+        whole, short = (of(input_ids=probe, output_hidden_states=True).hidden_states for of in (model, made))
+    return made if all(map(torch.equal, whole[: layers + 1], short)) else model
 
 
 def register() -> None:

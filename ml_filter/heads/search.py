@@ -2,7 +2,7 @@
 
 Trials see the training documents only. The test documents are those that `train` with the same seed and share keeps
 apart: they are read, and embedded, but no trial is fitted to them, and none is scored on them. Documents are embedded
-once, with as many layers as any trial sees; a trial of fewer layers sees the last columns.
+once, with all layers where trials differ in them; a trial sees the columns of its own.
 
 A trial's figure is that of all training documents, each scored by a head fitted on other folds. Folds are alike in
 their labels, and hosts, repeated texts and near-duplicates are in one fold whole. Standard errors come from resampled
@@ -81,7 +81,7 @@ TRIAL_SCHEMA = pa.schema(
         pa.field("low", pa.float64()),
         pa.field("high", pa.float64()),
         pa.field("engine", pa.string(), nullable=False),
-        pa.field("layers", pa.int32()),
+        pa.field("layers", pa.string()),
         pa.field("kind", pa.string()),
         pa.field("task", pa.string()),
         pa.field("landmarks", pa.int32()),
@@ -244,9 +244,10 @@ def _written(search: Search, config: SearchConfig, out: OutputDirectory) -> Mani
 
 
 def _row(trial: Trial) -> dict[str, Any]:
-    said = trial.model_dump(exclude={"number", "settings", "seconds"})
+    said = trial.model_dump(exclude={"number", "settings", "seconds"}) | trial.settings
     status = "failed" if trial.value is None else "done"
-    return {**dict.fromkeys(TRIAL_SCHEMA.names), "trial": trial.number, "status": status, **said, **trial.settings}
+    layers = str(trial.settings["layers"]) if "layers" in trial.settings else None
+    return {**dict.fromkeys(TRIAL_SCHEMA.names), **said, "trial": trial.number, "status": status, "layers": layers}
 
 
 # --- What is tried ---------------------------------------------------------------------------------------------------
@@ -294,7 +295,7 @@ class _Members:
         train, space = config.train, config.space
         tried = {train.engine, *space.engine}
         layers = {train.layers, *space.layers}
-        widest = train.model_copy(update={"layers": 0 if 0 in layers else max(layers)})
+        widest = train.model_copy(update={"layers": layers.pop() if len(layers) == 1 else "all"})
         needed = [e for e in _SINGLE if e in tried or ("stack" in tried and e in STACKED)]
         self._members: dict[HeadEngine, Member] = {
             engine: opened.enter_context(

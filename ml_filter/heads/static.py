@@ -27,6 +27,7 @@ from ml_filter.heads.hashing import WEIGHTS_NAME, read_parts
 from ml_filter.heads.info import CONFIG_NAME
 from ml_filter.heads.ridge import fit_ridge
 from ml_filter.progress import Progress, progress
+from ml_filter.settings import Layers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +42,7 @@ _COMPONENTS_FROM = 8192
 class StaticSettings(BaseModel, frozen=True, extra="forbid"):
     """What token vectors are made of, and what of a text is read."""
 
-    layers: Annotated[int, Field(ge=0, description="last hidden states of the encoder; 0: all")] = 7
+    layers: Annotated[Layers, Field(description="hidden states of the encoder, as TrainConfig.layers")] = "all"
     width: Annotated[int, Field(ge=1, description="principal components kept, at most")] = 256
     max_characters: Annotated[int, Field(ge=1, description="the text behind them is not read")] = 3000
 

@@ -204,7 +204,7 @@ def setting_panels(
             if name in logarithmic:
                 axes.set_xscale("log")
         else:
-            names = sorted(set(values))
+            names = sorted(set(values), key=lambda value: (isinstance(value, str), value))
             places = tuple(names.index(value) for value in values)
             axes.set_xticks(range(len(names)), [str(value) for value in names])
             axes.set_xlim(-0.5, len(names) - 0.5)

@@ -38,7 +38,7 @@ from ml_filter.heads.train import KnownLabels, train_head
 from ml_filter.settings import HeadSettings, SearchConfig, SearchSpace, SourceConfig, TrainConfig, read_yaml
 
 TRAIN = TrainConfig(label_column="label", max_tokens=32, layers=2, head=HeadSettings(kind="linear", epochs=3))
-SPACE = SearchSpace(engine=["encoder", "hashing", "stack"], layers=[1, 2], width=[8], landmarks=[10, 20])
+SPACE = SearchSpace(engine=["encoder", "hashing", "stack"], layers=[1, "middle"], width=[8], landmarks=[10, 20])
 CONFIG = SearchConfig(train=TRAIN, space=SPACE, trials=14, resamples=100)
 CHEAP = SearchConfig(train=TrainConfig(engine="hashing", label_column="label"), space=SearchSpace(engine=["hashing"]))
 CRITERION = Criterion(name="label", low=0, high=5, threshold=3)
@@ -88,7 +88,8 @@ def test_every_trial_is_a_row_with_its_settings_its_figure_and_its_error(searche
     assert [row["trial"] for row in table] == list(range(14))
     for row, trial in zip(table, search.trials, strict=True):
         assert (row["value"], row["standard_error"]) == (trial.value, trial.standard_error)
-        assert {name: row[name] for name in trial.settings} == trial.settings
+        layers = {"layers": str(trial.settings["layers"])} if "layers" in trial.settings else {}
+        assert {name: row[name] for name in trial.settings} == trial.settings | layers
         assert row["low"] <= row["value"] <= row["high"]
     assert {trial.settings["engine"] for trial in search.trials} == set(SPACE.engine)
     assert read_manifest(str(output)).counts["trials"] == 14
@@ -227,12 +228,12 @@ def test_whole_scores_come_from_calibrations_that_did_not_see_the_document():
     assert one._whole(scores, 0)[~inside].tolist() != whole[~inside].tolist()
 
 
-def test_fewer_layers_are_the_last_columns_of_more(rows, tmp_path):
+def test_fewer_layers_are_columns_of_all(rows, tmp_path):
     texts, places = [row["text"] for row in rows], np.arange(len(rows))
-    with EncoderMember(TRAIN.model_copy(update={"layers": 3}), [CRITERION], tmp_path) as wide:
+    with EncoderMember(TRAIN.model_copy(update={"layers": "all"}), [CRITERION], tmp_path) as wide:
         wide.add(texts)
-        for layers in (1, 2, 3, 0):
-            config = TRAIN.model_copy(update={"layers": layers or 3})
+        for layers in (1, 2, "middle", "all"):
+            config = TRAIN.model_copy(update={"layers": layers})
             with EncoderMember(config, [CRITERION], tmp_path / "own") as own:
                 own.add(texts)
                 fewer = wide.with_settings(TRAIN.model_copy(update={"layers": layers}))

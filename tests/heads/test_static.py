@@ -46,7 +46,7 @@ def test_token_vectors_lie_as_far_apart_as_the_encoder_puts_them(encoder):
     with torch.no_grad():
         states = encoder.model(input_ids=ids, output_hidden_states=True).hidden_states
     wanted = torch.cat([layer.mean(1) for layer in states], 1).numpy()
-    whole = distill(encoder, StaticSettings(layers=0, width=1000))
+    whole = distill(encoder, StaticSettings(layers="all", width=1000))
     assert whole.table.shape == (201, 96)
     assert np.corrcoef(pdist(whole.table[:200]), pdist(wanted))[0, 1] > 0.999
     assert not whole.table[200].any()  # the padding, which the encoder has no embedding of
