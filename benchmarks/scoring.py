@@ -1,13 +1,16 @@
 """How fast is scoring, against the loops that most people write?
 
 Both baselines are plain loops in the style of the FineWeb-Edu classifier's script, in input order, padded to the
-longest: (a) float32, batches of 32; (b) bfloat16 autocast, batches of 256. All sides score the same real documents, in
-turn, in one process; figures are ratios of the same round. Cheap heads and cascades, made from the same labels, stand
-beside it with `--also`; of them the share of decisions at the threshold that differ from the encoder's is stated.
+longest: (a) float32, batches of 32; (b) bfloat16 autocast, batches of 256. They score with what that script scores
+with, a linear head on the last layer. The engine scores with the same head, and with ours. All sides score the same
+real documents, in turn, in one process; figures are ratios of the same round. Cheap heads and cascades, made from the
+same labels, stand beside it with `--also`. Stated are the largest difference of an encoder's scores to a plain float32
+loop of the same head, and the share of decisions at the threshold that differ from our head's.
 
-    ml-filter train LABELS --output head                 # and: --engine hashing, --engine static
-    ml-filter cascade head SAMPLE... --output cascade    # from other documents than those below
-    python benchmarks/scoring.py head ../shared/data/*.jsonl [--also cascade hashing static] [--threads 1]
+    ml-filter train LABELS --config last.yaml --output reference    # layers: 1, head: { kind: linear }
+    ml-filter train LABELS --output head                            # and: --engine hashing, --engine static
+    ml-filter cascade head SAMPLE... --output cascade
+    python benchmarks/scoring.py reference head ../shared/data/*.jsonl [--also cascade hashing static] [--threads 1]
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +33,13 @@ from ml_filter.heads.tokens import token_ids
 from ml_filter.scoring.engine import EncoderEngine, load_engine
 from ml_filter.settings import ScoreConfig
 
+KINDS = {"matrix products": ("linear", "addmm", "::mm", "bmm"), "attention": ("attention",)}
 A, B = "(a) float32, batches of 32", "(b) bfloat16 autocast, batches of 256"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reference", type=Path, help="a linear head on the last layer")
     parser.add_argument("head", type=Path)
     parser.add_argument("files", type=Path, nargs="+", help="JSON lines with a text")
     parser.add_argument("--also", type=Path, nargs="*", default=[], metavar="HEAD")
@@ -46,41 +52,55 @@ def main() -> None:
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[: options.documents])
     texts = [text for place in chosen if (text := json.loads(rows[place]).get("text"))]
 
-    model, tokenizer = load_model(options.head)
-    threshold = EncoderEngine(*load_model(options.head), ScoreConfig()).info.criteria[0].threshold
-    ways: dict[str, Callable[[Sequence[str]], np.ndarray]] = {
-        A: lambda of: plain(model, tokenizer, of, 32),
-        B: lambda of: plain(model, tokenizer, of, 256, torch.bfloat16),
-    }
-    for dtype in ("float32", "bfloat16"):
-        engine = EncoderEngine(*load_model(options.head), ScoreConfig(dtype=dtype, device="cpu"))
-        ways[f"encoder engine, {dtype}"] = engine.score
-    for head in options.also:
-        ways[head.name] = load_engine(head, ScoreConfig(device="cpu")).score
+    reference, ours = load_model(options.reference), load_model(options.head)
+    threshold = ours[0].config.info.criteria[0].threshold
+    ways = [
+        Way(A, options.reference.name, lambda of: plain(*reference, of, 32)),
+        Way(B, options.reference.name, lambda of: plain(*reference, of, 256, torch.bfloat16)),
+    ]
+    engines: dict[str, EncoderEngine] = {}
+    for name, head in (("the same head", options.reference), ("our head", options.head)):
+        for dtype in ("float32", "bfloat16"):
+            engine = EncoderEngine(*load_model(head), ScoreConfig(dtype=dtype, device="cpu"))
+            engines[f"engine, {name}, {dtype}"] = engine
+            ways.append(Way(f"engine, {name}, {dtype}", head.name, engine.score))
+    ways += [Way(head.name, None, load_engine(head, ScoreConfig(device="cpu")).score) for head in options.also]
 
-    for way in ways.values():
-        way(texts[:64])
+    for way in ways:
+        way.score(texts[:64])
     scores: dict[str, np.ndarray] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     for _ in range(options.rounds):
-        for name, way in ways.items():
+        for way in ways:
             start = time.perf_counter()
-            scores[name] = way(texts)[:, 0]
-            seconds[name].append(time.perf_counter() - start)
+            scores[way.name] = way.score(texts)[:, 0]
+            seconds[way.name].append(time.perf_counter() - start)
     print(
         f"{len(texts)} documents, {options.threads} threads, {options.rounds} rounds, torch {torch.__version__}, "
         f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     )
-    print("| | documents/s | over (a) | over (b) | largest score difference to (a) | decisions that differ |")
+    exact = {options.reference.name: scores[A], options.head.name: plain(*ours, texts, 32)[:, 0]}
+    decided = exact[options.head.name] >= threshold
+    print("| | documents/s | over (a) | over (b) | largest score difference | decisions that differ |")
     print("|---|---|---|---|---|---|")
-    for name in ways:
-        ratios = [f"{statistics.median(of_ratios(seconds[base], seconds[name])):.2f}" for base in (A, B)]
-        differ = ((scores[name] >= threshold) != (scores[A] >= threshold)).mean()
-        print(
-            f"| {name} | {len(texts) / statistics.median(seconds[name]):,.1f} | {' | '.join(ratios)} "
-            f"| {np.abs(scores[name] - scores[A]).max():.4f} | {differ:.2%} |"
-        )
-    print_bounds(model, tokenizer, texts, seconds)
+    for way in ways:
+        made = scores[way.name]
+        cells = [f"{len(texts) / statistics.median(seconds[way.name]):,.1f}"]
+        cells += [f"{statistics.median(of_ratios(seconds[base], seconds[way.name])):.2f}" for base in (A, B)]
+        cells.append(f"{np.abs(made - exact[way.head]).max():.4f}" if way.head else "")
+        cells.append("" if way.head == options.reference.name else f"{((made >= threshold) != decided).mean():.2%}")
+        print(f"| {way.name} | {' | '.join(cells)} |")
+    for name, engine in engines.items():
+        print_bounds(name, engine, texts, statistics.median(seconds[name]))
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to score: its name, the head whose exact scores it should give, if any, and what gives them."""
+
+    name: str
+    head: str | None
+    score: Callable[[Sequence[str]], np.ndarray]
 
 
 def plain(model, tokenizer, texts: Sequence[str], batch: int, autocast: torch.dtype | None = None) -> np.ndarray:
@@ -98,20 +118,24 @@ def plain(model, tokenizer, texts: Sequence[str], batch: int, autocast: torch.dt
     return np.clip(np.concatenate(made), 0, 5)
 
 
-def print_bounds(model, tokenizer, texts: Sequence[str], seconds: dict[str, list[float]]) -> None:
-    """How near the machine's own limits the encoder engine is, and how much of its time is tokenising."""
+def print_bounds(name: str, engine: EncoderEngine, texts: Sequence[str], seconds: float) -> None:
+    """How near the machine's own limits an engine is, what of its time is tokenising, and where the rest goes."""
     start = time.perf_counter()
-    lengths = [len(ids) for ids in token_ids(texts, tokenizer, 512)]
+    lengths = [len(ids) for ids in token_ids(texts, engine.tokenizer, 512)]
     tokenising = time.perf_counter() - start
-    operations = sum(operations_of(model, length) * lengths.count(length) for length in set(lengths))
-    for dtype in (torch.float32, torch.bfloat16):
-        name = f"encoder engine, {str(dtype).removeprefix('torch.')}"
-        reached = operations / statistics.median(seconds[name])
-        peak = matrix_peak(dtype)
-        print(
-            f"{name}: {reached / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s that a large matrix product reaches "
-            f"({reached / peak:.0%}); tokenising alone: {tokenising / statistics.median(seconds[name]):.1%} of its time"
-        )
+    operations = sum(operations_of(engine.model, length) * lengths.count(length) for length in set(lengths))
+    reached, peak = operations / seconds, matrix_peak(engine.dtype)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        engine.score(texts[:200])
+    spent: dict[str, float] = {}
+    for event in profile.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(part in event.key for part in names)), "other")
+        spent[kind] = spent.get(kind, 0) + event.self_cpu_time_total
+    shares = ", ".join(f"{kind} {spent.get(kind, 0) / sum(spent.values()):.0%}" for kind in [*KINDS, "other"])
+    print(
+        f"{name}: {reached / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s that a large matrix product reaches "
+        f"({reached / peak:.0%}); tokenising alone: {tokenising / seconds:.1%} of its time; in torch: {shares}"
+    )
 
 
 def operations_of(model, length: int) -> int:
