@@ -855,6 +855,12 @@ class ScoringPipelineConfig(_PipelineConfig):
     source: SourceConfig = SourceConfig()
     score: ScoreConfig = ScoreConfig()
     cascade: CascadeConfig | None = Field(None, description="a cheap student settles the clear cases; unset: none")
+    shard_groups: Annotated[int, Field(ge=1)] = Field(
+        1, description="steps that share the shards, at the same time where the orchestrator runs steps so"
+    )
+    usd_per_worker_hour: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="what an hour of one worker costs; the report says what scoring cost then"
+    )
     filter: FilterConfig
 
 

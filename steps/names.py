@@ -1,4 +1,4 @@
-"""The names of artifacts in the ZenML store, in one place."""
+"""The names of artifacts in the ZenML store, and of a directory that several steps share, in one place."""
 
 from enum import StrEnum
 
@@ -23,3 +23,8 @@ class Artifact(StrEnum):
     REPORT = "report"
     DECISION = "decision"
     TRACKING = "tracking"
+
+
+def scored_directory(output: str) -> str:
+    """Where scored documents go, whichever step scores them; the run fills in the digest."""
+    return f"{output}/scored-{{digest}}"

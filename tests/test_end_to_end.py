@@ -157,6 +157,22 @@ def test_the_head_scores_other_documents_in_the_scoring_pipeline(workspace, valu
     assert len(list((workspace.runs / "other").glob("filtered-*/report.html"))) == 1
 
 
+def test_groups_of_shards_scored_by_steps_of_their_own_make_the_same_shards(workspace, values, tmp_path):
+    for number in range(3):
+        rows = [{"text": f"Water boils at {degrees} degrees."} for degrees in range(number, number + 4)]
+        (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [f"head={workspace.only('head-*')}", f"source.paths=['{tmp_path}/*.jsonl']", "filter.min_score=0"]
+    scored = []
+    for groups in (1, 2):
+        output = workspace.runs / f"groups-{groups}"
+        done = workspace.run("scoring", *arguments, f"output={output}", f"shard_groups={groups}")
+        assert done.returncode == 0, done.stderr[-3000:]
+        [directory] = output.glob("scored-*")
+        scored.append((find_manifest(str(directory)).digest, sorted(read_manifest(str(directory)).counts.items())))
+    assert scored[0] == scored[1]
+    assert dict(scored[0][1])["scored"] == 12
+
+
 def test_the_scores_train_a_head_in_the_training_pipeline(workspace, values):
     scores = workspace.only("scores-*")
     arguments = [f"labels.paths=['{scores}']", "train.max_tokens=64", f"output={workspace.runs}/trained"]

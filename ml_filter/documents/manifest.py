@@ -66,6 +66,8 @@ class Manifest(BaseModel):
     config: dict[str, Any] = {}
     config_digest: str = ""
     parents: list[Parent] = []
+    seconds: float = 0.0
+    """What making the shards took, summed over the processes that made them at the same time; 0: not known."""
     code_version: str = __version__
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     root: str = ""
@@ -78,7 +80,7 @@ class Manifest(BaseModel):
     @property
     def digest(self) -> str:
         """Digest of the content: equal for two runs that made the same shards the same way."""
-        return digest_of(self._content("root", "created_at", "code_version"))
+        return digest_of(self._content("root", "created_at", "code_version", "seconds"))
 
     def path_of(self, name: str) -> str:
         """Path or URL of a file beside the manifest."""

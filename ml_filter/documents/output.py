@@ -60,6 +60,8 @@ class ShardResult(BaseModel):
     counts: dict[str, int]
     failed: FailedShard | None = None
     state: str | None = None
+    seconds: float = 0.0
+    """What making it took the process that made it."""
 
 
 class ShardWriter:
@@ -414,6 +416,7 @@ class OutputDirectory:
         rejects: RejectsLog,
         counts: Mapping[str, int],
         state: str | None = None,
+        seconds: float = 0.0,
     ) -> ShardResult:
         """Put a closed shard and its rejects in place and remember that it is done."""
         shard = None
@@ -426,7 +429,9 @@ class OutputDirectory:
         if rejects.path is not None:
             self.put_file(rejects.path, f"{PROGRESS_NAME}/{name}.rejects.jsonl")
         rejected = {f"rejected_{reason}": count for reason, count in sorted(rejects.counts.items())}
-        result = ShardResult(shard=shard, counts={**counts, "rejected": rejects.total, **rejected}, state=state)
+        result = ShardResult(
+            shard=shard, counts={**counts, "rejected": rejects.total, **rejected}, state=state, seconds=seconds
+        )
         self.put_bytes(f"{PROGRESS_NAME}/{name}.json", result.model_dump_json().encode())
         return result
 
@@ -448,11 +453,12 @@ class OutputDirectory:
         Where shards failed, what is known of each stays beside the manifest, so that a later run makes only those.
         """
         counts: Counter[str] = Counter(extra_counts or {})
-        shards, failed = [], []
+        shards, failed, seconds = [], [], 0.0
         rejects = self.scratch / REJECTS_NAME
         with rejects.open("wb") as gathered:
             for name, result in results:
                 counts.update(result.counts)
+                seconds += result.seconds
                 if result.shard is not None:
                     shards.append(result.shard)
                 if result.failed is not None:
@@ -476,6 +482,7 @@ class OutputDirectory:
             config=self.config,
             config_digest=self.config_digest,
             parents=self.parents,
+            seconds=round(seconds, 3),
             root=self.path,
         )
         self.put_bytes(MANIFEST_NAME, manifest.to_json().encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -73,6 +74,7 @@ def map_shard(
         DamagedShard: as `damaged` says; nothing is written then.
         InputError: a column that the source configuration names does not exist.
     """
+    started = time.monotonic()
     state = shard_state(shard)
     counts: Counter[str] = Counter(read=0)
     with out.new_shard(shard.name) as writer, out.new_rejects(shard.name) as rejects:
@@ -98,7 +100,7 @@ def map_shard(
     if counts["read"] == rejects.total == 0:
         logger.warning(f"{shard.uri} is empty")
         counts["shards_empty"] = 1
-    return out.commit(shard.name, writer, rejects, counts, state)
+    return out.commit(shard.name, writer, rejects, counts, state, time.monotonic() - started)
 
 
 def require_documents(source: SourceConfig, results: Sequence[ShardResult]) -> None:

@@ -38,6 +38,16 @@ class Stage(BaseModel):
     counts: dict[str, int]
 
 
+class Effort(BaseModel):
+    """What scoring took: hours, summed over the workers, documents and characters a second of one worker, and what
+    that cost, where the price of a worker's hour is known."""
+
+    hours: float
+    documents_per_second: float
+    characters_per_second: float
+    usd: float | None = None
+
+
 class RunReport(BaseModel):
     """All that the page shows, as data.
 
@@ -55,6 +65,7 @@ class RunReport(BaseModel):
         cascade: what is known of the cascade that scored, if one did.
         measured: the share of all decisions that its audit found to differ from the encoder's.
         shards_failed: input shards of which nothing was scored.
+        effort: what scoring took, where it is known.
         evaluation: of the head, on documents kept apart from its training.
     """
 
@@ -71,6 +82,7 @@ class RunReport(BaseModel):
     cascade: CascadeInfo | None = None
     measured: Figure | None = None
     shards_failed: list[FailedShard] = []
+    effort: Effort | None = None
     evaluation: Evaluation | None = None
 
     @property
@@ -102,7 +114,11 @@ class RunReport(BaseModel):
 
 
 def write_run_report(
-    head: TrainedHead, scored: Manifest, filtered: Manifest, feature: Sequence[Manifest] = ()
+    head: TrainedHead,
+    scored: Manifest,
+    filtered: Manifest,
+    feature: Sequence[Manifest] = (),
+    usd_per_worker_hour: float | None = None,
 ) -> tuple[str, str]:
     """Write `report.html`, `report.json` and `DATASHEET.md` beside the filtered documents.
 
@@ -111,11 +127,12 @@ def write_run_report(
         scored: the scored corpus.
         filtered: what was kept of it.
         feature: the sample, annotations and aggregated scores, where they belong to the run.
+        usd_per_worker_hour: what an hour of one worker costs, where that is to be stated.
 
     Returns:
         The path of the page and the page.
     """
-    report = run_report(head, scored, filtered, feature)
+    report = run_report(head, scored, filtered, feature, usd_per_worker_hour)
     page = report.to_html()
     fs, root = fsspec.core.url_to_fs(filtered.root)
     fs.pipe_file(f"{root}/{REPORT_NAME}", page.encode())
@@ -124,7 +141,13 @@ def write_run_report(
     return filtered.path_of(REPORT_NAME), page
 
 
-def run_report(head: TrainedHead, scored: Manifest, filtered: Manifest, feature: Sequence[Manifest] = ()) -> RunReport:
+def run_report(
+    head: TrainedHead,
+    scored: Manifest,
+    filtered: Manifest,
+    feature: Sequence[Manifest] = (),
+    usd_per_worker_hour: float | None = None,
+) -> RunReport:
     """The report; arguments as those of `write_run_report`."""
     training, info = head.training, read_info(head.directory)
     selection = filtered.config["selection"]
@@ -156,9 +179,22 @@ def run_report(head: TrainedHead, scored: Manifest, filtered: Manifest, feature:
         cascade=cascade,
         measured=None if cascade is None else _measured(scored.counts, cascade),
         shards_failed=scored.shards_failed,
+        effort=_effort(scored, corpus, usd_per_worker_hour),
         evaluation=training.test.get(criterion.name),
     )
     return report.model_copy(update={"warnings": _warnings(report, info)})
+
+
+def _effort(scored: Manifest, corpus: CorpusSummary, usd_per_worker_hour: float | None) -> Effort | None:
+    if not scored.seconds:
+        return None
+    hours = scored.seconds / 3600
+    return Effort(
+        hours=hours,
+        documents_per_second=corpus.documents / scored.seconds,
+        characters_per_second=corpus.characters / scored.seconds,
+        usd=None if usd_per_worker_hour is None else hours * usd_per_worker_hour,
+    )
 
 
 def _chosen_by(info: HeadInfo, column: str) -> Criterion:

@@ -9,7 +9,7 @@ from ml_filter.heads.train import TrainedHead
 from ml_filter.scoring.run import score_corpus as score
 from ml_filter.settings import ScoreConfig, SourceConfig
 from steps.materializers import ManifestMaterializer
-from steps.names import Artifact
+from steps.names import Artifact, scored_directory
 
 
 @step(enable_cache=False, output_materializers=ManifestMaterializer)
@@ -17,6 +17,6 @@ def score_corpus(
     head: TrainedHead, source: SourceConfig, config: ScoreConfig, output: str
 ) -> Annotated[Manifest, Artifact.SCORED]:
     """Score every document, shard by shard."""
-    manifest = score(head.directory, source, config, f"{output}/scored-{{digest}}")
+    manifest = score(head.directory, source, config, scored_directory(output))
     log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
     return manifest

@@ -19,9 +19,10 @@ def write_report(
     sample: Manifest | None = None,
     annotations: Manifest | None = None,
     scores: Manifest | None = None,
+    usd_per_worker_hour: float | None = None,
 ) -> Annotated[HTMLString, Artifact.REPORT]:
     """Counts of every stage, score histogram, examples at each score, and what made them."""
     feature = [manifest for manifest in (sample, annotations, scores) if manifest is not None]
-    path, page = write_run_report(head, scored, filtered, feature)
+    path, page = write_run_report(head, scored, filtered, feature, usd_per_worker_hour)
     log_metadata({"path": path})
     return HTMLString(page)

@@ -74,6 +74,18 @@ def test_counts_add_up_overall_and_by_language(report, alike):
     assert sum(of.kept for of in by_language.values()) == filtered.rows == made.kept
 
 
+def test_hours_throughput_and_cost_follow_from_the_seconds_of_the_workers(report, alike, head):
+    made, scored, filtered = report(alike, min_score=3)
+    assert made.effort.usd is None
+    scored.seconds = 1800
+    made = run_report(head, scored, filtered, usd_per_worker_hour=3)
+    assert (made.effort.hours, made.effort.usd) == (0.5, 1.5)
+    assert made.effort.documents_per_second == 300 / 1800
+    page = made.to_html()
+    assert "0.5 hours, summed over the workers, $1.50" in page
+    assert "take 1,667 hours and $5000.00" in page
+
+
 def test_another_script_is_out_of_the_heads_depth(report, alike):
     foreign = [{"id": f"x{i}", "text": "Вода кључа на сто степени. " * 20, "language": "sr"} for i in range(30)]
     made, _, _ = report(alike + foreign, min_score=3)

@@ -1,0 +1,104 @@
+"""Does a cascade keep its promise on documents that it never saw, and what does its sample's size buy?
+
+Real documents are cut into passages, as there must be thousands of them; the passages of one half of the documents are
+what the cascade samples from, those of the other half are scored by the head and by the cascade, and their decisions
+compared. A passage is a document with its own encoder score here: no label plays a part.
+
+    python benchmarks/cascade.py HEAD_DIR ../shared/data/*.jsonl [--characters 1000] [--students hashing static]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ml_filter.errors import InputError
+from ml_filter.logs import configure_logging
+from ml_filter.scoring.cascade import build_cascade, share_interval
+from ml_filter.scoring.engine import load_engine
+from ml_filter.settings import CascadeConfig, ScoreConfig, SourceConfig
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("head", type=Path)
+    parser.add_argument("files", type=Path, nargs="+", help="JSON lines with a text")
+    parser.add_argument("--characters", type=int, default=1000, help="of a passage")
+    parser.add_argument("--students", nargs="+", default=["hashing", "static"])
+    parser.add_argument("--samples", type=int, nargs="+", default=[1300, 2600, 5200])
+    parser.add_argument("--threshold", type=float, help="unset: the head's")
+    parser.add_argument("--max-changed", type=float, default=0.01)
+    options = parser.parse_args()
+    configure_logging(level="WARNING")
+    seen, unseen = passages(options)
+    print(
+        f"{len(seen):,} passages to sample from, {len(unseen):,} of other documents; at most {options.max_changed:.0%}"
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        corpus = Path(directory) / "seen.parquet"
+        pq.write_table(pa.table({"text": seen}), corpus)
+        encoder, started = load_engine(options.head, ScoreConfig()), time.perf_counter()
+        exact = encoder.score(unseen)[:, 0]
+        alone = time.perf_counter() - started
+        threshold = options.threshold or encoder.info.criteria[0].threshold
+        print(f"kept by the head from {threshold:g} upwards: {(exact >= threshold).mean():.2%}")
+        print("| student | sample | promised, at most | settled | changed on unseen ones (95% interval) | speed-up |")
+        print("|---|---|---|---|---|---|")
+        for student in options.students:
+            for sample in options.samples:
+                config = CascadeConfig(
+                    student=student,
+                    sample=sample,
+                    threshold=threshold,
+                    max_changed=options.max_changed,
+                    audit_share=0,
+                )
+                try:
+                    cascade = build_cascade(
+                        options.head,
+                        SourceConfig(paths=[str(corpus)]),
+                        config,
+                        ScoreConfig(),
+                        Path(directory) / f"{student}-{sample}",
+                    )
+                except InputError as error:
+                    print(f"| {student} | {sample:,} | {error} | | | |")
+                    continue
+                engine, started = load_engine(cascade.directory, ScoreConfig()), time.perf_counter()
+                judged = engine.judge(unseen)
+                seconds = time.perf_counter() - started
+                changed = int(((judged.scores[:, 0] >= threshold) != (exact >= threshold)).sum())
+                low, high = share_interval(changed, len(unseen), 0.95)
+                print(
+                    f"| {student} | {sample:,} | {engine.cascade.bound:.2%} "
+                    f"| {judged.counts['by_student'] / len(unseen):.1%} "
+                    f"| {changed / len(unseen):.2%} ({low:.2%} to {high:.2%}) | {alone / seconds:.1f} |",
+                    flush=True,
+                )
+
+
+def passages(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Pieces of the documents of one half, and of the other, each in an order drawn."""
+    rows = [row for file in options.files for row in file.read_text().splitlines()]
+    texts = [text for row in rows if (text := json.loads(row).get("text"))]
+    order = np.random.default_rng(0).permutation(len(texts))
+    halves: list[list[str]] = []
+    for half in np.array_split(order, 2):
+        cut = [
+            texts[place][start : start + options.characters]
+            for place in half
+            for start in range(0, len(texts[place]), options.characters)
+        ]
+        halves.append([piece for piece in cut if len(piece) > options.characters // 4])
+    return halves[0], halves[1]
+
+
+if __name__ == "__main__":
+    main()

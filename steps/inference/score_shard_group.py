@@ -1,0 +1,17 @@
+"""Score one of several groups of shards."""
+
+from zenml import log_metadata, step
+
+from ml_filter.heads.train import TrainedHead
+from ml_filter.scoring.run import Rank, score_rank
+from ml_filter.settings import ScoreConfig, SourceConfig
+from steps.names import scored_directory
+
+
+@step(enable_cache=False)
+def score_shard_group(
+    head: TrainedHead, source: SourceConfig, config: ScoreConfig, output: str, group: int, groups: int
+) -> None:
+    """Score every shard of group 0 to `groups` - 1; a step behind all of them collects what they leave in `output`."""
+    score_rank(head.directory, source, config, scored_directory(output), Rank(group, groups))
+    log_metadata({"group": group, "groups": groups})
