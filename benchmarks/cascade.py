@@ -32,18 +32,18 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+", help="JSON lines with a text")
     parser.add_argument("--characters", type=int, default=1000, help="of a passage")
     parser.add_argument("--students", nargs="+", default=["hashing", "static"])
-    parser.add_argument("--samples", type=int, nargs="+", default=[1300, 2600, 5200])
+    parser.add_argument("--samples", type=int, nargs="+", default=[1500, 4000])
     parser.add_argument("--threshold", type=float, help="unset: the head's")
     parser.add_argument("--max-changed", type=float, default=0.01)
     options = parser.parse_args()
     configure_logging(level="WARNING")
-    seen, unseen = passages(options)
+    seen, urls, unseen = passages(options)
     print(
         f"{len(seen):,} passages to sample from, {len(unseen):,} of other documents; at most {options.max_changed:.0%}"
     )
     with tempfile.TemporaryDirectory() as directory:
         corpus = Path(directory) / "seen.parquet"
-        pq.write_table(pa.table({"text": seen}), corpus)
+        pq.write_table(pa.table({"text": seen, "url": urls}), corpus)
         encoder, started = load_engine(options.head, ScoreConfig()), time.perf_counter()
         exact = encoder.score(unseen)[:, 0]
         alone = time.perf_counter() - started
@@ -84,20 +84,20 @@ def main() -> None:
                 )
 
 
-def passages(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Pieces of the documents of one half, and of the other, each in an order drawn."""
+def passages(options: argparse.Namespace) -> tuple[list[str], list[str], list[str]]:
+    """Pieces of the documents of one half, the document of each as its host, and pieces of the other half."""
     rows = [row for file in options.files for row in file.read_text().splitlines()]
     texts = [text for row in rows if (text := json.loads(row).get("text"))]
     order = np.random.default_rng(0).permutation(len(texts))
-    halves: list[list[str]] = []
+    halves: list[list[tuple[str, str]]] = []
     for half in np.array_split(order, 2):
         cut = [
-            texts[place][start : start + options.characters]
+            (texts[place][start : start + options.characters], f"https://document{place}.example/{start}")
             for place in half
             for start in range(0, len(texts[place]), options.characters)
         ]
-        halves.append([piece for piece in cut if len(piece) > options.characters // 4])
-    return halves[0], halves[1]
+        halves.append([(piece, url) for piece, url in cut if len(piece) > options.characters // 4])
+    return [piece for piece, _ in halves[0]], [url for _, url in halves[0]], [piece for piece, _ in halves[1]]
 
 
 if __name__ == "__main__":

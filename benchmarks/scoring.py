@@ -146,10 +146,10 @@ def operations_of(model, length: int) -> int:
 
 
 def matrix_peak(dtype: torch.dtype, size: int = 2048) -> float:
-    """Operations a second of the best of five products of large matrices."""
+    """Operations a second of the best of twenty products of large matrices."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     times = []
-    for _ in range(5):
+    for _ in range(20):
         start = time.perf_counter()
         a @ b
         times.append(time.perf_counter() - start)

@@ -12,6 +12,7 @@ import hashlib
 import heapq
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ from ml_filter.progress import progress
 from ml_filter.settings import SampleConfig, SourceConfig
 
 _SHARD = "sample"
+Purpose = Literal["sample", "publish", "test", "bounds", "audit", "example"]
 
 
 class _Stratum:
@@ -125,7 +127,7 @@ def _offer(table: pa.Table, config: SampleConfig, strata: dict[str, _Stratum]) -
     keep = []
     for document_id, name in zip(table.column("id").to_pylist(), names, strict=True):
         stratum = strata.setdefault(name, _Stratum(config.size))
-        keep.append(stratum.offer(sampling_key(document_id, config.seed), document_id))
+        keep.append(stratum.offer(sampling_key(document_id, config.seed, "sample"), document_id))
     return keep
 
 
@@ -142,10 +144,14 @@ def strata_of(table: pa.Table, by: Sequence[str]) -> list[str]:
     return ["/".join(map(str, values)) for values in zip(*columns, strict=True)] if by else [""] * table.num_rows
 
 
-def sampling_key(document_id: str, seed: int) -> int:
-    """A 64-bit hash of id and seed: uniform, and the same on every machine."""
-    salt = seed.to_bytes(8, "little", signed=True)
-    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt).digest()
+def sampling_key(name: str, seed: int, purpose: Purpose) -> int:
+    """A 64-bit hash of a name and a seed: uniform, and the same on every machine.
+
+    Draws for different purposes have nothing to do with each other. If they had, a sample of a fifth of a corpus, drawn
+    by the smallest keys, would be test documents only.
+    """
+    salt, person = seed.to_bytes(8, "little", signed=True), purpose.encode()
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt, person=person).digest()
     return int.from_bytes(digest, "little")
 
 

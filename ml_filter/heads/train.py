@@ -187,7 +187,8 @@ def take_up(data: LabelledDocuments, add: Callable[[Sequence[str]], None], confi
             hosts = chunk.strata.get("host") or [None] * len(chunk.texts)
             # By host, or text, so that pages of one site, or exact duplicates, never stand on both sides.
             keys += [
-                sampling_key(host or text_id(text), config.seed) for host, text in zip(hosts, chunk.texts, strict=True)
+                sampling_key(host or text_id(text), config.seed, "test")
+                for host, text in zip(hosts, chunk.texts, strict=True)
             ]
             lengths += [len(text.encode("utf-8", "surrogatepass")) for text in chunk.texts]
             scripts += map(script_of, chunk.texts)

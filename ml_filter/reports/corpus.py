@@ -97,7 +97,7 @@ class _Drawn:
         self._heap: list[tuple[int, str, float, str]] = []
 
     def offer(self, document: str, score: float, text: str) -> None:
-        item = (-sampling_key(document, self._seed), document, score, text[:_EXCERPT])
+        item = (-sampling_key(document, self._seed, "example"), document, score, text[:_EXCERPT])
         if len(self._heap) < EXAMPLES:
             heappush(self._heap, item)
         elif item > self._heap[0]:

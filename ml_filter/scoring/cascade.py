@@ -292,8 +292,9 @@ def _score_apart(
             hosts = chunk.strata.get("host") or [None] * len(chunk.texts)
             scores = engine.score(chunk.texts)[:, 0]
             for text, host, score, label in zip(chunk.texts, hosts, scores, chunk.labels[:, 0], strict=True):
-                if sampling_key(host or text_id(text), how.seed) < how.test_share * 2**64:
-                    tests = sampling_key(text_id(text), config.seed + 1) % 2 == 0
+                group = host or text_id(text)
+                if sampling_key(group, how.seed, "test") < how.test_share * 2**64:
+                    tests = sampling_key(group, config.seed, "bounds") % 2 == 0
                     made.append((float(score), float(label), script_of(text), len(text), tests))
             bar.advance(len(chunk.ids))
     students, encoders, scripts, lengths, tested = zip(*made, strict=True)

@@ -277,4 +277,4 @@ class CascadeEngine(Engine):
         return len(text) <= self.cascade.longest and script_of(text) in self.cascade.scripts
 
     def _audits(self, text: str) -> bool:
-        return sampling_key(text_id(text), self.cascade.seed) < self.cascade.audit_share * 2**64
+        return sampling_key(text_id(text), self.cascade.seed, "audit") < self.cascade.audit_share * 2**64

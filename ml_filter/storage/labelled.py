@@ -158,7 +158,7 @@ class _Facts:
                 ]
                 keys.append(np.column_stack([band_keys(signed, rows), *columns]))
                 scores.append(table["score"].to_numpy())
-                order += [sampling_key(name, config.seed) for name in table["id"].to_pylist()]
+                order += [sampling_key(name, config.seed, "publish") for name in table["id"].to_pylist()]
                 read += table.num_rows
                 bar.advance(table.num_rows)
         if not read:

@@ -114,9 +114,15 @@ def test_every_document_has_the_same_chance():
     drawn = Counter(
         document
         for seed in range(400)
-        for document in sorted((f"d{i}" for i in range(20)), key=lambda d: sampling_key(d, seed))[:5]
+        for document in sorted((f"d{i}" for i in range(20)), key=lambda d: sampling_key(d, seed, "sample"))[:5]
     )
     assert all(60 < drawn[f"d{i}"] < 140 for i in range(20))  # 100 on average, standard deviation 9
+
+
+def test_a_sample_has_its_share_of_what_is_drawn_for_another_purpose():
+    names = sorted((f"d{i}" for i in range(10_000)), key=lambda name: sampling_key(name, 0, "sample"))[:1000]
+    test = sum(sampling_key(name, 0, "test") < 0.2 * 2**64 for name in names)
+    assert 140 < test < 260  # 200 on average, standard deviation 13
 
 
 @pytest.mark.parametrize("seed", [0, 2**62, 2**63 - 1])
