@@ -135,7 +135,7 @@ class Member(ABC):
 
 def fold_numbers(groups: NDArray[np.uint64]) -> NDArray[np.int64]:
     """The fold [n] of each document by a number of its group, so that a group is in one fold whole."""
-    numbers: NDArray[np.int64] = (groups % np.uint64(FOLDS)).astype(np.int64)
+    numbers: NDArray[np.int64] = np.unique(groups, return_inverse=True)[1] % FOLDS
     return numbers
 
 

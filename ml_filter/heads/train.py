@@ -199,7 +199,7 @@ def take_up(data: LabelledDocuments, add: Callable[[Sequence[str]], None], confi
     return KnownLabels(
         np.concatenate(labels),
         np.concatenate(weights),
-        groups < config.test_share * 2**64,
+        for_test(groups, config.test_share),
         groups,
         np.array(lengths),
         np.array(scripts),
@@ -259,6 +259,22 @@ def _evaluations(
             whole=criterion.integer_scores(clamped),
         )
     return made
+
+
+def for_test(groups: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
+    """Which documents [n] are kept for the test, by the key [n] of the group that each is in.
+
+    Groups go whole, those of the smallest keys first, each if it brings the number of documents nearer to its share; so
+    a few large groups are not all on one side.
+    """
+    _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    taken, wanted, chosen = 0, share * len(groups), np.zeros(len(sizes), bool)
+    for group, size in enumerate(sizes.tolist()):
+        if abs(taken + size - wanted) < abs(taken - wanted) and taken + size < len(groups):
+            chosen[group] = True
+            taken += size
+    mask: NDArray[np.bool_] = chosen[group_of]
+    return mask
 
 
 def check_labels(known: KnownLabels, criteria: list[Criterion], config: TrainConfig) -> None:

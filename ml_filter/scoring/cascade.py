@@ -40,7 +40,15 @@ from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.metrics import evaluate_scores
 from ml_filter.heads.profile import script_of
-from ml_filter.heads.train import TRAINING_NAME, TrainedHead, TrainingResult, head_files, head_parent, read_head
+from ml_filter.heads.train import (
+    TRAINING_NAME,
+    TrainedHead,
+    TrainingResult,
+    for_test,
+    head_files,
+    head_parent,
+    read_head,
+)
 from ml_filter.heads.train import train_head as train
 from ml_filter.progress import progress
 from ml_filter.scoring.engine import CascadeInfo, load_engine
@@ -150,8 +158,8 @@ def _build(
     )
     student = train(labels, how, target / STUDENT)
     threshold = how.threshold
-    both, scripts, longest, for_test = _score_apart(student.directory, labels, how, config)
-    finding, testing = both.take(~for_test), both.take(for_test)
+    both, scripts, longest, is_tested = _score_apart(student.directory, labels, how, config)
+    finding, testing = both.take(~is_tested), both.take(is_tested)
     choice = choose_bounds(finding, testing, threshold, config.max_changed, config.confidence)
     cascade = CascadeInfo(
         threshold=threshold,
@@ -286,6 +294,7 @@ def _score_apart(
     """Documents that the student was not trained on: both scores, the scripts and lengths to go by, which test."""
     engine = load_engine(student, ScoreConfig())
     made: list[tuple[float, float, str, int, bool]] = []
+    keys: list[int] = []
     data = LabelledDocuments(labels, how.label_column)
     with progress("Scoring with the student") as bar:
         for chunk in data:
@@ -293,17 +302,19 @@ def _score_apart(
             scores = engine.score(chunk.texts)[:, 0]
             for text, host, score, label in zip(chunk.texts, hosts, scores, chunk.labels[:, 0], strict=True):
                 group = host or text_id(text)
-                if sampling_key(group, how.seed, "test") < how.test_share * 2**64:
-                    tests = sampling_key(group, config.seed, "bounds") % 2 == 0
-                    made.append((float(score), float(label), script_of(text), len(text), tests))
+                keys.append(sampling_key(group, how.seed, "test"))
+                tests = sampling_key(group, config.seed, "bounds") % 2 == 0
+                made.append((float(score), float(label), script_of(text), len(text), tests))
             bar.advance(len(chunk.ids))
-    students, encoders, scripts, lengths, tested = zip(*made, strict=True)
-    for_test: NDArray[np.bool_] = np.array(tested)
+    apart = for_test(np.array(keys, dtype=np.uint64), how.test_share)
+    of_apart = [one for one, is_apart in zip(made, apart, strict=True) if is_apart]
+    students, encoders, scripts, lengths, tested = zip(*of_apart, strict=True)
+    is_tested: NDArray[np.bool_] = np.array(tested)
     own = [script for script, tests in zip(scripts, tested, strict=True) if not tests]
     common = {script for script in set(own) if own.count(script) >= config.min_script_share * len(own)}
-    longest = int(np.quantile(np.array(lengths)[~for_test], config.length_quantile))
+    longest = int(np.quantile(np.array(lengths)[~is_tested], config.length_quantile))
     is_like = np.array([script in common and size <= longest for script, size in zip(scripts, lengths, strict=True)])
-    return Scored(np.array(students), np.array(encoders), is_like), common, longest, for_test
+    return Scored(np.array(students), np.array(encoders), is_like), common, longest, is_tested
 
 
 def _info(directory: Path) -> HeadInfo:

@@ -6,14 +6,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.evaluate import evaluate_head
 from ml_filter.heads.load import load_model
 from ml_filter.heads.model import HeadModel
-from ml_filter.heads.train import read_head, train_head
+from ml_filter.heads.train import for_test, read_head, train_head
 from ml_filter.settings import SourceConfig, TrainConfig
 
 CONFIG = TrainConfig(label_column="label", max_tokens=64)
@@ -128,3 +131,15 @@ def test_evaluation_writes_figures_page_and_each_documents_score(head, labelled,
     assert evaluation.spearman > 0.5
     assert "<svg" in (tmp_path / "evaluation" / "evaluation.html").read_text()
     assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["documents"] == 60
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=8, unique=True), st.data())
+def test_hosts_go_to_the_test_whole_and_as_near_to_the_share_as_they_let(keys, data):
+    sizes = [data.draw(st.integers(1, 40)) for _ in keys]
+    groups = np.repeat(np.array(keys, np.uint64), sizes)
+    chosen = for_test(groups, 0.2)
+    assert all(len(set(chosen[groups == key])) == 1 for key in np.unique(groups))
+    assert not chosen.all()
+    assert abs(chosen.sum() - 0.2 * len(groups)) <= 0.2 * len(groups)  # never farther than without any
+    if max(sizes) == 1 and len(keys) >= 5:
+        assert chosen.sum() == round(0.2 * len(groups))
