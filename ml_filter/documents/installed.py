@@ -28,7 +28,8 @@ def fingerprint() -> str:
 
 
 def read_installed() -> Iterator[dict[str, Any]]:
-    """Rows with `id`, `text`, `language`, `source` (which kind of document) and `url` (a place name)."""
+    """Rows with `id`, `text`, `language`, `source` (which kind of document) and `url` (a place name; its host is
+    the package or module)."""
     yield from _reference_topics()
     yield from _standard_library()
     yield from _packages()
@@ -38,7 +39,7 @@ def _row(kind: str, name: str, text: str) -> dict[str, Any]:
     return {
         "id": f"{kind}/{name}",
         "text": text,
-        "url": f"{URI}//{kind}/{name}",
+        "url": f"{URI}//{name.partition('/')[0]}/{kind}/{name}",
         "language": "en",
         "source": kind,
     }
