@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ml_filter.documents.lineage import annotated_documents, annotation_runs, criteria_of, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
-from ml_filter.documents.readers import read_shard
+from ml_filter.documents.readers import read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
@@ -33,6 +33,13 @@ class Labelled:
     labels: NDArray[np.float64]
     weights: NDArray[np.float64]
     strata: Mapping[str, Sequence[str | None]]
+
+    @property
+    def groups(self) -> list[str]:
+        """The host of each document, or a hash of its text: what must not stand on both sides of a split, so that
+        neither pages of one site nor exact duplicates do."""
+        hosts = self.strata.get("host") or [None] * len(self.texts)
+        return [host or text_id(text) for host, text in zip(hosts, self.texts, strict=True)]
 
 
 class LabelledDocuments:

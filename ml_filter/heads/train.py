@@ -19,7 +19,6 @@ from pydantic import BaseModel
 from ml_filter import __version__
 from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.documents.output import file_digest, with_digest
-from ml_filter.documents.readers import text_id
 from ml_filter.documents.sampling import sampling_key
 from ml_filter.errors import InputError
 from ml_filter.heads.calibration import fit_calibration
@@ -184,12 +183,7 @@ def take_up(data: LabelledDocuments, add: Callable[[Sequence[str]], None], confi
             add(chunk.texts)
             labels.append(chunk.labels)
             weights.append(chunk.weights)
-            hosts = chunk.strata.get("host") or [None] * len(chunk.texts)
-            # By host, or text, so that pages of one site, or exact duplicates, never stand on both sides.
-            keys += [
-                sampling_key(host or text_id(text), config.seed, "test")
-                for host, text in zip(hosts, chunk.texts, strict=True)
-            ]
+            keys += [sampling_key(group, config.seed, "test") for group in chunk.groups]
             lengths += [len(text.encode("utf-8", "surrogatepass")) for text in chunk.texts]
             scripts += map(script_of, chunk.texts)
             bar.advance(len(chunk.ids))

@@ -31,7 +31,6 @@ from loguru import logger
 
 from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.output import with_digest
-from ml_filter.documents.readers import text_id
 from ml_filter.documents.sampling import sample_documents, sampling_key
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
@@ -298,10 +297,8 @@ def _score_apart(
     data = LabelledDocuments(labels, how.label_column)
     with progress("Scoring with the student") as bar:
         for chunk in data:
-            hosts = chunk.strata.get("host") or [None] * len(chunk.texts)
             scores = engine.score(chunk.texts)[:, 0]
-            for text, host, score, label in zip(chunk.texts, hosts, scores, chunk.labels[:, 0], strict=True):
-                group = host or text_id(text)
+            for text, group, score, label in zip(chunk.texts, chunk.groups, scores, chunk.labels[:, 0], strict=True):
                 keys.append(sampling_key(group, how.seed, "test"))
                 tests = sampling_key(group, config.seed, "bounds") % 2 == 0
                 made.append((float(score), float(label), script_of(text), len(text), tests))
