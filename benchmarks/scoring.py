@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("head", type=Path)
     parser.add_argument("files", type=Path, nargs="+", help="JSON lines with a text")
     parser.add_argument("--also", type=Path, nargs="*", default=[], metavar="HEAD")
+    parser.add_argument("--engine", default="openvino", help="of the cascades")
     parser.add_argument("--documents", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -60,11 +61,12 @@ def main() -> None:
     ]
     engines: dict[str, EncoderEngine] = {}
     for name, head in (("the same head", options.reference), ("our head", options.head)):
-        for dtype in ("float32", "bfloat16"):
-            engine = EncoderEngine(*load_model(head), ScoreConfig(dtype=dtype, device="cpu"))
-            engines[f"engine, {name}, {dtype}"] = engine
-            ways.append(Way(f"engine, {name}, {dtype}", head.name, engine.score))
-    ways += [Way(head.name, None, load_engine(head, ScoreConfig(device="cpu")).score) for head in options.also]
+        for runs, dtype in (("torch", "float32"), ("torch", "bfloat16"), ("openvino", "bfloat16")):
+            engine = EncoderEngine(*load_model(head), ScoreConfig(engine=runs, dtype=dtype, device="cpu"))
+            engines[f"{runs}, {name}, {dtype}"] = engine
+            ways.append(Way(f"{runs}, {name}, {dtype}", head.name, engine.score))
+    cheap = ScoreConfig(engine=options.engine, device="cpu")
+    ways += [Way(head.name, None, load_engine(head, cheap).score) for head in options.also]
 
     for way in ways:
         way.score(texts[:64])
@@ -125,17 +127,22 @@ def print_bounds(name: str, engine: EncoderEngine, texts: Sequence[str], seconds
     tokenising = time.perf_counter() - start
     operations = sum(operations_of(engine.model, length) * lengths.count(length) for length in set(lengths))
     reached, peak = operations / seconds, matrix_peak(engine.dtype)
+    print(
+        f"{name}: {reached / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s that a large matrix product reaches "
+        f"({reached / peak:.0%}); tokenising alone: {tokenising / seconds:.1%} of its time"
+        + (f"; in torch: {shares_of(engine, texts[:200])}" if engine.name == "torch" else "")
+    )
+
+
+def shares_of(engine: EncoderEngine, texts: Sequence[str]) -> str:
+    """What of torch's time goes where."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        engine.score(texts[:200])
+        engine.score(texts)
     spent: dict[str, float] = {}
     for event in profile.key_averages():
         kind = next((kind for kind, names in KINDS.items() if any(part in event.key for part in names)), "other")
         spent[kind] = spent.get(kind, 0) + event.self_cpu_time_total
-    shares = ", ".join(f"{kind} {spent.get(kind, 0) / sum(spent.values()):.0%}" for kind in [*KINDS, "other"])
-    print(
-        f"{name}: {reached / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s that a large matrix product reaches "
-        f"({reached / peak:.0%}); tokenising alone: {tokenising / seconds:.1%} of its time; in torch: {shares}"
-    )
+    return ", ".join(f"{kind} {spent.get(kind, 0) / sum(spent.values()):.0%}" for kind in [*KINDS, "other"])
 
 
 def operations_of(model, length: int) -> int:

@@ -532,7 +532,14 @@ class PromoteConfig(StageConfig):
 class ScoreConfig(StageConfig):
     """How a corpus is scored."""
 
-    batch_tokens: Annotated[int, Field(ge=64)] = Field(4096, description="padded tokens a batch may hold")
+    batch_tokens: Annotated[int, Field(ge=64)] | None = Field(
+        None, description="padded tokens a batch may hold; unset: 4096 on a CPU, 65536 on a GPU if it has the memory"
+    )
+    engine: Literal["auto", "torch", "openvino"] = Field(
+        "auto",
+        description="what runs the encoder; auto: on a CPU, whichever a short measurement finds faster, where the "
+        "corpus is large enough for that to pay, else torch",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     damaged_shards: Literal["fail", "keep"] = Field(
@@ -588,7 +595,7 @@ class ServeConfig(StageConfig):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_tokens: Annotated[int, Field(ge=64)] | None = Field(
-        None, description="padded tokens at once of the encoder; unset: 1024 on a CPU, else 4096"
+        None, description="padded tokens at once of the encoder; unset: 1024 on a CPU, 65536 on a GPU"
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="of the encoder; unset: as torch chooses")
     max_batch: Annotated[int, Field(ge=1)] = Field(64, description="documents scored at once")

@@ -43,9 +43,15 @@ def score(
     model_dir: Head,
     source: Sources,
     output: Output,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="What runs the encoder: auto (on a CPU the faster one), torch or openvino (default: auto)"),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps (default: auto)")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16 (default: auto)")] = None,
-    batch_tokens: Annotated[int | None, typer.Option(min=64, help="Padded tokens in a batch (default: 4096)")] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=64, help="Padded tokens in a batch (default: 4096; GPU 65536)")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes, or Ray actors, that score shards at once (default: 1)")
     ] = None,
@@ -86,6 +92,7 @@ def score(
         ScoreConfig,
         "score",
         config,
+        engine=engine,
         device=device,
         dtype=dtype,
         batch_tokens=batch_tokens,

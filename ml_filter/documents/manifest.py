@@ -70,6 +70,8 @@ class Manifest(BaseModel):
     """What making the shards took, summed over the processes that made them at the same time; 0: not known."""
     code_version: str = __version__
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    made_with: dict[str, Any] = {}
+    """What the run chose where its settings left it open."""
     root: str = ""
 
     @property
@@ -80,7 +82,7 @@ class Manifest(BaseModel):
     @property
     def digest(self) -> str:
         """Digest of the content: equal for two runs that made the same shards the same way."""
-        return digest_of(self._content("root", "created_at", "code_version", "seconds"))
+        return digest_of(self._content("root", "created_at", "code_version", "seconds", "made_with"))
 
     def path_of(self, name: str) -> str:
         """Path or URL of a file beside the manifest."""

@@ -45,6 +45,7 @@ from ml_filter.errors import InputError
 
 _SHARD_DIRECTORY = "shards"
 _LOCK_NAME = ".lock"
+_MADE_WITH = f"{PROGRESS_NAME}/made-with.json"
 _LOCK_WAIT_S = 60.0
 """For a lock that is only held for a moment: while one of several writers begins or ends."""
 ROW_GROUP_BYTES = 32 * 2**20
@@ -297,8 +298,8 @@ class OutputDirectory:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep the other parts from beginning or ending here for a moment."""
-        lock = self._acquire(_LOCK_NAME, _LOCK_WAIT_S)
+        """Keep the other parts from beginning or ending here for a moment; without parts, this one is alone."""
+        lock = self._acquire(_LOCK_NAME, _LOCK_WAIT_S) if self.part else None
         try:
             yield
         finally:
@@ -388,6 +389,19 @@ class OutputDirectory:
         else:
             self.fs.put_file(str(made), f"{self.root}/{name}")
             made.unlink()
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """What this run, an earlier one or another part chose where the settings leave it open."""
+        path = f"{self.root}/{_MADE_WITH}"
+        return dict(json.loads(self.fs.cat_file(path))) if self.fs.exists(path) else {}
+
+    def settle(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Write down what was chosen, unless another part was faster; what stands now, for all and in the manifest."""
+        with self.alone():
+            if not self.made_with:
+                self.put_bytes(_MADE_WITH, json.dumps(chosen).encode())
+            return self.made_with
 
     def done(self, name: str) -> ShardResult | None:
         """The result of a shard that an earlier run finished."""
@@ -483,6 +497,7 @@ class OutputDirectory:
             config_digest=self.config_digest,
             parents=self.parents,
             seconds=round(seconds, 3),
+            made_with=self.made_with,
             root=self.path,
         )
         self.put_bytes(MANIFEST_NAME, manifest.to_json().encode())

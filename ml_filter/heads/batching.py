@@ -38,10 +38,14 @@ def run_in_batches(
     max_tokens: int,
     batch_tokens: int,
     device: torch.device,
+    on_shrink: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float32]:
     """`forward(input_ids, attention_mask)` over all texts; its rows [texts, ...] in the order of the texts.
 
     Where the device has no memory for a batch, batches get half as large.
+
+    Args:
+        on_shrink: is told how many padded tokens a batch may have then.
 
     Raises:
         torch.OutOfMemoryError: it has none for a single text either.
@@ -55,17 +59,21 @@ def run_in_batches(
     with torch.inference_mode():
         while waiting:
             indices = waiting.popleft()
-            ids, mask = _padded([encoded[index] for index in indices], padding, device)
             try:
-                made.append((indices, forward(ids, mask).float()))
+                batch = _padded([encoded[index] for index in indices], padding, device)
+                made.append((indices, forward(*batch).float()))
+                continue
             except torch.OutOfMemoryError:
                 if len(indices) == 1:
                     raise
-                half = len(indices) // 2
-                logger.warning(f"{device} has no memory for {len(indices)} texts at once: going on with {half}")
-                waiting = _smaller([indices, *waiting], half * ids.shape[1], [len(ids) for ids in encoded])
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
+            # Here and not above, where the error still holds what the forward has allocated.
+            half, lengths = len(indices) // 2, [len(ids) for ids in encoded]
+            batch_tokens = half * max(lengths[index] for index in indices)
+            logger.warning(f"{device} has no memory for {len(indices)} texts at once: going on with {half}")
+            waiting = _smaller([indices, *waiting], batch_tokens, lengths)
+            on_shrink(batch_tokens)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
     # Only now are results waited for: a GPU had the next batch while the CPU made the one after it.
     if not made:
         return np.empty((0,), dtype=np.float32)

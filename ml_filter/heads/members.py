@@ -29,8 +29,8 @@ from ml_filter.heads.hashing import HashedDocuments, HashingModel, HashingSettin
 from ml_filter.heads.info import Criterion, HeadInfo, write_config
 from ml_filter.heads.model import Head, HeadModel, chosen_layers
 from ml_filter.heads.static import StaticSettings, open_static
-from ml_filter.scoring.device import choose_device, choose_dtype
-from ml_filter.settings import HeadEngine, ScoreConfig, TrainConfig
+from ml_filter.scoring.device import choose_device, choose_dtype, usual_batch_tokens
+from ml_filter.settings import HeadEngine, TrainConfig
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -249,7 +249,7 @@ class EncoderMember(Member):
             self._tokenizer,
             self._embedder.embed,
             max_tokens=self._limit,
-            batch_tokens=ScoreConfig().batch_tokens,
+            batch_tokens=usual_batch_tokens(self._embedder.device),
             device=self._embedder.device,
         )
 
@@ -345,7 +345,7 @@ class FinetunedMember(EncoderMember):
                 self._tokenizer,
                 self._model,
                 max_tokens=self._limit,
-                batch_tokens=ScoreConfig().batch_tokens,
+                batch_tokens=usual_batch_tokens(self._model.device),
                 device=self._model.device,
             )
             parts.append(made.astype(np.float64))

@@ -219,11 +219,21 @@ class HeadModel(PreTrainedModel):
         pooled = [pool(out.hidden_states[layer], attention_mask, self.config.pooling) for layer in self.config.layers]
         return torch.cat(pooled, dim=1)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Scores [batch, criteria], float32, as the head gives them: not clamped to the score range."""
+    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """What the encoder gives the head, float32: embeddings [batch, width], or a published classifier's scores."""
         if self.config.kind == "sequence_classification":
             return cast(torch.Tensor, self.encoder(input_ids=input_ids, attention_mask=attention_mask).logits.float())
-        return self.head.scores(self.head(self.embed(input_ids, attention_mask)))
+        return self.embed(input_ids, attention_mask)
+
+    def read(self, encoded: torch.Tensor) -> torch.Tensor:
+        """Scores [batch, criteria], float32, of what `encode` gave, as the head gives them: not clamped."""
+        if self.config.kind == "sequence_classification":
+            return encoded
+        return self.head.scores(self.head(encoded))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Scores [batch, criteria], float32, as the head gives them: not clamped to the score range."""
+        return self.read(self.encode(input_ids, attention_mask))
 
     def cast_encoder(self, dtype: torch.dtype) -> HeadModel:
         """Run the encoder in `dtype`; the head stays float32."""

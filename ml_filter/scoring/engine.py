@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,8 @@ from ml_filter.heads.load import load_model, resolve_head
 from ml_filter.heads.profile import script_of
 from ml_filter.heads.static import StaticModel
 from ml_filter.heads.tokens import usual_ids
-from ml_filter.scoring.device import choose_device, choose_dtype
+from ml_filter.scoring.device import choose_device, choose_dtype, usual_batch_tokens
+from ml_filter.scoring.openvino import OpenVinoModel
 from ml_filter.settings import ScoreConfig
 
 if TYPE_CHECKING:
@@ -110,11 +111,13 @@ def read_cascade(head: str | Path) -> CascadeInfo | None:
 class EncoderEngine(Engine):
     """An encoder with its head, in batches of like length under a token budget.
 
-    The encoder runs in the chosen number type, the head in float32. Before it scores anything it scores a few texts of
-    its own, and compares with transformers' plain forward in float32, one text at a time.
+    Torch runs the encoder, or OpenVINO where `engine` says so, in the chosen number type; the head runs in float32.
+    Before it scores anything it scores a few texts of its own, and compares with transformers' plain forward in
+    float32, one text at a time.
 
     Raises:
-        ConfigError: there is no such device here, or the scores of the test differ by more than the tolerance.
+        ConfigError: there is no such device here, the engine cannot run this encoder on it, or the scores of the test
+            differ by more than the tolerance.
     """
 
     def __init__(self, model: HeadModel, tokenizer: PreTrainedTokenizerBase, config: ScoreConfig) -> None:
@@ -122,10 +125,17 @@ class EncoderEngine(Engine):
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
         self.tokenizer = tokenizer
-        self.batch_tokens = config.batch_tokens
-        expected = _plain_scores(model.eval(), tokenizer)
-        self.model = model.cast_encoder(self.dtype)
-        nn.Module.to(self.model, self.device)
+        self.batch_tokens = config.batch_tokens or usual_batch_tokens(self.device)
+        self.name = "openvino" if config.engine == "openvino" else "torch"
+        self.model = model.eval()
+        expected = _plain_scores(model, tokenizer)
+        self.forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+        if self.name == "openvino":
+            if self.device.type != "cpu":
+                raise ConfigError(f"engine openvino runs on the CPU, not on {self.device}: add --device cpu")
+            self.forward = OpenVinoModel(model, self.dtype)
+        else:
+            self.forward = nn.Module.to(model.cast_encoder(self.dtype), self.device)
         self._check(expected)
 
     def _check(self, expected: NDArray[np.float32]) -> None:
@@ -135,13 +145,14 @@ class EncoderEngine(Engine):
         differs = np.where(np.isnan(made) & np.isnan(expected), 0, np.nan_to_num(np.abs(made - expected), nan=np.inf))
         worst, tolerance = float((differs / reach).max()), TOLERANCE[self.dtype]
         logger.debug(
-            f"Scoring on {self.device} in {self.dtype}: self-test differs from a plain float32 forward by at most "
-            f"{worst:.2%} of the score range"
+            f"Scoring with {self.name} on {self.device} in {self.dtype}: self-test differs from a plain float32 "
+            f"forward by at most {worst:.2%} of the score range"
         )
         if worst > tolerance:
             raise ConfigError(
-                f"scores on {self.device} in {self.dtype} differ from a plain float32 forward by {worst:.1%} of the "
-                f"score range, more than {tolerance:.1%}: score with --dtype float32, or on another --device"
+                f"scores of {self.name} on {self.device} in {self.dtype} differ from a plain float32 forward by "
+                f"{worst:.1%} of the score range, more than {tolerance:.1%}: score with --dtype float32, with another "
+                "--engine, or on another --device"
             )
 
     def raw(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -153,13 +164,18 @@ class EncoderEngine(Engine):
         made = run_in_batches(
             windows,
             self.tokenizer,
-            self.model,
+            self.forward,
             max_tokens=config.max_tokens,
             batch_tokens=self.batch_tokens,
             device=self.device,
+            on_shrink=self._shrink,
         )
         combined: NDArray[np.float32] = combine_windows(made, np.array(owners), len(texts), config.combine)
         return combined
+
+    def _shrink(self, batch_tokens: int) -> None:
+        """Ask for no more than there was memory for."""
+        self.batch_tokens = batch_tokens
 
 
 def _plain_scores(model: HeadModel, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import torch
 from loguru import logger
 
 from ml_filter.documents.dropping import set_aside
@@ -21,6 +22,7 @@ from ml_filter.documents.rejects import DAMAGE
 from ml_filter.documents.shards import DamagedShard, Transformed, map_shard
 from ml_filter.documents.sources import InputShard, shard_state
 from ml_filter.errors import InputError, MlFilterError
+from ml_filter.scoring.choice import Choice
 from ml_filter.scoring.engine import Engine
 from ml_filter.settings import ScoreConfig, SourceConfig
 
@@ -41,6 +43,13 @@ class ScoringJob:
     shards: tuple[InputShard, ...]
     parents: tuple[Parent, ...]
     """Of the source, then the head's."""
+    choice: Choice | None = None
+    """What the settings leave open; None until it is chosen."""
+
+    @property
+    def engine_config(self) -> ScoreConfig:
+        """The settings, with what was chosen."""
+        return self.config if self.choice is None else self.choice.settle(self.config)
 
     def directory(self, part: str | None = None, *, is_helper: bool = False) -> OutputDirectory:
         """The output, to be entered; see OutputDirectory for `part` and `is_helper`."""
@@ -115,6 +124,11 @@ def score_or_fail(
         return score_shard(job, shard, engine, out, advance)
     except MlFilterError:
         raise
+    except torch.AcceleratorError as error:
+        raise InputError(
+            f"{described(error)}, over {shard.uri}: the device can do nothing more in this process. Run the same "
+            "command again; with --workers 2 such a worker is replaced, and a shard that ends several fails alone"
+        ) from error
     except Exception as error:
         logger.opt(exception=error).debug(f"Scoring {shard.uri}")
         return fail_shard(out, shard, described(error))

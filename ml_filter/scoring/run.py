@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +26,11 @@ from ml_filter.heads.arithmetic import steady_arithmetic
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import head_parent
 from ml_filter.progress import Progress, progress
+from ml_filter.scoring.choice import Choice, choose
 from ml_filter.scoring.distributed import RayWorkers
 from ml_filter.scoring.engine import load_engine
 from ml_filter.scoring.job import ScoringJob, score_or_fail
-from ml_filter.scoring.workers import LocalWorkers, score_with
+from ml_filter.scoring.workers import LocalWorkers, score_with, usable_cores
 from ml_filter.settings import ScoreConfig, SourceConfig
 
 _SHOWN_FAILURES = 5
@@ -64,6 +66,7 @@ def score_corpus(
         if not out.is_complete:
             out.clear_scratch()
             _reopen(out, job.shards)
+            job = _settled(job, out)
             _score(job, job.shards, out)
             _finish(job, out, _results(out, job.shards))
         assert out.manifest is not None
@@ -94,6 +97,7 @@ def score_rank(
             out.clear_scratch()
             with out.alone():
                 _reopen(out, mine)
+            job = _settled(job, out)
             _score(job, mine, out)
             with out.alone():
                 out.manifest = find_manifest(out.path)
@@ -147,6 +151,29 @@ def _reopen(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
             out.forget(shard.name)
 
 
+def _settled(job: ScoringJob, out: OutputDirectory) -> ScoringJob:
+    """The job with what its settings leave open: as an earlier run or another rank chose, else as is best here."""
+    made_with = out.made_with
+    if not made_with:
+        sizes = [shard.size for shard in job.shards]
+        size = None if None in sizes else sum(size or 0 for size in sizes)
+        choice = choose(job.model_directory, job.config, size, _threads(job))
+        if choice is None:
+            return job
+        made_with = out.settle(choice.model_dump())
+    return replace(job, choice=Choice.model_validate(made_with))
+
+
+def _threads(job: ScoringJob) -> int | None:
+    """Of each worker; None: as many as torch takes."""
+    config = job.config
+    if config.workers == 1 and not config.ray:
+        return None
+    if config.ray not in (None, "local"):
+        return config.worker_cpus or 1
+    return config.worker_cpus or max(1, usable_cores() // min(config.workers, len(job.shards)))
+
+
 def _score(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory) -> None:
     """Score the shards that are open."""
     with progress("Scoring", known_rows(shards)) as bar:
@@ -174,7 +201,7 @@ def _score_open(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirect
     elif config.workers > 1:
         score_with(LocalWorkers(job, out, count), shards, out, config.worker_attempts, bar.advance)
     else:
-        engine = load_engine(job.model_directory, config)
+        engine = load_engine(job.model_directory, job.engine_config)
         for shard in shards:
             score_or_fail(job, shard, engine, out, bar.advance)
 

@@ -27,6 +27,7 @@ from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.logs import configure_logging
+from ml_filter.scoring.device import local_rank
 from ml_filter.scoring.engine import load_engine
 from ml_filter.scoring.job import ScoringJob, described, fail_shard, score_shard
 from ml_filter.settings import ScoreConfig
@@ -80,11 +81,12 @@ class ShardWorker:
         """The job's, with a device of the worker's own where the settings leave the choice."""
         import torch
 
-        config, gpus = self.job.config, torch.cuda.device_count()
+        config, gpus = self.job.engine_config, torch.cuda.device_count()
         if config.ray and config.device == "auto" and not config.worker_gpus:
             return config.model_copy(update={"device": "cpu"})
         if gpus > 1 and config.device in ("auto", "cuda"):
-            return config.model_copy(update={"device": f"cuda:{self.worker % gpus}"})
+            number = local_rank() * self.job.config.workers + self.worker
+            return config.model_copy(update={"device": f"cuda:{number % gpus}"})
         return config
 
     def score(self, shard: InputShard, tell: Callable[[Event], None] | None = None) -> Event:

@@ -1,0 +1,91 @@
+"""Encoders run by OpenVINO, which on CPUs is faster than torch: above all its attention."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from ml_filter.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ml_filter.heads.model import HeadModel
+
+_PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+class OpenVinoModel:
+    """Token ids to scores: the encoder by OpenVINO on as many threads as torch has, the head by torch in float32.
+
+    Raises:
+        ConfigError: OpenVINO is not installed, or cannot run this encoder.
+    """
+
+    def __init__(self, model: HeadModel, dtype: torch.dtype) -> None:
+        self.model = model
+        openvino = _import()
+        try:
+            compiled = openvino.Core().compile_model(
+                _converted(model),
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": _PRECISION[dtype],
+                    "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                    "NUM_STREAMS": 1,
+                    "ENABLE_CPU_PINNING": False,  # several workers would pin themselves to the same cores
+                },
+            )
+        except Exception as error:  # of any kind, by what in the encoder it does not know
+            name = model.config.encoder_name or "this encoder"
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"OpenVINO cannot run {name} ({reason}): score with --engine torch") from error
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Scores [batch, criteria], float32, as the head gives them."""
+        made = self._request.infer([input_ids.numpy(), attention_mask.numpy()], share_inputs=True)
+        return self.model.read(torch.from_numpy(made[0]))
+
+
+def _import() -> Any:
+    # OpenVINO reports its import to its makers, over the network and unasked, unless this package is missing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise ConfigError(
+            f"engine openvino needs the package openvino, which cannot be imported ({error}): install it, or score "
+            "with --engine torch"
+        ) from error
+    return openvino
+
+
+class _Encode(nn.Module):
+    def __init__(self, model: HeadModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model.encode(input_ids, attention_mask)
+
+
+def _converted(model: HeadModel) -> Any:
+    """OpenVINO's model of the encoder, for batches of any shape."""
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    example = (torch.ones(2, 16, dtype=torch.int64), torch.ones(2, 16, dtype=torch.int64))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tracing: the self-test compares what comes out
+            decoder = TorchScriptPythonDecoder(_Encode(model).eval(), example_input=example)
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            return frontend.convert(frontend.load(decoder))
+    finally:
+        logging.set_verbosity(verbosity)
