@@ -579,7 +579,9 @@ class CascadeConfig(StageConfig):
         0.01, description="of what the student settles, is scored by the head as well, to see how often they differ"
     )
     min_script_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="documents in scripts that fewer of the sample have go to the head"
+        0.01,
+        description="documents in scripts or languages that fewer of the sample have go to the head; so do those of "
+        "sources that it has none of",
     )
     length_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         0.999, description="documents longer than this quantile of the sample go to the head"

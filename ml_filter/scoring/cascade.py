@@ -8,8 +8,9 @@ sequence of ever bolder choices, each accepted if the Clopper-Pearson upper boun
 differ from the encoder's is at most what was asked for; the first that fails ends it. So the bound holds for documents
 drawn like the sample at the stated confidence, however many choices were tried.
 
-Documents unlike the sample are not the student's to settle: those in another script, and longer ones. A share of what
-it settles goes to the encoder all the same, and shows how often they really differ.
+Documents unlike the sample are not the student's to settle: those in another script or language, those of other
+sources, and longer ones. A share of what it settles goes to the encoder all the same, and shows how often they really
+differ.
 
 Sources: Clopper and Pearson 1934 (the interval); Angelopoulos et al. 2021, Learn then Test (fixed sequence testing).
 """
@@ -20,10 +21,11 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -57,6 +59,7 @@ from ml_filter.settings import CascadeConfig, SampleConfig, ScoreConfig, SourceC
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_Value = TypeVar("_Value", str, str | None)
 STUDENT, ENCODER = "student", "encoder"
 _SCRATCH_NAME = ".cascade"
 _DISTANCES = (0.1, 0.05, 0.02)
@@ -157,15 +160,17 @@ def _build(
     )
     student = train(labels, how, target / STUDENT)
     threshold = how.threshold
-    both, scripts, longest, is_tested = _score_apart(student.directory, labels, how, config)
+    both, like, is_tested = _score_apart(student.directory, labels, how, config)
     finding, testing = both.take(~is_tested), both.take(is_tested)
     choice = choose_bounds(finding, testing, threshold, config.max_changed, config.confidence)
     cascade = CascadeInfo(
         threshold=threshold,
         low=choice.low,
         high=choice.high,
-        scripts=sorted(scripts),
-        longest=longest,
+        scripts=like.scripts,
+        languages=like.languages,
+        sources=like.sources,
+        longest=like.longest,
         audit_share=config.audit_share,
         seed=config.seed,
         max_changed=config.max_changed,
@@ -287,31 +292,82 @@ def _bounds(found: Scored, threshold: float, mistakes: int) -> tuple[float, floa
     return best[1], best[2]
 
 
+class _Document(NamedTuple):
+    """What is known of a document of the sample."""
+
+    student: float
+    encoder: float
+    script: str
+    language: str | None
+    source: str | None
+    length: int
+    tests: bool
+
+
+@dataclass(frozen=True)
+class _Like:
+    """What documents are like that the student may settle; languages and sources are None where none has one."""
+
+    scripts: list[str]
+    languages: list[str | None] | None
+    sources: list[str | None] | None
+    longest: int
+
+    @classmethod
+    def of(cls, sample: Sequence[_Document], config: CascadeConfig, has: Set[str]) -> _Like:
+        """What the student may settle, judged by documents that it is not tested on."""
+        enough = config.min_script_share * len(sample)
+        return cls(
+            scripts=_frequent([one.script for one in sample], enough),
+            languages=_frequent([one.language for one in sample], enough) if "language" in has else None,
+            sources=_frequent([one.source for one in sample], 1) if "source" in has else None,
+            longest=int(np.quantile([one.length for one in sample], config.length_quantile)),
+        )
+
+    def has(self, one: _Document) -> bool:
+        """Whether a document is like them."""
+        return (
+            one.script in self.scripts
+            and one.length <= self.longest
+            and (self.languages is None or one.language in self.languages)
+            and (self.sources is None or one.source in self.sources)
+        )
+
+
+def _frequent(values: Sequence[_Value], least: float) -> list[_Value]:
+    return sorted((value for value, count in Counter(values).items() if count >= least), key=str)
+
+
 def _score_apart(
     student: str, labels: SourceConfig, how: TrainConfig, config: CascadeConfig
-) -> tuple[Scored, set[str], int, NDArray[np.bool_]]:
-    """Documents that the student was not trained on: both scores, the scripts and lengths to go by, which test."""
+) -> tuple[Scored, _Like, NDArray[np.bool_]]:
+    """Documents that the student was not trained on: both scores, what is like them, which of them test."""
     engine = load_engine(student, ScoreConfig())
-    made: list[tuple[float, float, str, int, bool]] = []
+    made: list[_Document] = []
     keys: list[int] = []
+    has: set[str] = set()
     data = LabelledDocuments(labels, how.label_column)
     with progress("Scoring with the student") as bar:
         for chunk in data:
             scores = engine.score(chunk.texts)[:, 0]
-            for text, group, score, label in zip(chunk.texts, chunk.groups, scores, chunk.labels[:, 0], strict=True):
+            has |= chunk.strata.keys()
+            unknown = [None] * len(chunk.texts)
+            languages, sources = (chunk.strata.get(name, unknown) for name in ("language", "source"))
+            of_each = zip(chunk.texts, chunk.groups, scores, chunk.labels[:, 0], languages, sources, strict=True)
+            for text, group, score, label, language, source in of_each:
                 keys.append(sampling_key(group, how.seed, "test"))
                 tests = sampling_key(group, config.seed, "bounds") % 2 == 0
-                made.append((float(score), float(label), script_of(text), len(text), tests))
+                made.append(_Document(float(score), float(label), script_of(text), language, source, len(text), tests))
             bar.advance(len(chunk.ids))
     apart = for_test(np.array(keys, dtype=np.uint64), how.test_share)
-    of_apart = [one for one, is_apart in zip(made, apart, strict=True) if is_apart]
-    students, encoders, scripts, lengths, tested = zip(*of_apart, strict=True)
-    is_tested: NDArray[np.bool_] = np.array(tested)
-    own = [script for script, tests in zip(scripts, tested, strict=True) if not tests]
-    common = {script for script in set(own) if own.count(script) >= config.min_script_share * len(own)}
-    longest = int(np.quantile(np.array(lengths)[~is_tested], config.length_quantile))
-    is_like = np.array([script in common and size <= longest for script, size in zip(scripts, lengths, strict=True)])
-    return Scored(np.array(students), np.array(encoders), is_like), common, longest, is_tested
+    kept = [one for one, is_apart in zip(made, apart, strict=True) if is_apart]
+    like = _Like.of([one for one in kept if not one.tests], config, has)
+    scored = Scored(
+        np.array([one.student for one in kept]),
+        np.array([one.encoder for one in kept]),
+        np.array([like.has(one) for one in kept]),
+    )
+    return scored, like, np.array([one.tests for one in kept])
 
 
 def _info(directory: Path) -> HeadInfo:

@@ -45,6 +45,9 @@ _PROBES = (
 )
 
 
+Strata = Mapping[str, Sequence[str | None]]
+
+
 class Judged(NamedTuple):
     """Scores [texts, criteria], clamped; which engine gave each, where there are several; what to count of them."""
 
@@ -68,8 +71,12 @@ class Engine(ABC):
         made: NDArray[np.float32] = np.clip(self.raw(texts), low, high).astype(np.float32)
         return made
 
-    def judge(self, texts: Sequence[str]) -> Judged:
-        """The same, with what else there is to say."""
+    def judge(self, texts: Sequence[str], strata: Strata | None = None) -> Judged:
+        """The same, with what else there is to say.
+
+        Args:
+            strata: languages and sources [texts], where they are known.
+        """
         return Judged(self.score(texts))
 
 
@@ -225,6 +232,8 @@ class CascadeInfo(BaseModel):
         low: scores of the student below it are settled: dropped.
         high: scores of the student from it upwards are settled: kept.
         scripts: that the student may settle.
+        languages: that it may settle, where the sample's documents have a language.
+        sources: that the sample had documents of, likewise.
         longest: characters of a document that the student may settle.
         audit_share: of what is settled, goes to the encoder all the same.
         seed: draws the audit.
@@ -242,6 +251,8 @@ class CascadeInfo(BaseModel):
     low: float
     high: float
     scripts: list[str]
+    languages: list[str | None] | None = None
+    sources: list[str | None] | None = None
     longest: int
     audit_share: float
     seed: int
@@ -254,6 +265,12 @@ class CascadeInfo(BaseModel):
     sample: int
     student: str
 
+    @property
+    def known(self) -> dict[str, set[str | None]]:
+        """Languages and sources that the student may settle, of those the sample's documents have."""
+        of = {"language": self.languages, "source": self.sources}
+        return {name: set(values) for name, values in of.items() if values is not None}
+
 
 class CascadeEngine(Engine):
     """A cheap student that settles what it safely can, and an encoder for the rest."""
@@ -265,13 +282,16 @@ class CascadeEngine(Engine):
         """Scores [texts, criteria], in order; nan where neither gave one."""
         return self.judge(texts).scores
 
-    def judge(self, texts: Sequence[str]) -> Judged:
+    def judge(self, texts: Sequence[str], strata: Strata | None = None) -> Judged:
         """Scores, who gave them, and how many of the audited decisions differ."""
         cascade = self.cascade
         scores = self.student.score(texts)
         by_student = scores[:, 0].copy()
         clear = (by_student < cascade.low) | (by_student >= cascade.high)
         settled = clear & np.fromiter(map(self._is_like, texts), bool, len(texts))
+        for name, known in cascade.known.items():
+            if strata is not None and name in strata:
+                settled &= np.fromiter((value in known for value in strata[name]), bool, len(texts))
         audited = settled & np.fromiter(map(self._audits, texts), bool, len(texts))
         asked = ~settled | audited
         if asked.any():

@@ -159,7 +159,8 @@ def _chunks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 def _with_scores(table: pa.Table, engine: Engine) -> Transformed:
     criteria = engine.info.criteria
-    judged = engine.judge(table["text"].to_pylist())
+    strata = {name: table[name].to_pylist() for name in ("language", "source") if name in table.column_names}
+    judged = engine.judge(table["text"].to_pylist(), strata)
     scores = judged.scores.astype(np.float64)
     failed = ~np.isfinite(scores).all(axis=1)
     made: dict[str, pa.Array] = {}

@@ -124,6 +124,25 @@ def test_what_is_unlike_the_sample_goes_to_the_encoder(cascade):
     assert judged.scored_by == ["encoder"] * 3
 
 
+def test_languages_and_sources_that_the_sample_has_not_go_to_the_encoder(head, tmp_path):
+    random = np.random.default_rng(4)
+    rows = [
+        {"text": text_of(label, random), "language": "en", "source": "crawl"} for label in random.uniform(0, 5, 260)
+    ]
+    rows += [{"text": text_of(0, random), "language": None, "source": None} for _ in range(30)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = CascadeConfig(max_changed=ALLOWED, sample=290, audit_share=0)
+    made = build_cascade(
+        head, SourceConfig(paths=[str(tmp_path / "corpus.jsonl")]), config, ScoreConfig(), tmp_path / "c"
+    )
+    cascade = read_cascade(made.directory)
+    assert (cascade.languages, cascade.sources) == ([None, "en"], [None, "crawl"])
+    engine, text = load_engine(made.directory, ScoreConfig()), text_of(0, random)
+    strata = {"language": ["en", "de", None, "en"], "source": ["crawl", "crawl", None, "mail"]}
+    assert engine.judge([text] * 4, strata).scored_by == ["student", "encoder", "student", "encoder"]
+    assert engine.judge([text]).scored_by == ["student"]
+
+
 def test_an_audit_of_all_gives_the_encoders_scores(cascade, head):
     engine = load_engine(cascade.directory, ScoreConfig())
     engine.cascade = engine.cascade.model_copy(update={"audit_share": 1.0})
