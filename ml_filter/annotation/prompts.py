@@ -13,14 +13,13 @@ import math
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ml_filter.documents.manifest import digest_of
 from ml_filter.errors import ConfigError
-from ml_filter.settings import problems_in, read_yaml
+from ml_filter.settings import problems_in, prompt_file, read_yaml
 
 SLOT = "{text}"
 _SPECIAL_TOKEN = re.compile(
@@ -196,23 +195,13 @@ class Prompt(Question):
         return low + width / (1 + math.exp(-min(max(logit, -700), 700)))
 
 
-def prompt_directory() -> Path:
-    """The prompts that ship with the project."""
-    return Path(__file__).resolve().parents[2] / "configs" / "prompts"
-
-
 def load_prompt(name_or_file: str) -> Prompt:
     """A prompt by the name of a shipped one or by the path of a YAML file.
 
     Raises:
         ConfigError: there is no such prompt, or the file is not a valid one; says what is wrong with which field.
     """
-    path = Path(name_or_file)
-    if path.suffix not in (".yaml", ".yml"):
-        path = prompt_directory() / f"{name_or_file}.yaml"
-        if not path.exists():
-            known = ", ".join(sorted(p.stem for p in prompt_directory().glob("*.yaml")))
-            raise ConfigError(f"no prompt named {name_or_file!r}; there are {known}, or give the path of a .yaml file")
+    path = prompt_file(name_or_file)
     try:
         return Prompt.model_validate(read_yaml(path))
     except ValidationError as error:

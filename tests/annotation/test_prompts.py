@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from misbehaving import PROMPT, chat
 
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.prompts import SLOT, Prompt, language_code, load_prompt, prompt_directory
+from ml_filter.annotation.prompts import SLOT, Prompt, language_code, load_prompt
 from ml_filter.errors import ConfigError
-from ml_filter.settings import Settings, SourceConfig
+from ml_filter.settings import Settings, SourceConfig, prompt_directory
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 
