@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ml_filter.documents.manifest import digest_of
+from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import ConfigError
 from ml_filter.settings import problems_in, prompt_file, read_yaml
 
@@ -206,6 +208,34 @@ def load_prompt(name_or_file: str) -> Prompt:
         return Prompt.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"prompt file {path}: {problems_in(error, 'prompt')}") from error
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def as_yaml(content: Mapping[str, Any]) -> str:
+    """Fields of a prompt as a person would write them."""
+    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def keep_prompts(out: OutputDirectory, questions: Iterable[Question]) -> None:
+    """Put the questions that are asked beside their answers, as YAML files that can be asked with again: once the
+    file that a prompt came from is edited, its digest says nothing."""
+    for question in questions:
+        content = f"# digest: {question.digest}\n" + as_yaml(question.model_dump(mode="json", exclude_none=True))
+        out.put_bytes(kept_prompt(question.name, question.digest), content.encode())
+
+
+def kept_prompt(name: str, digest: str) -> str:
+    """Where a prompt stands in a directory of annotations."""
+    return f"prompts/{name}-{digest[:8]}.yaml"
 
 
 def prompts_by_criterion(prompts: Sequence[Prompt]) -> dict[str, dict[str, Prompt]]:
