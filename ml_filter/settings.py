@@ -279,8 +279,26 @@ class AggregateConfig(StageConfig):
 
     method: VoteMethod = "mean"
     use: Literal["expected", "answer"] = Field(
-        "expected", description="expected score from log-probabilities where there is one, or the parsed answer"
+        "expected",
+        description="expected score from log-probabilities where there is one, or the parsed answer; unset: expected, "
+        "but for majority the answer, since it counts votes that are the same",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_majority_is_of_answers(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("use") is None:
+            return {**values, "use": "answer" if values.get("method") == "majority" else "expected"}
+        return values
+
+    @model_validator(mode="after")
+    def _expected_scores_have_no_majority(self) -> Self:
+        if (self.method, self.use) == ("majority", "expected"):
+            raise ValueError(
+                "majority counts votes that are the same, and expected scores hardly ever are: leave use out for the "
+                "answers, or choose the method median"
+            )
+        return self
 
 
 class RankConfig(StageConfig):

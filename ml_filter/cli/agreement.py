@@ -28,11 +28,18 @@ def aggregate(
     annotations: Annotated[list[Path], typer.Argument(metavar="ANNOTATIONS...", help="Directories made by annotate")],
     output: Output,
     method: Annotated[
-        str, typer.Option(help="mean, median, majority (ties averaged), min, max or dawid-skene")
+        str,
+        typer.Option(
+            help="mean, median, majority (of the answers; ties averaged), min, max or dawid-skene (rounded scores)"
+        ),
     ] = "mean",
     use: Annotated[
-        str, typer.Option(help="expected: from log-probabilities where there are any; answer: the parsed answer")
-    ] = "expected",
+        str | None,
+        typer.Option(
+            help="expected: from log-probabilities where there are any; answer: the parsed answer (default: expected; "
+            "for majority answer)"
+        ),
+    ] = None,
 ) -> None:
     """Combine the votes on each document into one score. Failed votes are counted, never averaged in."""
     from ml_filter.agreement.aggregate import aggregate_annotations, read_reliability
@@ -58,7 +65,8 @@ def rank(
     by: Annotated[
         str,
         typer.Option(
-            help="disagreement: spread of the votes; expected-value: how probably a filter at the threshold errs"
+            help="disagreement: spread of the votes, of which there must be several; expected-value: how probably a "
+            "filter at the threshold errs"
         ),
     ] = "disagreement",
     threshold: Annotated[float, typer.Option(help="Documents at or above are kept; for expected-value")] = 3.0,
