@@ -124,18 +124,47 @@ def read_ratings(scores: Sequence[str], config: AgreementConfig) -> tuple[Rating
     Raises:
         InputError: an input cannot be read, several criteria are mixed, or the ids of an input match nothing.
     """
-    sources = [SourceConfig(paths=[path]) for path in scores]
-    gold = _read_table(config.gold, "gold", config, None) if config.gold else None
-    inputs = [_read_input(source, config, gold.rows if gold else None) for source in sources]
-    if gold:
-        inputs.insert(0, gold)
+    inputs = _read_inputs(scores, config)
     _check_join(inputs)
-    raters = [rater for one in inputs for rater in one.raters.values()]
-    if len(raters) < 2:
+    ratings = _together(inputs, config)
+    if len(ratings.raters) < 2:
         raise InputError(
-            f"{', '.join(scores)} holds one rater ({raters[0].names[0] if raters else 'none'}); agreement needs two: "
+            f"{', '.join(scores)} holds one rater ({', '.join(ratings.raters) or 'none'}); agreement needs two: "
             "give --gold, another input, or further --rating-columns"
         )
+    if not (np.isfinite(ratings.values).sum(axis=1) >= 2).any():
+        names = ", ".join(ratings.raters)
+        counts = (", ".join(map(str, one.sum(axis=0))) for one in (np.isfinite(ratings.values), ratings.failed))
+        raise InputError(f"no document was scored by two raters: {names} (scored: {'; failed: '.join(counts)})")
+    return ratings, _parents(inputs)
+
+
+def read_scores(scores: Sequence[str], config: AgreementConfig) -> tuple[Ratings, list[Parent]]:
+    """As `read_ratings`, for what needs no second rater and no document that two have scored.
+
+    Raises:
+        InputError: an input cannot be read, or several criteria are mixed.
+    """
+    inputs = _read_inputs(scores, config)
+    return _together(inputs, config), _parents(inputs)
+
+
+def _parents(inputs: Sequence[_Input]) -> list[Parent]:
+    return [Parent(path=one.path, digest=one.digest) for one in inputs]
+
+
+def _read_inputs(scores: Sequence[str], config: AgreementConfig) -> list[_Input]:
+    """All inputs, gold first; with gold, only of the documents that it has."""
+    gold = _read_table(config.gold, "gold", config, None) if config.gold else None
+    only = gold.rows if gold else None
+    inputs = [_read_input(SourceConfig(paths=[path]), config, only) for path in scores]
+    return [gold, *inputs] if gold else inputs
+
+
+def _together(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
+    """The raters of all inputs, joined by document."""
+    raters = [rater for one in inputs for rater in one.raters.values()]
+    has_gold = any(one.kind == "gold" for one in inputs)
     documents = sorted({document for one in inputs for document in one.rows})
     rows = {document: row for row, document in enumerate(documents)}
     values = np.full((len(documents), len(raters)), np.nan)
@@ -145,21 +174,16 @@ def read_ratings(scores: Sequence[str], config: AgreementConfig) -> tuple[Rating
             values[rows[document], column] = statistics.fmean(votes)
         for document in rater.failed - rater.votes.keys():
             failed[rows[document], column] = True
-    if not (np.isfinite(values).sum(axis=1) >= 2).any():
-        names = ", ".join(_names(raters))
-        counts = (", ".join(map(str, one.sum(axis=0))) for one in (np.isfinite(values), failed))
-        raise InputError(f"no document was scored by two raters: {names} (scored: {'; failed: '.join(counts)})")
-    ratings = Ratings(
+    return Ratings(
         documents=documents,
         raters=_names(raters),
         values=values,
         failed=failed,
         strata={name: _strata(name, inputs, documents) for name in config.by},
-        has_gold=gold is not None,
+        has_gold=has_gold,
         score_range=_score_range(inputs),
-        inputs=[_summary(one, inputs, gold is not None) for one in inputs],
+        inputs=[_summary(one, inputs, has_gold) for one in inputs],
     )
-    return ratings, [Parent(path=one.path, digest=one.digest) for one in inputs]
 
 
 # --- One input -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,19 @@ from ml_filter.cli.output import show, show_agreement, show_reliability, show_ta
 if TYPE_CHECKING:
     from ml_filter.settings import VoteMethod
 
+Use = Annotated[
+    str, typer.Option(help="expected: from log-probabilities where there are any; answer: the parsed answer")
+]
+RatingColumns = Annotated[
+    str,
+    typer.Option(
+        help="Columns of rated files, comma-separated, each a rater; a list column holds one rater per entry "
+        "(default: score, else scores)"
+    ),
+]
+VotesAsRaters = Annotated[
+    bool, typer.Option("--votes-as-raters", help="Each vote is a rater, not the mean of an annotator's votes")
+]
 Criterion = Annotated[str | None, typer.Option(help="Which of several criteria (default: the only one)")]
 Documents = Annotated[str | None, typer.Option(help="Documents of the scores (default: those that were annotated)")]
 
@@ -153,22 +166,12 @@ def agreement(
     gold: Annotated[str | None, typer.Option(metavar="FILE", help="Human ratings, the reference")] = None,
     gold_column: Annotated[str, typer.Option(help="Column of gold that holds the rating")] = "human_score",
     gold_id_column: IdColumn = None,
-    rating_columns: Annotated[
-        str,
-        typer.Option(
-            help="Columns of rated files, comma-separated, each a rater; a list column holds one rater per entry "
-            "(default: score, else scores)"
-        ),
-    ] = "",
+    rating_columns: RatingColumns = "",
     id_column: IdColumn = None,
     criterion: Criterion = None,
     by: Annotated[str, typer.Option(help="Columns, comma-separated; each of their values is a stratum")] = "",
-    use: Annotated[
-        str, typer.Option(help="expected: from log-probabilities where there are any; answer: the parsed answer")
-    ] = "expected",
-    votes_as_raters: Annotated[
-        bool, typer.Option("--votes-as-raters", help="Each vote is a rater, not the mean of an annotator's votes")
-    ] = False,
+    use: Use = "expected",
+    votes_as_raters: VotesAsRaters = False,
     threshold: Annotated[float, typer.Option(help="A rounded score at or above counts as good")] = 3.0,
     confidence: Annotated[float, typer.Option(help="Share of the resamples that an interval holds")] = 0.95,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the documents")] = 1000,
@@ -194,3 +197,41 @@ def agreement(
     )
     measured, manifest = measure_agreement(scores, config, output)
     show_agreement(measured, manifest.root)
+
+
+@app.command(
+    epilog=example(
+        "ml-filter plot runs/llama runs/qwen --output runs/plots",
+        "ml-filter plot gold.jsonl --rating-columns human_score,llama3_70b_score --output runs/plots",
+        "ml-filter plot runs/scored runs/filtered --output runs/plots",
+    )
+)
+def plot(
+    scores: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCORES...",
+            help="Directories of annotations, aggregated scores, scored or filtered corpora, and files of ratings",
+        ),
+    ],
+    output: Output,
+    rating_columns: RatingColumns = "",
+    id_column: IdColumn = None,
+    criterion: Criterion = None,
+    use: Use = "expected",
+    votes_as_raters: VotesAsRaters = False,
+) -> None:
+    """Draw how scores are distributed, by annotator, file or corpus, and by how much annotators differ."""
+    from ml_filter.agreement.plotting import REPORT_NAME, plot_scores
+    from ml_filter.settings import AgreementConfig
+
+    config = AgreementConfig(
+        rating_columns=names_in(rating_columns),
+        id_column=id_column,
+        criterion=criterion,
+        use=cast(Any, use),
+        votes_as_raters=votes_as_raters,
+    )
+    manifest = plot_scores(scores, config, output)
+    show(manifest)
+    print(f"page: {manifest.path_of(REPORT_NAME)}")
