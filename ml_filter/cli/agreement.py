@@ -123,7 +123,10 @@ def convert(
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
 ) -> None:
-    """Read or write the annotations of other tools: EuroLingua's JSON lines, flat rows as in FineWeb-Edu."""
+    """Read or write the annotations of other tools: EuroLingua's JSON lines, flat rows as in FineWeb-Edu.
+
+    Flat rows are read as documents and need a text; agreement and plot read scores without one as they are.
+    """
     from ml_filter.documents.older_formats import convert_to_annotations, write_eurolingua, write_fineweb_edu
     from ml_filter.settings import ConvertConfig, SourceConfig
 

@@ -223,7 +223,14 @@ class _Reader:
             seen.prompts.add((answers.digest, answers.prompt, answers.criterion, answers.language))
             seen.votes = max(seen.votes, len(answers.votes))
         if not seen.votes:
-            raise InputError(f"no record could be read from {', '.join(self.source.paths)}: {dict(rejects.counts)}")
+            hint = (
+                "; a flat row is a document and needs a text (--text-column): `ml-filter agreement` and `plot` read "
+                "scores without one as they are"
+            )
+            raise InputError(
+                f"no record could be read from {', '.join(self.source.paths)}: {dict(rejects.counts)}"
+                f"{hint if 'missing_text' in rejects.counts else ''}"
+            )
         return seen
 
     def read(self, rejects: RejectsLog) -> Iterator[_Answers]:
