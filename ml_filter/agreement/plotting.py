@@ -63,7 +63,7 @@ def plot_scores(scores: Sequence[str], config: AgreementConfig, output: str | Pa
                 "raters": len(raters),
                 "corpora": len(corpora),
                 "scored": sum(one.documents for one in raters) + sum(sum(one.counts) for one in histograms),
-                "failed": sum(one.failed for one in [*raters, *histograms]),
+                "failed": sum(one.failed for one in raters) + sum(one.failed for one in histograms),
             },
         )
 
