@@ -27,9 +27,12 @@ GateMetric = Literal[
     "kappa_linear",
     "kappa_quadratic",
     "exact_agreement",
-    "agreement_at_threshold",
-    "f1_at_threshold",
     "macro_f1",
+    "agreement_at_threshold",
+    "precision_at_threshold",
+    "recall_at_threshold",
+    "f1_at_threshold",
+    "macro_f1_at_threshold",
 ]
 PromoteMetric = Literal[
     "spearman", "pearson", "kappa_quadratic", "exact_agreement", "macro_f1", "agreement_at_threshold", "f1_at_threshold"
@@ -276,8 +279,26 @@ class AggregateConfig(StageConfig):
 
     method: VoteMethod = "mean"
     use: Literal["expected", "answer"] = Field(
-        "expected", description="expected score from log-probabilities where there is one, or the parsed answer"
+        "expected",
+        description="expected score from log-probabilities where there is one, or the parsed answer; unset: expected, "
+        "but for majority the answer, since it counts votes that are the same",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_majority_is_of_answers(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("use") is None:
+            return {**values, "use": "answer" if values.get("method") == "majority" else "expected"}
+        return values
+
+    @model_validator(mode="after")
+    def _expected_scores_have_no_majority(self) -> Self:
+        if (self.method, self.use) == ("majority", "expected"):
+            raise ValueError(
+                "majority counts votes that are the same, and expected scores hardly ever are: leave use out for the "
+                "answers, or choose the method median"
+            )
+        return self
 
 
 class RankConfig(StageConfig):
@@ -806,6 +827,40 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def prompt_directory() -> Path:
+    """The prompts that ship with the project."""
+    return Path(__file__).resolve().parents[1] / "configs" / "prompts"
+
+
+def prompt_file(name_or_file: str) -> Path:
+    """The file of a prompt: a YAML file, or a shipped prompt by its name.
+
+    Raises:
+        ConfigError: no shipped prompt has that name.
+    """
+    path = Path(name_or_file)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    path = prompt_directory() / f"{name_or_file}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in prompt_directory().glob("*.yaml")))
+        raise ConfigError(f"no prompt named {name_or_file!r}; there are {known}, or give the path of a .yaml file")
+    return path
+
+
+def criterion_of(name_or_file: str) -> str:
+    """The criterion that a prompt scores, as its file says; whether it is a prompt is seen when it is loaded.
+
+    Raises:
+        ConfigError: there is no such file, or it names no criterion.
+    """
+    path = prompt_file(name_or_file)
+    criterion = read_yaml(path).get("criterion")
+    if not isinstance(criterion, str):
+        raise ConfigError(f"prompt file {path} names no criterion")
+    return criterion
+
+
 class TrackingConfig(StageConfig):
     """Comet: `online` needs COMET_API_KEY, `offline` writes an archive, `auto` goes online where there is a key."""
 
@@ -825,20 +880,50 @@ class AnnotationPipelineConfig(_PipelineConfig):
     source: SourceConfig = SourceConfig()
     sample: SampleConfig
     deduplicate: DeduplicateConfig | None = DeduplicateConfig()
-    decontaminate: DecontaminateConfig | None = Field(None, description="unset: against the gate's gold, if any")
+    decontaminate: DecontaminateConfig | None = Field(None, description="the gold of the gates is always kept out")
     annotate: AnnotateConfig = AnnotateConfig()
     jury: list[AnnotateConfig] = Field([], description="more annotators, beside `annotate`")
     aggregate: AggregateConfig = AggregateConfig()
-    gate: GateConfig | None = Field(None, description="the gold documents are annotated first, and must pass")
+    gate: list[GateConfig] = Field(
+        [], description="the gold documents are annotated first, and must pass; one gate, or a list of them"
+    )
     publish: PublishConfig | None = Field(None, description="write, and where told push, a labelled data set")
 
-    @model_validator(mode="before")
+    @field_validator("gate", mode="before")
     @classmethod
-    def _keep_gold_out(cls, values: Any) -> Any:
-        """The gold that the gate measures with is kept out of the sample, unless told otherwise."""
-        if isinstance(values, dict) and isinstance(values.get("gate"), dict) and values.get("decontaminate") is None:
-            return {**values, "decontaminate": {"against": [values["gate"].get("gold")]}}
-        return values
+    def _one_gate_is_a_list(cls, given: Any) -> Any:
+        return [] if given is None else given if isinstance(given, list) else [given]
+
+    @model_validator(mode="after")
+    def _keep_gold_out(self) -> Self:
+        """What the gates measure with never gets into the sample, whatever else is kept out."""
+        against = list(self.decontaminate.against) if self.decontaminate else []
+        for gate in self.gate:
+            if gate.gold not in against:
+                against.append(gate.gold)
+        if against:
+            settings = self.decontaminate or DecontaminateConfig(against=against)
+            # The model is frozen for those who use it; this is still its making.
+            object.__setattr__(self, "decontaminate", settings.model_copy(update={"against": against}))
+        return self
+
+    @model_validator(mode="after")
+    def _choose_of_several_criteria(self) -> Self:
+        """Which criterion is meant must be clear before anything is paid for."""
+        choices = self._choices()
+        found = list(dict.fromkeys(criterion_of(name) for one in (self.annotate, *self.jury) for name in one.prompts))
+        for setting, criterion in choices.items():
+            if criterion is None and len(found) > 1:
+                raise ValueError(f"{setting} is unset, and the prompts score {', '.join(found)}: set it to one of them")
+            if criterion is not None and criterion not in found:
+                raise ValueError(f"{setting} is {criterion!r}, and the prompts score {', '.join(found)}")
+        return self
+
+    def _choices(self) -> dict[str, str | None]:
+        """The settings that choose a criterion, and what they choose."""
+        one = len(self.gate) == 1
+        chosen = {f"gate.criterion{'' if one else f' (of gate {n})'}": g.criterion for n, g in enumerate(self.gate, 1)}
+        return chosen | ({"publish.criterion": self.publish.criterion} if self.publish else {})
 
 
 class TrainingPipelineConfig(_PipelineConfig):
@@ -886,3 +971,10 @@ class EndToEndPipelineConfig(AnnotationPipelineConfig):
     train: TrainConfig = TrainConfig()
     score: ScoreConfig = ScoreConfig()
     filter: FilterConfig
+
+    def _choices(self) -> dict[str, str | None]:
+        """As above; the head has the criteria that it is trained on, and the filter ranks by one of them."""
+        named = self.train.criterion
+        trained = [named] if isinstance(named, str) else named or []
+        ranked = self.filter.criterion or (trained[0] if len(trained) == 1 else None)
+        return super()._choices() | {f"train.criterion {n}": n for n in trained} | {"filter.criterion": ranked}

@@ -1,6 +1,6 @@
 """Feature pipeline: from documents to scores, and to a labelled data set."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zenml import pipeline
 from zenml.enums import ExecutionMode
@@ -43,36 +43,50 @@ def feature_steps(
     annotate: AnnotateConfig,
     jury: list[AnnotateConfig],
     aggregate: AggregateConfig,
-    gate: GateConfig | None,
+    gate: list[GateConfig],
     publish: PublishConfig | None,
     output: str,
 ) -> Features:
-    """Sample and clean documents, annotate, aggregate, publish. Where there is a gate, the gold documents are
+    """Sample and clean documents, annotate, aggregate, publish. Where there are gates, the gold documents are
     annotated first, and the sample only if the scores of the gold pass: a judge that fails costs no more than that."""
     sampled = documents = sample_documents(source, sample, output)
     if deduplicate is not None:
         documents = deduplicate_documents(documents, deduplicate, output)
     if decontaminate is not None:
         documents = decontaminate_documents(documents, decontaminate, output)
-    passed = None
-    if gate is not None:
-        of_gold = {"of": "gold_"}
-        gold = [
-            annotate_documents.with_options(substitutions=of_gold)(
-                one, output, source=gate.gold, id=f"annotate_gold_{n}"
-            )
-            for n, one in enumerate([annotate, *jury], 1)
-        ]
-        gold_scores = aggregate_scores.with_options(substitutions=of_gold)(gold, aggregate, output, id="aggregate_gold")
-        passed = gate_on_agreement(gold_scores, gate, output)
+    passed = gate_steps(gate, [annotate, *jury], aggregate, output)
     annotations = [
-        annotate_documents(one, output, documents=documents, id=f"annotate_documents_{n}", after=passed)
+        annotate_documents(one, output, documents=documents, id=f"annotate_documents_{n}", after=passed or None)
         for n, one in enumerate([annotate, *jury], 1)
     ]
     scores = aggregate_scores(annotations, aggregate, output)
     if publish is not None:
-        publish_labels(scores, documents, publish, output, gate=passed)
+        chosen = {publish.criterion, None}
+        of_labels = (one for one, of in zip(passed, gate, strict=True) if chosen == {None} or of.criterion in chosen)
+        publish_labels(scores, documents, publish, output, gate=next(of_labels, None))
     return Features(sampled, annotations[0], scores)
+
+
+def gate_steps(
+    gates: list[GateConfig], annotators: list[AnnotateConfig], aggregate: AggregateConfig, output: str
+) -> list[Any]:
+    """Annotate the gold documents, once where gates share them, and stop the run where a gate does not let it pass."""
+    of_gold = {"of": "gold_"}
+    golds: list[SourceConfig] = []
+    scores = []
+    for gate in gates:
+        if gate.gold in golds:
+            continue
+        annotations = [
+            annotate_documents.with_options(substitutions=of_gold)(
+                one, output, source=gate.gold, id=f"annotate_gold_{len(golds) * len(annotators) + n}"
+            )
+            for n, one in enumerate(annotators, 1)
+        ]
+        name = f"aggregate_gold_{len(golds) + 1}" if golds else "aggregate_gold"
+        scores.append(aggregate_scores.with_options(substitutions=of_gold)(annotations, aggregate, output, id=name))
+        golds.append(gate.gold)
+    return [gate_on_agreement(scores[golds.index(gate.gold)], gate, output) for gate in gates]
 
 
 @pipeline(name="annotation", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
@@ -84,7 +98,7 @@ def annotation_pipeline(
     annotate: AnnotateConfig,
     jury: list[AnnotateConfig],
     aggregate: AggregateConfig,
-    gate: GateConfig | None,
+    gate: list[GateConfig],
     publish: PublishConfig | None,
     tracking: TrackingConfig,
     output: str,

@@ -33,7 +33,7 @@ def end_to_end_pipeline(
     annotate: AnnotateConfig,
     jury: list[AnnotateConfig],
     aggregate: AggregateConfig,
-    gate: GateConfig | None,
+    gate: list[GateConfig],
     publish: PublishConfig | None,
     train: TrainConfig,
     score: ScoreConfig,

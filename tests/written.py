@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def write_annotations(
     annotator: str = "m",
     asked: Sequence[dict] = (),
     source: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write votes: (document, parsed score or None for a failed vote[, expected score[, criterion]]).
 
@@ -62,6 +63,7 @@ def write_annotations(
         )
         numbers[document, entry["criterion"]] += 1
     made_by = {"annotator": annotator, "votes": max(numbers.values(), default=0), "prompts": list(prompts.values())}
+    made_by |= settings or {}
     if source:
         made_by["source"] = SourceConfig(paths=[str(source)]).model_dump(mode="json")
     with OutputDirectory(directory, "annotations", made_by, []) as out:

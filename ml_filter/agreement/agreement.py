@@ -122,7 +122,7 @@ def compare_ratings(ratings: Ratings, config: AgreementConfig) -> Agreement:
 
         return Agreement(
             gold=ratings.raters[0] if ratings.has_gold else None,
-            raters=[_summary(ratings, column) for column in range(len(ratings.raters))],
+            raters=rater_summaries(ratings),
             overall=section(everything),
             strata={name: {value: section(chosen) for value, chosen in of.items()} for name, of in strata.items()},
             threshold=config.threshold,
@@ -153,6 +153,11 @@ def _section(ratings: Ratings, chosen: NDArray[np.bool_], config: AgreementConfi
         pairs=pairs,
         group=compare_group(names[group], values[:, group], score_range=ratings.score_range, how=how),
     )
+
+
+def rater_summaries(ratings: Ratings) -> list[RaterSummary]:
+    """What each rater gave."""
+    return [_summary(ratings, column) for column in range(len(ratings.raters))]
 
 
 def _summary(ratings: Ratings, column: int) -> RaterSummary:

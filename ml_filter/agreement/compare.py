@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from ml_filter.agreement.metrics import (
     compare_pair,
 )
 from ml_filter.agreement.ratings import Ratings, read_ratings
-from ml_filter.annotation.annotate import annotate_documents, annotator_name, answer_settings
+from ml_filter.annotation.annotate import FAILED_NAME, annotate_documents, annotator_name, answer_settings
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
@@ -105,7 +105,8 @@ def compare_annotators(
 
     Raises:
         ConfigError: a and b are the same, or their prompts score on different ranges.
-        TooManyFailures: the comparison is written, and more than `max_failed_share` of one of the two failed.
+        TooManyFailures: the comparison is written, and more than `max_failed_share` of one of the two failed; or all
+            answers of one failed, and there is none.
         EndpointError, InputError: as `annotate_documents` and `read_ratings`.
     """
     from ml_filter.reports.agreement import agreement_plots, agreement_report
@@ -133,6 +134,7 @@ def compare_annotators(
                 )
                 for name, one in both.items()
             }
+            _require_scores(manifests)
             ratings, _ = read_ratings([manifest.root for manifest in manifests.values()], config)
             agreement = compare_ratings(ratings, config)
             names = ratings.raters[-2:]
@@ -162,6 +164,23 @@ def compare_annotators(
                     "just those again, run again with --retry-failed"
                 )
         return comparison, out.manifest
+
+
+def _require_scores(manifests: Mapping[str, Manifest]) -> None:
+    silent = []
+    for side, manifest in manifests.items():
+        if not manifest.counts["scored"]:
+            made_by = f"{manifest.config['annotator']}, {', '.join(one['name'] for one in manifest.config['prompts'])}"
+            codes = ", ".join(f"{code} {count:,}" for code, count in _failed_by_code(manifest).items())
+            silent.append(
+                f"all {manifest.counts['failed']:,} answers of side {side} ({made_by}) failed ({codes}); "
+                f"each is in {manifest.root}/{FAILED_NAME}"
+            )
+    if silent:
+        raise TooManyFailures(
+            f"there is nothing to compare: {'. And '.join(silent)}. Once what they say is mended, run again with "
+            "--retry-failed"
+        )
 
 
 def two_sides(
@@ -216,11 +235,15 @@ def _side(name: str, manifest: Manifest, config: AnnotateConfig) -> Side:
         scored=counts["scored"],
         failed=counts["failed"],
         share_failed=counts["failed"] / answers,
-        failed_by_code={key[len("failed_") :]: n for key, n in counts.items() if key.startswith("failed_")},
+        failed_by_code=_failed_by_code(manifest),
         prompt_tokens=counts["prompt_tokens"],
         completion_tokens=counts["completion_tokens"],
         usd=config.usd(counts["prompt_tokens"], counts["completion_tokens"]),
     )
+
+
+def _failed_by_code(manifest: Manifest) -> dict[str, int]:
+    return {key[len("failed_") :]: n for key, n in manifest.counts.items() if key.startswith("failed_")}
 
 
 def _differences(ratings: Ratings, config: CompareConfig) -> list[Difference]:

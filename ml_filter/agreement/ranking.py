@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from loguru import logger
 
 from ml_filter.documents.lineage import annotated_documents, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, read_manifest
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 RANK_COLUMNS = ("rank", "rank_value")
 ROUNDING_VARIANCE = 1 / 12
 """Variance of the error of an answer that was rounded to a whole score; the least spread that votes are taken for."""
+_TINY = 1e-9
+"""A standard deviation below this is rounding."""
 _SHARD = "ranked"
 _BLOCK = 5000
 _COLUMNS = ["document_id", "criterion", "score", "votes", "disagreement", "posterior"]
@@ -92,6 +95,7 @@ def rank_documents(
             for document_id in without:
                 rejects.add(manifest.root, document_id, "no_score", "every vote failed; annotate with --retry-failed")
             ranked = sorted(values, key=lambda document_id: (-values[document_id], document_id))[: config.size]
+            _warn_of_ties(values, ranked, config)
             ranks = {document_id: rank for rank, document_id in enumerate(ranked, 1)}
             with progress("Finding the ranked documents", known_rows(shards)) as bar:
                 for shard in shards:
@@ -113,6 +117,16 @@ def rank_documents(
         candidates.path.unlink()
         counts = {"scored": len(values), "ranked": writer.rows}
         return out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, counts))])
+
+
+def _warn_of_ties(values: dict[str, float], ranked: list[str], config: RankConfig) -> None:
+    differ = sum(values[document_id] > _TINY for document_id in ranked)
+    if config.by == "disagreement" and differ < len(ranked):
+        logger.warning(
+            f"{differ:,} of the {len(ranked):,} ranked documents have votes that differ; the others stand in the order "
+            "of their ids. To tell them apart, annotate with more votes or annotators and aggregate again, or rank "
+            "--by expected-value, which single votes are enough for"
+        )
 
 
 def _values(manifest: Manifest, criterion: str, config: RankConfig) -> tuple[dict[str, float], list[str]]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
+from ml_filter.documents.older_formats import failed_votes
 from ml_filter.documents.readers import _decompressed, text_id
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import InputError
@@ -30,6 +31,8 @@ NO_STRATUM = "(none)"
 """The stratum of documents whose column is null or that the table with the column lacks."""
 _ID_COLUMNS = ("id", "document_id")
 _RATING_COLUMNS = ("score", "scores")
+_OUTCOMES = ("score_status", "errors", "document_processing_status")
+"""Columns that say which ratings failed."""
 Row = tuple[str, dict[str, Any]]
 """Where a row stands, for messages, and the row."""
 
@@ -121,18 +124,47 @@ def read_ratings(scores: Sequence[str], config: AgreementConfig) -> tuple[Rating
     Raises:
         InputError: an input cannot be read, several criteria are mixed, or the ids of an input match nothing.
     """
-    sources = [SourceConfig(paths=[path]) for path in scores]
-    gold = _read_table(config.gold, "gold", config, None) if config.gold else None
-    inputs = [_read_input(source, config, gold.rows if gold else None) for source in sources]
-    if gold:
-        inputs.insert(0, gold)
+    inputs = _read_inputs(scores, config)
     _check_join(inputs)
-    raters = [rater for one in inputs for rater in one.raters.values()]
-    if len(raters) < 2:
+    ratings = _together(inputs, config)
+    if len(ratings.raters) < 2:
         raise InputError(
-            f"{', '.join(scores)} holds one rater ({raters[0].names[0] if raters else 'none'}); agreement needs two: "
+            f"{', '.join(scores)} holds one rater ({', '.join(ratings.raters) or 'none'}); agreement needs two: "
             "give --gold, another input, or further --rating-columns"
         )
+    if not (np.isfinite(ratings.values).sum(axis=1) >= 2).any():
+        names = ", ".join(ratings.raters)
+        counts = (", ".join(map(str, one.sum(axis=0))) for one in (np.isfinite(ratings.values), ratings.failed))
+        raise InputError(f"no document was scored by two raters: {names} (scored: {'; failed: '.join(counts)})")
+    return ratings, _parents(inputs)
+
+
+def read_scores(scores: Sequence[str], config: AgreementConfig) -> tuple[Ratings, list[Parent]]:
+    """As `read_ratings`, for what needs no second rater and no document that two have scored.
+
+    Raises:
+        InputError: an input cannot be read, or several criteria are mixed.
+    """
+    inputs = _read_inputs(scores, config)
+    return _together(inputs, config), _parents(inputs)
+
+
+def _parents(inputs: Sequence[_Input]) -> list[Parent]:
+    return [Parent(path=one.path, digest=one.digest) for one in inputs]
+
+
+def _read_inputs(scores: Sequence[str], config: AgreementConfig) -> list[_Input]:
+    """All inputs, gold first; with gold, only of the documents that it has."""
+    gold = _read_table(config.gold, "gold", config, None) if config.gold else None
+    only = gold.rows if gold else None
+    inputs = [_read_input(SourceConfig(paths=[path]), config, only) for path in scores]
+    return [gold, *inputs] if gold else inputs
+
+
+def _together(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
+    """The raters of all inputs, joined by document."""
+    raters = [rater for one in inputs for rater in one.raters.values()]
+    has_gold = any(one.kind == "gold" for one in inputs)
     documents = sorted({document for one in inputs for document in one.rows})
     rows = {document: row for row, document in enumerate(documents)}
     values = np.full((len(documents), len(raters)), np.nan)
@@ -142,19 +174,16 @@ def read_ratings(scores: Sequence[str], config: AgreementConfig) -> tuple[Rating
             values[rows[document], column] = statistics.fmean(votes)
         for document in rater.failed - rater.votes.keys():
             failed[rows[document], column] = True
-    if not (np.isfinite(values).sum(axis=1) >= 2).any():
-        raise InputError(f"no document was scored by two raters: {', '.join(_names(raters))}")
-    ratings = Ratings(
+    return Ratings(
         documents=documents,
         raters=_names(raters),
         values=values,
         failed=failed,
         strata={name: _strata(name, inputs, documents) for name in config.by},
-        has_gold=gold is not None,
+        has_gold=has_gold,
         score_range=_score_range(inputs),
-        inputs=[_summary(one, inputs, gold is not None) for one in inputs],
+        inputs=[_summary(one, inputs, has_gold) for one in inputs],
     )
-    return ratings, [Parent(path=one.path, digest=one.digest) for one in inputs]
 
 
 # --- One input -------------------------------------------------------------------------------------------------------
@@ -233,7 +262,7 @@ def _read_table(
     label = ", ".join(source.paths)
     made = _Input(label, kind, "+".join(parent.digest for parent in parents))
     wanted = [config.gold_column] if kind == "gold" else config.rating_columns
-    needed = {*(wanted or _RATING_COLUMNS), *config.by, *_ID_COLUMNS, "score_status", source.text_column}
+    needed = {*(wanted or _RATING_COLUMNS), *config.by, *_ID_COLUMNS, *_OUTCOMES, source.text_column}
     needed |= {source.id_column} if source.id_column else set()
     made.strata = {name: {} for name in config.by}
     for shard in shards:
@@ -245,13 +274,16 @@ def _read_table(
                 if row.get(name) is not None:
                     made.strata[name][document] = str(row[name])
             for column in wanted or [name for name in _RATING_COLUMNS if name in row][:1]:
-                for name, value in _cells(column, row.get(column)):
+                failed = _failed(place, column, row) if kind == "table" else []
+                for number, (name, value) in enumerate(_cells(column, row.get(column))):
                     rater = made.raters.get(name)
                     if rater is None:
                         stem = f"{'gold ' if kind == 'gold' else ''}{PurePosixPath(label).name}"
                         rater = made.raters[name] = _Rater((name, f"{stem}: {name}", f"{label}: {name}"))
                     score = _number(place, column, value)
-                    if score is not None or (kind, column, row.get("score_status")) == ("table", "score", "failed"):
+                    if failed[number : number + 1] == [True]:
+                        rater.add(document, None)
+                    elif score is not None:
                         rater.add(document, score)
     missing = [name for name in wanted if name not in made.columns]
     if missing or not (wanted or made.columns & set(_RATING_COLUMNS)):
@@ -261,6 +293,16 @@ def _read_table(
             f"{'--gold-column' if kind == 'gold' else '--rating-columns'}"
         )
     return made
+
+
+def _failed(place: str, column: str, row: dict[str, Any]) -> list[bool]:
+    """Which of a column's ratings failed, where the row says so: any other that is null is just not there."""
+    if column == "score":
+        return [row.get("score_status") == "failed" and row.get("score") is None]
+    try:
+        return (failed_votes(row) if column == "scores" else None) or []
+    except ValueError as error:
+        raise InputError(f"{place}: {error}") from error
 
 
 def _cells(column: str, value: Any) -> list[tuple[str, Any]]:

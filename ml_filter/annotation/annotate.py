@@ -24,7 +24,14 @@ from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.judge import Judge
 from ml_filter.annotation.ledger import Key, Ledger, SeenIds
 from ml_filter.annotation.parsing import Answer, AnswerError, read_verdict
-from ml_filter.annotation.prompts import Prompt, Question, language_code, load_prompt, prompts_by_criterion
+from ml_filter.annotation.prompts import (
+    Prompt,
+    Question,
+    keep_prompts,
+    language_code,
+    load_prompt,
+    prompts_by_criterion,
+)
 from ml_filter.annotation.windows import Windows, combine
 from ml_filter.documents.manifest import Manifest, Parent, digest_of
 from ml_filter.documents.output import OutputDirectory
@@ -66,7 +73,7 @@ def annotate_documents(
     Args:
         source: the documents, usually a sample.
         config: prompts, endpoints, votes and limits.
-        output: a local directory; it also holds the ledger, unless the configuration names another.
+        output: a local directory; it also holds the prompts and, unless the configuration names another, the ledger.
         settings: endpoint and key of the environment; read from it when not given.
 
     Raises:
@@ -116,6 +123,7 @@ def run_to_the_end(out: OutputDirectory, settings: Settings, run: Run) -> Manife
         raise InputError(f"{out.path}: answers need a local directory, for their ledger")
     if out.manifest:
         out.reopen()
+    keep_prompts(out, (question for languages in run.criteria.values() for question in languages.values()))
     with Ledger(Path(run.config.ledger or Path(out.root) / "ledger.sqlite")) as ledger:
         run.open(ledger)
         run.ask_all(settings)

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ml_filter.documents.manifest import digest_of
+from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import ConfigError
-from ml_filter.settings import problems_in, read_yaml
+from ml_filter.settings import problems_in, prompt_file, read_yaml
 
 SLOT = "{text}"
 _SPECIAL_TOKEN = re.compile(
@@ -196,27 +197,45 @@ class Prompt(Question):
         return low + width / (1 + math.exp(-min(max(logit, -700), 700)))
 
 
-def prompt_directory() -> Path:
-    """The prompts that ship with the project."""
-    return Path(__file__).resolve().parents[2] / "configs" / "prompts"
-
-
 def load_prompt(name_or_file: str) -> Prompt:
     """A prompt by the name of a shipped one or by the path of a YAML file.
 
     Raises:
         ConfigError: there is no such prompt, or the file is not a valid one; says what is wrong with which field.
     """
-    path = Path(name_or_file)
-    if path.suffix not in (".yaml", ".yml"):
-        path = prompt_directory() / f"{name_or_file}.yaml"
-        if not path.exists():
-            known = ", ".join(sorted(p.stem for p in prompt_directory().glob("*.yaml")))
-            raise ConfigError(f"no prompt named {name_or_file!r}; there are {known}, or give the path of a .yaml file")
+    path = prompt_file(name_or_file)
     try:
         return Prompt.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"prompt file {path}: {problems_in(error, 'prompt')}") from error
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def as_yaml(content: Mapping[str, Any]) -> str:
+    """Fields of a prompt as a person would write them."""
+    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def keep_prompts(out: OutputDirectory, questions: Iterable[Question]) -> None:
+    """Put the questions that are asked beside their answers, as YAML files that can be asked with again: once the
+    file that a prompt came from is edited, its digest says nothing."""
+    for question in questions:
+        content = f"# digest: {question.digest}\n" + as_yaml(question.model_dump(mode="json", exclude_none=True))
+        out.put_bytes(kept_prompt(question.name, question.digest), content.encode())
+
+
+def kept_prompt(name: str, digest: str) -> str:
+    """Where a prompt stands in a directory of annotations."""
+    return f"prompts/{name}-{digest[:8]}.yaml"
 
 
 def prompts_by_criterion(prompts: Sequence[Prompt]) -> dict[str, dict[str, Prompt]]:

@@ -27,13 +27,13 @@ from ml_filter.annotation.annotate import (
 from ml_filter.annotation.client import RequestFailed
 from ml_filter.annotation.judge import Judge
 from ml_filter.annotation.parsing import Answer, AnswerError
-from ml_filter.annotation.prompts import SLOT, Prompt, Question, language_code, load_prompt, prompt_directory
+from ml_filter.annotation.prompts import SLOT, Prompt, Question, as_yaml, language_code, load_prompt
 from ml_filter.annotation.windows import Windows
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
-from ml_filter.settings import Settings, SourceConfig, TranslateConfig
+from ml_filter.settings import Settings, SourceConfig, TranslateConfig, prompt_directory
 
 _DOCUMENT_TEXT = """\
 Translate the text between the lines of equals signs into {language}. Keep its paragraphs, lists and mark-up, and keep \
@@ -505,22 +505,11 @@ def _is_made(path: Path, prompt: Prompt) -> bool:
     )
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks."""
-
-
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
-
-
 def _write(path: Path, translated: Prompt, original: Prompt, annotator: str) -> None:
     """The prompt as YAML, whole or not at all, with the fields that its original sets."""
     content = translated.model_dump(include=(original.model_fields_set | {"description"}) - {"calibration"})
-    text = (
-        f"{_heading(original)} by {annotator}. Let a speaker of the language read it before it is used.\n"
-        + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    text = f"{_heading(original)} by {annotator}. Let a speaker of the language read it before it is used.\n" + as_yaml(
+        content
     )
     assert Prompt.model_validate(yaml.safe_load(text)) == translated
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,19 @@ from ml_filter.cli.output import show, show_agreement, show_reliability, show_ta
 if TYPE_CHECKING:
     from ml_filter.settings import VoteMethod
 
+Use = Annotated[
+    str, typer.Option(help="expected: from log-probabilities where there are any; answer: the parsed answer")
+]
+RatingColumns = Annotated[
+    str,
+    typer.Option(
+        help="Columns of rated files, comma-separated, each a rater; a list column holds one rater per entry "
+        "(default: score, else scores)"
+    ),
+]
+VotesAsRaters = Annotated[
+    bool, typer.Option("--votes-as-raters", help="Each vote is a rater, not the mean of an annotator's votes")
+]
 Criterion = Annotated[str | None, typer.Option(help="Which of several criteria (default: the only one)")]
 Documents = Annotated[str | None, typer.Option(help="Documents of the scores (default: those that were annotated)")]
 
@@ -28,11 +41,18 @@ def aggregate(
     annotations: Annotated[list[Path], typer.Argument(metavar="ANNOTATIONS...", help="Directories made by annotate")],
     output: Output,
     method: Annotated[
-        str, typer.Option(help="mean, median, majority (ties averaged), min, max or dawid-skene")
+        str,
+        typer.Option(
+            help="mean, median, majority (of the answers; ties averaged), min, max or dawid-skene (rounded scores)"
+        ),
     ] = "mean",
     use: Annotated[
-        str, typer.Option(help="expected: from log-probabilities where there are any; answer: the parsed answer")
-    ] = "expected",
+        str | None,
+        typer.Option(
+            help="expected: from log-probabilities where there are any; answer: the parsed answer (default: expected; "
+            "for majority answer)"
+        ),
+    ] = None,
 ) -> None:
     """Combine the votes on each document into one score. Failed votes are counted, never averaged in."""
     from ml_filter.agreement.aggregate import aggregate_annotations, read_reliability
@@ -58,7 +78,8 @@ def rank(
     by: Annotated[
         str,
         typer.Option(
-            help="disagreement: spread of the votes; expected-value: how probably a filter at the threshold errs"
+            help="disagreement: spread of the votes, of which there must be several; expected-value: how probably a "
+            "filter at the threshold errs"
         ),
     ] = "disagreement",
     threshold: Annotated[float, typer.Option(help="Documents at or above are kept; for expected-value")] = 3.0,
@@ -102,7 +123,10 @@ def convert(
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
 ) -> None:
-    """Read or write the annotations of other tools: EuroLingua's JSON lines, flat rows as in FineWeb-Edu."""
+    """Read or write the annotations of other tools: EuroLingua's JSON lines, flat rows as in FineWeb-Edu.
+
+    Flat rows are read as documents and need a text; agreement and plot read scores without one as they are.
+    """
     from ml_filter.documents.older_formats import convert_to_annotations, write_eurolingua, write_fineweb_edu
     from ml_filter.settings import ConvertConfig, SourceConfig
 
@@ -145,22 +169,12 @@ def agreement(
     gold: Annotated[str | None, typer.Option(metavar="FILE", help="Human ratings, the reference")] = None,
     gold_column: Annotated[str, typer.Option(help="Column of gold that holds the rating")] = "human_score",
     gold_id_column: IdColumn = None,
-    rating_columns: Annotated[
-        str,
-        typer.Option(
-            help="Columns of rated files, comma-separated, each a rater; a list column holds one rater per entry "
-            "(default: score, else scores)"
-        ),
-    ] = "",
+    rating_columns: RatingColumns = "",
     id_column: IdColumn = None,
     criterion: Criterion = None,
     by: Annotated[str, typer.Option(help="Columns, comma-separated; each of their values is a stratum")] = "",
-    use: Annotated[
-        str, typer.Option(help="expected: from log-probabilities where there are any; answer: the parsed answer")
-    ] = "expected",
-    votes_as_raters: Annotated[
-        bool, typer.Option("--votes-as-raters", help="Each vote is a rater, not the mean of an annotator's votes")
-    ] = False,
+    use: Use = "expected",
+    votes_as_raters: VotesAsRaters = False,
     threshold: Annotated[float, typer.Option(help="A rounded score at or above counts as good")] = 3.0,
     confidence: Annotated[float, typer.Option(help="Share of the resamples that an interval holds")] = 0.95,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the documents")] = 1000,
@@ -186,3 +200,41 @@ def agreement(
     )
     measured, manifest = measure_agreement(scores, config, output)
     show_agreement(measured, manifest.root)
+
+
+@app.command(
+    epilog=example(
+        "ml-filter plot runs/llama runs/qwen --output runs/plots",
+        "ml-filter plot gold.jsonl --rating-columns human_score,llama3_70b_score --output runs/plots",
+        "ml-filter plot runs/scored runs/filtered --output runs/plots",
+    )
+)
+def plot(
+    scores: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCORES...",
+            help="Directories of annotations, aggregated scores, scored or filtered corpora, and files of ratings",
+        ),
+    ],
+    output: Output,
+    rating_columns: RatingColumns = "",
+    id_column: IdColumn = None,
+    criterion: Criterion = None,
+    use: Use = "expected",
+    votes_as_raters: VotesAsRaters = False,
+) -> None:
+    """Draw how scores are distributed, by annotator, file or corpus, and by how much annotators differ."""
+    from ml_filter.agreement.plotting import REPORT_NAME, plot_scores
+    from ml_filter.settings import AgreementConfig
+
+    config = AgreementConfig(
+        rating_columns=names_in(rating_columns),
+        id_column=id_column,
+        criterion=criterion,
+        use=cast(Any, use),
+        votes_as_raters=votes_as_raters,
+    )
+    manifest = plot_scores(scores, config, output)
+    show(manifest)
+    print(f"page: {manifest.path_of(REPORT_NAME)}")

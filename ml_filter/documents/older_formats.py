@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
@@ -55,6 +55,7 @@ _STATE = {
 """The states of the EuroLingua tool for error codes; all others are `error_server`."""
 
 
+_SAYS_WHAT_FAILED = {"errors", "document_processing_status"}
 _LAST_SECOND = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
@@ -222,7 +223,14 @@ class _Reader:
             seen.prompts.add((answers.digest, answers.prompt, answers.criterion, answers.language))
             seen.votes = max(seen.votes, len(answers.votes))
         if not seen.votes:
-            raise InputError(f"no record could be read from {', '.join(self.source.paths)}: {dict(rejects.counts)}")
+            hint = (
+                "; a flat row is a document and needs a text (--text-column): `ml-filter agreement` and `plot` read "
+                "scores without one as they are"
+            )
+            raise InputError(
+                f"no record could be read from {', '.join(self.source.paths)}: {dict(rejects.counts)}"
+                f"{hint if 'missing_text' in rejects.counts else ''}"
+            )
         return seen
 
     def read(self, rejects: RejectsLog) -> Iterator[_Answers]:
@@ -253,10 +261,7 @@ class _Reader:
         votes = []
         for number, score in enumerate(record.scores):
             problems = _at(record.errors, number) or []
-            state = _at(record.document_processing_status, number)
-            error = _at(meta.error_codes, number)
-            if error is None and (problems or state not in (None, "success") or score is None):
-                error = _FAILED.get(state or "", "server_error" if problems else "unparsable_score")
+            error = _error_of(record, number)
             stamp = _at(record.time_stamps, number)
             votes.append(
                 {
@@ -320,6 +325,31 @@ class _Reader:
         if not known:
             raise ConfigError(f"{source}, {place}: the file does not name the {name}; give it with --{name}")
         return known
+
+
+def failed_votes(row: Mapping[str, Any]) -> list[bool] | None:
+    """Whether each vote of a EuroLingua record failed; None where the row is none, such as one of ids and scores alone.
+
+    Raises:
+        ValueError: it is one, and malformed.
+    """
+    if not ({"document_id", "scores"} <= row.keys() and row.keys() & _SAYS_WHAT_FAILED):
+        return None
+    try:
+        record = _Record.model_validate(row)
+    except ValidationError as error:
+        raise ValueError(f"malformed record: {problems_in(error, 'record')}") from error
+    return [_error_of(record, number) is not None for number in range(len(record.scores))]
+
+
+def _error_of(record: _Record, number: int) -> str | None:
+    """The error code of a vote; None where its score counts."""
+    problems = _at(record.errors, number) or []
+    state = _at(record.document_processing_status, number)
+    error: str | None = _at(record.meta_information.error_codes, number)
+    if error is None and (problems or state not in (None, "success") or record.scores[number] is None):
+        error = _FAILED.get(state or "", "server_error" if problems else "unparsable_score")
+    return error
 
 
 def _at(values: Sequence[Any], number: int) -> Any:

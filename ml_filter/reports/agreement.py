@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ml_filter.reports.html import render
 from ml_filter.reports.plots import confusion_tables, interval_plot, rating_differences, rating_distribution
 
 if TYPE_CHECKING:
-    from ml_filter.agreement.agreement import Agreement
+    from ml_filter.agreement.agreement import Agreement, RaterSummary
     from ml_filter.agreement.ratings import Ratings
 
 _PANELS = 6
@@ -19,26 +20,12 @@ _STRATA_FIGURES = ("spearman", "kappa_quadratic")
 def agreement_plots(agreement: Agreement, ratings: Ratings) -> dict[str, str]:
     """SVG texts by name: `distribution`, and where there is something to show, `differences`, `confusion`, and one
     `strata_<figure>` each for Spearman and the quadratic kappa."""
-    import numpy as np
-
     from ml_filter.agreement.metrics import PAIR_FIGURES
 
-    plots = {
-        "distribution": rating_distribution(
-            {
-                rater.name: {name: count / rater.documents for name, count in rater.classes.items()}
-                for rater in agreement.raters
-            }
-        )
-    }
+    plots = {"distribution": distribution_plot(agreement.raters)}
     pairs = [pair for pair in agreement.overall.compared(agreement.gold) if pair.documents][:_PANELS]
     if pairs:
-        differences = {}
-        for pair in pairs:
-            reference, rater = (ratings.values[:, ratings.raters.index(name)] for name in (pair.reference, pair.rater))
-            found = rater - reference
-            differences[f"{pair.rater} − {pair.reference}"] = found[np.isfinite(found)].tolist()  # noqa: RUF001
-        plots["differences"] = rating_differences(differences)
+        plots["differences"] = difference_plot(ratings, [(pair.reference, pair.rater) for pair in pairs])
     tables = {(p.reference, p.rater): (list(p.classes), p.confusion) for p in pairs if p.confusion}
     if tables:
         plots["confusion"] = confusion_tables(tables)
@@ -55,6 +42,24 @@ def agreement_plots(agreement: Agreement, ratings: Ratings) -> dict[str, str]:
             if rows:
                 plots[f"strata_{name}"] = interval_plot(rows, xlabel=PAIR_FIGURES[name])
     return plots
+
+
+def distribution_plot(raters: Sequence[RaterSummary]) -> str:
+    """Share of the documents by rounded score, for each rater side by side."""
+    shares = {rater.name: {name: count / rater.documents for name, count in rater.classes.items()} for rater in raters}
+    return rating_distribution(shares)
+
+
+def difference_plot(ratings: Ratings, pairs: Sequence[tuple[str, str]]) -> str:
+    """Histograms of the differences in the first pairs (reference, rater) over the documents that both scored."""
+    import numpy as np
+
+    differences = {}
+    for pair in pairs[:_PANELS]:
+        reference, rater = (ratings.values[:, ratings.raters.index(name)] for name in pair)
+        found = rater - reference
+        differences[f"{pair[1]} − {pair[0]}"] = found[np.isfinite(found)].tolist()  # noqa: RUF001
+    return rating_differences(differences)
 
 
 def agreement_report(agreement: Agreement, plots: dict[str, str]) -> str:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import fsspec
 import yaml
 
 from ml_filter import __version__
 from ml_filter.agreement.agreement import Agreement
 from ml_filter.agreement.metrics import GROUP_FIGURES, PAIR_FIGURES, Figure
+from ml_filter.annotation.prompts import kept_prompt
 from ml_filter.documents.lineage import ancestors, annotation_runs
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.settings import PublishConfig
 
 CARD_NAME = "README.md"
 _PAIRS = ("spearman", "kappa_quadratic", "exact_agreement", "agreement_at_threshold")
+_SAMPLING = ("temperature", "top_p", "seed", "extra_body", "structured", "chat_template", "context_tokens")
+_WINDOWS = ("max_windows", "combine_windows")
 _GROUP = ("alpha_ordinal", "alpha_interval", "icc_2_1")
 
 
@@ -52,6 +57,7 @@ def write_card(
             }
         ],
     }
+    runs = _runs(scores, criterion)
     behind = {made.digest: made for made in [scores, *ancestors(scores)]}
     kinds = {digest: made.kind for digest, made in behind.items()}
     lineage = {**kinds, **{p.digest: kinds.get(p.digest, "input") for p in parents}}
@@ -61,7 +67,8 @@ def write_card(
         title=title,
         config=config,
         criterion=criterion,
-        runs=annotation_runs(scores, criterion),
+        runs=runs,
+        prompts={prompt["digest"]: prompt for run in runs for prompt in run["prompts"]},
         method=scores.config["method"],
         use=scores.config["use"],
         classes=sorted({name for of in by_split.values() for name in of}),
@@ -77,6 +84,34 @@ def write_card(
     )
 
 
+def _runs(scores: Manifest, criterion: str) -> list[dict[str, Any]]:
+    """The annotation runs, each with its sampling settings in words and the text of its prompts; None: not kept."""
+    manifests = [made for made in ancestors(scores) if made.kind == "annotations"]
+    runs = []
+    for made, run in zip(manifests, annotation_runs(scores, criterion), strict=True):
+        names = _SAMPLING + ("long_documents", *_WINDOWS) * (made.config.get("long_documents") == "windows")
+        settings = {name.replace("_", " "): made.config.get(name) for name in names}
+        said = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, {}))
+        prompts = [{**prompt, "kept": _kept_text(made, prompt)} for prompt in run["prompts"]]
+        runs.append({**run, "settings": said, "prompts": prompts})
+    return runs
+
+
+def _kept_text(made: Manifest, prompt: Mapping[str, Any]) -> str | None:
+    try:
+        with fsspec.open(made.path_of(kept_prompt(prompt["name"], prompt["digest"])), "rb") as file:
+            return str(file.read().decode()).strip()
+    except FileNotFoundError:  # converted, or of an older version
+        return None
+
+
+def fenced(text: str) -> str:
+    """Text as a block of code in Markdown, whatever stands in it."""
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}yaml\n{text}\n{fence}"
+
+
 def render_card(template: str, **values: Any) -> str:
     """A card from its template; a value that the template misses is an error."""
     import jinja2
@@ -88,6 +123,7 @@ def render_card(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         autoescape=False,  # Markdown, not HTML
     )
+    environment.filters["fenced"] = fenced
     environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
     return environment.get_template(template).render(figure=figure_text, **values)
 

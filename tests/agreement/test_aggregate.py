@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from written import prompt, write_annotations
 
 from ml_filter.agreement.aggregate import METHODS, aggregate_annotations, majority, read_reliability
@@ -87,6 +88,18 @@ def test_the_expected_score_is_preferred_and_the_answer_can_be_asked_for(tmp_pat
     answer = aggregate_annotations([source], AggregateConfig(use="answer"), tmp_path / "answer")
     assert [row["score"] for row in scores(expected).values()] == [3.2, 4.0]
     assert [row["score"] for row in scores(answer).values()] == [5.0, 4.0]
+
+
+def test_a_majority_is_of_the_answers_not_of_expected_scores(tmp_path):
+    votes = [("x", 4.0, 4.01), ("x", 4.0, 3.98), ("x", 1.0, 1.2)]
+    source = write_annotations(tmp_path / "a", votes)
+    config = AggregateConfig(method="majority")
+    made = aggregate_annotations([source], config, tmp_path / "majority")
+    assert scores(made)["x", "quality"]["score"] == 4.0
+    assert config.use == AggregateConfig(method="majority", use=None).use == "answer"
+    assert AggregateConfig(use=None).use == AggregateConfig(method="median").use == "expected"
+    with pytest.raises(ValidationError, match="expected scores hardly ever are: leave use out"):
+        AggregateConfig(method="majority", use="expected")
 
 
 def test_a_jury_is_one_set_of_votes_in_any_order(tmp_path):

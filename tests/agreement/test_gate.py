@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from written import write_annotations
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.agreement import AGREEMENT_NAME, REPORT_NAME, Agreement
 from ml_filter.agreement.gate import check_gate, run_gate
+from ml_filter.agreement.metrics import PAIR_FIGURES
 from ml_filter.errors import GateFailed, InputError
-from ml_filter.settings import AggregateConfig, GateConfig, SourceConfig
+from ml_filter.settings import AggregateConfig, GateConfig, GateMetric, SourceConfig
 
 
 def gold_of(path: Path, documents: int = 90) -> SourceConfig:
@@ -100,6 +102,13 @@ def test_another_metric_can_decide(tmp_path):
     assert gate(tmp_path, "good", metric="agreement_at_threshold", min_agreement=0.7).passed
     with pytest.raises(GateFailed, match="Cohen's kappa is"):
         gate(tmp_path, "weak", metric="kappa", min_agreement=0.5)
+
+
+def test_every_figure_of_two_raters_where_more_is_better_can_decide(tmp_path):
+    metrics = get_args(GateMetric)
+    assert set(metrics) == set(PAIR_FIGURES) - {"mae", "mse", "mean_difference"}
+    for metric in metrics:
+        assert gate(tmp_path, "good", metric=metric, min_agreement=0.1).checks[0].figure.low >= 0.1
 
 
 def test_a_stratum_with_too_few_documents_stops_the_run_unless_it_is_only_to_be_reported(tmp_path):

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loguru import logger
 from written import prompt, write_annotations
 
 from ml_filter.agreement import ranking
@@ -53,6 +54,22 @@ def test_the_documents_that_the_jury_disagrees_on_come_first(tmp_path, pages):
     assert [(row["rank"], row["id"]) for row in rows] == [(1, "split"), (2, "far"), (3, "near")]
     assert rows[0]["rank_value"] == pytest.approx(np.std([0, 5, 5]))
     assert (made.kind, made.counts["ranked"], made.counts["scored"]) == ("documents", 3, 4)
+
+
+def test_documents_whose_votes_do_not_differ_are_said_to_be_in_no_order(tmp_path, pages):
+    logged = []
+    sink = logger.add(logged.append, level="WARNING", format="{message}")
+    single = write_annotations(tmp_path / "a", [("near", 3.0), ("agreed", 4.0)], source=pages)
+    scores = aggregate_annotations([single], AggregateConfig(), tmp_path / "single")
+    rank_documents(scores.root, RankConfig(size=2), tmp_path / "single-next")
+    rank_documents(jury(tmp_path, pages), RankConfig(size=4), tmp_path / "next")
+    rank_documents(tmp_path / "scores-mean", RankConfig(size=3), tmp_path / "fewer")
+    by_value = RankConfig(size=2, by="expected-value")
+    made = rank_documents(scores.root, by_value, tmp_path / "valued")
+    logger.remove(sink)
+    assert [str(one).partition(" documents")[0] for one in logged] == ["0 of the 2 ranked", "3 of the 4 ranked"]
+    assert "annotate with more votes or annotators and aggregate again, or rank --by expected-value" in logged[0]
+    assert [row["id"] for row in ranked(made)] == ["near", "agreed"]  # not as the alphabet has it
 
 
 @pytest.mark.parametrize("method", ["mean", "dawid-skene"])

@@ -13,9 +13,10 @@ from written import prompt, write_annotations
 
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.ratings import NO_STRATUM, read_ratings
+from ml_filter.documents.older_formats import convert_to_annotations
 from ml_filter.documents.readers import text_id
 from ml_filter.errors import InputError
-from ml_filter.settings import AggregateConfig, AgreementConfig, SourceConfig
+from ml_filter.settings import AggregateConfig, AgreementConfig, ConvertConfig, SourceConfig
 
 NAN = math.nan
 
@@ -110,6 +111,33 @@ def test_a_table_without_text_holds_several_raters_in_a_list_or_in_columns(tmp_p
     ratings = read(columns, rating_columns=["anna", "ben"])
     assert by_rater(ratings) == {"anna": {"x": 2.5, "y": 0}, "ben": {"x": 1}}
     assert not ratings.failed.any()  # a rating that is not there is none that failed
+
+
+def eurolingua(document, scores, **more):
+    return {"document_id": document, "scores": scores, "errors": [[] for _ in scores], **more}
+
+
+def test_votes_of_an_older_record_that_failed_are_told_by_their_status_and_errors(tmp_path):
+    rows = [
+        eurolingua("x", [1.0, 2.0], document_processing_status=["success", "success"]),
+        eurolingua("y", [None, 3.0], document_processing_status=["error_faulty_score", "success"]),
+        eurolingua("z", [2.0, None], errors=[["cut off"], []]),  # a score beside an error is none
+    ]
+    path = table(tmp_path / "older.jsonl", rows)
+    ratings = read(path)
+    assert by_rater(ratings) == {"scores[0]": {"x": 1.0}, "scores[1]": {"x": 2.0, "y": 3.0}}
+    assert ratings.failed.tolist() == [[False, False], [True, False], [True, True]]
+    config = ConvertConfig(prompt="edu", annotator="llama")
+    convert_to_annotations(SourceConfig(paths=[path]), config, tmp_path / "converted")
+    converted = read(tmp_path / "converted", votes_as_raters=True)
+    assert (converted.documents, converted.failed.tolist()) == (ratings.documents, ratings.failed.tolist())
+    np.testing.assert_array_equal(converted.values, ratings.values)
+
+
+def test_a_malformed_older_record_is_named(tmp_path):
+    path = table(tmp_path / "older.jsonl", [eurolingua("x", [1.0]), eurolingua("y", ["good"])])
+    with pytest.raises(InputError, match=r"older\.jsonl line 2: malformed record: scores\.0"):
+        read(path)
 
 
 def test_scores_of_a_scored_corpus_that_failed_are_told_from_ratings_that_are_missing(tmp_path):

@@ -55,6 +55,22 @@ def test_answers_that_come_in_any_order_are_written_in_input_order(serve, pages,
     assert set(server.asked.values()) == {1}
 
 
+def test_the_prompt_is_found_by_its_digest_after_its_file_was_edited(serve, pages, asking, prompt_file, tmp_path):
+    server = serve(always(refused(400, "no")))
+    files = [prompt_file(), prompt_file("adult", criterion="adult")]
+    source, stopped = pages(1), asking(server, prompts=files, max_failed_share=0)
+    with pytest.raises(TooManyFailures):
+        annotate_documents(source, stopped, tmp_path / "out", SETTINGS)
+    assert len(list((tmp_path / "out/prompts").iterdir())) == 2
+    server.answer = always(GOOD)
+    again = asking(server, prompts=files, retry_failed=True)
+    made = annotate_documents(source, again, tmp_path / "out", SETTINGS)
+    prompt_file(text="Is it good?\n{text}")
+    kept = {load_prompt(str(path)).digest: path.name for path in (tmp_path / "out/prompts").iterdir()}
+    assert kept == {row["prompt_digest"]: f"{row['prompt']}-{row['prompt_digest'][:8]}.yaml" for row in rows(made)}
+    assert len(kept) == 2
+
+
 def test_no_more_requests_than_allowed_are_in_flight(serve, pages, asking, tmp_path):
     flying, most = 0, 0
 

@@ -128,6 +128,23 @@ def test_too_many_failures_of_one_side_end_it_after_the_comparison_is_written(si
     assert (tmp_path / "out" / "comparison.html").exists()
 
 
+def test_a_side_that_failed_wholly_is_named_with_its_errors_and_mended_by_asking_again(serve, asking, rated, tmp_path):
+    server = serve(lambda asked: refused(400, "no such model") if asked.body["model"] == "bad" else judge(asked))
+    a, b = two_sides(asking(server, timeout_s=20), [], ["good", "bad"], [])
+    with pytest.raises(TooManyFailures) as raised:
+        compare_annotators(rated, a, b, gold(rated), tmp_path / "out")
+    assert str(raised.value) == (
+        f"there is nothing to compare: all 60 answers of side b (bad, short) failed (bad_request 60); each is in "
+        f"{tmp_path}/out/b/failed.jsonl. Once what they say is mended, run again with --retry-failed"
+    )
+    assert len((tmp_path / "out/b/failed.jsonl").read_text().splitlines()) == SIZE
+    server.answer = judge
+    a, b = (one.model_copy(update={"retry_failed": True}) for one in (a, b))
+    mended, _ = compare_annotators(rated, a, b, gold(rated), tmp_path / "out")
+    assert (mended.a.scored, mended.b.scored) == (SIZE, SIZE)
+    assert len(server.requests) == 3 * SIZE
+
+
 def test_it_is_asked_once_and_what_failed_again_on_demand(serve, asking, rated, tmp_path):
     broken = [True]
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from misbehaving import PROMPT, chat
 
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.prompts import SLOT, Prompt, language_code, load_prompt, prompt_directory
+from ml_filter.annotation.prompts import SLOT, Prompt, keep_prompts, kept_prompt, language_code, load_prompt
+from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import ConfigError
-from ml_filter.settings import Settings, SourceConfig
+from ml_filter.settings import Settings, SourceConfig, prompt_directory
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 
@@ -24,6 +25,15 @@ def test_every_shipped_prompt_loads_by_its_name(name):
     assert prompt.name == name
     assert prompt.description
     assert "a page about cells" in prompt.render("a page about cells")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_kept_prompt_is_the_prompt_again(name, tmp_path):
+    prompt = load_prompt(name)
+    with OutputDirectory(tmp_path, "annotations", {}, []) as out:
+        keep_prompts(out, [prompt])
+    kept = load_prompt(str(tmp_path / kept_prompt(name, prompt.digest)))
+    assert (kept, kept.digest) == (prompt, prompt.digest)
 
 
 def test_shipped_prompts_have_digests_of_their_own():

@@ -319,3 +319,9 @@ def test_the_real_scores_of_llama_are_read(shared_data, tmp_path):
     )
     assert (made.counts["documents"], made.counts["scored"], made.counts["rejected"]) == (1000, 1000, 0)
     assert sum(row["score"] == 0 for row in rows_of(made)) == 136
+
+
+def test_flat_rows_without_a_text_are_told_where_scores_alone_are_read(tmp_path):
+    path = lines(tmp_path / "scores.jsonl", {"id": "x", "score": 3}, {"id": "y", "score": 4})
+    with pytest.raises(InputError, match=r"'missing_text': 2\}; .* a text \(--text-column\): `ml-filter agreement`"):
+        converted(path, tmp_path / "out", prompt="edu", annotator="m")

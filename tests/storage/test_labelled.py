@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,8 +14,10 @@ import yaml
 
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.agreement import measure_agreement
+from ml_filter.annotation.prompts import Prompt, keep_prompts, load_prompt
 from ml_filter.documents.deduplicate import deduplicate_documents
 from ml_filter.documents.manifest import find_manifest, read_manifest
+from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
@@ -218,6 +221,30 @@ def test_the_card_states_labels_splits_agreement_and_lineage(tmp_path, pages, sc
     ):
         assert stated in card
     assert str(tmp_path) not in card
+
+
+def test_the_card_states_what_was_asked_and_how_it_was_sampled(tmp_path, pages):
+    asked = load_prompt("educational_value_json").model_copy(update={"description": "With a fence: ```"})
+    entry = {**prompt("educational_value"), "name": asked.name, "digest": asked.digest}
+    source = corpus(tmp_path / "in.jsonl", pages)
+    sampling = {"temperature": 0.7, "top_p": 0.9, "seed": 3, "extra_body": {}, "structured": "auto"}
+    votes = [(row["id"], 3) for row in pages]
+    directory = scored(tmp_path, source, votes, asked=[entry], settings=sampling)
+    with OutputDirectory(tmp_path / "kept", "prompts", {}, []) as kept:
+        keep_prompts(kept, [asked])
+    (tmp_path / "kept/prompts").rename(tmp_path / "annotations/prompts")
+    publish_labels(directory, PublishConfig(), tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "temperature 0.7, top p 0.9, seed 3, structured auto |" in card
+    [block] = re.findall("\n````yaml\n(.*?)\n````\n", card, re.DOTALL)
+    assert Prompt.model_validate(yaml.safe_load(block)) == asked
+
+
+def test_without_its_text_the_card_says_so_of_a_prompt(tmp_path, scores):
+    publish_labels(scores, PublishConfig(), tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "Its text (digest `digest of quality_en`) was not kept with the annotations." in card
+    assert "| `digest of quality_en` | not recorded |" in card
 
 
 def test_without_agreement_and_license_the_card_says_so(tmp_path, scores):
