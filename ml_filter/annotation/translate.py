@@ -408,7 +408,7 @@ def shown_answers(prompt: Prompt) -> list[str]:
     for line in prompt.text.splitlines():
         for place in _PLACEHOLDER.finditer(line):
             answer = line[: place.start()] + score
-            matches = [match for match in prompt.score_pattern.finditer(answer) if match[1] == score]
+            matches = [match for match in prompt.scores_in(answer) if match[1] == score]
             if matches:
                 found.append(answer[matches[-1].start() : matches[-1].start(1)])
     return found

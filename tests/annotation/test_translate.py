@@ -327,7 +327,7 @@ def test_a_translated_prompt_asks_the_same_in_another_language(serve, tmp_path, 
     assert made.text == german(original.text)
     assert made.system == german(original.system)
     assert made.description == "Howen usefulen (translated from lessons by m)"
-    assert made.score_pattern.findall("Score: 4") == ["4"]
+    assert [match[1] for match in made.scores_in("Score: 4")] == ["4"]
     assert prompts_by_criterion([original, made])["lessons"].keys() == {"en", "de"}
     assert original.digest in path.read_text().splitlines()[0]
 
