@@ -24,12 +24,15 @@ from ml_filter.settings import problems_in, read_yaml
 
 SLOT = "{text}"
 _SPECIAL_TOKEN = re.compile(
-    r"<[|\uff5c](?=[\w/\u2581])"  # <|im_end|> and the like, DeepSeek's with a full-width bar
-    r"|<(?=/?(?:s|bos|eos|eop|eod|sop|unk|pad|mask|think|im_start|im_end|(?:start|end)_of_\w+)>)"
-    r"|<(?=/?(?:tool_\w+|unused\d+|extra_id_\d+|reserved_\d+|SPECIAL_\d+)>)|<(?=</?SYS>>)"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|gMASK|CLS|SEP|MASK)\])"
+    r"<[|\uff5c](?=[\w/\u2581])|<(?=\w+[|\uff5c]>)"  # <|im_end|>, <turn|>; DeepSeek's have a wide bar
+    r"|<(?=/?(?:s|eop|eod|sop|think|im_start|im_end|(?:start|end)_of_\w+)>)"
+    r"|<(?=/?(?i:bos|eos|unk|pad|mask|cls|sep)(?:_token|_TOKEN)?>)"
+    r"|<(?=/?(?:tool_\w+|unused\d+|extra_id_\d+|reserved_\d+|SPECIAL_\d+|seed:\w+|fim_\w+)>)|<(?=</?SYS>>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|MODEL_SETTINGS|THINK)\])"
+    r"|\[(?=/?(?:CALL_ID|ARGS|IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|gMASK|sMASK|CLS|SEP|MASK)\])"
+    r"|\](?=~!?b[\[\]])|\[(?=e~\[)|\](?=<\]\w+\[>\[)"  # MiniMax's
 )
-"""The signs at which tokens begin that chat templates act on."""
+"""The signs at which tokens begin that chat templates act on. Of the model at hand, a tokenizer knows more."""
 JSON_SCORE = r'(?i)"score"\s*:\s*"?(-?\d+(?:\.\d+)?)'
 _LABEL = r"""[*\#]{0,3} (?<![^\W_]) score [\s*_"'`]{0,8}"""
 _SCALE = (

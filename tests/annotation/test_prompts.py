@@ -152,6 +152,23 @@ SPECIAL_TOKENS = (
     "[SYSTEM_PROMPT]",
     "[/SYSTEM_PROMPT]",
     "[TOOL_CALLS]",
+    "<seed:bos>",
+    "<seed:eos>",
+    "</seed:think>",
+    "]~b]",
+    "]~!b[",
+    "[e~[",
+    "<EOS_TOKEN>",
+    "<BOS_TOKEN>",
+    "<PAD>",
+    "<cls>",
+    "<mask>",
+    "<fim_prefix>",
+    "<turn|>",
+    "[THINK]",
+    "[/THINK]",
+    "[IMG]",
+    "[CLS]",
 )
 
 
@@ -167,10 +184,27 @@ def test_special_tokens_of_chat_templates_are_broken_up(token):
 
 
 @pytest.mark.parametrize(
-    "text", ["a < b", "x |> f", "<p>", "<script>", "<table>", "[1]", "[in]", "a<|>b", "f <| g", "[citation needed]"]
+    "text",
+    [
+        *("a < b", "x |> f", "<p>", "<script>", "<table>", "[1]", "[in]", "a<|>b", "f <| g", "[citation needed]"),
+        *("<img>", "<PRE>", "<dc:title>", "[img]", "[Image]", "[think]", "a[b]~c", "List<T>", "[b]bold[/b]", "[0]~[5]"),
+    ],
 )
 def test_ordinary_signs_are_left_alone(text):
     assert text in shown(SHORT, text)
+
+
+def test_real_pages_are_left_alone(documents):
+    assert len(documents) == 60
+    for row in documents:
+        assert shown(SHORT, row["text"]) == SHORT.render(row["text"])
+
+
+def test_pages_of_the_web_in_four_languages_are_left_alone(shared_data):
+    for file in ("fineweb_edu_llm_scored_1000", "fineweb2_deu_Latn", "fineweb2_spa_Latn", "fineweb2_srp_Cyrl"):
+        for line in (shared_data / f"{file}.jsonl").read_text().splitlines():
+            text = json.loads(line)["text"]
+            assert SHORT.clean(text) == text
 
 
 PIECES = st.sampled_from(
