@@ -153,7 +153,9 @@ class AskConfig(StageConfig):
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Seed = 0
-    extra_body: dict[str, Any] = Field({}, description="more fields for each request, such as chat_template_kwargs")
+    extra_body: dict[str, Any] = Field(
+        {}, description="fields of each request, such as chat_template_kwargs, before all others; null leaves one out"
+    )
     structured: Literal["auto", "on", "off"] = Field(
         "auto", description="JSON schema or choices as constraints; auto: until the server refuses them"
     )
@@ -193,6 +195,11 @@ class AskConfig(StageConfig):
     def most_windows(self) -> int:
         """How many windows of a document are asked about; what is left of it is not."""
         return 1
+
+    def answer_tokens(self, asked: int) -> int:
+        """The most tokens of an answer for which a prompt asks so many: what `extra_body` says goes before it."""
+        said = [self.extra_body.get(name) for name in ("max_completion_tokens", "max_tokens")]
+        return next((tokens for tokens in said if isinstance(tokens, int)), asked)
 
     def usd(self, prompt_tokens: float, completion_tokens: float) -> float | None:
         """What tokens cost; None where the prices are not known."""

@@ -31,7 +31,7 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from ml_filter.annotation.annotate import Call, Run, prepare, run_to_the_end
 from ml_filter.annotation.budget import Usage
 from ml_filter.annotation.client import Endpoint, RequestFailed, failure_of
-from ml_filter.annotation.judge import constraint_for, read_answer, request_for
+from ml_filter.annotation.judge import body_to_send, constraint_for, read_answer, request_for
 from ml_filter.annotation.ledger import Key, Ledger
 from ml_filter.annotation.parsing import Answer, AnswerError
 from ml_filter.annotation.prompts import Question
@@ -165,7 +165,7 @@ class _Writer(Run):
                 async for call in self._calls(windows[prompt.digest], key, text, statuses):
                     self.budget.settle(call.reserved, 0, Answer(text=""))
                     path, body = request_for(prompt, call.piece, key.vote, self.annotator, self.config, tokenizer)
-                    files.add(call, f"/v1/{path}", body | self._constraint(prompt))
+                    files.add(call, f"/v1/{path}", body_to_send(body, self._constraint(prompt), self.config))
                 bar.advance()
                 if self.budget.is_spent:
                     break

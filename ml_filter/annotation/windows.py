@@ -167,10 +167,11 @@ class Windows:
         limit = prompt.max_text_tokens
         if context_tokens is not None:
             question = await tokenizer.count((prompt.system or "") + prompt.text.replace(SLOT, ""))
-            room = context_tokens - question - prompt.max_tokens - _TEMPLATE_TOKENS
+            answer = config.answer_tokens(prompt.max_tokens)
+            room = context_tokens - question - answer - _TEMPLATE_TOKENS
             if room < 1:
                 raise ConfigError(
-                    f"prompt {prompt.name} ({question:,} tokens) and its answer ({prompt.max_tokens:,}) leave no room "
+                    f"prompt {prompt.name} ({question:,} tokens) and its answer ({answer:,}) leave no room "
                     f"for text in a context of {context_tokens:,} tokens"
                 )
             limit = min(limit or room, room)

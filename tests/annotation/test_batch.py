@@ -247,7 +247,7 @@ def answers_in(ledger: Path) -> Counter[str]:
 def test_a_batch_holds_the_requests_that_annotate_would_send(serve, pages, asking, prompt_file, tmp_path):
     server = serve(lambda asked: chat("Score: 3"))
     prompts = [prompt_file(system="Be strict."), prompt_file("json", mode="json", pattern="", criterion="depth")]
-    given = asking(server, prompts=prompts, votes=2, temperature=0.5, seed=7, extra_body={"min_p": 0.1})
+    given = asking(server, prompts=prompts, votes=2, temperature=0.5, seed=7, extra_body={"min_p": 0.1, "seed": None})
     source = pages(3)
     write_batch(source, given, BatchConfig(), tmp_path / "batch", SETTINGS)
     annotate_documents(source, given, tmp_path / "online", SETTINGS)
