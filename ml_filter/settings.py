@@ -145,11 +145,23 @@ class PublishConfig(StageConfig):
         return self
 
 
+class EndpointConfig(StageConfig):
+    """An endpoint that has its own name for the model, or its own key."""
+
+    url: str
+    model: str | None = Field(None, description="the model's name there; unset: `model`")
+    api_key_env: Annotated[str, Field(pattern="^[A-Z_][A-Z0-9_]*$")] | None = Field(
+        None, description="environment variable that holds its key; unset: ML_FILTER_API_KEY"
+    )
+
+
 class AskConfig(StageConfig):
     """How an LLM is asked, whatever about."""
 
-    endpoints: list[str] = Field([], description="base URLs; empty: ML_FILTER_ENDPOINT, else the embedded judge")
-    model: str | None = None
+    endpoints: list[str | EndpointConfig] = Field(
+        [], description="base URLs, all of the same model; empty: ML_FILTER_ENDPOINT, else the embedded judge"
+    )
+    model: str | None = Field(None, description="what annotations are signed with, and its name at the endpoints")
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Seed = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, InputError, MlFilterError, TooManyFailures
 from ml_filter.progress import progress
-from ml_filter.settings import AnnotateConfig, AskConfig, Settings, SourceConfig
+from ml_filter.settings import AnnotateConfig, AskConfig, EndpointConfig, Settings, SourceConfig
 
 _READ_AHEAD = 256
 _ROW_GROUP_BYTES = 2**20
@@ -151,13 +152,29 @@ def answer_settings(config: AskConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", include=shaping)
 
 
+def configured_endpoints(config: AskConfig, settings: Settings) -> list[Endpoint]:
+    """The endpoints of the configuration, else of the environment; empty where none is set.
+
+    Raises:
+        ConfigError: no model is named, or the environment has no key under the name that an endpoint gives.
+    """
+    urls = config.endpoints or [url.strip() for url in (settings.endpoint or "").split(",") if url.strip()]
+    return [_endpoint(EndpointConfig(url=one) if isinstance(one, str) else one, config, settings) for one in urls]
+
+
+def _endpoint(one: EndpointConfig, config: AskConfig, settings: Settings) -> Endpoint:
+    key = settings.api_key or SecretStr("none")
+    if one.api_key_env:
+        key = SecretStr(os.environ.get(one.api_key_env, ""))
+        if not key:
+            raise ConfigError(f"the environment variable {one.api_key_env}, the key of {one.url}, is not set")
+    return Endpoint(one.url, one.model or annotator_name(config, settings), key, key_name=one.api_key_env)
+
+
 def open_endpoints(config: AskConfig, settings: Settings) -> AbstractContextManager[list[Endpoint]]:
     """The configured endpoints or, where none is set, the embedded judge, started and stopped with the context."""
-    urls = config.endpoints or [url.strip() for url in (settings.endpoint or "").split(",") if url.strip()]
-    if not urls:
-        return embedded_endpoint(settings)
-    model = annotator_name(config, settings)
-    return nullcontext([Endpoint(url, model, settings.api_key or SecretStr("none")) for url in urls])
+    endpoints = configured_endpoints(config, settings)
+    return nullcontext(endpoints) if endpoints else embedded_endpoint(settings)
 
 
 def open_pool(endpoints: Sequence[Endpoint], config: AskConfig) -> EndpointPool:

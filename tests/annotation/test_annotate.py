@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from loguru import logger
 from misbehaving import Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
-from ml_filter.settings import AnnotateConfig, Settings, SourceConfig
+from ml_filter.settings import AnnotateConfig, Settings, SourceConfig, problems_in
 
 KEY = "sk-the-very-secret-key"
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(KEY))
@@ -91,6 +91,37 @@ def test_a_request_says_what_the_prompt_and_the_configuration_say(serve, pages, 
         "logprobs": True,
         "top_logprobs": 4,
     }
+
+
+def test_each_endpoint_may_have_its_own_name_for_the_model_and_its_own_key(serve, pages, asking, tmp_path, monkeypatch):
+    mine, theirs = serve(always(Reply(GOOD, delay_s=0.02))), serve(always(Reply(GOOD, delay_s=0.02)))
+    entry = {"url": theirs.url, "model": "vendor/the-model-fp8", "api_key_env": "VENDOR_KEY"}
+    given = asking(mine, endpoints=[mine.url, entry], model="the-model")
+    source, settings = pages(20), SETTINGS.model_copy(update={"api_key": SecretStr("the-usual-key")})
+    with pytest.raises(ConfigError, match=f"variable VENDOR_KEY, the key of {theirs.url}, is not set"):
+        annotate_documents(source, given, tmp_path / "out", settings)
+    monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
+    made = annotate_documents(source, given, tmp_path / "out", settings)
+    assert (mine.keys, theirs.keys) == ({"Bearer the-usual-key"}, {"Bearer a-key-of-the-vendor"})
+    assert {asked.body["model"] for asked in mine.requests} == {"the-model"}
+    assert {asked.body["model"] for asked in theirs.requests} == {"vendor/the-model-fp8"}
+    assert {row["annotator"] for row in rows(made)} == {"the-model"}
+    assert not any(b"a-key-of-the-vendor" in file.read_bytes() for file in (tmp_path / "out").rglob("*.*"))
+
+
+def test_a_key_that_an_endpoint_refuses_is_named_by_its_variable(serve, pages, asking, tmp_path, monkeypatch):
+    server = serve(lambda _: refused(401, "wrong key"))
+    monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
+    given = asking(server, endpoints=[{"url": server.url, "api_key_env": "VENDOR_KEY"}])
+    with pytest.raises(EndpointError, match=r"refuses the key \(401\); set VENDOR_KEY$"):
+        annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
+
+
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated():
+    with pytest.raises(ValidationError) as caught:
+        AnnotateConfig(endpoints=[{"url": "http://x/v1", "api_key_env": "sk-secret"}])
+    assert "api_key_env" in problems_in(caught.value, "annotate")
+    assert "sk-secret" not in problems_in(caught.value, "annotate")
 
 
 def test_without_wish_for_log_probabilities_none_are_asked_for(serve, pages, asking, prompt_file, tmp_path):

@@ -258,6 +258,16 @@ def test_a_batch_holds_the_requests_that_annotate_would_send(serve, pages, askin
     assert {(line["method"], line["url"]) for line in written} == {("POST", "/v1/chat/completions")}
 
 
+def test_a_batch_goes_to_the_first_endpoint_under_its_name_for_the_model(pages, asking, provide, tmp_path, monkeypatch):
+    server = provide()
+    monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
+    entry = {"url": server.url, "model": "vendor/m", "api_key_env": "VENDOR_KEY"}
+    write_batch(pages(2), asking(server, endpoints=[entry, "http://x/v1"]), BatchConfig(), tmp_path / "b", SETTINGS)
+    assert {line["body"]["model"] for line in lines_in(tmp_path / "b")} == {"vendor/m"}
+    made = bring_home(tmp_path / "b", tmp_path / "out")
+    assert {row["annotator"] for row in pq.read_table(made.shard_paths()[0]).to_pylist()} == {"m"}
+
+
 @how(max_examples=10, deadline=None)
 @for_all(requests=st.integers(1, 7), most_bytes=st.integers(400, 3000))
 def test_files_keep_to_their_limits_and_ids_are_unique_short_and_plain(tmp_path_factory, requests, most_bytes):
