@@ -41,6 +41,7 @@ _READ_AHEAD = 256
 _ROW_GROUP_BYTES = 2**20
 """Annotations are small: larger groups would be most of what a run holds in memory."""
 _FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason", "attempts")
+_NO_TEXT = {"error": "no_text", "reason": "the document has no text"}
 FAILED_NAME = "failed.jsonl"
 """The failed answers of the last run, for a look."""
 _AFTER_THE_ANSWER = {"votes", "combine_windows"}
@@ -232,11 +233,12 @@ class Run:
     # --- which calls there are
 
     def tables(self, rejects: RejectsLog) -> Iterator[tuple[InputShard, pa.Table]]:
-        """The documents in input order; one whose id came before is rejected, not asked about."""
+        """The documents in input order, those with an id and no text among them; one whose id came before is rejected,
+        not asked about."""
         seen = SeenIds()
         try:
             for shard in self.shards:
-                for table in read_shard(shard, self.source, rejects):
+                for table in read_shard(shard, self.source, rejects, with_blank=True):
                     first = [seen.add(document_id) for document_id in table["id"].to_pylist()]
                     if not all(first):
                         for document_id in table["id"].filter(pa.array([not one for one in first])).to_pylist():
@@ -274,7 +276,7 @@ class Run:
         """Prompt, key, text and what is known of its windows, for the calls that are not finished."""
         for _, table in self.tables(RejectsLog()):
             for document_id, text, prompts in self.questions(table):
-                for prompt, key in self.keys(document_id, text, prompts):
+                for prompt, key in self.keys(document_id, text, prompts) if text else ():
                     statuses = self.ledger.statuses(key)
                     if not statuses or any(self._is_open(status) for status in statuses.values()):
                         yield prompt, key, text, statuses
@@ -364,17 +366,7 @@ class Run:
 
     def record(self, call: Call, outcome: Answer | RequestFailed) -> None:
         """Read an answer and put it, or why there is none, on disk."""
-        row: dict[str, Any] = dict.fromkeys(ANNOTATION_SCHEMA.names) | {
-            "document_id": call.key.document_id,
-            "annotator": self.annotator,
-            "prompt": call.prompt.name,
-            "prompt_digest": call.prompt.digest,
-            "criterion": call.prompt.criterion,
-            "vote": call.key.vote,
-            "status": "failed",
-            "windows": call.windows,
-            "truncated": call.truncated,
-        }
+        row = self._failed_row(call.prompt, call.key) | {"windows": call.windows, "truncated": call.truncated}
         if isinstance(outcome, RequestFailed):
             row |= {"error": outcome.code, "reason": str(outcome), "attempts": outcome.attempts}
         else:
@@ -389,10 +381,24 @@ class Run:
                 row |= {"status": self.done, **self.read(outcome, call)}
             except AnswerError as error:
                 row |= {"error": error.code, "reason": str(error)}
-        row["created_at"] = datetime.now(UTC).isoformat()
         if row["error"]:
             logger.debug(f"{call.key.document_id}: {row['error']}: {row['reason']}")
         self.ledger.record(call.key, call.window, row)
+
+    def _failed_row(self, prompt: Question, key: Key) -> dict[str, Any]:
+        return dict.fromkeys(ANNOTATION_SCHEMA.names) | {
+            "document_id": key.document_id,
+            "annotator": self.annotator,
+            "prompt": prompt.name,
+            "prompt_digest": prompt.digest,
+            "criterion": prompt.criterion,
+            "vote": key.vote,
+            "status": "failed",
+            "windows": 0,
+            "truncated": False,
+            "attempts": 0,
+            "created_at": datetime.now(UTC).isoformat(),
+        }
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
         """The fields of a row that the answer gives.
@@ -415,8 +421,8 @@ class Run:
             rows: list[dict[str, Any]] = []
             counts["documents"] += table.num_rows
             for document_id, text, prompts in self.questions(table):
-                for _, key in self.keys(document_id, text, prompts):
-                    answers = self.ledger.rows(key)
+                for prompt, key in self.keys(document_id, text, prompts):
+                    answers = self.ledger.rows(key) if text else [self._failed_row(prompt, key) | _NO_TEXT]
                     if not answers or len(answers) < answers[0]["windows"]:
                         counts["open"] += 1
                         continue

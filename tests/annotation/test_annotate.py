@@ -409,6 +409,44 @@ def test_tokens_of_failed_answers_are_spent_even_when_they_are_asked_again(serve
         assert least <= len(server.requests) <= min(least, 9) + 1
 
 
+# --- Documents without text ------------------------------------------------------------------------------------------
+
+WITHOUT_TEXT = [{"id": "a", "text": ""}, {"id": "b", "text": " \n"}, {"id": "c", "text": None}]
+NAMELESS = [{"id": None, "text": ""}, {"id": None, "text": None}]
+
+
+@pytest.fixture(params=["jsonl", "parquet"])
+def half_empty(request, tmp_path) -> SourceConfig:
+    """Three documents with text, three without, and two without that have no id either."""
+    path = tmp_path / f"pages.{request.param}"
+    documents = [{"id": f"d{i}", "text": f"[d{i}] a page"} for i in range(3)] + WITHOUT_TEXT + NAMELESS
+    if request.param == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in documents))
+    else:
+        pq.write_table(pa.Table.from_pylist(documents), path)
+    return SourceConfig(paths=[str(path)])
+
+
+def test_a_document_without_text_fails_and_is_not_missing(half_empty, serve, asking, tmp_path):
+    server = serve(always(GOOD))
+    made = annotate_documents(half_empty, asking(server, votes=2, temperature=1.0), tmp_path / "out", SETTINGS)
+    found = [(row["document_id"], row["vote"], row["status"], row["error"]) for row in rows(made)]
+    assert found == [(f"d{i}", vote, "scored", None) for i in range(3) for vote in range(2)] + [
+        (one, vote, "failed", "no_text") for one in "abc" for vote in range(2)
+    ]
+    assert set(server.asked) == {"d0", "d1", "d2"}
+    assert (made.counts["documents"], made.counts["failed_no_text"], made.counts["rejected"]) == (6, 6, 2)
+
+
+def test_documents_without_text_count_towards_the_share_that_fails(half_empty, serve, asking, tmp_path):
+    server = serve(always(GOOD))
+    with pytest.raises(TooManyFailures, match=r"3 of 6 answers failed \(no_text 3\)"):
+        annotate_documents(half_empty, asking(server, max_failed_share=0.1), tmp_path / "out", SETTINGS)
+    again = asking(server, max_failed_share=0.5, retry_failed=True)
+    assert annotate_documents(half_empty, again, tmp_path / "out", SETTINGS).counts["scored"] == 3
+    assert len(server.requests) == 3
+
+
 # --- Again, killed, and beside another run ---------------------------------------------------------------------------
 
 

@@ -119,6 +119,18 @@ def test_documents_get_all_labels_that_fit_and_the_report_counts_them_by_file(se
     assert {path.name for path in (tmp_path / "out").glob("*.svg")} == {"topic.svg", "topic_by_file.svg"}
 
 
+def test_a_document_without_text_fails_in_every_facet_and_is_counted(serve, tmp_path, topics, corpus):
+    with Path(corpus.paths[1]).open("a") as file:
+        file.write(json.dumps({"id": "quarry2", "text": "", "source": "quarry"}) + "\n")
+    server = serve(labeller)
+    made = label_documents(corpus, config(server, topics()), tmp_path / "out")
+    row = rows_of(made)["quarry2", "topic"]
+    assert (row["status"], row["labels"], row["error"]) == ("failed", None, "no_text")
+    assert len(server.requests) == 5
+    overall = distribution_of(made)["facets"][0]["overall"]
+    assert (overall["documents"], overall["failed"]) == (6, 1)
+
+
 def test_several_facets_are_asked_apart_and_reported_by_the_columns_that_are_named(serve, tmp_path, topics, corpus):
     lists = [topics(), topics(name="kind", choose="one")]
     server = serve(lambda asked: chat('{"labels": ["stones"]}'))
