@@ -417,10 +417,12 @@ class Run:
         document without one yet counts as `open`."""
         names = ("documents", self.done, "failed", "truncated", "prompt_tokens", "completion_tokens")
         counts = self.counts = Counter(dict.fromkeys(names, 0))
+        with_text = False
         for shard, table in self.tables(rejects):
             rows: list[dict[str, Any]] = []
             counts["documents"] += table.num_rows
             for document_id, text, prompts in self.questions(table):
+                with_text = with_text or bool(text)
                 for prompt, key in self.keys(document_id, text, prompts):
                     answers = self.ledger.rows(key) if text else [self._failed_row(prompt, key) | _NO_TEXT]
                     if not answers or len(answers) < answers[0]["windows"]:
@@ -437,8 +439,9 @@ class Run:
                         failed.write(json.dumps(shown, ensure_ascii=False) + "\n")
                     rows.append(row)
             write(self.output(shard, table, rows))
-        if counts["documents"] == 0:
-            raise InputError(f"no document could be read from {', '.join(self.source.paths)}: {dict(rejects.counts)}")
+        if not with_text:
+            why = {**rejects.counts} | ({"no_text": counts["documents"]} if counts["documents"] else {})
+            raise InputError(f"no document could be read from {', '.join(self.source.paths)}: {why}")
         return counts
 
     def output(self, shard: InputShard, table: pa.Table, rows: list[dict[str, Any]]) -> pa.Table:
