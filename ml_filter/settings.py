@@ -148,15 +148,29 @@ class PublishConfig(StageConfig):
         return self
 
 
+class EndpointConfig(StageConfig):
+    """An endpoint that has its own name for the model, or its own key."""
+
+    url: str
+    model: str | None = Field(None, description="the model's name there; unset: `model`")
+    api_key_env: Annotated[str, Field(pattern="^[A-Z_][A-Z0-9_]*$")] | None = Field(
+        None, description="environment variable that holds its key; unset: ML_FILTER_API_KEY"
+    )
+
+
 class AskConfig(StageConfig):
     """How an LLM is asked, whatever about."""
 
-    endpoints: list[str] = Field([], description="base URLs; empty: ML_FILTER_ENDPOINT, else the embedded judge")
-    model: str | None = None
+    endpoints: list[str | EndpointConfig] = Field(
+        [], description="base URLs, all of the same model; empty: ML_FILTER_ENDPOINT, else the embedded judge"
+    )
+    model: str | None = Field(None, description="what annotations are signed with, and its name at the endpoints")
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Seed = 0
-    extra_body: dict[str, Any] = Field({}, description="more fields for each request, such as chat_template_kwargs")
+    extra_body: dict[str, Any] = Field(
+        {}, description="fields of each request, such as chat_template_kwargs, before all others; null leaves one out"
+    )
     structured: Literal["auto", "on", "off"] = Field(
         "auto", description="JSON schema or choices as constraints; auto: until the server refuses them"
     )
@@ -196,6 +210,11 @@ class AskConfig(StageConfig):
     def most_windows(self) -> int:
         """How many windows of a document are asked about; what is left of it is not."""
         return 1
+
+    def answer_tokens(self, asked: int) -> int:
+        """The most tokens of an answer for which a prompt asks so many: what `extra_body` says goes before it."""
+        said = [self.extra_body.get(name) for name in ("max_completion_tokens", "max_tokens")]
+        return next((tokens for tokens in said if isinstance(tokens, int)), asked)
 
     def usd(self, prompt_tokens: float, completion_tokens: float) -> float | None:
         """What tokens cost; None where the prices are not known."""

@@ -209,7 +209,7 @@ def _made_by(config: AnnotateConfig, settings: Settings) -> dict[str, Any]:
     return {
         "prompts": prompts,
         "annotator": annotator_name(config, settings),
-        "endpoints": config.endpoints,
+        **config.model_dump(mode="json", include={"endpoints"}),
         **answer_settings(config),
     }
 

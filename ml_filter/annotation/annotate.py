@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -41,12 +42,13 @@ from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, InputError, MlFilterError, TooManyFailures
 from ml_filter.progress import progress
-from ml_filter.settings import AnnotateConfig, AskConfig, Settings, SourceConfig
+from ml_filter.settings import AnnotateConfig, AskConfig, EndpointConfig, Settings, SourceConfig
 
 _READ_AHEAD = 256
 _ROW_GROUP_BYTES = 2**20
 """Annotations are small: larger groups would be most of what a run holds in memory."""
 _FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason", "attempts")
+_NO_TEXT = {"error": "no_text", "reason": "the document has no text"}
 FAILED_NAME = "failed.jsonl"
 """The failed answers of the last run, for a look."""
 _AFTER_THE_ANSWER = {"votes", "combine_windows"}
@@ -159,13 +161,29 @@ def answer_settings(config: AskConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", include=shaping)
 
 
+def configured_endpoints(config: AskConfig, settings: Settings) -> list[Endpoint]:
+    """The endpoints of the configuration, else of the environment; empty where none is set.
+
+    Raises:
+        ConfigError: no model is named, or the environment has no key under the name that an endpoint gives.
+    """
+    urls = config.endpoints or [url.strip() for url in (settings.endpoint or "").split(",") if url.strip()]
+    return [_endpoint(EndpointConfig(url=one) if isinstance(one, str) else one, config, settings) for one in urls]
+
+
+def _endpoint(one: EndpointConfig, config: AskConfig, settings: Settings) -> Endpoint:
+    key = settings.api_key or SecretStr("none")
+    if one.api_key_env:
+        key = SecretStr(os.environ.get(one.api_key_env, ""))
+        if not key:
+            raise ConfigError(f"the environment variable {one.api_key_env}, the key of {one.url}, is not set")
+    return Endpoint(one.url, one.model or annotator_name(config, settings), key, key_name=one.api_key_env)
+
+
 def open_endpoints(config: AskConfig, settings: Settings) -> AbstractContextManager[list[Endpoint]]:
     """The configured endpoints or, where none is set, the embedded judge, started and stopped with the context."""
-    urls = config.endpoints or [url.strip() for url in (settings.endpoint or "").split(",") if url.strip()]
-    if not urls:
-        return embedded_endpoint(settings)
-    model = annotator_name(config, settings)
-    return nullcontext([Endpoint(url, model, settings.api_key or SecretStr("none")) for url in urls])
+    endpoints = configured_endpoints(config, settings)
+    return nullcontext(endpoints) if endpoints else embedded_endpoint(settings)
 
 
 def open_pool(endpoints: Sequence[Endpoint], config: AskConfig) -> EndpointPool:
@@ -223,11 +241,12 @@ class Run:
     # --- which calls there are
 
     def tables(self, rejects: RejectsLog) -> Iterator[tuple[InputShard, pa.Table]]:
-        """The documents in input order; one whose id came before is rejected, not asked about."""
+        """The documents in input order, those with an id and no text among them; one whose id came before is rejected,
+        not asked about."""
         seen = SeenIds()
         try:
             for shard in self.shards:
-                for table in read_shard(shard, self.source, rejects):
+                for table in read_shard(shard, self.source, rejects, with_blank=True):
                     first = [seen.add(document_id) for document_id in table["id"].to_pylist()]
                     if not all(first):
                         for document_id in table["id"].filter(pa.array([not one for one in first])).to_pylist():
@@ -265,7 +284,7 @@ class Run:
         """Prompt, key, text and what is known of its windows, for the calls that are not finished."""
         for _, table in self.tables(RejectsLog()):
             for document_id, text, prompts in self.questions(table):
-                for prompt, key in self.keys(document_id, text, prompts):
+                for prompt, key in self.keys(document_id, text, prompts) if text else ():
                     statuses = self.ledger.statuses(key)
                     if not statuses or any(self._is_open(status) for status in statuses.values()):
                         yield prompt, key, text, statuses
@@ -355,17 +374,7 @@ class Run:
 
     def record(self, call: Call, outcome: Answer | RequestFailed) -> None:
         """Read an answer and put it, or why there is none, on disk."""
-        row: dict[str, Any] = dict.fromkeys(ANNOTATION_SCHEMA.names) | {
-            "document_id": call.key.document_id,
-            "annotator": self.annotator,
-            "prompt": call.prompt.name,
-            "prompt_digest": call.prompt.digest,
-            "criterion": call.prompt.criterion,
-            "vote": call.key.vote,
-            "status": "failed",
-            "windows": call.windows,
-            "truncated": call.truncated,
-        }
+        row = self._failed_row(call.prompt, call.key) | {"windows": call.windows, "truncated": call.truncated}
         if isinstance(outcome, RequestFailed):
             row |= {"error": outcome.code, "reason": str(outcome), "attempts": outcome.attempts}
         else:
@@ -380,10 +389,24 @@ class Run:
                 row |= {"status": self.done, **self.read(outcome, call)}
             except AnswerError as error:
                 row |= {"error": error.code, "reason": str(error)}
-        row["created_at"] = datetime.now(UTC).isoformat()
         if row["error"]:
             logger.debug(f"{call.key.document_id}: {row['error']}: {row['reason']}")
         self.ledger.record(call.key, call.window, row)
+
+    def _failed_row(self, prompt: Question, key: Key) -> dict[str, Any]:
+        return dict.fromkeys(ANNOTATION_SCHEMA.names) | {
+            "document_id": key.document_id,
+            "annotator": self.annotator,
+            "prompt": prompt.name,
+            "prompt_digest": prompt.digest,
+            "criterion": prompt.criterion,
+            "vote": key.vote,
+            "status": "failed",
+            "windows": 0,
+            "truncated": False,
+            "attempts": 0,
+            "created_at": datetime.now(UTC).isoformat(),
+        }
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
         """The fields of a row that the answer gives.
@@ -402,12 +425,14 @@ class Run:
         document without one yet counts as `open`."""
         names = ("documents", self.done, "failed", "truncated", "prompt_tokens", "completion_tokens")
         counts = self.counts = Counter(dict.fromkeys(names, 0))
+        with_text = False
         for shard, table in self.tables(rejects):
             rows: list[dict[str, Any]] = []
             counts["documents"] += table.num_rows
             for document_id, text, prompts in self.questions(table):
-                for _, key in self.keys(document_id, text, prompts):
-                    answers = self.ledger.rows(key)
+                with_text = with_text or bool(text)
+                for prompt, key in self.keys(document_id, text, prompts):
+                    answers = self.ledger.rows(key) if text else [self._failed_row(prompt, key) | _NO_TEXT]
                     if not answers or len(answers) < answers[0]["windows"]:
                         counts["open"] += 1
                         continue
@@ -422,8 +447,9 @@ class Run:
                         failed.write(json.dumps(shown, ensure_ascii=False) + "\n")
                     rows.append(row)
             write(self.output(shard, table, rows))
-        if counts["documents"] == 0:
-            raise InputError(f"no document could be read from {', '.join(self.source.paths)}: {dict(rejects.counts)}")
+        if not with_text:
+            why = {**rejects.counts} | ({"no_text": counts["documents"]} if counts["documents"] else {})
+            raise InputError(f"no document could be read from {', '.join(self.source.paths)}: {why}")
         return counts
 
     def output(self, shard: InputShard, table: pa.Table, rows: list[dict[str, Any]]) -> pa.Table:

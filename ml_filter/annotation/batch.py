@@ -28,10 +28,10 @@ from filelock import FileLock, Timeout
 from loguru import logger
 from pydantic import BaseModel, SecretStr, TypeAdapter
 
-from ml_filter.annotation.annotate import Call, Run, prepare, run_to_the_end
+from ml_filter.annotation.annotate import Call, Run, configured_endpoints, prepare, run_to_the_end
 from ml_filter.annotation.budget import Usage
 from ml_filter.annotation.client import Endpoint, RequestFailed, failure_of
-from ml_filter.annotation.judge import constraint_for, read_answer, request_for
+from ml_filter.annotation.judge import body_to_send, constraint_for, read_answer, request_for
 from ml_filter.annotation.ledger import Key, Ledger
 from ml_filter.annotation.parsing import Answer, AnswerError
 from ml_filter.annotation.prompts import Question
@@ -41,7 +41,7 @@ from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.readers import known_rows
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
 from ml_filter.progress import progress
-from ml_filter.settings import AnnotateConfig, BatchConfig, Settings, SourceConfig
+from ml_filter.settings import AnnotateConfig, BatchConfig, EndpointConfig, Settings, SourceConfig
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -155,6 +155,8 @@ class _Writer(Run):
 
     async def write(self, files: _RequestFiles) -> None:
         tokenizer = LocalTokenizer(self.config.tokenizer) if self.config.tokenizer else None
+        first = next(iter(self.config.endpoints), None)
+        model = first.model if isinstance(first, EndpointConfig) and first.model else self.annotator
         windows: dict[str, Windows] = {}
         rows = known_rows(self.shards)
         with progress("Writing requests", None if rows is None else rows * self.votes * len(self.criteria)) as bar:
@@ -164,8 +166,8 @@ class _Writer(Run):
                     windows[prompt.digest] = await Windows.of(self.config, prompt, tokenizer, context)
                 async for call in self._calls(windows[prompt.digest], key, text, statuses):
                     self.budget.settle(call.reserved, 0, Answer(text=""))
-                    path, body = request_for(prompt, call.piece, key.vote, self.annotator, self.config, tokenizer)
-                    files.add(call, f"/v1/{path}", body | self._constraint(prompt))
+                    path, body = request_for(prompt, call.piece, key.vote, self.config, tokenizer)
+                    files.add(call, f"/v1/{path}", body_to_send(model, body, self._constraint(prompt), self.config))
                 bar.advance()
                 if self.budget.is_spent:
                     break
@@ -267,10 +269,10 @@ class _Batch:
 
     def endpoint(self, settings: Settings) -> Endpoint:
         """Where the batch goes: the first endpoint."""
-        urls = self.annotate.endpoints or [url.strip() for url in (settings.endpoint or "").split(",") if url.strip()]
-        if not urls:
+        endpoints = configured_endpoints(self.annotate, settings)
+        if not endpoints:
             raise ConfigError("there is no endpoint to submit to; set ML_FILTER_ENDPOINT, or give --endpoint to write")
-        return Endpoint(urls[0], self.annotate.model or "", settings.api_key or SecretStr("none"))
+        return endpoints[0]
 
 
 @contextmanager
@@ -305,7 +307,9 @@ def _provider(endpoint: Endpoint) -> Iterator[OpenAI]:
     try:
         yield client
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise EndpointError(f"{endpoint.base_url} refuses the key; set ML_FILTER_API_KEY") from error
+        raise EndpointError(
+            f"{endpoint.base_url} refuses the key; set {endpoint.key_name or 'ML_FILTER_API_KEY'}"
+        ) from error
     except openai.APIError as error:
         said = endpoint.public(str(error))
         raise EndpointError(

@@ -81,7 +81,7 @@ class Budget:
     def _wanted(self, prompt: Question, piece: str) -> Usage:
         rate = _MARGIN * self._tokens / self._bytes if self._bytes else _TOKENS_PER_BYTE
         completion = 1 if prompt.mode == "choice" and prompt.top_logprobs else prompt.max_tokens
-        return Usage(rate * question_bytes(prompt, piece), completion)
+        return Usage(rate * question_bytes(prompt, piece), self.config.answer_tokens(completion))
 
     def _fits(self, wanted: Usage) -> bool:
         total = self.used.plus(self._reserved).plus(wanted)

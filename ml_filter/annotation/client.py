@@ -36,6 +36,8 @@ class Endpoint:
     model: str
     api_key: SecretStr
     max_concurrency: int | None = None
+    key_name: str | None = None
+    """The environment variable of the key, where it is not the usual one."""
 
     def url(self, path: str) -> str:
         """The address of an API path such as `chat/completions`."""
@@ -149,7 +151,9 @@ def failure_of(endpoint: Endpoint, status: int, content: bytes, retry_after: str
     """What a response of status 400 and above means: RequestFailed, or EndpointError where no request can succeed."""
     said = endpoint.public(_message(content))
     if status in (401, 403):
-        return EndpointError(f"{endpoint.base_url} refuses the key ({status}); set ML_FILTER_API_KEY")
+        return EndpointError(
+            f"{endpoint.base_url} refuses the key ({status}); set {endpoint.key_name or 'ML_FILTER_API_KEY'}"
+        )
     if status == 404:
         return EndpointError(
             f"{endpoint.base_url} does not know the model {endpoint.model!r} or the path; check --model "

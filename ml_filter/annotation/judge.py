@@ -61,13 +61,12 @@ class Judge:
             RequestFailed: no usable answer after all tries; its `code` is the error code of the failed annotation.
             EndpointError: no request can succeed, or the endpoints have stopped answering.
         """
-        model = self.pool.endpoints[0].model
-        path, body = request_for(prompt, piece, vote, model, self.config, self.tokenizer)
+        path, body = request_for(prompt, piece, vote, self.config, self.tokenizer)
         constraint = constraint_for(prompt, self.config)
 
         def body_for(endpoint: Endpoint) -> dict[str, Any]:
-            free = not constraint or endpoint.base_url in self._unconstrained
-            return body if free else body | constraint
+            allowed = {} if endpoint.base_url in self._unconstrained else constraint
+            return body_to_send(endpoint.model, body, allowed, self.config)
 
         try:
             response = await self.pool.post(path, body_for, _read_words)
@@ -101,11 +100,10 @@ def constraint_for(prompt: Question, config: AskConfig) -> dict[str, Any]:
 
 
 def request_for(
-    prompt: Question, piece: str, vote: int, model: str, config: AskConfig, tokenizer: Tokenizer | None
+    prompt: Question, piece: str, vote: int, config: AskConfig, tokenizer: Tokenizer | None
 ) -> tuple[str, dict[str, Any]]:
-    """The API path and the body, without constraint, that ask about a piece of a document."""
+    """The API path and what of the body asks about a piece of a document, whatever the server."""
     body: dict[str, Any] = {
-        "model": model,
         "max_tokens": 1 if prompt.mode == "choice" and prompt.top_logprobs else prompt.max_tokens,
         "temperature": config.temperature,
         "seed": config.seed + vote,
@@ -119,14 +117,20 @@ def request_for(
         body["messages"] = messages
         if prompt.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": prompt.top_logprobs}
-        return "chat/completions", body | config.extra_body
+        return "chat/completions", body
     if prompt.api == "chat":
         assert isinstance(tokenizer, LocalTokenizer)
         question = tokenizer.render_chat(messages, add_generation_prompt=config.add_generation_prompt)
     body["prompt"] = question
     if prompt.top_logprobs:
         body["logprobs"] = prompt.top_logprobs
-    return "completions", body | config.extra_body
+    return "completions", body
+
+
+def body_to_send(model: str, body: dict[str, Any], constraint: dict[str, Any], config: AskConfig) -> dict[str, Any]:
+    """The whole body; `extra_body` has the last word, and a field that it sets to null is left out."""
+    whole = {"model": model} | body | constraint | config.extra_body
+    return {name: value for name, value in whole.items() if config.extra_body.get(name, value) is not None}
 
 
 def read_answer(payload: dict[str, Any]) -> Answer:

@@ -13,6 +13,10 @@ from statistics import fmean
 from ml_filter.annotation.client import storable
 from ml_filter.annotation.prompts import Prompt
 
+_PLAIN = str.maketrans({",": ".", "\u066b": ".", "\u2212": "-"})
+"""The Arabic decimal separator and the minus sign as `float` reads them."""
+_SHOWN_CHARS = 100
+
 
 @dataclass(frozen=True)
 class Token:
@@ -69,9 +73,12 @@ def read_verdict(answer: Answer, prompt: Prompt) -> Verdict:
 def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
     if not answer.text.strip():
         raise AnswerError("empty_answer", "the model wrote nothing")
-    matches = [match for match in prompt.score_pattern.finditer(answer.text) if match[1]]
+    matches = prompt.scores_in(answer.text)
     if not matches:
-        raise AnswerError("unparsable_score", f"no match of {prompt.score_pattern.pattern!r}")
+        end = answer.text.strip()[-_SHOWN_CHARS:]
+        raise AnswerError(
+            "unparsable_score", f"the answer holds no score that {prompt.name} finds; it ends with {end!r}"
+        )
     match = matches[-1]  # models restate the scale before they decide
     score = _number(match[1])
     if score is None:
@@ -87,7 +94,7 @@ def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
 def _number(text: str) -> float | None:
     """A number in any script's digits, with a point or a comma, or a single numeral such as \u4e94 (5)."""
     try:
-        return float(text.replace(",", ".").replace("\u066b", "."))  # U+066B: the Arabic decimal separator
+        return float(text.translate(_PLAIN))
     except ValueError:
         return unicodedata.numeric(text, None) if len(text) == 1 else None
 

@@ -1,6 +1,6 @@
 """Prompts are data: YAML files with a digest, so that every score says which words made it.
 
-A prompt asks in one of three modes. `generate`: the model writes an answer, the last match of `pattern` is the
+A prompt asks in one of three modes. `generate`: the model writes an answer, the last match of its pattern is the
 score, and the token log-probabilities at that place give an expected score. `json`: the answer is a JSON object with
 `reason` and `score`, held to its schema by servers that can. `choice`: the model's next token is compared over labelled
 choices, and nothing is written, the way to use models too small to follow a rubric; with `top_logprobs: 0` the model
@@ -25,13 +25,31 @@ from ml_filter.settings import problems_in, prompt_file, read_yaml
 
 SLOT = "{text}"
 _SPECIAL_TOKEN = re.compile(
-    r"<[|\uff5c](?=[\w/\u2581])"  # <|im_end|> and the like, DeepSeek's with a full-width bar
-    r"|<(?=/?(?:s|bos|eos|eop|eod|sop|unk|pad|mask|think|im_start|im_end|(?:start|end)_of_\w+)>)"
-    r"|<(?=/?(?:tool_\w+|unused\d+|extra_id_\d+|reserved_\d+|SPECIAL_\d+)>)|<(?=</?SYS>>)"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|gMASK|CLS|SEP|MASK)\])"
+    r"<[|\uff5c](?=[\w/\u2581])|<(?=\w+[|\uff5c]>)"  # <|im_end|>, <turn|>; DeepSeek's have a wide bar
+    r"|<(?=/?(?:s|eop|eod|sop|think|im_start|im_end|(?:start|end)_of_\w+)>)"
+    r"|<(?=/?(?i:bos|eos|unk|pad|mask|cls|sep)(?:_token|_TOKEN)?>)"
+    r"|<(?=/?(?:tool_\w+|unused\d+|extra_id_\d+|reserved_\d+|SPECIAL_\d+|seed:\w+|fim_\w+)>)|<(?=</?SYS>>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|MODEL_SETTINGS|THINK)\])"
+    r"|\[(?=/?(?:CALL_ID|ARGS|IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|gMASK|sMASK|CLS|SEP|MASK)\])"
+    r"|\](?=~!?b[\[\]])|\[(?=e~\[)|\](?=<\]\w+\[>\[)"  # MiniMax's
 )
-"""The signs at which tokens begin that chat templates act on."""
+"""The signs at which tokens begin that chat templates act on. Of the model at hand, a tokenizer knows more."""
 JSON_SCORE = r'(?i)"score"\s*:\s*"?(-?\d+(?:\.\d+)?)'
+_LABEL = r"""[*\#]{0,3} (?<![^\W_]) score [\s*_"'`]{0,8}"""
+_SCALE = (
+    r"(?: [(\[\uff08] [^()\[\]\uff08\uff09\n]{0,40} [)\]\uff09] | \d+ \s? (?: [-\u2013] | to ) \s? \d+ ) [\s*_]{0,8}"
+)
+_COLON = r"(?: [:\uff1a=\uff1d|\u2192] | -{1,2}> | (?<=score)> | [-\u2013\u2014](?=\s) )"
+_DRESS = r"""[\s*_"'`<(\[$]{0,8}"""
+_BOX = r"\\boxed \s? \{ \s?"
+_NUMBER = r"""( [-\u2212]? \d+ (?: [.,\u066b]\d+ )? ) (?! \d | [.,\u066b]\d )"""
+_NO_RANGE = r"(?! [ \t]* (?: [-\u2013\u2014] | to | bis | a | or ) [ \t]* \d )"
+SCORE_PATTERNS = (
+    rf"(?xi) (?: {_LABEL} (?: {_SCALE} )? {_COLON} {_DRESS} (?: {_BOX} )? | {_BOX} ) {_NUMBER} {_NO_RANGE}",
+    rf"(?xi) {_LABEL} (?: (?: is|of|at|was|ist|es ) \b :? {_DRESS} )? (?: {_BOX} )? {_NUMBER} {_NO_RANGE}",
+)
+"""For a prompt that names no pattern: `Score: 4`, `**Score (0-5):** 4` or `\\boxed{4}` and, where an answer has none of
+these, `The score is 4` or `score 4`."""
 
 
 class _Strict(BaseModel):
@@ -142,20 +160,30 @@ class Prompt(Question):
     """A question to an LLM whose answer is a score."""
 
     score: ScoreRange
-    pattern: str = ""
+    pattern: str | tuple[str, ...] = Field(
+        "", description="generate mode; of several, the first that is found counts; unset: SCORE_PATTERNS"
+    )
     calibration: Calibration | None = None
     max_reason_chars: Annotated[int, Field(gt=0)] | None = Field(
         None, description="json mode: longest reason the schema allows, so that small models come to the score"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_pattern(cls, fields: Any) -> Any:
+        """The default stands in the prompt like one of its own, so that the digest covers it."""
+        if isinstance(fields, dict) and fields.get("mode", "generate") == "generate":
+            return {"pattern": SCORE_PATTERNS, **fields}
+        return fields
+
     @model_validator(mode="after")
     def _is_complete(self) -> Prompt:
         if self.mode == "generate":
             try:
-                groups = re.compile(self.pattern).groups
+                groups = [pattern.groups for pattern in self._patterns]
             except re.error as error:
                 raise ValueError(f"pattern is no regular expression: {error}") from error
-            if groups != 1:
+            if not groups or set(groups) != {1}:
                 raise ValueError("pattern must have exactly one group, around the score")
         elif self.mode == "choice":
             if len(self.choices) < 2:
@@ -166,9 +194,15 @@ class Prompt(Question):
         return self
 
     @cached_property
-    def score_pattern(self) -> re.Pattern[str]:
-        """What finds the score in a written answer; one group."""
-        return re.compile(JSON_SCORE if self.mode == "json" else self.pattern)
+    def _patterns(self) -> Sequence[re.Pattern[str]]:
+        patterns = JSON_SCORE if self.mode == "json" else self.pattern
+        return [re.compile(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+
+    def scores_in(self, answer: str) -> list[re.Match[str]]:
+        """The places of a written answer that may be the score, its first group: the matches of the first pattern that
+        has any."""
+        found = ([match for match in pattern.finditer(answer) if match[1]] for pattern in self._patterns)
+        return next(filter(None, found), [])
 
     @property
     def json_schema(self) -> dict[str, Any]:

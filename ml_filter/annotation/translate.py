@@ -222,7 +222,7 @@ class _Pieces(Windows):
     """All of a document, in pieces that end with a paragraph where they can."""
 
     async def pieces(self, document: str) -> tuple[Sequence[str], bool]:
-        return split_text(self.prompt.clean(document).strip(), self.limit), False
+        return split_text(self.clean(document).strip(), self.limit), False
 
 
 def split_text(text: str, limit: int) -> list[str]:
@@ -263,7 +263,7 @@ class _TranslateRun(Run):
         return [] if language is not None and language == _default_code(self.question.language) else [self.question]
 
     async def windows(self, judge: Judge, prompt: Question) -> Windows:
-        return _Pieces(self.config, prompt, None, prompt.max_text_chars)
+        return _Pieces(self.config, prompt, judge.tokenizer, prompt.max_text_chars)
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
         translation = without_fence(answer.text)
@@ -408,7 +408,7 @@ def shown_answers(prompt: Prompt) -> list[str]:
     for line in prompt.text.splitlines():
         for place in _PLACEHOLDER.finditer(line):
             answer = line[: place.start()] + score
-            matches = [match for match in prompt.score_pattern.finditer(answer) if match[1] == score]
+            matches = [match for match in prompt.scores_in(answer) if match[1] == score]
             if matches:
                 found.append(answer[matches[-1].start() : matches[-1].start(1)])
     return found

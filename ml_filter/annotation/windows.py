@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from ml_filter.annotation.client import Client, Endpoint, RequestFailed
@@ -16,7 +17,12 @@ _TEMPLATE_TOKENS = 32
 
 
 class Tokenizer(Protocol):
-    """Counts and cuts text by a model's tokens."""
+    """Counts and cuts text by a model's tokens.
+
+    `special_token` finds the first sign of each special token in a text, where the tokenizer tells which it has.
+    """
+
+    special_token: re.Pattern[str] | None
 
     async def count(self, text: str) -> int:
         """Tokens of a text, without special ones."""
@@ -39,6 +45,8 @@ class LocalTokenizer:
             ) from error
         if not self.tokenizer.is_fast:
             raise ConfigError(f"tokenizer {name!r} does not say where its tokens stand in the text (no fast tokenizer)")
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        self.special_token = _starts_of([*added, *self.tokenizer.all_special_tokens])
 
     async def count(self, text: str) -> int:
         """Tokens of a text, without special ones."""
@@ -71,6 +79,8 @@ class LocalTokenizer:
 
 class ServerTokenizer:
     """The endpoint's own tokenizer: `/tokenize` and `/detokenize` of vLLM and of llama.cpp's server."""
+
+    special_token: re.Pattern[str] | None = None
 
     def __init__(self, client: Client, endpoint: Endpoint) -> None:
         self.client, self.endpoint = client, endpoint
@@ -106,6 +116,14 @@ class ServerTokenizer:
             raise ConfigError(
                 f"{self.endpoint.server_url(path)} does not work ({error}); give --tokenizer a Hub name or directory"
             ) from error
+
+
+def _starts_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    """What finds the first sign of each token; words and single signs, which text is made of, are left out."""
+    marked = sorted({token for token in tokens if len(token.strip()) > 1 and not token.strip().isalnum()})
+    if not marked:
+        return None
+    return re.compile("|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in marked))
 
 
 def _start(text: str, size: int) -> str:
@@ -149,19 +167,26 @@ class Windows:
         limit = prompt.max_text_tokens
         if context_tokens is not None:
             question = await tokenizer.count((prompt.system or "") + prompt.text.replace(SLOT, ""))
-            room = context_tokens - question - prompt.max_tokens - _TEMPLATE_TOKENS
+            answer = config.answer_tokens(prompt.max_tokens)
+            room = context_tokens - question - answer - _TEMPLATE_TOKENS
             if room < 1:
                 raise ConfigError(
-                    f"prompt {prompt.name} ({question:,} tokens) and its answer ({prompt.max_tokens:,}) leave no room "
+                    f"prompt {prompt.name} ({question:,} tokens) and its answer ({answer:,}) leave no room "
                     f"for text in a context of {context_tokens:,} tokens"
                 )
             limit = min(limit or room, room)
         assert limit is not None
         return cls(config, prompt, tokenizer, limit)
 
+    def clean(self, document: str) -> str:
+        """The document as it may stand in the question, the tokenizer's own special tokens defused as well."""
+        text = self.prompt.clean(document)
+        special = self.tokenizer.special_token if self.tokenizer else None
+        return special.sub(lambda m: m[0] + " ", text) if special else text
+
     async def pieces(self, document: str) -> tuple[Sequence[str], bool]:
         """What is asked about, and whether part of the document is left out."""
-        text = self.prompt.clean(document)
+        text = self.clean(document)
         pieces: list[str] = []
         while text and len(pieces) < self.most:
             pieces.append(await self._head(text))

@@ -24,7 +24,7 @@ from ml_filter.cli.options import (
     example,
     source_config,
 )
-from ml_filter.cli.output import show
+from ml_filter.cli.output import kept_when_stopped, show
 
 
 @app.command(
@@ -107,5 +107,6 @@ def annotate(
         budget_usd=budget_usd,
         ledger=ledger,
     )
-    made = annotate_documents(source_config([docs], text_column, id_column, split, subset), settings, output)
+    with kept_when_stopped():
+        made = annotate_documents(source_config([docs], text_column, id_column, split, subset), settings, output)
     show(made, settings.usd(made.counts["prompt_tokens"], made.counts["completion_tokens"]))

@@ -28,7 +28,7 @@ from ml_filter.cli.options import (
     source_config,
     stage_config,
 )
-from ml_filter.cli.output import show, show_comparison
+from ml_filter.cli.output import kept_when_stopped, show, show_comparison
 
 
 @app.command(
@@ -89,7 +89,9 @@ def translate(
             print(f"in {path}")
         return
     documents = source_config([source], text_column, id_column, split, subset)
-    for made in translate_documents(documents, languages, settings, output):
+    with kept_when_stopped():
+        manifests = translate_documents(documents, languages, settings, output)
+    for made in manifests:
         show(made, settings.usd(made.counts["prompt_tokens"], made.counts["completion_tokens"]))
 
 
@@ -102,11 +104,13 @@ def translate(
 )
 def label(
     docs: OneSource,
-    labels: Annotated[
-        list[str],
-        typer.Option(help="Name of a list in configs/labels, or a YAML file; several facets: one --labels each"),
-    ],
     output: Output,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of a list in configs/labels, or a YAML file; several facets: one --labels each (default: domain)"
+        ),
+    ] = None,
     by: Annotated[
         str, typer.Option(help="Columns, comma-separated, whose values the report tells apart (default: the files)")
     ] = "",
@@ -139,7 +143,8 @@ def label(
         max_failed_share=max_failed_share,
         retry_failed=retry_failed or None,
     )
-    made = label_documents(source_config([docs], text_column, id_column, split, subset), settings, output)
+    with kept_when_stopped():
+        made = label_documents(source_config([docs], text_column, id_column, split, subset), settings, output)
     show(made, settings.usd(made.counts["prompt_tokens"], made.counts["completion_tokens"]))
     print(f"report in {made.path_of(REPORT_NAME)}")
 
@@ -207,5 +212,6 @@ def compare(
         examples=examples,
     )
     a, b = two_sides(common, prompt or [], model or [], endpoint or [])
-    comparison, manifest = compare_annotators(source, a, b, how, output)
+    with kept_when_stopped():
+        comparison, manifest = compare_annotators(source, a, b, how, output)
     show_comparison(comparison, manifest.root)

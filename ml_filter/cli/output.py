@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -29,6 +31,16 @@ def figures_of(evaluation: Evaluation) -> dict[str, float]:
     figures = evaluation.figures()
     del figures["documents"], figures["threshold"]
     return {name: value for name, value in figures.items() if not name[-1].isdigit()}
+
+
+@contextmanager
+def kept_when_stopped() -> Iterator[None]:
+    """Say what Ctrl-C leaves of a run that keeps its answers in a ledger."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped: every answer so far is kept; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 def show(manifest: Manifest, usd: float | None = None) -> None:

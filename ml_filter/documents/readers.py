@@ -56,14 +56,20 @@ def known_rows(shards: Sequence[InputShard]) -> int | None:
     return rows
 
 
-def read_shard(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[pa.Table]:
+def read_shard(
+    shard: InputShard, source: SourceConfig, rejects: RejectsLog, *, with_blank: bool = False
+) -> Iterator[pa.Table]:
     """Stream one shard as tables of documents.
+
+    Args:
+        with_blank: hand documents that have an id and a null or blank text on, with the text "", instead of rejecting
+            them.
 
     Raises:
         InputError: a column that the source configuration names does not exist.
     """
     if shard.format == "parquet":
-        yield from _read_parquet(shard, source, rejects)
+        yield from _read_parquet(shard, source, rejects, with_blank)
         return
     rows: Iterable[Row]
     if shard.format == "jsonl":
@@ -74,7 +80,7 @@ def read_shard(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> 
         rows = ((row["id"], row) for row in installed.read_installed())
     else:
         rows = _read_hub(shard, source)
-    yield from _tables(rows, shard, source, rejects)
+    yield from _tables(rows, shard, source, rejects, with_blank)
 
 
 def _open(shard: InputShard, rejects: RejectsLog) -> IO[bytes] | None:
@@ -85,11 +91,13 @@ def _open(shard: InputShard, rejects: RejectsLog) -> IO[bytes] | None:
         return None
 
 
-def _tables(rows: Iterable[Row], shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[pa.Table]:
+def _tables(
+    rows: Iterable[Row], shard: InputShard, source: SourceConfig, rejects: RejectsLog, with_blank: bool
+) -> Iterator[pa.Table]:
     batch: list[dict[str, Any]] = []
     size = 0
     for place, row in rows:
-        document = _document(place, row, shard, source, rejects)
+        document = _document(place, row, shard, source, rejects, with_blank)
         if document is None:
             continue
         batch.append(document)
@@ -123,9 +131,13 @@ def _storable(kind: pa.DataType) -> bool:
 
 
 def _document(
-    place: str, row: dict[str, Any], shard: InputShard, source: SourceConfig, rejects: RejectsLog
+    place: str, row: dict[str, Any], shard: InputShard, source: SourceConfig, rejects: RejectsLog, with_blank: bool
 ) -> dict[str, Any] | None:
     text = row.get(source.text_column)
+    given = row.get(source.id_column or "id")
+    others = {k: v for k, v in row.items() if k not in (source.text_column, source.id_column or "id", "text", "id")}
+    if with_blank and given is not None and _is_blank(text) and source.text_column in row:
+        return {"id": str(given), "text": "", **others}
     if not isinstance(text, str):
         found = "null" if text is None else type(text).__name__
         rejects.add(shard.uri, place, "missing_text", f"column {source.text_column!r} holds {found}")
@@ -134,9 +146,11 @@ def _document(
     if reason:
         rejects.add(shard.uri, place, *reason)
         return None
-    given = row.get(source.id_column or "id")
-    others = {k: v for k, v in row.items() if k not in (source.text_column, source.id_column or "id", "text", "id")}
     return {"id": text_id(text) if given is None else str(given), "text": text, **others}
+
+
+def _is_blank(text: Any) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())
 
 
 def _unusable(text: str, source: SourceConfig) -> tuple[str, str] | None:
@@ -159,7 +173,7 @@ def _unusable(text: str, source: SourceConfig) -> tuple[str, str] | None:
 # --- Parquet ---------------------------------------------------------------------------------------------------------
 
 
-def _read_parquet(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[pa.Table]:
+def _read_parquet(shard: InputShard, source: SourceConfig, rejects: RejectsLog, with_blank: bool) -> Iterator[pa.Table]:
     raw = _open(shard, rejects)
     if raw is None:
         return
@@ -178,7 +192,7 @@ def _read_parquet(shard: InputShard, source: SourceConfig, rejects: RejectsLog) 
             rows = file.metadata.row_group(group).num_rows
             try:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group]):
-                    yield _normalise(pa.Table.from_batches([batch]), first, shard, source, rejects)
+                    yield _normalise(pa.Table.from_batches([batch]), first, shard, source, rejects, with_blank)
                     first += batch.num_rows
                     rows -= batch.num_rows
             except (pa.ArrowException, OSError) as error:
@@ -187,7 +201,7 @@ def _read_parquet(shard: InputShard, source: SourceConfig, rejects: RejectsLog) 
 
 
 def _normalise(
-    table: pa.Table, first_row: int, shard: InputShard, source: SourceConfig, rejects: RejectsLog
+    table: pa.Table, first_row: int, shard: InputShard, source: SourceConfig, rejects: RejectsLog, with_blank: bool
 ) -> pa.Table:
     texts = table.column(source.text_column)
     if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type) or pa.types.is_null(texts.type)):
@@ -198,6 +212,12 @@ def _normalise(
     sizes = pc.binary_length(texts.cast(pa.large_string()))
     blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts.cast(pa.large_string()))), 0)
     usable = pc.fill_null(pc.and_(pc.invert(blank), pc.less_equal(sizes, source.max_text_bytes)), False)
+    id_column = source.id_column or "id"
+    if with_blank and id_column in table.column_names:
+        kept = pc.and_(pc.fill_null(blank, True), pc.is_valid(table.column(id_column)))
+        kept = pc.and_(kept, pa.array([i not in broken for i in range(len(texts))]))
+        texts = pc.if_else(kept, "", texts)
+        usable = pc.or_(usable, kept)
     if not pc.all(usable).as_py():
         for offset in pc.indices_nonzero(pc.invert(usable)).to_pylist():
             place = f"row {first_row + offset}"
@@ -208,9 +228,7 @@ def _normalise(
                 rejects.add(shard.uri, place, "missing_text", f"column {source.text_column!r} holds null")
             else:
                 rejects.add(shard.uri, place, *(_unusable(text, source) or ("empty_text", "")))
-        table = table.filter(usable)
-        texts = table.column(source.text_column)
-    id_column = source.id_column or "id"
+        table, texts = table.filter(usable), texts.filter(usable)
     if id_column in table.column_names:
         ids = table.column(id_column).cast(pa.string())
         if ids.null_count:

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from loguru import logger
 from misbehaving import Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
-from ml_filter.settings import AnnotateConfig, Settings, SourceConfig
+from ml_filter.settings import AnnotateConfig, Settings, SourceConfig, problems_in
 
 KEY = "sk-the-very-secret-key"
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(KEY))
@@ -50,7 +50,7 @@ def test_answers_that_come_in_any_order_are_written_in_input_order(serve, pages,
     delay = random.Random(1)
     server = serve(lambda asked: Reply(chat(f"Score: {int(asked.document[1:]) % 6}"), delay_s=delay.random() / 20))
     made = annotate_documents(pages(40), asking(server, max_concurrency=10), tmp_path / "out", SETTINGS)
-    assert [asked.document for asked in server.requests] != sorted(server.finished, key=lambda d: int(d[1:]))
+    assert list(server.finished) != sorted(server.finished, key=lambda d: int(d[1:]))
     assert [(row["document_id"], row["score"]) for row in rows(made)] == [(f"d{i}", i % 6) for i in range(40)]
     assert set(server.asked.values()) == {1}
 
@@ -107,6 +107,37 @@ def test_a_request_says_what_the_prompt_and_the_configuration_say(serve, pages, 
         "logprobs": True,
         "top_logprobs": 4,
     }
+
+
+def test_each_endpoint_may_have_its_own_name_for_the_model_and_its_own_key(serve, pages, asking, tmp_path, monkeypatch):
+    mine, theirs = serve(always(Reply(GOOD, delay_s=0.02))), serve(always(Reply(GOOD, delay_s=0.02)))
+    entry = {"url": theirs.url, "model": "vendor/the-model-fp8", "api_key_env": "VENDOR_KEY"}
+    given = asking(mine, endpoints=[mine.url, entry], model="the-model")
+    source, settings = pages(20), SETTINGS.model_copy(update={"api_key": SecretStr("the-usual-key")})
+    with pytest.raises(ConfigError, match=f"variable VENDOR_KEY, the key of {theirs.url}, is not set"):
+        annotate_documents(source, given, tmp_path / "out", settings)
+    monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
+    made = annotate_documents(source, given, tmp_path / "out", settings)
+    assert (mine.keys, theirs.keys) == ({"Bearer the-usual-key"}, {"Bearer a-key-of-the-vendor"})
+    assert {asked.body["model"] for asked in mine.requests} == {"the-model"}
+    assert {asked.body["model"] for asked in theirs.requests} == {"vendor/the-model-fp8"}
+    assert {row["annotator"] for row in rows(made)} == {"the-model"}
+    assert not any(b"a-key-of-the-vendor" in file.read_bytes() for file in (tmp_path / "out").rglob("*.*"))
+
+
+def test_a_key_that_an_endpoint_refuses_is_named_by_its_variable(serve, pages, asking, tmp_path, monkeypatch):
+    server = serve(lambda _: refused(401, "wrong key"))
+    monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
+    given = asking(server, endpoints=[{"url": server.url, "api_key_env": "VENDOR_KEY"}])
+    with pytest.raises(EndpointError, match=r"refuses the key \(401\); set VENDOR_KEY$"):
+        annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
+
+
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated():
+    with pytest.raises(ValidationError) as caught:
+        AnnotateConfig(endpoints=[{"url": "http://x/v1", "api_key_env": "sk-secret"}])
+    assert "api_key_env" in problems_in(caught.value, "annotate")
+    assert "sk-secret" not in problems_in(caught.value, "annotate")
 
 
 def test_without_wish_for_log_probabilities_none_are_asked_for(serve, pages, asking, prompt_file, tmp_path):
@@ -392,6 +423,44 @@ def test_tokens_of_failed_answers_are_spent_even_when_they_are_asked_again(serve
         with pytest.raises(TooManyFailures):
             annotate_documents(source, given, tmp_path / "out", SETTINGS)
         assert least <= len(server.requests) <= min(least, 9) + 1
+
+
+# --- Documents without text ------------------------------------------------------------------------------------------
+
+WITHOUT_TEXT = [{"id": "a", "text": ""}, {"id": "b", "text": " \n"}, {"id": "c", "text": None}]
+NAMELESS = [{"id": None, "text": ""}, {"id": None, "text": None}]
+
+
+@pytest.fixture(params=["jsonl", "parquet"])
+def half_empty(request, tmp_path) -> SourceConfig:
+    """Three documents with text, three without, and two without that have no id either."""
+    path = tmp_path / f"pages.{request.param}"
+    documents = [{"id": f"d{i}", "text": f"[d{i}] a page"} for i in range(3)] + WITHOUT_TEXT + NAMELESS
+    if request.param == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in documents))
+    else:
+        pq.write_table(pa.Table.from_pylist(documents), path)
+    return SourceConfig(paths=[str(path)])
+
+
+def test_a_document_without_text_fails_and_is_not_missing(half_empty, serve, asking, tmp_path):
+    server = serve(always(GOOD))
+    made = annotate_documents(half_empty, asking(server, votes=2, temperature=1.0), tmp_path / "out", SETTINGS)
+    found = [(row["document_id"], row["vote"], row["status"], row["error"]) for row in rows(made)]
+    assert found == [(f"d{i}", vote, "scored", None) for i in range(3) for vote in range(2)] + [
+        (one, vote, "failed", "no_text") for one in "abc" for vote in range(2)
+    ]
+    assert set(server.asked) == {"d0", "d1", "d2"}
+    assert (made.counts["documents"], made.counts["failed_no_text"], made.counts["rejected"]) == (6, 6, 2)
+
+
+def test_documents_without_text_count_towards_the_share_that_fails(half_empty, serve, asking, tmp_path):
+    server = serve(always(GOOD))
+    with pytest.raises(TooManyFailures, match=r"3 of 6 answers failed \(no_text 3\)"):
+        annotate_documents(half_empty, asking(server, max_failed_share=0.1), tmp_path / "out", SETTINGS)
+    again = asking(server, max_failed_share=0.5, retry_failed=True)
+    assert annotate_documents(half_empty, again, tmp_path / "out", SETTINGS).counts["scored"] == 3
+    assert len(server.requests) == 3
 
 
 # --- Again, killed, and beside another run ---------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def answers_in(ledger: Path) -> Counter[str]:
 def test_a_batch_holds_the_requests_that_annotate_would_send(serve, pages, asking, prompt_file, tmp_path):
     server = serve(lambda asked: chat("Score: 3"))
     prompts = [prompt_file(system="Be strict."), prompt_file("json", mode="json", pattern="", criterion="depth")]
-    given = asking(server, prompts=prompts, votes=2, temperature=0.5, seed=7, extra_body={"min_p": 0.1})
+    given = asking(server, prompts=prompts, votes=2, temperature=0.5, seed=7, extra_body={"min_p": 0.1, "seed": None})
     source = pages(3)
     write_batch(source, given, BatchConfig(), tmp_path / "batch", SETTINGS)
     annotate_documents(source, given, tmp_path / "online", SETTINGS)
@@ -256,6 +256,16 @@ def test_a_batch_holds_the_requests_that_annotate_would_send(serve, pages, askin
     sent = sorted(json.dumps(asked.body, sort_keys=True) for asked in server.requests)
     assert sorted(json.dumps(line["body"], sort_keys=True) for line in written) == sent
     assert {(line["method"], line["url"]) for line in written} == {("POST", "/v1/chat/completions")}
+
+
+def test_a_batch_goes_to_the_first_endpoint_under_its_name_for_the_model(pages, asking, provide, tmp_path, monkeypatch):
+    server = provide()
+    monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
+    entry = {"url": server.url, "model": "vendor/m", "api_key_env": "VENDOR_KEY"}
+    write_batch(pages(2), asking(server, endpoints=[entry, "http://x/v1"]), BatchConfig(), tmp_path / "b", SETTINGS)
+    assert {line["body"]["model"] for line in lines_in(tmp_path / "b")} == {"vendor/m"}
+    made = bring_home(tmp_path / "b", tmp_path / "out")
+    assert {row["annotator"] for row in pq.read_table(made.shard_paths()[0]).to_pylist()} == {"m"}
 
 
 @how(max_examples=10, deadline=None)

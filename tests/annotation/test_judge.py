@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.judge import read_answer
 from ml_filter.annotation.parsing import AnswerError, read_verdict
 from ml_filter.annotation.prompts import Prompt
-from ml_filter.errors import ConfigError, EndpointError
+from ml_filter.errors import ConfigError, EndpointError, TooManyFailures
 from ml_filter.settings import Settings, SourceConfig
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
@@ -99,6 +100,61 @@ def test_where_structure_is_off_none_is_asked_for(serve, pages, asking, prompt_f
     given = asking(server, prompts=[prompt_file(**AS_JSON)], structured="off")
     assert annotate_documents(pages(3), given, tmp_path / "out", SETTINGS).counts["scored"] == 3
     assert len(server.requests) == 3
+
+
+# --- Fields that a server wants otherwise ----------------------------------------------------------------------------
+
+
+def like_a_reasoning_model(asked: Asked) -> Reply | dict[str, Any]:
+    if "max_tokens" in asked.body:
+        message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
+        return refused(400, message)
+    if {"temperature", "seed"} & asked.body.keys():
+        return refused(400, "Unsupported value: 'temperature' does not support 0.0 with this model.")
+    return GOOD
+
+
+RENAMED = {"max_tokens": None, "max_completion_tokens": 900, "temperature": None, "seed": None}
+
+
+def test_fields_that_a_server_refuses_are_renamed_or_left_out(serve, pages, asking, tmp_path):
+    server = serve(like_a_reasoning_model)
+    as_usual = annotate_documents(pages(2), asking(server), tmp_path / "usual", SETTINGS)
+    assert [row["error"] for row in rows(as_usual)] == ["bad_request"] * 2
+    made = annotate_documents(pages(2), asking(server, extra_body=RENAMED), tmp_path / "renamed", SETTINGS)
+    assert made.counts["scored"] == 2
+    body = server.requests[-1].body
+    assert body["max_completion_tokens"] == 900
+    assert not {"max_tokens", "temperature", "seed"} & body.keys()
+
+
+def test_extra_fields_go_before_all_others_structure_among_them(serve, pages, asking, prompt_file, tmp_path):
+    server = serve(lambda _: chat('{"reason": "It explains.", "score": 4}'))
+    extra = {"response_format": {"type": "json_object"}, "top_p": 0.5, "chat_template_kwargs": {"thinking": None}}
+    given = asking(server, prompts=[prompt_file(**AS_JSON)], extra_body=extra, top_p=0.9)
+    annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
+    assert {name: server.requests[0].body[name] for name in extra} == extra
+
+
+def test_an_answer_may_be_as_long_as_the_extra_fields_say(serve, pages, asking, tmp_path):
+    server = serve(lambda _: GOOD)
+    with pytest.raises(TooManyFailures, match="budget of 500 tokens"):
+        annotate_documents(pages(1), asking(server, extra_body=RENAMED, budget_tokens=500), tmp_path / "out", SETTINGS)
+    assert not server.requests
+
+
+def test_extra_fields_are_part_of_the_ledgers_key_and_their_absence_leaves_it(serve, pages, asking, tmp_path):
+    server = serve(lambda _: GOOD)
+    ledger = tmp_path / "ledger.sqlite"
+    given = asking(server, ledger=str(ledger))
+    annotate_documents(pages(1), given, tmp_path / "usual", SETTINGS)
+    annotate_documents(pages(1), given.model_copy(update={"extra_body": RENAMED}), tmp_path / "renamed", SETTINGS)
+    with sqlite3.connect(ledger) as db:
+        questions = {question for (question,) in db.execute("SELECT question FROM answers")}
+    assert len(questions) == len(server.requests) == 2
+    assert "14ff8ee4d5f3f4015ffda22223ee63b24833c1ccb9bef9fd4e8ec9304bba5d69" in questions, (
+        "ledgers of earlier versions"
+    )
 
 
 # --- Whatever comes back ---------------------------------------------------------------------------------------------

@@ -119,6 +119,18 @@ def test_documents_get_all_labels_that_fit_and_the_report_counts_them_by_file(se
     assert {path.name for path in (tmp_path / "out").glob("*.svg")} == {"topic.svg", "topic_by_file.svg"}
 
 
+def test_a_document_without_text_fails_in_every_facet_and_is_counted(serve, tmp_path, topics, corpus):
+    with Path(corpus.paths[1]).open("a") as file:
+        file.write(json.dumps({"id": "quarry2", "text": "", "source": "quarry"}) + "\n")
+    server = serve(labeller)
+    made = label_documents(corpus, config(server, topics()), tmp_path / "out")
+    row = rows_of(made)["quarry2", "topic"]
+    assert (row["status"], row["labels"], row["error"]) == ("failed", None, "no_text")
+    assert len(server.requests) == 5
+    overall = distribution_of(made)["facets"][0]["overall"]
+    assert (overall["documents"], overall["failed"]) == (6, 1)
+
+
 def test_several_facets_are_asked_apart_and_reported_by_the_columns_that_are_named(serve, tmp_path, topics, corpus):
     lists = [topics(), topics(name="kind", choose="one")]
     server = serve(lambda asked: chat('{"labels": ["stones"]}'))
@@ -232,6 +244,53 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(serve, tmp_path, topics):
     made = label_documents(SourceConfig(paths=[str(path)]), config(server, topics()), tmp_path / "out")
     assert (made.counts["documents"], made.counts["labelled"]) == (60, 60)
     assert len(rows_of(made)) == 60
+    assert 60 <= len(server.requests) <= 60 + 4
+
+
+def test_the_command_takes_its_labels_from_the_file(serve, tmp_path, topics, corpus):
+    server = serve(labeller)
+    settings = {"endpoints": [server.url], "model": "m", "labels": [topics()], "max_failed_share": 1.0}
+    (tmp_path / "label.yaml").write_text(yaml.safe_dump({"label": settings}))
+    command = [
+        sys.executable,
+        "-m",
+        "ml_filter.cli",
+        "label",
+        corpus.paths[0],
+        "--config",
+        str(tmp_path / "label.yaml"),
+    ]
+    done = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "labelled" in done.stdout
+
+
+def test_a_command_that_is_interrupted_says_in_a_line_that_answers_are_kept_and_goes_on(serve, tmp_path, topics):
+    server = serve(lambda asked: Reply(labeller(asked), delay_s=0.05))
+    path = tmp_path / "ferns.jsonl"
+    path.write_text("".join(json.dumps({"id": f"d{i}", "text": f"[d{i}] a fern"}) + "\n" for i in range(60)))
+    command = [
+        sys.executable,
+        "-m",
+        "ml_filter.cli",
+        "label",
+        str(path),
+        "--labels",
+        topics(),
+        "--max-concurrency",
+        "4",
+    ]
+    command += ["--endpoint", server.url, "--model", "m", "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while server.finished.total() < 20 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "stopped: every answer so far is kept; the same command goes on from here"
+    assert "Traceback" not in said
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert 60 <= len(server.requests) <= 60 + 4
 
 

@@ -97,6 +97,110 @@ def test_any_text_gives_a_score_in_range_or_an_error_code(text):
         assert error.code in {"unparsable_score", "out_of_range"}
 
 
+USUAL = Prompt.model_validate({name: value for name, value in PROMPT.items() if name != "pattern"})
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Score\uff1a4", 4.0),
+        ("Score (0-5): 3", 3.0),
+        ("**Score (0\u20135):** 3", 3.0),
+        ("Score (out of 5): 3/5", 3.0),
+        ("Score 0-5: 3", 3.0),
+        ("The score is 4.", 4.0),
+        ("I give it a score of **2**, all in all.", 2.0),
+        ("score 1", 1.0),
+        ("So \\boxed{4}", 4.0),
+        ("Score: $\\boxed{3}$", 3.0),
+        ("**Score:** 4", 4.0),
+        ("## Score\n4", 4.0),
+        ("| Score | 4 |", 4.0),
+        ("<score>4</score>", 4.0),
+        ("Final Score -> <2>", 2.0),
+        ("Score - 4", 4.0),
+        ('{"educational_score": "4"}', 4.0),
+        ("Score: \u0662\u066b\u0665", 2.5),
+        (
+            "The score is 1, I first thought. Score: 4\nA page with a score of 5, or a score 5 page, would be whole.",
+            4.0,
+        ),
+    ],
+)
+def test_a_score_is_found_however_a_model_labels_it(text, score):
+    assert read_verdict(Answer(text), USUAL).score == score
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Score: -1", "out_of_range"),
+        ("Score: \u22121", "out_of_range"),
+        ("Score: 3\nScore: 9", "out_of_range"),
+        ("Score: 0-5", "unparsable_score"),
+        ("Score: 10 - 15", "unparsable_score"),
+        ("Score: <0 to 5>", "unparsable_score"),
+        ("Score: 3 or 4", "unparsable_score"),
+        ("underscore 4, scores: 3", "unparsable_score"),
+        ("It has 5 parts.", "unparsable_score"),
+    ],
+)
+def test_a_scale_or_a_number_out_of_it_is_no_score(text, code):
+    assert error_of(text, USUAL) == code
+
+
+def test_the_reason_ends_before_the_marks_of_the_label():
+    assert read_verdict(Answer("A good page.\n\n**Score:** 4"), USUAL) == Verdict(4.0, None, "A good page.")
+
+
+LABELS = (
+    "Score: {}",
+    "**Score:** {}",
+    "**Score**: **{}**",
+    "Score\uff1a{}",
+    "Score (0-5): {}",
+    "score = {}",
+    "\\boxed{{{}}}",
+)
+PROSE = (
+    "A score 5 page would explain more.",
+    "It is far from a score of 1.",
+    "Why no score of 0? It teaches.",
+    "2 + 2 = 4",
+)
+VALUES = st.tuples(st.integers(0, 5), st.sampled_from([0x30, 0x660, 0x966, 0xFF10]), st.sampled_from(["", ".5", ",5"]))
+
+
+@given(
+    VALUES,
+    st.lists(st.sampled_from([*PROSE, *(label.format(3) for label in LABELS)])),
+    st.sampled_from(LABELS),
+    st.lists(st.sampled_from(PROSE)),
+)
+def test_the_last_labelled_score_is_read_whatever_is_said_around_it(value, before, label, after):
+    whole, zero, rest = value
+    written = label.format(chr(zero + whole) + rest)
+    expected = whole + (0.5 if rest else 0)
+    answer = Answer("\n".join([*before, written, *after]))
+    if expected > 5:
+        assert error_of(answer.text, USUAL) == "out_of_range"
+    else:
+        assert read_verdict(answer, USUAL).score == expected
+
+
+@given(st.text(st.sampled_from("score Score:is*_(0-5)[]{}<>|=\\boxed\n 9,."), max_size=200))
+def test_the_usual_patterns_give_a_score_in_range_or_an_error_code(text):
+    try:
+        assert 0 <= read_verdict(Answer(text), USUAL).score <= 5
+    except AnswerError as error:
+        assert error.code in {"empty_answer", "unparsable_score", "out_of_range"}
+
+
+def test_a_long_answer_without_a_score_is_no_work():
+    for piece in ("score ", "* ", "(", "score (", "0-", "\\boxed ", " "):
+        assert error_of("." + piece * 50_000, USUAL) == "unparsable_score"
+
+
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 AS_JSON = Prompt.model_validate({**PROMPT, "mode": "json", "pattern": ""})

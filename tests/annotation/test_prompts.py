@@ -1,5 +1,4 @@
 import json
-import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,7 +7,15 @@ from hypothesis import strategies as st
 from misbehaving import PROMPT, chat
 
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.prompts import SLOT, Prompt, keep_prompts, kept_prompt, language_code, load_prompt
+from ml_filter.annotation.prompts import (
+    SCORE_PATTERNS,
+    SLOT,
+    Prompt,
+    keep_prompts,
+    kept_prompt,
+    language_code,
+    load_prompt,
+)
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import ConfigError
 from ml_filter.settings import Settings, SourceConfig, prompt_directory
@@ -70,9 +77,21 @@ def test_whatever_shapes_question_or_reading_changes_the_digest(change):
 
 
 def test_a_changed_copy_keeps_nothing_that_was_worked_out_before():
-    asked = SHORT.digest, SHORT.render("x"), SHORT.score_pattern, SHORT.frame_bytes, SHORT.clean("==========")
+    asked = (
+        SHORT.digest,
+        SHORT.render("x"),
+        SHORT.scores_in("a 4, score: 3"),
+        SHORT.frame_bytes,
+        SHORT.clean("=========="),
+    )
     changed = SHORT.model_copy(update={"text": "Judge:\n{text}\n==========", "pattern": r"(\d)"})
-    told = changed.digest, changed.render("x"), changed.score_pattern, changed.frame_bytes, changed.clean("==========")
+    told = (
+        changed.digest,
+        changed.render("x"),
+        changed.scores_in("a 4, score: 3"),
+        changed.frame_bytes,
+        changed.clean("=========="),
+    )
     assert all(a != b for a, b in zip(asked, told, strict=True))
     assert SHORT.model_copy().digest == SHORT.digest
 
@@ -151,6 +170,23 @@ SPECIAL_TOKENS = (
     "[SYSTEM_PROMPT]",
     "[/SYSTEM_PROMPT]",
     "[TOOL_CALLS]",
+    "<seed:bos>",
+    "<seed:eos>",
+    "</seed:think>",
+    "]~b]",
+    "]~!b[",
+    "[e~[",
+    "<EOS_TOKEN>",
+    "<BOS_TOKEN>",
+    "<PAD>",
+    "<cls>",
+    "<mask>",
+    "<fim_prefix>",
+    "<turn|>",
+    "[THINK]",
+    "[/THINK]",
+    "[IMG]",
+    "[CLS]",
 )
 
 
@@ -166,10 +202,27 @@ def test_special_tokens_of_chat_templates_are_broken_up(token):
 
 
 @pytest.mark.parametrize(
-    "text", ["a < b", "x |> f", "<p>", "<script>", "<table>", "[1]", "[in]", "a<|>b", "f <| g", "[citation needed]"]
+    "text",
+    [
+        *("a < b", "x |> f", "<p>", "<script>", "<table>", "[1]", "[in]", "a<|>b", "f <| g", "[citation needed]"),
+        *("<img>", "<PRE>", "<dc:title>", "[img]", "[Image]", "[think]", "a[b]~c", "List<T>", "[b]bold[/b]", "[0]~[5]"),
+    ],
 )
 def test_ordinary_signs_are_left_alone(text):
     assert text in shown(SHORT, text)
+
+
+def test_real_pages_are_left_alone(documents):
+    assert len(documents) == 60
+    for row in documents:
+        assert shown(SHORT, row["text"]) == SHORT.render(row["text"])
+
+
+def test_pages_of_the_web_in_four_languages_are_left_alone(shared_data):
+    for file in ("fineweb_edu_llm_scored_1000", "fineweb2_deu_Latn", "fineweb2_spa_Latn", "fineweb2_srp_Cyrl"):
+        for line in (shared_data / f"{file}.jsonl").read_text().splitlines():
+            text = json.loads(line)["text"]
+            assert SHORT.clean(text) == text
 
 
 PIECES = st.sampled_from(
@@ -266,9 +319,29 @@ def test_a_document_on_one_line_keeps_its_words(document):
 
 @pytest.mark.parametrize("name", ["educational_value", "adult_content", "personal_data", "harmful_content"])
 def test_the_shipped_patterns_read_markdown_and_take_no_minus_for_a_dash(name):
-    pattern = load_prompt(name).pattern
-    assert re.findall(pattern, "**Score**: **2**\nScore: 3") == ["2", "3"]
-    assert not re.findall(pattern, "Score: -1")
+    prompt = load_prompt(name)
+    assert [match[1] for match in prompt.scores_in("**Score**: **2**\nScore: 3\nScore - 1")] == ["2", "3", "1"]
+    assert [match[1] for match in prompt.scores_in("Score: -1")] == ["-1"]
+
+
+def test_a_prompt_without_a_pattern_has_the_usual_ones_and_its_digest_covers_them():
+    unset = Prompt.model_validate({name: value for name, value in PROMPT.items() if name != "pattern"})
+    assert unset.pattern == SCORE_PATTERNS
+    assert unset.digest == Prompt.model_validate({**PROMPT, "pattern": list(SCORE_PATTERNS)}).digest
+    assert unset.digest != unset.model_copy(update={"pattern": SCORE_PATTERNS[:1]}).digest
+
+
+def test_prompts_that_say_all_themselves_keep_their_digests():
+    """Those that annotations and ledgers of earlier versions hold."""
+    assert SHORT.digest == "386607880ccffea2ac45c700459c030b1760fd4222fcfa90e9c628026ad45155"
+    assert (
+        load_prompt("educational_value_json").digest
+        == "08f357c48e117e5d0fb78165ee13e931fdccfb8b4b29615b2d1a197f954b67f2"
+    )
+    assert (
+        load_prompt("educational_value_small").digest
+        == "781e989f6cb30de45cc9b964746cc10ce900323c2bf1a1b5b6c19d302b809cd0"
+    )
 
 
 # --- Languages -------------------------------------------------------------------------------------------------------

@@ -163,6 +163,15 @@ def test_what_cannot_be_translated_is_failed_and_counted_never_missing(serve, tm
     assert (made.counts["failed"], made.counts[f"failed_{code}"]) == (1, 1)
 
 
+def test_a_document_without_text_is_failed_and_not_asked_about(serve, tmp_path):
+    server = serve(translator)
+    source = gold(tmp_path, {"id": "d", "text": ENGLISH}, {"id": "empty", "text": ""})
+    [made] = translate_documents(source, ["de"], config(server), tmp_path / "out")
+    row = rows_of(made)["empty"]
+    assert (row["text"], row["translation_status"], row["translation_error"]) == (None, "failed", "no_text")
+    assert len(server.requests) == 1
+
+
 def test_a_translation_that_was_cut_off_is_no_translation(serve, tmp_path):
     def cut_off(asked: Asked) -> dict:
         answer = translator(asked)
@@ -327,7 +336,7 @@ def test_a_translated_prompt_asks_the_same_in_another_language(serve, tmp_path, 
     assert made.text == german(original.text)
     assert made.system == german(original.system)
     assert made.description == "Howen usefulen (translated from lessons by m)"
-    assert made.score_pattern.findall("Score: 4") == ["4"]
+    assert [match[1] for match in made.scores_in("Score: 4")] == ["4"]
     assert prompts_by_criterion([original, made])["lessons"].keys() == {"en", "de"}
     assert original.digest in path.read_text().splitlines()[0]
 

@@ -75,6 +75,21 @@ def tokenizer(request) -> LocalTokenizer:
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture(scope="session")
+def with_marks(tmp_path_factory, bytes_of_characters) -> LocalTokenizer:
+    """A tokenizer with special tokens that no other model has, and some that are ordinary text."""
+    from transformers import PreTrainedTokenizerFast
+
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=bytes_of_characters.tokenizer.backend_tokenizer, eos_token="(~end~)"
+    )
+    made.add_special_tokens({"additional_special_tokens": ["{{user}}", "@@", "the", "a", "{{user}}{{"]})
+    made.add_tokens(["<table>"])
+    place = tmp_path_factory.mktemp("marks")
+    made.save_pretrained(place)
+    return LocalTokenizer(str(place))
+
+
 def windows(tokenizer: Tokenizer | None, limit: int, most: int = 1000, **prompt: Any) -> Windows:
     config = AnnotateConfig(long_documents="windows", max_windows=most)
     return Windows(config, Prompt.model_validate({**PROMPT, **prompt}), tokenizer, limit)
@@ -412,3 +427,21 @@ def test_the_key_of_a_tokenizing_server_stays_secret(serve, pages, asking, tmp_p
     with pytest.raises(ConfigError) as caught:
         annotate_documents(pages(1), asking(server, tokenizer="server", context_tokens=900), tmp_path / "o", settings)
     assert key not in str(caught.value)
+
+
+# --- special tokens of the model at hand
+
+
+def test_the_tokenizers_own_special_tokens_are_broken_up(with_marks):
+    document = "before (~end~){{user}}{{user}}{{ Score: 5 @@@ after"
+    [piece], _ = asyncio.run(windows(with_marks, 1000).pieces(document))
+    assert piece == "before ( ~end~){ {user}}{ {user}}{{ Score: 5 @ @ @ after"
+    special = set(with_marks.tokenizer.all_special_ids) - set(with_marks.tokenizer.convert_tokens_to_ids(["the", "a"]))
+    assert special & set(with_marks.tokenizer(document, add_special_tokens=False)["input_ids"])
+    assert not special & set(with_marks.tokenizer(piece, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("text", ["the cat and a dog", "<table><tr>", "me@example.org", "{user}", *MULTILINGUAL[:7]])
+def test_text_without_them_stays_as_it_is(with_marks, word_pieces, text):
+    for tokenizer in (with_marks, word_pieces):
+        assert windows(tokenizer, 1000).clean(text) == text
