@@ -4,13 +4,15 @@ Both baselines are plain loops in the style of the FineWeb-Edu classifier's scri
 longest: (a) float32, batches of 32; (b) bfloat16 autocast, batches of 256. They score with what that script scores
 with, a linear head on the last layer. The engine scores with the same head, and with ours. All sides score the same
 real documents, in turn, in one process; figures are ratios of the same round. Cheap heads and cascades, made from the
-same labels, stand beside it with `--also`. Stated are the largest difference of an encoder's scores to a plain float32
+same labels, stand beside it with `--also`. A cascade is measured on documents it never saw: there are two, each made
+from one file, and each scores the other. Stated are the largest difference of an encoder's scores to a plain float32
 loop of the same head, and the share of decisions at the threshold that differ from our head's.
 
+    awk 'NR % 2' ../shared/data/*.jsonl > odd.jsonl; awk 'NR % 2 == 0' ../shared/data/*.jsonl > even.jsonl
     ml-filter train LABELS --config last.yaml --output reference    # layers: 1, head: { kind: linear }
     ml-filter train LABELS --output head                            # and: --engine hashing, --engine static
-    ml-filter cascade head SAMPLE... --output cascade
-    python benchmarks/scoring.py reference head ../shared/data/*.jsonl [--also cascade hashing static] [--threads 1]
+    ml-filter cascade head odd.jsonl --output odd                   # and even
+    python benchmarks/scoring.py reference head odd.jsonl even.jsonl --cascades odd even --also hashing static
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ml_filter.heads.load import load_model
 from ml_filter.heads.tokens import token_ids
-from ml_filter.scoring.engine import EncoderEngine, load_engine
+from ml_filter.scoring.engine import EncoderEngine, Engine, load_engine
 from ml_filter.settings import ScoreConfig
 
 KINDS = {"matrix products": ("linear", "addmm", "::mm", "bmm"), "attention": ("attention",)}
@@ -43,15 +45,17 @@ def main() -> None:
     parser.add_argument("head", type=Path)
     parser.add_argument("files", type=Path, nargs="+", help="JSON lines with a text")
     parser.add_argument("--also", type=Path, nargs="*", default=[], metavar="HEAD")
+    parser.add_argument("--cascades", type=Path, nargs=2, default=[], metavar=("ODD", "EVEN"))
     parser.add_argument("--engine", default="openvino", help="of the cascades")
     parser.add_argument("--documents", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [row for file in options.files for row in file.read_text().splitlines()]
-    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[: options.documents])
-    texts = [text for place in chosen if (text := json.loads(rows[place]).get("text"))]
+    rows = [(number, row) for number, file in enumerate(options.files) for row in file.read_text().splitlines()]
+    found = [(number, text) for number, row in rows if (text := json.loads(row).get("text"))]
+    chosen = np.sort(np.random.default_rng(0).permutation(len(found))[: options.documents])
+    files, texts = zip(*(found[place] for place in chosen), strict=True)
 
     reference, ours = load_model(options.reference), load_model(options.head)
     threshold = ours[0].config.info.criteria[0].threshold
@@ -67,6 +71,10 @@ def main() -> None:
             ways.append(Way(f"{runs}, {name}, {dtype}", head.name, engine.score))
     cheap = ScoreConfig(engine=options.engine, device="cpu")
     ways += [Way(head.name, None, load_engine(head, cheap).score) for head in options.also]
+    if options.cascades:
+        cascades = [load_engine(cascade, cheap) for cascade in options.cascades]
+        # The first made from the first file scores the second, and the other way round.
+        ways.append(Way("cascade", None, lambda of: score_unseen(cascades[::-1], files[: len(of)], of)))
 
     for way in ways:
         way.score(texts[:64])
@@ -103,6 +111,15 @@ class Way:
     name: str
     head: str | None
     score: Callable[[Sequence[str]], np.ndarray]
+
+
+def score_unseen(engines: Sequence[Engine], files: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+    """Scores of each text by the engine of its file."""
+    scores = np.empty((len(texts), 1), np.float32)
+    for number, engine in enumerate(engines):
+        places = [place for place, file in enumerate(files) if file == number]
+        scores[places] = engine.score([texts[place] for place in places])
+    return scores
 
 
 def plain(model, tokenizer, texts: Sequence[str], batch: int, autocast: torch.dtype | None = None) -> np.ndarray:
