@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import pyarrow as pa
 from loguru import logger
 from pydantic import SecretStr
 
-from ml_filter.annotation.budget import Budget, Usage, question_bytes
+from ml_filter.annotation.budget import NO_TOKENS, Budget, Spending, Usage
 from ml_filter.annotation.client import Endpoint, RequestFailed
 from ml_filter.annotation.embedded import MODEL_NAME, embedded_endpoint
 from ml_filter.annotation.endpoints import EndpointPool
@@ -55,7 +56,6 @@ class Call(NamedTuple):
     window: int
     windows: int
     truncated: bool
-    reserved: Usage
 
 
 def annotate_documents(
@@ -322,31 +322,36 @@ class Run:
         return await judge.windows(prompt)
 
     async def _calls(self, windows: Windows, key: Key, text: str, statuses: dict[int, str]) -> AsyncIterator[Call]:
-        """The requests for one document, prompt and vote that are open and that the budget has room for."""
+        """The requests for one document, prompt and vote that are open."""
         pieces, truncated = await windows.pieces(text)
         if statuses and len(statuses) != len(pieces):  # the context, as the endpoint tells it, has changed
             self.ledger.forget(key)
             statuses = {}
         for number, piece in enumerate(pieces):
             if self._is_open(statuses.get(number, "open")):
-                reserved = await self.budget.reserve(windows.prompt, piece)
-                if reserved is None:
-                    return
-                yield Call(key, windows.prompt, piece, number, len(pieces), truncated, reserved)
+                yield Call(key, windows.prompt, piece, number, len(pieces), truncated)
 
     async def _answer(self, judge: Judge, call: Call) -> None:
         outcome: Answer | RequestFailed
+        spending = Spending(self.budget, call.prompt, call.piece)
+        if self.budget.is_spent or not await spending.has_room():
+            return
         try:
-            outcome = await judge.ask(call.prompt, call.piece, call.key.vote)
-            self.budget.settle(call.reserved, question_bytes(call.prompt, call.piece), outcome)
+            outcome = await judge.ask(call.prompt, call.piece, call.key.vote, spending)
         except RequestFailed as error:
             outcome = error
-            self.budget.settle(call.reserved, 0, None)
+        spending.end(outcome)
         self.asked += 1
-        self.record(call, outcome)
+        self.record(call, outcome, spending.reported, spending.assumed)
 
-    def record(self, call: Call, outcome: Answer | RequestFailed) -> None:
-        """Read an answer and put it, or why there is none, on disk."""
+    def record(
+        self,
+        call: Call,
+        outcome: Answer | RequestFailed,
+        used: Usage | None,
+        assumed: Usage = NO_TOKENS,
+    ) -> None:
+        """Read an answer and put it, or why there is none, on disk, with what all its tries used."""
         row: dict[str, Any] = dict.fromkeys(ANNOTATION_SCHEMA.names) | {
             "document_id": call.key.document_id,
             "annotator": self.annotator,
@@ -358,13 +363,13 @@ class Run:
             "windows": call.windows,
             "truncated": call.truncated,
         }
+        if used is not None:
+            row |= {"prompt_tokens": int(used.prompt), "completion_tokens": int(used.completion)}
         if isinstance(outcome, RequestFailed):
             row |= {"error": outcome.code, "reason": str(outcome), "attempts": outcome.attempts}
         else:
             row |= {
                 "raw": outcome.text,
-                "prompt_tokens": outcome.prompt_tokens,
-                "completion_tokens": outcome.completion_tokens,
                 "latency_s": outcome.latency_s,
                 "attempts": outcome.attempts,
             }
@@ -375,7 +380,7 @@ class Run:
         row["created_at"] = datetime.now(UTC).isoformat()
         if row["error"]:
             logger.debug(f"{call.key.document_id}: {row['error']}: {row['reason']}")
-        self.ledger.record(call.key, call.window, row)
+        self.ledger.record(call.key, call.window, row, (math.ceil(assumed.prompt), math.ceil(assumed.completion)))
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
         """The fields of a row that the answer gives.
@@ -391,7 +396,7 @@ class Run:
 
     def collect(self, write: Callable[[pa.Table], None], rejects: RejectsLog, failed: TextIO) -> Counter[str]:
         """Write the ledger's answers in input order, those that failed as JSON lines as well, and count them; a
-        document without one yet counts as `open`."""
+        document without one yet counts as `open`. Tokens are those of all tries and of answers that were replaced."""
         names = ("documents", self.done, "failed", "truncated", "prompt_tokens", "completion_tokens")
         counts = self.counts = Counter(dict.fromkeys(names, 0))
         for shard, table in self.tables(rejects):
@@ -400,14 +405,13 @@ class Run:
             for document_id, text, prompts in self.questions(table):
                 for _, key in self.keys(document_id, text, prompts):
                     answers = self.ledger.rows(key)
+                    self._count_tokens(key)
                     if not answers or len(answers) < answers[0]["windows"]:
                         counts["open"] += 1
                         continue
                     row = self.one_row(answers)
                     counts[row["status"]] += 1
                     counts["truncated"] += row["truncated"]
-                    counts["prompt_tokens"] += row["prompt_tokens"] or 0
-                    counts["completion_tokens"] += row["completion_tokens"] or 0
                     if row["error"]:
                         counts[f"failed_{row['error']}"] += 1
                         shown = {name: row[name] for name in _FAILED_FIELDS}
@@ -417,6 +421,13 @@ class Run:
         if counts["documents"] == 0:
             raise InputError(f"no document could be read from {', '.join(self.source.paths)}: {dict(rejects.counts)}")
         return counts
+
+    def _count_tokens(self, key: Key) -> None:
+        paid = self.ledger.paid(key)
+        self.counts["prompt_tokens"] += paid.prompt
+        self.counts["completion_tokens"] += paid.completion
+        if paid.assumed:
+            self.counts["tokens_unreported"] += paid.assumed
 
     def output(self, shard: InputShard, table: pa.Table, rows: list[dict[str, Any]]) -> pa.Table:
         """What is written of a table of documents and of its rows of answers."""

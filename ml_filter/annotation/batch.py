@@ -29,7 +29,7 @@ from loguru import logger
 from pydantic import BaseModel, SecretStr, TypeAdapter
 
 from ml_filter.annotation.annotate import Call, Run, prepare, run_to_the_end
-from ml_filter.annotation.budget import Usage
+from ml_filter.annotation.budget import reported
 from ml_filter.annotation.client import Endpoint, RequestFailed, failure_of
 from ml_filter.annotation.judge import constraint_for, read_answer, request_for
 from ml_filter.annotation.ledger import Key, Ledger
@@ -163,7 +163,10 @@ class _Writer(Run):
                     context = self.config.context_tokens
                     windows[prompt.digest] = await Windows.of(self.config, prompt, tokenizer, context)
                 async for call in self._calls(windows[prompt.digest], key, text, statuses):
-                    self.budget.settle(call.reserved, 0, Answer(text=""))
+                    reserved = await self.budget.reserve(prompt, call.piece)
+                    if reserved is None:
+                        break
+                    self.budget.settle(reserved, 0, Answer(text=""))
                     path, body = request_for(prompt, call.piece, key.vote, self.annotator, self.config, tokenizer)
                     files.add(call, f"/v1/{path}", body | self._constraint(prompt))
                 bar.advance()
@@ -557,13 +560,13 @@ class _Collector(Run):
         self.lines["known"] += 1
         _, document_id, text_digest, question, vote, digest, window, windows, truncated = row
         key = Key(document_id, text_digest, question, vote)
-        call = Call(key, self.prompts[digest], "", window, windows, bool(truncated), Usage(0, 0))
+        call = Call(key, self.prompts[digest], "", window, windows, bool(truncated))
         outcome = _outcome(result, self.endpoint)
         status = self.ledger.statuses(key).get(window, "open")
         if outcome is None:
             self.lines["not_asked"] += 1
         elif status == "open" or (status == "failed" and self._is_good(outcome, call)):
-            self.record(call, outcome)
+            self.record(call, outcome, reported(outcome))
         else:
             self.lines["repeated"] += 1
 

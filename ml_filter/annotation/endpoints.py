@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar
 from loguru import logger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
-from ml_filter.annotation.client import Client, Endpoint, RequestFailed
+from ml_filter.annotation.budget import Spending
+from ml_filter.annotation.client import Client, Endpoint, RequestFailed, reported_usage
 from ml_filter.errors import EndpointError
 
 _START = 32
@@ -253,7 +254,11 @@ class EndpointPool:
         return [state.endpoint for state in self._states]
 
     async def post(
-        self, path: str, body_for: Callable[[Endpoint], dict[str, Any]], read: Callable[[dict[str, Any]], T]
+        self,
+        path: str,
+        body_for: Callable[[Endpoint], dict[str, Any]],
+        read: Callable[[dict[str, Any]], T],
+        spending: Spending | None = None,
     ) -> Response[T]:
         """The answer to a request, after as many tries as it may take.
 
@@ -262,6 +267,7 @@ class EndpointPool:
             body_for: the request's body for an endpoint.
             read: makes the answer of a response's JSON; raises LookupError, TypeError, ValueError or AttributeError
                 where it is not formed like one, which is tried again.
+            spending: hears of each failed try, and says whether the budget has room for one more.
 
         Raises:
             RequestFailed: no usable answer after all tries; `attempts` is set to their number.
@@ -269,12 +275,16 @@ class EndpointPool:
         """
         attempts, spent = 0, 0.0
         failed_at: _State | None = None
+        failure: RequestFailed | None = None
 
         def stop(_: RetryCallState) -> bool:
             return spent > self.max_retries
 
         async def once() -> Response[T]:
-            nonlocal attempts, spent, failed_at
+            nonlocal attempts, spent, failed_at, failure
+            if failure and spending and not await spending.has_room():
+                spent = math.inf
+                raise failure
             state = await self._room(failed_at)
             attempts += 1
             start = time.monotonic()
@@ -288,8 +298,10 @@ class EndpointPool:
                 spent += (
                     _EXCUSED if excused else max(1.0, self.max_retries / 2) if error.code == "empty_answer" else 1.0
                 )
-                failed_at = state
+                failed_at, failure = state, error
                 error.attempts = attempts
+                if spending:
+                    spending.failed(error)
                 raise
             else:
                 now = time.monotonic()
@@ -402,5 +414,10 @@ def _may_pass(error: BaseException) -> bool:
 def _read(read: Callable[[dict[str, Any]], T], payload: dict[str, Any]) -> T:
     try:
         return read(payload)
+    except RequestFailed as error:
+        error.prompt_tokens, error.completion_tokens = reported_usage(payload)
+        raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise RequestFailed("malformed_answer", f"{type(error).__name__}: {error}") from error
+        failed = RequestFailed("malformed_answer", f"{type(error).__name__}: {error}", may_cost=True)
+        failed.prompt_tokens, failed.completion_tokens = reported_usage(payload)
+        raise failed from error

@@ -18,7 +18,9 @@ import pytest
 from loguru import logger
 from misbehaving import Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
 from pydantic import SecretStr
+from tenacity import wait_none
 
+from ml_filter.annotation import endpoints
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.prompts import load_prompt
@@ -29,6 +31,12 @@ from ml_filter.settings import AnnotateConfig, Settings, SourceConfig
 KEY = "sk-the-very-secret-key"
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(KEY))
 GOOD = chat("It explains. Score: 3")
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Tries follow each other at once."""
+    monkeypatch.setattr(endpoints, "_BACKOFF", wait_none())
 
 
 def rows(manifest: Manifest) -> list[dict[str, Any]]:
@@ -376,6 +384,61 @@ def test_tokens_of_failed_answers_are_spent_even_when_they_are_asked_again(serve
         with pytest.raises(TooManyFailures):
             annotate_documents(source, given, tmp_path / "out", SETTINGS)
         assert least <= len(server.requests) <= min(least, 9) + 1
+
+
+EMPTY = chat("")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        EMPTY,
+        {**EMPTY, "usage": None},
+        {**GOOD, "choices": []},
+        Reply(b"half of the JSO"),
+        Reply(GOOD, fault="truncate"),
+        Reply(GOOD, delay_s=0.6),
+    ],
+    ids=["empty", "empty without usage", "malformed", "no JSON", "cut off", "too late"],
+)
+@pytest.mark.usefixtures("hasty")
+def test_tries_that_failed_and_may_have_cost_count_towards_the_cap(bad, serve, pages, asking, prompt_file, tmp_path):
+    def answer(asked: Asked) -> Any:
+        return bad if len(server.requests) % 3 == 0 else GOOD
+
+    server, source = serve(answer), pages(60)
+    changes = {"budget_tokens": 600, "max_concurrency": 8, "max_retries": 4, "timeout_s": 0.5}
+    given = asking(server, prompts=[prompt_file(**SPARING)], **changes)
+    for _ in range(2):
+        with pytest.raises(TooManyFailures, match="is used up"):
+            annotate_documents(source, given, tmp_path / "out", SETTINGS)
+        assert 20 <= len(server.requests) <= 600 / 15
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_was_paid_is_reported_with_all_tries_and_answers_asked_again(serve, pages, asking, tmp_path):
+    wrong = {("d1", 1): EMPTY, ("d2", 1): chat("Who knows?"), ("d3", 1): refused(500, "no"), ("d4", 1): EMPTY}
+    server, source = serve(lambda asked: wrong.get((asked.document, asked.nth), GOOD)), pages(6)
+    given = asking(server, max_retries=1)
+    made = annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    assert (made.counts["scored"], made.counts["failed_unparsable_score"]) == (5, 1)
+    assert (made.counts["prompt_tokens"], made.counts["completion_tokens"]) == (80, 40)
+    assert [row["prompt_tokens"] for row in rows(made)] == [10, 20, 10, 10, 20, 10]
+    made = annotate_documents(source, given.model_copy(update={"retry_failed": True}), tmp_path / "out", SETTINGS)
+    assert made.counts["scored"] == 6
+    assert (made.counts["prompt_tokens"], made.counts["completion_tokens"]) == (90, 45)
+    assert "tokens_unreported" not in made.counts
+
+
+def test_tokens_that_no_server_reported_are_told_apart_from_those_that_were_paid(
+    serve, pages, asking, prompt_file, tmp_path
+):
+    server = serve(only("d1", Reply(GOOD, fault="hang")))
+    given = asking(server, prompts=[prompt_file(**SPARING)], timeout_s=0.3)
+    made = annotate_documents(pages(3), given, tmp_path / "out", SETTINGS)
+    assert (made.counts["prompt_tokens"], made.counts["completion_tokens"]) == (20, 10)
+    assert 15 <= made.counts["tokens_unreported"] <= 60
+    assert rows(made)[1]["prompt_tokens"] is None
 
 
 # --- Again, killed, and beside another run ---------------------------------------------------------------------------
