@@ -43,6 +43,9 @@ _ROW_GROUP_BYTES = 2**20
 _FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason", "attempts")
 FAILED_NAME = "failed.jsonl"
 """The failed answers of the last run, for a look."""
+NOT_ASKED = "not_asked"
+"""The error code of what the budget had no room for."""
+_NOT_ASKED_COUNT = f"failed_{NOT_ASKED}"
 _AFTER_THE_ANSWER = {"votes", "combine_windows"}
 """What happens to answers once they are there; the ledger's answers stay good when it changes."""
 
@@ -72,6 +75,7 @@ def annotate_documents(
     Raises:
         TooManyFailures: more documents failed than `max_failed_share`, or the budget is used up. What was answered
             stays in the ledger; the same command asks only for what is open, with `retry_failed` for the failed too.
+            With `at_budget` finish what the budget had no room for has failed, and the output is complete all the same.
         EndpointError: no endpoint answers any more, or none can be used at all.
         InputError, ConfigError: the source, a prompt or the output directory is wrong.
     """
@@ -111,6 +115,8 @@ def prepare(
 def run_to_the_end(out: OutputDirectory, settings: Settings, run: Run) -> Manifest:
     """Ask what is open, write what came of it all, and finish the directory; raises as `annotate_documents`."""
     if out.manifest and not (run.config.retry_failed and out.manifest.counts["failed"]):
+        if _NOT_ASKED_COUNT in out.manifest.counts:
+            run.check_failed(Counter(out.manifest.counts), out.path)
         return out.manifest
     if not out.is_local:
         raise InputError(f"{out.path}: answers need a local directory, for their ledger")
@@ -125,9 +131,13 @@ def run_to_the_end(out: OutputDirectory, settings: Settings, run: Run) -> Manife
             (Path(out.root) / FAILED_NAME).open("w", encoding="utf-8") as failed,
         ):
             counts = run.collect(writer.write, rejects, failed)
-            run.check(counts, out.path)
+            if not counts[_NOT_ASKED_COUNT]:
+                run.check(counts, out.path)
         run.report(out)
-        return out.finish([(run.shard, out.commit(run.shard, writer, rejects, counts))])
+        made = out.finish([(run.shard, out.commit(run.shard, writer, rejects, counts))])
+    if counts[_NOT_ASKED_COUNT]:
+        run.check(counts, out.path)
+    return made
 
 
 def annotator_name(config: AskConfig, settings: Settings) -> str:
@@ -344,6 +354,26 @@ class Run:
         self.asked += 1
         self.record(call, outcome, spending.reported, spending.assumed)
 
+    def _failed_row(self, prompt: Question, key: Key) -> dict[str, Any]:
+        """The row of an answer that is not there."""
+        return dict.fromkeys(ANNOTATION_SCHEMA.names) | {
+            "document_id": key.document_id,
+            "annotator": self.annotator,
+            "prompt": prompt.name,
+            "prompt_digest": prompt.digest,
+            "criterion": prompt.criterion,
+            "vote": key.vote,
+            "status": "failed",
+            "windows": 1,
+            "truncated": False,
+            "created_at": datetime.now(UTC).isoformat(),
+        }
+
+    def _not_asked(self, prompt: Question, key: Key) -> dict[str, Any]:
+        """Not for the ledger: a later run with more budget finds the call open."""
+        reason = f"the budget of {self.budget.describe()} had no room for it"
+        return self._failed_row(prompt, key) | {"error": NOT_ASKED, "reason": reason, "attempts": 0}
+
     def record(
         self,
         call: Call,
@@ -352,17 +382,7 @@ class Run:
         assumed: Usage = NO_TOKENS,
     ) -> None:
         """Read an answer and put it, or why there is none, on disk, with what all its tries used."""
-        row: dict[str, Any] = dict.fromkeys(ANNOTATION_SCHEMA.names) | {
-            "document_id": call.key.document_id,
-            "annotator": self.annotator,
-            "prompt": call.prompt.name,
-            "prompt_digest": call.prompt.digest,
-            "criterion": call.prompt.criterion,
-            "vote": call.key.vote,
-            "status": "failed",
-            "windows": call.windows,
-            "truncated": call.truncated,
-        }
+        row = self._failed_row(call.prompt, call.key) | {"windows": call.windows, "truncated": call.truncated}
         if used is not None:
             row |= {"prompt_tokens": int(used.prompt), "completion_tokens": int(used.completion)}
         if isinstance(outcome, RequestFailed):
@@ -377,7 +397,6 @@ class Run:
                 row |= {"status": self.done, **self.read(outcome, call)}
             except AnswerError as error:
                 row |= {"error": error.code, "reason": str(error)}
-        row["created_at"] = datetime.now(UTC).isoformat()
         if row["error"]:
             logger.debug(f"{call.key.document_id}: {row['error']}: {row['reason']}")
         self.ledger.record(call.key, call.window, row, (math.ceil(assumed.prompt), math.ceil(assumed.completion)))
@@ -403,13 +422,16 @@ class Run:
             rows: list[dict[str, Any]] = []
             counts["documents"] += table.num_rows
             for document_id, text, prompts in self.questions(table):
-                for _, key in self.keys(document_id, text, prompts):
+                for prompt, key in self.keys(document_id, text, prompts):
                     answers = self.ledger.rows(key)
                     self._count_tokens(key)
-                    if not answers or len(answers) < answers[0]["windows"]:
+                    if answers and len(answers) == answers[0]["windows"]:
+                        row = self.one_row(answers)
+                    elif self.budget.is_spent and self.config.at_budget == "finish":
+                        row = self._not_asked(prompt, key)
+                    else:
                         counts["open"] += 1
                         continue
-                    row = self.one_row(answers)
                     counts[row["status"]] += 1
                     counts["truncated"] += row["truncated"]
                     if row["error"]:
@@ -465,15 +487,30 @@ class Run:
         if open_ and self.budget.is_spent:
             raise TooManyFailures(
                 f"the budget of {self.budget.describe()} is used up: {scored + failed:,} answers are in the ledger of "
-                f"{output}, {open_:,} are open. Run again with a higher budget: finished answers are not asked again"
+                f"{output}, {open_:,} are open. Run again with a higher budget: finished answers are not asked again. "
+                "Or run again with --at-budget finish (at_budget: finish): what is open is then failed as "
+                f"{NOT_ASKED}, and the answers that are there can be used"
             )
         if open_:
             raise InputError(f"{open_:,} documents changed or were added while they were annotated; run again")
+        if counts[_NOT_ASKED_COUNT]:
+            logger.warning(
+                f"The budget of {self.budget.describe()} is used up: {counts[_NOT_ASKED_COUNT]:,} of "
+                f"{scored + failed:,} answers are failed as {NOT_ASKED}. To ask for those, run again with a higher "
+                "budget and --retry-failed"
+            )
+        self.check_failed(counts, output)
+
+    def check_failed(self, counts: Counter[str], output: str) -> None:
+        """Raises TooManyFailures where too large a share failed."""
+        scored, failed = counts[self.done], counts["failed"]
         if failed > self.config.max_failed_share * (scored + failed):
+            written = ", and the others can be used" if counts[_NOT_ASKED_COUNT] else ""
+            more = "a higher budget and " if counts[_NOT_ASKED_COUNT] else ""
             codes = Counter({name[7:]: count for name, count in counts.items() if name.startswith("failed_")})
             raise TooManyFailures(
                 f"{failed:,} of {scored + failed:,} answers failed "
                 f"({', '.join(f'{code} {count:,}' for code, count in codes.most_common())}), more than "
                 f"max_failed_share={self.config.max_failed_share:g} tolerates. To ask for just those again, "
-                f"{self.again} with --retry-failed. Each is in {output}/{FAILED_NAME}"
+                f"{self.again} with {more}--retry-failed. Each is in {output}/{FAILED_NAME}{written}"
             )

@@ -441,6 +441,50 @@ def test_tokens_that_no_server_reported_are_told_apart_from_those_that_were_paid
     assert rows(made)[1]["prompt_tokens"] is None
 
 
+def test_a_run_may_finish_at_its_budget_and_a_later_one_asks_for_the_rest(serve, pages, asking, prompt_file, tmp_path):
+    server, source = serve(always(GOOD)), pages(20)
+    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200, at_budget="finish", retry_failed=True)
+    made = annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    asked = len(server.requests)
+    assert asked * 15 <= 200
+    assert (made.counts["scored"], made.counts["failed_not_asked"]) == (asked, 20 - asked)
+    assert made.rows == 20
+    missing = [row for row in rows(made) if row["status"] == "failed"]
+    assert {(row["error"], row["score"], row["attempts"]) for row in missing} == {("not_asked", None, 0)}
+    assert "200 tokens (--budget-tokens) had no room" in missing[0]["reason"]
+    more = given.model_copy(update={"budget_tokens": 2_000})
+    assert annotate_documents(source, more, tmp_path / "out", SETTINGS).counts["scored"] == 20
+    assert set(server.asked.values()) == {1}
+
+
+def test_a_run_that_finishes_at_its_budget_ends_by_the_tolerated_share_each_time(
+    serve, pages, asking, prompt_file, tmp_path
+):
+    server, source = serve(always(GOOD)), pages(20)
+    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200, at_budget="finish")
+    strict = given.model_copy(update={"max_failed_share": 0.05})
+    for _ in range(2):
+        with pytest.raises(TooManyFailures, match=r"not_asked .* with a higher budget and --retry-failed") as ended:
+            annotate_documents(source, strict, tmp_path / "out", SETTINGS)
+        assert "the others can be used" in str(ended.value)
+        made = find_manifest(str(tmp_path / "out"))
+        assert made is not None
+        assert made.counts["failed_not_asked"] == 20 - len(server.requests)
+    assert annotate_documents(source, given, tmp_path / "out", SETTINGS) == made
+
+
+def test_a_run_that_was_stopped_by_its_budget_can_be_finished_without_asking(
+    serve, pages, asking, prompt_file, tmp_path
+):
+    server, source = serve(always(GOOD)), pages(20)
+    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200)
+    with pytest.raises(TooManyFailures, match=r"higher budget.*--at-budget finish"):
+        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    asked = len(server.requests)
+    finish = given.model_copy(update={"at_budget": "finish"})
+    assert annotate_documents(source, finish, tmp_path / "out", SETTINGS).counts["scored"] == asked
+
+
 # --- Again, killed, and beside another run ---------------------------------------------------------------------------
 
 
