@@ -1,7 +1,9 @@
 """The ledger: every answer is on disk, under its key, before it counts as done.
 
-SQLite in write-ahead mode, one transaction an answer: a killed process loses nothing it had recorded. The key
-holds everything that shapes the answer, so answers to another prompt, model or text are never mixed up.
+SQLite in write-ahead mode, one transaction an answer: a killed process loses nothing it had recorded. A machine that
+loses power may lose the latest answers, at most those since the last checkpoint (1,000 pages): to wait for the disk
+after each (`synchronous = FULL`) would leave some hundred answers a second. The key holds everything that shapes the
+answer, so answers to another prompt, model or text are never mixed up.
 """
 
 from __future__ import annotations
@@ -90,10 +92,20 @@ class Ledger:
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
             return self._db.execute(statement, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if _error_kind(error) != sqlite3.SQLITE_ERROR:
+                raise InputError(
+                    f"the ledger {self.path} could not be read or written: {error}. The answers in it are kept, so do "
+                    "not move it: free space on its disk, or end what else has it open, and run the same command again"
+                ) from error
+            raise self._no_ledger(error) from error
         except sqlite3.DatabaseError as error:
-            raise InputError(
-                f"{self.path} is not, or not any more, a ledger of annotations: {error}. Move it away to begin anew"
-            ) from error
+            raise self._no_ledger(error) from error
+
+    def _no_ledger(self, error: sqlite3.DatabaseError) -> InputError:
+        return InputError(
+            f"{self.path} is not, or not any more, a ledger of annotations: {error}. Move it away to begin anew"
+        )
 
     def _add_later_columns(self) -> None:
         """Of a ledger that an earlier version wrote."""
@@ -173,6 +185,11 @@ class Ledger:
             tuple(questions),
         )
         return int(row[0]), int(row[1])
+
+
+def _error_kind(error: sqlite3.Error) -> int:
+    """SQLite's primary result code, such as SQLITE_FULL; SQLITE_ERROR is a statement that does not fit the tables."""
+    return error.sqlite_errorcode & 0xFF
 
 
 class SeenIds:

@@ -153,6 +153,27 @@ def test_a_ledger_that_was_damaged_in_the_middle_says_so(tmp_path):
             ledger.rows(Key(f"d{number}", "text", "question", 0))
 
 
+def test_a_full_disk_is_told_and_the_advice_loses_no_answer(ledger):
+    ledger.record(KEY, 0, row("scored"))
+    [[pages]] = ledger._execute("PRAGMA page_count")
+    ledger._execute(f"PRAGMA max_page_count = {pages}")  # what a disk without space does to a data base
+    with pytest.raises(InputError, match=r"is full\. The answers in it are kept.*free space.*same command") as told:
+        for vote in range(1, 100):
+            ledger.record(KEY._replace(vote=vote), 0, row("scored", raw="x" * 500))
+    assert "Move it away" not in str(told.value)
+    assert ledger.statuses(KEY) == {0: "scored"}
+
+
+def test_a_ledger_that_another_program_has_locked_is_told_as_that(ledger):
+    ledger._execute("PRAGMA busy_timeout = 20")
+    other = sqlite3.connect(ledger.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(InputError, match=r"is locked\. The answers in it are kept.*end what else has it open"):
+        ledger.record(KEY, 0, row("scored"))
+    other.close()
+    ledger.record(KEY, 0, row("scored"))
+
+
 # --- Kills -----------------------------------------------------------------------------------------------------------
 
 WRITER = f"""
