@@ -27,7 +27,7 @@ from ml_filter.annotation.ledger import Key, Ledger, SeenIds
 from ml_filter.annotation.parsing import Answer, AnswerError, read_verdict
 from ml_filter.annotation.prompts import Prompt, Question, language_code, load_prompt, prompts_by_criterion
 from ml_filter.annotation.windows import Windows, combine
-from ml_filter.documents.manifest import Manifest, Parent, digest_of
+from ml_filter.documents.manifest import LEDGER_NAME, Manifest, Parent, digest_of
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.readers import known_rows, read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
@@ -122,7 +122,7 @@ def run_to_the_end(out: OutputDirectory, settings: Settings, run: Run) -> Manife
         raise InputError(f"{out.path}: answers need a local directory, for their ledger")
     if out.manifest:
         out.reopen()
-    with Ledger(Path(run.config.ledger or Path(out.root) / "ledger.sqlite")) as ledger:
+    with Ledger(Path(run.config.ledger or Path(out.root) / LEDGER_NAME)) as ledger:
         run.open(ledger)
         run.ask_all(settings)
         with (

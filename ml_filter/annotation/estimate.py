@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from ml_filter.annotation.annotate import Run, annotator_name, prepare
 from ml_filter.annotation.ledger import Ledger
-from ml_filter.documents.manifest import digest_of
+from ml_filter.documents.manifest import LEDGER_NAME, digest_of
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sampling import sample_documents
 from ml_filter.errors import ConfigError, TooManyFailures
@@ -34,7 +34,6 @@ from ml_filter.settings import (
 )
 
 ESTIMATE_NAME = "estimate.json"
-LEDGER_NAME = "ledger.sqlite"
 
 Array = NDArray[np.float64]
 

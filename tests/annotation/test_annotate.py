@@ -523,6 +523,19 @@ def test_other_settings_are_refused_a_directory_that_is_taken(change, finished, 
     assert len(server.requests) == before
 
 
+def test_a_directory_that_is_taken_names_its_ledger_and_how_its_answers_are_used(serve, pages, asking, tmp_path):
+    server, source = serve(always(GOOD)), pages(3)
+    annotate_documents(source, asking(server, temperature=1.0), tmp_path / "out", SETTINGS)
+    more = asking(server, temperature=1.0, votes=2)
+    ledger = tmp_path / "out" / "ledger.sqlite"
+    with pytest.raises(InputError, match=rf"do not delete it.* with --ledger {ledger}") as told:
+        annotate_documents(source, more, tmp_path / "out", SETTINGS)
+    assert "start over" not in str(told.value)
+    taken = more.model_copy(update={"ledger": str(ledger)})
+    assert annotate_documents(source, taken, tmp_path / "more", SETTINGS).counts["scored"] == 6
+    assert len(server.requests) == 6
+
+
 def test_a_changed_word_in_the_prompt_is_another_prompt(serve, pages, asking, prompt_file, tmp_path):
     server, source = serve(always(GOOD)), pages(2)
     annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
