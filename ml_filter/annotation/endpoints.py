@@ -189,18 +189,24 @@ class _State:
         self.most = min(maximum, endpoint.max_concurrency or maximum)
         self.limit, self.circuit = AdaptiveLimit(self.most, now), Circuit(now)
         self.in_flight = 0
+        self.is_out = False
         self.paused_until = 0.0
         self.has_answered = False
         self.revival: asyncio.Task[None] | None = None
 
     def has_room(self, now: float) -> bool:
-        return self.in_flight < self.limit.value and now >= self.paused_until and not self.circuit.is_open
+        is_up = not (self.is_out or self.circuit.is_open)
+        return is_up and self.in_flight < self.limit.value and now >= self.paused_until
 
     def load(self) -> float:
         return self.in_flight / self.limit.value
 
 
 T = TypeVar("T")
+
+
+class _TakenOut(Exception):
+    """The endpoint is not asked any more; the request goes to another."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +244,7 @@ class EndpointPool:
         self._states = [_State(endpoint, max_concurrency, now) for endpoint in endpoints]
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._last_error = ""
+        self._unusable: EndpointError | None = None
 
     async def __aenter__(self) -> EndpointPool:
         return self
@@ -271,7 +278,7 @@ class EndpointPool:
 
         Raises:
             RequestFailed: no usable answer after all tries; `attempts` is set to their number.
-            EndpointError: no request can succeed, or no endpoint has answered for `max_outage_s`.
+            EndpointError: no request can succeed at any endpoint, or none has answered for `max_outage_s`.
         """
         attempts, spent = 0, 0.0
         failed_at: _State | None = None
@@ -303,6 +310,9 @@ class EndpointPool:
                 if spending:
                     spending.failed(error)
                 raise
+            except EndpointError as error:
+                self._take_out(state, error)
+                raise
             else:
                 now = time.monotonic()
                 self._answered(state, now)
@@ -318,6 +328,8 @@ class EndpointPool:
         """The least loaded endpoint with room for a request, one that has not just failed it where there is one."""
         while True:
             now = time.monotonic()
+            if self._unusable is not None:
+                raise self._unusable
             free = [state for state in self._states if state.has_room(now)]
             if free:
                 state = min(free, key=lambda state: (state is failed_at, state.load()))
@@ -327,6 +339,18 @@ class EndpointPool:
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             await waiter
+
+    def _take_out(self, state: _State, error: EndpointError) -> None:
+        """Ask an endpoint no more at which no request can succeed; raises where it is the last."""
+        is_new, state.is_out = not state.is_out, True
+        left = [other.endpoint.base_url for other in self._states if not other.is_out]
+        if is_new and left:
+            logger.warning(f"{error}. It is not asked any more; the run goes on with {', '.join(left)}")
+        if not left:
+            self._unusable = error
+        self._wake(everyone=True)
+        if left:
+            raise _TakenOut from error
 
     def _wake(self, *, everyone: bool = False) -> None:
         now = time.monotonic()
@@ -394,13 +418,14 @@ class EndpointPool:
             return
 
     def _check_outage(self, now: float) -> None:
-        if not all(state.circuit.is_open for state in self._states):
+        states = [state for state in self._states if not state.is_out]
+        if not all(state.circuit.is_open for state in states):
             return
-        known = any(state.has_answered for state in self._states)
+        known = any(state.has_answered for state in states)
         patience = self.max_outage_s if known else min(self.max_outage_s, _FIRST_ANSWER_WITHIN_S)
-        silent_s = now - max(state.circuit.last_answer for state in self._states)
+        silent_s = now - max(state.circuit.last_answer for state in states)
         if silent_s >= patience:
-            urls = ", ".join(endpoint.base_url for endpoint in self.endpoints)
+            urls = ", ".join(state.endpoint.base_url for state in states)
             raise EndpointError(
                 f"{urls} has not answered for {silent_s:.0f} s (last: {self._last_error}). Finished answers are kept; "
                 "run the same command again when it is back, or check --endpoint (ML_FILTER_ENDPOINT)"
@@ -408,7 +433,7 @@ class EndpointPool:
 
 
 def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, RequestFailed) and not error.refused
+    return isinstance(error, _TakenOut) or (isinstance(error, RequestFailed) and not error.refused)
 
 
 def _read(read: Callable[[dict[str, Any]], T], payload: dict[str, Any]) -> T:
