@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from ml_filter.documents.readers import known_rows, read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
-from ml_filter.errors import ConfigError, InputError, MlFilterError, TooManyFailures
+from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
 from ml_filter.progress import progress
 from ml_filter.settings import AnnotateConfig, AskConfig, Settings, SourceConfig
 
@@ -46,6 +47,9 @@ FAILED_NAME = "failed.jsonl"
 NOT_ASKED = "not_asked"
 """The error code of what the budget had no room for."""
 _NOT_ASKED_COUNT = f"failed_{NOT_ASKED}"
+_REFUSED_ALIKE = 20
+_NUMBERS = re.compile(r"\S*\d\S*")
+"""What differs between refusals for one reason: ids of requests, counts."""
 _AFTER_THE_ANSWER = {"votes", "combine_windows"}
 """What happens to answers once they are there; the ledger's answers stay good when it changes."""
 
@@ -76,7 +80,7 @@ def annotate_documents(
         TooManyFailures: more documents failed than `max_failed_share`, or the budget is used up. What was answered
             stays in the ledger; the same command asks only for what is open, with `retry_failed` for the failed too.
             With `at_budget` finish what the budget had no room for has failed, and the output is complete all the same.
-        EndpointError: no endpoint answers any more, or none can be used at all.
+        EndpointError: no endpoint answers any more, none can be used at all, or every request is refused alike.
         InputError, ConfigError: the source, a prompt or the output directory is wrong.
     """
     settings = settings or Settings()
@@ -181,6 +185,36 @@ def open_pool(endpoints: Sequence[Endpoint], config: AskConfig) -> EndpointPool:
     )
 
 
+class _Refusals:
+    """Ends a run whose every request is refused alike, as an unsupported parameter is, before all is asked."""
+
+    def __init__(self) -> None:
+        self._alike, self._words = 0, ""
+        self._is_over = False
+
+    def check(self, outcome: Answer | RequestFailed) -> None:
+        """Count what came of a request.
+
+        Raises:
+            EndpointError: it is the 20th in a row that is refused in the same words, and none was answered before.
+        """
+        if self._is_over:
+            return
+        if not isinstance(outcome, RequestFailed):
+            self._is_over = True
+            return
+        words = _NUMBERS.sub("", str(outcome)) if outcome.code == "bad_request" else ""
+        self._alike = self._alike + 1 if words and words == self._words else int(bool(words))
+        self._words = words
+        if self._alike >= _REFUSED_ALIKE:
+            raise EndpointError(
+                f"the endpoint refuses every request alike, the first {_REFUSED_ALIKE} of this run: {outcome}. Check "
+                "what the message names: the model, or a setting that shapes requests (extra_body, top_p, temperature, "
+                "structured, or top_logprobs and max_tokens of the prompt). These documents are failed as bad_request; "
+                "when it is mended, --retry-failed asks for them again"
+            )
+
+
 class Run:
     """One run over documents: which calls are open, asking them, and what came of them all.
 
@@ -209,6 +243,7 @@ class Run:
     ) -> None:
         self.source, self.shards, self.config = source, shards, config
         self.criteria, self.annotator = criteria, annotator
+        self._refusals = _Refusals()
         self.votes = config.votes if isinstance(config, AnnotateConfig) else 1
         shaping = {name: value for name, value in answer_settings(config).items() if name not in _AFTER_THE_ANSWER}
         self._questions = {
@@ -353,6 +388,7 @@ class Run:
         spending.end(outcome)
         self.asked += 1
         self.record(call, outcome, spending.reported, spending.assumed)
+        self._refusals.check(outcome)
 
     def _failed_row(self, prompt: Question, key: Key) -> dict[str, Any]:
         """The row of an answer that is not there."""

@@ -294,6 +294,24 @@ def test_a_wrong_key_or_model_ends_the_run_at_once_and_names_the_setting(reply, 
     assert KEY not in str(caught.value)
 
 
+def test_a_run_whose_every_request_is_refused_alike_ends_with_the_reason(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: refused(400, f"Unsupported parameter: 'seed' (request req-{asked.document})"))
+    given, source = asking(server), pages(200)
+    with pytest.raises(EndpointError, match=r"refuses every request alike.*Unsupported parameter: 'seed'.*extra_body"):
+        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    assert 20 <= len(server.requests) <= 24
+    server.answer = always(GOOD)
+    again = given.model_copy(update={"retry_failed": True})
+    assert annotate_documents(source, again, tmp_path / "out", SETTINGS).counts["scored"] == 200
+
+
+@pytest.mark.parametrize("other", [GOOD, refused(400, "another reason")], ids=["an answer", "another refusal"])
+def test_refusals_among_which_is_something_else_end_no_run(other, serve, pages, asking, tmp_path):
+    server = serve(lambda asked: other if asked.document == "d10" else refused(400, "this page is not allowed"))
+    made = annotate_documents(pages(28), asking(server, max_concurrency=1), tmp_path / "out", SETTINGS)
+    assert made.counts["documents"] == 28
+
+
 def test_a_column_missing_in_a_later_file_is_an_input_error(serve, asking, tmp_path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
