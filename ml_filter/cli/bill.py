@@ -132,7 +132,12 @@ def write(
 def submit(
     batch: Batch,
     resubmit: Annotated[
-        bool, typer.Option("--resubmit", help="Submit again what may have been submitted before a kill")
+        bool,
+        typer.Option(
+            "--resubmit",
+            help="Submit again what may have been submitted before a kill, and what failed, expired or cancelled "
+            "batches left unanswered",
+        ),
     ] = False,
 ) -> None:
     """Upload the files and start their batches, each once, also when killed and called again."""
