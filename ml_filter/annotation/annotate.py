@@ -189,7 +189,8 @@ class _Refusals:
     """Ends a run whose every request is refused alike, as an unsupported parameter is, before all is asked."""
 
     def __init__(self) -> None:
-        self._alike, self._words = 0, ""
+        self._alike = 0
+        self._words: str | None = None
         self._is_over = False
 
     def check(self, outcome: Answer | RequestFailed) -> None:
@@ -203,8 +204,8 @@ class _Refusals:
         if not isinstance(outcome, RequestFailed):
             self._is_over = True
             return
-        words = _NUMBERS.sub("", str(outcome)) if outcome.code == "bad_request" else ""
-        self._alike = self._alike + 1 if words and words == self._words else int(bool(words))
+        words = _NUMBERS.sub("", str(outcome)) if outcome.code == "bad_request" else None
+        self._alike = 0 if words is None else self._alike + 1 if words == self._words else 1
         self._words = words
         if self._alike >= _REFUSED_ALIKE:
             raise EndpointError(

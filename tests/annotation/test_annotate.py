@@ -58,7 +58,7 @@ def test_answers_that_come_in_any_order_are_written_in_input_order(serve, pages,
     delay = random.Random(1)
     server = serve(lambda asked: Reply(chat(f"Score: {int(asked.document[1:]) % 6}"), delay_s=delay.random() / 20))
     made = annotate_documents(pages(40), asking(server, max_concurrency=10), tmp_path / "out", SETTINGS)
-    assert [asked.document for asked in server.requests] != sorted(server.finished, key=lambda d: int(d[1:]))
+    assert list(server.finished) != sorted(server.finished, key=lambda d: int(d[1:]))
     assert [(row["document_id"], row["score"]) for row in rows(made)] == [(f"d{i}", i % 6) for i in range(40)]
     assert set(server.asked.values()) == {1}
 
@@ -303,6 +303,12 @@ def test_a_run_whose_every_request_is_refused_alike_ends_with_the_reason(serve, 
     server.answer = always(GOOD)
     again = given.model_copy(update={"retry_failed": True})
     assert annotate_documents(source, again, tmp_path / "out", SETTINGS).counts["scored"] == 200
+
+
+def test_a_refusal_without_a_word_is_one_like_the_others(serve, pages, asking, tmp_path):
+    server = serve(always(Reply(b"", 400)))
+    with pytest.raises(EndpointError, match="refuses every request alike"):
+        annotate_documents(pages(60), asking(server), tmp_path / "out", SETTINGS)
 
 
 @pytest.mark.parametrize("other", [GOOD, refused(400, "another reason")], ids=["an answer", "another refusal"])
