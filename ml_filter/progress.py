@@ -55,7 +55,7 @@ class Progress:
         of, left = "", ""
         if self.total:
             of = f" of {self.total:,}"
-            left = f", {max(self.total - self.done, 0) / max(rate, 1e-9):,.0f} s left"
+            left = f", {max(self.total - self.done, 0) / rate:,.0f} s left" if self.done else ""
         logger.info(f"{self.what}: {self.done:,}{of}, {rate:,.1f}/s{left}")
 
 

@@ -195,8 +195,15 @@ class AskConfig(StageConfig):
     ledger: str | None = Field(None, description="SQLite file to share answers between outputs; unset: in the output")
     usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None = None
     usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None = None
-    budget_tokens: Annotated[int, Field(gt=0)] | None = Field(None, description="stop before more tokens are used")
-    budget_usd: Annotated[float, Field(gt=0)] | None = Field(None, description="stop before more money is spent")
+    budget_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="stop before more tokens are used; of this annotator's run, not of a whole pipeline"
+    )
+    budget_usd: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="stop before more money is spent; of this annotator's run, not of a whole pipeline"
+    )
+    at_budget: Literal["stop", "finish"] = Field(
+        "stop", description="finish: what the budget has no room for is failed as `not_asked`, and the output complete"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ import pyarrow as pa
 from loguru import logger
 from pydantic import SecretStr
 
-from ml_filter.annotation.budget import Budget, Usage, question_bytes
+from ml_filter.annotation.budget import NO_TOKENS, Budget, Spending, Usage
 from ml_filter.annotation.client import Endpoint, RequestFailed
 from ml_filter.annotation.embedded import MODEL_NAME, embedded_endpoint
 from ml_filter.annotation.endpoints import EndpointPool
@@ -34,13 +36,13 @@ from ml_filter.annotation.prompts import (
     prompts_by_criterion,
 )
 from ml_filter.annotation.windows import Windows, combine
-from ml_filter.documents.manifest import Manifest, Parent, digest_of
+from ml_filter.documents.manifest import LEDGER_NAME, Manifest, Parent, digest_of
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.readers import known_rows, read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
-from ml_filter.errors import ConfigError, InputError, MlFilterError, TooManyFailures
+from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
 from ml_filter.progress import progress
 from ml_filter.settings import AnnotateConfig, AskConfig, EndpointConfig, Settings, SourceConfig
 
@@ -51,6 +53,12 @@ _FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason
 _NO_TEXT = {"error": "no_text", "reason": "the document has no text"}
 FAILED_NAME = "failed.jsonl"
 """The failed answers of the last run, for a look."""
+NOT_ASKED = "not_asked"
+"""The error code of what the budget had no room for."""
+_NOT_ASKED_COUNT = f"failed_{NOT_ASKED}"
+_REFUSED_ALIKE = 20
+_NUMBERS = re.compile(r"\S*\d\S*")
+"""What differs between refusals for one reason: ids of requests, counts."""
 _AFTER_THE_ANSWER = {"votes", "combine_windows"}
 """What happens to answers once they are there; the ledger's answers stay good when it changes."""
 
@@ -64,7 +72,6 @@ class Call(NamedTuple):
     window: int
     windows: int
     truncated: bool
-    reserved: Usage
 
 
 def annotate_documents(
@@ -81,7 +88,8 @@ def annotate_documents(
     Raises:
         TooManyFailures: more documents failed than `max_failed_share`, or the budget is used up. What was answered
             stays in the ledger; the same command asks only for what is open, with `retry_failed` for the failed too.
-        EndpointError: no endpoint answers any more, or none can be used at all.
+            With `at_budget` finish what the budget had no room for has failed, and the output is complete all the same.
+        EndpointError: no endpoint answers any more, none can be used at all, or every request is refused alike.
         InputError, ConfigError: the source, a prompt or the output directory is wrong.
     """
     settings = settings or Settings()
@@ -120,13 +128,15 @@ def prepare(
 def run_to_the_end(out: OutputDirectory, settings: Settings, run: Run) -> Manifest:
     """Ask what is open, write what came of it all, and finish the directory; raises as `annotate_documents`."""
     if out.manifest and not (run.config.retry_failed and out.manifest.counts["failed"]):
+        if _NOT_ASKED_COUNT in out.manifest.counts:
+            run.check_failed(Counter(out.manifest.counts), out.path)
         return out.manifest
     if not out.is_local:
         raise InputError(f"{out.path}: answers need a local directory, for their ledger")
     if out.manifest:
         out.reopen()
     keep_prompts(out, (question for languages in run.criteria.values() for question in languages.values()))
-    with Ledger(Path(run.config.ledger or Path(out.root) / "ledger.sqlite")) as ledger:
+    with Ledger(Path(run.config.ledger or Path(out.root) / LEDGER_NAME)) as ledger:
         run.open(ledger)
         run.ask_all(settings)
         with (
@@ -135,9 +145,13 @@ def run_to_the_end(out: OutputDirectory, settings: Settings, run: Run) -> Manife
             (Path(out.root) / FAILED_NAME).open("w", encoding="utf-8") as failed,
         ):
             counts = run.collect(writer.write, rejects, failed)
-            run.check(counts, out.path)
+            if not counts[_NOT_ASKED_COUNT]:
+                run.check(counts, out.path)
         run.report(out)
-        return out.finish([(run.shard, out.commit(run.shard, writer, rejects, counts))])
+        made = out.finish([(run.shard, out.commit(run.shard, writer, rejects, counts))])
+    if counts[_NOT_ASKED_COUNT]:
+        run.check(counts, out.path)
+    return made
 
 
 def annotator_name(config: AskConfig, settings: Settings) -> str:
@@ -197,6 +211,37 @@ def open_pool(endpoints: Sequence[Endpoint], config: AskConfig) -> EndpointPool:
     )
 
 
+class _Refusals:
+    """Ends a run whose every request is refused alike, as an unsupported parameter is, before all is asked."""
+
+    def __init__(self) -> None:
+        self._alike = 0
+        self._words: str | None = None
+        self._is_over = False
+
+    def check(self, outcome: Answer | RequestFailed) -> None:
+        """Count what came of a request.
+
+        Raises:
+            EndpointError: it is the 20th in a row that is refused in the same words, and none was answered before.
+        """
+        if self._is_over:
+            return
+        if not isinstance(outcome, RequestFailed):
+            self._is_over = True
+            return
+        words = _NUMBERS.sub("", str(outcome)) if outcome.code == "bad_request" else None
+        self._alike = 0 if words is None else self._alike + 1 if words == self._words else 1
+        self._words = words
+        if self._alike >= _REFUSED_ALIKE:
+            raise EndpointError(
+                f"the endpoint refuses every request alike, the first {_REFUSED_ALIKE} of this run: {outcome}. Check "
+                "what the message names: the model, or a setting that shapes requests (extra_body, top_p, temperature, "
+                "structured, or top_logprobs and max_tokens of the prompt). These documents are failed as bad_request; "
+                "when it is mended, --retry-failed asks for them again"
+            )
+
+
 class Run:
     """One run over documents: which calls are open, asking them, and what came of them all.
 
@@ -225,6 +270,7 @@ class Run:
     ) -> None:
         self.source, self.shards, self.config = source, shards, config
         self.criteria, self.annotator = criteria, annotator
+        self._refusals = _Refusals()
         self.votes = config.votes if isinstance(config, AnnotateConfig) else 1
         shaping = {name: value for name, value in answer_settings(config).items() if name not in _AFTER_THE_ANSWER}
         self._questions = {
@@ -349,39 +395,50 @@ class Run:
         return await judge.windows(prompt)
 
     async def _calls(self, windows: Windows, key: Key, text: str, statuses: dict[int, str]) -> AsyncIterator[Call]:
-        """The requests for one document, prompt and vote that are open and that the budget has room for."""
+        """The requests for one document, prompt and vote that are open."""
         pieces, truncated = await windows.pieces(text)
         if statuses and len(statuses) != len(pieces):  # the context, as the endpoint tells it, has changed
             self.ledger.forget(key)
             statuses = {}
         for number, piece in enumerate(pieces):
             if self._is_open(statuses.get(number, "open")):
-                reserved = await self.budget.reserve(windows.prompt, piece)
-                if reserved is None:
-                    return
-                yield Call(key, windows.prompt, piece, number, len(pieces), truncated, reserved)
+                yield Call(key, windows.prompt, piece, number, len(pieces), truncated)
 
     async def _answer(self, judge: Judge, call: Call) -> None:
         outcome: Answer | RequestFailed
+        spending = Spending(self.budget, call.prompt, call.piece)
+        if self.budget.is_spent or not await spending.has_room():
+            return
         try:
-            outcome = await judge.ask(call.prompt, call.piece, call.key.vote)
-            self.budget.settle(call.reserved, question_bytes(call.prompt, call.piece), outcome)
+            outcome = await judge.ask(call.prompt, call.piece, call.key.vote, spending)
         except RequestFailed as error:
             outcome = error
-            self.budget.settle(call.reserved, 0, None)
+        spending.end(outcome)
         self.asked += 1
-        self.record(call, outcome)
+        self.record(call, outcome, spending.reported, spending.assumed)
+        self._refusals.check(outcome)
 
-    def record(self, call: Call, outcome: Answer | RequestFailed) -> None:
-        """Read an answer and put it, or why there is none, on disk."""
+    def _not_asked(self, prompt: Question, key: Key) -> dict[str, Any]:
+        """Not for the ledger: a later run with more budget finds the call open."""
+        reason = f"the budget of {self.budget.describe()} had no room for it"
+        return self._failed_row(prompt, key) | {"error": NOT_ASKED, "reason": reason}
+
+    def record(
+        self,
+        call: Call,
+        outcome: Answer | RequestFailed,
+        used: Usage | None,
+        assumed: Usage = NO_TOKENS,
+    ) -> None:
+        """Read an answer and put it, or why there is none, on disk, with what all its tries used."""
         row = self._failed_row(call.prompt, call.key) | {"windows": call.windows, "truncated": call.truncated}
+        if used is not None:
+            row |= {"prompt_tokens": int(used.prompt), "completion_tokens": int(used.completion)}
         if isinstance(outcome, RequestFailed):
             row |= {"error": outcome.code, "reason": str(outcome), "attempts": outcome.attempts}
         else:
             row |= {
                 "raw": outcome.text,
-                "prompt_tokens": outcome.prompt_tokens,
-                "completion_tokens": outcome.completion_tokens,
                 "latency_s": outcome.latency_s,
                 "attempts": outcome.attempts,
             }
@@ -391,7 +448,7 @@ class Run:
                 row |= {"error": error.code, "reason": str(error)}
         if row["error"]:
             logger.debug(f"{call.key.document_id}: {row['error']}: {row['reason']}")
-        self.ledger.record(call.key, call.window, row)
+        self.ledger.record(call.key, call.window, row, (math.ceil(assumed.prompt), math.ceil(assumed.completion)))
 
     def _failed_row(self, prompt: Question, key: Key) -> dict[str, Any]:
         return dict.fromkeys(ANNOTATION_SCHEMA.names) | {
@@ -422,7 +479,7 @@ class Run:
 
     def collect(self, write: Callable[[pa.Table], None], rejects: RejectsLog, failed: TextIO) -> Counter[str]:
         """Write the ledger's answers in input order, those that failed as JSON lines as well, and count them; a
-        document without one yet counts as `open`."""
+        document without one yet counts as `open`. Tokens are those of all tries and of answers that were replaced."""
         names = ("documents", self.done, "failed", "truncated", "prompt_tokens", "completion_tokens")
         counts = self.counts = Counter(dict.fromkeys(names, 0))
         with_text = False
@@ -433,14 +490,16 @@ class Run:
                 with_text = with_text or bool(text)
                 for prompt, key in self.keys(document_id, text, prompts):
                     answers = self.ledger.rows(key) if text else [self._failed_row(prompt, key) | _NO_TEXT]
-                    if not answers or len(answers) < answers[0]["windows"]:
+                    self._count_tokens(key)
+                    if answers and len(answers) >= answers[0]["windows"]:
+                        row = self.one_row(answers)
+                    elif self.budget.is_spent and self.config.at_budget == "finish":
+                        row = self._not_asked(prompt, key)
+                    else:
                         counts["open"] += 1
                         continue
-                    row = self.one_row(answers)
                     counts[row["status"]] += 1
                     counts["truncated"] += row["truncated"]
-                    counts["prompt_tokens"] += row["prompt_tokens"] or 0
-                    counts["completion_tokens"] += row["completion_tokens"] or 0
                     if row["error"]:
                         counts[f"failed_{row['error']}"] += 1
                         shown = {name: row[name] for name in _FAILED_FIELDS}
@@ -451,6 +510,13 @@ class Run:
             why = {**rejects.counts} | ({"no_text": counts["documents"]} if counts["documents"] else {})
             raise InputError(f"no document could be read from {', '.join(self.source.paths)}: {why}")
         return counts
+
+    def _count_tokens(self, key: Key) -> None:
+        paid = self.ledger.paid(key)
+        self.counts["prompt_tokens"] += paid.prompt
+        self.counts["completion_tokens"] += paid.completion
+        if paid.assumed:
+            self.counts["tokens_unreported"] += paid.assumed
 
     def output(self, shard: InputShard, table: pa.Table, rows: list[dict[str, Any]]) -> pa.Table:
         """What is written of a table of documents and of its rows of answers."""
@@ -488,15 +554,30 @@ class Run:
         if open_ and self.budget.is_spent:
             raise TooManyFailures(
                 f"the budget of {self.budget.describe()} is used up: {scored + failed:,} answers are in the ledger of "
-                f"{output}, {open_:,} are open. Run again with a higher budget: finished answers are not asked again"
+                f"{output}, {open_:,} are open. Run again with a higher budget: finished answers are not asked again. "
+                "Or run again with --at-budget finish (at_budget: finish): what is open is then failed as "
+                f"{NOT_ASKED}, and the answers that are there can be used"
             )
         if open_:
             raise InputError(f"{open_:,} documents changed or were added while they were annotated; run again")
+        if counts[_NOT_ASKED_COUNT]:
+            logger.warning(
+                f"The budget of {self.budget.describe()} is used up: {counts[_NOT_ASKED_COUNT]:,} of "
+                f"{scored + failed:,} answers are failed as {NOT_ASKED}. To ask for those, run again with a higher "
+                "budget and --retry-failed"
+            )
+        self.check_failed(counts, output)
+
+    def check_failed(self, counts: Counter[str], output: str) -> None:
+        """Raises TooManyFailures where too large a share failed."""
+        scored, failed = counts[self.done], counts["failed"]
         if failed > self.config.max_failed_share * (scored + failed):
+            written = ", and the others can be used" if counts[_NOT_ASKED_COUNT] else ""
+            more = "a higher budget and " if counts[_NOT_ASKED_COUNT] else ""
             codes = Counter({name[7:]: count for name, count in counts.items() if name.startswith("failed_")})
             raise TooManyFailures(
                 f"{failed:,} of {scored + failed:,} answers failed "
                 f"({', '.join(f'{code} {count:,}' for code, count in codes.most_common())}), more than "
                 f"max_failed_share={self.config.max_failed_share:g} tolerates. To ask for just those again, "
-                f"{self.again} with --retry-failed. Each is in {output}/{FAILED_NAME}"
+                f"{self.again} with {more}--retry-failed. Each is in {output}/{FAILED_NAME}{written}"
             )

@@ -6,7 +6,8 @@ go through the ledger into a normal annotations directory. Nothing needs a provi
 `run_batch` reads the same files and writes results that `collect` takes.
 
 Delivery: each file is uploaded and made a batch once. Both intentions are on disk before the request; after a kill in
-between, the provider's own lists of files and batches say whether it arrived.
+between, the provider's own lists of files and batches say whether it arrived. What a batch that ended early left
+unanswered is submitted again when asked to, and only that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -29,7 +30,7 @@ from loguru import logger
 from pydantic import BaseModel, SecretStr, TypeAdapter
 
 from ml_filter.annotation.annotate import Call, Run, configured_endpoints, prepare, run_to_the_end
-from ml_filter.annotation.budget import Usage
+from ml_filter.annotation.budget import reported
 from ml_filter.annotation.client import Endpoint, RequestFailed, failure_of
 from ml_filter.annotation.judge import body_to_send, constraint_for, read_answer, request_for
 from ml_filter.annotation.ledger import Key, Ledger
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 
 REQUESTS_NAME = "requests.sqlite"
 SUBMITTED_NAME = "submitted.json"
-ENDED = {"completed", "failed", "expired", "cancelled"}
+_ENDED_EARLY = {"failed", "expired", "cancelled"}
+ENDED = {"completed", *_ENDED_EARLY}
 _NOT_ASKED = {"batch_expired", "batch_cancelled"}
 _SETTLED_S = 30.0
 """A batch whose creation was cut off is looked for once this much time has passed."""
@@ -79,6 +81,8 @@ class Submission(BaseModel):
     output_file_id: str | None = None
     error_file_id: str | None = None
     problem: str | None = None
+    resubmitted: bool = False
+    """It ended early, and what it left unanswered is in another file."""
 
 
 _SUBMISSIONS = TypeAdapter(list[Submission])
@@ -165,7 +169,10 @@ class _Writer(Run):
                     context = self.config.context_tokens
                     windows[prompt.digest] = await Windows.of(self.config, prompt, tokenizer, context)
                 async for call in self._calls(windows[prompt.digest], key, text, statuses):
-                    self.budget.settle(call.reserved, 0, Answer(text=""))
+                    reserved = await self.budget.reserve(prompt, call.piece)
+                    if reserved is None:
+                        break
+                    self.budget.settle(reserved, 0, Answer(text=""))
                     path, body = request_for(prompt, call.piece, key.vote, self.config, tokenizer)
                     files.add(call, f"/v1/{path}", body_to_send(model, body, self._constraint(prompt), self.config))
                 bar.advance()
@@ -260,12 +267,7 @@ class _Batch:
 
     def save(self) -> None:
         """Put what is known on disk."""
-        temporary = self.path / f".{SUBMITTED_NAME}.tmp"
-        with temporary.open("wb") as file:
-            file.write(_SUBMISSIONS.dump_json(self.submissions, indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / SUBMITTED_NAME)
+        _put(self.path / SUBMITTED_NAME, _SUBMISSIONS.dump_json(self.submissions, indent=1))
 
     def endpoint(self, settings: Settings) -> Endpoint:
         """Where the batch goes: the first endpoint."""
@@ -273,6 +275,16 @@ class _Batch:
         if not endpoints:
             raise ConfigError("there is no endpoint to submit to; set ML_FILTER_ENDPOINT, or give --endpoint to write")
         return endpoints[0]
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 @contextmanager
@@ -327,13 +339,16 @@ def submit_batch(
     Args:
         directory: made by `write_batch`.
         settings: endpoint and key of the environment.
-        resubmit: submit again where it is not known whether a batch was made.
+        resubmit: submit again where it is not known whether a batch was made, and what batches that failed, expired
+            or were cancelled left unanswered, in files of their own.
 
     Raises:
         EndpointError: the provider refuses, cannot be reached, or cannot say whether a batch was made.
     """
     settings = settings or Settings()
     with _held(directory) as batch:
+        if resubmit:
+            _take_up(batch, settings)
         waiting = [one for one in batch.submissions if one.batch_id is None]
         if waiting:
             with _provider(batch.endpoint(settings)) as client:
@@ -341,6 +356,39 @@ def submit_batch(
                     _upload(batch, submission, client)
                     _create(batch, submission, client, resubmit)
         return batch.submissions
+
+
+def _take_up(batch: _Batch, settings: Settings) -> None:
+    """Write what batches that ended early left unanswered into new files, to be submitted."""
+    _refresh(batch, settings)
+    ended = [one for one in batch.submissions if one.status in _ENDED_EARLY and not one.resubmitted]
+    _download(batch, settings)
+    for one in ended:
+        rest = _rest_of(batch, one, settings)
+        one.resubmitted = True
+        if rest is not None:
+            batch.submissions.append(rest)
+        batch.save()
+
+
+def _rest_of(batch: _Batch, ended: Submission, settings: Settings) -> Submission | None:
+    """The requests of a file that were never put to the model, as a new file; None where there are none."""
+    endpoint, answered = batch.endpoint(settings), set()
+    for _, path in _results_of(batch, ended):
+        for line in path.read_bytes().splitlines():
+            with suppress(orjson.JSONDecodeError, LookupError, TypeError):
+                result = orjson.loads(line)
+                if _outcome(result, endpoint) is not None:
+                    answered.add(result["custom_id"])
+    with (batch.path / ended.file).open("rb") as file:
+        rest = [line for line in file if orjson.loads(line)["custom_id"] not in answered]
+    if not rest:
+        return None
+    stem, _, nth = Path(ended.file).stem.partition("-again-")
+    name = f"{stem}-again-{int(nth or 1) + 1}.jsonl"
+    _put(batch.path / name, b"".join(rest))
+    remote_name = ended.remote_name.removesuffix(ended.file) + name
+    return Submission(file=name, url=ended.url, requests=len(rest), remote_name=remote_name)
 
 
 def _upload(batch: _Batch, submission: Submission, client: OpenAI) -> None:
@@ -460,7 +508,7 @@ def collect_batch(
     Raises:
         TooManyFailures: requests are open (the answers are in the ledger all the same), or too large a share failed.
         EndpointError: the provider cannot be reached, or a download was cut off.
-        InputError: a prompt has changed since, or a file holds no result of this batch.
+        InputError: a prompt has changed since, nothing was submitted, or a file holds no result of this batch.
     """
     settings = settings or Settings()
     with _held(directory) as batch:
@@ -471,6 +519,11 @@ def collect_batch(
         if made_by["prompts"] != batch.manifest.config["prompts"]:
             raise InputError(f"a prompt has changed since {directory} was written; put it back or write a new batch")
         if not results:
+            if batch.submissions and all(one.batch_id is None for one in batch.submissions):
+                raise InputError(
+                    f"{directory} has not been submitted: run ml-filter batch submit {directory}, or give the files of "
+                    "results that are here with --results"
+                )
             _refresh(batch, settings)
             results = _download(batch, settings)
         run.batch, run.results = batch, results
@@ -486,18 +539,21 @@ def batch_usd(directory: str | Path, made: Manifest) -> float | None:
 
 def _download(batch: _Batch, settings: Settings) -> list[Path]:
     """The files of results of the batches that have ended, each fetched once."""
-    wanted = []
-    for submission in batch.submissions:
-        if submission.status in ENDED:
-            for kind, file_id in (("output", submission.output_file_id), ("errors", submission.error_file_id)):
-                if file_id:
-                    wanted.append((file_id, batch.path / "results" / f"{Path(submission.file).stem}-{kind}.jsonl"))
+    ended = [submission for submission in batch.submissions if submission.status in ENDED]
+    wanted = [found for submission in ended for found in _results_of(batch, submission)]
     missing = [(file_id, path) for file_id, path in wanted if not path.exists()]
     if missing:
         with _provider(batch.endpoint(settings)) as client:
             for file_id, path in missing:
                 _fetch(client, file_id, path)
     return [path for _, path in wanted]
+
+
+def _results_of(batch: _Batch, submission: Submission) -> list[tuple[str, Path]]:
+    """The provider's files of results of a batch, and where they go."""
+    files = {"output": submission.output_file_id, "errors": submission.error_file_id}
+    folder, stem = batch.path / "results", Path(submission.file).stem
+    return [(file_id, folder / f"{stem}-{kind}.jsonl") for kind, file_id in files.items() if file_id]
 
 
 def _fetch(client: OpenAI, file_id: str, path: Path) -> None:
@@ -561,13 +617,13 @@ class _Collector(Run):
         self.lines["known"] += 1
         _, document_id, text_digest, question, vote, digest, window, windows, truncated = row
         key = Key(document_id, text_digest, question, vote)
-        call = Call(key, self.prompts[digest], "", window, windows, bool(truncated), Usage(0, 0))
+        call = Call(key, self.prompts[digest], "", window, windows, bool(truncated))
         outcome = _outcome(result, self.endpoint)
         status = self.ledger.statuses(key).get(window, "open")
         if outcome is None:
             self.lines["not_asked"] += 1
         elif status == "open" or (status == "failed" and self._is_good(outcome, call)):
-            self.record(call, outcome)
+            self.record(call, outcome, reported(outcome))
         else:
             self.lines["repeated"] += 1
 
@@ -580,16 +636,21 @@ class _Collector(Run):
     def check(self, counts: Counter[str], output: str) -> None:
         """Whether every request has its answer; raises TooManyFailures, also as `Run.check`."""
         if counts["open"]:
-            running = _running(self.batch.submissions)
-            why = [f"{len(running):,} of {len(self.batch.submissions):,} batches still run"] if running else []
+            all_ = self.batch.submissions
+            running, unsent = _running(all_), [one for one in all_ if one.batch_id is None]
+            why = [f"{len(running):,} of {len(all_):,} batches still run"] if running else []
+            if 0 < len(unsent) < len(all_):
+                why.append(f"{len(unsent):,} of {len(all_):,} are not submitted (ml-filter batch submit)")
             why += (
                 [f"{self.lines['not_asked']:,} requests expired or were cancelled"] if self.lines["not_asked"] else []
             )
-            why += [f"{one.file}: {one.problem}" for one in self.batch.submissions if one.problem]
+            early = [one for one in all_ if one.status in _ENDED_EARLY and not one.resubmitted]
+            why += [f"{one.file}: {one.problem}" for one in early if one.problem]
+            resubmit = f", submit the rest of {len(early):,} batches again (ml-filter batch submit --resubmit)"
             raise TooManyFailures(
                 f"{counts['open']:,} answers are open{''.join(f'; {reason}' for reason in why)}. Those that came are "
-                f"in the ledger of {output}. Collect again when there are more results, or let ml-filter annotate "
-                f"finish {output} with the same settings"
+                f"in the ledger of {output}. Collect again when there are more results{resubmit if early else ''}, or "
+                f"let ml-filter annotate finish {output} with the same settings"
             )
         super().check(counts, output)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
+from ml_filter.annotation.client import RequestFailed
 from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.prompts import Question
 from ml_filter.settings import AskConfig
@@ -25,19 +26,23 @@ class Usage(NamedTuple):
         return Usage(self.prompt + sign * other.prompt, self.completion + sign * other.completion)
 
 
+NO_TOKENS = Usage(0, 0)
+
+
 class Budget:
     """Reserves what a request may use before it is sent, so that those in flight cannot pass the cap together.
 
     Reserved are the prompt tokens that its length in bytes lets expect, by the answers so far and a tenth more, and
-    all completion tokens it may write. Where a server reports no usage, what was reserved counts as used. A request
-    that got no answer counts as nothing.
+    all completion tokens it may write. Where a server reports no usage, and where it is not known whether the model
+    worked on a request (a time-out, a connection cut off, an answer that is none), what was reserved counts as used.
+    An error in the place of an answer counts as nothing.
     """
 
     def __init__(self, config: AskConfig, used: tuple[int, int] = (0, 0)) -> None:
         self.config = config
         self.used = Usage(*used)
         self.is_spent = False
-        self._reserved = Usage(0, 0)
+        self._reserved = NO_TOKENS
         self._in_flight = 0
         self._bytes = self._tokens = 0.0
         self._settled = asyncio.Event()
@@ -56,17 +61,17 @@ class Budget:
         self._reserved = self._reserved.plus(wanted)
         return wanted
 
-    def settle(self, reserved: Usage, question_bytes: int, answer: Answer | None) -> None:
+    def settle(self, reserved: Usage, question_bytes: int, outcome: Answer | RequestFailed) -> None:
         """Put what was used in the place of what was reserved."""
         self._in_flight -= 1
         self._reserved = self._reserved.plus(reserved, -1)
-        if answer is not None:
-            if answer.prompt_tokens is None or answer.completion_tokens is None:
-                self.used = self.used.plus(reserved)
-            else:
-                self.used = self.used.plus(Usage(answer.prompt_tokens, answer.completion_tokens))
-                self._bytes += question_bytes
-                self._tokens += answer.prompt_tokens
+        usage = reported(outcome)
+        if usage is not None:
+            self.used = self.used.plus(usage)
+            self._bytes += question_bytes
+            self._tokens += usage.prompt
+        elif may_cost(outcome):
+            self.used = self.used.plus(reserved)
         self._settled.set()
 
     def describe(self) -> str:
@@ -89,6 +94,58 @@ class Budget:
             return False
         usd = self.config.usd(*total)
         return self.config.budget_usd is None or usd is None or usd <= self.config.budget_usd
+
+
+class Spending:
+    """What the tries of one request use, of a budget.
+
+    Holds the reservation of the try that is on its way. `reported` is what the server said it used, None where it
+    said nothing; `assumed` is what was reserved for tries that may have cost without a word of the server about it.
+    """
+
+    def __init__(self, budget: Budget, prompt: Question, piece: str) -> None:
+        self.budget, self.prompt, self.piece = budget, prompt, piece
+        self.reported: Usage | None = None
+        self.assumed = NO_TOKENS
+        self._reserved: Usage | None = None
+
+    async def has_room(self) -> bool:
+        """Whether a try may be made, for which it is reserved then; waits for others that are on their way."""
+        if self._reserved is None:
+            self._reserved = await self.budget.reserve(self.prompt, self.piece)
+        return self._reserved is not None
+
+    def failed(self, error: RequestFailed) -> None:
+        """A try has failed. One that cost nothing leaves its reservation to the next."""
+        if may_cost(error):
+            self._settle(error)
+
+    def end(self, outcome: Answer | RequestFailed) -> None:
+        """No other try follows."""
+        if self._reserved is not None:
+            self._settle(outcome)
+
+    def _settle(self, outcome: Answer | RequestFailed) -> None:
+        assert self._reserved is not None
+        self.budget.settle(self._reserved, question_bytes(self.prompt, self.piece), outcome)
+        usage = reported(outcome)
+        if usage is not None:
+            self.reported = usage.plus(self.reported or NO_TOKENS)
+        elif may_cost(outcome):
+            self.assumed = self.assumed.plus(self._reserved)
+        self._reserved = None
+
+
+def reported(outcome: Answer | RequestFailed) -> Usage | None:
+    """What the server said was used; None where it did not say it all."""
+    if outcome.prompt_tokens is None or outcome.completion_tokens is None:
+        return None
+    return Usage(outcome.prompt_tokens, outcome.completion_tokens)
+
+
+def may_cost(outcome: Answer | RequestFailed) -> bool:
+    """Whether the model may have worked for it."""
+    return outcome.may_cost if isinstance(outcome, RequestFailed) else True
 
 
 def question_bytes(prompt: Question, piece: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -65,12 +66,25 @@ class RequestFailed(Exception):
     """A request without a usable answer. `code` is the error code of the failed annotation.
 
     `refused`: the server is well and declines this very request, so asking again is of no use.
+    `may_cost`: the model may have worked on it, so it may have to be paid: it was sent, and no error came back.
+    `prompt_tokens`, `completion_tokens`: what it used all the same, where the server said so.
     `attempts`: requests made for it.
     """
 
-    def __init__(self, code: str, detail: str, *, refused: bool = False, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        refused: bool = False,
+        may_cost: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(detail)
         self.code, self.refused, self.retry_after_s = code, refused, retry_after_s
+        self.may_cost = may_cost
+        self.prompt_tokens: int | None = None
+        self.completion_tokens: int | None = None
         self.attempts = 1
 
 
@@ -111,7 +125,7 @@ class Client:
                 content = await _content(response)
                 status, sent = response.status, response.headers
         except TimeoutError as error:
-            raise RequestFailed("timeout", f"no answer within {self.timeout_s:g} s") from error
+            raise RequestFailed("timeout", f"no answer within {self.timeout_s:g} s", may_cost=True) from error
         except (ValueError, aiohttp.NonHttpUrlClientError) as error:  # a password in the URL is a ValueError
             host = urlsplit(endpoint.base_url).netloc.rpartition("@")[2]
             raise EndpointError(
@@ -120,7 +134,8 @@ class Client:
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             detail = endpoint.public(f"{type(error).__name__}: {error}")
-            raise RequestFailed("connection_error", detail) from error
+            was_sent = not isinstance(error, aiohttp.ClientConnectorError)
+            raise RequestFailed("connection_error", detail, may_cost=was_sent) from error
         if 300 <= status < 400:
             raise EndpointError(
                 f"{endpoint.base_url} redirects to {endpoint.public(sent.get('Location', 'nowhere'))}; give the right "
@@ -131,9 +146,10 @@ class Client:
         try:
             answer = _loads(content)
         except (ValueError, RecursionError) as error:
-            raise RequestFailed("malformed_answer", endpoint.public(f"no JSON: {error}")) from error
+            raise RequestFailed("malformed_answer", endpoint.public(f"no JSON: {error}"), may_cost=True) from error
         if not isinstance(answer, dict):
-            raise RequestFailed("malformed_answer", f"the answer is a {type(answer).__name__}, not an object")
+            detail = f"the answer is a {type(answer).__name__}, not an object"
+            raise RequestFailed("malformed_answer", detail, may_cost=True)
         return answer
 
 
@@ -143,7 +159,8 @@ async def _content(response: aiohttp.ClientResponse) -> bytes:
         parts.append(part)
         size += len(part)
         if size > _MOST_BYTES:
-            raise RequestFailed("malformed_answer", f"the answer is longer than {_MOST_BYTES:,} bytes")
+            detail = f"the answer is longer than {_MOST_BYTES:,} bytes"
+            raise RequestFailed("malformed_answer", detail, may_cost=True)
     return b"".join(parts)
 
 
@@ -194,6 +211,17 @@ def _loads(content: bytes) -> Any:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
         return json.loads(content)  # takes what some servers write: infinities, halves of surrogate pairs
+
+
+def reported_usage(payload: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Prompt and completion tokens as a response's body states them; None where it does not, or not credibly."""
+    usage = payload.get("usage")
+    return _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+
+
+def _count(usage: Any, name: str) -> int | None:
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and 0 <= count < 2**31 else None
 
 
 def storable(text: str) -> str:

@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar
 from loguru import logger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
-from ml_filter.annotation.client import Client, Endpoint, RequestFailed
+from ml_filter.annotation.budget import Spending
+from ml_filter.annotation.client import Client, Endpoint, RequestFailed, reported_usage
 from ml_filter.errors import EndpointError
 
 _START = 32
@@ -188,18 +189,24 @@ class _State:
         self.most = min(maximum, endpoint.max_concurrency or maximum)
         self.limit, self.circuit = AdaptiveLimit(self.most, now), Circuit(now)
         self.in_flight = 0
+        self.is_out = False
         self.paused_until = 0.0
         self.has_answered = False
         self.revival: asyncio.Task[None] | None = None
 
     def has_room(self, now: float) -> bool:
-        return self.in_flight < self.limit.value and now >= self.paused_until and not self.circuit.is_open
+        is_up = not (self.is_out or self.circuit.is_open)
+        return is_up and self.in_flight < self.limit.value and now >= self.paused_until
 
     def load(self) -> float:
         return self.in_flight / self.limit.value
 
 
 T = TypeVar("T")
+
+
+class _TakenOut(Exception):
+    """The endpoint is not asked any more; the request goes to another."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +244,7 @@ class EndpointPool:
         self._states = [_State(endpoint, max_concurrency, now) for endpoint in endpoints]
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._last_error = ""
+        self._unusable: EndpointError | None = None
 
     async def __aenter__(self) -> EndpointPool:
         return self
@@ -253,7 +261,11 @@ class EndpointPool:
         return [state.endpoint for state in self._states]
 
     async def post(
-        self, path: str, body_for: Callable[[Endpoint], dict[str, Any]], read: Callable[[dict[str, Any]], T]
+        self,
+        path: str,
+        body_for: Callable[[Endpoint], dict[str, Any]],
+        read: Callable[[dict[str, Any]], T],
+        spending: Spending | None = None,
     ) -> Response[T]:
         """The answer to a request, after as many tries as it may take.
 
@@ -262,19 +274,24 @@ class EndpointPool:
             body_for: the request's body for an endpoint.
             read: makes the answer of a response's JSON; raises LookupError, TypeError, ValueError or AttributeError
                 where it is not formed like one, which is tried again.
+            spending: hears of each failed try, and says whether the budget has room for one more.
 
         Raises:
             RequestFailed: no usable answer after all tries; `attempts` is set to their number.
-            EndpointError: no request can succeed, or no endpoint has answered for `max_outage_s`.
+            EndpointError: no request can succeed at any endpoint, or none has answered for `max_outage_s`.
         """
         attempts, spent = 0, 0.0
         failed_at: _State | None = None
+        failure: RequestFailed | None = None
 
         def stop(_: RetryCallState) -> bool:
             return spent > self.max_retries
 
         async def once() -> Response[T]:
-            nonlocal attempts, spent, failed_at
+            nonlocal attempts, spent, failed_at, failure
+            if failure and spending and not await spending.has_room():
+                spent = math.inf
+                raise failure
             state = await self._room(failed_at)
             attempts += 1
             start = time.monotonic()
@@ -288,8 +305,13 @@ class EndpointPool:
                 spent += (
                     _EXCUSED if excused else max(1.0, self.max_retries / 2) if error.code == "empty_answer" else 1.0
                 )
-                failed_at = state
+                failed_at, failure = state, error
                 error.attempts = attempts
+                if spending:
+                    spending.failed(error)
+                raise
+            except EndpointError as error:
+                self._take_out(state, error)
                 raise
             else:
                 now = time.monotonic()
@@ -306,6 +328,8 @@ class EndpointPool:
         """The least loaded endpoint with room for a request, one that has not just failed it where there is one."""
         while True:
             now = time.monotonic()
+            if self._unusable is not None:
+                raise self._unusable
             free = [state for state in self._states if state.has_room(now)]
             if free:
                 state = min(free, key=lambda state: (state is failed_at, state.load()))
@@ -315,6 +339,18 @@ class EndpointPool:
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             await waiter
+
+    def _take_out(self, state: _State, error: EndpointError) -> None:
+        """Ask an endpoint no more at which no request can succeed; raises where it is the last."""
+        is_new, state.is_out = not state.is_out, True
+        left = [other.endpoint.base_url for other in self._states if not other.is_out]
+        if is_new and left:
+            logger.warning(f"{error}. It is not asked any more; the run goes on with {', '.join(left)}")
+        if not left:
+            self._unusable = error
+        self._wake(everyone=True)
+        if left:
+            raise _TakenOut from error
 
     def _wake(self, *, everyone: bool = False) -> None:
         now = time.monotonic()
@@ -382,13 +418,14 @@ class EndpointPool:
             return
 
     def _check_outage(self, now: float) -> None:
-        if not all(state.circuit.is_open for state in self._states):
+        states = [state for state in self._states if not state.is_out]
+        if not all(state.circuit.is_open for state in states):
             return
-        known = any(state.has_answered for state in self._states)
+        known = any(state.has_answered for state in states)
         patience = self.max_outage_s if known else min(self.max_outage_s, _FIRST_ANSWER_WITHIN_S)
-        silent_s = now - max(state.circuit.last_answer for state in self._states)
+        silent_s = now - max(state.circuit.last_answer for state in states)
         if silent_s >= patience:
-            urls = ", ".join(endpoint.base_url for endpoint in self.endpoints)
+            urls = ", ".join(state.endpoint.base_url for state in states)
             raise EndpointError(
                 f"{urls} has not answered for {silent_s:.0f} s (last: {self._last_error}). Finished answers are kept; "
                 "run the same command again when it is back, or check --endpoint (ML_FILTER_ENDPOINT)"
@@ -396,11 +433,16 @@ class EndpointPool:
 
 
 def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, RequestFailed) and not error.refused
+    return isinstance(error, _TakenOut) or (isinstance(error, RequestFailed) and not error.refused)
 
 
 def _read(read: Callable[[dict[str, Any]], T], payload: dict[str, Any]) -> T:
     try:
         return read(payload)
+    except RequestFailed as error:
+        error.prompt_tokens, error.completion_tokens = reported_usage(payload)
+        raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise RequestFailed("malformed_answer", f"{type(error).__name__}: {error}") from error
+        failed = RequestFailed("malformed_answer", f"{type(error).__name__}: {error}", may_cost=True)
+        failed.prompt_tokens, failed.completion_tokens = reported_usage(payload)
+        raise failed from error

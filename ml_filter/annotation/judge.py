@@ -8,7 +8,8 @@ from typing import Any
 
 from loguru import logger
 
-from ml_filter.annotation.client import Endpoint, RequestFailed, storable
+from ml_filter.annotation.budget import Spending
+from ml_filter.annotation.client import Endpoint, RequestFailed, reported_usage, storable
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.parsing import Answer, Token
 from ml_filter.annotation.prompts import Question
@@ -54,8 +55,11 @@ class Judge:
                     return length
         return None
 
-    async def ask(self, prompt: Question, piece: str, vote: int) -> Answer:
+    async def ask(self, prompt: Question, piece: str, vote: int, spending: Spending | None = None) -> Answer:
         """The model's answer about a piece of a document.
+
+        Args:
+            spending: what each try may use, and has used; not given: there is no budget.
 
         Raises:
             RequestFailed: no usable answer after all tries; its `code` is the error code of the failed annotation.
@@ -69,12 +73,12 @@ class Judge:
             return body_to_send(endpoint.model, body, allowed, self.config)
 
         try:
-            response = await self.pool.post(path, body_for, _read_words)
+            response = await self.pool.post(path, body_for, _read_words, spending)
         except RequestFailed as error:
             if not (constraint and error.refused and any(word in str(error) for word in _CONSTRAINT_WORDS)):
                 raise
             self._drop_constraint(prompt, error)
-            response = await self.pool.post(path, body_for, _read_words)
+            response = await self.pool.post(path, body_for, _read_words, spending)
         return replace(response.answer, attempts=response.attempts, latency_s=response.latency_s)
 
     def _drop_constraint(self, prompt: Question, error: RequestFailed) -> None:
@@ -143,12 +147,12 @@ def read_answer(payload: dict[str, Any]) -> Answer:
     text = choice["text"] if "message" not in choice else choice["message"]["content"]
     if not isinstance(text, str | None):
         raise TypeError(f"the answer's text is of type {type(text).__name__}")
-    usage = payload.get("usage")
+    prompt_tokens, completion_tokens = reported_usage(payload)
     return Answer(
         text=storable(text or ""),
         tokens=_tokens(choice.get("logprobs")),
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        completion_tokens=_count(usage, "completion_tokens"),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
         cut_off=choice.get("finish_reason") == "length",
     )
 
@@ -157,7 +161,7 @@ def _read_words(payload: dict[str, Any]) -> Answer:
     """The answer, but for one without a word, which is worth another try unless the length allowed ended it."""
     answer = read_answer(payload)
     if not (answer.text.strip() or answer.tokens or answer.cut_off):
-        raise RequestFailed("empty_answer", "the model wrote nothing")
+        raise RequestFailed("empty_answer", "the model wrote nothing", may_cost=True)
     return answer
 
 
@@ -180,8 +184,3 @@ def _known(top: Mapping[str, Any]) -> dict[str, float]:
     -9999 of vLLM's masked tokens."""
     numbers = {text: p for text, p in top.items() if isinstance(text, str) and isinstance(p, int | float)}
     return {text: float(p) for text, p in numbers.items() if -9999 < p <= 1}
-
-
-def _count(usage: Any, name: str) -> int | None:
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if type(count) is int and 0 <= count < 2**31 else None

@@ -1,7 +1,9 @@
 """The ledger: every answer is on disk, under its key, before it counts as done.
 
-SQLite in write-ahead mode, one transaction an answer: a killed process loses nothing it had recorded. The key
-holds everything that shapes the answer, so answers to another prompt, model or text are never mixed up.
+SQLite in write-ahead mode, one transaction an answer: a killed process loses nothing it had recorded. A machine that
+loses power may lose the latest answers, at most those since the last checkpoint (1,000 pages): to wait for the disk
+after each (`synchronous = FULL`) would leave some hundred answers a second. The key holds everything that shapes the
+answer, so answers to another prompt, model or text are never mixed up.
 """
 
 from __future__ import annotations
@@ -29,9 +31,12 @@ CREATE TABLE IF NOT EXISTS answers (
     prompt_tokens INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL,
     record BLOB NOT NULL,
+    assumed_prompt_tokens INTEGER NOT NULL DEFAULT 0,
+    assumed_completion_tokens INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (document_id, text_digest, question, vote, window)
 ) WITHOUT ROWID
 """
+_LATER_COLUMNS = ("assumed_prompt_tokens", "assumed_completion_tokens")
 _WHERE = "WHERE document_id = ? AND text_digest = ? AND question = ? AND vote = ?"
 
 
@@ -42,6 +47,14 @@ class Key(NamedTuple):
     text_digest: str
     question: str
     vote: int
+
+
+class Paid(NamedTuple):
+    """Tokens that answers have cost: as the server reported them, and more at most for tries it said nothing about."""
+
+    prompt: int
+    completion: int
+    assumed: int
 
 
 class Ledger:
@@ -68,6 +81,7 @@ class Ledger:
             self._execute("PRAGMA synchronous = NORMAL")
             self._execute(_SCHEMA)
             self._execute(f"SELECT vote, windows, status, record FROM answers {_WHERE} LIMIT 1", ("", "", "", 0))
+            self._add_later_columns()
         except sqlite3.Error as error:
             self._lock.release()
             raise InputError(f"the ledger {path} cannot be opened: {error}") from error
@@ -78,10 +92,27 @@ class Ledger:
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
             return self._db.execute(statement, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if _error_kind(error) != sqlite3.SQLITE_ERROR:
+                raise InputError(
+                    f"the ledger {self.path} could not be read or written: {error}. The answers in it are kept, so do "
+                    "not move it: free space on its disk, or end what else has it open, and run the same command again"
+                ) from error
+            raise self._no_ledger(error) from error
         except sqlite3.DatabaseError as error:
-            raise InputError(
-                f"{self.path} is not, or not any more, a ledger of annotations: {error}. Move it away to begin anew"
-            ) from error
+            raise self._no_ledger(error) from error
+
+    def _no_ledger(self, error: sqlite3.DatabaseError) -> InputError:
+        return InputError(
+            f"{self.path} is not, or not any more, a ledger of annotations: {error}. Move it away to begin anew"
+        )
+
+    def _add_later_columns(self) -> None:
+        """Of a ledger that an earlier version wrote."""
+        there = {column[1] for column in self._execute("PRAGMA table_info(answers)")}
+        for name in _LATER_COLUMNS:
+            if name not in there:
+                self._execute(f"ALTER TABLE answers ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
 
     def __enter__(self) -> Ledger:
         return self
@@ -94,22 +125,29 @@ class Ledger:
         self._db.close()
         self._lock.release()
 
-    def record(self, key: Key, window: int, row: Mapping[str, Any]) -> None:
+    def record(self, key: Key, window: int, row: Mapping[str, Any], assumed: tuple[int, int] = (0, 0)) -> None:
         """Put the answer about one window on disk. A failed one is replaced when it is asked again; its tokens stay
-        counted. `row` has the annotation's fields; `windows` says how many windows the document has."""
+        counted.
+
+        Args:
+            row: the annotation's fields; `windows` says how many windows the document has.
+            assumed: prompt and completion tokens that may have been used as well, without a word of the server.
+        """
+        added = ("prompt_tokens", "completion_tokens", *_LATER_COLUMNS)
         self._execute(
-            "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "INSERT INTO answers (document_id, text_digest, question, vote, window, windows, status, record, "
+            f"{', '.join(added)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
             "windows = excluded.windows, status = excluded.status, record = excluded.record, "
-            "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
-            "completion_tokens = completion_tokens + excluded.completion_tokens",
+            + ", ".join(f"{name} = {name} + excluded.{name}" for name in added),
             (
                 *key,
                 window,
                 row["windows"],
                 row["status"],
+                orjson.dumps(row),
                 row["prompt_tokens"] or 0,
                 row["completion_tokens"] or 0,
-                orjson.dumps(row),
+                *assumed,
             ),
         )
 
@@ -128,15 +166,30 @@ class Ledger:
         found = self._execute(f"SELECT record FROM answers {_WHERE} ORDER BY window", key)
         return [orjson.loads(record) for (record,) in found]
 
+    def paid(self, key: Key) -> Paid:
+        """What all answers to a call have cost, also those that were replaced."""
+        [row] = self._execute(
+            "SELECT COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0), "
+            f"COALESCE(SUM(assumed_prompt_tokens + assumed_completion_tokens), 0) FROM answers {_WHERE}",
+            key,
+        )
+        return Paid(*row)
+
     def tokens_used(self, questions: Sequence[str]) -> tuple[int, int]:
-        """Prompt and completion tokens of all answers to some questions, also of those that were replaced."""
+        """Most prompt and completion tokens that all answers to some questions have cost, also those replaced."""
         marks = ", ".join("?" * len(questions))
         [row] = self._execute(
-            "SELECT COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0) FROM answers "
+            "SELECT COALESCE(SUM(prompt_tokens + assumed_prompt_tokens), 0), "
+            "COALESCE(SUM(completion_tokens + assumed_completion_tokens), 0) FROM answers "
             f"WHERE question IN ({marks})",
             tuple(questions),
         )
         return int(row[0]), int(row[1])
+
+
+def _error_kind(error: sqlite3.Error) -> int:
+    """SQLite's primary result code, such as SQLITE_FULL; SQLITE_ERROR is a statement that does not fit the tables."""
+    return error.sqlite_errorcode & 0xFF
 
 
 class SeenIds:

@@ -74,6 +74,10 @@ def annotate(
     budget_usd: Annotated[
         float | None, typer.Option(min=0, help="Stop before more is spent; prices come from --config")
     ] = None,
+    at_budget: Annotated[
+        str | None,
+        typer.Option(help="stop, or finish: what the budget has no room for fails as not_asked (default: stop)"),
+    ] = None,
     ledger: Annotated[
         str | None, typer.Option(help="SQLite file of answers, shared between outputs (default: in the output)")
     ] = None,
@@ -105,6 +109,7 @@ def annotate(
         retry_failed=retry_failed or None,
         budget_tokens=budget_tokens,
         budget_usd=budget_usd,
+        at_budget=at_budget,
         ledger=ledger,
     )
     with kept_when_stopped():

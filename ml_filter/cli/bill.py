@@ -56,9 +56,12 @@ def estimate(
     split: Split = "train",
     subset: Subset = None,
 ) -> None:
-    """Say what annotating would take, in requests, tokens, hours and money, from a pilot. Its answers are kept."""
-    from ml_filter.annotation.estimate import estimate_bill, source_to_annotate
-    from ml_filter.cli.output import show_estimate
+    """Say what annotating would take, in requests, tokens, hours and money, from a pilot. Its answers are kept.
+
+    Of a pipeline with a jury or a gate: every annotator over the sample and over the gate's gold, and the sum.
+    """
+    from ml_filter.annotation.estimate import annotator_runs, estimate_bill, estimate_pipeline
+    from ml_filter.cli.output import show_estimate, show_pipeline_bill
     from ml_filter.settings import EstimateConfig, read_yaml
 
     annotate = annotate_config(
@@ -68,10 +71,14 @@ def estimate(
     settings = EstimateConfig.model_validate({name: value for name, value in given.items() if value is not None})
     if docs is not None:
         source = source_config([docs], text_column, id_column, split, subset)
+        show_estimate(estimate_bill(source, annotate, settings, output=output), output)
+        return
+    content = read_yaml(config) if config else {}
+    runs = annotator_runs(content.get("parameters", content), annotate, output=output)
+    if len(runs) == 1:
+        show_estimate(estimate_bill(runs[0].source, annotate, settings, output=output), output)
     else:
-        content = read_yaml(config) if config else {}
-        source = source_to_annotate(content.get("parameters", content))
-    show_estimate(estimate_bill(source, annotate, settings, output=output), output)
+        show_pipeline_bill(estimate_pipeline(runs, settings))
 
 
 batch = typer.Typer(
@@ -125,7 +132,12 @@ def write(
 def submit(
     batch: Batch,
     resubmit: Annotated[
-        bool, typer.Option("--resubmit", help="Submit again what may have been submitted before a kill")
+        bool,
+        typer.Option(
+            "--resubmit",
+            help="Submit again what may have been submitted before a kill, and what failed, expired or cancelled "
+            "batches left unanswered",
+        ),
     ] = False,
 ) -> None:
     """Upload the files and start their batches, each once, also when killed and called again."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ml_filter.agreement.compare import Comparison
     from ml_filter.agreement.metrics import Figure
     from ml_filter.annotation.batch import Submission
-    from ml_filter.annotation.estimate import Estimate, Range
+    from ml_filter.annotation.estimate import Estimate, PipelineBill, Range
     from ml_filter.documents.manifest import Manifest
     from ml_filter.heads.evaluate import HeadEvaluation
     from ml_filter.heads.metrics import Evaluation
@@ -130,6 +130,40 @@ def show_estimate(estimate: Estimate, output: str | None) -> None:
         console.print(f"The pilot's answers are in {pilot.ledger}", soft_wrap=True, highlight=False, markup=False)
     if output:
         console.print(f"in {output}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_pipeline_bill(bill: PipelineBill) -> None:
+    """A line for each annotator run of a pipeline, their sum with its interval, and the most the budgets allow."""
+    figures = {"requests": ",.0f", "prompt_tokens": ",.0f", "completion_tokens": ",.0f", "hours": ",.2f", "usd": ",.4f"}
+    heads = ["USD" if name == "usd" else name.replace("_", " ") for name in figures]
+    title = f"bill of a pipeline, estimated from pilots of its {len(bill.runs)} annotator runs"
+    table = _headed(title, ["run"], ["documents", *heads])
+
+    def cell(range_: Range | None, form: str, bound: str = "value") -> str:
+        found = None if range_ is None else getattr(range_, bound)
+        return "-" if found is None else f"{found:{form}}"
+
+    for name, one in bill.runs.items():
+        table.add_row(name, f"{one.documents:,}", *(cell(getattr(one, key), form) for key, form in figures.items()))
+    for name, bound in (("total", "value"), ("- low", "low"), ("- high", "high")):
+        table.add_row(name, "", *(cell(getattr(bill, key), form, bound) for key, form in figures.items()))
+    console = Console()
+    console.print(table)
+    for run, one in bill.runs.items():
+        for note in one.notes:
+            console.print(f"- {run}: {note}", highlight=False, markup=False)
+        if one.pilot.ledger:
+            console.print(
+                f"- {run}: the pilot's answers are in {one.pilot.ledger}", soft_wrap=True, highlight=False, markup=False
+            )
+    caps = [f"{bill.most_tokens:,} tokens"] if bill.most_tokens is not None else []
+    caps += [f"{bill.most_usd:,.2f} USD"] if bill.most_usd is not None else []
+    console.print(
+        "- a budget is of one run, not of the pipeline: "
+        + (f"in all at most {' and '.join(caps)}" if caps else "no cap holds for all, as not every run has one"),
+        highlight=False,
+        markup=False,
+    )
 
 
 def show_comparison(comparison: Comparison, path: str) -> None:

@@ -19,6 +19,8 @@ from ml_filter import __version__
 from ml_filter.errors import InputError
 
 MANIFEST_NAME = "manifest.json"
+LEDGER_NAME = "ledger.sqlite"
+"""Answers of an LLM, which were paid for (annotation/ledger.py)."""
 REJECTS_NAME = "rejects.jsonl"
 PROGRESS_NAME = ".progress"
 """Directory that is there while a run is under way, and gone when it has finished with no shard failed."""

@@ -30,6 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel
 
 from ml_filter.documents.manifest import (
+    LEDGER_NAME,
     MANIFEST_NAME,
     PROGRESS_NAME,
     REJECTS_NAME,
@@ -311,6 +312,16 @@ class OutputDirectory:
         """Whether a manifest says that every shard is done and none failed."""
         return self.manifest is not None and not self.manifest.shards_failed
 
+    def _way_out(self) -> str:
+        """Which other directory to take, and what of this one must not be lost."""
+        if not self.fs.exists(f"{self.root}/{LEDGER_NAME}"):
+            return "choose another --output, or delete it to start over"
+        ledger = f"{self.path}/{LEDGER_NAME}"
+        return (
+            f"choose another --output. {ledger} holds answers that were paid for, so do not delete it: the run in the "
+            f"other directory uses those that fit with --ledger {ledger} (ledger in --config)"
+        )
+
     def _claim(self) -> None:
         """Find what an earlier run left and refuse what a run with other settings left."""
         found = find_manifest(self.path)
@@ -319,10 +330,7 @@ class OutputDirectory:
         if digest not in (None, self.config_digest):
             if not self._goes_on(claim):
                 what = "the finished run" if found else "an unfinished run"
-                raise InputError(
-                    f"{self.path} holds {what} of other settings or input; choose another --output, or delete it to "
-                    "start over"
-                )
+                raise InputError(f"{self.path} holds {what} of other settings or input; {self._way_out()}")
             self._put_claim()
         elif digest is None:
             self._put_claim()

@@ -18,7 +18,9 @@ import pytest
 from loguru import logger
 from misbehaving import Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
 from pydantic import SecretStr, ValidationError
+from tenacity import wait_none
 
+from ml_filter.annotation import endpoints
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.prompts import load_prompt
@@ -29,6 +31,12 @@ from ml_filter.settings import AnnotateConfig, Settings, SourceConfig, problems_
 KEY = "sk-the-very-secret-key"
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(KEY))
 GOOD = chat("It explains. Score: 3")
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Tries follow each other at once."""
+    monkeypatch.setattr(endpoints, "_BACKOFF", wait_none())
 
 
 def rows(manifest: Manifest) -> list[dict[str, Any]]:
@@ -333,6 +341,30 @@ def test_a_wrong_key_or_model_ends_the_run_at_once_and_names_the_setting(reply, 
     assert KEY not in str(caught.value)
 
 
+def test_a_run_whose_every_request_is_refused_alike_ends_with_the_reason(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: refused(400, f"Unsupported parameter: 'seed' (request req-{asked.document})"))
+    given, source = asking(server), pages(200)
+    with pytest.raises(EndpointError, match=r"refuses every request alike.*Unsupported parameter: 'seed'.*extra_body"):
+        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    assert 20 <= len(server.requests) <= 24
+    server.answer = always(GOOD)
+    again = given.model_copy(update={"retry_failed": True})
+    assert annotate_documents(source, again, tmp_path / "out", SETTINGS).counts["scored"] == 200
+
+
+def test_a_refusal_without_a_word_is_one_like_the_others(serve, pages, asking, tmp_path):
+    server = serve(always(Reply(b"", 400)))
+    with pytest.raises(EndpointError, match="refuses every request alike"):
+        annotate_documents(pages(60), asking(server), tmp_path / "out", SETTINGS)
+
+
+@pytest.mark.parametrize("other", [GOOD, refused(400, "another reason")], ids=["an answer", "another refusal"])
+def test_refusals_among_which_is_something_else_end_no_run(other, serve, pages, asking, tmp_path):
+    server = serve(lambda asked: other if asked.document == "d10" else refused(400, "this page is not allowed"))
+    made = annotate_documents(pages(28), asking(server, max_concurrency=1), tmp_path / "out", SETTINGS)
+    assert made.counts["documents"] == 28
+
+
 def test_a_column_missing_in_a_later_file_is_an_input_error(serve, asking, tmp_path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -463,6 +495,105 @@ def test_documents_without_text_count_towards_the_share_that_fails(half_empty, s
     assert len(server.requests) == 3
 
 
+EMPTY = chat("")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        EMPTY,
+        {**EMPTY, "usage": None},
+        {**GOOD, "choices": []},
+        Reply(b"half of the JSO"),
+        Reply(GOOD, fault="truncate"),
+        Reply(GOOD, delay_s=0.6),
+    ],
+    ids=["empty", "empty without usage", "malformed", "no JSON", "cut off", "too late"],
+)
+@pytest.mark.usefixtures("hasty")
+def test_tries_that_failed_and_may_have_cost_count_towards_the_cap(bad, serve, pages, asking, prompt_file, tmp_path):
+    def answer(asked: Asked) -> Any:
+        return bad if len(server.requests) % 3 == 0 else GOOD
+
+    server, source = serve(answer), pages(60)
+    changes = {"budget_tokens": 600, "max_concurrency": 8, "max_retries": 4, "timeout_s": 0.5}
+    given = asking(server, prompts=[prompt_file(**SPARING)], **changes)
+    for _ in range(2):
+        with pytest.raises(TooManyFailures, match="is used up"):
+            annotate_documents(source, given, tmp_path / "out", SETTINGS)
+        assert 20 <= len(server.requests) <= 600 / 15
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_was_paid_is_reported_with_all_tries_and_answers_asked_again(serve, pages, asking, tmp_path):
+    wrong = {("d1", 1): EMPTY, ("d2", 1): chat("Who knows?"), ("d3", 1): refused(500, "no"), ("d4", 1): EMPTY}
+    server, source = serve(lambda asked: wrong.get((asked.document, asked.nth), GOOD)), pages(6)
+    given = asking(server, max_retries=1)
+    made = annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    assert (made.counts["scored"], made.counts["failed_unparsable_score"]) == (5, 1)
+    assert (made.counts["prompt_tokens"], made.counts["completion_tokens"]) == (80, 40)
+    assert [row["prompt_tokens"] for row in rows(made)] == [10, 20, 10, 10, 20, 10]
+    made = annotate_documents(source, given.model_copy(update={"retry_failed": True}), tmp_path / "out", SETTINGS)
+    assert made.counts["scored"] == 6
+    assert (made.counts["prompt_tokens"], made.counts["completion_tokens"]) == (90, 45)
+    assert "tokens_unreported" not in made.counts
+
+
+def test_tokens_that_no_server_reported_are_told_apart_from_those_that_were_paid(
+    serve, pages, asking, prompt_file, tmp_path
+):
+    server = serve(only("d1", Reply(GOOD, fault="hang")))
+    given = asking(server, prompts=[prompt_file(**SPARING)], timeout_s=0.3)
+    made = annotate_documents(pages(3), given, tmp_path / "out", SETTINGS)
+    assert (made.counts["prompt_tokens"], made.counts["completion_tokens"]) == (20, 10)
+    assert 15 <= made.counts["tokens_unreported"] <= 60
+    assert rows(made)[1]["prompt_tokens"] is None
+
+
+def test_a_run_may_finish_at_its_budget_and_a_later_one_asks_for_the_rest(serve, pages, asking, prompt_file, tmp_path):
+    server, source = serve(always(GOOD)), pages(20)
+    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200, at_budget="finish", retry_failed=True)
+    made = annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    asked = len(server.requests)
+    assert asked * 15 <= 200
+    assert (made.counts["scored"], made.counts["failed_not_asked"]) == (asked, 20 - asked)
+    assert made.rows == 20
+    missing = [row for row in rows(made) if row["status"] == "failed"]
+    assert {(row["error"], row["score"], row["attempts"]) for row in missing} == {("not_asked", None, 0)}
+    assert "200 tokens (--budget-tokens) had no room" in missing[0]["reason"]
+    more = given.model_copy(update={"budget_tokens": 2_000})
+    assert annotate_documents(source, more, tmp_path / "out", SETTINGS).counts["scored"] == 20
+    assert set(server.asked.values()) == {1}
+
+
+def test_a_run_that_finishes_at_its_budget_ends_by_the_tolerated_share_each_time(
+    serve, pages, asking, prompt_file, tmp_path
+):
+    server, source = serve(always(GOOD)), pages(20)
+    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200, at_budget="finish")
+    strict = given.model_copy(update={"max_failed_share": 0.05})
+    for _ in range(2):
+        with pytest.raises(TooManyFailures, match=r"not_asked .* with a higher budget and --retry-failed") as ended:
+            annotate_documents(source, strict, tmp_path / "out", SETTINGS)
+        assert "the others can be used" in str(ended.value)
+        made = find_manifest(str(tmp_path / "out"))
+        assert made is not None
+        assert made.counts["failed_not_asked"] == 20 - len(server.requests)
+    assert annotate_documents(source, given, tmp_path / "out", SETTINGS) == made
+
+
+def test_a_run_that_was_stopped_by_its_budget_can_be_finished_without_asking(
+    serve, pages, asking, prompt_file, tmp_path
+):
+    server, source = serve(always(GOOD)), pages(20)
+    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200)
+    with pytest.raises(TooManyFailures, match=r"higher budget.*--at-budget finish"):
+        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    asked = len(server.requests)
+    finish = given.model_copy(update={"at_budget": "finish"})
+    assert annotate_documents(source, finish, tmp_path / "out", SETTINGS).counts["scored"] == asked
+
+
 # --- Again, killed, and beside another run ---------------------------------------------------------------------------
 
 
@@ -499,6 +630,19 @@ def test_other_settings_are_refused_a_directory_that_is_taken(change, finished, 
     with pytest.raises(InputError, match="choose another --output"):
         annotate_documents(source, asking(server, **change), tmp_path / "out", SETTINGS)
     assert len(server.requests) == before
+
+
+def test_a_directory_that_is_taken_names_its_ledger_and_how_its_answers_are_used(serve, pages, asking, tmp_path):
+    server, source = serve(always(GOOD)), pages(3)
+    annotate_documents(source, asking(server, temperature=1.0), tmp_path / "out", SETTINGS)
+    more = asking(server, temperature=1.0, votes=2)
+    ledger = tmp_path / "out" / "ledger.sqlite"
+    with pytest.raises(InputError, match=rf"do not delete it.* with --ledger {ledger}") as told:
+        annotate_documents(source, more, tmp_path / "out", SETTINGS)
+    assert "start over" not in str(told.value)
+    taken = more.model_copy(update={"ledger": str(ledger)})
+    assert annotate_documents(source, taken, tmp_path / "more", SETTINGS).counts["scored"] == 6
+    assert len(server.requests) == 6
 
 
 def test_a_changed_word_in_the_prompt_is_another_prompt(serve, pages, asking, prompt_file, tmp_path):

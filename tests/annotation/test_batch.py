@@ -503,6 +503,81 @@ def test_a_prompt_or_a_text_that_has_changed_does_not_get_another_ones_answer(pr
         collect_batch(batch, tmp_path / "b", settings=SETTINGS)
 
 
+def test_a_batch_that_was_not_submitted_is_told_as_that(provide, written, tmp_path):
+    batch = written(provide())
+    with pytest.raises(InputError, match=rf"has not been submitted: run ml-filter batch submit {batch}"):
+        collect_batch(batch, tmp_path / "out", settings=SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("ends", ["expired", "cancelled"])
+def test_what_a_batch_that_ended_early_left_is_submitted_again_and_nothing_else(ends, provide, written, tmp_path):
+    error = {"error": {"message": "no such parameter"}}
+    late = {"d4", "d5"}
+
+    def answer(request: Line) -> list[Line]:
+        document = document_of(request)
+        wrong = result(request, error, 400) if document == "d1" else good(request)
+        return [] if document == "d0" and late else [expired(request) if document in late else wrong]
+
+    provider = provide(answer)
+    provider.ends = ends
+    batch = written(provider)
+    with pytest.raises(TooManyFailures, match=r"3 answers are open.*ml-filter batch submit --resubmit"):
+        bring_home(batch, tmp_path / "out")
+    assert len(submit_batch(batch, SETTINGS)) == len(provider.batches) == 1
+    late.clear()
+    provider.ends = "completed"
+    for _ in range(2):
+        submissions = submit_batch(batch, SETTINGS, resubmit=True)
+        assert [(one.file, one.requests) for one in submissions] == [
+            ("requests-00000.jsonl", 6),
+            ("requests-00000-again-2.jsonl", 3),
+        ]
+    made = bring_home(batch, tmp_path / "out")
+    assert [row["score"] for row in rows(made)] == [0, None, 2, 3, 4, 5]
+    asked = {document_of(line): provider.asked[line["custom_id"]] for line in lines_in(batch)}
+    assert asked == {"d0": 2, "d1": 1, "d2": 1, "d3": 1, "d4": 2, "d5": 2}
+
+
+def test_a_batch_that_was_rejected_may_be_submitted_again_more_than_once(provide, written, tmp_path):
+    provider = provide()
+    provider.ends = "failed"
+    batch = written(provider, 6, {"max_requests": 3})
+    for times in (1, 2):
+        submit_batch(batch, SETTINGS, resubmit=True)
+        batch_status(batch, SETTINGS, wait=True, every_s=0.01)
+        assert len(provider.batches) == 2 * times
+    provider.ends = "completed"
+    submit_batch(batch, SETTINGS, resubmit=True)
+    assert bring_home(batch, tmp_path / "out").counts["scored"] == 6
+    assert len({name for name, _ in provider.files.values() if name != "results.jsonl"}) == 6
+
+
+def test_a_rest_whose_submission_is_cut_off_is_submitted_once(provide, written, monkeypatch, tmp_path):
+    provider = provide(lambda request: [expired(request)])
+    provider.ends = "expired"
+    batch = written(provider)
+    submit_batch(batch, SETTINGS)
+    batch_status(batch, SETTINGS, wait=True, every_s=0.01)
+    provider.answer, provider.ends = lambda request: [good(request)], "completed"
+    monkeypatch.setattr(batch_module, "_SETTLED_S", 0.0)
+    saved = batch_module._create
+
+    def created_and_cut_off(*arguments: Any) -> None:
+        provider.after = lambda call: (_ for _ in ()).throw(ConnectionResetError) if call == "POST batches" else None
+        saved(*arguments)
+
+    monkeypatch.setattr(batch_module, "_create", created_and_cut_off)
+    with pytest.raises(EndpointError):
+        submit_batch(batch, SETTINGS, resubmit=True)
+    monkeypatch.setattr(batch_module, "_create", saved)
+    provider.after = lambda call: None
+    submit_batch(batch, SETTINGS, resubmit=True)
+    assert len(provider.batches) == 2
+    assert bring_home(batch, tmp_path / "out").counts["scored"] == 6
+
+
 # --- Submitted once --------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loguru import logger
 from misbehaving import Asked, MisbehavingServer, Reply, chat, refused
 from pydantic import SecretStr
 from tenacity import wait_random
@@ -281,6 +282,30 @@ def test_when_one_of_two_endpoints_dies_the_other_takes_over(serve):
 def test_an_endpoint_that_is_dead_from_the_start_does_not_spoil_the_other(serve):
     well = serve(echo)
     assert ask([closed_port(), well.url], DOCUMENTS, max_retries=1) == DOCUMENTS
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_an_endpoint_that_refuses_key_or_model_is_taken_out_and_the_others_go_on(status, serve):
+    warnings: list[str] = []
+    sink = logger.add(warnings.append, level="WARNING")
+    wrong, well = serve(lambda _: refused(status, "no")), serve(echo)
+    try:
+        assert ask([wrong.url, well.url], DOCUMENTS, max_retries=0) == DOCUMENTS
+    finally:
+        logger.remove(sink)
+    assert len(wrong.requests) <= 20
+    [warning] = [warning for warning in warnings if "not asked any more" in warning]
+    assert wrong.url in warning
+    assert f"goes on with {well.url}" in warning
+
+
+@pytest.mark.usefixtures("impatient")
+def test_when_the_last_endpoint_is_taken_out_everyone_who_waits_hears_of_it(serve):
+    wrong = [serve(lambda _: refused(401, "no")), serve(lambda _: refused(404, "no such model"))]
+    results = ask([server.url for server in wrong], DOCUMENTS)
+    assert all(isinstance(error, EndpointError) for error in results)
+    assert sum(len(server.requests) for server in wrong) <= 40
 
 
 @pytest.mark.usefixtures("impatient")

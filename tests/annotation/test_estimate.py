@@ -12,10 +12,18 @@ from misbehaving import Asked, Reply, chat, refused
 from pydantic import SecretStr
 
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.estimate import ESTIMATE_NAME, Estimate, Range, estimate_bill, source_to_annotate
+from ml_filter.annotation.estimate import (
+    ESTIMATE_NAME,
+    Estimate,
+    Range,
+    annotator_runs,
+    estimate_bill,
+    estimate_pipeline,
+    source_to_annotate,
+)
 from ml_filter.documents.sampling import sample_documents
 from ml_filter.errors import ConfigError, TooManyFailures
-from ml_filter.settings import EstimateConfig, SampleConfig, Settings, SourceConfig
+from ml_filter.settings import AnnotateConfig, EstimateConfig, SampleConfig, Settings, SourceConfig
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr("sk-the-key"))
 PRICES = {"usd_per_million_prompt_tokens": 100.0, "usd_per_million_completion_tokens": 1000.0}
@@ -193,6 +201,57 @@ def test_a_pipelines_sample_is_drawn_where_the_pipeline_finds_it(pages, tmp_path
     assert source_to_annotate({"source": source.model_dump()}) == source
     with pytest.raises(ConfigError, match="give DOCS"):
         source_to_annotate({"prompts": ["x"]})
+
+
+@pytest.fixture
+def pipeline(serve, asking, prompt_file, tmp_path):
+    """Parameters of a pipeline with a jury of one and a gate, whose annotators use 100 and 30 tokens a document."""
+    first = asking(serve(lambda _: chat("Score: 3", usage=usage(90, 10))), **PRICES, budget_tokens=5000)
+    second = asking(serve(lambda _: chat("Score: 3", usage=usage(20, 10))), **PRICES, model="n", budget_tokens=2000)
+    (tmp_path / "gold.jsonl").write_text(
+        "".join(json.dumps({"id": f"g{i}", "text": f"[g{i}] gold", "human_score": 3}) + "\n" for i in range(10))
+    )
+    return {
+        "sample": {"size": 20},
+        "output": str(tmp_path / "runs"),
+        "annotate": first.model_dump(mode="json"),
+        "jury": [second.model_dump(mode="json")],
+        "gate": {"gold": {"paths": [str(tmp_path / "gold.jsonl")]}},
+    }
+
+
+def test_the_bill_of_a_pipeline_is_that_of_all_its_annotators_over_sample_and_gold(pipeline, pages):
+    parameters = {**pipeline, "source": pages(30).model_dump()}
+    first = AnnotateConfig.model_validate(pipeline["annotate"])
+    runs = annotator_runs(parameters, first, output=None, settings=SETTINGS)
+    bill = estimate_pipeline(runs, pilot(5), SETTINGS)
+    tokens = {name: one.prompt_tokens and one.prompt_tokens.value for name, one in bill.runs.items()}
+    assert tokens == {"annotate": 1800, "jury-1": 400, "gold-annotate": 900, "gold-jury-1": 200}
+    assert bill.requests == Range(value=60, low=60, high=60)
+    assert (bill.prompt_tokens and bill.prompt_tokens.value) == 3300
+    assert (bill.usd and bill.usd.value) == pytest.approx(3300 * 100e-6 + 600 * 1000e-6)
+    assert (bill.most_tokens, bill.most_usd) == (14_000, None)
+
+
+def test_the_pilot_on_the_gold_is_kept_where_the_pipeline_annotates_it(pipeline, pages):
+    parameters = {**pipeline, "source": pages(30).model_dump()}
+    first = AnnotateConfig.model_validate(pipeline["annotate"])
+    runs = annotator_runs(parameters, first, output=None, settings=SETTINGS)
+    estimate_pipeline(runs, pilot(5), SETTINGS)
+    gold = SourceConfig.model_validate(pipeline["gate"]["gold"])
+    made = annotate_documents(gold, first, f"{pipeline['output']}/annotations-{{digest}}", SETTINGS)
+    assert (made.counts["scored"], made.counts["prompt_tokens"]) == (10, 900)
+    assert made.root == runs[2].output
+
+
+def test_the_command_shows_a_line_for_each_run_of_a_pipeline_and_what_the_budgets_allow(pipeline, pages, tmp_path):
+    config = tmp_path / "annotation.yaml"
+    config.write_text(yaml.safe_dump({"parameters": {**pipeline, "source": pages(30).model_dump()}}))
+    command = [sys.executable, "-m", "ml_filter.cli", "estimate", "--pilot", "3", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for words in ("4 annotator runs", "jury-1", "gold-jury-1", "3,300", "0.9300", "in all at most 14,000 tokens"):
+        assert words in done.stdout
 
 
 def test_the_command_estimates_a_pipelines_configuration_and_annotate_shows_the_cost(serve, pages, asking, tmp_path):

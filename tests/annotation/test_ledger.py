@@ -80,6 +80,27 @@ def test_tokens_of_a_replaced_answer_stay_spent(ledger):
     assert ledger.tokens_used(["question", "other question"]) == (37, 3)
 
 
+def test_tokens_that_are_assumed_count_for_the_budget_and_are_told_apart(ledger):
+    ledger.record(KEY, 0, row("failed", tokens=None), assumed=(40, 5))
+    ledger.record(KEY, 0, row("scored", tokens=20, completion_tokens=2), assumed=(0, 0))
+    assert ledger.paid(KEY) == (20, 2, 45)
+    assert ledger.tokens_used(["question"]) == (60, 7)
+
+
+def test_a_ledger_from_before_tokens_were_assumed_goes_on(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.record(KEY, 0, row("scored"))
+    with sqlite3.connect(path) as old:
+        for name in ("assumed_prompt_tokens", "assumed_completion_tokens"):
+            old.execute(f"ALTER TABLE answers DROP COLUMN {name}")
+    old.close()
+    with Ledger(path) as ledger:
+        assert ledger.rows(KEY) == [row("scored")]
+        ledger.record(KEY._replace(vote=1), 0, row("failed", tokens=None), assumed=(7, 1))
+        assert ledger.tokens_used(["question"]) == (17, 1)
+
+
 def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
     path = tmp_path / "ledger.sqlite"
     with Ledger(path), pytest.raises(InputError, match=r"in use by another run; wait for it or give"):
@@ -130,6 +151,27 @@ def test_a_ledger_that_was_damaged_in_the_middle_says_so(tmp_path):
     with pytest.raises(InputError, match=r"ledger\.sqlite is not, or not any more, a ledger"), Ledger(path) as ledger:
         for number in range(500):
             ledger.rows(Key(f"d{number}", "text", "question", 0))
+
+
+def test_a_full_disk_is_told_and_the_advice_loses_no_answer(ledger):
+    ledger.record(KEY, 0, row("scored"))
+    [[pages]] = ledger._execute("PRAGMA page_count")
+    ledger._execute(f"PRAGMA max_page_count = {pages}")  # what a disk without space does to a data base
+    with pytest.raises(InputError, match=r"is full\. The answers in it are kept.*free space.*same command") as told:
+        for vote in range(1, 100):
+            ledger.record(KEY._replace(vote=vote), 0, row("scored", raw="x" * 500))
+    assert "Move it away" not in str(told.value)
+    assert ledger.statuses(KEY) == {0: "scored"}
+
+
+def test_a_ledger_that_another_program_has_locked_is_told_as_that(ledger):
+    ledger._execute("PRAGMA busy_timeout = 20")
+    other = sqlite3.connect(ledger.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(InputError, match=r"is locked\. The answers in it are kept.*end what else has it open"):
+        ledger.record(KEY, 0, row("scored"))
+    other.close()
+    ledger.record(KEY, 0, row("scored"))
 
 
 # --- Kills -----------------------------------------------------------------------------------------------------------
