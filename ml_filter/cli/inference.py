@@ -72,6 +72,10 @@ def score(
         float | None,
         typer.Option(min=0, max=1, help="Share of failed shards above which the exit code is 1 (default: 0)"),
     ] = None,
+    max_failed_documents: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of documents without a score above which it is 1 (default: 0.01)"),
+    ] = None,
     config: ConfigFile = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
@@ -95,6 +99,7 @@ def score(
         worker_gpus=worker_gpus,
         damaged_shards=damaged_shards,
         max_failed_shards=max_failed_shards,
+        max_failed_documents=max_failed_documents,
     )
     documents = source_config(source, text_column, id_column, split, subset)
     if rank is None:

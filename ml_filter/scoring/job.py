@@ -26,7 +26,9 @@ from ml_filter.settings import ScoreConfig, SourceConfig
 
 _CHUNK_ROWS = 4000
 _CHUNK_BYTES = 64 * 2**20
-_ONLY_HOW = frozenset({"workers", "ray", "worker_cpus", "worker_gpus", "worker_attempts", "max_failed_shards"})
+_ONLY_HOW = frozenset(
+    {"workers", "ray", "worker_cpus", "worker_gpus", "worker_attempts", "max_failed_shards", "max_failed_documents"}
+)
 """Settings that scores do not depend on, so that a run may go on with others."""
 
 

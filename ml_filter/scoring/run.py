@@ -9,6 +9,7 @@ Delivery: exactly once. An input shard's documents are all in its output shard, 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -55,7 +56,8 @@ def score_corpus(
     input that is named like one of ours is kept as `input_<name>`.
 
     Raises:
-        TooManyFailures: a larger share of the shards failed than `max_failed_shards`; the others are done.
+        TooManyFailures: a larger share of the shards failed than `max_failed_shards`, or of the documents than
+            `max_failed_documents`; all the others are done.
         InputError: the head, the source or the output directory is not what it should be, or every shard failed.
         ConfigError: there is no such device here, or no Ray.
     """
@@ -67,7 +69,7 @@ def score_corpus(
             _score(job, job.shards, out)
             _finish(job, out, _results(out, job.shards))
         assert out.manifest is not None
-        _judge(out.manifest.shards_failed, len(job.shards), config, out.path)
+        _judge(out.manifest.shards_failed, len(job.shards), out.manifest.counts, config, out.path)
         return out.manifest
 
 
@@ -100,9 +102,9 @@ def score_rank(
                 results = _results(out, job.shards)
                 if out.manifest is None and len(results) == len(job.shards):
                     _finish(job, out, results)
-        failed = out.manifest.shards_failed if out.manifest else _failed(_results(out, mine))
+        failed, counts = _outcome(out, mine)
         own = {shard.name for shard in mine}
-        _judge([shard for shard in failed if shard.name in own], len(mine), config, out.path)
+        _judge([shard for shard in failed if shard.name in own], len(mine), counts, config, out.path)
         return out.manifest
 
 
@@ -197,13 +199,33 @@ def _finish(job: ScoringJob, out: OutputDirectory, results: Sequence[tuple[str, 
     out.finish(results)
 
 
-def _judge(failed: Sequence[FailedShard], shards: int, config: ScoreConfig, path: str) -> None:
+def _outcome(out: OutputDirectory, shards: Sequence[InputShard]) -> tuple[Sequence[FailedShard], Mapping[str, int]]:
+    """The failed shards and the counts: of the whole where it is finished, else of these shards."""
+    if out.manifest is not None:
+        return out.manifest.shards_failed, out.manifest.counts
+    results = _results(out, shards)
+    return _failed(results), sum((Counter(result.counts) for _, result in results), Counter())
+
+
+def _judge(
+    failed: Sequence[FailedShard], shards: int, counts: Mapping[str, int], config: ScoreConfig, path: str
+) -> None:
+    documents, unscored = counts.get("read", 0), counts.get("failed", 0)
+    problems = []
     if len(failed) > config.max_failed_shards * shards:
-        raise TooManyFailures(
+        problems.append(
             f"{len(failed):,} of {shards:,} shards failed, more than max_failed_shards={config.max_failed_shards:g} "
             f"tolerates; the others are scored in {path}. Mend them and run the same command again: it scores only "
             f"those. {_listed(failed)}"
         )
+    if unscored > config.max_failed_documents * documents:
+        problems.append(
+            f"{unscored:,} of {documents:,} documents got no score, more than "
+            f"max_failed_documents={config.max_failed_documents:g} tolerates; they are in {path} with score_status "
+            "failed. The head gave no number for them: mend it, or try --dtype float32, and score to another directory"
+        )
+    if problems:
+        raise TooManyFailures(". ".join(problems))
 
 
 def _listed(failed: Sequence[FailedShard]) -> str:
