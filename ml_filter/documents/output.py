@@ -21,7 +21,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -38,6 +37,7 @@ from ml_filter.documents.manifest import (
     Parent,
     Shard,
     digest_of,
+    file_system_of,
     find_manifest,
 )
 from ml_filter.documents.rejects import RejectsLog
@@ -224,7 +224,8 @@ class OutputDirectory:
         resumption: when the directory of another input may be gone on with; not given: never.
 
     Raises:
-        InputError: another process writes here, or the directory belongs to a run with other settings.
+        InputError: another process writes here, the directory belongs to a run with other settings, or it is at a URL
+            whose driver is not installed.
     """
 
     def __init__(
@@ -244,7 +245,7 @@ class OutputDirectory:
         self.parents = list(parents)
         self.config_digest = digest_of([kind, self.config, [parent.digest for parent in self.parents]])
         self.path = with_digest(path, self.config_digest)
-        self.fs, self.root = fsspec.core.url_to_fs(self.path)
+        self.fs, self.root = file_system_of(self.path)
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.manifest: Manifest | None = None
         self._lock: FileLock | None = None

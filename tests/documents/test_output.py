@@ -161,6 +161,18 @@ def test_a_url_holds_the_same_as_a_directory(tmp_path):
     assert memory.cat("/finished/shards/a.parquet") == (tmp_path / "out" / "shards" / "a.parquet").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("url", "says"), [("foo://x/out", "Protocol not known: foo"), ("oss://bucket/out", "Install ossfs")]
+)
+def test_a_url_whose_driver_is_not_there_is_named(url, says):
+    with pytest.raises(InputError, match=f"{url}: {says}"):
+        OutputDirectory(url, "documents", {}, [])
+    with pytest.raises(InputError, match=f"{url}: {says}"):
+        list_shards(SourceConfig(paths=[url]))
+    with pytest.raises(InputError, match=f"{url}: {says}"):
+        find_manifest(url)
+
+
 def test_the_manifest_comes_last(tmp_path):
     out = OutputDirectory(tmp_path / "out", "documents", {}, [])
     with out:
