@@ -164,8 +164,8 @@ def score_with(
 
 def _wait_until_visible(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
     """Network file systems show late what another machine wrote; its own disk is never seen."""
-    deadline = time.monotonic() + _VISIBLE_WITHIN_S
     for shard in shards:
+        deadline = time.monotonic() + _VISIBLE_WITHIN_S
         while out.done(shard.name) is None:
             if time.monotonic() > deadline:
                 raise InputError(
