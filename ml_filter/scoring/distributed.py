@@ -24,8 +24,9 @@ from loguru import logger
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import ConfigError
+from ml_filter.scoring.cores import usable_cores
 from ml_filter.scoring.job import ScoringJob, described
-from ml_filter.scoring.workers import Event, ShardWorker, Workers, usable_cores
+from ml_filter.scoring.workers import Event, ShardWorker, Workers
 
 LOCAL = "local"
 _ANSWERS_WITHIN_S = 20.0

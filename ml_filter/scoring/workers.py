@@ -27,6 +27,7 @@ from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.logs import configure_logging
+from ml_filter.scoring.cores import usable_cores
 from ml_filter.scoring.engine import load_engine
 from ml_filter.scoring.job import ScoringJob, described, fail_shard, score_shard
 from ml_filter.settings import ScoreConfig
@@ -320,11 +321,6 @@ class LocalWorkers(Workers):
             pipe.close()
             del self._pipes[pipe]
         return event
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cause_of_death(exitcode: int | None) -> str:
