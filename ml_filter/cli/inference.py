@@ -231,6 +231,29 @@ def filter_(
     show(manifest)
 
 
+@app.command(
+    epilog=example(
+        "ml-filter report runs/filtered",
+        "ml-filter report moved/filtered --scored moved/scored --head moved/head --usd-per-worker-hour 0.9",
+    )
+)
+def report(
+    filtered: Annotated[str, typer.Argument(metavar="FILTERED", help="Directory made by filter", show_default=False)],
+    scored: Annotated[
+        str | None, typer.Option(metavar="DIR", help="What it was chosen from (default: where that was)")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="The head that scored it (default: where that was)")] = None,
+    usd_per_worker_hour: Annotated[
+        float | None, typer.Option(min=0, help="Price of an hour of one worker, to state what scoring cost")
+    ] = None,
+) -> None:
+    """Write report.html, report.json and DATASHEET.md beside filtered documents: what was kept, and what to know."""
+    from ml_filter.reports.run import report_filtered
+
+    path, _ = report_filtered(filtered, scored, head, usd_per_worker_hour)
+    print(f"in {path}")
+
+
 def _quota(columns: str, split: str | None, shares: list[str]) -> dict[str, Any] | None:
     if not columns:
         if split or shares:
