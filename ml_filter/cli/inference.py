@@ -19,6 +19,7 @@ from ml_filter.cli.options import (
     TextColumn,
     example,
     names_in,
+    section_config,
     source_config,
     stage_config,
 )
@@ -26,6 +27,9 @@ from ml_filter.cli.output import show, show_table
 
 if TYPE_CHECKING:
     from ml_filter.documents.manifest import Manifest
+
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps (default: auto)")]
+DType = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16 (default: auto)")]
 
 _VALUES = 20
 """Of a quota, shown on a terminal."""
@@ -43,8 +47,8 @@ def score(
     model_dir: Head,
     source: Sources,
     output: Output,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps (default: auto)")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16 (default: auto)")] = None,
+    device: Device = None,
+    dtype: DType = None,
     batch_tokens: Annotated[int | None, typer.Option(min=64, help="Padded tokens in a batch (default: 4096)")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes, or Ray actors, that score shards at once (default: 1)")
@@ -132,6 +136,8 @@ def cascade(
     sample: Annotated[
         int | None, typer.Option(min=100, help="Documents of the corpus that the head scores first (default: 20000)")
     ] = None,
+    device: Device = None,
+    dtype: DType = None,
     config: ConfigFile = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
@@ -144,9 +150,10 @@ def cascade(
     from ml_filter.settings import CascadeConfig, ScoreConfig
 
     given = {"threshold": threshold, "max_changed": max_changed, "student": student, "sample": sample}
-    settings = stage_config(CascadeConfig, "cascade", config, **given)
+    settings = stage_config(CascadeConfig, "cascade", config, beside=("score",), **given)
+    how = section_config(ScoreConfig, "score", config, device=device, dtype=dtype)
     documents = source_config(source, text_column, id_column, split, subset)
-    made = read_cascade(build_cascade(model_dir, documents, settings, ScoreConfig(), output).directory)
+    made = read_cascade(build_cascade(model_dir, documents, settings, how, output).directory)
     assert made is not None
     counts = {"sample": made.sample, "tested on": made.tested, "settled by the student": made.settled}
     figures = {"share settled": made.settled / made.tested, "changed, at most": made.bound}
