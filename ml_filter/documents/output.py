@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
@@ -45,6 +45,7 @@ from ml_filter.errors import InputError
 
 _SHARD_DIRECTORY = "shards"
 _LOCK_NAME = ".lock"
+_TEMPORARY_PREFIX = "ml_filter-"
 _LOCK_WAIT_S = 60.0
 """For a lock that is only held for a moment: while one of several writers begins or ends."""
 ROW_GROUP_BYTES = 32 * 2**20
@@ -250,6 +251,7 @@ class OutputDirectory:
         self.manifest: Manifest | None = None
         self._lock: FileLock | None = None
         self._scratch: Path | None = None
+        self._scratch_lock: FileLock | None = None
 
     def __enter__(self) -> OutputDirectory:
         if self._is_helper:
@@ -274,7 +276,7 @@ class OutputDirectory:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._scratch is not None and not self.is_local:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self.clear_scratch()
         if self._lock is not None:
             self._lock.release()
 
@@ -358,13 +360,15 @@ class OutputDirectory:
                 self._scratch = Path(self.root) / PROGRESS_NAME / "scratch" / (self.part or "")
                 self._scratch.mkdir(parents=True, exist_ok=True)
             else:
-                self._scratch = Path(tempfile.mkdtemp(prefix="ml_filter-"))
+                self._scratch, self._scratch_lock = _temporary_directory()
         return self._scratch
 
     def clear_scratch(self) -> None:
         """Delete what killed writers left half made: with a part, those that it started."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-        self._scratch = None
+        if self._scratch_lock is not None:
+            self._scratch_lock.release()
+        self._scratch = self._scratch_lock = None
 
     def put_bytes(self, name: str, content: bytes) -> None:
         """Write a small file whole or not at all."""
@@ -392,11 +396,21 @@ class OutputDirectory:
 
     def done(self, name: str) -> ShardResult | None:
         """The result of a shard that an earlier run finished."""
-        path = f"{self.root}/{PROGRESS_NAME}/{name}.json"
         try:
-            return ShardResult.model_validate_json(self.fs.cat_file(path)) if self.fs.exists(path) else None
-        except FileNotFoundError:  # another part has just finished the directory
+            return ShardResult.model_validate_json(self.fs.cat_file(f"{self.root}/{PROGRESS_NAME}/{name}.json"))
+        except FileNotFoundError:  # or another part has just finished the directory
             return None
+
+    def all_done(self, names: Iterable[str]) -> dict[str, ShardResult]:
+        """The results of those of the shards that are finished; what is not there is not asked for one by one."""
+        progress = f"{self.root}/{PROGRESS_NAME}"
+        self.fs.invalidate_cache(progress)  # others may have written there
+        try:
+            there = {PurePosixPath(path).name for path in self.fs.ls(progress, detail=False)}
+        except FileNotFoundError:
+            return {}
+        found = {name: self.done(name) for name in names if f"{name}.json" in there}
+        return {name: result for name, result in found.items() if result is not None}
 
     def forget(self, name: str) -> None:
         """Take back that a shard is done, so that it is made anew."""
@@ -498,6 +512,21 @@ class OutputDirectory:
     def _remove(self, name: str) -> None:
         with suppress(FileNotFoundError):  # another part was faster
             self.fs.rm(f"{self.root}/{name}", recursive=True)
+
+
+def _temporary_directory() -> tuple[Path, FileLock]:
+    """A directory for as long as its lock is held; those of this user's killed processes are deleted."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY_PREFIX}*/{_LOCK_NAME}"):
+        lock = FileLock(path, thread_local=False)
+        with suppress(Timeout, OSError), lock.acquire(timeout=0):  # held by none: its process is gone
+            shutil.rmtree(path.parent, ignore_errors=True)
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX))
+        lock = FileLock(made / _LOCK_NAME, thread_local=False)
+        lock.acquire()
+        if (made / _LOCK_NAME).exists():  # else another process took it for abandoned before it was locked
+            return made, lock
+        lock.release()
 
 
 def file_digest(path: Path) -> str:

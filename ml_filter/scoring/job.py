@@ -68,8 +68,9 @@ class ScoringJob:
 
     def _holds(self, out: OutputDirectory) -> bool:
         """Whether each finished shard is that of the input as it is now, and may be there under these settings."""
+        done = out.all_done(shard.name for shard in self.shards)
         for shard in self.shards:
-            result = out.done(shard.name)
+            result = done.get(shard.name)
             if result is None or result.failed:
                 continue
             is_damaged = any(f"rejected_{reason}" in result.counts for reason in DAMAGE)

@@ -143,22 +143,17 @@ def _reopen(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
     """Make failed shards open again."""
     if find_manifest(out.path) is not None:
         out.reopen()
-    for shard in shards:
-        result = out.done(shard.name)
-        if result is not None and result.failed:
-            out.forget(shard.name)
+    for name, result in _results(out, shards):
+        if result.failed:
+            out.forget(name)
 
 
 def _score(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory) -> None:
     """Score the shards that are open."""
     with progress("Scoring", known_rows(shards)) as bar:
-        waiting = []
-        for shard in shards:
-            result = out.done(shard.name)
-            if result is None:
-                waiting.append(shard)
-            else:
-                bar.advance(result.counts["read"])
+        done = dict(_results(out, shards))
+        bar.advance(sum(result.counts["read"] for result in done.values()))
+        waiting = [shard for shard in shards if shard.name not in done]
         if waiting:
             _score_open(job, waiting, out, bar)
 
@@ -183,8 +178,7 @@ def _score_open(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirect
 
 def _results(out: OutputDirectory, shards: Sequence[InputShard]) -> list[tuple[str, ShardResult]]:
     """The results of those shards that are done."""
-    found = [(shard.name, out.done(shard.name)) for shard in shards]
-    return [(name, result) for name, result in found if result is not None]
+    return list(out.all_done(shard.name for shard in shards).items())
 
 
 def _failed(results: Sequence[tuple[str, ShardResult]]) -> list[FailedShard]:

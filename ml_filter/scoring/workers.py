@@ -165,7 +165,8 @@ def score_with(
 
 def _wait_until_visible(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
     """Network file systems show late what another machine wrote; its own disk is never seen."""
-    for shard in shards:
+    visible = out.all_done(shard.name for shard in shards)
+    for shard in (shard for shard in shards if shard.name not in visible):
         deadline = time.monotonic() + _VISIBLE_WITHIN_S
         while out.done(shard.name) is None:
             if time.monotonic() > deadline:
