@@ -165,9 +165,7 @@ def report_filtered(
     corpus = kept.parents[0]
     whole = _manifest_of(str(scored or corpus.path), "scored")
     if whole.digest != corpus.digest:
-        raise InputError(
-            f"{whole.root} is not the scored corpus that {filtered} was chosen from; name it with --scored"
-        )
+        raise InputError(f"{whole.root} is not the corpus that {filtered} was chosen from; name that with --scored")
     scorer = whole.parents[-1]
     directory = resolve_head(head or scorer.path)
     if head_parent(directory).digest != scorer.digest:
