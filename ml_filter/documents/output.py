@@ -45,7 +45,7 @@ from ml_filter.errors import InputError
 
 _SHARD_DIRECTORY = "shards"
 _LOCK_NAME = ".lock"
-_TEMPORARY_PREFIX = "ml_filter-"
+_TEMPORARY_PREFIX = "ml_filter-output-"
 _LOCK_WAIT_S = 60.0
 """For a lock that is only held for a moment: while one of several writers begins or ends."""
 ROW_GROUP_BYTES = 32 * 2**20
