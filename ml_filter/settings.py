@@ -595,6 +595,9 @@ class ScoreConfig(StageConfig):
     max_failed_shards: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="share of the shards that may fail; above it the run ends as failed, after all the others"
     )
+    max_failed_documents: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="share of the documents that may get no score; above it the run ends as failed, all written"
+    )
     workers: Annotated[int, Field(ge=1)] = Field(
         1, description="processes that score shards at the same time, each with the head in memory"
     )

@@ -173,6 +173,22 @@ def test_groups_of_shards_scored_by_steps_of_their_own_make_the_same_shards(work
     assert dict(scored[0][1])["scored"] == 12
 
 
+def test_a_bad_shard_in_one_group_stops_no_other_group_and_the_step_behind_them_judges(workspace, tmp_path):
+    for number in range(3):
+        rows = [{"text": f"Water boils at {degrees} degrees."} for degrees in range(number, number + 4)]
+        (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "0.jsonl").rename(tmp_path / "0.parquet")  # of the first group, and no Parquet
+    arguments = [f"head={workspace.only('head-*')}", f"source.paths=['{tmp_path}']", "filter.min_score=0"]
+    arguments += [f"output={workspace.runs / 'damaged'}", "shard_groups=2"]
+    done = workspace.run("scoring", *arguments)
+    assert done.returncode == 1
+    assert "1 of 3 shards failed, more than max_failed_shards=0 tolerates" in done.stderr
+    [directory] = (workspace.runs / "damaged").glob("scored-*")
+    assert read_manifest(str(directory)).counts["scored"] == 8
+    tolerated = workspace.run("scoring", *arguments, "score.max_failed_shards=0.4")
+    assert tolerated.returncode == 0, tolerated.stderr[-3000:]
+
+
 def test_the_scores_train_a_head_in_the_training_pipeline(workspace, values):
     scores = workspace.only("scores-*")
     arguments = [f"labels.paths=['{scores}']", "train.max_tokens=64", f"output={workspace.runs}/trained"]

@@ -19,6 +19,7 @@ from ml_filter.cli.options import (
     TextColumn,
     example,
     names_in,
+    section_config,
     source_config,
     stage_config,
 )
@@ -26,6 +27,9 @@ from ml_filter.cli.output import show, show_table
 
 if TYPE_CHECKING:
     from ml_filter.documents.manifest import Manifest
+
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps (default: auto)")]
+DType = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16 (default: auto)")]
 
 _VALUES = 20
 """Of a quota, shown on a terminal."""
@@ -47,8 +51,8 @@ def score(
         str | None,
         typer.Option(help="What runs the encoder: auto (on a CPU the faster one), torch or openvino (default: auto)"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps (default: auto)")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16 (default: auto)")] = None,
+    device: Device = None,
+    dtype: DType = None,
     batch_tokens: Annotated[
         int | None, typer.Option(min=64, help="Padded tokens in a batch (default: 4096; GPU 65536)")
     ] = None,
@@ -78,6 +82,10 @@ def score(
         float | None,
         typer.Option(min=0, max=1, help="Share of failed shards above which the exit code is 1 (default: 0)"),
     ] = None,
+    max_failed_documents: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of documents without a score above which it is 1 (default: 0.01)"),
+    ] = None,
     config: ConfigFile = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
@@ -102,6 +110,7 @@ def score(
         worker_gpus=worker_gpus,
         damaged_shards=damaged_shards,
         max_failed_shards=max_failed_shards,
+        max_failed_documents=max_failed_documents,
     )
     documents = source_config(source, text_column, id_column, split, subset)
     if rank is None:
@@ -134,6 +143,8 @@ def cascade(
     sample: Annotated[
         int | None, typer.Option(min=100, help="Documents of the corpus that the head scores first (default: 20000)")
     ] = None,
+    device: Device = None,
+    dtype: DType = None,
     config: ConfigFile = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
@@ -146,9 +157,10 @@ def cascade(
     from ml_filter.settings import CascadeConfig, ScoreConfig
 
     given = {"threshold": threshold, "max_changed": max_changed, "student": student, "sample": sample}
-    settings = stage_config(CascadeConfig, "cascade", config, **given)
+    settings = stage_config(CascadeConfig, "cascade", config, beside=("score",), **given)
+    how = section_config(ScoreConfig, "score", config, device=device, dtype=dtype)
     documents = source_config(source, text_column, id_column, split, subset)
-    made = read_cascade(build_cascade(model_dir, documents, settings, ScoreConfig(), output).directory)
+    made = read_cascade(build_cascade(model_dir, documents, settings, how, output).directory)
     assert made is not None
     counts = {"sample": made.sample, "tested on": made.tested, "settled by the student": made.settled}
     figures = {"share settled": made.settled / made.tested, "changed, at most": made.bound}
@@ -231,6 +243,29 @@ def filter_(
     manifest = filter_corpus(SourceConfig(paths=[scored]), settings, output)
     _show_selection(manifest)
     show(manifest)
+
+
+@app.command(
+    epilog=example(
+        "ml-filter report runs/filtered",
+        "ml-filter report moved/filtered --scored moved/scored --head moved/head --usd-per-worker-hour 0.9",
+    )
+)
+def report(
+    filtered: Annotated[str, typer.Argument(metavar="FILTERED", help="Directory made by filter", show_default=False)],
+    scored: Annotated[
+        str | None, typer.Option(metavar="DIR", help="What it was chosen from (default: where that was)")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="The head that scored it (default: where that was)")] = None,
+    usd_per_worker_hour: Annotated[
+        float | None, typer.Option(min=0, help="Price of an hour of one worker, to state what scoring cost")
+    ] = None,
+) -> None:
+    """Write report.html, report.json and DATASHEET.md beside filtered documents: what was kept, and what to know."""
+    from ml_filter.reports.run import report_filtered
+
+    path, _ = report_filtered(filtered, scored, head, usd_per_worker_hour)
+    print(f"in {path}")
 
 
 def _quota(columns: str, split: str | None, shares: list[str]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -85,11 +86,30 @@ def annotate_config(file: Path | None, **given: Any) -> AnnotateConfig:
 Config = TypeVar("Config", bound="StageConfig")
 
 
-def stage_config(kind: type[Config], section: str, file: Path | None, **given: Any) -> Config:
-    """The settings of a file, or of a section of it, under those given on the command line."""
+def stage_config(
+    kind: type[Config], section: str, file: Path | None, *, beside: Sequence[str] = (), **given: Any
+) -> Config:
+    """The settings of a file, or of a section of it, under those given on the command line.
+
+    Args:
+        beside: other sections of which the same command reads what is not of this stage.
+    """
+    content = _content(file)
+    content = content.get(section, {name: value for name, value in content.items() if name not in beside})
+    return kind.model_validate({**content, **_given(given)})
+
+
+def section_config(kind: type[Config], section: str, file: Path | None, **given: Any) -> Config:
+    """The same, of a file that holds other settings as well: those in the section count, and none where it is not."""
+    return kind.model_validate({**(_content(file).get(section) or {}), **_given(given)})
+
+
+def _content(file: Path | None) -> dict[str, Any]:
     from ml_filter.settings import read_yaml
 
     content = read_yaml(file) if file else {}
-    content = content.get("parameters", content)
-    content = content.get(section, content)
-    return kind.model_validate({**content, **{name: value for name, value in given.items() if value is not None}})
+    return dict(content.get("parameters", content))
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

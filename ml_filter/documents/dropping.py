@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory, ShardWriter
-from ml_filter.documents.readers import known_rows, read_shard
+from ml_filter.documents.readers import known_rows, names_beside, read_shard
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
@@ -83,11 +83,4 @@ def split_table(table: pa.Table, keep: NDArray[np.bool_]) -> tuple[pa.Table, lis
 
 def set_aside(table: pa.Table, names: Sequence[str]) -> pa.Table:
     """The table with its columns of these names called `input_<name>`, so that they can be added anew."""
-    taken = set(table.column_names)
-    renamed = []
-    for name in table.column_names:
-        free = name
-        while free in names or (free != name and free in taken):
-            free = f"input_{free}"
-        renamed.append(free)
-    return table.rename_columns(renamed)
+    return table.rename_columns(names_beside(table.column_names, names))

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
+from fsspec import AbstractFileSystem
 from pydantic import BaseModel, Field, ValidationError
 
 from ml_filter import __version__
@@ -103,13 +104,26 @@ class Manifest(BaseModel):
         return self.model_dump(exclude={*without, *(() if self.shards_failed else ("shards_failed",))})
 
 
+def file_system_of(path: str) -> tuple[AbstractFileSystem, str]:
+    """The file system that a path or URL is on, and its path there.
+
+    Raises:
+        InputError: there is no such kind of URL, or its driver is not installed.
+    """
+    try:
+        fs, root = fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    return fs, root
+
+
 def find_manifest(directory: str) -> Manifest | None:
     """The manifest of a directory, or None where there is none.
 
     Raises:
-        InputError: the file is there but is no manifest this version reads.
+        InputError: the file is there but is no manifest this version reads, or its URL cannot be opened.
     """
-    fs, root = fsspec.core.url_to_fs(str(directory))
+    fs, root = file_system_of(str(directory))
     path = f"{root.rstrip('/')}/{MANIFEST_NAME}"
     if not fs.exists(path):
         return None

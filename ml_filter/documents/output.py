@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -39,6 +38,7 @@ from ml_filter.documents.manifest import (
     Parent,
     Shard,
     digest_of,
+    file_system_of,
     find_manifest,
 )
 from ml_filter.documents.rejects import RejectsLog
@@ -47,6 +47,7 @@ from ml_filter.errors import InputError
 _SHARD_DIRECTORY = "shards"
 _LOCK_NAME = ".lock"
 _MADE_WITH = f"{PROGRESS_NAME}/made-with.json"
+_TEMPORARY_PREFIX = "ml_filter-output-"
 _LOCK_WAIT_S = 60.0
 """For a lock that is only held for a moment: while one of several writers begins or ends."""
 ROW_GROUP_BYTES = 32 * 2**20
@@ -226,7 +227,8 @@ class OutputDirectory:
         resumption: when the directory of another input may be gone on with; not given: never.
 
     Raises:
-        InputError: another process writes here, or the directory belongs to a run with other settings.
+        InputError: another process writes here, the directory belongs to a run with other settings, or it is at a URL
+            whose driver is not installed.
     """
 
     def __init__(
@@ -246,11 +248,12 @@ class OutputDirectory:
         self.parents = list(parents)
         self.config_digest = digest_of([kind, self.config, [parent.digest for parent in self.parents]])
         self.path = with_digest(path, self.config_digest)
-        self.fs, self.root = fsspec.core.url_to_fs(self.path)
+        self.fs, self.root = file_system_of(self.path)
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.manifest: Manifest | None = None
         self._lock: FileLock | None = None
         self._scratch: Path | None = None
+        self._scratch_lock: FileLock | None = None
 
     def __enter__(self) -> OutputDirectory:
         if self._is_helper:
@@ -275,7 +278,7 @@ class OutputDirectory:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._scratch is not None and not self.is_local:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self.clear_scratch()
         if self._lock is not None:
             self._lock.release()
 
@@ -366,13 +369,15 @@ class OutputDirectory:
                 self._scratch = Path(self.root) / PROGRESS_NAME / "scratch" / (self.part or "")
                 self._scratch.mkdir(parents=True, exist_ok=True)
             else:
-                self._scratch = Path(tempfile.mkdtemp(prefix="ml_filter-"))
+                self._scratch, self._scratch_lock = _temporary_directory()
         return self._scratch
 
     def clear_scratch(self) -> None:
         """Delete what killed writers left half made: with a part, those that it started."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-        self._scratch = None
+        if self._scratch_lock is not None:
+            self._scratch_lock.release()
+        self._scratch = self._scratch_lock = None
 
     def put_bytes(self, name: str, content: bytes) -> None:
         """Write a small file whole or not at all."""
@@ -413,11 +418,21 @@ class OutputDirectory:
 
     def done(self, name: str) -> ShardResult | None:
         """The result of a shard that an earlier run finished."""
-        path = f"{self.root}/{PROGRESS_NAME}/{name}.json"
         try:
-            return ShardResult.model_validate_json(self.fs.cat_file(path)) if self.fs.exists(path) else None
-        except FileNotFoundError:  # another part has just finished the directory
+            return ShardResult.model_validate_json(self.fs.cat_file(f"{self.root}/{PROGRESS_NAME}/{name}.json"))
+        except FileNotFoundError:  # or another part has just finished the directory
             return None
+
+    def all_done(self, names: Iterable[str]) -> dict[str, ShardResult]:
+        """The results of those of the shards that are finished; what is not there is not asked for one by one."""
+        progress = f"{self.root}/{PROGRESS_NAME}"
+        self.fs.invalidate_cache(progress)  # others may have written there
+        try:
+            there = {PurePosixPath(path).name for path in self.fs.ls(progress, detail=False)}
+        except FileNotFoundError:
+            return {}
+        found = {name: self.done(name) for name in names if f"{name}.json" in there}
+        return {name: result for name, result in found.items() if result is not None}
 
     def forget(self, name: str) -> None:
         """Take back that a shard is done, so that it is made anew."""
@@ -520,6 +535,21 @@ class OutputDirectory:
     def _remove(self, name: str) -> None:
         with suppress(FileNotFoundError):  # another part was faster
             self.fs.rm(f"{self.root}/{name}", recursive=True)
+
+
+def _temporary_directory() -> tuple[Path, FileLock]:
+    """A directory for as long as its lock is held; those of this user's killed processes are deleted."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY_PREFIX}*/{_LOCK_NAME}"):
+        lock = FileLock(path, thread_local=False)
+        with suppress(Timeout, OSError), lock.acquire(timeout=0):  # held by none: its process is gone
+            shutil.rmtree(path.parent, ignore_errors=True)
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX))
+        lock = FileLock(made / _LOCK_NAME, thread_local=False)
+        lock.acquire()
+        if (made / _LOCK_NAME).exists():  # else another process took it for abandoned before it was locked
+            return made, lock
+        lock.release()
 
 
 def file_digest(path: Path) -> str:

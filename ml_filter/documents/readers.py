@@ -1,7 +1,8 @@
 """Read one input shard as Arrow tables of documents, whatever its format, and list what cannot be read.
 
 Every table has `id` and `text` first; `url`, `language` and `source` where the format knows them; all other
-columns as they came. A reader never stops at bad input: it rejects the piece and goes on where it can.
+columns as they came, but for a `text` or `id` in whose place another column was chosen, which is `input_text`,
+`input_id`. A reader never stops at bad input: it rejects the piece and goes on where it can.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def _document(
 ) -> dict[str, Any] | None:
     text = row.get(source.text_column)
     given = row.get(source.id_column or "id")
-    others = {k: v for k, v in row.items() if k not in (source.text_column, source.id_column or "id", "text", "id")}
+    others = {own: row[name] for name, own in _others(row, source)}
     if with_blank and given is not None and _is_blank(text) and source.text_column in row:
         return {"id": str(given), "text": "", **others}
     if not isinstance(text, str):
@@ -147,6 +148,24 @@ def _document(
         rejects.add(shard.uri, place, *reason)
         return None
     return {"id": text_id(text) if given is None else str(given), "text": text, **others}
+
+
+def _others(names: Iterable[str], source: SourceConfig) -> list[tuple[str, str]]:
+    """The columns that a document keeps beside its `id` and `text`: the name of each in the source, and its own."""
+    others = [n for n in names if n != source.text_column and (n != "id" or source.id_column not in (None, "id"))]
+    return list(zip(others, names_beside(others, ("id", "text")), strict=True))
+
+
+def names_beside(names: Sequence[str], ours: Sequence[str]) -> list[str]:
+    """Names of columns that are to stand beside ours: one that is named like ours becomes `input_<name>`."""
+    taken = set(names)
+    free = []
+    for name in names:
+        new = name
+        while new in ours or (new != name and new in taken):
+            new = f"input_{new}"
+        free.append(new)
+    return free
 
 
 def _is_blank(text: Any) -> bool:
@@ -236,9 +255,10 @@ def _normalise(
             ids = pc.coalesce(ids, hashes)
     else:
         ids = pa.chunked_array([pa.array([text_id(text) for text in texts.to_pylist()], pa.string())])
-    others = [n for n in table.column_names if n not in (id_column, source.text_column, "id", "text")]
+    others = _others(table.column_names, source)
     return pa.table(
-        [ids, texts.cast(pa.string()), *(table.column(name) for name in others)], names=["id", "text", *others]
+        [ids, texts.cast(pa.string()), *(table.column(name) for name, _ in others)],
+        names=["id", "text", *(name for _, name in others)],
     )
 
 
@@ -378,7 +398,8 @@ def _read_warc(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> 
                     return
                 row = _from_record(record, body, place, shard, rejects)
                 if row is not None:
-                    yield place, {**row, source.text_column: row["text"]}
+                    text = row.pop("text")
+                    yield place, {**row, source.text_column: text}
         except Exception as error:  # FastWARC's stream errors have no common base
             rejects.add(shard.uri, f"after byte {last}", "truncated", f"{type(error).__name__}: {error}")
             return

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import fsspec
 
 from ml_filter.documents import installed
-from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, find_manifest
+from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, file_system_of, find_manifest
 from ml_filter.errors import InputError
 from ml_filter.settings import SourceConfig
 
@@ -72,10 +72,7 @@ def _stem(uri: str, part: tuple[int, int]) -> str:
 
 
 def _file_shards(path: str) -> tuple[list[tuple[str, Format, int | None, tuple[int, int]]], Parent]:
-    try:
-        fs, root = fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from error
+    fs, root = file_system_of(path)
     manifest = find_manifest(path) if fs.isdir(root) else None
     if manifest is not None:
         names = [shard.path for shard in manifest.shards]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -10,12 +11,14 @@ from pydantic import BaseModel
 
 from ml_filter.agreement.metrics import Figure
 from ml_filter.documents.lineage import made_by
-from ml_filter.documents.manifest import FailedShard, Manifest
+from ml_filter.documents.manifest import FailedShard, Manifest, read_manifest
+from ml_filter.errors import InputError
 from ml_filter.heads.calibration import ThresholdRow
 from ml_filter.heads.info import Criterion, HeadInfo, read_info
+from ml_filter.heads.load import resolve_head
 from ml_filter.heads.metrics import Evaluation
 from ml_filter.heads.profile import Shift, shifts
-from ml_filter.heads.train import TrainedHead
+from ml_filter.heads.train import TrainedHead, head_parent, read_head
 from ml_filter.reports.corpus import NEAR, CorpusSummary, ScoreSummary, Stratum, summarise_corpus
 from ml_filter.reports.html import render, render_text
 from ml_filter.reports.plots import score_histogram
@@ -139,6 +142,42 @@ def write_run_report(
     fs.pipe_file(f"{root}/report.json", (report.model_dump_json(indent=1) + "\n").encode())
     fs.pipe_file(f"{root}/{DATASHEET_NAME}", report.to_datasheet().encode())
     return filtered.path_of(REPORT_NAME), page
+
+
+def report_filtered(
+    filtered: str | Path,
+    scored: str | Path | None = None,
+    head: str | Path | None = None,
+    usd_per_worker_hour: float | None = None,
+) -> tuple[str, str]:
+    """Write the report of a filtered corpus with what its manifests say it was made of; as `write_run_report`.
+
+    Args:
+        filtered: its directory.
+        scored: the directory of the scored corpus; not given: where it was when it was filtered.
+        head: as `resolve_head` knows it; not given: where it was when it scored.
+        usd_per_worker_hour: what an hour of one worker costs, where that is to be stated.
+
+    Raises:
+        InputError: one of the three is not there or is another, or the corpus was not scored with a trained head.
+    """
+    kept = _manifest_of(str(filtered), "filtered")
+    corpus = kept.parents[0]
+    whole = _manifest_of(str(scored or corpus.path), "scored")
+    if whole.digest != corpus.digest:
+        raise InputError(f"{whole.root} is not the corpus that {filtered} was chosen from; name that with --scored")
+    scorer = whole.parents[-1]
+    directory = resolve_head(head or scorer.path)
+    if head_parent(directory).digest != scorer.digest:
+        raise InputError(f"{directory} is not the head that scored {whole.root}; name that with --head")
+    return write_run_report(read_head(directory), whole, kept, usd_per_worker_hour=usd_per_worker_hour)
+
+
+def _manifest_of(directory: str, kind: str) -> Manifest:
+    manifest = read_manifest(directory)
+    if manifest.kind != kind:
+        raise InputError(f"{directory} holds {manifest.kind} documents, not {kind} ones")
+    return manifest
 
 
 def run_report(

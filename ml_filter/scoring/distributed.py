@@ -12,10 +12,11 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from loguru import logger
@@ -23,20 +24,37 @@ from loguru import logger
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import ConfigError
+from ml_filter.scoring.cores import usable_cores
 from ml_filter.scoring.job import ScoringJob, described
-from ml_filter.scoring.workers import Event, ShardWorker, Workers, usable_cores
+from ml_filter.scoring.workers import Event, ShardWorker, Workers
 
 LOCAL = "local"
 _ANSWERS_WITHIN_S = 20.0
+_READY_WITHIN_S = 60.0
+"""If no worker is by then, what is free is said."""
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Only names and counts go through it."""
+
+
+class _Room(NamedTuple):
+    """What a worker asks for, or what a node has."""
+
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+
+
+def _of(resources: Mapping[str, float]) -> _Room:
+    return _Room(resources.get("CPU", 0), resources.get("GPU", 0))
 
 
 class RayWorkers(Workers):
     """Actors of this process's Ray: of one that is running, or that is started for as long as they live.
 
     Raises:
-        ConfigError: Ray is not installed, or no cluster answers at the address.
+        ConfigError: Ray is not installed, no cluster answers at the address, or none of its nodes is large enough.
     """
 
     def __init__(self, job: ScoringJob, out: OutputDirectory, count: int) -> None:
@@ -48,17 +66,36 @@ class RayWorkers(Workers):
         self.threads = job.config.worker_cpus or (max(1, usable_cores() // count) if is_local else 1)
         self._actors: dict[int, Any] = {}
         self._calls: dict[Any, int] = {}
+        self._is_any_ready = False
         self._ours = self._connect()
         import ray
 
+        try:
+            self._require_room()
+        except ConfigError:
+            self.stop()
+            raise
         self._actor_class: Any = ray.remote(
             num_cpus=self.threads, num_gpus=job.config.worker_gpus, max_restarts=0, max_task_retries=0
         )(ShardWorker)
-        cpus, wanted = ray.cluster_resources().get("CPU", 0), count * self.threads
-        if cpus < wanted:
+
+    def _require_room(self) -> None:
+        """Whether a worker fits on any node; Ray itself waits for such a node without end."""
+        import ray
+
+        cpus, gpus = self.threads, self.job.config.worker_gpus
+        nodes = [_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        if not any(node.cpus >= cpus and node.gpus >= gpus for node in nodes):
+            there = "; ".join(f"{count} with {node}" for node, count in Counter(nodes).most_common())
+            raise ConfigError(
+                f"a worker asks for {_Room(cpus, gpus)}, which no node of the Ray cluster has (nodes: {there}): ask "
+                "for less with worker_cpus or worker_gpus, or start such a node first"
+            )
+        places = sum(int(min(node.cpus // cpus, node.gpus // gpus if gpus else node.cpus)) for node in nodes)
+        if places < self.count:
             logger.warning(
-                f"{count} workers of {self.threads} CPUs ask for {wanted} CPUs, the cluster has {cpus:.0f}: some wait "
-                "until there is room"
+                f"the cluster has room for {places} workers of {_Room(cpus, gpus)}: {self.count - places} of "
+                f"{self.count} wait until there is more"
             )
 
     def _connect(self) -> bool:
@@ -108,7 +145,16 @@ class RayWorkers(Workers):
         """What has happened; waits until something has."""
         import ray
 
-        done, _ = ray.wait(list(self._calls), num_returns=1)
+        calls = list(self._calls)
+        done, _ = ray.wait(calls, num_returns=1, timeout=None if self._is_any_ready else _READY_WITHIN_S)
+        if not done:
+            logger.warning(
+                f"No worker is ready after {_READY_WITHIN_S:.0f} s. Each asks the cluster for "
+                f"{_Room(self.threads, self.job.config.worker_gpus)}; free are {_of(ray.available_resources())}. It "
+                "goes on waiting"
+            )
+            done, _ = ray.wait(calls, num_returns=1)
+        self._is_any_ready = True
         return [self._event(call) for call in done]
 
     def _event(self, call: Any) -> Event:

@@ -28,7 +28,9 @@ from ml_filter.settings import ScoreConfig, SourceConfig
 
 _CHUNK_ROWS = 4000
 _CHUNK_BYTES = 64 * 2**20
-_ONLY_HOW = frozenset({"workers", "ray", "worker_cpus", "worker_gpus", "worker_attempts", "max_failed_shards"})
+_ONLY_HOW = frozenset(
+    {"workers", "ray", "worker_cpus", "worker_gpus", "worker_attempts", "max_failed_shards", "max_failed_documents"}
+)
 """Settings that scores do not depend on, so that a run may go on with others."""
 
 
@@ -75,8 +77,9 @@ class ScoringJob:
 
     def _holds(self, out: OutputDirectory) -> bool:
         """Whether each finished shard is that of the input as it is now, and may be there under these settings."""
+        done = out.all_done(shard.name for shard in self.shards)
         for shard in self.shards:
-            result = out.done(shard.name)
+            result = done.get(shard.name)
             if result is None or result.failed:
                 continue
             is_damaged = any(f"rejected_{reason}" in result.counts for reason in DAMAGE)

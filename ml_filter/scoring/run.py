@@ -9,6 +9,7 @@ Delivery: exactly once. An input shard's documents are all in its output shard, 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +28,11 @@ from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import head_parent
 from ml_filter.progress import Progress, progress
 from ml_filter.scoring.choice import Choice, choose
+from ml_filter.scoring.cores import usable_cores
 from ml_filter.scoring.distributed import RayWorkers
 from ml_filter.scoring.engine import load_engine
 from ml_filter.scoring.job import ScoringJob, score_or_fail
-from ml_filter.scoring.workers import LocalWorkers, score_with, usable_cores
+from ml_filter.scoring.workers import LocalWorkers, score_with
 from ml_filter.settings import ScoreConfig, SourceConfig
 
 _SHOWN_FAILURES = 5
@@ -57,7 +59,8 @@ def score_corpus(
     input that is named like one of ours is kept as `input_<name>`.
 
     Raises:
-        TooManyFailures: a larger share of the shards failed than `max_failed_shards`; the others are done.
+        TooManyFailures: a larger share of the shards failed than `max_failed_shards`, or of the documents than
+            `max_failed_documents`; all the others are done.
         InputError: the head, the source or the output directory is not what it should be, or every shard failed.
         ConfigError: there is no such device here, or no Ray.
     """
@@ -70,7 +73,7 @@ def score_corpus(
             _score(job, job.shards, out)
             _finish(job, out, _results(out, job.shards))
         assert out.manifest is not None
-        _judge(out.manifest.shards_failed, len(job.shards), config, out.path)
+        _judge(out.manifest.shards_failed, len(job.shards), out.manifest.counts, config, out.path)
         return out.manifest
 
 
@@ -104,9 +107,9 @@ def score_rank(
                 results = _results(out, job.shards)
                 if out.manifest is None and len(results) == len(job.shards):
                     _finish(job, out, results)
-        failed = out.manifest.shards_failed if out.manifest else _failed(_results(out, mine))
+        failed, counts = _outcome(out, mine)
         own = {shard.name for shard in mine}
-        _judge([shard for shard in failed if shard.name in own], len(mine), config, out.path)
+        _judge([shard for shard in failed if shard.name in own], len(mine), counts, config, out.path)
         return out.manifest
 
 
@@ -145,10 +148,9 @@ def _reopen(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
     """Make failed shards open again."""
     if find_manifest(out.path) is not None:
         out.reopen()
-    for shard in shards:
-        result = out.done(shard.name)
-        if result is not None and result.failed:
-            out.forget(shard.name)
+    for name, result in _results(out, shards):
+        if result.failed:
+            out.forget(name)
 
 
 def _settled(job: ScoringJob, out: OutputDirectory) -> ScoringJob:
@@ -177,13 +179,9 @@ def _threads(job: ScoringJob) -> int | None:
 def _score(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory) -> None:
     """Score the shards that are open."""
     with progress("Scoring", known_rows(shards)) as bar:
-        waiting = []
-        for shard in shards:
-            result = out.done(shard.name)
-            if result is None:
-                waiting.append(shard)
-            else:
-                bar.advance(result.counts["read"])
+        done = dict(_results(out, shards))
+        bar.advance(sum(result.counts["read"] for result in done.values()))
+        waiting = [shard for shard in shards if shard.name not in done]
         if waiting:
             _score_open(job, waiting, out, bar)
 
@@ -208,8 +206,7 @@ def _score_open(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirect
 
 def _results(out: OutputDirectory, shards: Sequence[InputShard]) -> list[tuple[str, ShardResult]]:
     """The results of those shards that are done."""
-    found = [(shard.name, out.done(shard.name)) for shard in shards]
-    return [(name, result) for name, result in found if result is not None]
+    return list(out.all_done(shard.name for shard in shards).items())
 
 
 def _failed(results: Sequence[tuple[str, ShardResult]]) -> list[FailedShard]:
@@ -224,13 +221,33 @@ def _finish(job: ScoringJob, out: OutputDirectory, results: Sequence[tuple[str, 
     out.finish(results)
 
 
-def _judge(failed: Sequence[FailedShard], shards: int, config: ScoreConfig, path: str) -> None:
+def _outcome(out: OutputDirectory, shards: Sequence[InputShard]) -> tuple[Sequence[FailedShard], Mapping[str, int]]:
+    """The failed shards and the counts: of the whole where it is finished, else of these shards."""
+    if out.manifest is not None:
+        return out.manifest.shards_failed, out.manifest.counts
+    results = _results(out, shards)
+    return _failed(results), sum((Counter(result.counts) for _, result in results), Counter())
+
+
+def _judge(
+    failed: Sequence[FailedShard], shards: int, counts: Mapping[str, int], config: ScoreConfig, path: str
+) -> None:
+    documents, unscored = counts.get("read", 0), counts.get("failed", 0)
+    problems = []
     if len(failed) > config.max_failed_shards * shards:
-        raise TooManyFailures(
+        problems.append(
             f"{len(failed):,} of {shards:,} shards failed, more than max_failed_shards={config.max_failed_shards:g} "
             f"tolerates; the others are scored in {path}. Mend them and run the same command again: it scores only "
             f"those. {_listed(failed)}"
         )
+    if unscored > config.max_failed_documents * documents:
+        problems.append(
+            f"{unscored:,} of {documents:,} documents got no score, more than "
+            f"max_failed_documents={config.max_failed_documents:g} tolerates; they are in {path} with score_status "
+            "failed. The head gave no number for them: mend it, or try --dtype float32, and score to another directory"
+        )
+    if problems:
+        raise TooManyFailures(". ".join(problems))
 
 
 def _listed(failed: Sequence[FailedShard]) -> str:

@@ -27,6 +27,7 @@ from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.logs import configure_logging
+from ml_filter.scoring.cores import usable_cores
 from ml_filter.scoring.device import local_rank
 from ml_filter.scoring.engine import load_engine
 from ml_filter.scoring.job import ScoringJob, described, fail_shard, score_shard
@@ -166,8 +167,9 @@ def score_with(
 
 def _wait_until_visible(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
     """Network file systems show late what another machine wrote; its own disk is never seen."""
-    deadline = time.monotonic() + _VISIBLE_WITHIN_S
-    for shard in shards:
+    visible = out.all_done(shard.name for shard in shards)
+    for shard in (shard for shard in shards if shard.name not in visible):
+        deadline = time.monotonic() + _VISIBLE_WITHIN_S
         while out.done(shard.name) is None:
             if time.monotonic() > deadline:
                 raise InputError(
@@ -322,11 +324,6 @@ class LocalWorkers(Workers):
             pipe.close()
             del self._pipes[pipe]
         return event
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cause_of_death(exitcode: int | None) -> str:

@@ -29,8 +29,6 @@ from ml_filter.selection.measure import MEASURED, Measure
 ORDER = ("cell", "rank", "high", "low", "tokens", "place")
 RANKED = np.dtype([(name, "u8") for name in ORDER])
 """A document in the order of the ranking. `place`, of shard and row, settles only what has the same id and score."""
-_UNREAD = 255
-"""The reason of rows that could not be read when they were measured."""
 _VALUES = pa.schema([("cell", pa.uint64()), ("value", pa.string())])
 _PIECE = 2**16
 _LEAST = 2**6
@@ -56,7 +54,6 @@ class Measurements:
         temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as file:
             for first, table in self.corpus.tables(shard, RejectsLog(), self.measure.needed):
-                file.write(_unread(first - rows))
                 made, found = self.measure(table, shard.uri)
                 file.write(made.tobytes())
                 names |= found
@@ -114,15 +111,9 @@ class OpenMeasurements:
         """
         self._file.seek(first * MEASURED.itemsize)
         found: NDArray[np.void] = np.fromfile(self._file, MEASURED, count)
-        if len(found) < count or (found["reason"] == _UNREAD).any():
+        if len(found) < count:
             raise InputError(f"{self._uri} changed while it was read; delete the output and start over")
         return found
-
-
-def _unread(count: int) -> bytes:
-    filler = np.zeros(count, MEASURED)
-    filler["reason"] = _UNREAD
-    return filler.tobytes()
 
 
 def at_or_before(rows: NDArray[np.void], bounds: NDArray[np.void], order: Sequence[str] = ORDER) -> NDArray[np.bool_]:

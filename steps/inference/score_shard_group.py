@@ -12,6 +12,10 @@ from steps.names import scored_directory
 def score_shard_group(
     head: TrainedHead, source: SourceConfig, config: ScoreConfig, output: str, group: int, groups: int
 ) -> None:
-    """Score every shard of group 0 to `groups` - 1; a step behind all of them collects what they leave in `output`."""
-    score_rank(head.directory, source, config, scored_directory(output), Rank(group, groups))
+    """Score every shard of group 0 to `groups` - 1; a step behind all of them collects what they leave in `output`.
+
+    That step judges how much may fail: here, a bad shard would stop the groups that have not begun.
+    """
+    tolerant = config.model_copy(update={"max_failed_shards": 1.0, "max_failed_documents": 1.0})
+    score_rank(head.directory, source, tolerant, scored_directory(output), Rank(group, groups))
     log_metadata({"group": group, "groups": groups})

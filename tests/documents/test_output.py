@@ -3,13 +3,16 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -159,6 +162,77 @@ def test_a_url_holds_the_same_as_a_directory(tmp_path):
         "/finished/shards/a.parquet",
     ]
     assert memory.cat("/finished/shards/a.parquet") == (tmp_path / "out" / "shards" / "a.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("url", "says"), [("foo://x/out", "Protocol not known: foo"), ("oss://bucket/out", "Install ossfs")]
+)
+def test_a_url_whose_driver_is_not_there_is_named(url, says):
+    with pytest.raises(InputError, match=f"{url}: {says}"):
+        OutputDirectory(url, "documents", {}, [])
+    with pytest.raises(InputError, match=f"{url}: {says}"):
+        list_shards(SourceConfig(paths=[url]))
+    with pytest.raises(InputError, match=f"{url}: {says}"):
+        find_manifest(url)
+
+
+class CountingMemory(MemoryFileSystem):
+    """An object store that counts what it is asked for."""
+
+    cachable = False
+    asked: ClassVar[Counter] = Counter()
+
+    def ls(self, path, *args, **kwargs):
+        self.asked["ls"] += 1
+        return super().ls(path, *args, **kwargs)
+
+    def cat_file(self, path, *args, **kwargs):
+        self.asked["get"] += 1
+        return super().cat_file(path, *args, **kwargs)
+
+
+def test_what_is_done_of_many_shards_is_listed_once_and_only_that_is_read():
+    names = [f"{number:05d}" for number in range(100)]
+    with OutputDirectory("memory://many", "documents", {}, []) as out:
+        for name in names[:3]:
+            out.fail(name, "corpus", f"reason {name}")
+        out.fs = CountingMemory()
+        done = out.all_done(names)
+    assert {name: result.failed.reason for name, result in done.items()} == {n: f"reason {n}" for n in names[:3]}
+    assert CountingMemory.asked == {"ls": 1, "get": 3}
+    assert out.done(names[0]) == done[names[0]]
+    assert out.done(names[3]) is None
+    out.fs.rm("/many", recursive=True)
+    assert out.all_done(names) == {}
+
+
+ABANDONED = """
+import os, signal, sys
+import pyarrow as pa
+from ml_filter.documents.output import OutputDirectory
+with OutputDirectory("memory://out", "documents", {}, []) as out, out.new_shard("a") as writer:
+    writer.write(pa.table({"id": ["1"]}))
+    print(out.scratch, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL) if "killed" in sys.argv else sys.stdin.read()
+"""
+
+
+def test_what_a_killed_writer_to_a_url_left_half_made_is_deleted_by_the_next_and_that_of_a_living_one_is_not(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    command, pipe = [sys.executable, "-c", ABANDONED], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as living:
+        kept = Path(living.stdout.readline().strip())
+        killed = subprocess.run([*command, "killed"], stdout=pipe, text=True, check=False)
+        left = Path(killed.stdout.strip())
+        assert (left.parent, left.exists()) == (tmp_path, True)
+        finished("memory://swept")
+        assert (left.exists(), kept.exists()) == (False, True)
+        living.communicate("")
+    assert list(tmp_path.glob("ml_filter-*")) == []
+    fsspec.filesystem("memory").rm("/swept", recursive=True)
 
 
 def test_the_manifest_comes_last(tmp_path):

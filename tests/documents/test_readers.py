@@ -177,7 +177,28 @@ def test_archives_of_several_members_are_read_to_the_end(read, tmp_path, ending)
 def test_text_and_id_columns_may_have_other_names(read, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines({"content": "one", "key": "k", "n": 1}))
-    assert read(path, text_column="content", id_column="key").rows == [{"id": "k", "text": "one", "n": 1}]
+    expected = [{"id": "k", "text": "one", "key": "k", "n": 1}]
+    assert read(path, text_column="content", id_column="key").rows == expected
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_other_columns_chosen_as_text_and_id_lose_no_column(read, tmp_path, kind):
+    row = {"content": "whole", "text": "teaser", "input_text": "seen", "id": 7, "url": "https://a.org/1"}
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(lines(row)) if kind == "jsonl" else pq.write_table(pa.Table.from_pylist([row]), path)
+    assert read(path, text_column="content", id_column="url").rows == [
+        {
+            "id": "https://a.org/1",
+            "text": "whole",
+            "input_input_text": "teaser",
+            "input_text": "seen",
+            "input_id": 7,
+            "url": "https://a.org/1",
+        }
+    ]
+    assert read(path, text_column="content").rows == [
+        {"id": "7", "text": "whole", "input_input_text": "teaser", "input_text": "seen", "url": "https://a.org/1"}
+    ]
 
 
 def test_a_column_of_mixed_types_becomes_text(read, tmp_path):

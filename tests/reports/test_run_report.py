@@ -1,6 +1,9 @@
 """The report of a run: does it say what happened, and does it warn where the head cannot judge?"""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ml_filter.errors import InputError
 from ml_filter.heads.train import read_head, train_head
-from ml_filter.reports.run import run_report, write_run_report
+from ml_filter.reports.run import report_filtered, run_report, write_run_report
 from ml_filter.scoring.run import score_corpus
 from ml_filter.selection.select import filter_corpus
 from ml_filter.settings import FilterConfig, ScoreConfig, SourceConfig, TrainConfig
@@ -132,3 +136,42 @@ def test_page_data_and_datasheet_lie_beside_the_documents(report, head, alike):
     datasheet = (root / "DATASHEET.md").read_text()
     assert "| a\\|b | 1 | 1 |" in datasheet
     assert head.digest in datasheet
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+def ml_filter(*arguments):
+    command = [sys.executable, "-m", "ml_filter.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_writes_the_same_report_from_what_the_manifests_say(report, alike, tmp_path):
+    made, _, _ = report(alike, min_score=3)
+    done = ml_filter("report", tmp_path / "filtered")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"in {tmp_path}/filtered/report.html\n"
+    assert json.loads((tmp_path / "filtered" / "report.json").read_text()) == made.model_dump(mode="json")
+    assert "300 documents kept" in (tmp_path / "filtered" / "DATASHEET.md").read_text()
+
+
+def test_what_was_moved_is_named_and_what_is_another_is_refused(report, alike, head, tmp_path):
+    report(alike, min_score=3)
+    filtered, moved = tmp_path / "filtered", tmp_path / "moved"
+    with pytest.raises(InputError, match="scored holds scored documents, not filtered ones"):
+        report_filtered(tmp_path / "scored")
+    (tmp_path / "scored").rename(moved)
+    with pytest.raises(InputError, match=r"scored holds no manifest\.json"):
+        report_filtered(filtered)
+    path, page = report_filtered(filtered, scored=moved, usd_per_worker_hour=3600)
+    assert Path(path).read_text() == page
+
+    other = Path(shutil.copytree(head.directory, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "note": "changed"}))
+    with pytest.raises(InputError, match=r"other is not the head that scored .*moved; name that with --head"):
+        report_filtered(filtered, scored=moved, head=other)
+    manifest = json.loads((moved / "manifest.json").read_text())
+    (moved / "manifest.json").write_text(json.dumps({**manifest, "config_digest": "other"}))
+    with pytest.raises(InputError, match=r"moved is not the corpus that .*filtered was chosen from"):
+        report_filtered(filtered, scored=moved)

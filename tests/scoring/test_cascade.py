@@ -186,3 +186,20 @@ def test_killed_and_called_again_it_makes_the_same_cascade(cascade, head, corpus
     subprocess.run(command, check=True)
     assert read_cascade(tmp_path / "cascade") == read_cascade(cascade.directory)
     assert read_head(tmp_path / "cascade").digest == cascade.digest
+
+
+@pytest.mark.parametrize("where", ["in a section beside the cascade's", "in the only section", "on the command line"])
+def test_how_the_head_scores_the_sample_can_be_set(where, head, corpus, tmp_path):
+    file, options = tmp_path / "settings.yaml", ["--sample", "260"]
+    if where == "on the command line":
+        options += ["--device", "cuda:77"]
+    else:
+        sections = {"score": {"device": "cuda:77"}}
+        sections |= {"cascade": {"max_changed": ALLOWED}} if "beside" in where else {}
+        file.write_text(json.dumps(sections))
+        options += ["--config", str(file)]
+    command = [sys.executable, "-m", "ml_filter.cli", "cascade", head, *corpus.paths, "-o", str(tmp_path / "cascade")]
+    command += [*options, "--max-changed", str(ALLOWED)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "'cuda:77' cannot be used" in done.stderr

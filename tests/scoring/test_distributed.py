@@ -1,12 +1,18 @@
 """A real Ray cluster of two workers on this machine, one of which is killed."""
 
+import secrets
 import sys
 import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from corpora import content, kill, start, wait_for_worker
+import ray
+from corpora import content, kill, start, wait_for_worker, wait_until
+from loguru import logger
 
 from ml_filter.errors import ConfigError
+from ml_filter.scoring import distributed
 from ml_filter.scoring.run import Rank, score_corpus, score_rank
 from ml_filter.settings import ScoreConfig, SourceConfig
 
@@ -24,6 +30,42 @@ def test_two_workers_on_ray_give_the_bytes_of_one_process_although_one_is_killed
         assert "3,600" in said
         assert "A worker died" in errors
     assert content(output) == undisturbed
+
+
+@pytest.fixture
+def small_cluster(monkeypatch):
+    """A Ray of one CPU and no GPU in this process."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as logs:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray.init("local", num_cpus=1, num_gpus=0, include_dashboard=False, log_to_driver=False, _temp_dir=logs)
+        yield
+        ray.shutdown()
+
+
+def test_a_worker_that_fits_on_no_node_is_refused_and_one_that_finds_none_free_waits_with_a_warning(
+    small_cluster, cheap_head, corpus, undisturbed, tmp_path, monkeypatch
+):
+    source = SourceConfig(paths=[str(corpus)])
+    for asked in ({"worker_gpus": 1, "worker_cpus": 1}, {"worker_cpus": 64}):
+        with pytest.raises(
+            ConfigError, match=r"which no node .* has \(nodes: 1 with 1 CPUs and 0 GPUs\): ask for less"
+        ):
+            score_corpus(cheap_head, source, ScoreConfig(ray="local", **asked), tmp_path / "out")
+    monkeypatch.setattr(distributed, "_READY_WITHIN_S", 1.0)
+    said: list[str] = []
+    listener = logger.add(said.append, level="WARNING", format="{message}")
+    hog = ray.remote(num_cpus=1)(Counter).remote()
+    ray.get(hog.total.remote())
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            score_corpus, cheap_head, source, ScoreConfig(ray="local", worker_cpus=1), tmp_path / "out"
+        )
+        wait_until(lambda: said or running.done())
+        ray.kill(hog)
+        running.result()
+    logger.remove(listener)
+    assert "No worker is ready after 1 s. Each asks the cluster for 1 CPUs and 0 GPUs; free are 0 CPUs" in said[0]
+    assert content(tmp_path / "out") == undisturbed
 
 
 def test_without_ray_the_way_to_get_it_is_named(cheap_head, corpus, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from ml_filter.documents.manifest import find_manifest
-from ml_filter.errors import ConfigError, InputError
+from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.info import read_info
 from ml_filter.heads.load import load_model
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.engine import load_engine
-from ml_filter.scoring.run import score_corpus
+from ml_filter.scoring.run import Rank, score_corpus, score_rank
 from ml_filter.settings import ScoreConfig, SourceConfig, TrainConfig
 
 FLOAT32 = ScoreConfig(dtype="float32")
@@ -86,6 +88,35 @@ def test_columns_of_the_input_named_like_ours_are_kept_beside_them(head, documen
     table = pq.read_table(manifest.shard_paths()[0])
     assert table["input_score"].to_pylist() == [4.5, 4.5, 4.5]
     assert table["score"].to_pylist() != [4.5, 4.5, 4.5]
+
+
+@pytest.fixture
+def silent_head(cheap_head, tmp_path) -> str:
+    """A head whose bias is no number, so that no score is."""
+    directory = shutil.copytree(cheap_head, tmp_path / "silent")
+    [path] = directory.rglob("*.safetensors")
+    weights = load_file(path)
+    save_file({**weights, "bias": np.full_like(weights["bias"], np.nan)}, path)
+    return str(directory)
+
+
+def test_documents_without_a_score_are_written_and_more_than_a_share_of_them_ends_the_run_as_failed(
+    silent_head, corpus, tmp_path
+):
+    source = SourceConfig(paths=[str(corpus)])
+    for _ in range(2):  # also where nothing is left to do
+        with pytest.raises(TooManyFailures, match=r"60 of 60 documents got no score.*max_failed_documents=0\.01"):
+            score_corpus(silent_head, source, ScoreConfig(), tmp_path / "scored")
+    manifest = score_corpus(silent_head, source, ScoreConfig(max_failed_documents=1), tmp_path / "scored")
+    assert (manifest.rows, manifest.counts["failed"]) == (60, 60)
+    status = [row for path in manifest.shard_paths() for row in pq.read_table(path)["score_status"].to_pylist()]
+    assert status == ["failed"] * 60
+
+
+def test_a_rank_answers_for_its_documents_without_a_score(silent_head, corpus, tmp_path):
+    source = SourceConfig(paths=[str(corpus)])
+    with pytest.raises(TooManyFailures, match="20 of 20 documents got no score"):
+        score_rank(silent_head, source, ScoreConfig(), tmp_path / "scored", Rank(1, 3))
 
 
 def test_killed_at_any_shard_and_run_again_it_gives_the_same_bytes(head, corpus, tmp_path):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Timer
 
 import fsspec
 import psutil
@@ -24,6 +25,7 @@ from ml_filter.documents.manifest import find_manifest
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
+from ml_filter.scoring import workers
 from ml_filter.scoring.run import Rank, find_rank, score_corpus, score_rank
 from ml_filter.scoring.workers import Event, Workers, score_with
 from ml_filter.settings import ScoreConfig, SourceConfig
@@ -94,12 +96,12 @@ def test_a_shard_that_kills_every_worker_fails_and_the_others_are_scored(cheap_h
 def test_ctrl_c_ends_the_command_and_its_workers_and_a_rerun_goes_on(cheap_head, corpus, undisturbed, tmp_path):
     with start(cheap_head, corpus, tmp_path / "out", "--workers", "2") as running:
         wait_until(lambda: workers_at(tmp_path / "out"), running)
-        workers = workers_at(tmp_path / "out")
+        at_work = workers_at(tmp_path / "out")
         os.killpg(running.pid, signal.SIGINT)
         _, errors = running.communicate()
     assert running.returncode not in (0, 1, 2)
     assert "Traceback" not in errors
-    assert not any(map(is_alive, workers))
+    assert not any(map(is_alive, at_work))
     score(cheap_head, corpus, tmp_path / "out", ScoreConfig())
     assert content(tmp_path / "out") == undisturbed
 
@@ -199,19 +201,31 @@ def test_whoever_dies_when_each_shard_is_committed_once_or_failed_after_enough_d
     names = [InputShard(f"file-{i}", "parquet", str(i)) for i in range(shards)]
     told = []
     with TemporaryDirectory() as directory, OutputDirectory(directory, "test", {}, []) as out:
-        workers = Mortal(count, out, list(script))
+        mortal = Mortal(count, out, list(script))
         try:
-            score_with(workers, names, out, 3, told.append)
+            score_with(mortal, names, out, 3, told.append)
         except InputError as error:
             assert "no worker lives" in str(error)
             assert script.count("at start") >= 3 * count
             return
         finally:
-            assert not workers.alive
+            assert not mortal.alive
         results = [out.done(shard.name) for shard in names]
     for shard, result in zip(names, results, strict=True):
-        assert workers.begun.count(shard.name) == 3 if result.failed else workers.begun.count(shard.name) <= 3
+        assert mortal.begun.count(shard.name) == 3 if result.failed else mortal.begun.count(shard.name) <= 3
     assert sum(told) == sum(result.counts["read"] for result in results)
+
+
+def test_shards_that_become_visible_one_after_the_other_are_each_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_VISIBLE_WITHIN_S", 2.0)
+    shards = [InputShard(f"file-{i}", "parquet", str(i)) for i in range(4)]
+    with OutputDirectory(tmp_path, "test", {}, []) as out:
+        timers = [Timer(i + 1.0, out.fail, (shards[i].name, "", "late")) for i in range(3)]
+        for timer in timers:
+            timer.start()
+        workers._wait_until_visible(out, shards[:3])
+        with pytest.raises(InputError, match="scored file-3, but not to the "):
+            workers._wait_until_visible(out, shards)
 
 
 # --- Ranks -----------------------------------------------------------------------------------------------------------

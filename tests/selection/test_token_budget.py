@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored import in_order, kept_ids, read_rows, rows_of, select, that_fit, write_shards
 
+from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import InputError
 from ml_filter.selection.quota import in_proportion, redistributed
 from ml_filter.selection.tokens import TokenCounter
@@ -326,25 +327,60 @@ def test_of_our_own_shards_only_what_is_needed_is_read_and_the_result_is_the_sam
     assert kept_ids(again) == kept_ids(select(source, tmp_path / "out", **how)) == that_fit(rows, 1000)
 
 
-@pytest.mark.parametrize("column", ["id", "text"])
-def test_rows_that_cannot_be_read_are_rejected_and_the_others_keep_their_places(column, tmp_path):
-    rows = rows_of([float(i % 7) for i in range(40)], filler=["x" * 5000] * 40)
-    manifest = select(write_shards(tmp_path / "in", [rows]), tmp_path / "ours", min_score=-1)
-    [shard] = map(Path, manifest.shard_paths())
+def spoil_ten_rows(shard: Path, column: str) -> None:
+    """Make rows 10 to 19 unreadable, which the end of the file does not tell."""
     table = pq.read_table(shard)
     pq.write_table(table, shard, row_group_size=10, compression="none", use_dictionary=False)
     start = pq.read_metadata(shard).row_group(1).column(table.column_names.index(column)).data_page_offset
     content = bytearray(shard.read_bytes())
     content[start : start + 8] = b"\xff" * 8
     shard.write_bytes(content)
-    filtered = select(SourceConfig(paths=[manifest.root]), tmp_path / "out", keep_fraction=0.5)
+
+
+@pytest.mark.parametrize("column", ["id", "text"])
+def test_rows_that_cannot_be_read_are_rejected_and_the_others_keep_their_places(column, tmp_path):
+    rows = rows_of([float(i % 7) for i in range(40)], filler=["x" * 5000] * 40)
+    source = write_shards(tmp_path / "in", [rows])
+    spoil_ten_rows(tmp_path / "in" / "part-0.parquet", column)
+    filtered = select(source, tmp_path / "out", keep_fraction=0.5)
     readable = [row for i, row in enumerate(rows) if not 10 <= i < 20]
-    if column == "id":
-        expected = {row["id"] for row in in_order(readable)[:15]}
-    else:  # the ranking does not read texts, so the rows take part in it and are missing in the end
-        expected = {row["id"] for row in in_order(rows)[:20]} & {row["id"] for row in readable}
-    assert kept_ids(filtered) == expected
+    assert kept_ids(filtered) == {row["id"] for row in in_order(readable)[:15]}
     assert filtered.counts["rejected_unreadable"] == 1
+
+
+def cut(shard: Path, _: str) -> None:
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+
+
+def take_a_row(shard: Path, _: str) -> None:
+    pq.write_table(pq.read_table(shard).slice(1), shard)
+
+
+@pytest.mark.parametrize("choice", [{"min_score": 1}, {"keep_fraction": 0.5}])
+@pytest.mark.parametrize(
+    ("damage", "column", "says"),
+    [
+        (cut, "", r"00001-part-1\.parquet cannot be read \(ArrowInvalid: "),
+        (spoil_ten_rows, "score", r"00001-part-1\.parquet cannot be read \("),
+        (spoil_ten_rows, "text", r"00001-part-1\.parquet cannot be read \("),
+        (take_a_row, "", r"00001-part-1\.parquet has 19 rows, 20 by the manifest beside it"),
+        (lambda shard, _: shard.unlink(), "", r"00001-part-1\.parquet cannot be read \(FileNotFoundError: "),
+    ],
+)
+def test_a_shard_of_a_manifest_that_is_not_as_it_was_written_ends_the_run_until_it_is_mended(
+    choice, damage, column, says, tmp_path
+):
+    rows = rows_of([float(i % 7) for i in range(60)])
+    scored = select(write_shards(tmp_path / "in", [rows[:20], rows[20:40], rows[40:]]), tmp_path / "ours", min_score=0)
+    whole = select(SourceConfig(paths=[scored.root]), tmp_path / "whole", **choice)
+    shard = Path(scored.shard_paths()[1])
+    good = shard.read_bytes()
+    damage(shard, column)
+    with pytest.raises(InputError, match=rf"{says}.*delete .*ours and score again"):
+        select(SourceConfig(paths=[scored.root]), tmp_path / "out", **choice)
+    assert find_manifest(str(tmp_path / "out")) is None
+    shard.write_bytes(good)
+    assert select(SourceConfig(paths=[scored.root]), tmp_path / "out", **choice).digest == whole.digest
 
 
 def test_a_shard_that_changes_between_the_two_readings_is_noticed(tmp_path):
