@@ -428,6 +428,9 @@ class TrainConfig(StageConfig):
     trust_agreement: bool = Field(False, description="labels of aggregated scores count less where votes disagree")
     calibration: Literal["isotonic", "platt"] | None = "isotonic"
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="documents of this estimated Jaccard similarity are on one side of every split"
+    )
     threshold: float = Field(3.0, description="at or above counts as good in the binary figures")
     score_min: float = 0.0
     score_max: float = 5.0
@@ -497,9 +500,6 @@ class SearchConfig(StageConfig):
     space: SearchSpace = SearchSpace()
     trials: Annotated[int, Field(ge=1)] = 40
     metric: SearchMetric = Field("spearman", description="the mean over the criteria; more is better")
-    near_duplicates: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.8, description="documents of this estimated Jaccard similarity are kept in one fold"
-    )
     resamples: Annotated[int, Field(ge=100)] = Field(200, description="for the standard errors")
     seed: Seed = Field(0, description="draws the trials; train.seed draws the test documents")
 

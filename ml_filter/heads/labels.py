@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +14,16 @@ from numpy.typing import NDArray
 
 from ml_filter.documents.lineage import annotated_documents, annotation_runs, criteria_of, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
+from ml_filter.documents.minhash import band_keys, rows_per_band, signatures
 from ml_filter.documents.readers import read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.split import group_documents, host_of, name_keys
 from ml_filter.errors import InputError
 from ml_filter.settings import SourceConfig
 
 STRATA = ("language", "source", "host")
+_PERMUTATIONS = 128
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,36 @@ class Labelled:
 
     @property
     def groups(self) -> list[str]:
-        """The host of each document, or a hash of its text: what must not stand on both sides of a split, so that
-        neither pages of one site nor exact duplicates do."""
+        """The host of each document, or a hash of its text; `Groups` joins those that are nearly the same."""
         hosts = self.strata.get("host") or [None] * len(self.texts)
         return [host or text_id(text) for host, text in zip(hosts, self.texts, strict=True)]
+
+
+class Groups:
+    """Which documents must not stand on both sides of a split: those of one host, repeated ones and near-duplicates,
+    directly or through others.
+
+    Memory holds 8 bytes a document, and 8 for each band of its signature: 16 bands at a similarity of 0.8.
+
+    Args:
+        near_duplicates: estimated Jaccard similarity of word 5-grams from which on documents belong together.
+    """
+
+    def __init__(self, near_duplicates: float) -> None:
+        self._rows = rows_per_band(near_duplicates, _PERMUTATIONS)
+        self._keys: list[NDArray[np.uint64]] = []
+
+    def add(self, chunk: Labelled) -> None:
+        """Take up the next documents."""
+        bands = band_keys(signatures(chunk.texts, _PERMUTATIONS, 0), self._rows)
+        self._keys.append(np.column_stack([name_keys(chunk.groups, 0), bands]))
+
+    def draw(self, keys: Sequence[int]) -> NDArray[np.uint64]:
+        """A random number [documents] for each group: the smallest of its documents' own."""
+        first = group_documents(np.concatenate(self._keys))
+        drawn = np.full(len(first), np.iinfo(np.uint64).max, dtype=np.uint64)
+        np.minimum.at(drawn, first, np.array(keys, dtype=np.uint64))
+        return drawn[first]
 
 
 class LabelledDocuments:
@@ -111,7 +139,7 @@ class LabelledDocuments:
         kept = table.filter(pa.array(known))
         strata = {name: kept[name].to_pylist() for name in STRATA if name in kept.column_names}
         if "url" in kept.column_names:
-            strata["host"] = [urlsplit(url).hostname if url else None for url in kept["url"].to_pylist()]
+            strata["host"] = list(map(host_of, kept["url"].to_pylist()))
         return Labelled(kept["id"].to_pylist(), kept["text"].to_pylist(), labels[known], weights[known], strata)
 
     def _column(self, table: pa.Table, name: str) -> NDArray[np.float64]:

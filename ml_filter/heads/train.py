@@ -23,7 +23,7 @@ from ml_filter.documents.sampling import sampling_key
 from ml_filter.errors import InputError
 from ml_filter.heads.calibration import fit_calibration
 from ml_filter.heads.info import CONFIG_NAME, Criterion, HeadInfo
-from ml_filter.heads.labels import LabelledDocuments
+from ml_filter.heads.labels import Groups, LabelledDocuments
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.metrics import Evaluation, evaluate_scores
 from ml_filter.heads.profile import Profile, script_of
@@ -77,8 +77,8 @@ class TrainedHead(BaseModel):
 
 @dataclass(frozen=True)
 class KnownLabels:
-    """All labels, by document: [documents, criteria]; which documents are for the test; a number
-    for each host, or text."""
+    """All labels, by document: [documents, criteria]; which documents are for the test; a number for each of the
+    `Groups`."""
 
     labels: NDArray[np.float64]
     weights: NDArray[np.float64]
@@ -176,11 +176,13 @@ def take_up(data: LabelledDocuments, add: Callable[[Sequence[str]], None], confi
     labels: list[NDArray[np.float64]] = []
     weights: list[NDArray[np.float64]] = []
     keys: list[int] = []
+    together = Groups(config.near_duplicates)
     lengths: list[int] = []
     scripts: list[str] = []
     with progress(f"Reading labelled documents ({config.engine})") as bar:
         for chunk in data:
             add(chunk.texts)
+            together.add(chunk)
             labels.append(chunk.labels)
             weights.append(chunk.weights)
             keys += [sampling_key(group, config.seed, "test") for group in chunk.groups]
@@ -189,7 +191,7 @@ def take_up(data: LabelledDocuments, add: Callable[[Sequence[str]], None], confi
             bar.advance(len(chunk.ids))
     if not keys:
         raise InputError(f"no document has a label of {', '.join(data.criteria)}")
-    groups = np.array(keys, dtype=np.uint64)
+    groups = together.draw(keys)
     return KnownLabels(
         np.concatenate(labels),
         np.concatenate(weights),

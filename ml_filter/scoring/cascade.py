@@ -35,7 +35,7 @@ from ml_filter.documents.sampling import sample_documents, sampling_key
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.heads.info import Criterion, HeadInfo, read_info, write_config
-from ml_filter.heads.labels import LabelledDocuments
+from ml_filter.heads.labels import Groups, LabelledDocuments
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.metrics import evaluate_scores
 from ml_filter.heads.profile import script_of
@@ -292,22 +292,25 @@ def _score_apart(
 ) -> tuple[Scored, set[str], int, NDArray[np.bool_]]:
     """Documents that the student was not trained on: both scores, the scripts and lengths to go by, which test."""
     engine = load_engine(student, ScoreConfig())
-    made: list[tuple[float, float, str, int, bool]] = []
+    made: list[tuple[float, float, str, int]] = []
     keys: list[int] = []
+    halves: list[int] = []
+    together = Groups(how.near_duplicates)
     data = LabelledDocuments(labels, how.label_column)
     with progress("Scoring with the student") as bar:
         for chunk in data:
             scores = engine.score(chunk.texts)[:, 0]
+            together.add(chunk)
             for text, group, score, label in zip(chunk.texts, chunk.groups, scores, chunk.labels[:, 0], strict=True):
                 keys.append(sampling_key(group, how.seed, "test"))
-                tests = sampling_key(group, config.seed, "bounds") % 2 == 0
-                made.append((float(score), float(label), script_of(text), len(text), tests))
+                halves.append(sampling_key(group, config.seed, "bounds"))
+                made.append((float(score), float(label), script_of(text), len(text)))
             bar.advance(len(chunk.ids))
-    apart = for_test(np.array(keys, dtype=np.uint64), how.test_share)
+    apart = for_test(together.draw(keys), how.test_share)
     of_apart = [one for one, is_apart in zip(made, apart, strict=True) if is_apart]
-    students, encoders, scripts, lengths, tested = zip(*of_apart, strict=True)
-    is_tested: NDArray[np.bool_] = np.array(tested)
-    own = [script for script, tests in zip(scripts, tested, strict=True) if not tests]
+    students, encoders, scripts, lengths = zip(*of_apart, strict=True)
+    is_tested: NDArray[np.bool_] = (together.draw(halves) % 2 == 0)[apart]
+    own = [script for script, tests in zip(scripts, is_tested, strict=True) if not tests]
     common = {script for script in set(own) if own.count(script) >= config.min_script_share * len(own)}
     longest = int(np.quantile(np.array(lengths)[~is_tested], config.length_quantile))
     is_like = np.array([script in common and size <= longest for script, size in zip(scripts, lengths, strict=True)])

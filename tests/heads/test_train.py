@@ -67,6 +67,21 @@ def test_exact_duplicates_never_stand_on_both_sides_of_the_split(documents, tmp_
     assert training.test_documents % 2 == 0
 
 
+@pytest.mark.parametrize("engine", ["hashing", "stack"])
+def test_near_duplicates_without_url_never_stand_on_both_sides_of_a_split(documents, tmp_path, engine):
+    changes = [str, str.upper, str.lower, str.title, lambda text: f" {text}\n", lambda text: text.replace(" ", "  ")]
+    texts = [row["text"][:600] for row in documents[:30]]
+    rows = [{"text": change(text), "label": i % 6} for i, text in enumerate(texts) for change in changes]
+    path = tmp_path / "variants.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TrainConfig(engine=engine, label_column="label", max_tokens=64)
+    training = train_head(SourceConfig(paths=[str(path)]), config, tmp_path / "head").training
+    assert training.train_documents % 6 == training.test_documents % 6 == 0
+    # The labels mean nothing: a head that is right about them has seen the document.
+    assert training.test["label"].accuracy < 0.5
+    assert training.cross_validated["label"].accuracy < 0.5
+
+
 def test_a_finished_head_is_not_trained_again_and_other_settings_are_refused(head, labelled):
     weights = Path(head.directory) / "model.safetensors"
     before = weights.stat().st_mtime_ns
