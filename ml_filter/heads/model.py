@@ -219,8 +219,13 @@ class HeadModel(PreTrainedModel):
         pooled = [pool(out.hidden_states[layer], attention_mask, self.config.pooling) for layer in self.config.layers]
         return torch.cat(pooled, dim=1)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Scores [batch, criteria], float32, as the head gives them: not clamped to the score range."""
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scores [batch, criteria], float32, as the head gives them: not clamped to the score range.
+
+        `token_type_ids`, which some tokenizers add, are not read: a document is one segment.
+        """
         if self.config.kind == "sequence_classification":
             return cast(torch.Tensor, self.encoder(input_ids=input_ids, attention_mask=attention_mask).logits.float())
         return self.head.scores(self.head(self.embed(input_ids, attention_mask)))

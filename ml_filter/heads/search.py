@@ -51,7 +51,7 @@ from ml_filter.heads.info import Criterion
 from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.members import FOLDS, STACKED, Member, StackMember, open_member
 from ml_filter.heads.metrics import integer_scores, whole_scores
-from ml_filter.heads.train import KnownLabels, check_labels, criteria_to_fit, take_up
+from ml_filter.heads.train import KnownLabels, check_folds, check_labels, criteria_to_fit, take_up
 from ml_filter.progress import progress
 from ml_filter.reports.search import search_report
 from ml_filter.settings import HeadEngine, SearchConfig, SearchSpace, Settings, SourceConfig, TrainConfig
@@ -332,6 +332,7 @@ class _Judge:
             raise InputError(
                 "all labelled documents are of one host, or nearly the same: a search needs labels of several"
             )
+        check_folds(self._labels, self._folds, self._criteria)
 
     def rate(self, member: Member) -> NDArray[np.float64]:
         """What the figure is about, [documents, criteria]: scores, or whole scores, by heads fitted on other folds.
@@ -462,7 +463,7 @@ class _Study:
         made = Trial(number=number, settings=settings, seconds=0)
         try:
             rated = self._judge.rate(self._members.of(config_of(self._config.train, settings)))
-        except np.linalg.LinAlgError as error:
+        except (np.linalg.LinAlgError, InputError) as error:
             made.reason = f"the head cannot be fitted: {error}"
         else:
             self._take(made, rated)
