@@ -212,6 +212,7 @@ class EncoderMember(Member):
             self.criteria,
             self.config.head,
             seed=self.config.seed,
+            owners=owners,
         )
 
     def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
