@@ -48,7 +48,7 @@ class Decision(BaseModel):
     """What was decided, why, and the figures behind it.
 
     `comparisons` hold the candidate's figures minus the current head's, paired, on each set of labels; the one on
-    `compared_on` decided. Without a current head there are none.
+    `compared_on` decided. Without a current head there are none. `evaluations` are the directories behind the figures.
     """
 
     promoted: bool
@@ -59,6 +59,7 @@ class Decision(BaseModel):
     compared_on: Labels | None
     comparisons: dict[Labels, dict[str, Figure]]
     gate: HumanGate
+    evaluations: dict[Labels, str] = {}
 
     def require(self) -> None:
         """Stop where the head is not promoted.
@@ -105,11 +106,13 @@ def judge_head(
         if current is not None:
             _check_apart(current, names[1], source, column)
     compare = None if current is None else current.directory
-    evaluated = {
-        labels: evaluate_head(candidate.directory, source, column, output, compare, config.criterion, earlier)[0]
-        for labels, (source, column) in sets.items()
-    }
-    return decide(evaluated["gold"], evaluated.get("test"), config, names)
+    evaluated: dict[Labels, HeadEvaluation] = {}
+    places: dict[Labels, str] = {}
+    for labels, (source, column) in sets.items():
+        made = evaluate_head(candidate.directory, source, column, output, compare, config.criterion, earlier)
+        evaluated[labels], places[labels] = made[0], made[1].root
+    decision = decide(evaluated["gold"], evaluated.get("test"), config, names)
+    return decision.model_copy(update={"evaluations": places})
 
 
 def _check_apart(head: TrainedHead, name: str, source: SourceConfig, label_column: str) -> None:
