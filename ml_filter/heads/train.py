@@ -22,6 +22,7 @@ from ml_filter.documents.output import file_digest, with_digest
 from ml_filter.documents.sampling import sampling_key
 from ml_filter.errors import InputError
 from ml_filter.heads.calibration import fit_calibration
+from ml_filter.heads.encoder import shown_name
 from ml_filter.heads.info import CONFIG_NAME, Criterion, HeadInfo
 from ml_filter.heads.labels import Groups, LabelledDocuments, text_keys
 from ml_filter.heads.load import head_origin, resolve_head
@@ -45,8 +46,8 @@ TRAINED_ON_NAME = "trained_on.safetensors"
 class TrainingResult(BaseModel):
     """What `training.json` beside the model holds. Written last: without it the model is not complete.
 
-    `test` is on the documents kept apart, `cross_validated` on those trained on, each by a head fitted on others;
-    both by criterion.
+    `test` is on the documents kept apart, `cross_validated` on those trained on, each by a head fitted on others (where
+    the encoder is trained, on the one fold that it was not trained on, which chose its checkpoint); by criterion.
     """
 
     config_digest: str
@@ -139,14 +140,20 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
         folds = fold_numbers(known.groups[train])
         check_folds(known.labels[train], folds, criteria)
         crossed = member.cross_fit(train, known.labels[train], known.weights[train], folds)
-        criteria = [_calibrated(one, config, crossed[:, c], known, train, c) for c, one in enumerate(criteria)]
+        criteria = [
+            _calibrated(one, config, crossed[:, c], known, train, c, member.crossed) for c, one in enumerate(criteria)
+        ]
         member.fit(train, known.labels[train], known.weights[train])
         scores = member.predict(test)
         info = HeadInfo(
             engine=config.engine,
             criteria=criteria,
             profile=_profile(criteria, crossed, known, train),
-            provenance={"labels": data.lineage, "training": config.model_dump(mode="json")},
+            provenance={
+                "labels": data.lineage,
+                "training": {**config.model_dump(mode="json"), "encoder": shown_name(config.encoder)},
+                "encoder_digest": member.encoder_digest,
+            },
         )
         result = TrainingResult(
             config_digest=digest,
@@ -217,6 +224,7 @@ def _calibrated(
     known: KnownLabels,
     places: NDArray[np.int64],
     place: int,
+    fitted_on: str,
 ) -> Criterion:
     """The criterion with what scores of documents that the head was not fitted on say about their labels."""
     if config.calibration is None:
@@ -231,7 +239,7 @@ def _calibrated(
         threshold=criterion.threshold,
         method=config.calibration,
         tokens=known.bytes[places][there],
-        fitted_on="the training documents, each scored by a head fitted on others",
+        fitted_on=fitted_on,
     )
     return criterion.model_copy(update={"calibration": calibration})
 
