@@ -4,15 +4,15 @@ Both baselines are plain loops in the style of the FineWeb-Edu classifier's scri
 longest: (a) float32, batches of 32; (b) bfloat16 autocast, batches of 256. They score with what that script scores
 with, a linear head on the last layer. The engine scores with the same head, and with ours. All sides score the same
 real documents, in turn, in one process; figures are ratios of the same round. Cheap heads and cascades, made from the
-same labels, stand beside it with `--also`. A cascade is measured on documents it never saw: there are two, each made
-from one file, and each scores the other. Stated are the largest difference of an encoder's scores to a plain float32
-loop of the same head, and the share of decisions at the threshold that differ from our head's.
+same labels, stand beside it with `--also`. Cascades are measured on documents they never saw: there are as many as
+files, each made from all files but one, which it scores. Stated are the largest difference of an encoder's scores to a
+plain float32 loop of the same head, and the share of decisions at the threshold that differ from our head's.
 
-    awk 'NR % 2' ../shared/data/*.jsonl > odd.jsonl; awk 'NR % 2 == 0' ../shared/data/*.jsonl > even.jsonl
+    for k in 0 1 2 3 4; do awk -v k=$k 'NR % 5 == k' ../shared/data/*.jsonl > part-$k.jsonl; done
     ml-filter train LABELS --config last.yaml --output reference    # layers: 1, head: { kind: linear }
     ml-filter train LABELS --output head                            # and: --engine hashing, --engine static
-    ml-filter cascade head odd.jsonl --output odd                   # and even
-    python benchmarks/scoring.py reference head odd.jsonl even.jsonl --cascades odd even --also hashing static
+    ml-filter cascade head part-[1234].jsonl --student static --output cascade-0    # and so on
+    python benchmarks/scoring.py reference head part-*.jsonl --cascades cascade-* --also hashing static
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,12 +46,15 @@ def main() -> None:
     parser.add_argument("head", type=Path)
     parser.add_argument("files", type=Path, nargs="+", help="JSON lines with a text")
     parser.add_argument("--also", type=Path, nargs="*", default=[], metavar="HEAD")
-    parser.add_argument("--cascades", type=Path, nargs=2, default=[], metavar=("ODD", "EVEN"))
+    parser.add_argument("--cascades", type=Path, nargs="*", default=[], metavar="CASCADE", help="one for each file")
     parser.add_argument("--engine", default="openvino", help="of the cascades")
     parser.add_argument("--documents", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of CPU, for one thread on a busy machine")
     options = parser.parse_args()
+    if options.cascades and len(options.cascades) != len(options.files):
+        parser.error("give one cascade for each file, made from the other files")
     torch.set_num_threads(options.threads)
     rows = [(number, row) for number, file in enumerate(options.files) for row in file.read_text().splitlines()]
     found = [(number, text) for number, row in rows if (text := json.loads(row).get("text"))]
@@ -73,21 +77,12 @@ def main() -> None:
     ways += [Way(head.name, None, load_engine(head, cheap).score) for head in options.also]
     if options.cascades:
         cascades = [load_engine(cascade, cheap) for cascade in options.cascades]
-        # The first made from the first file scores the second, and the other way round.
-        ways.append(Way("cascade", None, lambda of: score_unseen(cascades[::-1], files[: len(of)], of)))
+        ways.append(Way("cascade", None, lambda of: score_unseen(cascades, files[: len(of)], of)))
 
-    for way in ways:
-        way.score(texts[:64])
-    scores: dict[str, np.ndarray] = {}
-    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
-    for _ in range(options.rounds):
-        for way in ways:
-            start = time.perf_counter()
-            scores[way.name] = way.score(texts)[:, 0]
-            seconds[way.name].append(time.perf_counter() - start)
+    scores, seconds = timed(ways, texts, options.rounds, time.process_time if options.cpu_time else time.perf_counter)
     print(
         f"{len(texts)} documents, {options.threads} threads, {options.rounds} rounds, torch {torch.__version__}, "
-        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}{', seconds of CPU' * options.cpu_time}"
     )
     exact = {options.reference.name: scores[A], options.head.name: plain(*ours, texts, 32)[:, 0]}
     decided = exact[options.head.name] >= threshold
@@ -111,6 +106,23 @@ class Way:
     name: str
     head: str | None
     score: Callable[[Sequence[str]], np.ndarray]
+
+
+def timed(
+    ways: Sequence[Way], texts: Sequence[str], rounds: int, clock: Callable[[], float]
+) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
+    """Scores of each way, and its seconds in each round."""
+    for way in ways:
+        way.score(texts[:64])
+    scores: dict[str, np.ndarray] = {}
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    for _ in range(rounds):
+        for way in ways:
+            start = clock()
+            scores[way.name] = way.score(texts)[:, 0]
+            seconds[way.name].append(clock() - start)
+            print(f"{way.name}: {seconds[way.name][-1]:.1f} s", file=sys.stderr)
+    return scores, seconds
 
 
 def score_unseen(engines: Sequence[Engine], files: Sequence[int], texts: Sequence[str]) -> np.ndarray:

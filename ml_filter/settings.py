@@ -475,6 +475,9 @@ class TrainConfig(StageConfig):
     trust_agreement: bool = Field(False, description="labels of aggregated scores count less where votes disagree")
     calibration: Literal["isotonic", "platt"] | None = "isotonic"
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="documents of this estimated Jaccard similarity are on one side of every split"
+    )
     threshold: float = Field(3.0, description="at or above counts as good in the binary figures")
     score_min: float = 0.0
     score_max: float = 5.0
@@ -544,9 +547,6 @@ class SearchConfig(StageConfig):
     space: SearchSpace = SearchSpace()
     trials: Annotated[int, Field(ge=1)] = 40
     metric: SearchMetric = Field("spearman", description="the mean over the criteria; more is better")
-    near_duplicates: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.8, description="documents of this estimated Jaccard similarity are kept in one fold"
-    )
     resamples: Annotated[int, Field(ge=100)] = Field(200, description="for the standard errors")
     seed: Seed = Field(0, description="draws the trials; train.seed draws the test documents")
 
@@ -961,7 +961,9 @@ class TrainingPipelineConfig(_PipelineConfig):
     labels: SourceConfig
     train: TrainConfig = TrainConfig()
     gold: SourceConfig | None = Field(None, description="documents with human labels to evaluate on as well")
-    gold_label_column: str = "human_score"
+    gold_label_column: str | dict[str, str] = Field(
+        "human_score", description="of a head of several criteria, {criterion: column} for each that gold has labels of"
+    )
     promote: PromoteConfig | None = Field(None, description="needs gold; unset: the version stays without a stage")
 
     @model_validator(mode="after")
@@ -969,6 +971,36 @@ class TrainingPipelineConfig(_PipelineConfig):
         if self.promote is not None and self.gold is None:
             raise ValueError("promote needs gold: a head without human labels to pass on is never promoted")
         return self
+
+    @model_validator(mode="after")
+    def _criteria_have_columns(self) -> Self:
+        """Said before anything is trained, as far as it is known then."""
+        names = self.train.label_column if self.train.criterion is None else self.train.criterion
+        several, columns = names if isinstance(names, list) else [], self.gold_columns
+        if self.gold is not None and several and not set(columns) <= set(several):
+            raise ValueError(
+                f"the head has the criteria {', '.join(several)}: give gold_label_column as {{criterion: column}} of "
+                "these"
+            )
+        if self.promote is not None and self.promote.criterion not in columns:
+            raise ValueError(
+                f"promote.criterion: choose one of {', '.join(map(str, columns))}, which gold has labels of"
+            )
+        return self
+
+    @property
+    def gold_columns(self) -> dict[str | None, str]:
+        """The column of the gold for each criterion; of None: the head's only one."""
+        return columns_of(self.gold_label_column, self.promote)
+
+
+def columns_of(label_column: str | dict[str, str], promote: PromoteConfig | None) -> dict[str | None, str]:
+    """The column of the gold for each criterion that has one; of None: the head's only one."""
+    columns: dict[str | None, str] = {}
+    if isinstance(label_column, dict):
+        columns.update(label_column.items())
+        return columns
+    return {promote.criterion if promote else None: label_column}
 
 
 class ScoringPipelineConfig(_PipelineConfig):

@@ -17,6 +17,7 @@ from ml_filter.settings import Settings, TrackingConfig, flat_settings
 if TYPE_CHECKING:
     from ml_filter.documents.manifest import Manifest
     from ml_filter.heads.metrics import Evaluation
+    from ml_filter.heads.promotion import Decision
     from ml_filter.heads.train import TrainedHead
 
 _AXES = ("step", "epoch")
@@ -118,14 +119,19 @@ def _log(experiment: Any, record: RunRecord) -> None:
 
 
 def record_run(
-    manifests: Sequence[Manifest], head: TrainedHead | None = None, evaluation: Manifest | None = None
+    manifests: Sequence[Manifest],
+    head: TrainedHead | None = None,
+    evaluations: Sequence[Manifest] = (),
+    decision: Decision | None = None,
 ) -> RunRecord:
     """The record of a run: counts of each stage, digests of what made them, the head and how it does.
 
     Args:
         manifests: of the stages.
         head: trained in the run: figures on its test documents, settings, curves.
-        evaluation: directory that `evaluate_head` wrote for the head: figures, confusion matrix, page.
+        evaluations: directories that `evaluate_head` wrote for the head, one a criterion: figures, confusion matrix,
+            page.
+        decision: whether it is promoted, and why.
     """
     record = RunRecord()
     for manifest in manifests:
@@ -134,8 +140,10 @@ def record_run(
     record.parameters |= made_by(manifest.config for manifest in manifests if manifest.kind == "annotations")
     if head is not None:
         _add_head(record, head)
-    if evaluation is not None:
-        _add_evaluation(record, evaluation)
+    for evaluation in evaluations:
+        _add_evaluation(record, evaluation, several=len(evaluations) > 1)
+    if decision is not None:
+        record.parameters |= {"promoted": decision.promoted, "promotion_reasons": "; ".join(decision.reasons)}
     return record
 
 
@@ -156,16 +164,17 @@ def _add_head(record: RunRecord, head: TrainedHead) -> None:
     }
 
 
-def _add_evaluation(record: RunRecord, manifest: Manifest) -> None:
+def _add_evaluation(record: RunRecord, manifest: Manifest, *, several: bool) -> None:
     from ml_filter.heads.evaluate import EVALUATION_NAME, REPORT_NAME, HeadEvaluation
 
     with fsspec.open(manifest.path_of(EVALUATION_NAME), "rb") as file:
         evaluation = HeadEvaluation.model_validate_json(file.read())
+    of = f"{evaluation.criterion}_" if several else ""
     with fsspec.open(manifest.path_of(REPORT_NAME), "rb") as file:
-        record.pages[REPORT_NAME] = file.read().decode()
-    record.metrics |= evaluation.figures("gold_")
-    record.parameters["evaluation_digest"] = manifest.digest
-    record.confusions["gold"] = _confusion(evaluation)
+        record.pages[f"{of}{REPORT_NAME}"] = file.read().decode()
+    record.metrics |= evaluation.figures(f"gold_{of}")
+    record.parameters[f"{of}evaluation_digest"] = manifest.digest
+    record.confusions[f"{of}gold"] = _confusion(evaluation)
 
 
 def _confusion(evaluation: Evaluation) -> tuple[list[int], list[list[int]]]:

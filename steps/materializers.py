@@ -18,6 +18,7 @@ from ml_filter.reports.manifest import manifest_preview
 _PREVIEW = "preview.html"
 _ROOT = "root.txt"
 _FILES = "files.json"
+_DIGEST = "digest.txt"
 
 
 class _WithPreview(BaseMaterializer):
@@ -94,6 +95,7 @@ class HeadMaterializer(_WithPreview):
             self._write(f"{self.uri}/{name}", file.read_bytes())
         self._write(f"{self.uri}/{_FILES}", json.dumps(names).encode())
         self._write(f"{self.uri}/{_ROOT}", data.directory.encode())
+        self._write(f"{self.uri}/{_DIGEST}", data.digest.encode())
 
     def load(self, data_type: type[Any]) -> TrainedHead:
         """The head where it was trained if it is still there unchanged, else a copy out of the store."""
@@ -101,12 +103,19 @@ class HeadMaterializer(_WithPreview):
         stored = self._read(f"{self.uri}/{TRAINING_NAME}")
         known = Path(trained_in) / TRAINING_NAME
         if known.exists() and known.read_bytes() == stored:
-            return read_head(trained_in)
+            head = read_head(trained_in)
+            if head.digest == self._stored_digest():
+                return head
         directory = Path(tempfile.mkdtemp(prefix="ml_filter-head-"))
         for name in json.loads(self._read(f"{self.uri}/{_FILES}")):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_bytes(self._read(f"{self.uri}/{name}"))
         return read_head(directory)
+
+    def _stored_digest(self) -> str | None:
+        """Of the head's files as they were saved; None: by an older version, which did not write it down."""
+        path = f"{self.uri}/{_DIGEST}"
+        return self._read(path).decode() if self.artifact_store.exists(path) else None
 
     def save_visualizations(self, data: TrainedHead) -> dict[str, VisualizationType]:
         """The figures of the evaluation on documents kept apart."""

@@ -22,6 +22,7 @@ class Artifact(StrEnum):
     FILTERED = "filtered"
     REPORT = "report"
     DECISION = "decision"
+    COMPARISON = "comparison"
     TRACKING = "tracking"
 
 

@@ -6,6 +6,7 @@ from zenml import get_step_context, log_metadata, step
 from zenml.metadata.metadata_types import Uri
 
 from ml_filter.documents.manifest import Manifest
+from ml_filter.heads.promotion import Decision
 from ml_filter.heads.train import TrainedHead
 from ml_filter.settings import TrackingConfig
 from ml_filter.tracking import record_run
@@ -20,13 +21,14 @@ def track_run(
     annotations: Manifest | None = None,
     scores: Manifest | None = None,
     head: TrainedHead | None = None,
-    evaluation: Manifest | None = None,
+    evaluations: list[Manifest] = [],  # noqa: B006 - ZenML takes lists of artifacts only by this very type
     scored: Manifest | None = None,
     filtered: Manifest | None = None,
+    decision: Decision | None = None,
 ) -> Annotated[str, Artifact.TRACKING]:
     """Record counts, figures, curves and pages in Comet, online or offline, or nowhere; returns where."""
     manifests = [m for m in (sample, annotations, scores, scored, filtered) if m is not None]
-    record = record_run(manifests, head, evaluation)
+    record = record_run(manifests, head, evaluations, decision)
     where = track(config, get_step_context().pipeline_run.name, record)
     log_metadata({"experiment": Uri(where) if "://" in where else where, "metrics": record.metrics})
     return where

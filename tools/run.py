@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,7 @@ def merged_config(path: Path, values: Sequence[str], config: type[BaseModel]) ->
         ConfigError: the file or a value is wrong; says which setting.
     """
     content = read_yaml(path)
+    _check_keys(path, content, config)
     parameters: dict[str, Any] = content.setdefault("parameters", {})
     for value in values:
         name, equals, text = value.partition("=")
@@ -125,6 +127,21 @@ def merged_config(path: Path, values: Sequence[str], config: type[BaseModel]) ->
         raise ConfigError(f"{path}: {problems_in(error, 'parameters')}") from error
     content["parameters"] = checked.model_dump(mode="json")
     return content
+
+
+def _check_keys(path: Path, content: dict[str, Any], config: type[BaseModel]) -> None:
+    """Refuse what stands beside `parameters` and nothing reads: ZenML passes over it without a word."""
+    from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
+
+    known = list(PipelineRunConfiguration.model_fields)
+    for name in content:
+        if name in known:
+            continue
+        if name in config.model_fields:
+            raise ConfigError(f"{path}: {name} is a parameter of the pipeline: put it under `parameters:`")
+        near = get_close_matches(str(name), [*known, *config.model_fields], n=1)
+        meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+        raise ConfigError(f"{path}: nothing reads {name}{meant}")
 
 
 def _run(name: str, content: dict[str, Any], run_name: str | None) -> int:

@@ -65,7 +65,7 @@ def train(
     split: Split = "train",
     subset: Subset = None,
 ) -> None:
-    """Fit a regression head on a frozen encoder and evaluate it on documents kept apart."""
+    """Fit a head to labels (on an encoder, on hashed words, or on both) and evaluate it on documents kept apart."""
     from ml_filter.heads.train import train_head
     from ml_filter.settings import SourceConfig, TrainConfig, read_yaml
 

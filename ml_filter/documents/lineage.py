@@ -5,20 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import fsspec
 import pyarrow.parquet as pq
 
 from ml_filter.documents.manifest import Manifest, find_manifest
-from ml_filter.errors import InputError
+from ml_filter.errors import InputError, MlFilterError
 from ml_filter.settings import SourceConfig
 
 
 def ancestors(manifest: Manifest) -> Iterator[Manifest]:
     """The directories that a directory was made from, nearest first, as far as they are still there unchanged."""
     for parent in manifest.parents:
-        found = find_manifest(parent.path) if "//" not in parent.path and not parent.path.endswith(":") else None
+        found = manifest_behind(parent.path)
         if found is not None and found.digest == parent.digest:
             yield found
             yield from ancestors(found)
+
+
+def manifest_behind(path: str) -> Manifest | None:
+    """The manifest of a path that may name any source; None where there is none, or its store cannot be reached.
+
+    Raises:
+        InputError: the file is there but is no manifest this version reads.
+    """
+    if path.startswith("hf:") or path.endswith(":"):  # a data set of the Hub, installed documents
+        return None
+    try:
+        return find_manifest(path)
+    except MlFilterError:
+        raise
+    except Exception:  # of some client's own kind; who reads the documents says why
+        return None
 
 
 def annotation_runs(manifest: Manifest, criterion: str | None = None) -> list[dict[str, Any]]:
@@ -89,5 +106,6 @@ def criteria_of(manifest: Manifest) -> list[str]:
     """The criteria of a directory of aggregated scores, in alphabetical order."""
     found: set[str] = set()
     for path in manifest.shard_paths():
-        found.update(pq.read_table(path, columns=["criterion"]).column("criterion").unique().to_pylist())
+        with fsspec.open(path, "rb") as file:
+            found.update(pq.read_table(file, columns=["criterion"]).column("criterion").unique().to_pylist())
     return sorted(found)

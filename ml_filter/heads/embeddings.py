@@ -11,13 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from loguru import logger
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,7 +39,8 @@ class EmbeddingStore:
         width: numbers an embedding has.
         embed: texts to embeddings [texts, width], called for texts that are not in the store.
 
-    A second writer waits until the first has finished.
+    Several runs may use a store at the same time: each holds the lock for one call's texts, embedding among them, so
+    that no text is embedded by two.
     """
 
     def __init__(
@@ -52,30 +55,32 @@ class EmbeddingStore:
         self.width, self._embed = width, embed
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.directory / ".lock")
+        self._waited = False
         self._rows: dict[bytes, int] = {}
         self.embedded = 0
         """Texts that were put through the encoder, and not found."""
 
     def __enter__(self) -> EmbeddingStore:
-        self._lock.acquire()
-        try:
-            self._recover()
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
+        self._chunks, self._keys = self._path("chunks").open("a+b"), self._path("keys").open("a+b")
+        self._vectors = self._path("vectors").open("ab")
+        with self._alone():
+            return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in (self._vectors, self._keys, self._chunks):
             file.close()
-        self._lock.release()
 
     def rows_of(self, texts: Sequence[str]) -> list[int]:
         """The row of each text; those that are new are embedded, in one call, and are on disk on return."""
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
+        if any(key not in self._rows for key in keys):
+            with self._alone():
+                self._add({key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows})
+        return [self._rows[key] for key in keys]
+
+    def _add(self, new: dict[bytes, str]) -> None:
         if new:
             vectors = self._embed(list(new.values()))
             self._vectors.write(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
@@ -88,7 +93,6 @@ class EmbeddingStore:
             self._chunks.write(f"{len(self._rows)}\n".encode())
             self._chunks.flush()
             self.embedded += len(new)
-        return [self._rows[key] for key in keys]
 
     def vectors(self) -> NDArray[np.float32]:
         """All embeddings [rows, width], mapped from disk."""
@@ -96,20 +100,34 @@ class EmbeddingStore:
             return np.empty((0, self.width), np.float32)
         return np.memmap(self._path("vectors"), np.float32, "r", shape=(len(self._rows), self.width))
 
-    def _recover(self) -> None:
-        """Open the files and cut off what a killed run left behind its last finished chunk."""
-        self._chunks = self._path("chunks").open("a+b")
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The lock, with all that other runs have added taken in."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            if not self._waited:
+                logger.info(f"Another run adds embeddings to {self.directory}: taking turns with it, chunk by chunk")
+            self._waited = True
+            self._lock.acquire()
+        try:
+            self._catch_up()
+            yield
+        finally:
+            self._lock.release()
+
+    def _catch_up(self) -> None:
+        """Take in new rows, and cut off what a killed run left behind its last finished chunk."""
         self._chunks.seek(0)
         whole = [line for line in self._chunks.read().splitlines(keepends=True) if line.endswith(b"\n")]
         rows = int(whole[-1]) if whole else 0
-        self._keys = self._path("keys").open("a+b")
-        self._vectors = self._path("vectors").open("ab")
         self._chunks.truncate(sum(map(len, whole)))
         self._keys.truncate(rows * _KEY_BYTES)
         self._vectors.truncate(rows * self.width * 4)
-        self._keys.seek(0)
-        keys = self._keys.read()
-        self._rows = {keys[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]: row for row in range(rows)}
+        known = len(self._rows)
+        self._keys.seek(known * _KEY_BYTES)
+        for row in range(known, rows):
+            self._rows[self._keys.read(_KEY_BYTES)] = row
 
     def _path(self, name: str) -> Path:
         return self.directory / name

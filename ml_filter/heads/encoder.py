@@ -23,7 +23,10 @@ Pooling = Literal["mean", "cls"]
 
 @dataclass(frozen=True)
 class Encoder:
-    """A transformers encoder with its tokenizer and the pooling it was trained with."""
+    """A transformers encoder with its tokenizer and the pooling it was trained with.
+
+    `name` is as `shown_name` gives it.
+    """
 
     name: str
     model: PreTrainedModel
@@ -83,7 +86,12 @@ def load_encoder(name: str) -> Encoder:
             f"encoder {name!r} is no directory, no installed package and cannot be had from the Hub: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return Encoder(name, model.float().eval(), tokenizer, _pooling(place))
+    return Encoder(shown_name(name), model.float().eval(), tokenizer, _pooling(place))
+
+
+def shown_name(name: str) -> str:
+    """An encoder's name in what is saved: of a directory its own name, no path of this machine."""
+    return Path(name).absolute().name if Path(name).is_dir() else name
 
 
 @contextmanager

@@ -99,7 +99,8 @@ def evaluate_head(
         gold: documents with labels.
         label_column: their column.
         output: directory or URL; `{digest}` in it stands for what is evaluated on what.
-        compare: a second head, such as the one in production.
+        compare: a second head, such as the one in production. Its only criterion is compared, whatever its name; of
+            several, that of the same name.
         criterion: of the head; not given: its only one.
         earlier: what this function has written before. A head whose scores of these very documents are in one of
             them, by the digests of both, scores no document again.
@@ -115,8 +116,9 @@ def evaluate_head(
         if out.manifest:
             return HeadEvaluation.model_validate_json(out.fs.cat_file(f"{out.root}/{EVALUATION_NAME}")), out.manifest
         opened = [
-            _find_scores(directory, head, data.parents, settings, earlier) or _EngineScores(directory, criterion)
-            for directory, head in zip(directories, heads, strict=True)
+            _find_scores(directory, head, data.parents, settings, earlier, compared=place > 0)
+            or _EngineScores(directory, criterion, compared=place > 0)
+            for place, (directory, head) in enumerate(zip(directories, heads, strict=True))
         ]
         _check_ranges(opened, [head.path for head in heads])
         column = 0 if len(data.criteria) == 1 else _column(data.criteria, criterion, ", ".join(gold.paths))
@@ -156,9 +158,10 @@ def evaluate_head(
 class _EngineScores:
     """One criterion of a head: what it is, and its scores of texts."""
 
-    def __init__(self, directory: Path, criterion: str | None) -> None:
+    def __init__(self, directory: Path, criterion: str | None, *, compared: bool) -> None:
         engine = load_engine(directory, ScoreConfig())
-        self._engine, self._column = engine, _column(engine.info.names, criterion, head_origin(directory))
+        self._engine, names = engine, engine.info.names
+        self._column = _column(names, criterion, head_origin(directory), compared=compared)
         self.criterion = engine.info.criteria[self._column]
         self.unit, self._count = measure_of(engine)
 
@@ -213,7 +216,13 @@ class _EarlierScores:
 
 
 def _find_scores(
-    directory: Path, head: Parent, documents: Sequence[Parent], settings: dict[str, Any], earlier: Sequence[Manifest]
+    directory: Path,
+    head: Parent,
+    documents: Sequence[Parent],
+    settings: dict[str, Any],
+    earlier: Sequence[Manifest],
+    *,
+    compared: bool,
 ) -> _EarlierScores | None:
     """A head's scores in earlier predictions of the same documents, if their file is still there as it was written."""
     wanted = [parent.digest for parent in documents]
@@ -231,7 +240,8 @@ def _find_scores(
         if {"tokens", "words"} & set(table.column_names):
             info = read_info(directory)
             logger.info(f"{head.path} scored these documents before: {manifest.root}")
-            return _EarlierScores(table, column, info.criteria[_column(info.names, settings["criterion"], head.path)])
+            place = _column(info.names, settings["criterion"], head.path, compared=compared)
+            return _EarlierScores(table, column, info.criteria[place])
     return None
 
 
@@ -247,10 +257,18 @@ def _with_label(chunk: Labelled, column: int) -> Labelled:
     return Labelled([chunk.ids[row] for row in known], [chunk.texts[row] for row in known], *taken, strata)
 
 
-def _column(names: Sequence[str], criterion: str | None, of: str) -> int:
-    """The place of a criterion among those of a head or of labels; not given: the only one."""
+def _column(names: Sequence[str], criterion: str | None, of: str, *, compared: bool = False) -> int:
+    """The place of a criterion among those of a head or of labels; not given: the only one.
+
+    Of a head that is compared the only one is taken, whatever its name.
+    """
+    if compared and len(names) == 1:
+        return 0
     if len(names) > 1 if criterion is None else criterion not in names:
-        raise InputError(f"{of} has the criteria {', '.join(names)}; choose one of them with --criterion")
+        raise InputError(
+            f"{of} has the criteria {', '.join(names)}; choose one of them with --criterion, in a pipeline with "
+            "gold_label_column: {CRITERION: COLUMN}"
+        )
     return 0 if criterion is None else names.index(criterion)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ml_filter.errors import InputError
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.info import Criterion
 from ml_filter.heads.losses import head_loss
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _KERNEL_ALPHAS = tuple(float(a) for a in np.logspace(-2, 1.5, 15))
-_JITTER = 1e-6
+_JITTERS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+"""Added to the diagonal of a kernel of 1, the smallest by which it can be solved."""
 _BATCH = 64
 _VALIDATION_SHARE = 0.1
 
@@ -35,6 +37,7 @@ def fit_head(
     settings: HeadSettings,
     *,
     seed: int,
+    owners: NDArray[np.int64] | None = None,
 ) -> Head:
     """Fit a head on embeddings [n, width]; the same input gives the same weights.
 
@@ -48,7 +51,12 @@ def fit_head(
         criteria: their names and score ranges.
         settings: kind of head, task, size, balance.
         seed: draws landmarks, batches and the documents for early stopping.
+        owners: [n], the document of each embedding, as 0, 1, ...; None: each is one of its own.
+
+    Raises:
+        InputError: training diverges, or the embeddings are nearly all the same.
     """
+    owners = np.arange(len(embeddings)) if owners is None else owners
     weights = class_weights(labels, weights, settings.balance)
     size = min(settings.size, len(embeddings)) if settings.kind == "kernel" else settings.size
     with torch.random.fork_rng(devices=[]):
@@ -66,7 +74,7 @@ def fit_head(
         if settings.task == "regression" and settings.kind in ("linear", "kernel"):
             _solve(head, embeddings, labels, weights, seed)
         else:
-            _descend(head, embeddings, labels, weights, settings, seed)
+            _descend(head, embeddings, labels, weights, settings, seed, owners)
     return head.eval().requires_grad_(False)
 
 
@@ -120,11 +128,11 @@ def _solve_kernel(
     Ridge on features whose inner products are the kernel: K(x, landmarks) times the inverse root of the landmarks'
     own kernel. The features lie on disk.
     """
-    from scipy.linalg import cholesky, solve_triangular
+    from scipy.linalg import solve_triangular
 
     with torch.inference_mode():
         own = layer(layer.landmarks * layer.scale + layer.mean).double().numpy()
-        root = cholesky(own + _JITTER * np.eye(len(own)), lower=True)
+        root = _root(own)
         shape = (len(rows), len(own))
         features = np.memmap(scratch / "features", np.float32, "w+", shape=shape)
         for part in rows.blocks():
@@ -135,6 +143,22 @@ def _solve_kernel(
     return solve_triangular(root, coefficients, lower=True, trans="T"), bias
 
 
+def _root(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The lower triangular root of a kernel matrix, which rounding may have made slightly indefinite."""
+    from scipy.linalg import LinAlgError, cholesky
+
+    for jitter in _JITTERS:
+        try:
+            root: NDArray[np.float64] = cholesky(kernel + jitter * np.eye(len(kernel)), lower=True)
+        except LinAlgError:
+            continue
+        return root
+    raise InputError(
+        f"the embeddings of {len(kernel):,} documents are too much alike for a kernel; set head.kind to linear, or "
+        "give documents that differ"
+    )
+
+
 def _descend(
     head: Head,
     embeddings: Embeddings,
@@ -142,12 +166,15 @@ def _descend(
     weights: NDArray[np.float64],
     settings: HeadSettings,
     seed: int,
+    owners: NDArray[np.int64],
 ) -> None:
-    """Train with AdamW on batches of cached embeddings; keep the weights that did best on a tenth kept apart."""
+    """Train with AdamW on batches of cached embeddings; keep the weights that did best on a tenth of the documents."""
     random = np.random.default_rng(seed)
-    order = random.permutation(len(embeddings))
-    held = max(1, round(len(order) * _VALIDATION_SHARE))
-    validation, training = np.sort(order[:held]), order[held:]
+    documents = int(owners.max()) + 1
+    held = max(1, round(documents * _VALIDATION_SHARE))
+    rank = np.argsort(random.permutation(documents))[owners]  # of an embedding's document, in a random order
+    validation, training = np.split(np.argsort(rank, kind="stable"), [int((rank < held).sum())])
+    validation = np.sort(validation)
     mean, scale = (torch.from_numpy(of).float() for of in mean_and_scale(embeddings))
     if isinstance(head.layer, MlpLayer):
         mean, scale = torch.zeros_like(mean), torch.ones_like(scale)  # it standardises itself
@@ -177,6 +204,11 @@ def _descend(
             best_state = {name: value.detach().clone() for name, value in head.state_dict().items()}
         elif (waited := waited + 1) > settings.patience:
             break
+    if not np.isfinite(best):
+        raise InputError(
+            f"training of the head diverged: its validation loss is never a number; lower head.learning_rate "
+            f"({settings.learning_rate:g})"
+        )
     head.load_state_dict(best_state)
     if isinstance(head.layer, nn.Identity):  # the head itself sees embeddings that are not standardised
         with torch.no_grad():

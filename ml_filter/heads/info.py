@@ -17,6 +17,9 @@ from ml_filter.heads.profile import Profile
 from ml_filter.settings import HeadEngine
 
 CONFIG_NAME = "config.json"
+CROSSED = "the training documents, each scored by a head fitted on others"
+HELD_OUT = "a fifth of the training documents, which the encoder was not trained on but its checkpoint was chosen by"
+"""What the scores behind a calibration are of, in place of `CROSSED` where the encoder was trained."""
 
 
 class Criterion(BaseModel):
@@ -47,7 +50,7 @@ class HeadInfo(BaseModel):
     criteria: list[Criterion]
     provenance: dict[str, Any] = {}
     profile: Profile | None = None
-    """Of the training documents, with the scores of heads that were fitted on others."""
+    """Of the training documents, with the scores of heads that were fitted on others (of those that have one)."""
 
     @property
     def names(self) -> list[str]:

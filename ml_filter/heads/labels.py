@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ml_filter.documents.lineage import annotated_documents, annotation_runs, criteria_of, only_criterion
-from ml_filter.documents.manifest import Manifest, Parent, find_manifest
+from ml_filter.agreement.ranking import ROUNDING_VARIANCE
+from ml_filter.documents.lineage import (
+    annotated_documents,
+    annotation_runs,
+    criteria_of,
+    manifest_behind,
+    only_criterion,
+)
+from ml_filter.documents.manifest import Manifest, Parent
+from ml_filter.documents.minhash import band_keys, rows_per_band, signatures
+from ml_filter.documents.ngrams import words
 from ml_filter.documents.readers import read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.split import group_documents, host_of, name_keys
 from ml_filter.errors import InputError
 from ml_filter.settings import SourceConfig
 
 STRATA = ("language", "source", "host")
+_PERMUTATIONS = 128
 
 
 @dataclass(frozen=True)
@@ -36,10 +48,36 @@ class Labelled:
 
     @property
     def groups(self) -> list[str]:
-        """The host of each document, or a hash of its text: what must not stand on both sides of a split, so that
-        neither pages of one site nor exact duplicates do."""
+        """The host of each document, or a hash of its text; `Groups` joins those that are nearly the same."""
         hosts = self.strata.get("host") or [None] * len(self.texts)
         return [host or text_id(text) for host, text in zip(hosts, self.texts, strict=True)]
+
+
+class Groups:
+    """Which documents must not stand on both sides of a split: those of one host, repeated ones and near-duplicates,
+    directly or through others.
+
+    Memory holds 8 bytes a document, and 8 for each band of its signature: 16 bands at a similarity of 0.8.
+
+    Args:
+        near_duplicates: estimated Jaccard similarity of word 5-grams from which on documents belong together.
+    """
+
+    def __init__(self, near_duplicates: float) -> None:
+        self._rows = rows_per_band(near_duplicates, _PERMUTATIONS)
+        self._keys: list[NDArray[np.uint64]] = []
+
+    def add(self, chunk: Labelled) -> None:
+        """Take up the next documents."""
+        bands = band_keys(signatures(chunk.texts, _PERMUTATIONS, 0), self._rows)
+        self._keys.append(np.column_stack([name_keys(chunk.groups, 0), bands]))
+
+    def draw(self, keys: Sequence[int]) -> NDArray[np.uint64]:
+        """A random number [documents] for each group: the smallest of its documents' own."""
+        first = group_documents(np.concatenate(self._keys))
+        drawn = np.full(len(first), np.iinfo(np.uint64).max, dtype=np.uint64)
+        np.minimum.at(drawn, first, np.array(keys, dtype=np.uint64))
+        return drawn[first]
 
 
 class LabelledDocuments:
@@ -50,11 +88,14 @@ class LabelledDocuments:
         label_columns: the column, or columns, that hold the labels; the criteria are named after them.
         documents: the documents of aggregated scores; not given: those that were annotated, by lineage.
         criteria: which of the aggregated scores; not given: all of them.
-        trust_agreement: weight a label by how well its votes agree: 1 / (1 + disagreement squared / votes), the
-            inverse variance of the votes' mean beside a model error of 1 score.
+        trust_agreement: weight a label by how well its votes agree: 1 / (1 + v), the inverse variance of the votes'
+            mean, v, beside a model error of 1 score. The variance of a document's votes is taken together with one
+            vote's worth of that within all documents of the criterion, at least 1/12 (a scaled inverse chi-squared
+            prior of one degree of freedom; Gelman et al. 2013, section 2.6): a single vote does not agree with itself.
 
     Raises:
-        InputError: labels or documents cannot be found, or criteria are chosen that are not there.
+        InputError: labels or documents cannot be found, criteria are chosen that are not there, or agreement is to be
+            trusted where no document has several votes.
     """
 
     def __init__(
@@ -70,7 +111,7 @@ class LabelledDocuments:
         self.unlabelled = 0
         self.lineage: list[dict[str, object]] = []
         self._scores: dict[str, _Score] | None = None
-        manifest = find_manifest(labels.paths[0]) if len(labels.paths) == 1 and "//" not in labels.paths[0] else None
+        manifest = manifest_behind(labels.paths[0]) if len(labels.paths) == 1 else None
         if manifest is not None and manifest.kind == "scores":
             self.criteria = [only_criterion(manifest, name) for name in criteria] or criteria_of(manifest)
             self.lineage = [run for name in self.criteria for run in annotation_runs(manifest, name)]
@@ -80,6 +121,11 @@ class LabelledDocuments:
             raise InputError(
                 f"criteria ({', '.join(criteria)}) are chosen, but {', '.join(labels.paths)} holds no aggregated "
                 "scores; choose the columns of the labels"
+            )
+        elif trust_agreement:
+            raise InputError(
+                f"trust_agreement weighs aggregated scores by their votes, and {', '.join(labels.paths)} holds none; "
+                "leave it out, or give the directory that ml-filter aggregate writes"
             )
         self.source = documents if self._scores is not None and documents else labels
         self._shards, self.parents = list_shards(self.source)
@@ -111,7 +157,7 @@ class LabelledDocuments:
         kept = table.filter(pa.array(known))
         strata = {name: kept[name].to_pylist() for name in STRATA if name in kept.column_names}
         if "url" in kept.column_names:
-            strata["host"] = [urlsplit(url).hostname if url else None for url in kept["url"].to_pylist()]
+            strata["host"] = list(map(host_of, kept["url"].to_pylist()))
         return Labelled(kept["id"].to_pylist(), kept["text"].to_pylist(), labels[known], weights[known], strata)
 
     def _column(self, table: pa.Table, name: str) -> NDArray[np.float64]:
@@ -135,6 +181,13 @@ def _first_time(ids: Sequence[str], seen: set[str]) -> list[bool]:
     return new
 
 
+def text_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """A hash of the words of each text: the same whatever its case, punctuation and spacing."""
+    said = (" ".join(words(text)).encode("utf-8", "surrogatepass") for text in texts)
+    keys = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in said)
+    return np.frombuffer(keys, dtype="<u8").astype(np.uint64)
+
+
 _Score = tuple[list[float], list[float]]
 """Labels and weights of a document, by criterion."""
 
@@ -142,17 +195,41 @@ _Score = tuple[list[float], list[float]]
 def _read_scores(manifest: Manifest, criteria: Sequence[str], trust_agreement: bool) -> dict[str, _Score]:
     scores: dict[str, _Score] = {}
     places = {name: place for place, name in enumerate(criteria)}
+    spreads: list[list[_Spread]] = [[] for _ in criteria]
     columns = ["document_id", "criterion", "score", "votes", "disagreement"]
     for path in manifest.shard_paths():
-        for batch in pq.ParquetFile(path).iter_batches(columns=columns):
-            for row in batch.filter(pc.is_valid(batch.column("score"))).to_pylist():
-                place = places.get(row["criterion"])
-                if place is None:
-                    continue
-                labels, weights = scores.setdefault(
-                    row["document_id"], ([math.nan] * len(criteria), [1.0] * len(criteria))
-                )
-                labels[place] = row["score"]
-                if trust_agreement:
-                    weights[place] = 1 / (1 + (row["disagreement"] or 0.0) ** 2 / max(row["votes"], 1))
+        with fsspec.open(path, "rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(columns=columns):
+                for row in batch.filter(pc.is_valid(batch.column("score"))).to_pylist():
+                    place = places.get(row["criterion"])
+                    if place is None:
+                        continue
+                    labels, weights = scores.setdefault(
+                        row["document_id"], ([math.nan] * len(criteria), [1.0] * len(criteria))
+                    )
+                    labels[place] = row["score"]
+                    if trust_agreement:
+                        spreads[place].append((weights, max(row["votes"], 1), row["disagreement"] or 0.0))
+    if trust_agreement:
+        for place, name in enumerate(criteria):
+            _weigh(spreads[place], place, f"{name} in {manifest.root}")
     return scores
+
+
+_Spread = tuple[list[float], int, float]
+"""The weights of a document, its votes and their standard deviation."""
+
+
+def _weigh(spreads: Sequence[_Spread], place: int, of: str) -> None:
+    """Set the weights of a criterion, as `LabelledDocuments` says of `trust_agreement`."""
+    votes = np.array([count for _, count, _ in spreads], dtype=np.float64)
+    squares = votes * np.array([deviation for *_, deviation in spreads]) ** 2
+    several = votes > 1
+    if not several.any():
+        raise InputError(
+            f"trust_agreement has nothing to go by: no document has several votes of {of}; leave it out, or annotate "
+            "with several votes or annotators"
+        )
+    prior = max(squares[several].sum() / (votes - 1)[several].sum(), ROUNDING_VARIANCE)
+    for (weights, *_), variance in zip(spreads, (prior + squares) / votes**2, strict=True):
+        weights[place] = float(1 / (1 + variance))

@@ -26,7 +26,7 @@ from ml_filter.heads.embeddings import Embeddings, EmbeddingStore
 from ml_filter.heads.encoder import load_encoder, quiet_transformers, weights_digest
 from ml_filter.heads.fitting import class_weights, fit_head, predict
 from ml_filter.heads.hashing import HashedDocuments, HashingModel, HashingSettings
-from ml_filter.heads.info import Criterion, HeadInfo, write_config
+from ml_filter.heads.info import CROSSED, HELD_OUT, Criterion, HeadInfo, write_config
 from ml_filter.heads.model import Head, HeadModel, chosen_layers
 from ml_filter.heads.static import StaticSettings, open_static
 from ml_filter.scoring.device import choose_device, choose_dtype, usual_batch_tokens
@@ -72,6 +72,10 @@ class Member(ABC):
     config: TrainConfig
     history: Sequence[dict[str, float]] = ()
     """Of training step by step, where it is."""
+    encoder_digest: str | None = None
+    """Of the weights of the encoder that it reads, if any."""
+    crossed = CROSSED
+    """What `cross_fit` scores, for people."""
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
@@ -165,8 +169,9 @@ class EncoderMember(Member):
         device = choose_device("auto")
         dtype = choose_dtype("auto", device)
         embedder = HeadModel.from_encoder(self._encoder, layers=config.layers)
+        self.encoder_digest = weights_digest(self._encoder)
         identity = {
-            "encoder": weights_digest(self._encoder),
+            "encoder": self.encoder_digest,
             "pooling": self._encoder.pooling,
             "layers": embedder.config.layers,
             "max_tokens": self._limit,
@@ -212,6 +217,7 @@ class EncoderMember(Member):
             self.criteria,
             self.config.head,
             seed=self.config.seed,
+            owners=owners,
         )
 
     def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -282,6 +288,8 @@ class FinetunedMember(EncoderMember):
     Training once is dear enough: one fold chooses the checkpoint and is scored, in place of cross-fitting, and that
     model is kept.
     """
+
+    crossed = HELD_OUT
 
     def __init__(self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path) -> None:
         super().__init__(config, criteria, cache)
@@ -426,7 +434,8 @@ class StaticMember(Member):
         self.config = config
         encoder = load_encoder(config.encoder)
         self._model = open_static(encoder, StaticSettings(), cache)
-        identity = {"static": StaticSettings().model_dump(), "encoder": weights_digest(encoder)}
+        self.encoder_digest = weights_digest(encoder)
+        identity = {"static": StaticSettings().model_dump(), "encoder": self.encoder_digest}
         self._store = EmbeddingStore(cache, identity, self._model.width, self._model.embed)
         self._rows: list[int] = []
 
@@ -464,6 +473,7 @@ class StackMember(Member):
 
     def __init__(self, config: TrainConfig, members: Sequence[Member]) -> None:
         self.config, self.members = config, list(members)
+        self.encoder_digest = next((of.encoder_digest for of in members if of.encoder_digest), None)
         self._weights: NDArray[np.float64] | None = None
         self._bias: NDArray[np.float64] | None = None
 

@@ -231,8 +231,13 @@ class HeadModel(PreTrainedModel):
             return encoded
         return self.head.scores(self.head(encoded))
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Scores [batch, criteria], float32, as the head gives them: not clamped to the score range."""
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scores [batch, criteria], float32, as the head gives them: not clamped to the score range.
+
+        `token_type_ids`, which some tokenizers add, are not read: a document is one segment.
+        """
         return self.read(self.encode(input_ids, attention_mask))
 
     def cast_encoder(self, dtype: torch.dtype) -> HeadModel:

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from loguru import logger
 from pydantic import BaseModel
 
 from ml_filter.agreement.metrics import PAIR_FIGURES, Figure
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 Labels = Literal["test", "gold"]
 """LLM labels kept apart, or human ones."""
+_APART = "compare heads on documents that neither has seen, such as the test split that `ml-filter publish` makes"
 
 
 class HumanGate(BaseModel):
@@ -45,7 +48,7 @@ class Decision(BaseModel):
     """What was decided, why, and the figures behind it.
 
     `comparisons` hold the candidate's figures minus the current head's, paired, on each set of labels; the one on
-    `compared_on` decided. Without a current head there are none.
+    `compared_on` decided. Without a current head there are none. `evaluations` are the directories behind the figures.
     """
 
     promoted: bool
@@ -56,6 +59,7 @@ class Decision(BaseModel):
     compared_on: Labels | None
     comparisons: dict[Labels, dict[str, Figure]]
     gate: HumanGate
+    evaluations: dict[Labels, str] = {}
 
     def require(self) -> None:
         """Stop where the head is not promoted.
@@ -97,26 +101,43 @@ def judge_head(
     sets: dict[Labels, tuple[SourceConfig, str]] = {"gold": (gold, gold_label_column)}
     if config.test is not None:
         sets["test"] = (config.test, config.test_label_column)
-    for source, _ in sets.values():
-        _check_apart(candidate, names[0], source)
+    for source, column in sets.values():
+        _check_apart(candidate, names[0], source, column)
         if current is not None:
-            _check_apart(current, names[1], source)
+            _check_apart(current, names[1], source, column)
     compare = None if current is None else current.directory
-    evaluated = {
-        labels: evaluate_head(candidate.directory, source, column, output, compare, config.criterion, earlier)[0]
-        for labels, (source, column) in sets.items()
-    }
-    return decide(evaluated["gold"], evaluated.get("test"), config, names)
+    evaluated: dict[Labels, HeadEvaluation] = {}
+    places: dict[Labels, str] = {}
+    for labels, (source, column) in sets.items():
+        made = evaluate_head(candidate.directory, source, column, output, compare, config.criterion, earlier)
+        evaluated[labels], places[labels] = made[0], made[1].root
+    decision = decide(evaluated["gold"], evaluated.get("test"), config, names)
+    return decision.model_copy(update={"evaluations": places})
 
 
-def _check_apart(head: TrainedHead, name: str, source: SourceConfig) -> None:
+def _check_apart(head: TrainedHead, name: str, source: SourceConfig, label_column: str) -> None:
+    from ml_filter.heads.labels import LabelledDocuments, text_keys
+    from ml_filter.heads.train import read_trained_on
+
     trained_on = {parent.digest for parent in head.training.parents}
     for parent in list_shards(source)[1]:
         if parent.digest in trained_on:
-            raise InputError(
-                f"{name} was trained on {parent.path}: compare heads on documents that neither has seen, such as the "
-                "test split that `ml-filter publish` makes"
-            )
+            raise InputError(f"{name} was trained on {parent.path}: {_APART}")
+    texts = read_trained_on(head.directory)
+    if texts is None:
+        logger.warning(f"{name} does not say which texts it was trained on (it is of an older version): not compared")
+        return
+    seen: list[str] = []
+    documents = 0
+    for chunk in LabelledDocuments(source, label_column):
+        documents += len(chunk.ids)
+        seen += [chunk.ids[place] for place in np.flatnonzero(np.isin(text_keys(chunk.texts), texts)).tolist()]
+    if seen:
+        raise InputError(
+            f"{name} was trained on {len(seen):,} of the {documents:,} documents of {', '.join(source.paths)} (the "
+            f"first is {seen[0]}): take them out, or train on what `ml-filter decontaminate LABELS --against` them "
+            f"leaves; {_APART}"
+        )
 
 
 def decide(

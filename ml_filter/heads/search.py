@@ -43,16 +43,15 @@ from ml_filter.agreement.metrics import (
     table_statistic,
 )
 from ml_filter.documents.manifest import Manifest, digest_of
-from ml_filter.documents.minhash import band_keys, rows_per_band, signatures
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.split import assign_splits, group_documents
+from ml_filter.documents.split import assign_splits
 from ml_filter.errors import InputError
 from ml_filter.heads.calibration import bear_calibration, fit_calibration
 from ml_filter.heads.info import Criterion
 from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.members import FOLDS, STACKED, Member, StackMember, open_member
 from ml_filter.heads.metrics import integer_scores, whole_scores
-from ml_filter.heads.train import KnownLabels, check_labels, criteria_to_fit, take_up
+from ml_filter.heads.train import KnownLabels, check_folds, check_labels, criteria_to_fit, take_up
 from ml_filter.progress import progress
 from ml_filter.reports.search import search_report
 from ml_filter.settings import HeadEngine, SearchConfig, SearchSpace, Settings, SourceConfig, TrainConfig
@@ -70,7 +69,6 @@ _SINGLE: tuple[HeadEngine, ...] = ("encoder", "hashing", "static")
 _OF_HEAD = ("kind", "balance", "learning_rate", "weight_decay")
 _OF_SCORES = ("spearman", "pearson")
 """Figures of the scores themselves; the others are of whole scores."""
-_PERMUTATIONS = 128
 _CHUNK = 2_000_000
 TRIAL_SCHEMA = pa.schema(
     [
@@ -187,7 +185,7 @@ def search_head(
         members = _Members(config, criteria, opened)
         known = take_up(data, members.add, train)
         check_labels(known, criteria, train)
-        judge = _Judge(config, criteria, known, members.bands)
+        judge = _Judge(config, criteria, known)
         logger.info(f"Trying settings on {len(judge.places):,} documents in {judge.folds} folds")
         trials = _Study(config, members, judge, out.scratch).run()
         search = Search(
@@ -288,8 +286,7 @@ def config_of(base: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
 
 
 class _Members:
-    """A member for each engine that is tried, with the layers of the trial that sees most, and what tells documents
-    that are nearly the same."""
+    """A member for each engine that is tried, with the layers of the trial that sees most."""
 
     def __init__(self, config: SearchConfig, criteria: Sequence[Criterion], opened: ExitStack) -> None:
         train, space = config.train, config.space
@@ -303,19 +300,11 @@ class _Members:
             )
             for engine in needed
         }
-        self._rows = rows_per_band(config.near_duplicates, _PERMUTATIONS)
-        self._bands: list[NDArray[np.uint64]] = []
 
     def add(self, texts: Sequence[str]) -> None:
         """Take up the next documents."""
         for member in self._members.values():
             member.add(texts)
-        self._bands.append(band_keys(signatures(texts, _PERMUTATIONS, 0), self._rows))
-
-    @property
-    def bands(self) -> NDArray[np.uint64]:
-        """A hash of each band of each document's signature: [documents, bands]."""
-        return np.concatenate(self._bands)
 
     def of(self, config: TrainConfig) -> Member:
         """The member of a configuration, with all documents."""
@@ -330,15 +319,12 @@ class _Members:
 class _Judge:
     """Cross-validates heads on the training documents: the same folds and resamples for each."""
 
-    def __init__(
-        self, config: SearchConfig, criteria: Sequence[Criterion], known: KnownLabels, bands: NDArray[np.uint64]
-    ) -> None:
+    def __init__(self, config: SearchConfig, criteria: Sequence[Criterion], known: KnownLabels) -> None:
         self._config, self._criteria = config, list(criteria)
         self.places = np.flatnonzero(~known.is_test)
         self._labels, self._weights = known.labels[self.places], known.weights[self.places]
-        keys = np.column_stack([known.groups[:, None], bands])[self.places]
-        firsts, self._group_of = np.unique(group_documents(keys), return_inverse=True)
-        self.groups = len(firsts)
+        numbers, self._group_of = np.unique(known.groups[self.places], return_inverse=True)
+        self.groups = len(numbers)
         classes = np.floor(np.nanmean(self._labels, axis=1) + 0.5).astype(np.int64)
         self._folds = assign_splits(self._group_of, classes, known.groups[self.places], [1 / FOLDS] * FOLDS)
         self.folds = len(np.unique(self._folds))
@@ -346,6 +332,7 @@ class _Judge:
             raise InputError(
                 "all labelled documents are of one host, or nearly the same: a search needs labels of several"
             )
+        check_folds(self._labels, self._folds, self._criteria)
 
     def rate(self, member: Member) -> NDArray[np.float64]:
         """What the figure is about, [documents, criteria]: scores, or whole scores, by heads fitted on other folds.
@@ -476,7 +463,7 @@ class _Study:
         made = Trial(number=number, settings=settings, seconds=0)
         try:
             rated = self._judge.rate(self._members.of(config_of(self._config.train, settings)))
-        except np.linalg.LinAlgError as error:
+        except (np.linalg.LinAlgError, InputError) as error:
             made.reason = f"the head cannot be fitted: {error}"
         else:
             self._take(made, rated)

@@ -22,8 +22,9 @@ from ml_filter.documents.output import file_digest, with_digest
 from ml_filter.documents.sampling import sampling_key
 from ml_filter.errors import InputError
 from ml_filter.heads.calibration import fit_calibration
+from ml_filter.heads.encoder import shown_name
 from ml_filter.heads.info import CONFIG_NAME, Criterion, HeadInfo
-from ml_filter.heads.labels import LabelledDocuments
+from ml_filter.heads.labels import Groups, LabelledDocuments, text_keys
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.metrics import Evaluation, evaluate_scores
 from ml_filter.heads.profile import Profile, script_of
@@ -38,13 +39,15 @@ if TYPE_CHECKING:
 MIN_LABELS = 20
 TRAINING_NAME = "training.json"
 SCRATCH_NAME = ".finetune"
+TRAINED_ON_NAME = "trained_on.safetensors"
+"""`text_keys` of the documents that a head was trained on, in rising order: hashes, from which no text can be had."""
 
 
 class TrainingResult(BaseModel):
     """What `training.json` beside the model holds. Written last: without it the model is not complete.
 
-    `test` is on the documents kept apart, `cross_validated` on those trained on, each by a head fitted on others;
-    both by criterion.
+    `test` is on the documents kept apart, `cross_validated` on those trained on, each by a head fitted on others (where
+    the encoder is trained, on the one fold that it was not trained on, which chose its checkpoint); by criterion.
     """
 
     config_digest: str
@@ -77,8 +80,8 @@ class TrainedHead(BaseModel):
 
 @dataclass(frozen=True)
 class KnownLabels:
-    """All labels, by document: [documents, criteria]; which documents are for the test; a number
-    for each host, or text."""
+    """All labels, by document: [documents, criteria]; which documents are for the test; a number for each of the
+    `Groups`."""
 
     labels: NDArray[np.float64]
     weights: NDArray[np.float64]
@@ -86,6 +89,8 @@ class KnownLabels:
     groups: NDArray[np.uint64]
     bytes: NDArray[np.int64]
     scripts: NDArray[np.str_]
+    texts: NDArray[np.uint64]
+    """`text_keys` of the documents."""
 
 
 def train_head(
@@ -133,15 +138,22 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
         train, test = np.flatnonzero(~known.is_test), np.flatnonzero(known.is_test)
         logger.info(f"Fitting on {len(train):,} documents")
         folds = fold_numbers(known.groups[train])
+        check_folds(known.labels[train], folds, criteria)
         crossed = member.cross_fit(train, known.labels[train], known.weights[train], folds)
-        criteria = [_calibrated(one, config, crossed[:, c], known, train, c) for c, one in enumerate(criteria)]
+        criteria = [
+            _calibrated(one, config, crossed[:, c], known, train, c, member.crossed) for c, one in enumerate(criteria)
+        ]
         member.fit(train, known.labels[train], known.weights[train])
         scores = member.predict(test)
         info = HeadInfo(
             engine=config.engine,
             criteria=criteria,
             profile=_profile(criteria, crossed, known, train),
-            provenance={"labels": data.lineage, "training": config.model_dump(mode="json")},
+            provenance={
+                "labels": data.lineage,
+                "training": {**config.model_dump(mode="json"), "encoder": shown_name(config.encoder)},
+                "encoder_digest": member.encoder_digest,
+            },
         )
         result = TrainingResult(
             config_digest=digest,
@@ -156,7 +168,7 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
             parents=data.parents,
             lineage=data.lineage,
         )
-        _save(member, info, result, target)
+        _save(member, info, result, np.unique(known.texts[train]), target)
 
 
 def criteria_to_fit(data: LabelledDocuments, config: TrainConfig) -> list[Criterion]:
@@ -176,20 +188,24 @@ def take_up(data: LabelledDocuments, add: Callable[[Sequence[str]], None], confi
     labels: list[NDArray[np.float64]] = []
     weights: list[NDArray[np.float64]] = []
     keys: list[int] = []
+    together = Groups(config.near_duplicates)
     lengths: list[int] = []
     scripts: list[str] = []
+    texts: list[NDArray[np.uint64]] = []
     with progress(f"Reading labelled documents ({config.engine})") as bar:
         for chunk in data:
             add(chunk.texts)
+            together.add(chunk)
             labels.append(chunk.labels)
             weights.append(chunk.weights)
             keys += [sampling_key(group, config.seed, "test") for group in chunk.groups]
             lengths += [len(text.encode("utf-8", "surrogatepass")) for text in chunk.texts]
             scripts += map(script_of, chunk.texts)
+            texts.append(text_keys(chunk.texts))
             bar.advance(len(chunk.ids))
     if not keys:
         raise InputError(f"no document has a label of {', '.join(data.criteria)}")
-    groups = np.array(keys, dtype=np.uint64)
+    groups = together.draw(keys)
     return KnownLabels(
         np.concatenate(labels),
         np.concatenate(weights),
@@ -197,6 +213,7 @@ def take_up(data: LabelledDocuments, add: Callable[[Sequence[str]], None], confi
         groups,
         np.array(lengths),
         np.array(scripts),
+        np.concatenate(texts),
     )
 
 
@@ -207,6 +224,7 @@ def _calibrated(
     known: KnownLabels,
     places: NDArray[np.int64],
     place: int,
+    fitted_on: str,
 ) -> Criterion:
     """The criterion with what scores of documents that the head was not fitted on say about their labels."""
     if config.calibration is None:
@@ -221,7 +239,7 @@ def _calibrated(
         threshold=criterion.threshold,
         method=config.calibration,
         tokens=known.bytes[places][there],
-        fitted_on="the training documents, each scored by a head fitted on others",
+        fitted_on=fitted_on,
     )
     return criterion.model_copy(update={"calibration": calibration})
 
@@ -243,6 +261,11 @@ def _evaluations(
     for place, criterion in enumerate(criteria):
         there = ~np.isnan(labels[:, place])
         there &= np.isfinite(scores[:, place])  # not all are scored in place of cross-fitting a trained encoder
+        if not there.any():
+            raise InputError(
+                f"the head gives no document with a label of {criterion.name} a score that is a number: its training "
+                "diverged; lower the learning rate"
+            )
         clamped = np.clip(scores[there, place], criterion.low, criterion.high)
         made[criterion.name] = evaluate_scores(
             clamped,
@@ -281,10 +304,17 @@ def check_labels(known: KnownLabels, criteria: list[Criterion], config: TrainCon
         there = ~np.isnan(known.labels[:, place])
         values, is_test = known.labels[there, place], known.is_test[there]
         of = f" of {criterion.name}" if len(criteria) > 1 else ""
-        if len(values) < MIN_LABELS or is_test.all() or not is_test.any():
+        if len(values) < MIN_LABELS:
             raise InputError(
                 f"{len(values)} labelled documents{of} ({int(is_test.sum())} of them for the test) are too few; "
                 f"give at least {MIN_LABELS}, better thousands"
+            )
+        if is_test.all() or not is_test.any():
+            hosts = len(np.unique(known.groups[there]))
+            raise InputError(
+                f"the {len(values):,} labelled documents{of} are of {hosts} hosts, or groups of near-duplicates, which "
+                f"are never split: none is left for {'training' if is_test.all() else 'the test'}; give labels of more "
+                "hosts, better hundreds"
             )
         outside = (values < config.score_min) | (values > config.score_max)
         if outside.any():
@@ -296,11 +326,30 @@ def check_labels(known: KnownLabels, criteria: list[Criterion], config: TrainCon
             raise InputError(f"all labels{of} are {values[0]:g}: there is nothing to learn")
 
 
-def _save(member: Member, info: HeadInfo, result: TrainingResult, target: Path) -> None:
+def check_folds(labels: NDArray[np.float64], folds: NDArray[np.int64], criteria: Sequence[Criterion]) -> None:
+    """Refuse labels [documents, criteria] of which one of the folds [documents] holds all of a criterion.
+
+    Raises:
+        InputError: says which criterion.
+    """
+    for place, criterion in enumerate(criteria):
+        there = ~np.isnan(labels[:, place])
+        if len(np.unique(folds[there])) < 2:
+            raise InputError(
+                f"the {int(there.sum()):,} documents with a label of {criterion.name} to train on are all in one fold, "
+                "as they are of one host, of a few, or nearly the same: cross-validation needs others; give labels of "
+                "more hosts, or leave the criterion out"
+            )
+
+
+def _save(member: Member, info: HeadInfo, result: TrainingResult, trained_on: NDArray[np.uint64], target: Path) -> None:
+    from safetensors.numpy import save_file
+
     for leftover in target.glob(".saving-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch:
         member.save(Path(scratch), info)
+        save_file({"texts": trained_on}, Path(scratch) / TRAINED_ON_NAME)
         for file in head_files(scratch):
             place = target / file.relative_to(scratch)
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -331,6 +380,14 @@ def read_head(directory: str | Path) -> TrainedHead:
         raise InputError(f"{directory} holds no trained head (no {TRAINING_NAME}); make one with ml-filter train")
     digest = digest_of({str(file.relative_to(directory)): file_digest(file) for file in files})
     return TrainedHead(directory=str(directory), digest=digest, training=_read_training(known))
+
+
+def read_trained_on(directory: str | Path) -> NDArray[np.uint64] | None:
+    """`text_keys` of the documents that a head was trained on, in rising order; None: of an older version."""
+    from safetensors.numpy import load_file
+
+    path = Path(directory) / TRAINED_ON_NAME
+    return load_file(path)["texts"] if path.exists() else None
 
 
 def _read_training(path: Path) -> TrainingResult:

@@ -37,7 +37,7 @@ from ml_filter.documents.sampling import sample_documents, sampling_key
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.heads.info import Criterion, HeadInfo, read_info, write_config
-from ml_filter.heads.labels import LabelledDocuments
+from ml_filter.heads.labels import Groups, LabelledDocuments
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.metrics import evaluate_scores
 from ml_filter.heads.profile import script_of
@@ -301,7 +301,6 @@ class _Document(NamedTuple):
     language: str | None
     source: str | None
     length: int
-    tests: bool
 
 
 @dataclass(frozen=True)
@@ -345,29 +344,35 @@ def _score_apart(
     engine = load_engine(student, ScoreConfig())
     made: list[_Document] = []
     keys: list[int] = []
+    halves: list[int] = []
     has: set[str] = set()
+    together = Groups(how.near_duplicates)
     data = LabelledDocuments(labels, how.label_column)
     with progress("Scoring with the student") as bar:
         for chunk in data:
             scores = engine.score(chunk.texts)[:, 0]
+            together.add(chunk)
+            keys += [sampling_key(group, how.seed, "test") for group in chunk.groups]
+            halves += [sampling_key(group, config.seed, "bounds") for group in chunk.groups]
             has |= chunk.strata.keys()
             unknown = [None] * len(chunk.texts)
             languages, sources = (chunk.strata.get(name, unknown) for name in ("language", "source"))
-            of_each = zip(chunk.texts, chunk.groups, scores, chunk.labels[:, 0], languages, sources, strict=True)
-            for text, group, score, label, language, source in of_each:
-                keys.append(sampling_key(group, how.seed, "test"))
-                tests = sampling_key(group, config.seed, "bounds") % 2 == 0
-                made.append(_Document(float(score), float(label), script_of(text), language, source, len(text), tests))
+            of_each = zip(chunk.texts, scores, chunk.labels[:, 0], languages, sources, strict=True)
+            made += [
+                _Document(float(score), float(label), script_of(text), language, source, len(text))
+                for text, score, label, language, source in of_each
+            ]
             bar.advance(len(chunk.ids))
-    apart = for_test(np.array(keys, dtype=np.uint64), how.test_share)
+    apart = for_test(together.draw(keys), how.test_share)
+    tests: NDArray[np.bool_] = (together.draw(halves) % 2 == 0)[apart]
     kept = [one for one, is_apart in zip(made, apart, strict=True) if is_apart]
-    like = _Like.of([one for one in kept if not one.tests], config, has)
+    like = _Like.of([one for one, is_tested in zip(kept, tests, strict=True) if not is_tested], config, has)
     scored = Scored(
         np.array([one.student for one in kept]),
         np.array([one.encoder for one in kept]),
         np.array([like.has(one) for one in kept]),
     )
-    return scored, like, np.array([one.tests for one in kept])
+    return scored, like, tests
 
 
 def _info(directory: Path) -> HeadInfo:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Sequence
-from pathlib import PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ml_filter.agreement.metrics import PAIR_FIGURES
 from ml_filter.documents.lineage import made_by
-from ml_filter.heads.info import Criterion, HeadInfo, read_info
+from ml_filter.heads.info import CONFIG_NAME, CROSSED, HELD_OUT, Criterion, HeadInfo, read_info
 from ml_filter.heads.quality import Quality
 from ml_filter.settings import flat_settings
 from ml_filter.storage.card import figure_text, render_card
@@ -60,7 +61,8 @@ def write_model_card(
         name=name,
         engine=_ENGINES[info.engine],
         info=info,
-        settings=flat_settings(info.provenance.get("training", {})),
+        settings=flat_settings(settings_of_head(info.provenance.get("training", {}))),
+        reads=_reads(Path(head.directory), info),
         head=head,
         runs=runs,
         made_by=made_by(runs),
@@ -72,6 +74,55 @@ def write_model_card(
         figures={figure: PAIR_FIGURES[figure] for figure in _FIGURES},
         local_name=local_name,
     )
+
+
+_OF_EVERY_HEAD = (
+    "engine",
+    "label_column",
+    "criterion",
+    "trust_agreement",
+    "calibration",
+    "test_share",
+    "near_duplicates",
+    "threshold",
+    "score_min",
+    "score_max",
+    "seed",
+)
+_STEP_BY_STEP = {"learning_rate", "weight_decay", "epochs", "patience"}
+
+
+def settings_of_head(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a `TrainConfig` that bear on a head of its engine; the others are defaults that nothing read."""
+    engine = training.get("engine")
+    if engine == "static":
+        kept = {name: training[name] for name in (*_OF_EVERY_HEAD, "encoder") if name in training}
+    elif engine == "hashing":
+        kept = {name: training[name] for name in _OF_EVERY_HEAD if name in training}
+    else:
+        kept = dict(training)
+    head = dict(training.get("head", {}))
+    solved = head.get("task") == "regression" and head.get("kind") in ("linear", "kernel")
+    unread = _STEP_BY_STEP if solved else set()
+    unread = unread | ({"size"} if head.get("kind") == "linear" else set())
+    if engine in ("static", "hashing"):
+        unread = set(head) - {"balance"}
+    return {**kept, "head": {name: value for name, value in head.items() if name not in unread}} if head else kept
+
+
+def _reads(directory: Path, info: HeadInfo) -> str | None:
+    """How much of a text the head reads; None where it does not say."""
+    own = json.loads((directory / CONFIG_NAME).read_text())
+    if info.engine in ("hashing", "static"):
+        characters = own[info.engine].get("max_characters")
+        return f"the first {characters:,} characters of a text" if characters else None
+    if info.engine == "stack":
+        parts = [_reads(directory / name, read_info(directory / name)) for name in own["stack"]["members"]]
+        return ", and ".join(part for part in parts if part)
+    windows, tokens = own.get("windows", 1), own.get("max_tokens")
+    if not tokens:
+        return None
+    return f"{tokens:,} tokens of a text" + (f" at a time, {windows} times at most" if windows > 1 else " at a time")
 
 
 def _header(info: HeadInfo, name: str, evaluations: Sequence[HeadEvaluation], license: str) -> str:
@@ -107,11 +158,11 @@ def _header(info: HeadInfo, name: str, evaluations: Sequence[HeadEvaluation], li
 def _evaluated(head: TrainedHead, evaluations: Sequence[HeadEvaluation]) -> list[tuple[str, str, Evaluation]]:
     """Criterion, labels and figures: of training, then of the evaluations."""
     training = head.training
+    tuned = read_info(head.directory).provenance.get("training", {}).get("finetune")
+    crossed = HELD_OUT if tuned else CROSSED
     found: list[tuple[str, str, Evaluation]] = []
     for name in training.test:
-        found.append(
-            (name, "documents trained on, each scored by a head fitted on others", training.cross_validated[name])
-        )
+        found.append((name, crossed.removeprefix("the training "), training.cross_validated[name]))
         found.append((name, "documents kept apart from training", training.test[name]))
     return found + [(of.criterion, f"{local_name(of.labels)}, {of.label_column}", of) for of in evaluations]
 

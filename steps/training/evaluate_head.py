@@ -2,22 +2,41 @@
 
 from typing import Annotated
 
-from zenml import log_metadata, step
+from loguru import logger
+from zenml import get_step_context, log_metadata, step
 
 from ml_filter.documents.manifest import Manifest
+from ml_filter.errors import InputError
 from ml_filter.heads.evaluate import HeadEvaluation
 from ml_filter.heads.evaluate import evaluate_head as evaluate
 from ml_filter.heads.train import TrainedHead
 from ml_filter.settings import SourceConfig
 from steps.names import Artifact
+from steps.registry import COMPARED_WITH, head_of, in_stage, predictions_of
 
 
 @step(enable_cache=False)
 def evaluate_head(
-    head: TrainedHead, gold: SourceConfig, label_column: str, output: str
+    head: TrainedHead, gold: SourceConfig, label_column: str, output: str, criterion: str | None = None
 ) -> tuple[Annotated[HeadEvaluation, Artifact.GOLD_EVALUATION], Annotated[Manifest, Artifact.GOLD_PREDICTIONS]]:
-    """Score the gold documents and compare; the figures, and the directory with the page and each document's score."""
-    evaluation, manifest = evaluate(head.directory, gold, label_column, f"{output}/evaluation-{{digest}}")
-    log_metadata({"path": manifest.root, "figures": evaluation.figures()})
-    log_metadata(metadata={"gold_figures": evaluation.figures()}, infer_model=True)
+    """Score the gold documents, compare with the labels and with the version in production, else in staging.
+
+    Gives the figures, and the directory with the page and each document's score.
+    """
+    version = get_step_context().model_version
+    current = in_stage(version.model.name, "production", "staging") if version else None
+    given = (head.directory, gold, label_column, f"{output}/evaluation-{{digest}}")
+    made = None
+    if current is not None:
+        earlier = predictions_of(current)
+        try:
+            made = evaluate(*given, head_of(current).directory, criterion, [earlier] if earlier else [])
+        except InputError as error:  # other criteria, or another range; or the gold, which is looked at again
+            logger.warning(f"Not compared with version {current.number}: {error}")
+            current = None
+    evaluation, manifest = made or evaluate(*given, criterion=criterion)
+    figures = evaluation.figures()
+    compared = {COMPARED_WITH: current.number} if current else {}
+    log_metadata({"path": manifest.root, "figures": figures, **compared})
+    log_metadata(metadata={f"gold_figures_{criterion}" if criterion else "gold_figures": figures}, infer_model=True)
     return evaluation, manifest

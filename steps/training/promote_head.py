@@ -1,13 +1,15 @@
 """Put a head in place of the current one, if it is better."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
+import fsspec
 from loguru import logger
 from zenml import get_step_context, log_metadata, step
+from zenml.types import HTMLString
 
-from ml_filter.documents.lineage import made_by
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import ConfigError
+from ml_filter.heads.evaluate import REPORT_NAME
 from ml_filter.heads.promotion import Decision, judge_head
 from ml_filter.heads.train import TrainedHead
 from ml_filter.settings import PromoteConfig, SourceConfig
@@ -23,8 +25,11 @@ def promote_head(
     config: PromoteConfig,
     output: str,
     evaluated: Manifest | None = None,
-) -> Annotated[Decision, Artifact.DECISION]:
-    """Compare with the version in production, else in staging; a better one that passes the gate gets the stage."""
+) -> tuple[Annotated[Decision, Artifact.DECISION], Annotated[HTMLString, Artifact.COMPARISON]]:
+    """Compare with the version in production, else in staging; a better one that passes the gate gets the stage.
+
+    Gives the decision, and the page of the evaluation that it stands on.
+    """
     version = get_step_context().model_version
     if version is None:
         raise ConfigError("promote needs a model: give the YAML model.name, whose versions are compared")
@@ -42,16 +47,10 @@ def promote_head(
     )
     recorded = {**decision.model_dump(mode="json"), COMPARED_WITH: current.number if current else None}
     log_metadata({DECISION: recorded})
-    log_metadata(metadata={DECISION: recorded, "lineage": _lineage(head)}, infer_model=True)
+    log_metadata(metadata={DECISION: recorded}, infer_model=True)
     reasons = "; ".join(decision.reasons)
     if decision.promoted:
         set_stage(version, config.to, reasons)
     logger.info(f"Version {version.number} is {f'in {config.to}' if decision.promoted else 'not promoted'}: {reasons}")
-    if config.required:
-        decision.require()
-    return decision
-
-
-def _lineage(head: TrainedHead) -> dict[str, Any]:
-    labels = {parent.path: parent.digest for parent in head.training.parents}
-    return {"labels": labels, "weights_digest": head.digest, **made_by(head.training.lineage)}
+    with fsspec.open(f"{decision.evaluations[decision.compared_on or 'gold']}/{REPORT_NAME}", "rb") as page:
+        return decision, HTMLString(page.read().decode())

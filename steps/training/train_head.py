@@ -1,10 +1,11 @@
 """Fit a head on labelled documents."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from zenml import ArtifactConfig, log_metadata, step
 from zenml.enums import ArtifactType
 
+from ml_filter.documents.lineage import made_by
 from ml_filter.documents.manifest import Manifest
 from ml_filter.heads.train import TrainedHead
 from ml_filter.heads.train import train_head as train
@@ -24,5 +25,11 @@ def train_head(
     head = train(source, config, f"{output}/head-{{digest}}")
     figures = head.training.evaluation.figures()
     log_metadata({"path": head.directory, "digest": head.digest, "figures": figures})
-    log_metadata(metadata={"figures": figures, "weights_digest": head.digest}, infer_model=True)
+    known: dict[str, Any] = {"figures": figures, "weights_digest": head.digest, "lineage": _lineage(head)}
+    log_metadata(metadata=known, infer_model=True)
     return head
+
+
+def _lineage(head: TrainedHead) -> dict[str, Any]:
+    labels = {parent.path: parent.digest for parent in head.training.parents}
+    return {"labels": labels, "weights_digest": head.digest, **made_by(head.training.lineage)}

@@ -99,3 +99,30 @@ def test_rows_are_taken_without_being_read_and_read_in_blocks(tmp_path):
     assert some[1:3].tolist() == vectors[[1, 7]].tolist()
     assert some.take(np.array([True, False, False, True]))[:].tolist() == vectors[[7, 3]].tolist()
     assert np.concatenate([some[part] for part in some.blocks()]).tolist() == some[:].tolist()
+
+
+def test_a_run_that_fits_its_head_does_not_keep_another_from_the_store(tmp_path):
+    with store(tmp_path) as first:
+        first.rows_of(["a", "b"])
+        with store(tmp_path) as second:
+            assert second.rows_of(["b", "c"]) == [1, 2]
+            assert second.embedded == 1
+        assert first.rows_of(["c", "d"]) == [2, 3]
+        assert first.embedded == 3
+        assert np.array_equal(first.vectors(), embed(["a", "b", "c", "d"]))
+
+
+def test_of_two_runs_at_the_same_time_one_embeds_each_text(tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[2]); from test_embeddings import store\n"
+        "with store(sys.argv[1]) as cache:\n"
+        "    for number in range(300): cache.rows_of([f'text {number}', f'more {number}'])\n"
+        "    print(cache.embedded)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sum(int(run.communicate()[0]) for run in running) == 600
+    texts = [text for number in range(300) for text in (f"text {number}", f"more {number}")]
+    with store(tmp_path) as cache:
+        assert np.array_equal(cache.vectors()[cache.rows_of(texts)], embed(texts))
+        assert cache.embedded == 0

@@ -258,3 +258,19 @@ def test_of_several_criteria_one_has_to_be_chosen():
     assert _column(["edu", "toxicity"], "toxicity", "the head") == 1
     with pytest.raises(InputError, match="the head has the criteria edu, toxicity; choose one"):
         _column(["edu", "toxicity"], None, "the head")
+
+
+def test_the_only_criterion_of_a_compared_head_is_compared_whatever_its_name(gold, tmp_path):
+    rows = [json.loads(line) for line in gold.read_text().splitlines()]
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps({**row, "other": 5 - row["label"]}) + "\n" for row in rows))
+    source = SourceConfig(paths=[str(path)])
+    both, one = (
+        train_head(source, TrainConfig(engine="hashing", label_column=of), tmp_path / str(len(of))).directory
+        for of in (["other", "label"], "label")
+    )
+    evaluation, _ = evaluate_head(both, source, "other", tmp_path / "compared", compare=one, criterion="other")
+    assert evaluation.criterion == "other"
+    assert evaluation.comparison is not None
+    with pytest.raises(InputError, match=r"has the criteria other, label; choose one of them with --criterion"):
+        evaluate_head(one, source, "label", tmp_path / "unclear", compare=both)

@@ -7,6 +7,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 from sklearn.kernel_ridge import KernelRidge
 
+from ml_filter.errors import InputError
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.fitting import class_weights, fit_head, predict
 from ml_filter.heads.info import Criterion
@@ -113,3 +114,36 @@ def test_class_weights_favour_the_rare_and_leave_out_the_missing():
     assert weights[3] / weights[0] == pytest.approx(3**0.5)
     assert weights[:4].mean() == pytest.approx(1)
     assert weights[4] == 0
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+def test_training_that_diverges_says_which_setting_to_lower(embeddings, labels, kind):
+    with pytest.raises(InputError, match=r"diverged.*lower head\.learning_rate \(1e\+30\)"):
+        fitted(embeddings, labels, kind=kind, task="ordinal", learning_rate=1e30)
+
+
+def test_a_kernel_of_nearly_the_same_embeddings_is_solved():
+    random = np.random.default_rng(0)
+    vectors = (1000 + random.normal(0, 1e-3, (N, WIDTH))).astype(np.float32)
+    vectors[::2] = vectors[0]
+    labels = random.integers(0, 6, (N, 1)).astype(float)
+    scores = predict(
+        fitted(Embeddings(vectors, np.arange(N)), labels, kind="kernel"), Embeddings(vectors, np.arange(N))
+    )
+    assert np.isfinite(scores).all()
+
+
+def test_the_windows_of_a_document_are_on_one_side_of_early_stopping():
+    random = np.random.default_rng(0)
+    vectors, labels = random.normal(0, 1, (60, 64)).astype(np.float32), random.integers(0, 6, (60, 1)).astype(float)
+    owners = np.repeat(np.arange(60), 5)
+    windows, wanted = Embeddings(vectors, owners), labels[owners]
+    settings = HeadSettings(kind="mlp", size=64, learning_rate=0.01, epochs=30, patience=30)
+
+    def furthest(of):
+        head = fit_head(windows, wanted, np.ones_like(wanted), (EDU,), settings, seed=0, owners=of)
+        return np.abs(predict(head, windows) - wanted).max()
+
+    # Labels that follow from nothing can be learnt by heart, but not those of documents that are kept apart.
+    assert furthest(None) < 0.5
+    assert furthest(owners) > 1

@@ -74,17 +74,20 @@ def test_votes_that_disagree_weigh_less_where_that_is_asked_for(tmp_path):
     scores = aggregated(tmp_path, one, other)
     [chunk] = LabelledDocuments(scores, "score", trust_agreement=True)
     agreed, disputed = chunk.weights[:, 0]
-    assert agreed == 1
-    assert disputed == pytest.approx(1 / (1 + 2**2 / 2))  # their standard deviation is 2
+    pooled = 2 * 2**2 / 2  # the votes' standard deviations are 0 and 2
+    assert agreed == pytest.approx(1 / (1 + pooled / 4))
+    assert disputed == pytest.approx(1 / (1 + (pooled + 2 * 2**2) / 4))
     [chunk] = LabelledDocuments(scores, "score")
     assert chunk.weights.tolist() == [[1], [1]]
 
 
 def test_hosts_sources_and_languages_come_along(tmp_path):
     path = tmp_path / "pages.jsonl"
-    path.write_text('{"text": "a", "score": 1, "url": "https://example.org/a?b", "language": "de"}\n')
+    first = {"text": "a", "score": 1, "url": "https://example.org/a?b", "language": "de"}
+    second = {"text": "b", "score": 1, "url": "http://["}
+    path.write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
     [chunk] = LabelledDocuments(SourceConfig(paths=[str(path)]), "score")
-    assert chunk.strata == {"language": ["de"], "host": ["example.org"]}
+    assert chunk.strata == {"language": ["de", None], "host": ["example.org", None]}
 
 
 def test_a_criterion_of_labels_that_have_none_is_refused(tmp_path):
@@ -103,3 +106,35 @@ def test_the_documents_of_all_annotators_are_found_and_each_is_given_once(tmp_pa
     assert labels(data) == {"x": 1.0, "y": 3.0, "z": 5.0}
     assert data.unlabelled == 0
     assert [made["annotator"] for made in data.lineage] == ["llama", "qwen"]
+
+
+def test_a_vote_that_stands_alone_does_not_outrank_three_that_nearly_agree(tmp_path):
+    source = pages(tmp_path / "pages.jsonl", "one", "near", "far")
+    votes = {"a": [("one", 3.0), ("near", 3.0), ("far", 0.0)], "b": [("near", 3.0), ("far", 2.0)]}
+    votes["c"] = [("near", 4.0), ("far", 5.0)]
+    made = [write_annotations(tmp_path / name, given, name, source=source) for name, given in votes.items()]
+    data = LabelledDocuments(aggregated(tmp_path, *made), "score", trust_agreement=True)
+    weights = {name: weight for chunk in data for name, (weight, *_) in zip(chunk.ids, chunk.weights, strict=True)}
+    assert weights["near"] > weights["far"] > 0
+    assert weights["near"] > weights["one"]
+    pooled = (2 / 3 + 38 / 3) / 4  # squared deviations over degrees of freedom
+    assert weights["one"] == pytest.approx(1 / (1 + pooled))
+    assert weights["near"] == pytest.approx(1 / (1 + (pooled + 2 / 3) / 9))
+
+
+def test_agreement_is_not_trusted_where_there_is_none_to_go_by(tmp_path):
+    source = pages(tmp_path / "pages.jsonl", "x", "y")
+    scores = aggregated(tmp_path, write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)], source=source))
+    with pytest.raises(InputError, match="no document has several votes of quality"):
+        LabelledDocuments(scores, "score", trust_agreement=True)
+    with pytest.raises(InputError, match="trust_agreement weighs aggregated scores by their votes"):
+        LabelledDocuments(SourceConfig(paths=[str(source)]), "score", trust_agreement=True)
+
+
+def test_aggregated_scores_at_a_url_are_known_as_such(tmp_path):
+    source = pages(tmp_path / "pages.jsonl", "x", "y")
+    made = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)], "llama", source=source)
+    scores = aggregate_annotations([made], AggregateConfig(), "memory://labels/scores")
+    data = LabelledDocuments(SourceConfig(paths=[scores.root]), "label", criteria="quality")
+    assert labels(data) == {"x": 1.0, "y": 2.0}
+    assert [run["annotator"] for run in data.lineage] == ["llama"]

@@ -1,5 +1,7 @@
 """When a head takes the place of the current one."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,9 +11,10 @@ from scipy.stats import spearmanr
 from ml_filter.agreement.metrics import Resampling
 from ml_filter.errors import GateFailed, InputError
 from ml_filter.heads.evaluate import HeadEvaluation
+from ml_filter.heads.labels import text_keys
 from ml_filter.heads.promotion import Decision, decide, judge_head
 from ml_filter.heads.quality import HeadScores, compare_heads, measure_quality
-from ml_filter.heads.train import train_head
+from ml_filter.heads.train import read_trained_on, train_head
 from ml_filter.settings import PromoteConfig, SourceConfig, TrainConfig
 
 NAMES = ("version 2", "version 1")
@@ -186,6 +189,7 @@ def test_real_heads_are_judged_on_documents_that_neither_was_trained_on(tmp_path
     rows = labelled.read_text().splitlines()
     gold = tmp_path / "gold.jsonl"
     gold.write_text("".join(f"{row}\n" for row in rows[30:]))
+    labelled.write_text("".join(f"{row}\n" for row in rows[:30]))
     known, new = (SourceConfig(paths=[str(path)]) for path in (labelled, gold))
     config = TrainConfig(engine="hashing", label_column="label", test_share=0.3)
     head = train_head(known, config, tmp_path / "head")
@@ -202,6 +206,13 @@ def test_real_heads_are_judged_on_documents_that_neither_was_trained_on(tmp_path
     says = r"version 2 was trained on .*labelled\.jsonl: compare heads on documents that neither has seen"
     with pytest.raises(InputError, match=says):
         judge_head(head, None, known, "label", promote, tmp_path / "none", NAMES)
+    copied = tmp_path / "copied.jsonl"
+    some = [{**json.loads(row), "text": json.loads(row)["text"].upper()} for row in rows[:3]]
+    copied.write_text(gold.read_text() + "".join(f"{json.dumps(row)}\n" for row in some))
+    seen = len(set(text_keys([row["text"] for row in some])) & set(read_trained_on(head.directory)))
+    assert 0 < seen <= 3
+    with pytest.raises(InputError, match=rf"version 2 was trained on {seen} of the 33 documents of .*copied\.jsonl"):
+        judge_head(head, None, SourceConfig(paths=[str(copied)]), "label", promote, tmp_path / "none", NAMES)
     promote = PromoteConfig(test=known, test_label_column="label")
     with pytest.raises(InputError, match=says):
         judge_head(head, None, new, "label", promote, tmp_path / "none", NAMES)

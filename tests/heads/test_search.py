@@ -22,6 +22,7 @@ from sklearn.metrics import f1_score
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import InputError
 from ml_filter.heads.info import Criterion
+from ml_filter.heads.labels import Groups, Labelled, LabelledDocuments
 from ml_filter.heads.members import EncoderMember
 from ml_filter.heads.search import (
     BEST_NAME,
@@ -34,7 +35,7 @@ from ml_filter.heads.search import (
     search_head,
     settings_of,
 )
-from ml_filter.heads.train import KnownLabels, train_head
+from ml_filter.heads.train import KnownLabels, take_up, train_head
 from ml_filter.settings import HeadSettings, SearchConfig, SearchSpace, SourceConfig, TrainConfig, read_yaml
 
 # Of this seed every trial has a figure: a stack of heads that rank the wrong way round would have none.
@@ -133,31 +134,17 @@ def test_a_finished_search_is_read_and_not_done_again(searched, source):
 
 def test_labels_and_texts_of_the_test_documents_change_nothing(rows, source, searched, tmp_path):
     search, _ = searched
-    seen: set[str] = set()
-    changed = []
-    for row in rows:
-        alone = train_documents_without(rows, row, tmp_path)
-        if alone == search.documents:
-            changed.append({**row, "text": "Nothing of it is left. " * 9 + row["id"], "label": 5 - row["label"]})
-        else:
-            seen.add(row["id"])
-            changed.append(row)
-    assert (len(seen), len(rows) - len(seen)) == (search.documents, search.test_documents)
+    is_test = take_up(LabelledDocuments(source, "label"), lambda texts: None, TRAIN).is_test
+    assert (int((~is_test).sum()), int(is_test.sum())) == (search.documents, search.test_documents)
+    changed = [
+        {**row, "text": row["text"][::-1], "label": 5 - row["label"]} if kept_apart else row
+        for row, kept_apart in zip(rows, is_test, strict=True)
+    ]
     again, _ = search_head(written(tmp_path / "changed.jsonl", changed), CONFIG, tmp_path / "search")
     assert outcomes(again) == outcomes(search)
 
 
-def train_documents_without(rows: list[dict], one: dict, directory: Path) -> int:
-    """How many documents are trained on where one is left out."""
-    from ml_filter.heads.labels import LabelledDocuments
-    from ml_filter.heads.train import take_up
-
-    source = written(directory / "without.jsonl", [row for row in rows if row is not one])
-    known = take_up(LabelledDocuments(source, "label"), lambda texts: None, TRAIN)
-    return int((~known.is_test).sum())
-
-
-def judge(labels: np.ndarray, groups: np.ndarray, bands: np.ndarray | None = None, **config) -> _Judge:
+def judge(labels: np.ndarray, groups: np.ndarray, **config) -> _Judge:
     """Of documents that are all trained on."""
     count = len(labels)
     known = KnownLabels(
@@ -165,20 +152,29 @@ def judge(labels: np.ndarray, groups: np.ndarray, bands: np.ndarray | None = Non
         | {"labels": labels[:, None], "weights": np.ones((count, 1)), "is_test": np.zeros(count, bool)}
         | {"groups": groups.astype(np.uint64)}
     )
-    bands = np.arange(count, dtype=np.uint64)[:, None] if bands is None else bands
-    return _Judge(CHEAP.model_copy(update=config), [CRITERION], known, bands)
+    return _Judge(CHEAP.model_copy(update=config), [CRITERION], known)
+
+
+def grouped(hosts: list[str], texts: list[int]) -> np.ndarray:
+    """The number of each document's group, its text one of many in upper or lower case."""
+    written = [" ".join(f"word{text * 50 + place}" for place in range(50)) for text in texts]
+    cased = [text.upper() if place % 2 else text for place, text in enumerate(written)]
+    labels = np.zeros((len(texts), 1))
+    together = Groups(0.8)
+    together.add(Labelled(list(map(str, range(len(texts)))), cased, labels, labels, {"host": hosts}))
+    return together.draw(list(range(len(texts))))
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 60), st.integers(0, 5)), min_size=20, max_size=100))
 def test_hosts_and_near_duplicates_are_in_one_fold(documents):
-    hosts, bands, labels = (np.array(column) for column in zip(*documents, strict=True))
+    hosts, texts, labels = (np.array(column) for column in zip(*documents, strict=True))
     try:
-        folds = judge(labels.astype(float), hosts, bands.astype(np.uint64)[:, None])._folds
+        folds = judge(labels.astype(float), grouped([f"{host}.org" for host in hosts], texts.tolist()))._folds
     except InputError:
         folds = np.zeros(len(documents), int)  # all of them hang together
     for one, other in itertools.combinations(range(len(documents)), 2):
-        if hosts[one] == hosts[other] or bands[one] == bands[other]:
+        if hosts[one] == hosts[other] or texts[one] == texts[other]:
             assert folds[one] == folds[other]
 
 

@@ -35,14 +35,17 @@ def test_a_trained_head_is_loaded_by_one_from_pretrained_and_scores(head):
     model = HeadModel.from_pretrained(head.directory)
     _, tokenizer = load_model(head.directory)
     batch = tokenizer(["Water boils at 100 degrees."], return_tensors="pt")
-    score = model(batch["input_ids"], batch["attention_mask"])
+    score = model(**batch)
+    one_segment = torch.zeros_like(batch["input_ids"])
+    assert model(**{**batch, "token_type_ids": one_segment}).equal(score)
     assert score.shape == (1, 1)
     assert -1 <= score.item() <= 6  # clamped by the engine
 
 
 def test_it_is_safetensors_with_config_and_tokenizer_and_nothing_pickled(head):
     names = {path.name for path in Path(head.directory).iterdir() if not path.name.startswith(".")}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json"}
+    ours = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json"}
+    assert names == {*ours, "trained_on.safetensors"}
 
 
 def test_it_holds_no_path_of_the_machine_that_trained_it(head):
@@ -65,6 +68,21 @@ def test_exact_duplicates_never_stand_on_both_sides_of_the_split(documents, tmp_
     training = train_head(SourceConfig(paths=[str(path)]), CONFIG, tmp_path / "head").training
     assert training.train_documents % 2 == 0
     assert training.test_documents % 2 == 0
+
+
+@pytest.mark.parametrize("engine", ["hashing", "stack"])
+def test_near_duplicates_without_url_never_stand_on_both_sides_of_a_split(documents, tmp_path, engine):
+    changes = [str, str.upper, str.lower, str.title, lambda text: f" {text}\n", lambda text: text.replace(" ", "  ")]
+    texts = [row["text"][:600] for row in documents[:30]]
+    rows = [{"text": change(text), "label": i % 6} for i, text in enumerate(texts) for change in changes]
+    path = tmp_path / "variants.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TrainConfig(engine=engine, label_column="label", max_tokens=64)
+    training = train_head(SourceConfig(paths=[str(path)]), config, tmp_path / "head").training
+    assert training.train_documents % 6 == training.test_documents % 6 == 0
+    # The labels mean nothing: a head that is right about them has seen the document.
+    assert training.test["label"].accuracy < 0.5
+    assert training.cross_validated["label"].accuracy < 0.5
 
 
 def test_a_finished_head_is_not_trained_again_and_other_settings_are_refused(head, labelled):
@@ -105,6 +123,10 @@ def test_killed_in_mid_training_it_is_not_a_head_and_a_second_call_makes_one(hea
         ([{"text": f"text {i}", "label": i} for i in range(40)], "outside the score range"),
         ([{"text": f"text {i}", "other": i} for i in range(40)], "no label column 'label'; it has id, text, other"),
         ([{"text": f"text {i}", "label": "good"} for i in range(40)], "no column of numbers"),
+        (
+            [{"text": f"text {i}", "label": i % 5, "url": "https://www.one.org/"} for i in range(40)],
+            "the 40 labelled documents are of 1 hosts, .* none is left for the test; give labels of more hosts",
+        ),
     ],
 )
 def test_labels_that_cannot_teach_are_refused_with_the_reason(rows, says, tmp_path):
@@ -112,6 +134,24 @@ def test_labels_that_cannot_teach_are_refused_with_the_reason(rows, says, tmp_pa
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=says):
         train_head(SourceConfig(paths=[str(path)]), CONFIG, tmp_path / "head")
+
+
+def test_a_criterion_that_is_labelled_on_two_hosts_only_is_named(documents, tmp_path):
+    hosts = [f"{'x' if i % 2 else 'y'}.org" if i < 30 else f"{i}.org" for i in range(len(documents))]
+    rows = [
+        {**row, "a": i % 6, "b": i % 5 if i < 30 else None, "url": f"https://{host}"}
+        for i, (row, host) in enumerate(zip(documents, hosts, strict=True))
+    ]
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = []
+    for seed in range(8):  # with some, one of the two hosts is the test's
+        config = TrainConfig(engine="hashing", label_column=["a", "b"], seed=seed)
+        try:
+            train_head(SourceConfig(paths=[str(path)]), config, tmp_path / f"head-{seed}")
+        except InputError as error:
+            refused.append(str(error))
+    assert any("a label of b to train on are all in one fold, as they are of one host" in why for why in refused)
 
 
 def test_an_unknown_encoder_is_named(labelled, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from ml_filter.documents.installed import read_installed
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import InputError
+from ml_filter.heads.labels import text_keys
 from ml_filter.heads.train import train_head
 from ml_filter.logs import configure_logging
 from ml_filter.settings import SourceConfig, TrainConfig
@@ -322,7 +323,9 @@ class Training:
         train, gold = [], []
         for source, label in LABELS.items():
             train += [{**row, "right": label, "wild": random.randint(0, 5)} for row in by_source[source][:20]]
-            gold += [{**row, "human_score": label} for row in by_source[source][20:35]]
+            seen = {key for one in by_source.values() for key in text_keys([row["text"] for row in one[:20]])}
+            new = [row for row in by_source[source][20:] if text_keys([row["text"]])[0] not in seen]
+            gold += [{**row, "human_score": label} for row in new[:15]]
         self.labels, self.gold = self._written("labels", train), self._written("gold", gold)
         self.config = directory / "training.yaml"
         model = {"name": "head_of_the_test"}
@@ -375,7 +378,10 @@ def test_a_better_head_is_promoted_by_its_pipeline_and_no_other_one(store, tmp_p
     tracking = ("tracking.mode=offline", f"tracking.directory={tmp_path}/comet")
     assert training.run("right", "promote.min_agreement=0.5", *tracking) == 0
     assert version(2).stage == "staging"
-    assert caplog.text.count("scored these documents before") == 2  # the gold, by the candidate and the current head
+    assert caplog.text.count("scored these documents before") == 1  # the gold, by the current head
+    assert steps_of(version(2))["evaluate_head"].run_metadata["compared_with"] == 1
+    page = steps_of(version(2))["promote_head"].outputs["comparison"][0].load()
+    assert "compared" in page.lower()
     decision = version(2).run_metadata["decision"]
     assert decision["compared_with"] == 1
     assert decision["comparisons"]["gold"]["spearman"]["low"] > 0
@@ -398,7 +404,82 @@ def test_a_better_head_is_promoted_by_its_pipeline_and_no_other_one(store, tmp_p
     assert "error: version 4 is not promoted: Spearman on gold (60 documents) differs from version 2" in why
     assert "the lower bound is under the margin of 0" in why
     assert version(4).run_metadata["decision"]["promoted"] is False
+    assert steps_of(version(4))["track_run"].status == "completed"
     assert says("rollback", model)[1] == f"version 1 of {model} is in production again, version 2 is archived"
+
+
+def steps_of(version) -> dict:
+    return next(iter(version.pipeline_runs.values())).steps
+
+
+def test_a_head_that_is_not_to_be_promoted_has_its_lineage_and_is_compared_all_the_same(store, tmp_path):
+    from zenml.client import Client
+
+    training, model = Training(tmp_path), "head_without_promotion"
+    training.config.write_text(json.dumps({"parameters": {"tracking": {"mode": "off"}}, "model": {"name": model}}))
+    assert training.run("wild") == training.run("right") == 0
+    first, second = (Client().get_model_version(model, number) for number in (1, 2))
+    assert "compared_with" not in steps_of(second)["evaluate_head"].run_metadata
+    assert list(second.run_metadata["lineage"]["labels"]) == [str(training.labels)]
+    first.set_stage("production")
+    assert training.run("right", "train.seed=1") == 0
+    third = steps_of(Client().get_model_version(model, 3))["evaluate_head"]
+    assert third.run_metadata["compared_with"] == 1
+    assert "promote_head" not in steps_of(Client().get_model_version(model, 3))
+
+
+def test_a_head_of_several_criteria_is_evaluated_on_each_that_gold_has_a_column_for(store, tmp_path, capsys):
+    from zenml.client import Client
+
+    training, model = Training(tmp_path), "head_of_two_criteria"
+    training.config.write_text(json.dumps({"parameters": {"tracking": {"mode": "off"}}, "model": {"name": model}}))
+    assert training.run("[right,wild]") == 2
+    assert "the head has the criteria right, wild: give gold_label_column as {criterion: column}" in (
+        capsys.readouterr().err
+    )
+    columns = "gold_label_column={right: human_score, wild: human_score}"
+    assert training.run("[right,wild]", columns, "promote.criterion=right", "promote.min_agreement=-1") == 0
+    version = Client().get_model_version(model, 1)
+    assert version.stage == "staging"
+    right, wild = (version.run_metadata[f"gold_figures_{name}"]["spearman"] for name in ("right", "wild"))
+    assert right > wild
+    figure = version.run_metadata["decision"]["gate"]["figure"]["value"]
+    assert figure == pytest.approx(right)
+    assert training.run("[right,wild]", columns, "promote.min_agreement=-1") == 2
+    assert "promote.criterion: choose one of right, wild, which gold has labels of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"gold": {"paths": ["gold.jsonl"]}}, "gold is a parameter of the pipeline: put it under `parameters:`"),
+        ({"parameter": {}}, "nothing reads parameter; did you mean parameters?"),
+        ({"modell": {"name": "m"}}, "nothing reads modell; did you mean model?"),
+        ({"nothing_like_it": 1}, "nothing reads nothing_like_it; there are run_name, enable_cache"),
+    ],
+)
+def test_a_key_of_the_yaml_that_nothing_reads_is_refused(content, says, tmp_path, capsys):
+    path = tmp_path / "training.yaml"
+    path.write_text(json.dumps({"parameters": {"labels": {"paths": ["labels.jsonl"]}}, **content}))
+    assert run_pipeline(["training", "--config", str(path)]) == 2
+    assert f"{path}: {says}" in capsys.readouterr().err
+
+
+def test_a_head_whose_weights_were_changed_where_it_was_trained_is_read_from_the_store(store, tmp_path, documents):
+    from zenml import save_artifact
+
+    from steps.materializers import HeadMaterializer
+
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("".join(json.dumps({**row, "label": i % 5}) + "\n" for i, row in enumerate(documents)))
+    config = TrainConfig(engine="hashing", label_column="label")
+    made = train_head(SourceConfig(paths=[str(path)]), config, tmp_path / "head")
+    saved = save_artifact(made, "head_of_changed_weights", materializer=HeadMaterializer)
+    assert saved.load().directory == made.directory
+    weights = tmp_path / "head" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    assert saved.load().directory != made.directory
+    assert saved.load().digest == made.digest
 
 
 def test_promotion_without_gold_is_refused_before_anything_runs(capsys):

