@@ -585,6 +585,8 @@ class _Collector(Run):
     def ask_all(self, settings: Settings) -> None:
         """Record the results that answer an open request."""
         key = settings.api_key or SecretStr("none")
+        with suppress(ConfigError):  # results may repeat the key of where the batch went, if that is known here
+            key = self.batch.endpoint(settings).api_key
         self.endpoint = Endpoint("the batch", self.annotator, key)
         self.prompts = {prompt.digest: prompt for of in self.criteria.values() for prompt in of.values()}
         self.lines: Counter[str] = Counter()

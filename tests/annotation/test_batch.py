@@ -268,6 +268,18 @@ def test_a_batch_goes_to_the_first_endpoint_under_its_name_for_the_model(pages, 
     assert {row["annotator"] for row in pq.read_table(made.shard_paths()[0]).to_pylist()} == {"m"}
 
 
+def test_results_that_repeat_their_endpoints_key_are_kept_without_it(pages, asking, provide, tmp_path, monkeypatch):
+    server = provide()
+    monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
+    entry = {"url": server.url, "model": "vendor/m", "api_key_env": "VENDOR_KEY"}
+    write_batch(pages(2), asking(server, endpoints=[entry]), BatchConfig(), tmp_path / "b", SETTINGS)
+    error = {"error": {"message": "a-key-of-the-vendor has no quota"}}
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(result(line, error, 400)) + "\n" for line in lines_in(tmp_path / "b")))
+    made = collect_batch(tmp_path / "b", tmp_path / "out", results=[path], settings=SETTINGS)
+    assert {row["reason"] for row in rows(made)} == {"*** has no quota"}
+
+
 @how(max_examples=10, deadline=None)
 @for_all(requests=st.integers(1, 7), most_bytes=st.integers(400, 3000))
 def test_files_keep_to_their_limits_and_ids_are_unique_short_and_plain(tmp_path_factory, requests, most_bytes):
