@@ -427,6 +427,11 @@ class TrainConfig(StageConfig):
     criterion: str | list[str] | None = Field(None, description="of aggregated scores; unset: all there are")
     trust_agreement: bool = Field(False, description="labels of aggregated scores count less where votes disagree")
     calibration: Literal["isotonic", "platt"] | None = "isotonic"
+    text_prefix: str | None = Field(
+        None,
+        description="put before each text that the encoder reads, such as E5's 'passage: '; unset: what the encoder's "
+        "config_sentence_transformers.json says of documents, else nothing",
+    )
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     threshold: float = Field(3.0, description="at or above counts as good in the binary figures")
     score_min: float = 0.0

@@ -45,6 +45,7 @@ from ml_filter.heads.encoder import quiet_transformers
 from ml_filter.heads.losses import head_loss
 from ml_filter.heads.metrics import evaluate_scores
 from ml_filter.heads.model import HeadModel
+from ml_filter.heads.tokens import usual_ids
 from ml_filter.settings import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def finetune(
     device = model.device
     files = [file_digest(train_file), file_digest(validation_file)]
     names = model.config.info.names
-    run = scratch / f"run-{digest_of([config.model_dump(mode='json'), seed, names, files])[:8]}"
+    reads = [model.config.max_tokens, model.config.text_prefix]
+    run = scratch / f"run-{digest_of([config.model_dump(mode='json'), seed, names, files, reads])[:8]}"
     run.mkdir(parents=True, exist_ok=True)
     share = _label_share(train_file, len(names))
     _write_tokens(train_file, run / "train.arrow", tokenizer, model.config.max_tokens)
@@ -184,7 +186,7 @@ def _write_tokens(source: Path, target: Path, tokenizer: PreTrainedTokenizerBase
     with pa.OSFile(str(begun), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in pq.ParquetFile(source).iter_batches(batch_size=1000, columns=["text", "labels", "weights"]):
             texts = batch.column("text").to_pylist()
-            ids = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+            ids = usual_ids(texts, tokenizer, max_tokens)
             columns = {
                 "input_ids": ids,
                 "labels": batch.column("labels").cast(numbers),

@@ -29,6 +29,7 @@ from ml_filter.heads.hashing import HashedDocuments, HashingModel, HashingSettin
 from ml_filter.heads.info import Criterion, HeadInfo, write_config
 from ml_filter.heads.model import Head, HeadModel, chosen_layers
 from ml_filter.heads.static import StaticSettings, open_static
+from ml_filter.heads.tokens import prefix_tokens, set_text_prefix
 from ml_filter.scoring.device import choose_device, choose_dtype
 from ml_filter.settings import HeadEngine, ScoreConfig, TrainConfig
 
@@ -159,9 +160,16 @@ class EncoderMember(Member):
         self.config, self.criteria = config, list(criteria)
         self._encoder = load_encoder(config.encoder)
         self._tokenizer = self._encoder.tokenizer
+        self._prefix = self._encoder.text_prefix if config.text_prefix is None else config.text_prefix
+        set_text_prefix(self._tokenizer, self._prefix)
         self._limit = min(config.max_tokens, self._encoder.max_tokens)
         if self._limit < config.max_tokens:
             logger.info(f"{config.encoder} reads {self._limit} tokens, not {config.max_tokens:,}")
+        if prefix_tokens(self._tokenizer) + self._tokenizer.num_special_tokens_to_add() >= self._limit:
+            raise ConfigError(
+                f"text_prefix {self._prefix!r} leaves no room for a text in {self._limit} tokens; set a higher "
+                "max_tokens, or another text_prefix"
+            )
         device = choose_device("auto")
         dtype = choose_dtype("auto", device)
         embedder = HeadModel.from_encoder(self._encoder, layers=config.layers)
@@ -173,6 +181,8 @@ class EncoderMember(Member):
             "dtype": str(dtype),
             "device": device.type,
         }
+        if self._prefix:
+            identity["text_prefix"] = self._prefix
         self._embedder = embedder.cast_encoder(dtype)
         nn.Module.to(self._embedder, device)
         self._store = EmbeddingStore(cache, identity, self._embedder.width, self._embed)
@@ -234,6 +244,7 @@ class EncoderMember(Member):
             layers=self.config.layers,
             max_tokens=self._limit,
             windows=self.config.windows,
+            text_prefix=self._prefix,
             combine=self.config.combine,
             kind=self._head.kind,
             size=self._head.size,
