@@ -42,8 +42,8 @@ from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.output import file_digest
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.encoder import quiet_transformers
+from ml_filter.heads.fitting import validation_figures
 from ml_filter.heads.losses import head_loss
-from ml_filter.heads.metrics import evaluate_scores
 from ml_filter.heads.model import HeadModel
 from ml_filter.heads.tokens import usual_ids
 from ml_filter.settings import FinetuneConfig
@@ -60,7 +60,6 @@ _WEIGHTS = "model.safetensors"
 _CHECKPOINT = "checkpoint-"
 _LOCK = ".lock"
 _KEPT_IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-_METRICS = ("spearman", "pearson", "mae", "macro_f1")
 
 
 def finetune(
@@ -369,23 +368,7 @@ def _optimizer(model: HeadModel, config: FinetuneConfig) -> torch.optim.Optimize
 
 def _figures(made: EvalPrediction, criteria: list[Criterion]) -> dict[str, float]:
     """Metrics on the validation documents; nan where one is undefined."""
-    scores, labels = np.asarray(made.predictions), np.asarray(made.label_ids)
-    figures: dict[str, float] = {}
-    found: dict[str, list[float]] = {name: [] for name in _METRICS}
-    for place, criterion in enumerate(criteria):
-        column, wanted = scores[:, place], labels[:, place]
-        if not (np.isfinite(column) & np.isfinite(wanted)).any():
-            continue
-        evaluation = evaluate_scores(
-            column, wanted, low=criterion.low, high=criterion.high, threshold=criterion.threshold
-        )
-        for name in _METRICS:
-            value = getattr(evaluation, name)
-            if value is not None:
-                found[name].append(value)
-                if len(criteria) > 1:
-                    figures[f"{name}_{criterion.name}"] = value
-    return figures | {name: float(np.mean(of)) if of else float("nan") for name, of in found.items()}
+    return validation_figures(np.asarray(made.predictions), np.asarray(made.label_ids), criteria)
 
 
 def _train_in_processes(

@@ -223,6 +223,7 @@ class EncoderMember(Member):
             self.config.head,
             seed=self.config.seed,
         )
+        self.history = self._head.history
 
     def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores of documents, their windows combined."""
@@ -243,8 +244,8 @@ class EncoderMember(Member):
             self._encoder,
             layers=self.config.layers,
             max_tokens=self._limit,
-            windows=self.config.windows,
             text_prefix=self._prefix,
+            windows=self.config.windows,
             combine=self.config.combine,
             kind=self._head.kind,
             size=self._head.size,
@@ -520,6 +521,7 @@ class StackMember(Member):
         """Fit the members."""
         for member in self.members:
             member.fit(places, labels, weights)
+        self.history = [row for member in self.members for row in member.history]
 
     def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
         """Combined scores of documents."""

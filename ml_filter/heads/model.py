@@ -112,11 +112,15 @@ class MlpLayer(nn.Module):
 
 
 class Head(nn.Module):
-    """Embeddings to logits to scores; trained alone on cached embeddings, or with the encoder."""
+    """Embeddings to logits to scores; trained alone on cached embeddings, or with the encoder.
+
+    `history` has a row for each epoch in which it was trained alone, and is not saved.
+    """
 
     def __init__(self, kind: HeadKind, task: Task, width: int, size: int, criteria: list[Criterion]) -> None:
         super().__init__()
         self.kind, self.task, self.size, self.criteria = kind, task, size, criteria
+        self.history: list[dict[str, float]] = []
         self.layer: nn.Module = nn.Identity()
         if kind == "kernel":
             self.layer = KernelLayer(width, size)
