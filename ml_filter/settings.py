@@ -402,6 +402,9 @@ class HeadSettings(StageConfig):
     kind: Literal["linear", "kernel", "mlp"] = "kernel"
     task: Literal["regression", "classification", "ordinal"] = "regression"
     size: Annotated[int, Field(ge=2)] = Field(2000, description="most landmarks of a kernel; hidden width of an mlp")
+    length: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="of a kernel, in root mean square distances of two documents"
+    )
     balance: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="weight of a label: its frequency to the power of -balance; 0 weighs all documents alike"
     )
@@ -409,7 +412,12 @@ class HeadSettings(StageConfig):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     epochs: Annotated[int, Field(ge=1)] = 50
-    patience: Annotated[int, Field(ge=1)] = Field(5, description="epochs without a lower validation loss")
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="of all steps")
+    schedule: Literal["cosine", "linear"] = Field("linear", description="how the rate falls after the warm-up")
+    metric: Literal["spearman", "macro_f1", "loss"] = Field(
+        "loss", description="on a tenth kept apart, mean over the criteria; the weights of its best epoch are kept"
+    )
+    patience: Annotated[int, Field(ge=1)] = Field(5, description="epochs without a better metric")
 
     @model_validator(mode="after")
     def _kernels_are_solved(self) -> Self:
@@ -466,6 +474,11 @@ class TrainConfig(StageConfig):
         "(middle), of the last so many, or all; layers above them are left out of the head",
     )
     max_tokens: Annotated[int, Field(ge=8)] = Field(512, description="of a document, or of each of its windows")
+    text_prefix: str | None = Field(
+        None,
+        description="put before each text that the encoder reads, such as E5's 'passage: '; unset: what the encoder's "
+        "config_sentence_transformers.json says of documents, else nothing",
+    )
     windows: Annotated[int, Field(ge=1)] = Field(1, description="most windows a long document is read in")
     combine: Literal["mean", "max"] = Field("mean", description="of the windows' scores")
     head: HeadSettings = HeadSettings()

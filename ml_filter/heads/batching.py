@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from loguru import logger
 
-from ml_filter.heads.tokens import token_ids
+from ml_filter.heads.tokens import prefix_tokens, token_ids
 
 if TYPE_CHECKING:
     import torch
@@ -109,11 +109,13 @@ def split_windows(
 ) -> tuple[list[str], list[int]]:
     """Pieces of at most `max_tokens` tokens, at most `windows` of each text, and the index of the text of each piece.
 
+    Special tokens and the text prefix are among these tokens, not in the pieces.
+
     One window is the text itself, whose end the tokenizer cuts off.
     """
     if windows == 1:
         return list(texts), list(range(len(texts)))
-    room = max_tokens - tokenizer.num_special_tokens_to_add()
+    room = max_tokens - tokenizer.num_special_tokens_to_add() - prefix_tokens(tokenizer)
     encoded = tokenizer(
         list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=windows * room
     )

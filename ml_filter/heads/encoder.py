@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ml_filter.errors import ConfigError
 from ml_filter.heads.arithmetic import steady_arithmetic
@@ -32,6 +32,8 @@ class Encoder:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     pooling: Pooling
+    text_prefix: str = ""
+    """What was put before each document in its training, as far as its files say."""
 
     @property
     def depth(self) -> int:
@@ -50,6 +52,7 @@ class Encoder:
         return int(min(limit for limit in limits if limit))
 
 
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _OFFSET_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
 """Position embeddings that are never used, as numbering starts behind the padding's."""
 
@@ -86,7 +89,7 @@ def load_encoder(name: str) -> Encoder:
             f"encoder {name!r} is no directory, no installed package and cannot be had from the Hub: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return Encoder(shown_name(name), model.float().eval(), tokenizer, _pooling(place))
+    return Encoder(shown_name(name), model.float().eval(), tokenizer, _pooling(place), _document_prompt(place))
 
 
 def shown_name(name: str) -> str:
@@ -122,16 +125,29 @@ def _packaged(name: str) -> str | None:
 
 def _pooling(place: str) -> Pooling:
     """What a sentence-transformers directory says of its pooling; mean where nothing is said."""
+    return "cls" if _said(place, "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean"
+
+
+def _document_prompt(place: str) -> str:
+    """The prompt that sentence-transformers' `encode_document` would take; none where none is said."""
+    said = _said(place, "config_sentence_transformers.json")
+    prompts = said.get("prompts") or {}
+    names = [name for name in _DOCUMENT_PROMPTS if prompts.get(name)]
+    return str(prompts.get(names[0] if names else said.get("default_prompt_name")) or "")
+
+
+def _said(place: str, name: str) -> dict[str, Any]:
+    """What a JSON file beside a model says; nothing where there is no such file."""
     from transformers.utils.hub import cached_file
 
     found = cached_file(
         place,
-        "1_Pooling/config.json",
+        name,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    says_cls = found is not None and json.loads(Path(found).read_text()).get("pooling_mode_cls_token")
-    return "cls" if says_cls else "mean"
+    says: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8")) if found is not None else {}
+    return says
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:

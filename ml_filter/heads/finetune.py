@@ -42,9 +42,10 @@ from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.output import file_digest
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.encoder import quiet_transformers
+from ml_filter.heads.fitting import validation_figures
 from ml_filter.heads.losses import head_loss
-from ml_filter.heads.metrics import evaluate_scores
 from ml_filter.heads.model import HeadModel
+from ml_filter.heads.tokens import usual_ids
 from ml_filter.settings import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ _WEIGHTS = "model.safetensors"
 _CHECKPOINT = "checkpoint-"
 _LOCK = ".lock"
 _KEPT_IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-_METRICS = ("spearman", "pearson", "mae", "macro_f1")
 
 
 def finetune(
@@ -103,7 +103,8 @@ def finetune(
     device = model.device
     files = [file_digest(train_file), file_digest(validation_file)]
     names = model.config.info.names
-    run = scratch / f"run-{digest_of([config.model_dump(mode='json'), seed, names, files])[:8]}"
+    reads = [model.config.max_tokens, model.config.text_prefix]
+    run = scratch / f"run-{digest_of([config.model_dump(mode='json'), seed, names, files, reads])[:8]}"
     run.mkdir(parents=True, exist_ok=True)
     share = _label_share(train_file, len(names))
     _write_tokens(train_file, run / "train.arrow", tokenizer, model.config.max_tokens)
@@ -184,7 +185,7 @@ def _write_tokens(source: Path, target: Path, tokenizer: PreTrainedTokenizerBase
     with pa.OSFile(str(begun), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in pq.ParquetFile(source).iter_batches(batch_size=1000, columns=["text", "labels", "weights"]):
             texts = batch.column("text").to_pylist()
-            ids = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+            ids = usual_ids(texts, tokenizer, max_tokens)
             columns = {
                 "input_ids": ids,
                 "labels": batch.column("labels").cast(numbers),
@@ -367,23 +368,7 @@ def _optimizer(model: HeadModel, config: FinetuneConfig) -> torch.optim.Optimize
 
 def _figures(made: EvalPrediction, criteria: list[Criterion]) -> dict[str, float]:
     """Metrics on the validation documents; nan where one is undefined."""
-    scores, labels = np.asarray(made.predictions), np.asarray(made.label_ids)
-    figures: dict[str, float] = {}
-    found: dict[str, list[float]] = {name: [] for name in _METRICS}
-    for place, criterion in enumerate(criteria):
-        column, wanted = scores[:, place], labels[:, place]
-        if not (np.isfinite(column) & np.isfinite(wanted)).any():
-            continue
-        evaluation = evaluate_scores(
-            column, wanted, low=criterion.low, high=criterion.high, threshold=criterion.threshold
-        )
-        for name in _METRICS:
-            value = getattr(evaluation, name)
-            if value is not None:
-                found[name].append(value)
-                if len(criteria) > 1:
-                    figures[f"{name}_{criterion.name}"] = value
-    return figures | {name: float(np.mean(of)) if of else float("nan") for name, of in found.items()}
+    return validation_figures(np.asarray(made.predictions), np.asarray(made.label_ids), criteria)
 
 
 def _train_in_processes(

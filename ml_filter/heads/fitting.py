@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import get_scheduler
 
+from ml_filter.agreement.metrics import rank_and_distance, table_statistic
 from ml_filter.errors import InputError
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.info import Criterion
 from ml_filter.heads.losses import head_loss
+from ml_filter.heads.metrics import integer_scores, whole_scores
 from ml_filter.heads.model import Head, KernelLayer, MlpLayer
 from ml_filter.heads.ridge import fit_ridge, label_weights, mean_and_scale
 from ml_filter.settings import HeadSettings
@@ -27,6 +31,7 @@ _JITTERS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Added to the diagonal of a kernel of 1, the smallest by which it can be solved."""
 _BATCH = 64
 _VALIDATION_SHARE = 0.1
+_FIGURES = ("spearman", "pearson", "mae", "macro_f1")
 
 
 def fit_head(
@@ -42,19 +47,22 @@ def fit_head(
     """Fit a head on embeddings [n, width]; the same input gives the same weights.
 
     Linear and kernel regressions are solved in closed form (ridge, its penalty by leave-one-out error), all else is
-    trained with AdamW and stopped early on a tenth of the documents.
+    trained with AdamW and stopped early on a tenth of the documents; then the head's `history` has a row for each
+    epoch: `step`, `epoch`, `loss`, `grad_norm` (means over its steps), `learning_rate` at its end, and on that tenth
+    `eval_loss` and the `validation_figures`, as `eval_<figure>`, that are defined.
 
     Args:
         embeddings: of the documents.
         labels: [n, criteria], nan where there is none.
         weights: [n, criteria], how much each label counts, besides the class weights of `settings.balance`.
         criteria: their names and score ranges.
-        settings: kind of head, task, size, balance.
+        settings: kind of head, task, size, length, balance.
         seed: draws landmarks, batches and the documents for early stopping.
         owners: [n], the document of each embedding, as 0, 1, ...; None: each is one of its own.
 
     Raises:
-        InputError: training diverges, or the embeddings are nearly all the same.
+        InputError: training diverges, no epoch gave the metric of early stopping, or the embeddings are nearly all the
+            same.
     """
     owners = np.arange(len(embeddings)) if owners is None else owners
     weights = class_weights(labels, weights, settings.balance)
@@ -67,8 +75,8 @@ def fit_head(
             head.layer.mean.copy_(torch.from_numpy(mean))
             head.layer.scale.copy_(torch.from_numpy(scale))
         if isinstance(head.layer, KernelLayer):
-            # Root mean square distance of two documents with independent features, which becomes the kernel's length.
-            head.layer.scale *= 2**0.5
+            # Root mean square distance of two documents with independent features, the unit of the kernel's length.
+            head.layer.scale *= 2**0.5 * settings.length
             drawn = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:size])
             head.layer.landmarks.copy_((torch.from_numpy(embeddings[drawn]) - head.layer.mean) / head.layer.scale)
         if settings.task == "regression" and settings.kind in ("linear", "kernel"):
@@ -181,36 +189,99 @@ def _descend(
     with torch.no_grad():  # start at the mean label
         for place, parts in enumerate(head.out.bias.split(head.sizes)):
             parts.fill_(float(np.nanmean(labels[:, place])) if settings.task == "regression" else 0.0)
-    optimizer = torch.optim.AdamW(head.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     targets = (torch.from_numpy(labels).float(), torch.from_numpy(weights).float())
 
-    def loss_of(places: NDArray[np.int64]) -> torch.Tensor:
+    def forward(places: NDArray[np.int64]) -> tuple[list[torch.Tensor], torch.Tensor]:
         made = head((torch.from_numpy(embeddings[places]) - mean) / scale)
-        return head_loss(head, made, targets[0][places], targets[1][places])
+        return made, head_loss(head, made, targets[0][places], targets[1][places])
 
-    best, best_state, waited = float("inf"), head.state_dict(), 0
-    for _ in range(settings.epochs):
-        head.train()
-        random.shuffle(training)
-        for start in range(0, len(training), _BATCH):
-            optimizer.zero_grad()
-            loss_of(training[start : start + _BATCH]).backward()
-            optimizer.step()
-        head.eval()
-        with torch.inference_mode():
-            now = float(loss_of(validation))
-        if now < best:
-            best, waited = now, 0
-            best_state = {name: value.detach().clone() for name, value in head.state_dict().items()}
-        elif (waited := waited + 1) > settings.patience:
-            break
-    if not np.isfinite(best):
-        raise InputError(
-            f"training of the head diverged: its validation loss is never a number; lower head.learning_rate "
-            f"({settings.learning_rate:g})"
-        )
-    head.load_state_dict(best_state)
+    def judged() -> dict[str, float]:
+        made, loss = forward(validation)
+        figures = validation_figures(head.scores(made).numpy(), labels[validation], head.criteria)
+        return {"loss": float(loss), **figures}
+
+    _descend_by(head, training, forward, judged, settings, random)
     if isinstance(head.layer, nn.Identity):  # the head itself sees embeddings that are not standardised
         with torch.no_grad():
             head.out.weight.div_(scale)
             head.out.bias.sub_(head.out.weight @ mean)
+
+
+def _descend_by(
+    head: Head,
+    training: NDArray[np.int64],
+    forward: Callable[[NDArray[np.int64]], tuple[list[torch.Tensor], torch.Tensor]],
+    judged: Callable[[], dict[str, float]],
+    settings: HeadSettings,
+    random: np.random.Generator,
+) -> None:
+    """The epochs: warm-up, decay, early stopping, history."""
+    optimizer = torch.optim.AdamW(head.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    steps = settings.epochs * math.ceil(len(training) / _BATCH)
+    rates = get_scheduler(settings.schedule, optimizer, math.ceil(settings.warmup_share * steps), steps)
+    best, best_state, waited = -math.inf, None, 0
+    for epoch in range(1, settings.epochs + 1):
+        head.train()
+        random.shuffle(training)
+        losses, norms = [], []
+        for start in range(0, len(training), _BATCH):
+            optimizer.zero_grad()
+            _, loss = forward(training[start : start + _BATCH])
+            loss.backward()
+            norms.append(float(nn.utils.get_total_norm([of.grad for of in head.parameters() if of.grad is not None])))
+            optimizer.step()
+            rates.step()
+            losses.append(loss.item())
+        head.eval()
+        with torch.inference_mode():
+            figures = judged()
+        row = {"step": rates.last_epoch, "epoch": epoch, "loss": np.mean(losses), "grad_norm": np.mean(norms)}
+        row |= {"learning_rate": rates.get_last_lr()[0]} | {f"eval_{name}": of for name, of in figures.items()}
+        head.history.append({name: float(of) for name, of in row.items() if np.isfinite(of)})
+        now = -figures["loss"] if settings.metric == "loss" else figures[settings.metric]
+        if now > best:
+            best, waited = now, 0
+            best_state = {name: value.detach().clone() for name, value in head.state_dict().items()}
+        elif (waited := waited + 1) > settings.patience:
+            break
+    if best_state is None and settings.metric == "loss":
+        raise InputError(
+            f"training of the head diverged: its validation loss is never a number; lower head.learning_rate "
+            f"({settings.learning_rate:g})"
+        )
+    if best_state is None:
+        raise InputError(
+            f"no epoch gave a {settings.metric} on the documents kept apart: their labels or scores do not vary, or "
+            "the loss is not finite; give more documents, a lower head.learning_rate, or head.metric: loss"
+        )
+    head.load_state_dict(best_state)
+
+
+def validation_figures(
+    scores: NDArray[np.floating], labels: NDArray[np.floating], criteria: Sequence[Criterion]
+) -> dict[str, float]:
+    """Spearman, Pearson, MAE and macro-F1 of scores [n, criteria] against labels, nan where there is none.
+
+    Means over the criteria; of several also each one's, by `<figure>_<criterion>`; nan where a figure is undefined.
+    """
+    figures: dict[str, float] = {}
+    found: dict[str, list[float]] = {name: [] for name in _FIGURES}
+    for place, criterion in enumerate(criteria):
+        rows = np.column_stack([labels[:, place], scores[:, place]]).astype(np.float64)
+        for name, value in _figures_of(rows[np.isfinite(rows).all(axis=1)], criterion):
+            found[name].append(value)
+            if len(criteria) > 1:
+                figures[f"{name}_{criterion.name}"] = value
+    return figures | {name: float(np.mean(of)) if of else float("nan") for name, of in found.items()}
+
+
+def _figures_of(rows: NDArray[np.float64], criterion: Criterion) -> Iterator[tuple[str, float]]:
+    """The figures of documents (label, score) that are defined. Every epoch asks: so none of what else can be told."""
+    if not len(rows):
+        return
+    span = np.array(whole_scores(criterion.low, criterion.high), np.float64)
+    whole = integer_scores(rows, criterion.low, criterion.high).astype(np.float64)
+    for statistic, of in ((rank_and_distance, rows), (table_statistic(span), whole)):
+        distinct, counts = np.unique(of, axis=0, return_counts=True)
+        made = statistic(distinct, counts[None].astype(np.float64))
+        yield from ((name, float(made[name][0])) for name in _FIGURES if name in made and np.isfinite(made[name][0]))

@@ -14,6 +14,7 @@ from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.arithmetic import steady_arithmetic
 from ml_filter.heads.encoder import quiet_transformers
 from ml_filter.heads.info import Criterion, HeadInfo
+from ml_filter.heads.tokens import set_text_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -110,7 +111,9 @@ def load_model(name: str | Path) -> tuple[HeadModel, PreTrainedTokenizerBase]:
             raw, _ = HeadConfig.get_config_dict(place)
             if raw.get("model_type") == HeadConfig.model_type:
                 ours: HeadModel = HeadModel.from_pretrained(place, use_safetensors=True)
-                return ours.float().eval(), AutoTokenizer.from_pretrained(place, config=ours.config)
+                reader = AutoTokenizer.from_pretrained(place, config=ours.config)
+                set_text_prefix(reader, ours.config.text_prefix)
+                return ours.float().eval(), reader
             _check_published(place, AutoConfig.from_pretrained(place, trust_remote_code=False))
             model, found = AutoModelForSequenceClassification.from_pretrained(
                 place, use_safetensors=True, trust_remote_code=False, output_loading_info=True

@@ -29,6 +29,7 @@ from ml_filter.heads.hashing import HashedDocuments, HashingModel, HashingSettin
 from ml_filter.heads.info import CROSSED, HELD_OUT, Criterion, HeadInfo, write_config
 from ml_filter.heads.model import Head, HeadModel, chosen_layers
 from ml_filter.heads.static import StaticSettings, open_static
+from ml_filter.heads.tokens import prefix_tokens, set_text_prefix
 from ml_filter.scoring.device import choose_device, choose_dtype, usual_batch_tokens
 from ml_filter.settings import HeadEngine, TrainConfig
 
@@ -163,9 +164,16 @@ class EncoderMember(Member):
         self.config, self.criteria = config, list(criteria)
         self._encoder = load_encoder(config.encoder)
         self._tokenizer = self._encoder.tokenizer
+        self._prefix = self._encoder.text_prefix if config.text_prefix is None else config.text_prefix
+        set_text_prefix(self._tokenizer, self._prefix)
         self._limit = min(config.max_tokens, self._encoder.max_tokens)
         if self._limit < config.max_tokens:
             logger.info(f"{config.encoder} reads {self._limit} tokens, not {config.max_tokens:,}")
+        if prefix_tokens(self._tokenizer) + self._tokenizer.num_special_tokens_to_add() >= self._limit:
+            raise ConfigError(
+                f"text_prefix {self._prefix!r} leaves no room for a text in {self._limit} tokens; set a higher "
+                "max_tokens, or another text_prefix"
+            )
         device = choose_device("auto")
         dtype = choose_dtype("auto", device)
         embedder = HeadModel.from_encoder(self._encoder, layers=config.layers)
@@ -178,6 +186,8 @@ class EncoderMember(Member):
             "dtype": str(dtype),
             "device": device.type,
         }
+        if self._prefix:
+            identity["text_prefix"] = self._prefix
         self._embedder = embedder.cast_encoder(dtype)
         nn.Module.to(self._embedder, device)
         self._store = EmbeddingStore(cache, identity, self._embedder.width, self._embed)
@@ -219,6 +229,7 @@ class EncoderMember(Member):
             seed=self.config.seed,
             owners=owners,
         )
+        self.history = self._head.history
 
     def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores of documents, their windows combined."""
@@ -239,6 +250,7 @@ class EncoderMember(Member):
             self._encoder,
             layers=self.config.layers,
             max_tokens=self._limit,
+            text_prefix=self._prefix,
             windows=self.config.windows,
             combine=self.config.combine,
             kind=self._head.kind,
@@ -519,6 +531,7 @@ class StackMember(Member):
         """Fit the members."""
         for member in self.members:
             member.fit(places, labels, weights)
+        self.history = [row for member in self.members for row in member.history]
 
     def predict(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
         """Combined scores of documents."""

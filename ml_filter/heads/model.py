@@ -28,6 +28,7 @@ class HeadConfig(PretrainedConfig):
     """Shape of the encoder and the head, how long documents are read, and what the head says of itself.
 
     `layers` are indices into the encoder's hidden states: 0 is the embedding layer, the last one the output.
+    `text_prefix` stands before each text, or each of its windows, when it is tokenised.
     `size` is the hidden width of an mlp, or the number of landmarks of a kernel.
     `head` is a `HeadInfo`: criteria with their score ranges and calibration, and provenance.
     """
@@ -41,6 +42,7 @@ class HeadConfig(PretrainedConfig):
         pooling: Pooling = "mean",
         layers: list[int] | None = None,
         max_tokens: int = 512,
+        text_prefix: str = "",
         windows: int = 1,
         combine: Literal["mean", "max"] = "mean",
         kind: HeadKind = "linear",
@@ -54,6 +56,7 @@ class HeadConfig(PretrainedConfig):
         self.pooling = pooling
         self.layers = layers or []
         self.max_tokens = max_tokens
+        self.text_prefix = text_prefix
         self.windows, self.combine = windows, combine
         self.kind, self.size, self.task = kind, size, task
         self.head = head or HeadInfo(engine="encoder", criteria=[]).model_dump(mode="json")
@@ -109,11 +112,15 @@ class MlpLayer(nn.Module):
 
 
 class Head(nn.Module):
-    """Embeddings to logits to scores; trained alone on cached embeddings, or with the encoder."""
+    """Embeddings to logits to scores; trained alone on cached embeddings, or with the encoder.
+
+    `history` has a row for each epoch in which it was trained alone, and is not saved.
+    """
 
     def __init__(self, kind: HeadKind, task: Task, width: int, size: int, criteria: list[Criterion]) -> None:
         super().__init__()
         self.kind, self.task, self.size, self.criteria = kind, task, size, criteria
+        self.history: list[dict[str, float]] = []
         self.layer: nn.Module = nn.Identity()
         if kind == "kernel":
             self.layer = KernelLayer(width, size)

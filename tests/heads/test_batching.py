@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from ml_filter.heads.batching import combine_windows, length_batches, run_in_batches, split_windows
 from ml_filter.heads.encoder import load_encoder
+from ml_filter.heads.tokens import set_text_prefix, token_ids
 from ml_filter.settings import EMBEDDED_ENCODER
 
 
@@ -35,6 +36,14 @@ def test_windows_of_a_text_are_its_pieces_in_order(tokenizer, text, windows):
     assert "".join(mine) in text
     if windows == 1:
         assert mine == [text]
+
+
+def test_every_window_has_room_for_the_prefix():
+    tokenizer = load_encoder(EMBEDDED_ENCODER).tokenizer
+    set_text_prefix(tokenizer, "passage: ")
+    text = " ".join(f"w{n}" for n in range(40))
+    pieces, _ = split_windows([text], tokenizer, 12, 4)
+    assert [len(ids) for ids in token_ids(pieces, tokenizer, 1000)] == [12, 12, 12, 12]
 
 
 def test_scores_of_windows_become_the_mean_or_the_highest_of_their_text():

@@ -21,6 +21,7 @@ from ml_filter.heads.encoder import load_encoder
 from ml_filter.heads.finetune import finetune
 from ml_filter.heads.info import Criterion, HeadInfo
 from ml_filter.heads.model import HeadConfig, HeadModel
+from ml_filter.heads.tokens import set_text_prefix
 from ml_filter.settings import EMBEDDED_ENCODER, FinetuneConfig
 
 GOOD, BAD = ["theorem", "proof", "energy", "cell"], ["cheap", "click", "win", "sale"]
@@ -120,6 +121,24 @@ def test_it_learns_and_the_model_becomes_its_best_checkpoint(tokenizer, files, t
     assert spearmanr(scores_of(model, tokenizer, files[1])[:, 0], labels).statistic == pytest.approx(best)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_prefix_is_learnt_from_as_if_it_stood_in_the_texts(files, tmp_path):
+    tables = [pq.read_table(path) for path in files]
+    begun = [
+        write(
+            tmp_path / f"begun-{place}.parquet",
+            [f"passage: {text}" for text in of["text"].to_pylist()],
+            of["labels"].to_pylist(),
+        )
+        for place, of in enumerate(tables)
+    ]
+    models = [small_model(), small_model()]
+    for model, read, prefix in ((models[0], files, "passage: "), (models[1], begun, "")):
+        tokenizer = load_encoder(EMBEDDED_ENCODER).tokenizer
+        set_text_prefix(tokenizer, prefix)
+        finetune(model, tokenizer, *read, CONFIG, tmp_path / f"scratch {prefix}", seed=0)
+    assert same(*models)
 
 
 def test_history_has_loss_rate_gradient_norm_and_validation_figures_by_step(tokenizer, files, tmp_path):

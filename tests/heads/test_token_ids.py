@@ -9,7 +9,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from ml_filter.heads.encoder import load_encoder
-from ml_filter.heads.tokens import _keeps_prefixes, token_ids, usual_ids
+from ml_filter.heads.tokens import _keeps_prefixes, prefix_tokens, set_text_prefix, token_ids, usual_ids
 from ml_filter.settings import EMBEDDED_ENCODER
 
 WORDS = ["Water", "boils", "größer", "Вода", "кључа", "水が沸く", "الماء", "पानी", "don't", "3.14", "ﬁn", "😀"]
@@ -39,6 +39,16 @@ def test_ids_are_those_of_the_whole_text(tokenizer, words, most):
 @given(st.text(max_size=600), st.integers(3, 20))
 def test_whatever_the_text(tokenizer, text, most):
     assert token_ids([text], tokenizer, most) == usual_ids([text], tokenizer, most)
+
+
+@given(st.lists(st.sampled_from([*WORDS, "\n"]), max_size=400), st.integers(6, 40))
+def test_a_prefix_is_read_as_if_it_stood_in_the_text(words, most):
+    tokenizer = load_encoder(EMBEDDED_ENCODER).tokenizer
+    texts = [" ".join(words), ""]
+    wanted = token_ids(["passage: " + text for text in texts], tokenizer, most)
+    set_text_prefix(tokenizer, "passage: ")
+    assert token_ids(texts, tokenizer, most) == usual_ids(texts, tokenizer, most) == wanted
+    assert prefix_tokens(tokenizer) == 2
 
 
 def test_the_embedded_encoders_tokenizer_reads_only_what_it_needs(tokenizer):

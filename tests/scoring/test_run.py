@@ -94,7 +94,7 @@ def test_columns_of_the_input_named_like_ours_are_kept_beside_them(head, documen
 def silent_head(cheap_head, tmp_path) -> str:
     """A head whose bias is no number, so that no score is."""
     directory = shutil.copytree(cheap_head, tmp_path / "silent")
-    [path] = directory.rglob("*.safetensors")
+    path = directory / "model.safetensors"
     weights = load_file(path)
     save_file({**weights, "bias": np.full_like(weights["bias"], np.nan)}, path)
     return str(directory)
