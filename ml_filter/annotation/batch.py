@@ -38,7 +38,7 @@ from ml_filter.annotation.parsing import Answer, AnswerError
 from ml_filter.annotation.prompts import Question
 from ml_filter.annotation.windows import LocalTokenizer, Windows
 from ml_filter.documents.manifest import Manifest, digest_of, read_manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output import OutputDirectory, write_whole
 from ml_filter.documents.readers import known_rows
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
 from ml_filter.progress import progress
@@ -267,7 +267,7 @@ class _Batch:
 
     def save(self) -> None:
         """Put what is known on disk."""
-        _put(self.path / SUBMITTED_NAME, _SUBMISSIONS.dump_json(self.submissions, indent=1))
+        write_whole(self.path / SUBMITTED_NAME, _SUBMISSIONS.dump_json(self.submissions, indent=1))
 
     def endpoint(self, settings: Settings) -> Endpoint:
         """Where the batch goes: the first endpoint."""
@@ -275,16 +275,6 @@ class _Batch:
         if not endpoints:
             raise ConfigError("there is no endpoint to submit to; set ML_FILTER_ENDPOINT, or give --endpoint to write")
         return endpoints[0]
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextmanager
@@ -386,7 +376,7 @@ def _rest_of(batch: _Batch, ended: Submission, settings: Settings) -> Submission
         return None
     stem, _, nth = Path(ended.file).stem.partition("-again-")
     name = f"{stem}-again-{int(nth or 1) + 1}.jsonl"
-    _put(batch.path / name, b"".join(rest))
+    write_whole(batch.path / name, b"".join(rest))
     remote_name = ended.remote_name.removesuffix(ended.file) + name
     return Submission(file=name, url=ended.url, requests=len(rest), remote_name=remote_name)
 

@@ -7,7 +7,6 @@ prompts and windows of one document stay together. Its answers go into the run's
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from ml_filter.annotation.annotate import Run, annotator_name, prepare
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.documents.manifest import LEDGER_NAME, digest_of
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output import OutputDirectory, write_whole
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sampling import sample_documents
 from ml_filter.errors import ConfigError, TooManyFailures
@@ -136,7 +135,7 @@ def estimate_bill(
             made = _scaled(run, annotate, config, drawn.counts["read"], kept)
     made = made.model_copy(update={"digest": digest, "asked_digest": asked_digest})
     if output is not None:
-        _write(Path(output) / ESTIMATE_NAME, made.model_dump_json(indent=1) + "\n")
+        write_whole(Path(output) / ESTIMATE_NAME, f"{made.model_dump_json(indent=1)}\n".encode())
     return made
 
 
@@ -260,13 +259,6 @@ def _found(path: Path, asked_digest: str) -> Estimate | None:
     except (FileNotFoundError, ValidationError):
         return None
     return found if found.asked_digest == asked_digest else None
-
-
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _scaled(run: Run, annotate: AnnotateConfig, config: EstimateConfig, documents: int, ledger: str | None) -> Estimate:

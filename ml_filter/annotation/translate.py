@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from ml_filter.annotation.parsing import Answer, AnswerError
 from ml_filter.annotation.prompts import SLOT, Prompt, Question, as_yaml, language_code, load_prompt
 from ml_filter.annotation.windows import Windows
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output import OutputDirectory, write_whole
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.settings import Settings, SourceConfig, TranslateConfig, prompt_directory
@@ -512,7 +511,4 @@ def _write(path: Path, translated: Prompt, original: Prompt, annotator: str) -> 
         content
     )
     assert Prompt.model_validate(yaml.safe_load(text)) == translated
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text.encode())

@@ -30,7 +30,7 @@ from pydantic import BaseModel
 from ml_filter.documents.dropping import Verdict, drop_documents, set_aside, split_table
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.minhash import Buckets, band_keys, first_of_cluster, rows_per_band, shared_buckets, signatures
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output import OutputDirectory, write_whole
 from ml_filter.documents.readers import known_rows, read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import InputShard, list_shards
@@ -171,9 +171,8 @@ class _Fingerprints:
         return self._directory / f"{name}.bin"
 
     def _save(self) -> None:
-        temporary = self._directory / "signed.json.tmp"
-        temporary.write_text(_Signed(shards=self.shards, ids_size=self._ids_size).model_dump_json())
-        os.replace(temporary, self._directory / "signed.json")
+        signed = _Signed(shards=self.shards, ids_size=self._ids_size)
+        write_whole(self._directory / "signed.json", signed.model_dump_json().encode())
 
     def _resume(self) -> None:
         """Cut off what was written of a shard that was not finished."""

@@ -384,14 +384,7 @@ class OutputDirectory:
         if not self.is_local:
             self.fs.pipe_file(f"{self.root}/{name}", content)
             return
-        target = Path(self.root) / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        write_whole(Path(self.root) / name, content)
 
     def put_file(self, made: Path, name: str) -> None:
         """Move a finished local file to its place."""
@@ -550,6 +543,17 @@ def _temporary_directory() -> tuple[Path, FileLock]:
         if (made / _LOCK_NAME).exists():  # else another process took it for abandoned before it was locked
             return made, lock
         lock.release()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small local file whole or not at all, whenever the process or the machine stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def file_digest(path: Path) -> str:

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from loguru import logger
 
 from ml_filter.documents.manifest import digest_of
-from ml_filter.documents.output import with_digest
+from ml_filter.documents.output import with_digest, write_whole
 from ml_filter.documents.sampling import sample_documents, sampling_key
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
@@ -209,7 +209,8 @@ def _build(
         parents=[head_parent(directory), *sampled.parents],
         lineage=_lineage(directory),
     )
-    _put(target / TRAINING_NAME, result)
+    content = json.dumps(result.model_dump(mode="json"), indent=1) + "\n"
+    write_whole(target / TRAINING_NAME, content.encode())
     shutil.rmtree(scratch, ignore_errors=True)
     logger.info(
         f"The student settles {choice.settled:,} of {choice.tested:,} documents it was tested on, {choice.changed:,} "
@@ -419,9 +420,3 @@ def _copy_head(directory: Path, target: Path) -> None:
         temporary = place.with_name(f".{place.name}.tmp")
         shutil.copyfile(file, temporary)
         os.replace(temporary, place)
-
-
-def _put(path: Path, result: TrainingResult) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(result.model_dump(mode="json"), indent=1) + "\n")
-    os.replace(temporary, path)
