@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from ml_filter.agreement.metrics import Figure
 from ml_filter.documents.lineage import made_by
-from ml_filter.documents.manifest import FailedShard, Manifest, read_manifest
+from ml_filter.documents.manifest import MANIFEST_NAME, FailedShard, Manifest, read_manifest
 from ml_filter.errors import InputError
 from ml_filter.heads.calibration import ThresholdRow
 from ml_filter.heads.info import Criterion, HeadInfo, read_info
@@ -196,6 +196,9 @@ def run_report(
     found = None if info.profile is None else shifts(info.profile, corpus.profile)
     facts = {"head": head.digest, "scored corpus": scored.digest, "filtered corpus": filtered.digest}
     facts |= made_by(training.lineage) | {"code version": filtered.code_version}
+    if made_with := scored.made_with:
+        facts["scored with"] = "{engine} in {dtype} on {device}: {reason}".format_map(made_with)
+    facts["shards"] = f"{len(filtered.shards)}, each of the input shard it is named after; digests in {MANIFEST_NAME}"
     report = RunReport(
         title=f"Filtered corpus: {filtered.rows:,} of {scored.counts['read']:,} documents kept",
         stages=[

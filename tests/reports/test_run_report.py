@@ -78,6 +78,15 @@ def test_counts_add_up_overall_and_by_language(report, alike):
     assert sum(of.kept for of in by_language.values()) == filtered.rows == made.kept
 
 
+def test_the_datasheet_says_what_scores_and_shards_were_made_with(report, alike, head):
+    _, scored, filtered = report(alike, min_score=3)
+    scored.made_with = {"engine": "openvino", "dtype": "bfloat16", "device": "cpu", "reason": "as the settings say"}
+    made = run_report(head, scored, filtered)
+    sheet = made.to_datasheet()
+    assert "| scored with | `openvino in bfloat16 on cpu: as the settings say` |" in sheet
+    assert "| shards | `1, each of the input shard it is named after; digests in manifest.json` |" in sheet
+
+
 def test_hours_throughput_and_cost_follow_from_the_seconds_of_the_workers(report, alike, head):
     made, scored, filtered = report(alike, min_score=3)
     assert made.effort.usd is None
