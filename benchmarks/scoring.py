@@ -18,6 +18,7 @@ plain float32 loop of the same head, and the share of decisions at the threshold
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -37,6 +38,7 @@ from ml_filter.scoring.engine import EncoderEngine, Engine, load_engine
 from ml_filter.settings import ScoreConfig
 
 KINDS = {"matrix products": ("linear", "addmm", "::mm", "bmm"), "attention": ("attention",)}
+RUNS = (("torch", "float32"), ("torch", "bfloat16"), ("openvino", "bfloat16"))
 A, B = "(a) float32, batches of 32", "(b) bfloat16 autocast, batches of 256"
 
 
@@ -51,7 +53,9 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="seconds of CPU, for one thread on a busy machine")
+    parser.add_argument(
+        "--without", nargs="*", default=[], metavar="WORDS", help="leave out ways with these in the name"
+    )
     options = parser.parse_args()
     if options.cascades and len(options.cascades) != len(options.files):
         parser.error("give one cascade for each file, made from the other files")
@@ -68,21 +72,22 @@ def main() -> None:
         Way(B, options.reference.name, lambda of: plain(*reference, of, 256, torch.bfloat16)),
     ]
     engines: dict[str, EncoderEngine] = {}
-    for name, head in (("the same head", options.reference), ("our head", options.head)):
-        for runs, dtype in (("torch", "float32"), ("torch", "bfloat16"), ("openvino", "bfloat16")):
-            engine = EncoderEngine(*load_model(head), ScoreConfig(engine=runs, dtype=dtype, device="cpu"))
-            engines[f"{runs}, {name}, {dtype}"] = engine
-            ways.append(Way(f"{runs}, {name}, {dtype}", head.name, engine.score))
+    heads = (("the same head", options.reference), ("our head", options.head))
+    for (whose, head), (runs, dtype) in itertools.product(heads, RUNS):
+        name = f"{runs}, {whose}, {dtype}"
+        if not any(words in name for words in options.without):
+            engines[name] = EncoderEngine(*load_model(head), ScoreConfig(engine=runs, dtype=dtype, device="cpu"))
+            ways.append(Way(name, head.name, engines[name].score))
     cheap = ScoreConfig(engine=options.engine, device="cpu")
     ways += [Way(head.name, None, load_engine(head, cheap).score) for head in options.also]
     if options.cascades:
         cascades = [load_engine(cascade, cheap) for cascade in options.cascades]
         ways.append(Way("cascade", None, lambda of: score_unseen(cascades, files[: len(of)], of)))
 
-    scores, seconds = timed(ways, texts, options.rounds, time.process_time if options.cpu_time else time.perf_counter)
+    scores, seconds = timed(ways, texts, options.rounds)
     print(
         f"{len(texts)} documents, {options.threads} threads, {options.rounds} rounds, torch {torch.__version__}, "
-        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}{', seconds of CPU' * options.cpu_time}"
+        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     )
     exact = {options.reference.name: scores[A], options.head.name: plain(*ours, texts, 32)[:, 0]}
     decided = exact[options.head.name] >= threshold
@@ -109,7 +114,7 @@ class Way:
 
 
 def timed(
-    ways: Sequence[Way], texts: Sequence[str], rounds: int, clock: Callable[[], float]
+    ways: Sequence[Way], texts: Sequence[str], rounds: int
 ) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
     """Scores of each way, and its seconds in each round."""
     for way in ways:
@@ -118,9 +123,9 @@ def timed(
     seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     for _ in range(rounds):
         for way in ways:
-            start = clock()
+            start = time.perf_counter()
             scores[way.name] = way.score(texts)[:, 0]
-            seconds[way.name].append(clock() - start)
+            seconds[way.name].append(time.perf_counter() - start)
             print(f"{way.name}: {seconds[way.name][-1]:.1f} s", file=sys.stderr)
     return scores, seconds
 

@@ -234,8 +234,9 @@ class _Refusals:
         self._alike = 0 if words is None else self._alike + 1 if words == self._words else 1
         self._words = words
         if self._alike >= _REFUSED_ALIKE:
+            said = str(outcome).rstrip(".")
             raise EndpointError(
-                f"the endpoint refuses every request alike, the first {_REFUSED_ALIKE} of this run: {outcome}. Check "
+                f"the endpoint refuses every request alike, the first {_REFUSED_ALIKE} of this run: {said}. Check "
                 "what the message names: the model, or a setting that shapes requests (extra_body, top_p, temperature, "
                 "structured, or top_logprobs and max_tokens of the prompt). These documents are failed as bad_request; "
                 "when it is mended, --retry-failed asks for them again"
