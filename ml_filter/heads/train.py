@@ -310,11 +310,11 @@ def check_labels(known: KnownLabels, criteria: list[Criterion], config: TrainCon
                 f"give at least {MIN_LABELS}, better thousands"
             )
         if is_test.all() or not is_test.any():
-            hosts = len(np.unique(known.groups[there]))
+            s = "" if (groups := len(np.unique(known.groups[there]))) == 1 else "s"
             raise InputError(
-                f"the {len(values):,} labelled documents{of} are of {hosts} hosts, or groups of near-duplicates, which "
-                f"are never split: none is left for {'training' if is_test.all() else 'the test'}; give labels of more "
-                "hosts, better hundreds"
+                f"the {len(values):,} labelled documents{of} are of {groups} host{s} or group{s} of near-duplicates, "
+                f"which are never split: none is left for {'training' if is_test.all() else 'the test'}; give labels "
+                "of more hosts, better hundreds"
             )
         outside = (values < config.score_min) | (values > config.score_max)
         if outside.any():

@@ -129,12 +129,12 @@ def test_too_many_failures_of_one_side_end_it_after_the_comparison_is_written(si
 
 
 def test_a_side_that_failed_wholly_is_named_with_its_errors_and_mended_by_asking_again(serve, asking, rated, tmp_path):
-    server = serve(lambda asked: refused(400, "no such model") if asked.body["model"] == "bad" else judge(asked))
+    server = serve(lambda asked: chat("no idea") if asked.body["model"] == "bad" else judge(asked))
     a, b = two_sides(asking(server, timeout_s=20), [], ["good", "bad"], [])
     with pytest.raises(TooManyFailures) as raised:
         compare_annotators(rated, a, b, gold(rated), tmp_path / "out")
     assert str(raised.value) == (
-        f"there is nothing to compare: all 60 answers of side b (bad, short) failed (bad_request 60); each is in "
+        f"there is nothing to compare: all 60 answers of side b (bad, short) failed (unparsable_score 60); each is in "
         f"{tmp_path}/out/b/failed.jsonl. Once what they say is mended, run again with --retry-failed"
     )
     assert len((tmp_path / "out/b/failed.jsonl").read_text().splitlines()) == SIZE

@@ -274,15 +274,22 @@ def test_a_figure_that_no_trial_has_is_named(rows, tmp_path):
 
 
 def test_documents_of_one_host_cannot_be_searched_on(rows, tmp_path):
-    two = [{**row, "url": f"https://{'a' if i % 3 else 'b'}.org/"} for i, row in enumerate(rows)]
+    unlike = {" ".join(row["text"].split()): row for row in rows}.values()
+    two = [{**row, "url": f"https://{'a' if i % 3 else 'b'}.org/"} for i, row in enumerate(unlike)]
     source, refused = written(tmp_path / "two.jsonl", two), []
     for seed in range(20):  # with some, one of the two hosts is the test's
-        train = CHEAP.train.model_copy(update={"seed": seed})
+        train = CHEAP.train.model_copy(update={"seed": seed, "near_duplicates": 1.0})
         try:
             search_head(source, CHEAP.model_copy(update={"train": train, "trials": 1}), tmp_path / f"search-{seed}")
         except InputError as error:
             refused.append(str(error))
     assert any("all labelled documents are of one host" in reason for reason in refused)
+
+
+def test_hosts_that_share_near_duplicates_are_one_and_cannot_be_searched_on(rows, tmp_path):
+    two = [{**row, "url": f"https://{'a' if i % 3 else 'b'}.org/"} for i, row in enumerate(rows)]
+    with pytest.raises(InputError, match="are of 1 host or group of near-duplicates, which are never split"):
+        search_head(written(tmp_path / "two.jsonl", two), CHEAP, tmp_path / "search")
 
 
 def test_a_search_does_not_train_encoders():

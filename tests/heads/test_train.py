@@ -125,7 +125,7 @@ def test_killed_in_mid_training_it_is_not_a_head_and_a_second_call_makes_one(hea
         ([{"text": f"text {i}", "label": "good"} for i in range(40)], "no column of numbers"),
         (
             [{"text": f"text {i}", "label": i % 5, "url": "https://www.one.org/"} for i in range(40)],
-            "the 40 labelled documents are of 1 hosts, .* none is left for the test; give labels of more hosts",
+            "the 40 labelled documents are of 1 host or .* none is left for the test; give labels of more hosts",
         ),
     ],
 )
