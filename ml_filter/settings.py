@@ -8,7 +8,7 @@ YAML holds them under the stage's name, and the command line fills them from its
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -916,6 +916,20 @@ class _PipelineConfig(StageConfig):
     tracking: TrackingConfig = TrackingConfig()
 
 
+def as_gates(given: Any) -> list[Any]:
+    """What stands under `gate`: none, one gate or a list of them, as a list."""
+    return [] if given is None else given if isinstance(given, list) else [given]
+
+
+def golds_of(gates: Sequence[GateConfig]) -> list[SourceConfig]:
+    """The gold of the gates, each once, though gates may share it."""
+    golds: list[SourceConfig] = []
+    for gate in gates:
+        if gate.gold not in golds:
+            golds.append(gate.gold)
+    return golds
+
+
 class AnnotationPipelineConfig(_PipelineConfig):
     """Parameters of the annotation pipeline."""
 
@@ -934,15 +948,13 @@ class AnnotationPipelineConfig(_PipelineConfig):
     @field_validator("gate", mode="before")
     @classmethod
     def _one_gate_is_a_list(cls, given: Any) -> Any:
-        return [] if given is None else given if isinstance(given, list) else [given]
+        return as_gates(given)
 
     @model_validator(mode="after")
     def _keep_gold_out(self) -> Self:
         """What the gates measure with never gets into the sample, whatever else is kept out."""
         against = list(self.decontaminate.against) if self.decontaminate else []
-        for gate in self.gate:
-            if gate.gold not in against:
-                against.append(gate.gold)
+        against += [gold for gold in golds_of(self.gate) if gold not in against]
         if against:
             settings = self.decontaminate or DecontaminateConfig(against=against)
             # The model is frozen for those who use it; this is still its making.

@@ -32,6 +32,8 @@ from ml_filter.settings import (
     SampleConfig,
     Settings,
     SourceConfig,
+    as_gates,
+    golds_of,
 )
 
 ESTIMATE_NAME = "estimate.json"
@@ -185,8 +187,8 @@ class PipelineBill(BaseModel):
 def annotator_runs(
     parameters: Mapping[str, Any], annotate: AnnotateConfig, *, output: str | None, settings: Settings | None = None
 ) -> list[AnnotatorRun]:
-    """The runs of an annotation pipeline: `annotate` and each of the jury over the sample and, where there is a gate,
-    each over the gold as well.
+    """The runs of an annotation pipeline: `annotate` and each of the jury over the sample and, where there are gates,
+    each over their gold as well, once where gates share it.
 
     Args:
         parameters: of the pipeline.
@@ -206,10 +208,12 @@ def annotator_runs(
         AnnotatorRun(name, documents, one, output and (output if name == "annotate" else f"{output}-{name}"))
         for name, one in annotators.items()
     ]
-    if gate := parameters.get("gate"):
-        gold, folder = GateConfig.model_validate(gate).gold, parameters.get("output", _PIPELINE_OUTPUT)
+    folder = parameters.get("output", _PIPELINE_OUTPUT)
+    gates = [GateConfig.model_validate(one) for one in as_gates(parameters.get("gate"))]
+    for number, gold in enumerate(golds_of(gates), 1):
+        of = "gold" if number == 1 else f"gold-{number}"
         runs += [
-            AnnotatorRun(f"gold-{name}", gold, one, _gold_output(folder, gold, one, settings))
+            AnnotatorRun(f"{of}-{name}", gold, one, _gold_output(folder, gold, one, settings))
             for name, one in annotators.items()
         ]
     return runs

@@ -233,6 +233,15 @@ def test_the_bill_of_a_pipeline_is_that_of_all_its_annotators_over_sample_and_go
     assert (bill.most_tokens, bill.most_usd) == (14_000, None)
 
 
+def test_gold_that_gates_share_is_billed_once_and_other_gold_beside_it(pipeline, pages, tmp_path):
+    (tmp_path / "other.jsonl").write_text(json.dumps({"id": "o", "text": "[o] gold", "human_score": 3}) + "\n")
+    one, other = pipeline["gate"], {"gold": {"paths": [str(tmp_path / "other.jsonl")]}}
+    parameters = {**pipeline, "gate": [one, {**one, "min_agreement": 0.1}, other], "source": pages(30).model_dump()}
+    first = AnnotateConfig.model_validate(pipeline["annotate"])
+    names = [run.name for run in annotator_runs(parameters, first, output=None, settings=SETTINGS)]
+    assert names == ["annotate", "jury-1", "gold-annotate", "gold-jury-1", "gold-2-annotate", "gold-2-jury-1"]
+
+
 def test_the_pilot_on_the_gold_is_kept_where_the_pipeline_annotates_it(pipeline, pages):
     parameters = {**pipeline, "source": pages(30).model_dump()}
     first = AnnotateConfig.model_validate(pipeline["annotate"])
