@@ -16,6 +16,7 @@ from ml_filter.settings import (
     SampleConfig,
     SourceConfig,
     TrackingConfig,
+    golds_of,
 )
 from steps.feature.aggregate_scores import aggregate_scores
 from steps.feature.annotate_documents import annotate_documents
@@ -72,20 +73,16 @@ def gate_steps(
 ) -> list[Any]:
     """Annotate the gold documents, once where gates share them, and stop the run where a gate does not let it pass."""
     of_gold = {"of": "gold_"}
-    golds: list[SourceConfig] = []
-    scores = []
-    for gate in gates:
-        if gate.gold in golds:
-            continue
+    golds, scores = golds_of(gates), []
+    for before, gold in enumerate(golds):
         annotations = [
             annotate_documents.with_options(substitutions=of_gold)(
-                one, output, source=gate.gold, id=f"annotate_gold_{len(golds) * len(annotators) + n}"
+                one, output, source=gold, id=f"annotate_gold_{before * len(annotators) + n}"
             )
             for n, one in enumerate(annotators, 1)
         ]
-        name = f"aggregate_gold_{len(golds) + 1}" if golds else "aggregate_gold"
+        name = f"aggregate_gold_{before + 1}" if before else "aggregate_gold"
         scores.append(aggregate_scores.with_options(substitutions=of_gold)(annotations, aggregate, output, id=name))
-        golds.append(gate.gold)
     return [gate_on_agreement(scores[golds.index(gate.gold)], gate, output) for gate in gates]
 
 
