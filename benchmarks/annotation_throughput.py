@@ -2,8 +2,9 @@
 
 Throughput: a server on loopback answers each request after a second, and a bare aiohttp loop and `ml-filter annotate`
 put the same documents to it, in turn, with 1,000 requests in flight, each in a process of its own. The rate is the
-server's, in the steady state: from the moment when 95% of the limit is in flight until the last document has been
-asked about. What comes before, start-up and ramp-up, is stated apart, and so is the rate over everything.
+server's, from the first request to the last answer, so what the annotator takes to find out how many requests the
+server bears (the ramp-up) counts. The steady state, from the moment when 95% of the limit is in flight until the last
+document has been asked about, is stated apart.
 Memory: the peak (VmHWM) of `ml-filter annotate` for a growing number of documents of about 3 kB.
 
     python benchmarks/annotation_throughput.py [--only throughput|memory]
@@ -44,7 +45,7 @@ class Client:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["throughput", "memory"])
-    parser.add_argument("--documents", type=int, default=20_000, help="of a throughput run")
+    parser.add_argument("--documents", type=int, default=100_000, help="of a throughput run")
     parser.add_argument("--concurrency", type=int, default=1000)
     parser.add_argument("--latency", type=float, default=1.0, help="seconds until the server answers")
     parser.add_argument("--rounds", type=int, default=3)
@@ -79,22 +80,25 @@ def throughput(options: argparse.Namespace) -> bool:
             "| client's CPU, ms an answer | server's CPU, % of a core |"
         )
         print("|---|---|---|---|---|---|---|---|---|")
-        steady: dict[str, list[float]] = {"bare": [], "ml-filter": []}
+        runs: dict[str, list[dict[str, float]]] = {"bare": [], "ml-filter": []}
         for number in range(1, options.rounds + 1):
-            for name, rates in steady.items():
+            for name, done in runs.items():
                 figures, _ = one_run(name, documents, options.latency, options)
-                rates.append(figures["steady"])
+                done.append(figures)
                 print(
                     f"| {number} | {name} | {figures['start_up']:.1f} | {figures['ramp_up']:.1f} | "
                     f"{figures['peak']:,.0f} | {figures['steady']:,.0f} | {figures['total']:,.0f} | "
                     f"{figures['client_ms']:.2f} | {100 * figures['server_busy']:.0f} |",
                     flush=True,
                 )
-    ratios = [ours / bare for bare, ours in zip(steady["bare"], steady["ml-filter"], strict=True)]
-    print(
-        f"\nml-filter over bare, steady state: {min(ratios):.3f} (min), {statistics.median(ratios):.3f} (median), "
-        f"{max(ratios):.3f} (max) of {options.rounds} rounds; wanted: 0.90\n"
-    )
+    print()
+    for rate in ("steady", "total"):
+        ratios = [ours[rate] / bare[rate] for bare, ours in zip(runs["bare"], runs["ml-filter"], strict=True)]
+        print(
+            f"ml-filter over bare, {rate}: {min(ratios):.3f} (min), {statistics.median(ratios):.3f} (median), "
+            f"{max(ratios):.3f} (max) of {options.rounds} rounds"
+        )
+    print("wanted: 0.90 in total, in each round\n")
     return min(ratios) >= 0.9
 
 

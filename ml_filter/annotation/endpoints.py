@@ -1,4 +1,4 @@
-"""Several endpoints behind one door: a concurrency limit that adapts, a circuit breaker each, retries and failover."""
+"""Several endpoints behind one door: a concurrency limit and a circuit breaker each, retries and failover."""
 
 from __future__ import annotations
 
@@ -16,13 +16,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 
 from ml_filter.annotation.budget import Spending
 from ml_filter.annotation.client import Client, Endpoint, RequestFailed, reported_usage
+from ml_filter.annotation.concurrency import AdaptiveLimit
 from ml_filter.errors import EndpointError
 
-_START = 32
-_LEAST = 20
-"""Requests whose outcome is the least to tell a rate by; more where more are in flight."""
-_WATCH = 100
-"""Requests among which time-outs and rate limits are counted, so that one of few is no share; more as above."""
 _OPEN_AFTER = 5
 _OPEN_AFTER_S = 2.0
 _COOL_DOWN_S = (1.0, 30.0)
@@ -33,130 +29,6 @@ _PING: dict[str, dict[str, Any]] = {
 _FIRST_ANSWER_WITHIN_S = 30.0
 _EXCUSED = 0.1
 _BACKOFF = wait_exponential_jitter(multiplier=0.5, max=30.0, jitter=1.0)
-
-
-class AdaptiveLimit:
-    """How many requests may be in flight: as many as raise the throughput, and not many more.
-
-    It doubles with each round trip while that brings 10% more answers a second. Then Little's law (in flight = rate x
-    latency, with the lowest latency seen) says about how many the server takes, and from there it tries steps of 10%
-    and, while they pay, longer ones: up if that brings a fifth of the step in answers a second, down if it costs less
-    than a tenth of it. Over 1% of rate limits lower it by 30%; over 10% of time-outs do as well, unless fewer are
-    answered then. (Slow start and decrease are TCP's, RFC 5681. Figures: tests/annotation/test_endpoints.py.)
-    """
-
-    def __init__(self, maximum: int, now: float) -> None:
-        self.maximum = maximum
-        self.value = min(maximum, _START)
-        self._doubling, self._doubting = True, False
-        self._latency = math.inf
-        self._rate: float | None = None  # answers a second at this limit, once measured
-        self._before: tuple[int, float] | None = None  # limit and rate before the step that is being tried
-        self._step = 0.1
-        self._rest = self._patience = 1
-        self._peak = 0  # most in flight in a window; below the limit, something else holds the throughput down
-        self._start_window(now)
-        self._watch()
-
-    def answered(self, now: float, in_flight: int) -> None:
-        """Count an answer; `in_flight` includes its request."""
-        self._answers += 1
-        self._peak = max(self._peak, in_flight)
-        if self._doubling and self._peak >= self._size:
-            self.value = min(self.value + 1, self.maximum)
-        self._count(now)
-
-    def pressed(self, now: float, in_flight: int, *, rate_limited: bool) -> None:
-        """Count a rate limit or a time-out; `in_flight` includes its request."""
-        if self._watched >= 0:
-            self._rate_limits += rate_limited
-            self._timeouts += not rate_limited
-        watch = max(self._size, _WATCH)
-        if self._rate_limits > 0.01 * watch:
-            self.value = max(1, int(min(self.value, in_flight) * 0.7))
-            self._doubling, self._before, self._step, self._rest, self._patience = False, None, 0.1, 2, 2
-            self._start_window(now, skip=in_flight)
-            self._watch(skip=in_flight)
-        elif self._timeouts > 0.1 * watch and self._rate is not None and (self._doubling or not self._goes_down()):
-            before = (self.value, self._rate) if self._doubling or self._before is None else self._before
-            self._doubling = False
-            self._try(now, -0.3, before)
-        else:
-            self._count(now)
-
-    def _goes_down(self) -> bool:
-        return self._before is not None and self._step < 0
-
-    def _watch(self, skip: int = 0) -> None:
-        """Count time-outs and rate limits anew, without the requests that a change found on their way."""
-        self._watched = -skip
-        self._rate_limits = self._timeouts = 0
-
-    def _start_window(self, now: float, skip: int = 0) -> None:
-        self._since, self._size, self._skip = now, self.value, skip
-        self._answers = self._results = self._peak = 0
-
-    def _count(self, now: float) -> None:
-        self._watched += 1
-        if self._watched >= max(self._size, _WATCH):
-            self._watch()
-        if self._skip:
-            self._start_window(now, self._skip - 1)
-            return
-        self._results += 1
-        trips = 1 if self._doubling else max(2, math.ceil(_LEAST / self._size))
-        if self._results >= trips * self._size and now > self._since:
-            self._rate = self._answers / (now - self._since)
-            if self._doubling:
-                self._double(now, self._rate)
-            else:
-                self._climb(now, self._rate)
-
-    def _double(self, now: float, rate: float) -> None:
-        if rate > 0:
-            self._latency = min(self._latency, self._size / rate)
-        if self._before is None or self._size <= self._before[0] or rate >= 1.1 * self._before[1]:
-            self._doubting = False
-            self._before = (self._size, rate)
-            self._start_window(now)
-        elif not self._doubting:  # a pause of either side looks the same; a second window decides
-            self._doubting = True
-            self._start_window(now)
-        else:
-            best = max(rate, self._before[1])
-            self._doubling, self._before = False, None
-            self.value = min(self.value, max(1, int(1.25 * best * self._latency))) if best > 0 else self.value
-            self._start_window(now, skip=2 * self._size)
-
-    def _climb(self, now: float, rate: float) -> None:
-        is_full = self._peak >= self.value
-        if self._before:
-            value, before = self._before
-            self._before = None
-            if rate < before * (1 + self._step * (0.2 if self._step > 0 else 0.1)) or (self._step > 0 and not is_full):
-                self.value, self._rate = value, None
-                self._step = 0.1 if self._step < 0 else -0.1
-                self._patience = self._rest = min(2 * self._patience, 16)
-                self._start_window(now, skip=value)
-                return
-            self._step = max(-0.4, min(0.4, 2 * self._step))
-            self._patience, self._rest = 1, 0
-        if self._rest:
-            self._rest -= 1
-        elif self.value == (self.maximum if self._step > 0 else 1):
-            self._step = 0.1 if self._step < 0 else -0.1
-        elif is_full:
-            self._try(now, self._step, (self.value, rate))
-            return
-        self._start_window(now)
-
-    def _try(self, now: float, step: float, before: tuple[int, float]) -> None:
-        self._step, self._before = step, before
-        change = round(before[0] * step) or (1 if step > 0 else -1)
-        self.value = min(max(before[0] + change, 1), self.maximum)
-        skip = max(self.value, before[0])
-        self._start_window(now, skip)
-        self._watch(skip)
 
 
 class Circuit:
@@ -184,10 +56,10 @@ class Circuit:
 class _State:
     """An endpoint and how it is doing."""
 
-    def __init__(self, endpoint: Endpoint, maximum: int, now: float) -> None:
+    def __init__(self, endpoint: Endpoint, maximum: int, timeout_s: float, now: float) -> None:
         self.endpoint = endpoint
         self.most = min(maximum, endpoint.max_concurrency or maximum)
-        self.limit, self.circuit = AdaptiveLimit(self.most, now), Circuit(now)
+        self.limit, self.circuit = AdaptiveLimit(self.most, timeout_s, now), Circuit(now)
         self.in_flight = 0
         self.is_out = False
         self.paused_until = 0.0
@@ -241,7 +113,7 @@ class EndpointPool:
         now = time.monotonic()
         self.max_retries, self.max_outage_s = max_retries, max_outage_s
         self.client = Client(timeout_s)
-        self._states = [_State(endpoint, max_concurrency, now) for endpoint in endpoints]
+        self._states = [_State(endpoint, max_concurrency, timeout_s, now) for endpoint in endpoints]
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._last_error = ""
         self._unusable: EndpointError | None = None
@@ -294,7 +166,7 @@ class EndpointPool:
                 raise failure
             state = await self._room(failed_at)
             attempts += 1
-            start = time.monotonic()
+            start, sent_among = time.monotonic(), state.in_flight
             try:
                 endpoint = state.endpoint
                 payload = await self.client.post(endpoint, endpoint.url(path), body_for(endpoint))
@@ -316,6 +188,7 @@ class EndpointPool:
             else:
                 now = time.monotonic()
                 self._answered(state, now)
+                state.limit.answered(now, state.in_flight, now - start, sent_among)
                 return Response(answer, attempts, now - start)
             finally:
                 state.in_flight -= 1
@@ -366,10 +239,9 @@ class EndpointPool:
     def _answered(self, state: _State, now: float) -> None:
         if state.circuit.is_open:
             logger.info(f"{state.endpoint.base_url} answers again")
-            state.limit = AdaptiveLimit(state.most, now)
+            state.limit = AdaptiveLimit(state.most, self.client.timeout_s, now)
         state.has_answered = True
         state.circuit.answered(now)
-        state.limit.answered(now, state.in_flight)
 
     def _failed(self, state: _State, error: RequestFailed, path: str) -> bool:
         """Note a failure; whether it tells of the endpoint and not of the request."""

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import random
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from loguru import logger
 from misbehaving import Asked, MisbehavingServer, Reply, chat, refused
 from pydantic import SecretStr
@@ -21,142 +17,8 @@ from tenacity import wait_random
 
 from ml_filter.annotation import endpoints
 from ml_filter.annotation.client import Endpoint, RequestFailed
-from ml_filter.annotation.endpoints import AdaptiveLimit, Circuit, EndpointPool
+from ml_filter.annotation.endpoints import Circuit, EndpointPool
 from ml_filter.errors import EndpointError
-
-# --- The limit, against simulated servers ----------------------------------------------------------------------------
-
-
-def simulate(
-    until_s: float,
-    places: Callable[[float], int],
-    *,
-    latency_s: float = 1.0,
-    spread: float = 0.3,
-    timeout_s: float = 1e9,
-    hangs: float = 0.0,
-    per_s: float = 1e9,
-    maximum: int = 1000,
-) -> list[tuple[float, int, bool]]:
-    """Time, limit and whether it was an answer, for each result of a server that always has work.
-
-    The server works on `places(now)` requests at once, each for a gamma-distributed time with mean `latency_s`; the
-    others queue, for `timeout_s` at most. A share `hangs` of its answers is never sent; above `per_s` requests a
-    second it answers with a rate limit.
-    """
-    rng, now, number, in_work, in_flight = random.Random(7), 0.0, 0, 0, 0
-    allowed, filled = per_s, 0.0
-    queue: deque[int] = deque()
-    events: list[tuple[float, int, str]] = []
-    results: list[tuple[float, int, bool]] = []
-    limit = AdaptiveLimit(maximum, now)
-    while now < until_s:
-        while in_flight < limit.value:
-            in_flight, number = in_flight + 1, number + 1
-            allowed, filled = min(per_s, allowed + (now - filled) * per_s), now
-            if allowed < 1:
-                heapq.heappush(events, (now + 0.02, number, "429"))
-                continue
-            allowed -= 1
-            queue.append(number)
-            heapq.heappush(events, (now + timeout_s, number, "late"))
-        while queue and in_work < places(now):
-            in_work += 1
-            kind = "late" if rng.random() < hangs else "done"
-            work_s = rng.gammavariate(1 / spread**2, latency_s * spread**2)
-            heapq.heappush(events, (now + work_s, -queue.popleft(), kind))
-        now, number_done, kind = heapq.heappop(events)
-        if number_done < 0:
-            in_work -= 1
-        elif kind == "late":
-            if number_done not in queue:
-                continue
-            queue.remove(number_done)
-        if kind == "done":
-            limit.answered(now, in_flight)
-        else:
-            limit.pressed(now, in_flight, rate_limited=kind == "429")
-        in_flight -= 1
-        results.append((now, limit.value, kind == "done"))
-    return results
-
-
-def limits(results: Sequence[tuple[float, int, bool]], after_s: float) -> list[int]:
-    return [limit for at, limit, _ in results if at > after_s]
-
-
-def rate(results: Sequence[tuple[float, int, bool]], after_s: float) -> float:
-    return sum(good for at, _, good in results if at > after_s) / (results[-1][0] - after_s)
-
-
-def test_a_server_that_takes_everything_gets_a_thousand_requests_within_ten_round_trips():
-    results = simulate(30, lambda now: 10_000)
-    assert min(limits(results, 10)) == 1000
-    assert rate(results, 10) == pytest.approx(1000, rel=0.02)
-
-
-@pytest.mark.parametrize("places", [50, 100, 300])
-@pytest.mark.parametrize("spread", [0.3, 1.0])
-def test_a_server_with_few_places_gets_about_as_many_requests(places, spread):
-    results = simulate(200, lambda now: places, spread=spread)
-    settled = limits(results, 30)
-    assert 0.6 * places <= sum(settled) / len(settled) <= 2 * places
-    assert rate(results, 30) > 0.9 * places
-
-
-def test_more_places_are_found_and_fewer_too():
-    grown = simulate(240, lambda now: 100 if now < 40 else 400)
-    assert rate(grown, 160) > 0.9 * 400
-    shrunk = simulate(240, lambda now: 400 if now < 40 else 50, timeout_s=2.0)
-    assert sum(limits(shrunk, 160)) / len(limits(shrunk, 160)) < 200
-    assert rate(shrunk, 160) > 0.9 * 50
-
-
-def test_rate_limits_hold_it_down_and_are_few():
-    results = simulate(200, lambda now: 10_000, per_s=50)
-    assert rate(results, 60) > 0.8 * 50
-    assert max(limits(results, 60)) < 120
-    assert sum(not good for _, _, good in results) < 0.08 * len(results)
-
-
-def test_time_outs_of_a_queue_too_long_shorten_it():
-    results = simulate(200, lambda now: 50, latency_s=2.0, timeout_s=3.0)
-    assert rate(results, 60) > 0.9 * 25
-    assert sum(not good for at, _, good in results if at > 60) < 0.05 * len(results)
-
-
-def test_answers_that_never_come_for_no_fault_of_the_load_do_not_bring_it_to_its_knees():
-    five = simulate(200, lambda now: 200, hangs=0.05)
-    assert rate(five, 60) > 0.85 * 200
-    twenty = simulate(200, lambda now: 200, hangs=0.2)
-    assert min(limits(twenty, 60)) >= 16
-
-
-def test_it_does_not_grow_while_there_is_too_little_work():
-    limit = AdaptiveLimit(1000, 0.0)
-    for i in range(1, 5000):
-        limit.answered(i * 0.01, in_flight=5)
-    assert limit.value == 32
-
-
-EVENTS = st.lists(
-    st.tuples(st.sampled_from(["answered", "rate limited", "timeout"]), st.floats(0, 5), st.integers(1, 2000)),
-    max_size=300,
-)
-
-
-@given(EVENTS, st.integers(1, 2000))
-def test_it_stays_between_one_and_the_maximum_whatever_happens(events, maximum):
-    limit, now = AdaptiveLimit(maximum, 0.0), 0.0
-    for kind, passed_s, in_flight in events:
-        now += passed_s
-        for _ in range(30):
-            if kind == "answered":
-                limit.answered(now, in_flight)
-            else:
-                limit.pressed(now, in_flight, rate_limited=kind == "rate limited")
-            assert 1 <= limit.value <= maximum
-
 
 # --- The circuit -----------------------------------------------------------------------------------------------------
 
