@@ -194,8 +194,20 @@ class EndpointPool:
                 state.in_flight -= 1
                 self._wake()
 
+        try:  # most requests need no second try, and tenacity costs as much as sending one
+            return await once()
+        except (RequestFailed, _TakenOut) as error:
+            first: BaseException | None = error
+
+        async def again() -> Response[T]:
+            nonlocal first
+            if first is not None:
+                first, error = None, first
+                raise error
+            return await once()
+
         retrying = AsyncRetrying(stop=stop, wait=_BACKOFF, retry=retry_if_exception(_may_pass), reraise=True)
-        return await retrying(once)
+        return await retrying(again)
 
     async def _room(self, failed_at: _State | None) -> _State:
         """The least loaded endpoint with room for a request, one that has not just failed it where there is one."""
