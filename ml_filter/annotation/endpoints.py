@@ -66,9 +66,11 @@ class _State:
         self.has_answered = False
         self.revival: asyncio.Task[None] | None = None
 
+    def takes_requests(self, now: float) -> bool:
+        return not (self.is_out or self.circuit.is_open) and now >= self.paused_until
+
     def has_room(self, now: float) -> bool:
-        is_up = not (self.is_out or self.circuit.is_open)
-        return is_up and self.in_flight < self.limit.value and now >= self.paused_until
+        return self.takes_requests(now) and self.in_flight < self.limit.value
 
     def load(self) -> float:
         return self.in_flight / self.limit.value
@@ -208,14 +210,16 @@ class EndpointPool:
         return await retrying(again)
 
     async def _room(self, failed_at: _State | None) -> _State:
-        """The least loaded endpoint with room for a request, one that has not just failed it where there is one."""
+        """The least loaded endpoint with room for a request, and not the one that has just failed it where another
+        takes requests, be it only once it has room."""
         while True:
             now = time.monotonic()
             if self._unusable is not None:
                 raise self._unusable
-            free = [state for state in self._states if state.has_room(now)]
+            well = [state for state in self._states if state is not failed_at and state.takes_requests(now)]
+            free = [state for state in well or self._states if state.has_room(now)]
             if free:
-                state = min(free, key=lambda state: (state is failed_at, state.load()))
+                state = min(free, key=_State.load)
                 state.in_flight += 1
                 return state
             self._check_outage(now)

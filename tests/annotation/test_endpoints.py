@@ -147,6 +147,13 @@ def test_an_endpoint_that_is_dead_from_the_start_does_not_spoil_the_other(serve)
 
 
 @pytest.mark.usefixtures("impatient")
+def test_a_try_that_failed_waits_for_room_at_another_endpoint(serve):
+    broken = serve(lambda asked: refused(500, "out of memory"))
+    busy = serve(lambda asked: Reply(chat(asked.document), delay_s=0.2))
+    assert ask([broken.url, busy.url], DOCUMENTS[:40], max_retries=1) == DOCUMENTS[:40]
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_an_endpoint_that_refuses_key_or_model_is_taken_out_and_the_others_go_on(status, serve):
     warnings: list[str] = []
