@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from loguru import logger
@@ -31,12 +31,15 @@ class _Rate(ProgressColumn):
 
 
 class Progress:
-    """Counts finished items; `advance` is cheap enough to call for each."""
+    """Counts finished items; `advance` is cheap enough to call for each. `note` says more, each time it is shown."""
 
-    def __init__(self, what: str, total: int | None, bar: RichProgress | None) -> None:
+    def __init__(
+        self, what: str, total: int | None, bar: RichProgress | None, note: Callable[[], str] | None = None
+    ) -> None:
         self.what, self.total, self.done = what, total, 0
+        self._note = note or str
         self._bar = bar
-        self._task = bar.add_task(what, total=total) if bar else None
+        self._task = bar.add_task(what, total=total, note="") if bar else None
         self._start = self._logged = time.monotonic()
         self.logged = -1
 
@@ -44,9 +47,16 @@ class Progress:
         """Count `n` more items as finished."""
         self.done += n
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=n)
+            self._bar.update(self._task, advance=n, note=self._note())
         elif time.monotonic() - self._logged >= LOG_EVERY_S:
             self.log()
+
+    def skip(self, n: int) -> None:
+        """Take `n` items off the total that are no work (negative: add some), so that they are in no rate either."""
+        if n and self.total is not None:
+            self.total -= n
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, total=self.total)
 
     def log(self) -> None:
         """Write one line on how far the work is."""
@@ -56,14 +66,15 @@ class Progress:
         if self.total:
             of = f" of {self.total:,}"
             left = f", {max(self.total - self.done, 0) / rate:,.0f} s left" if self.done else ""
-        logger.info(f"{self.what}: {self.done:,}{of}, {rate:,.1f}/s{left}")
+        note = f", {said}" if (said := self._note()) else ""
+        logger.info(f"{self.what}: {self.done:,}{of}, {rate:,.1f}/s{left}{note}")
 
 
 @contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Progress]:
-    """Show the progress of `what` on standard error; `total` None means unknown."""
+def progress(what: str, total: int | None = None, note: Callable[[], str] | None = None) -> Iterator[Progress]:
+    """Show the progress of `what` on standard error; `total` None means unknown, `note` gives words to add."""
     if not sys.stderr.isatty():
-        plain = Progress(what, total, None)
+        plain = Progress(what, total, None, note)
         yield plain
         if plain.done != plain.logged:
             plain.log()
@@ -77,6 +88,7 @@ def progress(what: str, total: int | None = None) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
     )
     with RichProgress(*columns, console=Console(stderr=True)) as bar:
-        yield Progress(what, total, bar)
+        yield Progress(what, total, bar, note)

@@ -258,8 +258,10 @@ class Run:
     counts: Counter[str]
     again = "run again"
     """How a person has the failed ones asked again."""
-    asked, asking_s = 0, 0.0
-    """Requests that were answered or failed in this process, and the seconds that took."""
+    asked, failed, asking_s = 0, 0, 0.0
+    """Requests that were answered or failed in this process, those that failed, and the seconds that took."""
+    _finished = 0
+    """Calls found finished that the progress bar has not heard of yet."""
 
     def __init__(
         self,
@@ -331,10 +333,15 @@ class Run:
         """Prompt, key, text and what is known of its windows, for the calls that are not finished."""
         for _, table in self.tables(RejectsLog()):
             for document_id, text, prompts in self.questions(table):
-                for prompt, key in self.keys(document_id, text, prompts) if text else ():
+                if not text:
+                    self._finished += len(prompts) * self.votes
+                    continue
+                for prompt, key in self.keys(document_id, text, prompts):
                     statuses = self.ledger.statuses(key)
                     if not statuses or any(self._is_open(status) for status in statuses.values()):
                         yield prompt, key, text, statuses
+                    else:
+                        self._finished += 1
 
     def _is_open(self, status: str) -> bool:
         return status == "open" or (status == "failed" and self.config.retry_failed)
@@ -356,8 +363,8 @@ class Run:
         rows = known_rows(self.shards)
         total = None if rows is None else rows * self.votes * len(self.criteria)
         queue: asyncio.Queue[Call | None] = asyncio.Queue(maxsize=self.config.max_concurrency)
-        with progress(f"{self.doing} with {self.annotator}", total) as bar:
-            async with open_pool(endpoints, self.config) as pool:
+        async with open_pool(endpoints, self.config) as pool:
+            with progress(f"{self.doing} with {self.annotator}", total, lambda: self._standing(pool)) as bar:
                 judge = Judge(pool, self.config)
                 start = time.monotonic()
 
@@ -370,11 +377,16 @@ class Run:
                     windows: dict[str, Windows] = {}
                     # in a thread, so that reading shards and looking up the ledger hold no answer up
                     while batch := await asyncio.to_thread(lambda: list(islice(calls, _READ_AHEAD))):
+                        bar.skip(self._finished)
+                        self._finished = 0
                         for prompt, key, text, statuses in batch:
                             if prompt.digest not in windows:
                                 windows[prompt.digest] = await self.windows(judge, prompt)
+                            made = 0
                             async for call in self._calls(windows[prompt.digest], key, text, statuses):
                                 await queue.put(call)
+                                made += 1
+                            bar.skip(1 - made)  # a long document takes several
                             if self.budget.is_spent:
                                 break
                         if self.budget.is_spent:
@@ -390,6 +402,13 @@ class Run:
                 except* MlFilterError as errors:
                     raise errors.exceptions[0] from None
                 self.asking_s = time.monotonic() - start
+
+    def _standing(self, pool: EndpointPool) -> str:
+        """What a person who watches the run wants to know: whether it works, and what it has cost."""
+        used = self.budget.used
+        usd = self.config.usd(*used)
+        cost = "" if usd is None else f", {usd:,.2f} USD"
+        return f"{self.failed:,} failed, {pool.in_flight:,} in flight, {sum(used):,.0f} tokens{cost}"
 
     async def windows(self, judge: Judge, prompt: Question) -> Windows:
         """What cuts documents for a prompt."""
@@ -448,6 +467,7 @@ class Run:
             except AnswerError as error:
                 row |= {"error": error.code, "reason": str(error)}
         if row["error"]:
+            self.failed += 1
             logger.debug(f"{call.key.document_id}: {row['error']}: {row['reason']}")
         self.ledger.record(call.key, call.window, row, (math.ceil(assumed.prompt), math.ceil(assumed.completion)))
 

@@ -134,6 +134,11 @@ class EndpointPool:
         """The endpoints, in the order given."""
         return [state.endpoint for state in self._states]
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that are on their way."""
+        return sum(state.in_flight for state in self._states)
+
     async def post(
         self,
         path: str,
