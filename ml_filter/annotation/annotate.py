@@ -25,7 +25,7 @@ from ml_filter.annotation.client import Endpoint, RequestFailed
 from ml_filter.annotation.embedded import MODEL_NAME, embedded_endpoint
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.judge import Judge
-from ml_filter.annotation.ledger import Key, Ledger, SeenIds
+from ml_filter.annotation.ledger import Key, Ledger, Paid, SeenIds
 from ml_filter.annotation.parsing import Answer, AnswerError, read_verdict
 from ml_filter.annotation.prompts import (
     Prompt,
@@ -510,8 +510,11 @@ class Run:
             for document_id, text, prompts in self.questions(table):
                 with_text = with_text or bool(text)
                 for prompt, key in self.keys(document_id, text, prompts):
-                    answers = self.ledger.rows(key) if text else [self._failed_row(prompt, key) | _NO_TEXT]
-                    self._count_tokens(key)
+                    if text:
+                        answers, paid = self.ledger.answers(key)
+                        self._count_tokens(paid)
+                    else:
+                        answers = [self._failed_row(prompt, key) | _NO_TEXT]
                     if answers and len(answers) >= answers[0]["windows"]:
                         row = self.one_row(answers)
                     elif self.budget.is_spent and self.config.at_budget == "finish":
@@ -532,8 +535,7 @@ class Run:
             raise InputError(f"no document could be read from {', '.join(self.source.paths)}: {why}")
         return counts
 
-    def _count_tokens(self, key: Key) -> None:
-        paid = self.ledger.paid(key)
+    def _count_tokens(self, paid: Paid) -> None:
         self.counts["prompt_tokens"] += paid.prompt
         self.counts["completion_tokens"] += paid.completion
         if paid.assumed:

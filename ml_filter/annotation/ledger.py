@@ -38,6 +38,8 @@ CREATE TABLE IF NOT EXISTS answers (
 """
 _LATER_COLUMNS = ("assumed_prompt_tokens", "assumed_completion_tokens")
 _WHERE = "WHERE document_id = ? AND text_digest = ? AND question = ? AND vote = ?"
+_FORGOTTEN = -1
+"""The window under which the tokens of answers that were dropped stay counted."""
 
 
 class Key(NamedTuple):
@@ -153,30 +155,46 @@ class Ledger:
 
     def statuses(self, key: Key) -> dict[int, str]:
         """`scored`, `failed` or, for a window without an answer, `open`; empty before the first answer."""
-        rows = self._execute(f"SELECT window, windows, status FROM answers {_WHERE}", key)
+        rows = self._execute(f"SELECT window, windows, status FROM answers {_WHERE} AND window >= 0", key)
         found = {window: status for window, _, status in rows}
         return {window: found.get(window, "open") for window in range(rows[0][1])} if rows else {}
 
     def forget(self, key: Key) -> None:
-        """Drop the answers to a call whose document is cut into other windows now."""
-        self._execute(f"DELETE FROM answers {_WHERE}", key)
+        """Drop the answers to a call whose document is cut into other windows now; their tokens stay counted."""
+        counted = ("prompt_tokens", "completion_tokens", *_LATER_COLUMNS)
+        with self._db:  # both statements or none
+            self._execute("BEGIN")
+            self._execute(
+                "INSERT OR REPLACE INTO answers (document_id, text_digest, question, vote, window, windows, status, "
+                f"record, {', '.join(counted)}) SELECT document_id, text_digest, question, vote, {_FORGOTTEN}, 0, "
+                f"'forgotten', '{{}}', {', '.join(f'SUM({name})' for name in counted)} FROM answers {_WHERE} "
+                "GROUP BY document_id",
+                key,
+            )
+            self._execute(f"DELETE FROM answers {_WHERE} AND window >= 0", key)
+            self._execute("COMMIT")
+
+    def answers(self, key: Key) -> tuple[list[dict[str, Any]], Paid]:
+        """The answers to a call, in the order of the windows, and what all of them have cost, also those that were
+        replaced or dropped."""
+        found = self._execute(
+            "SELECT window, record, prompt_tokens, completion_tokens, assumed_prompt_tokens + "
+            f"assumed_completion_tokens FROM answers {_WHERE} ORDER BY window",
+            key,
+        )
+        paid = Paid(*(sum(row[place] for row in found) for place in (2, 3, 4)))
+        return [orjson.loads(row[1]) for row in found if row[0] >= 0], paid
 
     def rows(self, key: Key) -> list[dict[str, Any]]:
         """The answers to a call, in the order of the windows."""
-        found = self._execute(f"SELECT record FROM answers {_WHERE} ORDER BY window", key)
-        return [orjson.loads(record) for (record,) in found]
+        return self.answers(key)[0]
 
     def paid(self, key: Key) -> Paid:
-        """What all answers to a call have cost, also those that were replaced."""
-        [row] = self._execute(
-            "SELECT COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0), "
-            f"COALESCE(SUM(assumed_prompt_tokens + assumed_completion_tokens), 0) FROM answers {_WHERE}",
-            key,
-        )
-        return Paid(*row)
+        """What all answers to a call have cost, also those that were replaced or dropped."""
+        return self.answers(key)[1]
 
     def tokens_used(self, questions: Sequence[str]) -> tuple[int, int]:
-        """Most prompt and completion tokens that all answers to some questions have cost, also those replaced."""
+        """Most prompt and completion tokens that all answers to some questions have cost, as `paid`."""
         marks = ", ".join("?" * len(questions))
         [row] = self._execute(
             "SELECT COALESCE(SUM(prompt_tokens + assumed_prompt_tokens), 0), "

@@ -87,6 +87,32 @@ def test_tokens_that_are_assumed_count_for_the_budget_and_are_told_apart(ledger)
     assert ledger.tokens_used(["question"]) == (60, 7)
 
 
+def test_tokens_of_answers_that_were_dropped_stay_spent(ledger):
+    for times in (1, 2):  # cut anew, and once more
+        ledger.record(KEY, 0, row("scored", windows=2, completion_tokens=2), assumed=(3, 1))
+        ledger.record(KEY, 1, row("failed", windows=2, tokens=5))
+        ledger.forget(KEY)
+        assert (ledger.rows(KEY), ledger.statuses(KEY)) == ([], {})
+        assert ledger.paid(KEY) == (15 * times, 2 * times, 4 * times)
+        assert ledger.tokens_used(["question"]) == (18 * times, 3 * times)
+    ledger.record(KEY, 0, row("scored"))
+    answers, paid = ledger.answers(KEY)
+    assert (answers, paid) == ([row("scored")], (40, 4, 8))
+    ledger.forget(KEY._replace(document_id="never asked"))
+    assert ledger.paid(KEY._replace(document_id="never asked")) == (0, 0, 0)
+
+
+def test_dropping_answers_that_goes_wrong_half_way_drops_and_counts_none(ledger):
+    ledger.record(KEY, 0, row("scored"))
+    ledger._execute("CREATE TEMP TRIGGER broken BEFORE DELETE ON answers BEGIN SELECT RAISE(ABORT, 'broken'); END")
+    with pytest.raises(InputError, match="broken"):
+        ledger.forget(KEY)
+    assert ledger.answers(KEY) == ([row("scored")], (10, 0, 0))
+    ledger._execute("DROP TRIGGER broken")
+    ledger.forget(KEY)
+    assert ledger.answers(KEY) == ([], (10, 0, 0))
+
+
 def test_a_ledger_from_before_tokens_were_assumed_goes_on(tmp_path):
     path = tmp_path / "ledger.sqlite"
     with Ledger(path) as ledger:

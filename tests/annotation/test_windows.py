@@ -364,8 +364,11 @@ def test_windows_that_were_cut_otherwise_before_are_not_mixed(serve, asking, pro
         annotate_documents(source, given, tmp_path / "out", SETTINGS)
     context, stopped[0] = 400, True
     again = given.model_copy(update={"retry_failed": True})
-    [row] = pq.read_table(annotate_documents(source, again, tmp_path / "out", SETTINGS).shard_paths()[0]).to_pylist()
+    made = annotate_documents(source, again, tmp_path / "out", SETTINGS)
+    [row] = pq.read_table(made.shard_paths()[0]).to_pylist()
     assert (row["windows"], row["status"], row["prompt_tokens"]) == (1, "scored", 10)
+    answered = sum(asked.path.endswith("completions") for asked in server.requests if "[w3]" not in str(asked.body)) + 1
+    assert made.counts["prompt_tokens"] == 10 * answered  # those of the windows that were paid for before as well
 
 
 # --- Chat templates filled in here -----------------------------------------------------------------------------------
