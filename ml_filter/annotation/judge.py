@@ -13,8 +13,8 @@ from ml_filter.annotation.client import Endpoint, RequestFailed, reported_usage,
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.parsing import Answer, Token
 from ml_filter.annotation.prompts import Question
-from ml_filter.annotation.windows import LocalTokenizer, ServerTokenizer, Tokenizer, Windows
-from ml_filter.errors import EndpointError
+from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows
+from ml_filter.errors import ConfigError, EndpointError
 from ml_filter.settings import AskConfig
 
 _CONSTRAINTS = ("response_format", "structured_outputs")
@@ -26,9 +26,10 @@ class Judge:
 
     def __init__(self, pool: EndpointPool, config: AskConfig) -> None:
         self.pool, self.config = pool, config
+        self._servers = Servers(pool.client, pool.endpoints, config.max_outage_s)
         self.tokenizer: Tokenizer | None = None
         if config.tokenizer == "server":
-            self.tokenizer = ServerTokenizer(pool.client, pool.endpoints[0])
+            self.tokenizer = ServerTokenizer(self._servers)
         elif config.tokenizer:
             self.tokenizer = LocalTokenizer(config.tokenizer)
         self._unconstrained: set[str] = set()
@@ -37,23 +38,29 @@ class Judge:
         """What cuts documents for a prompt."""
         context = self.config.context_tokens
         if self.tokenizer is not None and context is None:
-            context = await self._context_tokens()
+            try:
+                context = await self._servers.first(self._context_tokens)
+            except RequestFailed as error:
+                if prompt.max_text_tokens is None:
+                    raise ConfigError(
+                        f"the endpoint does not say how long its context is ({error}); set context_tokens "
+                        "(--context-tokens)"
+                    ) from error
         return await Windows.of(self.config, prompt, self.tokenizer, context)
 
-    async def _context_tokens(self) -> int | None:
+    async def _context_tokens(self, endpoint: Endpoint) -> int:
         """The context of the model, where the endpoint lists it: vLLM's `max_model_len`, llama.cpp's `n_ctx`."""
-        endpoint = self.pool.endpoints[0]
         try:
             listed = (await self.pool.client.get(endpoint, endpoint.url("models"))).get("data")
-        except (RequestFailed, EndpointError):
-            return None
+        except EndpointError as error:
+            raise RequestFailed("bad_request", str(error), refused=True) from error
         for model in listed if isinstance(listed, list) else []:
             if isinstance(model, dict) and model.get("id") in (endpoint.model, None):
                 meta = model.get("meta")
                 length = model.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
                 if isinstance(length, int):
                     return length
-        return None
+        raise RequestFailed("malformed_answer", f"{endpoint.url('models')} gives none for {endpoint.model}")
 
     async def ask(self, prompt: Question, piece: str, vote: int, spending: Spending | None = None) -> Answer:
         """The model's answer about a piece of a document.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import count
+from typing import Any, Protocol, TypeVar
 
 from ml_filter.annotation.client import Client, Endpoint, RequestFailed
 from ml_filter.annotation.prompts import SLOT, Question
@@ -14,6 +17,10 @@ from ml_filter.settings import AskConfig
 
 _TEMPLATE_TOKENS = 32
 """Left free for a chat template that only the server knows and for tokens that merge at the text's ends."""
+_MAY_PASS = {"timeout", "connection_error", "rate_limited", "server_error"}
+_FIRST_ANSWER_WITHIN_S = 30.0
+
+T = TypeVar("T")
 
 
 class Tokenizer(Protocol):
@@ -77,13 +84,56 @@ class LocalTokenizer:
             raise ConfigError(f"the tokenizer's chat template cannot be filled in: {error}") from error
 
 
+class Servers:
+    """Asks the endpoints for what stands beside their answers, such as `/tokenize`: the first that answers it, and that
+    one first the next time. Where all are out of order it waits for them as long as a run waits for an answer."""
+
+    def __init__(self, client: Client, endpoints: Sequence[Endpoint], max_outage_s: float) -> None:
+        self.client, self.max_outage_s = client, max_outage_s
+        self.endpoints = list(endpoints)
+        self._has_answered = False
+
+    async def first(self, ask: Callable[[Endpoint], Awaitable[T]]) -> T:
+        """What one of the endpoints says.
+
+        Raises:
+            RequestFailed: each refuses, or gives no such answer; what the first of them said.
+            EndpointError: none has answered for `max_outage_s`.
+        """
+        began = time.monotonic()
+        for nth in count():
+            failures: list[RequestFailed] = []
+            for endpoint in list(self.endpoints):
+                try:
+                    found = await ask(endpoint)
+                except RequestFailed as error:
+                    failures.append(error)
+                    continue
+                self._has_answered = True
+                self.endpoints.sort(key=lambda other: other is not endpoint)
+                return found
+            silent = next((failure for failure in failures if failure.code in _MAY_PASS), None)
+            if silent is None:
+                raise failures[0]
+            patience = self.max_outage_s if self._has_answered else min(self.max_outage_s, _FIRST_ANSWER_WITHIN_S)
+            left = began + patience - time.monotonic()
+            if left <= 0:
+                urls = ", ".join(endpoint.base_url for endpoint in self.endpoints)
+                raise EndpointError(
+                    f"{urls} has not answered for {patience:.0f} s (last: {silent.code}: {silent}). Finished answers "
+                    "are kept; run the same command again when it is back, or check --endpoint (ML_FILTER_ENDPOINT)"
+                ) from silent
+            await asyncio.sleep(min(2.0**nth, 30.0, left))
+        raise AssertionError("unreachable")
+
+
 class ServerTokenizer:
-    """The endpoint's own tokenizer: `/tokenize` and `/detokenize` of vLLM and of llama.cpp's server."""
+    """The endpoints' own tokenizer: `/tokenize` and `/detokenize` of vLLM and of llama.cpp's server."""
 
     special_token: re.Pattern[str] | None = None
 
-    def __init__(self, client: Client, endpoint: Endpoint) -> None:
-        self.client, self.endpoint = client, endpoint
+    def __init__(self, servers: Servers) -> None:
+        self.servers = servers
 
     async def count(self, text: str) -> int:
         """Tokens of a text, without special ones."""
@@ -101,21 +151,30 @@ class ServerTokenizer:
 
     async def _encode(self, text: str) -> list[int]:
         # llama.cpp reads `content`, vLLM `prompt`
-        body = {"model": self.endpoint.model, "prompt": text, "content": text, "add_special_tokens": False}
-        return list(await self._post("tokenize", body | {"add_special": False}, "tokens"))
+        body = {"prompt": text, "content": text, "add_special_tokens": False, "add_special": False}
+        return list(await self._post("tokenize", body, "tokens"))
 
     async def _decode(self, tokens: Sequence[int]) -> str:
-        body = {"model": self.endpoint.model, "tokens": list(tokens)}
-        return str(await self._post("detokenize", body, "prompt", "content"))
+        return str(await self._post("detokenize", {"tokens": list(tokens)}, "prompt", "content"))
 
     async def _post(self, path: str, body: dict[str, Any], *names: str) -> Any:
+        async def ask(endpoint: Endpoint) -> Any:
+            url = endpoint.server_url(path)
+            try:
+                answer = await self.servers.client.post(endpoint, url, {"model": endpoint.model, **body})
+                return next(answer[name] for name in names if isinstance(answer.get(name), str | list))
+            except EndpointError as error:
+                raise RequestFailed("bad_request", f"{url} does not work ({error})", refused=True) from error
+            except StopIteration:
+                wanted = " or ".join(names)
+                raise RequestFailed("malformed_answer", f"{url} does not work (its answer has no {wanted})") from None
+            except RequestFailed as error:
+                raise RequestFailed(error.code, f"{url} does not work ({error})") from error
+
         try:
-            answer = await self.client.post(self.endpoint, self.endpoint.server_url(path), body)
-            return next(answer[name] for name in names if isinstance(answer.get(name), str | list))
-        except (RequestFailed, EndpointError, StopIteration) as error:
-            raise ConfigError(
-                f"{self.endpoint.server_url(path)} does not work ({error}); give --tokenizer a Hub name or directory"
-            ) from error
+            return await self.servers.first(ask)
+        except RequestFailed as error:
+            raise ConfigError(f"{error}; give --tokenizer a Hub name or directory") from error
 
 
 def _starts_of(tokens: Iterable[str]) -> re.Pattern[str] | None:

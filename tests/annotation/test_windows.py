@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from pydantic import SecretStr
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.client import Client, Endpoint
 from ml_filter.annotation.prompts import Prompt
-from ml_filter.annotation.windows import LocalTokenizer, ServerTokenizer, Tokenizer, Windows, combine
+from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows, combine
 from ml_filter.documents.manifest import find_manifest
-from ml_filter.errors import ConfigError
+from ml_filter.errors import ConfigError, EndpointError
 from ml_filter.settings import AnnotateConfig, Settings, SourceConfig
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
@@ -240,13 +241,60 @@ def test_a_list_of_models_in_another_form_is_no_error_where_the_context_is_given
         annotate_documents(pages(1), asking(server, tokenizer="server"), tmp_path / "a", SETTINGS)
 
 
+DEAD = "http://127.0.0.1:9/v1"
+
+
+def test_where_one_endpoint_is_down_another_cuts_and_says_how_long_its_context_is(serve, asking, prompt_file, tmp_path):
+    server = serve(lambda asked: words_server(asked, "vLLM"))
+    (tmp_path / "long.jsonl").write_text(json.dumps({"id": "d0", "text": "x" * 500}) + "\n")
+    given = asking(server, prompts=[prompt_file(max_tokens=20)], tokenizer="server", endpoints=[DEAD, server.url])
+    given = given.model_copy(update={"max_retries": 5})
+    made = annotate_documents(SourceConfig(paths=[str(tmp_path / "long.jsonl")]), given, tmp_path / "out", SETTINGS)
+    [row] = pq.read_table(made.shard_paths()[0]).to_pylist()
+    assert (row["truncated"], row["status"]) == (True, "scored")
+
+
+def test_an_endpoint_without_a_tokenizer_leaves_it_to_another(serve, pages, asking, tmp_path):
+    without = serve(lambda asked: GOOD if "chat" in asked.path else refused(404, "not found"))
+    server = serve(lambda asked: words_server(asked, "vLLM", context=2000))
+    given = asking(server, tokenizer="server", endpoints=[without.url, server.url])
+    assert annotate_documents(pages(3), given, tmp_path / "out", SETTINGS).counts["scored"] == 3
+
+
+def test_a_server_that_starts_late_or_pauses_is_waited_for(serve, pages, asking, prompt_file, tmp_path):
+    """Its tokenizer answers every other time, as one that is started anew does for a while."""
+    tokenized = count()
+
+    def answer(asked: Asked) -> Reply | dict[str, Any]:
+        if "chat" not in asked.path and next(tokenized) % 2 == 0:
+            return refused(503, "loading the model")
+        return words_server(asked, "vLLM")
+
+    given = asking(serve(answer), prompts=[prompt_file(max_tokens=20)], tokenizer="server", max_outage_s=10.0)
+    assert annotate_documents(pages(1), given, tmp_path / "out", SETTINGS).counts["scored"] == 1
+
+
+def test_where_no_endpoint_answers_a_tokenizer_the_outage_is_told_and_no_setting_is_blamed(
+    asking, pages, serve, tmp_path
+):
+    given = asking(serve(lambda asked: GOOD), tokenizer="server", endpoints=[DEAD])
+    with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1 has not answered for 1 s .*run the same command again"):
+        annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
+
+
+def test_a_wrong_key_is_told_as_that_where_the_context_is_asked_for(serve, pages, asking, tmp_path):
+    server = serve(lambda asked: refused(401, "no"))
+    with pytest.raises(ConfigError, match=r"refuses the key \(401\); set ML_FILTER_API_KEY"):
+        annotate_documents(pages(1), asking(server, tokenizer="server"), tmp_path / "out", SETTINGS)
+
+
 def test_the_embedded_judges_own_tokenizer_cuts_its_windows():
     from ml_filter.annotation.embedded import embedded_endpoint
 
     async def run(endpoint: Endpoint) -> None:
         client = Client(30.0)
         try:
-            tokenizer = ServerTokenizer(client, endpoint)
+            tokenizer = ServerTokenizer(Servers(client, [endpoint], 30.0))
             for text in MULTILINGUAL[:6]:
                 made = windows(tokenizer, 12)
                 pieces, _ = await made.pieces(text)
