@@ -15,6 +15,7 @@ import yaml
 from loguru import logger
 
 from ml_filter.annotation.annotate import (
+    NOT_ASKED,
     Call,
     Run,
     annotator_name,
@@ -23,6 +24,7 @@ from ml_filter.annotation.annotate import (
     open_pool,
     run_to_the_end,
 )
+from ml_filter.annotation.budget import Budget, Spending
 from ml_filter.annotation.client import RequestFailed
 from ml_filter.annotation.judge import Judge
 from ml_filter.annotation.parsing import Answer, AnswerError
@@ -345,7 +347,7 @@ def translate_prompt(
     Raises:
         ConfigError: the prompt or a language cannot be translated.
         InputError: an output file exists and is of another prompt.
-        TooManyFailures: a translation was refused; says why. The others are written.
+        TooManyFailures: a translation was refused, or the budget has no room for it; says why. The others are written.
         EndpointError: the endpoint cannot be used.
     """
     settings = settings or Settings()
@@ -366,16 +368,21 @@ def translate_prompt(
         annotator = annotator_name(config, settings)
         with open_endpoints(config, settings) as endpoints:
 
-            async def translate() -> list[Prompt | str]:
+            async def translate() -> list[str | None]:
                 async with open_pool(endpoints, config) as pool:
-                    judge = Judge(pool, config)
-                    return await asyncio.gather(*(_translated(judge, prompt, to, annotator) for to in wanted))
+                    judge, budget = Judge(pool, config), Budget(config)
 
-            made = asyncio.run(translate())
-        for language, result in zip(wanted, made, strict=True):
-            if isinstance(result, Prompt):
-                _write(paths[language], result, prompt, annotator)
-        refused = [f"{to}: {result}" for to, result in zip(wanted, made, strict=True) if isinstance(result, str)]
+                    async def one(language: str) -> str | None:
+                        made = await _translated(judge, budget, prompt, language, annotator)
+                        if isinstance(made, str):
+                            return made
+                        _write(paths[language], made, prompt, annotator)  # at once: it is paid for
+                        return None
+
+                    return await asyncio.gather(*map(one, wanted))
+
+            problems = asyncio.run(translate())
+        refused = [f"{to}: {problem}" for to, problem in zip(wanted, problems, strict=True) if problem]
         if refused:
             raise TooManyFailures(
                 f"{prompt.name} was not translated, and nothing was written, to " + "; ".join(refused)
@@ -446,11 +453,11 @@ def _kept(prompt: Prompt) -> list[str]:
     return ['"score"', '"reason"'] if prompt.mode == "json" else [choice.strip() for choice in prompt.choices]
 
 
-async def _translated(judge: Judge, prompt: Prompt, language: str, annotator: str) -> Prompt | str:
+async def _translated(judge: Judge, budget: Budget, prompt: Prompt, language: str, annotator: str) -> Prompt | str:
     """The translated prompt, or why there is none."""
     fields = [field for field in ("text", "system", "description") if getattr(prompt, field)]
     try:
-        changes = {field: await _translated_field(judge, prompt, field, language) for field in fields}
+        changes = {field: await _translated_field(judge, budget, prompt, field, language) for field in fields}
     except (RequestFailed, AnswerError) as error:
         return f"{error.code}: {error}"
     changes["description"] = f"{changes.get('description', '')} (translated from {prompt.name} by {annotator})".strip()
@@ -458,7 +465,7 @@ async def _translated(judge: Judge, prompt: Prompt, language: str, annotator: st
     return Prompt.model_validate({**prompt.model_dump(exclude={"calibration"}), **changes})
 
 
-async def _translated_field(judge: Judge, prompt: Prompt, field: str, language: str) -> str:
+async def _translated_field(judge: Judge, budget: Budget, prompt: Prompt, field: str, language: str) -> str:
     config = judge.config
     assert isinstance(config, TranslateConfig)
     question = Question(
@@ -477,7 +484,7 @@ async def _translated_field(judge: Judge, prompt: Prompt, field: str, language: 
     problem: str | None = None
     for attempt in range(config.tries):
         again = f"\n\nAn earlier translation was refused: {problem}." if problem else ""
-        answer = await judge.ask(question, asked + again, attempt)
+        answer = await _paid_answer(judge, budget, question, asked + again, attempt)
         translation = without_fence(answer.text)
         if answer.cut_off:
             problem = f"it is longer than {config.max_tokens:,} tokens (max_tokens)"
@@ -488,6 +495,20 @@ async def _translated_field(judge: Judge, prompt: Prompt, field: str, language: 
             return translation
         logger.warning(f"{prompt.name} to {language}, {field}, try {attempt + 1}: {problem}")
     raise AnswerError("refused_translation", f"the {field}: {problem}")
+
+
+async def _paid_answer(judge: Judge, budget: Budget, question: Question, asked: str, attempt: int) -> Answer:
+    """The answer, if the budget has room for it; raises AnswerError `not_asked` where it has none."""
+    spending = Spending(budget, question, asked)
+    if budget.is_spent or not await spending.has_room():
+        raise AnswerError(NOT_ASKED, f"the budget of {budget.describe()} is used up; run again with a higher one")
+    try:
+        answer = await judge.ask(question, asked, attempt, spending)
+    except RequestFailed as error:
+        spending.end(error)
+        raise
+    spending.end(answer)
+    return answer
 
 
 def _heading(prompt: Prompt) -> str:

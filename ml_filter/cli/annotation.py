@@ -9,6 +9,9 @@ import typer
 from ml_filter.cli.app import app
 from ml_filter.cli.options import (
     AnnotateFile,
+    AtBudget,
+    BudgetTokens,
+    BudgetUsd,
     Endpoints,
     IdColumn,
     MaxConcurrency,
@@ -70,14 +73,9 @@ def annotate(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask the failed documents of an earlier run again")
     ] = False,
-    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Stop before more tokens are used")] = None,
-    budget_usd: Annotated[
-        float | None, typer.Option(min=0, help="Stop before more is spent; prices come from --config")
-    ] = None,
-    at_budget: Annotated[
-        str | None,
-        typer.Option(help="stop, or finish: what the budget has no room for fails as not_asked (default: stop)"),
-    ] = None,
+    budget_tokens: BudgetTokens = None,
+    budget_usd: BudgetUsd = None,
+    at_budget: AtBudget = None,
     ledger: Annotated[
         str | None, typer.Option(help="SQLite file of answers, shared between outputs (default: in the output)")
     ] = None,

@@ -9,6 +9,9 @@ import typer
 from ml_filter.cli.app import app
 from ml_filter.cli.options import (
     AnnotateFile,
+    AtBudget,
+    BudgetTokens,
+    BudgetUsd,
     ConfigFile,
     Endpoints,
     IdColumn,
@@ -62,6 +65,9 @@ def translate(
     timeout: Timeout = None,
     max_failed_share: MaxFailedShare = None,
     retry_failed: RetryFailed = False,
+    budget_tokens: BudgetTokens = None,
+    budget_usd: BudgetUsd = None,
+    at_budget: AtBudget = None,
     config: ConfigFile = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
@@ -82,6 +88,9 @@ def translate(
         timeout_s=timeout,
         max_failed_share=max_failed_share,
         retry_failed=retry_failed or None,
+        budget_tokens=budget_tokens,
+        budget_usd=budget_usd,
+        at_budget=at_budget,
     )
     languages = names_in(to) or [to]
     if is_prompt(source):
@@ -120,6 +129,9 @@ def label(
     timeout: Timeout = None,
     max_failed_share: MaxFailedShare = None,
     retry_failed: RetryFailed = False,
+    budget_tokens: BudgetTokens = None,
+    budget_usd: BudgetUsd = None,
+    at_budget: AtBudget = None,
     config: ConfigFile = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
@@ -142,6 +154,9 @@ def label(
         timeout_s=timeout,
         max_failed_share=max_failed_share,
         retry_failed=retry_failed or None,
+        budget_tokens=budget_tokens,
+        budget_usd=budget_usd,
+        at_budget=at_budget,
     )
     with kept_when_stopped():
         made = label_documents(source_config([docs], text_column, id_column, split, subset), settings, output)
@@ -184,6 +199,9 @@ def compare(
     timeout: Timeout = None,
     max_failed_share: MaxFailedShare = None,
     retry_failed: RetryFailed = False,
+    budget_tokens: BudgetTokens = None,
+    budget_usd: BudgetUsd = None,
+    at_budget: AtBudget = None,
     config: AnnotateFile = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
@@ -200,6 +218,9 @@ def compare(
         timeout_s=timeout,
         max_failed_share=max_failed_share,
         retry_failed=retry_failed or None,
+        budget_tokens=budget_tokens,
+        budget_usd=budget_usd,
+        at_budget=at_budget,
     )
     source = source_config([docs], text_column, id_column, split, subset)
     rated = source_config([gold or docs], text_column, id_column, split, subset) if gold or gold_column else None

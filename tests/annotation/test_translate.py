@@ -27,7 +27,7 @@ from ml_filter.annotation.translate import (
     translate_documents,
     translate_prompt,
 )
-from ml_filter.errors import ConfigError, InputError, TooManyFailures
+from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
 from ml_filter.settings import Settings, SourceConfig, TranslateConfig
 
 ENGLISH = "the cell is a small part of life and it makes energy from light"
@@ -382,6 +382,37 @@ def test_a_refused_language_does_not_keep_the_others_from_being_written_nor_are_
             translate_prompt(prompt, ["de", "es"], config(server), tmp_path / "prompts")
     assert [path.name for path in (tmp_path / "prompts").iterdir()] == ["lessons_de.yaml"]
     assert sum("into German" in question(asked) for asked in server.requests) == 3  # text, system, description
+
+
+def test_a_prompt_is_translated_within_the_budget_and_what_was_paid_for_is_written(serve, tmp_path, prompt):
+    """Each request is reserved with all it may write, 300 tokens; it takes 300 and a failed one costs as much."""
+
+    def answer(asked: Asked) -> dict:
+        usage = {"prompt_tokens": 100, "completion_tokens": 200}
+        return chat("?" if "into Spanish" in question(asked) else german(material(asked)), usage=usage)
+
+    server = serve(answer)
+    capped = config(server, budget_tokens=2500, max_tokens=300, max_concurrency=1)
+    with pytest.raises(TooManyFailures, match=r"es: not_asked: the budget of 2,500 tokens .* is used up"):
+        translate_prompt(prompt, ["de", "es", "fr"], capped.model_copy(update={"tries": 9}), tmp_path / "prompts")
+    assert 300 * len(server.requests) <= 2500
+    before = len(server.requests)
+    with pytest.raises(TooManyFailures, match="de: not_asked"):
+        translate_prompt(prompt, ["de"], config(server, budget_tokens=500), tmp_path / "none")
+    assert len(server.requests) == before
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_translated_prompt_is_kept_when_the_endpoint_goes_away_before_the_others_are_done(serve, tmp_path, prompt):
+    def answer(asked: Asked) -> Reply | dict:
+        if "into German" in question(asked):
+            return translator(asked)
+        return Reply({"error": {"message": "no more"}}, 401, delay_s=2.0)
+
+    server = serve(answer)
+    with pytest.raises(EndpointError, match="refuses the key"):
+        translate_prompt(prompt, ["de", "es"], config(server), tmp_path / "prompts")
+    assert [path.name for path in (tmp_path / "prompts").iterdir()] == ["lessons_de.yaml"]
 
 
 def test_a_file_of_another_prompt_is_not_overwritten(serve, tmp_path, prompt):
