@@ -36,8 +36,8 @@ from ml_filter.annotation.prompts import (
     prompts_by_criterion,
 )
 from ml_filter.annotation.windows import Windows, combine
-from ml_filter.documents.manifest import LEDGER_NAME, Manifest, Parent, digest_of
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.manifest import LEDGER_NAME, Manifest, Parent, digest_of, find_manifest
+from ml_filter.documents.output import OutputDirectory, Resumption
 from ml_filter.documents.readers import known_rows, read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
@@ -94,8 +94,26 @@ def annotate_documents(
     """
     settings = settings or Settings()
     run, made_by, parents = prepare(Run, source, config, annotator_name(config, settings))
-    with OutputDirectory(output, "annotations", made_by, parents) as out:
+    with answers_directory(output, "annotations", made_by, parents) as out:
         return run_to_the_end(out, settings, run)
+
+
+def answers_directory(
+    path: str | Path, kind: str, made_by: Mapping[str, Any], parents: Sequence[Parent]
+) -> OutputDirectory:
+    """The directory of a run. Other settings may take over one in which nothing was answered yet, as a first run with
+    a wrong setting leaves it."""
+    return OutputDirectory(path, kind, made_by, parents, resumption=Resumption(digest_of(kind), _holds_nothing))
+
+
+def _holds_nothing(out: OutputDirectory) -> bool:
+    if not out.is_local or find_manifest(out.path) is not None:
+        return False
+    path = Path(out.root) / LEDGER_NAME
+    if not path.exists():
+        return True
+    with Ledger(path) as ledger:
+        return ledger.is_worthless()
 
 
 R = TypeVar("R", bound="Run")
@@ -370,8 +388,8 @@ class Run:
 
                 async def work() -> None:
                     while (call := await queue.get()) is not None:
-                        await self._answer(judge, call)
-                        bar.advance()
+                        if await self._answer(judge, call):
+                            bar.advance()
 
                 async def feed() -> None:
                     windows: dict[str, Windows] = {}
@@ -424,11 +442,12 @@ class Run:
             if self._is_open(statuses.get(number, "open")):
                 yield Call(key, windows.prompt, piece, number, len(pieces), truncated)
 
-    async def _answer(self, judge: Judge, call: Call) -> None:
+    async def _answer(self, judge: Judge, call: Call) -> bool:
+        """Ask and record what came of it; False where the budget has no room for it."""
         outcome: Answer | RequestFailed
         spending = Spending(self.budget, call.prompt, call.piece)
         if self.budget.is_spent or not await spending.has_room():
-            return
+            return False
         try:
             outcome = await judge.ask(call.prompt, call.piece, call.key.vote, spending)
         except RequestFailed as error:
@@ -437,6 +456,7 @@ class Run:
         self.asked += 1
         self.record(call, outcome, spending.reported, spending.assumed)
         self._refusals.check(outcome)
+        return True
 
     def _not_asked(self, prompt: Question, key: Key) -> dict[str, Any]:
         """Not for the ledger: a later run with more budget finds the call open."""
@@ -531,8 +551,13 @@ class Run:
                     rows.append(row)
             write(self.output(shard, table, rows))
         if not with_text:
-            why = {**rejects.counts} | ({"no_text": counts["documents"]} if counts["documents"] else {})
-            raise InputError(f"no document could be read from {', '.join(self.source.paths)}: {why}")
+            why = Counter(rejects.counts) + Counter(no_text=counts["documents"])
+            listed = ", ".join(f"{code} {count:,}" for code, count in why.most_common()) or "there is none"
+            hint = "; name the column that holds the text with text_column (--text-column)"
+            raise InputError(
+                f"no document could be read from {', '.join(self.source.paths)}: {listed}"
+                + (hint if why.keys() & {"missing_text", "no_text"} else "")
+            )
         return counts
 
     def _count_tokens(self, paid: Paid) -> None:

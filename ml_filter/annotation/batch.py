@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from loguru import logger
 from pydantic import BaseModel, SecretStr, TypeAdapter
 
-from ml_filter.annotation.annotate import Call, Run, configured_endpoints, prepare, run_to_the_end
+from ml_filter.annotation.annotate import Call, Run, answers_directory, configured_endpoints, prepare, run_to_the_end
 from ml_filter.annotation.budget import reported
 from ml_filter.annotation.client import Endpoint, RequestFailed, failure_of
 from ml_filter.annotation.judge import body_to_send, constraint_for, read_answer, request_for
@@ -517,7 +517,7 @@ def collect_batch(
             _refresh(batch, settings)
             results = _download(batch, settings)
         run.batch, run.results = batch, results
-        with OutputDirectory(output, "annotations", made_by, parents) as out:
+        with answers_directory(output, "annotations", made_by, parents) as out:
             return run_to_the_end(out, settings, run)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 
-from ml_filter.annotation.annotate import Call, Run, annotator_name, answer_settings, run_to_the_end
+from ml_filter.annotation.annotate import Call, Run, annotator_name, answer_settings, answers_directory, run_to_the_end
 from ml_filter.annotation.parsing import Answer, AnswerError
 from ml_filter.annotation.prompts import Question
 from ml_filter.documents.manifest import Manifest
@@ -221,7 +221,7 @@ def label_documents(
         "by": config.by,
         **answer_settings(config),
     }
-    with OutputDirectory(output, "labels", made_by, parents) as out:
+    with answers_directory(output, "labels", made_by, parents) as out:
         return run_to_the_end(out, settings, _LabelRun(source, shards, config, questions, annotator))
 
 

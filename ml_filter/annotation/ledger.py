@@ -153,6 +153,11 @@ class Ledger:
             ),
         )
 
+    def is_worthless(self) -> bool:
+        """Whether nothing in it is an answer or may have cost anything: it is empty, or all was refused."""
+        paid = " + ".join(("prompt_tokens", "completion_tokens", *_LATER_COLUMNS))
+        return not self._execute(f"SELECT 1 FROM answers WHERE status <> 'failed' OR {paid} > 0 LIMIT 1")
+
     def statuses(self, key: Key) -> dict[int, str]:
         """`scored`, `failed` or, for a window without an answer, `open`; empty before the first answer."""
         rows = self._execute(f"SELECT window, windows, status FROM answers {_WHERE} AND window >= 0", key)

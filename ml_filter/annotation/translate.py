@@ -20,6 +20,7 @@ from ml_filter.annotation.annotate import (
     Run,
     annotator_name,
     answer_settings,
+    answers_directory,
     open_endpoints,
     open_pool,
     run_to_the_end,
@@ -31,7 +32,7 @@ from ml_filter.annotation.parsing import Answer, AnswerError
 from ml_filter.annotation.prompts import SLOT, Prompt, Question, as_yaml, language_code, load_prompt
 from ml_filter.annotation.windows import Windows
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory, write_whole
+from ml_filter.documents.output import write_whole
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.settings import Settings, SourceConfig, TranslateConfig, prompt_directory
@@ -196,7 +197,7 @@ def translate_documents(
             **answer_settings(config),
         }
         try:
-            with OutputDirectory(f"{output}/{language}", "translation", made_by, parents) as out:
+            with answers_directory(f"{output}/{language}", "translation", made_by, parents) as out:
                 run = _TranslateRun(source, shards, config, {"translation": {language: question}}, annotator)
                 manifests.append(run_to_the_end(out, settings, run))
         except TooManyFailures as error:  # the other languages may do better

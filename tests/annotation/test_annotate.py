@@ -25,7 +25,7 @@ from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.documents.manifest import Manifest, find_manifest
-from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
+from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
 from ml_filter.settings import AnnotateConfig, Settings, SourceConfig, problems_in
 
 KEY = "sk-the-very-secret-key"
@@ -620,16 +620,34 @@ def test_a_finished_run_asks_nothing_more_even_of_a_dead_endpoint(serve, pages, 
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_settings_are_refused_a_directory_that_is_taken(change, finished, serve, pages, asking, tmp_path):
     source = pages(2)
-    server = serve(always(GOOD))
+    server = serve(lambda asked: GOOD if finished or asked.document == "d0" else chat("no idea"))
     if finished:
         annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
     else:
         with pytest.raises(TooManyFailures):
-            annotate_documents(source, asking(server, budget_tokens=1), tmp_path / "out", SETTINGS)
+            annotate_documents(source, asking(server, max_failed_share=0.0), tmp_path / "out", SETTINGS)
     before = len(server.requests)
     with pytest.raises(InputError, match="choose another --output"):
         annotate_documents(source, asking(server, **change), tmp_path / "out", SETTINGS)
     assert len(server.requests) == before
+
+
+@pytest.mark.parametrize("first", ["no such column", "no answer", "all refused"])
+def test_a_directory_in_which_nothing_was_answered_is_free_for_mended_settings(first, serve, pages, asking, tmp_path):
+    source = pages(25)
+    server = serve(lambda asked: refused(400, "Unsupported parameter: 'seed'") if "seed" in asked.body else GOOD)
+    mended = asking(server, extra_body={"seed": None})
+    with pytest.raises(MlFilterError):
+        if first == "no such column":
+            wrong = source.model_copy(update={"text_column": "content"})
+            annotate_documents(wrong, mended, tmp_path / "out", SETTINGS)
+        elif first == "no answer":
+            dead = asking(server, endpoints=["http://127.0.0.1:9/v1"], model="typo", max_failed_share=0)
+            annotate_documents(source, dead, tmp_path / "out", SETTINGS)
+        else:
+            annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
+    made = annotate_documents(source, mended, tmp_path / "out", SETTINGS)
+    assert (made.counts["scored"], made.counts["failed"]) == (25, 0)
 
 
 def test_a_directory_that_is_taken_names_its_ledger_and_how_its_answers_are_used(serve, pages, asking, tmp_path):
@@ -702,7 +720,12 @@ def test_a_document_whose_id_came_before_is_rejected_and_not_asked(serve, asking
 def test_a_source_without_any_document_is_an_input_error(serve, asking, tmp_path):
     (tmp_path / "empty.jsonl").write_text('{"id": "a", "text": " "}\n')
     source = SourceConfig(paths=[str(tmp_path / "empty.jsonl")])
-    with pytest.raises(InputError, match="no document could be read"):
+    with pytest.raises(
+        InputError, match=r"could be read from .*empty\.jsonl: no_text 1; name the column .*--text-column"
+    ):
+        annotate_documents(source, asking(serve(always(GOOD))), tmp_path / "out", SETTINGS)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"could be read from .*empty\.jsonl: there is none$"):
         annotate_documents(source, asking(serve(always(GOOD))), tmp_path / "out", SETTINGS)
 
 
