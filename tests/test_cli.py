@@ -109,6 +109,31 @@ def test_bad_usage_ends_with_2_and_a_reason_on_standard_error(arguments, says, p
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("annotate: [prompts]\n", "wrong.yaml: annotate holds no settings, but ['prompts']"),
+        ("parameters: 3\n", "wrong.yaml: parameters holds no settings, but 3"),
+        ("votes: many\n", "wrong.yaml: votes: Input should be a valid integer"),
+        ("annotate: {vots: 2}\n", "wrong.yaml: vots: Extra inputs are not permitted"),
+        ("votes: 2\n", "wrong.yaml: AnnotateConfig: votes above 1 need a temperature"),
+    ],
+)
+def test_what_is_wrong_in_a_configuration_file_is_told_with_the_files_name(content, says, pages, tmp_path):
+    (tmp_path / "wrong.yaml").write_text(content)
+    done = ml_filter("annotate", pages, "--config", "wrong.yaml", "--output", "out", cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr, (tmp_path / "out").exists()) == (2, False, False)
+    assert f"error: configuration file {says}" in done.stderr
+
+
+def test_an_option_that_is_wrong_is_not_blamed_on_the_file_and_an_empty_section_is_no_error(endpoint, pages, tmp_path):
+    (tmp_path / "right.yaml").write_text("annotate:\n")
+    line = ("annotate", pages, "--endpoint", endpoint, "--model", "m", "--config", "right.yaml", "--output", "out")
+    wrong = ml_filter(*line, "--structured", "maybe", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr) == (2, "error: structured: Input should be 'auto', 'on' or 'off'\n")
+    assert ml_filter(*line, "--max-failed-share", "0.5", cwd=tmp_path).returncode == 0
+
+
 def test_failures_above_the_share_end_with_1_and_below_it_with_0(endpoint, pages, tmp_path):
     line = ("annotate", pages, "--prompt", "educational_value", "--endpoint", endpoint, "--model", "m")
     strict = ml_filter(*line, "--output", str(tmp_path / "strict"), ML_FILTER_API_KEY=KEY)

@@ -101,20 +101,44 @@ def stage_config(
         beside: other sections of which the same command reads what is not of this stage.
     """
     content = _content(file)
-    content = content.get(section, {name: value for name, value in content.items() if name not in beside})
-    return kind.model_validate({**content, **_given(given)})
+    content = _section(file, content, section, {name: one for name, one in content.items() if name not in beside})
+    return _validated(kind, file, content, _given(given))
 
 
 def section_config(kind: type[Config], section: str, file: Path | None, **given: Any) -> Config:
     """The same, of a file that holds other settings as well: those in the section count, and none where it is not."""
-    return kind.model_validate({**(_content(file).get(section) or {}), **_given(given)})
+    return _validated(kind, file, _section(file, _content(file), section, {}), _given(given))
 
 
 def _content(file: Path | None) -> dict[str, Any]:
     from ml_filter.settings import read_yaml
 
     content = read_yaml(file) if file else {}
-    return dict(content.get("parameters", content))
+    return _section(file, content, "parameters", content)
+
+
+def _section(file: Path | None, content: dict[str, Any], name: str, other: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a section; `other` where the file has none."""
+    from ml_filter.errors import ConfigError
+
+    section = content.get(name, other)
+    if not isinstance(section, dict | None):
+        raise ConfigError(f"configuration file {file}: {name} holds no settings, but {section!r}")
+    return section or {}
+
+
+def _validated(kind: type[Config], file: Path | None, content: dict[str, Any], given: dict[str, Any]) -> Config:
+    from pydantic import ValidationError
+
+    from ml_filter.errors import ConfigError
+    from ml_filter.settings import problems_in
+
+    try:
+        return kind.model_validate({**content, **given})
+    except ValidationError as error:
+        if file is None or all(problem["loc"][:1] and problem["loc"][0] in given for problem in error.errors()):
+            raise
+        raise ConfigError(f"configuration file {file}: {problems_in(error, error.title)}") from error
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
