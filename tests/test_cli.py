@@ -134,6 +134,21 @@ def test_an_option_that_is_wrong_is_not_blamed_on_the_file_and_an_empty_section_
     assert ml_filter(*line, "--max-failed-share", "0.5", cwd=tmp_path).returncode == 0
 
 
+def test_a_full_disk_is_told_and_the_same_command_finishes_once_there_is_room(tmp_path):
+    rows = [{"id": f"d{i}", "text": f"page {i} " * 200} for i in range(50)]
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ("batch", "write", "pages.jsonl", "--model", "m", "--output", "out")
+    command = [str(Path(sys.executable).with_name("ml-filter")), *line]
+    limited = ["bash", "-c", 'ulimit -f 60; exec "$@"', "limited", *command]  # no file above 60 kB
+    full = subprocess.run(limited, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (full.returncode, "Traceback" in full.stderr) == (2, False)
+    assert "File too large" in full.stderr
+    assert "Free space on the disk of --output" in full.stderr
+    done = ml_filter(*line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out" / "requests-00000.jsonl").read_text().splitlines()) == 50
+
+
 def test_failures_above_the_share_end_with_1_and_below_it_with_0(endpoint, pages, tmp_path):
     line = ("annotate", pages, "--prompt", "educational_value", "--endpoint", endpoint, "--model", "m")
     strict = ml_filter(*line, "--output", str(tmp_path / "strict"), ML_FILTER_API_KEY=KEY)

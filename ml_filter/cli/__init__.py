@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sqlite3
 import sys
 
 from ml_filter.cli import documents, bill, annotation, llm, agreement, training, inference, serving
@@ -27,3 +29,18 @@ def main() -> None:
     except ValidationError as error:
         print(f"error: {problems_in(error, error.title)}", file=sys.stderr)
         sys.exit(2)
+    except (OSError, sqlite3.OperationalError) as error:
+        if not _is_full_disk(error):
+            raise
+        print(
+            f"error: {error}. Free space on the disk of --output and of temporary files (TMPDIR), or raise the limit, "
+            "and run the same command again: it goes on where it stopped",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+def _is_full_disk(error: OSError | sqlite3.OperationalError) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
