@@ -80,7 +80,8 @@ class Budget:
         if self.config.budget_tokens is not None:
             caps.append(f"{self.config.budget_tokens:,} tokens (--budget-tokens)")
         if self.config.budget_usd is not None:
-            caps.append(f"{self.config.budget_usd:,.2f} USD (--budget-usd)")
+            usd = self.config.budget_usd
+            caps.append(f"{f'{usd:,.2f}' if usd >= 0.1 else f'{usd:.3g}'} USD (--budget-usd)")
         return " or ".join(caps)
 
     def _wanted(self, prompt: Question, piece: str) -> Usage:

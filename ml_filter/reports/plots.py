@@ -167,7 +167,7 @@ def share_bars(shares: Mapping[str, Mapping[str, float]], *, xlabel: str) -> str
         places = [place + (number - (len(shares) - 1) / 2) * height for place in range(len(names))]
         axes.barh(places, [of.get(name, 0) for name in names], height, label=group, color=_COLOURS[number % 10])
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)  # also where nothing has a share
     axes.set(xlabel=xlabel)
     if len(shares) > 1:
         axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15))

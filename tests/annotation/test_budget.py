@@ -93,6 +93,10 @@ def test_without_usage_what_was_reserved_counts_as_used():
             {"budget_usd": 2.5, "usd_per_million_prompt_tokens": 1, "usd_per_million_completion_tokens": 1},
             "2.50 USD (--budget-usd)",
         ),
+        (
+            {"budget_usd": 0.004, "usd_per_million_prompt_tokens": 1, "usd_per_million_completion_tokens": 1},
+            "0.004 USD (--budget-usd)",
+        ),
     ],
 )
 def test_the_cap_in_words(caps, words):

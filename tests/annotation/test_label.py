@@ -215,6 +215,13 @@ def test_failed_documents_end_the_run_above_the_share_and_are_asked_again_on_dem
     assert (made.counts["labelled"], made.counts["failed"]) == (5, 0)
 
 
+def test_a_run_in_which_every_document_failed_is_reported_where_that_is_tolerated(serve, tmp_path, topics, corpus):
+    server = serve(lambda asked: chat("?"))
+    made = label_documents(corpus, config(server, topics(), max_failed_share=1.0), tmp_path / "out")
+    assert (made.counts["labelled"], made.counts["failed"]) == (0, 5)
+    assert (tmp_path / "out" / "distribution.html").exists()
+
+
 def test_a_column_that_is_not_there_is_an_error_before_anything_is_asked(serve, tmp_path, topics, corpus):
     server = serve(labeller)
     with pytest.raises(InputError, match="no column 'host'; it has id, text, source, language"):
