@@ -11,9 +11,19 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_filter.errors import ConfigError
@@ -79,9 +89,11 @@ class Settings(BaseSettings):
 
 
 class StageConfig(BaseModel):
-    """Base of the stage configurations: unknown keys are refused, so that a typo is an error."""
+    """Base of the stage configurations: unknown keys are refused, so that a typo is an error.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    What was given is not repeated in errors: it may be a key in the wrong place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class SourceConfig(StageConfig):
@@ -148,10 +160,28 @@ class PublishConfig(StageConfig):
         return self
 
 
+def base_url(url: str) -> str:
+    """The base URL of an endpoint, which is written to logs and manifests and so must hold no secret.
+
+    Raises:
+        ValueError: it has a user, a password, a query or a fragment.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # which asking will tell of
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(
+            "the URL of an endpoint is one like http://host:port/v1, without user, password or query; a key goes into "
+            "ML_FILTER_API_KEY, or the variable that api_key_env names"
+        )
+    return url
+
+
 class EndpointConfig(StageConfig):
     """An endpoint that has its own name for the model, or its own key."""
 
-    url: str
+    url: Annotated[str, AfterValidator(base_url)]
     model: str | None = Field(None, description="the model's name there; unset: `model`")
     api_key_env: Annotated[str, Field(pattern="^[A-Z_][A-Z0-9_]*$")] | None = Field(
         None, description="environment variable that holds its key; unset: ML_FILTER_API_KEY"
@@ -204,6 +234,13 @@ class AskConfig(StageConfig):
     at_budget: Literal["stop", "finish"] = Field(
         "stop", description="finish: what the budget has no room for is failed as `not_asked`, and the output complete"
     )
+
+    @field_validator("endpoints")
+    @classmethod
+    def _hold_no_secret(cls, endpoints: list[str | EndpointConfig]) -> list[str | EndpointConfig]:
+        for one in endpoints:
+            base_url(one if isinstance(one, str) else one.url)
+        return endpoints
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 
 import pyarrow as pa
 from loguru import logger
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from ml_filter.annotation.budget import NO_TOKENS, Budget, Spending, Usage
 from ml_filter.annotation.client import Endpoint, RequestFailed
@@ -44,7 +44,7 @@ from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
 from ml_filter.progress import progress
-from ml_filter.settings import AnnotateConfig, AskConfig, EndpointConfig, Settings, SourceConfig
+from ml_filter.settings import AnnotateConfig, AskConfig, EndpointConfig, Settings, SourceConfig, problems_in
 
 _READ_AHEAD = 256
 _ROW_GROUP_BYTES = 2**20
@@ -199,17 +199,25 @@ def configured_endpoints(config: AskConfig, settings: Settings) -> list[Endpoint
     Raises:
         ConfigError: no model is named, or the environment has no key under the name that an endpoint gives.
     """
-    urls = config.endpoints or [url.strip() for url in (settings.endpoint or "").split(",") if url.strip()]
-    return [_endpoint(EndpointConfig(url=one) if isinstance(one, str) else one, config, settings) for one in urls]
+    given = config.endpoints or [url.strip() for url in (settings.endpoint or "").split(",") if url.strip()]
+    try:
+        configs = [EndpointConfig(url=one) if isinstance(one, str) else one for one in given]
+    except ValidationError as error:
+        raise ConfigError(f"ML_FILTER_ENDPOINT: {problems_in(error, 'endpoint')}") from None
+    return [_endpoint(one, config, settings) for one in configs]
 
 
 def _endpoint(one: EndpointConfig, config: AskConfig, settings: Settings) -> Endpoint:
-    key = settings.api_key or SecretStr("none")
+    name = one.api_key_env or "ML_FILTER_API_KEY"
     if one.api_key_env:
-        key = SecretStr(os.environ.get(one.api_key_env, ""))
+        key = os.environ.get(one.api_key_env, "").strip()
         if not key:
-            raise ConfigError(f"the environment variable {one.api_key_env}, the key of {one.url}, is not set")
-    return Endpoint(one.url, one.model or annotator_name(config, settings), key, key_name=one.api_key_env)
+            raise ConfigError(f"the environment variable {name}, the key of {one.url}, is not set")
+    else:
+        key = (settings.api_key.get_secret_value().strip() if settings.api_key else "") or "none"
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{name} holds signs that no key has, such as line breaks or letters that are not ASCII")
+    return Endpoint(one.url, one.model or annotator_name(config, settings), SecretStr(key), key_name=one.api_key_env)
 
 
 def open_endpoints(config: AskConfig, settings: Settings) -> AbstractContextManager[list[Endpoint]]:

@@ -26,11 +26,13 @@ from ml_filter.settings import problems_in, prompt_file, read_yaml
 SLOT = "{text}"
 _SPECIAL_TOKEN = re.compile(
     r"<[|\uff5c](?=[\w/\u2581])|<(?=\w+[|\uff5c]>)"  # <|im_end|>, <turn|>; DeepSeek's have a wide bar
-    r"|<(?=/?(?:s|eop|eod|sop|think|im_start|im_end|(?:start|end)_of_\w+)>)"
+    r"|<(?=/?(?:s|eop|eod|eot|eoh|eoa|sop|think|role|im_start|im_end|(?:start|end)_(?:of|function)_\w+)>)"
     r"|<(?=/?(?i:bos|eos|unk|pad|mask|cls|sep)(?:_token|_TOKEN)?>)"
-    r"|<(?=/?(?:tool_\w+|unused\d+|extra_id_\d+|reserved_\d+|SPECIAL_\d+|seed:\w+|fim_\w+)>)|<(?=</?SYS>>)"
+    r"|<(?=/?(?:tool_\w+|arg_key|arg_value|longcat_\w+)>)"
+    r"|<(?=/?(?:unused\d+|extra_id_\d+|reserved_\d+|SPECIAL_\d+|seed:\w+|fim_\w+)>)|<(?=</?SYS>>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|MODEL_SETTINGS|THINK)\])"
-    r"|\[(?=/?(?:CALL_ID|ARGS|IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|gMASK|sMASK|CLS|SEP|MASK)\])"
+    r"|\[(?=/?(?:CALL_ID|ARGS|IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|gMASK|sMASK|CLS|SEP|MASK|BOS|EOS)\])"
+    r"|\[(?=\|\w+\|\])"  # EXAONE's
     r"|\](?=~!?b[\[\]])|\[(?=e~\[)|\](?=<\]\w+\[>\[)"  # MiniMax's
 )
 """The signs at which tokens begin that chat templates act on. Of the model at hand, a tokenizer knows more."""

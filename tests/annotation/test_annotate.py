@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -742,6 +743,30 @@ def test_endpoint_and_model_may_come_from_the_environment(serve, pages, prompt_f
 
 
 # --- The key ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", [f"http://me:{KEY}@host/v1", f"http://{KEY}@host/v1", f"http://host/v1?key={KEY}"])
+def test_a_key_in_an_endpoints_url_is_refused_before_it_is_written_anywhere(url, pages, tmp_path):
+    for given in (url, {"url": url}):
+        with pytest.raises(ValidationError, match="a key goes into ML_FILTER_API_KEY") as caught:
+            AnnotateConfig.model_validate({"endpoints": [given]})
+        assert KEY not in f"{caught.value}{problems_in(caught.value, 'annotate')}"
+    settings = Settings(_env_file=None, endpoint=f"http://fine/v1,{url}", model="m", api_key=None)
+    with pytest.raises(ConfigError, match=r"ML_FILTER_ENDPOINT: url: .*a key goes into ML_FILTER_API_KEY") as told:
+        annotate_documents(pages(1), AnnotateConfig(), tmp_path / "out", settings)
+    assert KEY not in "".join(traceback.format_exception(told.value))
+
+
+def test_white_space_around_a_key_is_no_part_of_it_and_a_broken_key_is_told(serve, pages, asking, tmp_path):
+    """Secrets from files tend to end with a line break."""
+    server = serve(always(GOOD))
+    settings = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(f" {KEY}\n"))
+    annotate_documents(pages(1), asking(server), tmp_path / "out", settings)
+    assert server.keys == {f"Bearer {KEY}"}
+    broken = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(f"{KEY}\nmore"))
+    with pytest.raises(ConfigError, match="ML_FILTER_API_KEY holds signs that no key has") as caught:
+        annotate_documents(pages(1), asking(server), tmp_path / "other", broken)
+    assert KEY not in str(caught.value)
 
 
 def test_the_key_reaches_the_server_and_no_file_message_or_log(serve, pages, asking, tmp_path):
