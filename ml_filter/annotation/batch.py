@@ -19,7 +19,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import orjson
 from filelock import FileLock, Timeout
 from loguru import logger
-from pydantic import BaseModel, SecretStr, TypeAdapter
+from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from ml_filter.annotation.annotate import Call, Run, answers_directory, configured_endpoints, prepare, run_to_the_end
 from ml_filter.annotation.budget import reported
@@ -54,6 +54,10 @@ ENDED = {"completed", *_ENDED_EARLY}
 _NOT_ASKED = {"batch_expired", "batch_cancelled"}
 _SETTLED_S = 30.0
 """A batch whose creation was cut off is looked for once this much time has passed."""
+_WRITE_AGAIN = (
+    "Write the batch again into another directory: its requests get the same ids, so results that are here already can "
+    "be collected there with --results"
+)
 _SCHEMA = """
 CREATE TABLE files (name TEXT PRIMARY KEY, url TEXT NOT NULL, requests INTEGER NOT NULL, token TEXT NOT NULL);
 CREATE TABLE requests (
@@ -255,7 +259,13 @@ class _Batch:
         self.source = SourceConfig.model_validate(self.manifest.config["source"])
         self.config = BatchConfig.model_validate(self.manifest.config["batch"])
         state = self.path / SUBMITTED_NAME
-        self.submissions = _SUBMISSIONS.validate_json(state.read_bytes()) if state.exists() else self._none_yet()
+        try:
+            self.submissions = _SUBMISSIONS.validate_json(state.read_bytes()) if state.exists() else self._none_yet()
+        except ValidationError as error:
+            raise InputError(
+                f"{state} is damaged: {error.errors()[0]['msg']}. It says which batches the provider has, so put it "
+                "back from a copy: without it all requests would be submitted, and paid for, again"
+            ) from error
 
     def _none_yet(self) -> list[Submission]:
         with _table(self.path) as db:
@@ -293,11 +303,12 @@ def _held(directory: str | Path) -> Iterator[_Batch]:
 
 @contextmanager
 def _table(directory: Path) -> Iterator[sqlite3.Connection]:
-    db = sqlite3.connect(f"file:{directory / REQUESTS_NAME}?mode=ro", uri=True)
+    path = directory / REQUESTS_NAME
     try:
-        yield db
-    finally:
-        db.close()
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            yield db
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"{path} is missing or damaged: {error}. {_WRITE_AGAIN}") from error
 
 
 @contextmanager
@@ -313,7 +324,7 @@ def _provider(endpoint: Endpoint) -> Iterator[OpenAI]:
             f"{endpoint.base_url} refuses the key; set {endpoint.key_name or 'ML_FILTER_API_KEY'}"
         ) from error
     except openai.APIError as error:
-        said = endpoint.public(str(error))
+        said = endpoint.public(str(error)).rstrip(".")
         raise EndpointError(
             f"{endpoint.base_url}: {said}. What was done is kept; run the same command again"
         ) from error
@@ -388,6 +399,8 @@ def _upload(batch: _Batch, submission: Submission, client: OpenAI) -> None:
             submission.file_id = found.id
             batch.save()
     if submission.file_id is None:
+        if not (batch.path / submission.file).exists():
+            raise InputError(f"{batch.path / submission.file} is missing. {_WRITE_AGAIN}")
         submission.upload_began = time.time()
         batch.save()
         with (batch.path / submission.file).open("rb") as file:
@@ -582,6 +595,8 @@ class _Collector(Run):
         self.lines: Counter[str] = Counter()
         with _table(self.batch.path) as db, progress("Reading results", self.batch.manifest.counts["requests"]) as bar:
             for path in self.results:
+                if not path.is_file():
+                    raise InputError(f"{path} is no file of results")
                 known = self.lines["known"]
                 with path.open("rb") as file:
                     for line in file:

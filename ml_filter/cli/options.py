@@ -49,8 +49,10 @@ MaxConcurrency = Annotated[
 Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for an answer (default: 120)")]
 MaxFailedShare = Annotated[float | None, typer.Option(min=0, max=1, help="Above it the exit code is 1 (default: 0.05)")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask the failed documents of an earlier run again")]
-BudgetTokens = Annotated[int | None, typer.Option(min=1, help="Stop before more tokens are used")]
-BudgetUsd = Annotated[float | None, typer.Option(min=0, help="Stop before more is spent; prices come from --config")]
+BudgetTokens = Annotated[int | None, typer.Option(min=1, help="Stop before more tokens are used, by each output")]
+BudgetUsd = Annotated[
+    float | None, typer.Option(min=0, help="Stop before more is spent, by each output; prices come from --config")
+]
 AtBudget = Annotated[
     str | None,
     typer.Option(help="stop, or finish: what the budget has no room for fails as not_asked (default: stop)"),

@@ -59,7 +59,7 @@ def show_table(title: str, path: str, counts: Mapping[str, int], figures: Mappin
         table.add_row(name.replace("_", " "), f"{value:.3f}")
     console = Console()
     console.print(table)
-    console.print(f"in {path}", soft_wrap=True, highlight=False)
+    console.print(f"in {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show_reliability(jury: JuryReliability) -> None:
@@ -99,7 +99,7 @@ def show_agreement(agreement: Agreement, path: str) -> None:
     unmatched = sum(one.unmatched_rows for one in agreement.inputs)
     if unmatched:
         console.print(f"{unmatched:,} rows are of documents that no other input, or not gold, has")
-    console.print(f"in {path}", soft_wrap=True, highlight=False)
+    console.print(f"in {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show_estimate(estimate: Estimate, output: str | None) -> None:
@@ -187,7 +187,7 @@ def show_comparison(comparison: Comparison, path: str) -> None:
             values = ["-" if figure.value is None else f"{figure.value:.3f}" for figure in (one.a, one.b)]
             gold.add_row(PAIR_FIGURES[one.figure], *values, _cell(one.difference), one.better or "?")
         console.print(gold)
-    console.print(f"in {path}", soft_wrap=True, highlight=False)
+    console.print(f"in {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
@@ -215,7 +215,7 @@ def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
     for name, count in manifest.counts.items():
         if name != "documents" and count:
             console.print(f"{count:,} documents are {name}", highlight=False)
-    console.print(f"in {manifest.root}", soft_wrap=True, highlight=False)
+    console.print(f"in {manifest.root}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show_search(search: Search, manifest: Manifest) -> None:
@@ -243,7 +243,7 @@ def show_search(search: Search, manifest: Manifest) -> None:
             highlight=False,
             markup=False,
         )
-    console.print(f"in {manifest.root}", soft_wrap=True, highlight=False)
+    console.print(f"in {manifest.root}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show_submissions(submissions: Sequence[Submission]) -> None:

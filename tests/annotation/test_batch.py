@@ -515,6 +515,48 @@ def test_a_prompt_or_a_text_that_has_changed_does_not_get_another_ones_answer(pr
         collect_batch(batch, tmp_path / "b", settings=SETTINGS)
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:300])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("requests.sqlite", cut), ("requests.sqlite", Path.unlink), ("requests-00000.jsonl", Path.unlink)],
+)
+def test_a_damaged_batch_says_how_its_results_are_still_collected(
+    name, damage, provide, written, pages, asking, tmp_path
+):
+    server = provide()
+    batch, results = written(server), tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(good(request)) + "\n" for request in lines_in(batch)))
+    damage(batch / name)
+    with pytest.raises(InputError, match=rf"{name} is missing.*Write the batch again into another directory"):
+        submit_batch(batch, SETTINGS)
+    assert not server.calls
+    write_batch(pages(6), asking(server), BatchConfig(), tmp_path / "again", SETTINGS)
+    made = collect_batch(tmp_path / "again", tmp_path / "out", results=[results], settings=SETTINGS)
+    assert (made.counts["scored"], made.counts["failed"]) == (6, 0)
+
+
+def test_what_is_known_of_submitted_batches_is_not_guessed_when_it_is_damaged(provide, written):
+    server = provide()
+    batch = written(server)
+    submit_batch(batch, SETTINGS)
+    path = batch / "submitted.json"
+    path.write_bytes(path.read_bytes()[:50])
+    for command in (submit_batch, batch_status):
+        with pytest.raises(InputError, match=r"submitted\.json is damaged: .*put it back from a copy"):
+            command(batch, SETTINGS)
+    assert len(server.batches) == 1
+
+
+def test_a_file_of_results_that_is_not_there_is_told(provide, written, tmp_path):
+    batch = written(provide())
+    for path in (tmp_path / "nothing.jsonl", tmp_path):
+        with pytest.raises(InputError, match=f"{path} is no file of results"):
+            collect_batch(batch, tmp_path / "out", results=[path], settings=SETTINGS)
+
+
 def test_a_batch_that_was_not_submitted_is_told_as_that(provide, written, tmp_path):
     batch = written(provide())
     with pytest.raises(InputError, match=rf"has not been submitted: run ml-filter batch submit {batch}"):
