@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.older_formats import failed_votes
-from ml_filter.documents.readers import _decompressed, text_id
+from ml_filter.documents.readers import _decompressed, csv_rows, text_id
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import InputError
 from ml_filter.settings import AgreementConfig, SourceConfig
@@ -33,6 +33,7 @@ _ID_COLUMNS = ("id", "document_id")
 _RATING_COLUMNS = ("score", "scores")
 _OUTCOMES = ("score_status", "errors", "document_processing_status")
 """Columns that say which ratings failed."""
+_CSV_VALUE_CHARS = 2**24
 Row = tuple[str, dict[str, Any]]
 """Where a row stands, for messages, and the row."""
 
@@ -316,12 +317,14 @@ def _rows(shard: InputShard, needed: set[str], columns: set[str]) -> Iterator[Ro
     Unlike `documents.readers`, which rejects what is no document, a table of ratings needs no text, and what cannot be
     read is an error: figures must not depend on which lines were readable.
     """
-    if shard.format not in ("parquet", "jsonl"):
-        raise InputError(f"{shard.uri}: ratings are read from Parquet and JSON lines, not from {shard.format}")
+    if shard.format not in ("parquet", "jsonl", "csv"):
+        raise InputError(f"{shard.uri}: ratings are read from Parquet, JSON lines and CSV, not from {shard.format}")
     try:
         with fsspec.open(shard.uri, "rb") as raw:
             if shard.format == "parquet":
                 yield from _parquet_rows(raw, shard, needed, columns)
+            elif shard.format == "csv":
+                yield from _csv_rows(raw, shard, columns)
             else:
                 yield from _jsonl_rows(raw, shard, columns)
     except (EOFError, OSError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
@@ -349,6 +352,15 @@ def _jsonl_rows(raw: IO[bytes], shard: InputShard, columns: set[str]) -> Iterato
             raise InputError(f"{place} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f"{place} is a JSON {type(row).__name__}, not an object")
+        columns.update(row)
+        yield place, row
+
+
+def _csv_rows(raw: IO[bytes], shard: InputShard, columns: set[str]) -> Iterator[Row]:
+    for line, row, problem in csv_rows(raw, shard.uri, _CSV_VALUE_CHARS):
+        place = f"{shard.uri} {line}"
+        if problem:
+            raise InputError(f"{place}: {problem}")
         columns.update(row)
         yield place, row
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ml_filter.settings import AnnotateConfig, SourceConfig, StageConfig
 
 _SOURCE_HELP = (
-    "Files, globs, directories, URLs (Parquet, JSONL[.gz|.zst], WARC, WET), hf://datasets/OWNER/NAME, or installed: "
-    "for the documents on this machine"
+    "Files, globs, directories, URLs (Parquet, JSONL or CSV[.gz|.zst], WARC, WET), hf://datasets/OWNER/NAME, or "
+    "installed: for the documents on this machine"
 )
 Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCE_HELP, show_default=False)]
 OneSource = Annotated[str, typer.Argument(help=_SOURCE_HELP, show_default=False)]

@@ -7,12 +7,14 @@ columns as they came, but for a `text` or `id` in whose place another column was
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, cast
 
@@ -75,6 +77,8 @@ def read_shard(
     rows: Iterable[Row]
     if shard.format == "jsonl":
         rows = read_json_lines(shard, source, rejects)
+    elif shard.format == "csv":
+        rows = _read_csv(shard, source, rejects)
     elif shard.format == "warc":
         rows = _read_warc(shard, source, rejects)
     elif shard.format == "installed":
@@ -283,7 +287,7 @@ def _broken_texts(texts: pa.ChunkedArray) -> dict[int, str]:
 def read_json_lines(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[Row]:
     """The JSON objects of a file, compressed or not, each with its line; other lines are rejected."""
     # A line holds a document and its other columns; beyond this it is skipped without being held in memory.
-    limit = 2 * source.max_text_bytes + 2**20
+    limit = _line_limit(source)
     number = 0
     raw = _open(shard, rejects)
     if raw is None:
@@ -319,6 +323,10 @@ def read_json_lines(shard: InputShard, source: SourceConfig, rejects: RejectsLog
                 yield place, row
         except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
             rejects.add(shard.uri, f"after line {number}", "truncated", str(error))
+
+
+def _line_limit(source: SourceConfig) -> int:
+    return 2 * source.max_text_bytes + 2**20
 
 
 def _has_lone_surrogates(row: dict[str, Any]) -> bool:
@@ -365,6 +373,87 @@ class _WholeZstd(io.RawIOBase):
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
         return count
+
+
+# --- CSV and TSV -----------------------------------------------------------------------------------------------------
+
+
+def csv_rows(raw: IO[bytes], uri: str, limit: int) -> Iterator[tuple[str, dict[str, str | None], str | None]]:
+    """The rows of a CSV or TSV file, compressed or not, each with its line and, if something is wrong with it, what.
+
+    The first line names the columns; what separates these (comma, semicolon or tab) separates all. Every value is
+    text, as the file has no types; an empty one is None.
+
+    Args:
+        raw: the file.
+        uri: its name.
+        limit: most characters of one value; more are likely a quote that is never closed.
+
+    Raises:
+        InputError: the first line names no columns.
+    """
+    csv.field_size_limit(limit)
+    stream = io.BufferedReader(_decompressed(raw, uri))  # type: ignore[type-var]
+    first = stream.peek(2**13).partition(b"\n")[0].decode(errors="replace")
+    with io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="") as text:
+        rows = csv.reader(text, delimiter=max(",;\t", key=first.count), strict=True)
+        header: list[str] | None = None
+        while True:
+            place = f"line {rows.line_num + 1}"
+            try:
+                cells = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if header is None:
+                    raise InputError(f"{uri}, {place}: {error}; the first line has to name the columns") from None
+                yield place, {}, str(error)
+                continue
+            if header is None:
+                header = _column_names(cells, uri)
+            elif cells:
+                problem = f"{len(cells)} values for {len(header)} columns" if len(cells) != len(header) else None
+                if not _is_unicode(cells):
+                    problem = "not UTF-8"
+                yield place, {name: cell or None for name, cell in zip(header, cells, strict=False)}, problem
+
+
+def _column_names(cells: list[str], uri: str) -> list[str]:
+    twice = [name for name, count in Counter(cells).items() if count > 1]
+    if not _is_unicode(cells):
+        raise InputError(f"{uri} is not UTF-8; save it as such")
+    if twice or not any(cells):
+        what = f"has the column {twice[0]!r} twice" if any(cells) else "begins with an empty line"
+        raise InputError(f"{uri} {what}; its first line has to name the columns")
+    return cells
+
+
+def _is_unicode(cells: list[str]) -> bool:
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_csv(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[Row]:
+    raw = _open(shard, rejects)
+    if raw is None:
+        return
+    named = [source.text_column, *([source.id_column] if source.id_column else [])]
+    place = "line 0"
+    with raw:
+        try:
+            for place, row, problem in csv_rows(raw, shard.uri, _line_limit(source)):
+                if problem:
+                    rejects.add(shard.uri, place, "invalid_utf8" if problem == "not UTF-8" else "invalid_csv", problem)
+                    continue
+                for column in named:
+                    if column not in row:
+                        raise InputError(f"{shard.uri} has no column {column!r}; it has {', '.join(row)}")
+                yield place, row
+        except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
+            rejects.add(shard.uri, f"after {place}", "truncated", str(error))
 
 
 # --- WARC and WET ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ DAMAGE = ("truncated", "unreadable")
 class RejectsLog:
     """Appends one JSON line for each rejection: `source`, `place`, `reason`, `detail`.
 
-    Reasons: `truncated`, `unreadable`, `invalid_utf8`, `invalid_json`, `missing_text`, `empty_text`,
+    Reasons: `truncated`, `unreadable`, `invalid_utf8`, `invalid_json`, `invalid_csv`, `missing_text`, `empty_text`,
     `text_too_long`, `no_main_text`, `duplicate_id`.
     """
 

@@ -15,14 +15,15 @@ from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, file_
 from ml_filter.errors import InputError
 from ml_filter.settings import SourceConfig
 
-Format = Literal["parquet", "jsonl", "warc", "hub", "installed"]
+Format = Literal["parquet", "jsonl", "csv", "warc", "hub", "installed"]
 
 _FORMATS: tuple[tuple[str, Format], ...] = (
     (r"\.parquet$", "parquet"),
     (r"\.(jsonl|ndjson|json)(\.gz|\.zst)?$", "jsonl"),
+    (r"\.(csv|tsv)(\.gz|\.zst)?$", "csv"),
     (r"\.(warc|wet|warc\.wet)(\.gz)?$", "warc"),
 )
-_KNOWN = ".parquet, .jsonl[.gz|.zst], .warc[.gz], .wet[.gz]"
+_KNOWN = ".parquet, .jsonl[.gz|.zst], .csv[.gz|.zst], .tsv[.gz|.zst], .warc[.gz], .wet[.gz]"
 _HUB_DATA_SET = re.compile(r"^hf://datasets/(?P<name>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/?$")
 
 
@@ -67,7 +68,7 @@ def list_shards(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
 
 def _stem(uri: str, part: tuple[int, int]) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(uri.rstrip("/:")).name)
-    name = re.sub(r"(\.(parquet|jsonl|ndjson|json|gz|zst|warc|wet))+$", "", name)
+    name = re.sub(r"(\.(parquet|jsonl|ndjson|json|csv|tsv|gz|zst|warc|wet))+$", "", name)
     return f"{name}-{part[0]}" if part[1] > 1 else name
 
 

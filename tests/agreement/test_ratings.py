@@ -5,6 +5,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -147,17 +148,47 @@ def test_scores_of_a_scored_corpus_that_failed_are_told_from_ratings_that_are_mi
     assert ratings.failed.tolist() == [[False, False], [False, True]]
 
 
-@pytest.mark.parametrize("ending", ["parquet", "jsonl", "jsonl.gz", "jsonl.zst"])
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "jsonl.gz", "jsonl.zst", "csv", "csv.zst", "tsv.gz"])
 def test_every_table_format_gives_the_same_ratings(tmp_path, ending):
     rows = [{"id": str(i), "a": i % 4, "b": (i * i) % 5, "text": "unread " * i} for i in range(50)]
     path = tmp_path / f"ratings.{ending}"
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    if ending == "parquet":
+    kind, _, packing = ending.partition(".")
+    if kind in ("csv", "tsv"):
+        lines = pd.DataFrame(rows).to_csv(index=False, sep="," if kind == "csv" else "\t").encode()
+    if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
-        path.write_bytes({"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}[ending](lines))
+        path.write_bytes({"": bytes, "gz": gzip.compress, "zst": zstandard.compress}[packing](lines))
     ratings = read(path, rating_columns=["a", "b"])
     assert by_rater(ratings) == {name: {row["id"]: float(row[name]) for row in rows} for name in "ab"}
+
+
+def test_gold_of_a_spreadsheet_is_read_with_its_semicolons_mark_and_gaps(tmp_path):
+    gold = tmp_path / "gold.csv"
+    gold.write_bytes('\ufeffid;human_score;note\r\n007;3;"two\r\nlines; one ""value"""\r\n008;;\r\n'.encode())
+    ratings = read(table(tmp_path / "a.jsonl", [{"id": "007", "score": 2}, {"id": "008", "score": 1}]), gold=gold)
+    assert by_rater(ratings) == {"human_score": {"007": 3.0}, "score": {"007": 2.0, "008": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"id,a,b\nx,1,1\ny,much,1\n", "line 3: column 'a' holds 'much', not a number"),
+        (b"id,a,b\nx,1,1\ny,1\n", "line 3: 2 values for 3 columns"),
+        (b'id,a,b\n"x,1,1\ny,1,1\n', "line 2: unexpected end of data"),
+        (b"id,a,b\nx,1,\xff\n", "line 2: not UTF-8"),
+        ("id,a,b\nx,1,1\n".encode("utf-16"), "is not UTF-8; save it as such"),
+        (b"id,a,a\nx,1,1\n", "has the column 'a' twice; its first line has to name the columns"),
+        (b"", "has no column 'a'; it has no rows"),
+    ],
+)
+def test_csv_that_cannot_be_read_is_an_error_at_its_place(tmp_path, content, says):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as raised:
+        read(path, rating_columns=["a", "b"])
+    assert says in str(raised.value)
 
 
 def test_documents_without_id_are_known_by_their_text(tmp_path):
@@ -290,7 +321,7 @@ def test_what_holds_no_ratings_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.jsonl does not exist"):
         read(tmp_path / "nowhere.jsonl", rated)
     (tmp_path / "pages.warc").touch()
-    with pytest.raises(InputError, match="ratings are read from Parquet and JSON lines, not from warc"):
+    with pytest.raises(InputError, match="ratings are read from Parquet, JSON lines and CSV, not from warc"):
         read(tmp_path / "pages.warc", rated)
 
 

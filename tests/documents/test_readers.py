@@ -1,5 +1,7 @@
+import csv
 import gzip
 import hashlib
+import io
 import json
 import tracemalloc
 from datetime import UTC, datetime
@@ -105,6 +107,44 @@ def test_each_bad_line_is_one_reject_with_its_line_number_and_the_others_are_rea
     assert got.texts == ["first", "last 😀"]
     assert [(reject["place"], reject["reason"]) for reject in got.rejects] == expected
     assert {reject["source"] for reject in got.rejects} == {str(path)}
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_csv_is_read_with_its_values_as_they_stand_there(read, tmp_path, separator, ending):
+    rows = [["id", "text", "n"], ["007", 'two\nlines, "quoted"; one\ttab', "1.50"], ["", "zwei ß", ""]]
+    content = io.StringIO(newline="")
+    csv.writer(content, delimiter=separator).writerows(rows)
+    path = tmp_path / f"a.csv{ending}"
+    path.write_bytes(compress(content.getvalue().encode(), ending))
+    assert read(path).rows == [
+        {"id": "007", "text": 'two\nlines, "quoted"; one\ttab', "n": "1.50"},
+        {"id": text_id("zwei ß"), "text": "zwei ß", "n": None},
+    ]
+    assert read(path, id_column="n").rows[0]["id"] == "1.50"
+
+
+def test_each_bad_row_of_csv_is_one_reject_with_its_line_and_the_others_are_read(read, tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b'text\tn\na\t1\nb\nc\t1\t2\n"d" e\t1\n\n\xff\t1\n\t1\n"f\ng"\t1\nh\t2\n"i\t3\nj')
+    got = read(path)
+    assert got.texts == ["a", "f\ng", "h"]
+    assert [(reject["place"], reject["reason"]) for reject in got.rejects] == [
+        ("line 3", "invalid_csv"),
+        ("line 4", "invalid_csv"),
+        ("line 5", "invalid_csv"),
+        ("line 7", "invalid_utf8"),
+        ("line 8", "missing_text"),
+        ("line 12", "invalid_csv"),
+    ]
+
+
+def test_csv_without_the_column_of_the_text_is_an_error_that_names_those_it_has(read, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,body\n1,one\n")
+    with pytest.raises(InputError, match=r"a\.csv has no column 'text'; it has id, body"):
+        read(path)
+    assert read(path, text_column="body").texts == ["one"]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_line(read, tmp_path):

@@ -42,6 +42,13 @@ def test_a_criterion_is_picked_and_its_lineage_says_who_was_asked_what(two_crite
     assert labels(LabelledDocuments(two_criteria, "score", criteria="quality")) == {"x": 1.0}
 
 
+def test_labels_of_csv_are_numbers_and_an_empty_one_is_none(tmp_path):
+    (tmp_path / "a.csv").write_text("id,text,label\nx,one,2\ny,two,\nz,three,1.5\n")
+    data = LabelledDocuments(SourceConfig(paths=[str(tmp_path / "a.csv")]), "label")
+    assert labels(data) == {"x": 2.0, "z": 1.5}
+    assert data.unlabelled == 1
+
+
 def test_several_criteria_stand_side_by_side_and_a_missing_label_is_nan(two_criteria):
     data = LabelledDocuments(two_criteria, "score")
     assert data.criteria == ["danger", "quality"]
