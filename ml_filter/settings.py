@@ -143,15 +143,23 @@ class PublishConfig(StageConfig):
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     seed: Seed = 0
-    criterion: str | None = Field(None, description="unset: the only one")
+    criterion: str | list[str] | None = Field(None, description="unset: all there are")
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = Field(
         0.8, description="documents of this estimated Jaccard similarity are kept in one split"
     )
     license: str = Field("unknown", description="identifier for the data card, such as odc-by")
     title: str | None = Field(None, description="of the data card; unset: from the criterion")
-    agreement: str | None = Field(None, description="agreement.json, or its directory, for the data card")
+    agreement: str | list[str] | None = Field(
+        None, description="agreement.json, or its directory, for the data card; several: one of each criterion"
+    )
     push: str | None = Field(None, description="OWNER/NAME of a Hub data set to upload to")
     private: bool = Field(False, description="on the Hub; one that is there and public is refused")
+
+    @field_validator("criterion", "agreement")
+    @classmethod
+    def _one_is_one(cls, names: str | list[str] | None) -> str | list[str] | None:
+        """A list of one name and the name are the same configuration."""
+        return names[0] if isinstance(names, list) and len(names) == 1 else names or None
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> PublishConfig:
@@ -958,6 +966,11 @@ def as_gates(given: Any) -> list[Any]:
     return [] if given is None else given if isinstance(given, list) else [given]
 
 
+def names_of(given: str | list[str] | None) -> list[str]:
+    """What a setting names that takes one name, or several, or none."""
+    return [given] if isinstance(given, str) else given or []
+
+
 def golds_of(gates: Sequence[GateConfig]) -> list[SourceConfig]:
     """The gold of the gates, each once, though gates may share it."""
     golds: list[SourceConfig] = []
@@ -1001,20 +1014,22 @@ class AnnotationPipelineConfig(_PipelineConfig):
     @model_validator(mode="after")
     def _choose_of_several_criteria(self) -> Self:
         """Which criterion is meant must be clear before anything is paid for."""
-        choices = self._choices()
         found = list(dict.fromkeys(criterion_of(name) for one in (self.annotate, *self.jury) for name in one.prompts))
-        for setting, criterion in choices.items():
+        for setting, criterion in self._choices():
             if criterion is None and len(found) > 1:
                 raise ValueError(f"{setting} is unset, and the prompts score {', '.join(found)}: set it to one of them")
             if criterion is not None and criterion not in found:
                 raise ValueError(f"{setting} is {criterion!r}, and the prompts score {', '.join(found)}")
         return self
 
-    def _choices(self) -> dict[str, str | None]:
+    def _choices(self) -> list[tuple[str, str | None]]:
         """The settings that choose a criterion, and what they choose."""
         one = len(self.gate) == 1
-        chosen = {f"gate.criterion{'' if one else f' (of gate {n})'}": g.criterion for n, g in enumerate(self.gate, 1)}
-        return chosen | ({"publish.criterion": self.publish.criterion} if self.publish else {})
+        chosen = [
+            (f"gate.criterion{'' if one else f' (of gate {n})'}", g.criterion) for n, g in enumerate(self.gate, 1)
+        ]
+        published = names_of(self.publish.criterion) if self.publish else []
+        return [*chosen, *(("publish.criterion", name) for name in published)]
 
 
 class TrainingPipelineConfig(_PipelineConfig):
@@ -1095,9 +1110,8 @@ class EndToEndPipelineConfig(AnnotationPipelineConfig):
     score: ScoreConfig = ScoreConfig()
     filter: FilterConfig
 
-    def _choices(self) -> dict[str, str | None]:
+    def _choices(self) -> list[tuple[str, str | None]]:
         """As above; the head has the criteria that it is trained on, and the filter ranks by one of them."""
-        named = self.train.criterion
-        trained = [named] if isinstance(named, str) else named or []
+        trained = names_of(self.train.criterion)
         ranked = self.filter.criterion or (trained[0] if len(trained) == 1 else None)
-        return super()._choices() | {f"train.criterion {n}": n for n in trained} | {"filter.criterion": ranked}
+        return [*super()._choices(), *(("train.criterion", name) for name in trained), ("filter.criterion", ranked)]

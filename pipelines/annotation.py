@@ -17,6 +17,7 @@ from ml_filter.settings import (
     SourceConfig,
     TrackingConfig,
     golds_of,
+    names_of,
 )
 from steps.feature.aggregate_scores import aggregate_scores
 from steps.feature.annotate_documents import annotate_documents
@@ -62,9 +63,13 @@ def feature_steps(
     ]
     scores = aggregate_scores(annotations, aggregate, output)
     if publish is not None:
-        chosen = {publish.criterion, None}
-        of_labels = (one for one, of in zip(passed, gate, strict=True) if chosen == {None} or of.criterion in chosen)
-        publish_labels(scores, documents, publish, output, gate=next(of_labels, None))
+        published = names_of(publish.criterion)
+        gates = [
+            one
+            for one, of in zip(passed, gate, strict=True)
+            if not published or of.criterion is None or of.criterion in published
+        ]
+        publish_labels(scores, documents, publish, output, gates=gates)
     return Features(sampled, annotations[0], scores)
 
 

@@ -100,6 +100,7 @@ def decontaminate(
 @app.command(
     epilog=example(
         "ml-filter publish runs/scores --agreement runs/agreement --output runs/labelled",
+        "ml-filter publish runs/scores --criterion educational_value --criterion adult_content --output runs/labelled",
         "ml-filter publish runs/scores --license odc-by --output runs/labelled --push OWNER/NAME --private",
     )
 )
@@ -109,12 +110,15 @@ def publish(
     documents: Annotated[
         str | None, typer.Option(help="Documents of the scores (default: those that were annotated)")
     ] = None,
-    criterion: Annotated[str | None, typer.Option(help="Which of several criteria (default: the only one)")] = None,
+    criterion: Annotated[
+        list[str] | None, typer.Option(help="Which criteria of the scores (default: all there are)")
+    ] = None,
     validation_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the documents")] = 0.1,
     test_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the documents")] = 0.1,
     seed: Annotated[int, typer.Option(help="Another seed splits otherwise")] = 0,
     agreement: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Directory made by agreement, to state its figures")
+        list[str] | None,
+        typer.Option(metavar="DIR", help="Directory made by agreement, to state its figures; one for each criterion"),
     ] = None,
     license_: Annotated[str, typer.Option("--license", help="For the data card")] = "unknown",
     title: Annotated[str | None, typer.Option(help="Of the data card (default: from the criterion)")] = None,

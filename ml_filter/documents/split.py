@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -39,7 +40,7 @@ def group_documents(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 def assign_splits(
-    groups: NDArray[np.int64], classes: NDArray[np.int64], order: NDArray[np.uint64], shares: Sequence[float]
+    groups: NDArray[np.int64], classes: NDArray[Any], order: NDArray[np.uint64], shares: Sequence[float]
 ) -> NDArray[np.int64]:
     """The split of each document: whole groups go to the split that lacks most of what they hold.
 
@@ -48,21 +49,20 @@ def assign_splits(
 
     Args:
         groups: the group of each document.
-        classes: the class of each document, to stratify by.
+        classes: the class of each document, to stratify by; or several, [documents, criteria], to stratify by each.
         order: a random number for each document; that of a group is its smallest.
         shares: of the splits, summing to 1; a split with share 0 stays empty.
     """
     if not len(groups):
         return np.empty(0, dtype=np.int64)
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    _, class_of = np.unique(classes, return_inverse=True)
-    held = np.zeros((len(sizes), class_of.max() + 1), dtype=np.int64)
-    np.add.at(held, (group_of, class_of), 1)
+    criteria = classes.reshape(len(groups), -1).T
+    held = np.hstack([_held(group_of, len(sizes), one) for one in criteria])
     first = np.full(len(sizes), np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(first, group_of, order)
     used = np.flatnonzero(np.array(shares) > 0)
     lacking = np.array(shares)[used, None] * held.sum(axis=0)
-    large = np.where(sizes > lacking.sum(axis=1).min(), sizes, 0)
+    large = np.where(sizes > lacking.sum(axis=1).min() / len(criteria), sizes, 0)
     split_of_group = np.zeros(len(sizes), dtype=np.int64)
     for group in np.lexsort((first, -large)).tolist():
         # The choice that leaves the smallest sum of squares lacking.
@@ -70,3 +70,11 @@ def assign_splits(
         lacking[chosen] -= held[group]
         split_of_group[group] = used[chosen]
     return split_of_group[group_of]
+
+
+def _held(group_of: NDArray[np.int64], groups: int, classes: NDArray[Any]) -> NDArray[np.int64]:
+    """How many documents of each class each group holds, [groups, classes]."""
+    _, class_of = np.unique(classes, return_inverse=True)
+    held = np.zeros((groups, class_of.max() + 1), dtype=np.int64)
+    np.add.at(held, (group_of, class_of), 1)
+    return held

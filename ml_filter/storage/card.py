@@ -26,38 +26,39 @@ _GROUP = ("alpha_ordinal", "alpha_interval", "icc_2_1")
 
 def write_card(
     config: PublishConfig,
-    criterion: str,
+    criteria: Sequence[str],
     scores: Manifest,
     parents: Sequence[Parent],
-    by_split: Mapping[str, Mapping[int, int]],
+    by_split: Mapping[str, Mapping[str, Mapping[int, int]]],
     counts: Mapping[str, int],
-    agreement: Agreement | None,
+    agreements: Sequence[Agreement],
     columns: Sequence[str],
 ) -> str:
     """The text of the card.
 
     Args:
         config: title, license, shares.
-        criterion: what the score is of.
+        criteria: what the scores are of.
         scores: of the aggregated scores.
         parents: what the data set was made from.
-        by_split: documents by rounded score, for each split that is not empty.
+        by_split: documents by rounded score, for each criterion and split that is not empty.
         counts: documents read, left out and grouped.
-        agreement: figures to state, where there are any.
+        agreements: figures to state.
         columns: of the data set.
     """
-    title = config.title or f"Documents labelled for {criterion.replace('_', ' ')}"
+    title = config.title or f"Documents labelled for {', '.join(criteria).replace('_', ' ')}"
+    splits = list(next(iter(by_split.values())))
     header = {
         "license": config.license,
         "pretty_name": title,
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in by_split],
+                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits],
             }
         ],
     }
-    runs = _runs(scores, criterion)
+    runs = _runs(scores, criteria)
     behind = {made.digest: made for made in [scores, *ancestors(scores)]}
     kinds = {digest: made.kind for digest, made in behind.items()}
     lineage = {**kinds, **{p.digest: kinds.get(p.digest, "input") for p in parents}}
@@ -66,16 +67,15 @@ def write_card(
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(),
         title=title,
         config=config,
-        criterion=criterion,
+        criteria=criteria,
         runs=runs,
         prompts={prompt["digest"]: prompt for run in runs for prompt in run["prompts"]},
         method=scores.config["method"],
         use=scores.config["use"],
-        classes=sorted({name for of in by_split.values() for name in of}),
+        classes={one: sorted({name for of in splits.values() for name in of}) for one, splits in by_split.items()},
         by_split=by_split,
         counts=counts,
-        agreement=agreement,
-        pairs=agreement.overall.compared(agreement.gold) if agreement else [],
+        agreements=agreements,
         pair_names={name: PAIR_FIGURES[name] for name in _PAIRS},
         group_names={name: GROUP_FIGURES[name].partition(":")[0] for name in _GROUP},
         columns=columns,
@@ -84,15 +84,16 @@ def write_card(
     )
 
 
-def _runs(scores: Manifest, criterion: str) -> list[dict[str, Any]]:
+def _runs(scores: Manifest, criteria: Sequence[str]) -> list[dict[str, Any]]:
     """The annotation runs, each with its sampling settings in words and the text of its prompts; None: not kept."""
     manifests = [made for made in ancestors(scores) if made.kind == "annotations"]
     runs = []
-    for made, run in zip(manifests, annotation_runs(scores, criterion), strict=True):
+    for made, run in zip(manifests, annotation_runs(scores), strict=True):
         names = _SAMPLING + ("long_documents", *_WINDOWS) * (made.config.get("long_documents") == "windows")
         settings = {name.replace("_", " "): made.config.get(name) for name in names}
         said = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, {}))
-        prompts = [{**prompt, "kept": _kept_text(made, prompt)} for prompt in run["prompts"]]
+        asked = [prompt for prompt in run["prompts"] if prompt["criterion"] in criteria]
+        prompts = [{**prompt, "kept": _kept_text(made, prompt)} for prompt in asked]
         runs.append({**run, "settings": said, "prompts": prompts})
     return runs
 

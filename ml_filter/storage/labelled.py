@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import reduce
 from pathlib import Path
 
 import fsspec
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from ml_filter.agreement.agreement import AGREEMENT_NAME, Agreement
 from ml_filter.documents.deduplicate import CLUSTER_COLUMN
 from ml_filter.documents.dropping import set_aside
-from ml_filter.documents.lineage import annotated_documents, only_criterion
+from ml_filter.documents.lineage import annotated_documents, criteria_of, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, Shard, digest_of, read_manifest
 from ml_filter.documents.minhash import band_keys, rows_per_band, signatures
 from ml_filter.documents.output import OutputDirectory, ShardResult, file_digest, fit_table, union_of
@@ -29,7 +30,7 @@ from ml_filter.documents.sources import list_shards
 from ml_filter.documents.split import assign_splits, group_documents, host_of, name_keys
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
-from ml_filter.settings import PublishConfig, SourceConfig
+from ml_filter.settings import PublishConfig, SourceConfig, names_of
 from ml_filter.storage.card import CARD_NAME, write_card
 from ml_filter.storage.push import hub_api, push_to_hub
 
@@ -44,16 +45,17 @@ def publish_labels(
 ) -> Manifest:
     """Join aggregated scores with their documents and write train, validation and test as `data/SPLIT-*.parquet`.
 
-    Every column of the documents, plus `score`, `votes` and `disagreement` of the criterion. Near-duplicates (they
+    Every column of the documents, plus `score`, `votes` and `disagreement`; of several criteria `score_<criterion>`,
+    `votes_<criterion>` and `disagreement_<criterion>` of each, null where a document has none. Near-duplicates (they
     share a band of their MinHash signatures, or `duplicate_cluster`) and documents of one host are in one split.
-    Documents without a score are counted and left out; a document that is there twice under one id counts once.
+    Documents without any score are counted and left out; a document that is there twice under one id counts once.
     `README.md` is the data card. With `config.push` the data set is uploaded to the Hub afterwards.
 
     Memory holds the scores and about 200 bytes a labelled document; the documents are read twice.
 
     Args:
         scores: directory of aggregated scores.
-        config: shares of the splits, criterion, data card, Hub.
+        config: shares of the splits, criteria, data card, Hub.
         output: directory or URL.
         documents: the documents of the scores; not given: those that were annotated, by lineage.
 
@@ -65,13 +67,15 @@ def publish_labels(
     manifest = read_manifest(str(scores))
     if manifest.kind != "scores":
         raise InputError(f"{manifest.root} holds {manifest.kind}, not aggregated scores")
-    criterion = only_criterion(manifest, config.criterion)
+    criteria = [only_criterion(manifest, name) for name in names_of(config.criterion)] or criteria_of(manifest)
     documents = documents or annotated_documents(manifest)
     _, parents = list_shards(documents)
     parents.append(Parent(path=manifest.root, digest=manifest.digest))
-    agreement = _read_agreement(config.agreement)
-    if config.agreement and agreement:
-        parents.append(Parent(path=config.agreement, digest=digest_of(agreement.model_dump(mode="json"))))
+    agreements = [_read_agreement(path) for path in names_of(config.agreement)]
+    parents += [
+        Parent(path=path, digest=digest_of(one.model_dump(mode="json")))
+        for path, one in zip(names_of(config.agreement), agreements, strict=True)
+    ]
     settings = {
         "documents": documents.model_dump(mode="json"),
         "publish": config.model_dump(mode="json", exclude=_ELSEWHERE),
@@ -79,15 +83,13 @@ def publish_labels(
     with OutputDirectory(output, "labelled", settings, parents) as out:
         published = out.manifest
         if published is None:
-            published = _publish(out, _Labelled(manifest, criterion, documents), config, agreement)
+            published = _publish(out, _Labelled(manifest, criteria, documents), config, agreements)
     if api and config.push:
         push_to_hub(api, published, config.push, private=config.private)
     return published
 
 
-def _read_agreement(path: str | None) -> Agreement | None:
-    if path is None:
-        return None
+def _read_agreement(path: str) -> Agreement:
     name = path if path.endswith(".json") else f"{path.rstrip('/')}/{AGREEMENT_NAME}"
     try:
         with fsspec.open(name, "rb") as file:
@@ -99,15 +101,26 @@ def _read_agreement(path: str | None) -> Agreement | None:
 class _Labelled:
     """Streams the documents that have a score, each once, with the columns of the label."""
 
-    def __init__(self, scores: Manifest, criterion: str, documents: SourceConfig) -> None:
-        self.scores, self.criterion, self.documents = scores, criterion, documents
+    def __init__(self, scores: Manifest, criteria: Sequence[str], documents: SourceConfig) -> None:
+        self.scores, self.criteria, self.documents = scores, criteria, documents
         tables = [
             pq.read_table(path, columns=["document_id", "criterion", *LABEL_COLUMNS]) for path in scores.shard_paths()
         ]
         labels = pa.concat_tables(tables)
-        self.labels = labels.filter(pc.equal(labels["criterion"], criterion)).drop_columns(["criterion"])
+        # One criterion needs no name beside it; of several each has columns of its own, as in scored documents.
+        endings = [""] if len(criteria) == 1 else [f"_{criterion}" for criterion in criteria]
+        of_each = [
+            labels.filter(pc.equal(labels["criterion"], criterion))
+            .drop_columns(["criterion"])
+            .rename_columns(["document_id", *(f"{name}{ending}" for name in LABEL_COLUMNS)])
+            for criterion, ending in zip(criteria, endings, strict=True)
+        ]
+        self.labels = reduce(lambda one, other: one.join(other, "document_id", join_type="full outer"), of_each)
+        self.columns = [name for name in self.labels.column_names if name != "document_id"]
+        self.score_columns = [f"score{ending}" for ending in endings]
         ids = self.labels["document_id"].to_pylist()
-        self._scored = self.labels["score"].is_valid().to_pylist()
+        valid = [self.labels[name].is_valid() for name in self.score_columns]
+        self._scored = reduce(pc.or_, valid).to_pylist()
         self._row_of = {name: row for row, name in enumerate(ids)}
         self.counts: Counter[str] = Counter()
 
@@ -133,8 +146,8 @@ class _Labelled:
                             self.counts["failed"] += 1
                 self.counts.update(read=table.num_rows, labelled=len(kept))
                 if kept:
-                    labelled = set_aside(table.take(kept), LABEL_COLUMNS)
-                    for name in LABEL_COLUMNS:
+                    labelled = set_aside(table.take(kept), self.columns)
+                    for name in self.columns:
                         labelled = labelled.append_column(name, self.labels[name].take(rows))
                     yield labelled
         self.counts["scores_without_document"] = int(left.sum())
@@ -157,18 +170,19 @@ class _Facts:
                     name_keys(_column(table, CLUSTER_COLUMN), read),
                 ]
                 keys.append(np.column_stack([band_keys(signed, rows), *columns]))
-                scores.append(table["score"].to_numpy())
+                scores.append(np.column_stack([table[name].to_numpy() for name in labelled.score_columns]))
                 order += [sampling_key(name, config.seed, "publish") for name in table["id"].to_pylist()]
                 read += table.num_rows
                 bar.advance(table.num_rows)
         if not read:
             raise InputError(
-                f"no document of {', '.join(labelled.documents.paths)} has a score of {labelled.criterion} in "
-                f"{labelled.scores.root}: {dict(labelled.counts)}"
+                f"no document of {', '.join(labelled.documents.paths)} has a score of "
+                f"{' or '.join(labelled.criteria)} in {labelled.scores.root}: {dict(labelled.counts)}"
             )
         self.groups = group_documents(np.concatenate(keys))
         self.scores: NDArray[np.float64] = np.concatenate(scores)
-        self.classes = np.floor(self.scores + 0.5).astype(np.int64)
+        """[documents, criteria], nan: none."""
+        self.classes: NDArray[np.float64] = np.floor(self.scores + 0.5)
         self.order = np.array(order, dtype=np.uint64)
 
 
@@ -178,7 +192,9 @@ def _column(table: pa.Table, name: str) -> list[str | None]:
     return [value if isinstance(value, str) else None for value in table[name].to_pylist()]
 
 
-def _publish(out: OutputDirectory, labelled: _Labelled, config: PublishConfig, agreement: Agreement | None) -> Manifest:
+def _publish(
+    out: OutputDirectory, labelled: _Labelled, config: PublishConfig, agreements: Sequence[Agreement]
+) -> Manifest:
     facts = _Facts(labelled, config)
     shares = [1 - config.validation_share - config.test_share, config.validation_share, config.test_share]
     split = assign_splits(facts.groups, facts.classes, facts.order, shares)
@@ -210,11 +226,19 @@ def _publish(out: OutputDirectory, labelled: _Labelled, config: PublishConfig, a
         "documents_in_largest_group": int(group_sizes.max()),
         "groups_larger_than_a_split": int((group_sizes > smallest).sum()),
     }
+    if len(labelled.criteria) > 1:
+        scored = np.isfinite(facts.scores).sum(axis=0).tolist()
+        counts |= {f"labelled_{name}": count for name, count in zip(labelled.criteria, scored, strict=True)}
     by_split = {
-        name: Counter(facts.classes[split == number].tolist()) for number, name in enumerate(SPLITS) if name in written
+        criterion: {
+            name: Counter(column[(split == number) & np.isfinite(column)].astype(int).tolist())
+            for number, name in enumerate(SPLITS)
+            if name in written
+        }
+        for criterion, column in zip(labelled.criteria, facts.classes.T, strict=True)
     }
     card = write_card(
-        config, labelled.criterion, labelled.scores, out.parents, by_split, counts, agreement, facts.schema.names
+        config, labelled.criteria, labelled.scores, out.parents, by_split, counts, agreements, facts.schema.names
     )
     out.put_bytes(CARD_NAME, card.encode())
     return out.finish(results, counts)

@@ -14,11 +14,16 @@ from steps.names import Artifact
 
 @step(enable_cache=False, output_materializers=ManifestMaterializer)
 def publish_labels(
-    scores: Manifest, documents: Manifest, config: PublishConfig, output: str, gate: GateResult | None = None
+    scores: Manifest,
+    documents: Manifest,
+    config: PublishConfig,
+    output: str,
+    gates: list[GateResult] = [],  # noqa: B006 - ZenML takes lists of artifacts only by this very type
 ) -> Annotated[Manifest, Artifact.LABELLED]:
-    """Split the documents with their scores and write the data card, with the gate's agreement where it was asked."""
-    if gate is not None and config.agreement is None:
-        config = config.model_copy(update={"agreement": gate.report.rpartition("/")[0]})
+    """Split the documents with their scores and write the data card, with the gates' agreement where none is named."""
+    if gates and config.agreement is None:
+        measured = dict.fromkeys(gate.report.rpartition("/")[0] for gate in gates)
+        config = PublishConfig.model_validate({**config.model_dump(), "agreement": list(measured)})
     source = SourceConfig(paths=[documents.root])
     manifest = publish(scores.root, config, f"{output}/labelled-{{digest}}", source)
     log_metadata({"counts": dict(manifest.counts), "path": manifest.root})

@@ -1,4 +1,5 @@
 # ruff: noqa: RUF001
+import math
 import random
 
 import numpy as np
@@ -74,6 +75,29 @@ def test_single_documents_are_split_exactly_in_every_class():
     table = np.zeros((3, 3), dtype=int)
     np.add.at(table, (np.array(classes), found), 1)
     assert table.tolist() == [[560, 70, 70], [160, 20, 20], [80, 10, 10]]
+
+
+@given(groups=GROUPS, data=st.data(), seed=st.integers(0, 5))
+def test_a_group_is_never_separated_whatever_classes_its_documents_have(groups, data, seed):
+    rows = st.lists(st.sampled_from([0.0, 1.0, 2.0, math.nan]), min_size=len(groups), max_size=len(groups))
+    one, other = (np.array(data.draw(rows)) for _ in range(2))
+    order = np.random.default_rng(seed).integers(2**63, size=len(groups), dtype=np.uint64)
+    found = assign_splits(np.array(groups), np.column_stack([one, other]), order, SHARES).tolist()
+    assert len(set(zip(groups, found, strict=True))) == len(set(groups))
+    assert set(found) <= {0, 1, 2}
+
+
+def test_single_documents_are_split_evenly_in_the_classes_of_each_criterion():
+    random = np.random.default_rng(0)
+    classes = np.column_stack([random.integers(0, 6, 1000), random.integers(0, 2, 1000), random.integers(0, 9, 1000)])
+    order = random.integers(2**63, size=1000, dtype=np.uint64)
+    found = assign_splits(np.arange(1000), classes, order, SHARES)
+    assert np.bincount(found) == pytest.approx([800, 100, 100], abs=3)
+    for column in classes.T:
+        for value in np.unique(column):
+            of_class = column == value
+            shares = np.bincount(found[of_class], minlength=3) / of_class.sum()
+            assert shares == pytest.approx(SHARES, abs=0.03)
 
 
 def test_another_seed_splits_otherwise_and_every_document_can_be_a_test_document():

@@ -22,6 +22,7 @@ from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.settings import AggregateConfig, AgreementConfig, DeduplicateConfig, PublishConfig, SourceConfig
 from ml_filter.storage.labelled import SPLITS, publish_labels
 from tests.storage.hub_server import TOKEN, Hub
@@ -121,14 +122,62 @@ def test_columns_that_only_some_documents_have_are_in_every_split(tmp_path, page
     assert (rows["z"]["n"], rows["z"]["url"]) == (7, None)
 
 
+def test_several_criteria_are_columns_beside_each_other(tmp_path, pages):
+    asked = [prompt("quality"), prompt("danger", (0, 1))]
+    source = corpus(tmp_path / "in.jsonl", [{**row, "votes_danger": "mine"} for row in pages])
+    votes = [(row["id"], i % 5, None, "quality") for i, row in enumerate(pages[:-1])]
+    votes += [(row["id"], i % 2 if i % 4 else None, None, "danger") for i, row in enumerate(pages[:-2])]
+    directory = scored(tmp_path, source, votes, asked=asked)
+    for criterion, shift in (("quality", 0), ("danger", 1)):
+        gold = [{"id": row["id"], "human_score": (i + shift) % 2} for i, row in enumerate(pages)]
+        measured = AgreementConfig(
+            gold=SourceConfig(paths=[str(corpus(tmp_path / f"{criterion}.jsonl", gold))]),
+            criterion=criterion,
+            resamples=100,
+        )
+        measure_agreement([str(directory)], measured, tmp_path / criterion)
+    config = PublishConfig(agreement=[str(tmp_path / "quality"), str(tmp_path / "danger")])
+    manifest = publish_labels(directory, config, tmp_path / "out")
+    rows = {row["id"]: row for of in rows_of(tmp_path / "out").values() for row in of}
+    assert len(rows) == manifest.rows == manifest.counts["labelled_quality"] == 99
+    assert manifest.counts["labelled_danger"] == 73
+    assert list(rows["d1"])[-7:] == [
+        "input_votes_danger",
+        *(f"{name}_{criterion}" for criterion in ("danger", "quality") for name in ("score", "votes", "disagreement")),
+    ]
+    scores_of = [(rows[name]["score_quality"], rows[name]["score_danger"]) for name in ("d4", "d3")]
+    assert scores_of == [(4, None), (3, 1)]
+    last = pages[-2]["id"]
+    assert (rows[last]["score_danger"], rows[last]["votes_danger"], rows[last]["input_votes_danger"]) == (
+        None,
+        None,
+        "mine",
+    )
+    card = (tmp_path / "out/README.md").read_text()
+    assert "99 documents with scores for **danger**, **quality**" in card
+    assert "| danger | documents | score 0 | score 1 |" in card
+    assert "quality, against human_score, with 95%" in card
+
+
+def test_what_is_published_of_several_criteria_trains_a_head_of_them(tmp_path, pages):
+    source = corpus(tmp_path / "in.jsonl", pages)
+    votes = [(row["id"], i % 2, None, name) for name in ("quality", "danger") for i, row in enumerate(pages)]
+    directory = scored(tmp_path, source, votes, asked=[prompt("quality"), prompt("danger", (0, 1))])
+    publish_labels(directory, PublishConfig(), tmp_path / "out")
+    columns = ["score_quality", "score_danger"]
+    data = LabelledDocuments(SourceConfig(paths=[str(tmp_path / "out")]), columns)
+    labels = {name: row.tolist() for chunk in data for name, row in zip(chunk.ids, chunk.labels, strict=True)}
+    assert labels == {row["id"]: [i % 2, i % 2] for i, row in enumerate(pages)}
+
+
 def test_one_criterion_of_several_is_published(tmp_path, pages):
     asked = [prompt("quality"), prompt("toxicity")]
     source = corpus(tmp_path / "in.jsonl", pages)
     votes = [(row["id"], score, None, name) for row in pages for name, score in [("quality", 4), ("toxicity", 1)]]
     directory = scored(tmp_path, source, votes, asked=asked)
-    with pytest.raises(InputError, match="holds scores of quality, toxicity; choose one"):
-        publish_labels(directory, PublishConfig(), tmp_path / "out")
-    publish_labels(directory, PublishConfig(criterion="toxicity"), tmp_path / "out")
+    with pytest.raises(InputError, match="holds no scores of 'beauty'; it has quality, toxicity"):
+        publish_labels(directory, PublishConfig(criterion=["toxicity", "beauty"]), tmp_path / "out")
+    publish_labels(directory, PublishConfig(criterion=["toxicity"]), tmp_path / "out")
     assert {row["score"] for row in rows_of(tmp_path / "out")["train"]} == {1.0}
     assert "quality_en" not in (tmp_path / "out/README.md").read_text()
 
@@ -212,7 +261,7 @@ def test_the_card_states_labels_splits_agreement_and_lineage(tmp_path, pages, sc
     spearman = agreement.overall.compared(agreement.gold)[0].figures["spearman"]
     annotations = read_manifest(str(tmp_path / "annotations"))
     for stated in (
-        "| m | 1 | quality_en | en | 0 to 5 | `digest of quality_en` |",
+        "| m | 1 | quality | quality_en | en | 0 to 5 | `digest of quality_en` |",
         f"{spearman.value:.3f} [{spearman.low:.3f}, {spearman.high:.3f}]",
         f"| scores | `{read_manifest(str(scores)).digest}` |",
         f"| annotations | `{annotations.digest}` |",
