@@ -33,7 +33,9 @@ AGREEMENT_NAME = "agreement.json"
 REPORT_NAME = "agreement.html"
 METHOD = (
     "Intervals are percentile bootstrap intervals over documents, drawn anew within each stratum, and hold their "
-    "figure. Figures of classes take scores rounded, halves upwards, and clamped to the score range where it is known. "
+    "figure; that of a share (agreement, precision, recall, F1, failed) of 0 or 1 reaches to the exact bound of "
+    "Clopper and Pearson 1934. There is none where more resamples have no figure than the interval leaves out. "
+    "Figures of classes take scores rounded, halves upwards, and clamped to the score range where it is known. "
     "Weighted kappas weigh by the distance of the scores. Group figures leave gold out where there are two other "
     "raters; Fleiss' kappa and ICC (forms of Shrout and Fleiss 1979) take documents that every rater scored, "
     "Krippendorff's alpha those that two scored."
@@ -133,7 +135,9 @@ def compare_ratings(ratings: Ratings, config: AgreementConfig) -> Agreement:
 
 
 def _section(ratings: Ratings, chosen: NDArray[np.bool_], config: AgreementConfig) -> Section:
-    how = Resampling(confidence=config.confidence, resamples=config.resamples, seed=config.seed)
+    how = Resampling(
+        confidence=config.confidence, resamples=config.resamples, seed=config.seed, defined=config.confidence
+    )
     values, failed, names = ratings.values[chosen], ratings.failed[chosen], ratings.raters
     pairs = [
         compare_pair(

@@ -13,7 +13,7 @@ Alpha-Reliability, 2011; Shrout and Fleiss 1979 (ICC); Kendall 1945 (tau-b).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -81,11 +81,13 @@ class GroupAgreement(BaseModel):
 
 
 class Resampling(BaseModel):
-    """How intervals are made: share of the resamples inside, number of resamples, seed."""
+    """How intervals are made: share of the resamples inside, number of resamples, seed, and the share of the resamples
+    in which a figure has to be defined."""
 
     confidence: float = 0.95
     resamples: int = 1000
     seed: int = 0
+    defined: float = 0.5
 
 
 # --- Two raters ------------------------------------------------------------------------------------------------------
@@ -115,14 +117,15 @@ def compare_pair(
     else:
         few = how.model_copy(update={"resamples": min(how.resamples, _KENDALL_RESAMPLES)})
         figures |= resampled_figures(both, _kendall_by_scipy, few)
-    figures |= resampled_figures((classes >= threshold).astype(np.float64), at_threshold, how)
+    good = (classes >= threshold).astype(np.float64)
+    figures |= resampled_figures(good, at_threshold, how, shares_at_threshold(good))
     span = np.arange(classes.min(), classes.max() + 1)
     if len(span) > MAX_CLASSES:
         undefined = Figure(value=None, documents=len(both), reason=_TOO_MANY_CLASSES)
         figures |= dict.fromkeys(_TABLE_FIGURES, undefined)
         present, confusion = np.array([]), np.zeros((0, 0), dtype=np.int64)
     else:
-        figures |= resampled_figures(classes, table_statistic(span), how)
+        figures |= resampled_figures(classes, table_statistic(span), how, _shares_by_class(classes, span))
         present = np.unique(classes)
         confusion = np.zeros((len(present), len(present)), dtype=np.int64)
         np.add.at(confusion, tuple(np.searchsorted(present, classes).T), 1)
@@ -252,6 +255,22 @@ def at_threshold(rows: Array, weights: Array) -> dict[str, Array]:
         "f1_at_threshold": f1[0],
         "macro_f1_at_threshold": np.nansum(f1, axis=0) / np.isfinite(f1).sum(axis=0),
     }
+
+
+def shares_at_threshold(rows: Array) -> dict[str, int]:
+    """How many of the rows each figure of a decision is a share of, where it is one."""
+    wanted, given = rows.sum(axis=0).astype(int).tolist()
+    named = {"agreement": len(rows), "precision": given, "recall": wanted, "f1": int(rows.any(axis=1).sum())}
+    return {f"{name}_at_threshold": count for name, count in named.items()}
+
+
+def _shares_by_class(classes: Array, span: Array) -> dict[str, int]:
+    shares = {"exact_agreement": len(classes)}
+    for k in span:
+        of_class = shares_at_threshold((classes == k).astype(np.float64))
+        for name in ("precision", "recall", "f1"):
+            shares[f"{name}@{int(k)}"] = of_class[f"{name}_at_threshold"]
+    return shares
 
 
 def table_statistic(span: Array) -> Statistic:
@@ -390,7 +409,8 @@ def share_failed(scores: Array, failed: NDArray[np.bool_], how: Resampling) -> F
     asked = np.isfinite(scores) | failed
     if asked.sum() < MIN_DOCUMENTS:
         return too_few(int(asked.sum()))
-    return resampled_figures(failed[asked][:, None].astype(np.float64), _mean, how)["mean"]
+    rows = failed[asked][:, None].astype(np.float64)
+    return resampled_figures(rows, _mean, how, {"mean": len(rows)})["mean"]
 
 
 def _mean(rows: Array, weights: Array) -> dict[str, Array]:
@@ -409,11 +429,15 @@ def to_classes(scores: Array, score_range: tuple[float, float] | None) -> Array:
     return classes
 
 
-def resampled_figures(rows: Array, statistic: Statistic, how: Resampling) -> dict[str, Figure]:
+def resampled_figures(
+    rows: Array, statistic: Statistic, how: Resampling, shares: Mapping[str, int] | None = None
+) -> dict[str, Figure]:
     """The statistic of rows [documents, ...] with its percentile bootstrap interval.
 
     An interval is widened to its figure where the percentiles leave that out (few documents, skewed statistics).
-    Resamples in which a figure is undefined are left out; `resamples` counts the others.
+    Resamples in which a figure is undefined are left out; `resamples` counts the others. A share of 0 or 1 is so in
+    every resample, however few documents it stands on: the interval of those that `shares` names, with how many
+    documents they are shares of, then reaches to the exact bound of Clopper and Pearson (1934).
     """
     documents = len(rows)
     # No score is minus infinity, so that it can stand for nan, which does not equal itself.
@@ -436,13 +460,20 @@ def resampled_figures(rows: Array, statistic: Statistic, how: Resampling) -> dic
             continue
         drawn = np.concatenate([part[name] for part in parts])
         drawn = drawn[np.isfinite(drawn)]
-        if len(drawn) < how.resamples / 2:
+        if len(drawn) < how.resamples * how.defined:
             reason = (
                 f"no interval: the figure is undefined in {how.resamples - len(drawn)} of {how.resamples} resamples"
             )
             made[name] = Figure(value=value, documents=documents, resamples=len(drawn), reason=reason)
             continue
         low, high = np.quantile(drawn, [(1 - how.confidence) / 2, (1 + how.confidence) / 2])
+        if name in (shares or {}) and value in (0, 1):
+            # The lowest share of which so many documents are all hits often enough to be within the confidence.
+            lowest = float(((1 - how.confidence) / 2) ** (1 / (shares or {})[name]))
+            bound = lowest if value else 1 - lowest
+            if name.startswith("f1"):  # 2 J / (1 + J), with J the share that both found of what either of them did
+                bound = 2 * bound / (1 + bound)
+            low, high = min(low, bound), max(high, bound)
         made[name] = Figure(
             value=value,
             low=min(float(low), value),

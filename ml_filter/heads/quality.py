@@ -28,6 +28,7 @@ from ml_filter.agreement.metrics import (
     divide,
     rank_and_distance,
     resampled_figures,
+    shares_at_threshold,
     too_few,
 )
 from ml_filter.heads.calibration import Calibration, ThresholdRow, threshold_table
@@ -361,7 +362,7 @@ def _stratum_figures(given: HeadScores, labels: Array, threshold: float, how: Re
     wanted = np.floor(labels + 0.5)
     decided = np.column_stack([wanted >= threshold, given.whole >= threshold]).astype(np.float64)
     figures = resampled_figures(np.column_stack([labels, given.scores]), rank_and_distance, how)
-    figures |= resampled_figures(decided, at_threshold, how)
+    figures |= resampled_figures(decided, at_threshold, how, shares_at_threshold(decided))
     return {name: figures[name] for name in STRATUM_FIGURES}
 
 

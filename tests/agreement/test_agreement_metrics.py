@@ -387,6 +387,42 @@ def test_a_figure_that_most_resamples_leave_undefined_has_no_interval():
     assert once_each.reason == f"no interval: the figure is undefined in {100 - once_each.resamples} of 100 resamples"
 
 
+@given(st.integers(1, 30), st.integers(0, 30), st.integers(0, 3), st.sampled_from([0.8, 0.95]))
+@settings(max_examples=20, deadline=None)
+def test_a_share_of_0_or_1_is_as_uncertain_as_its_documents_are_few(good, bad, wrong, confidence):
+    from scipy.stats import binomtest
+
+    how = Resampling(resamples=100, confidence=confidence)
+    figures = pair([[5, 5]] * good + [[0, 0]] * (bad + 10) + [[0, 4]] * wrong, how=how).figures
+    of_all = {"recall_at_threshold": good} | ({} if wrong else {"precision_at_threshold": good})
+    of_all |= {} if wrong else {"exact_agreement": good + bad + 10, "agreement_at_threshold": good + bad + 10}
+    for name, count in of_all.items():
+        exact = binomtest(count, count).proportion_ci(confidence, method="exact")
+        figure = figures[name]
+        assert figure.value == 1
+        if figure.low is not None:  # else it is undefined in most resamples
+            assert (figure.low, figure.high) == (pytest.approx(exact.low), 1), name
+    none = share_failed(np.ones(good + 10), np.zeros(good + 10, dtype=bool), how)
+    assert none.high == pytest.approx(binomtest(0, good + 10).proportion_ci(confidence, method="exact").high)
+
+
+def test_f1_of_all_hits_or_none_goes_by_the_documents_that_either_called_good():
+    hits = pair([[5, 5]] * 10 + [[0, 0]] * 30).figures["f1_at_threshold"]
+    shared = 0.025 ** (1 / 10)
+    assert (hits.value, hits.low, hits.high) == (1, pytest.approx(2 * shared / (1 + shared)), 1)
+    misses = pair([[5, 0]] * 5 + [[0, 5]] * 5 + [[0, 0]] * 30).figures["f1_at_threshold"]
+    assert (misses.value, misses.low, misses.high) == (0, 0, pytest.approx(2 * (1 - shared) / (2 - shared)))
+
+
+def test_an_interval_can_ask_for_the_figure_in_more_of_the_resamples():
+    scores = [[0, 0]] * 39 + [[5, 5]]
+    half = pair(scores, how=Resampling(resamples=500)).figures["spearman"]
+    assert (half.low, half.high) == (pytest.approx(1), 1)
+    strict = pair(scores, how=Resampling(resamples=500, defined=0.95)).figures["spearman"]
+    assert (strict.value, strict.low) == (pytest.approx(1), None)
+    assert "no interval: the figure is undefined in" in strict.reason
+
+
 def test_the_share_that_failed_is_of_the_documents_that_were_asked_about():
     scores, failed = np.array([1.0, NAN, 2.0, NAN]), np.array([False, True, False, False])
     share = share_failed(np.tile(scores, 5), np.tile(failed, 5), FEW)

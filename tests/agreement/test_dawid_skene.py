@@ -90,6 +90,16 @@ def test_neither_the_names_of_the_annotators_nor_the_order_of_votes_matter(votes
     assert other.posterior == pytest.approx(one.posterior, abs=1e-6)
 
 
+@settings(max_examples=50, deadline=None)
+@given(VOTES, st.permutations(range(3)))
+def test_other_names_of_the_classes_are_other_names_of_what_it_finds(votes, names):
+    one = dawid_skene(*columns(votes), 3, max_iterations=30)
+    other = dawid_skene(*columns([(d, a, names[c]) for d, a, c in votes]), 3, max_iterations=30)
+    assert other.posterior[:, names] == pytest.approx(one.posterior, abs=1e-6)
+    assert other.priors[list(names)] == pytest.approx(one.priors, abs=1e-6)
+    assert other.confusion[:, names][:, :, names] == pytest.approx(one.confusion, abs=1e-6)
+
+
 def test_the_same_votes_give_the_same_bits():
     _, document, annotator, answer = simulated(200, seed=3)
     one, other = (dawid_skene(document, annotator, answer, CLASSES) for _ in range(2))

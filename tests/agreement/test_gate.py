@@ -98,6 +98,22 @@ def test_a_constant_judge_is_stopped_because_nothing_can_be_told(tmp_path):
         gate(tmp_path, "constant")
 
 
+@pytest.mark.parametrize(
+    ("good", "metric", "says"),
+    [
+        (1, "spearman", "Spearman cannot be told on 60 documents (no interval: the figure is undefined in"),
+        (1, "recall_at_threshold", "recall at the threshold cannot be told on 60 documents (no interval"),
+        (5, "recall_at_threshold", "recall at the threshold is 1.000 on 60 documents, 95% interval 0.478 to 1.000"),
+    ],
+)
+def test_a_judge_that_is_right_on_a_few_good_documents_is_not_proven_good(good, metric, says, tmp_path):
+    rows = [{"id": str(i), "human_score": 5 * (i < good), "judge": 5 * (i < good)} for i in range(60)]
+    (tmp_path / "gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(GateFailed) as raised:
+        gate(tmp_path, "judge", metric=metric)
+    assert says in str(raised.value)
+
+
 def test_another_metric_can_decide(tmp_path):
     assert gate(tmp_path, "good", metric="agreement_at_threshold", min_agreement=0.7).passed
     with pytest.raises(GateFailed, match="Cohen's kappa is"):
