@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from loguru import logger
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
@@ -136,7 +137,12 @@ def read_ratings(scores: Sequence[str], config: AgreementConfig) -> tuple[Rating
     if not (np.isfinite(ratings.values).sum(axis=1) >= 2).any():
         names = ", ".join(ratings.raters)
         counts = (", ".join(map(str, one.sum(axis=0))) for one in (np.isfinite(ratings.values), ratings.failed))
-        raise InputError(f"no document was scored by two raters: {names} (scored: {'; failed: '.join(counts)})")
+        asked = (np.isfinite(ratings.values) | ratings.failed).sum(axis=0)
+        hint = ", ".join(name for name, count in zip(ratings.raters, asked.tolist(), strict=True) if not count)
+        raise InputError(
+            f"no document was scored by two raters: {names} (scored: {'; failed: '.join(counts)})"
+            + f"; {hint} holds nothing: name the right columns with --gold-column or --rating-columns" * bool(hint)
+        )
     return ratings, _parents(inputs)
 
 
@@ -175,14 +181,16 @@ def _together(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
             values[rows[document], column] = statistics.fmean(votes)
         for document in rater.failed - rater.votes.keys():
             failed[rows[document], column] = True
+    names, score_range = _names(raters), _score_range(inputs)
+    _warn_of_scores_outside(score_range, names, values)
     return Ratings(
         documents=documents,
-        raters=_names(raters),
+        raters=names,
         values=values,
         failed=failed,
         strata={name: _strata(name, inputs, documents) for name in config.by},
         has_gold=has_gold,
-        score_range=_score_range(inputs),
+        score_range=score_range,
         inputs=[_summary(one, inputs, has_gold) for one in inputs],
     )
 
@@ -292,6 +300,12 @@ def _read_table(
         raise InputError(
             f"{label} has {absent}; it has {', '.join(sorted(made.columns)) or 'no rows'}; name the ratings with "
             f"{'--gold-column' if kind == 'gold' else '--rating-columns'}"
+        )
+    repeated = [document for document, rows in made.rows.items() if rows > 1]
+    if repeated:
+        logger.warning(
+            f"{label}: {len(repeated):,} documents have several rows, such as {repeated[0]!r}; the ratings of a column "
+            "are averaged over them"
         )
     return made
 
@@ -442,6 +456,23 @@ def _strata(column: str, inputs: Sequence[_Input], documents: Sequence[str]) -> 
         columns = sorted({name for one in inputs for name in one.columns})
         raise InputError(f"no table has the column {column!r} to compare by; there are {', '.join(columns) or 'none'}")
     return [next((of[document] for of in known if document in of), NO_STRATUM) for document in documents]
+
+
+def _warn_of_scores_outside(
+    score_range: tuple[float, float] | None, names: Sequence[str], values: NDArray[np.float64]
+) -> None:
+    """Say whose scores are not on the scale of the prompt."""
+    if score_range is None:
+        return
+    low, high = score_range
+    for name, given in zip(names, values.T, strict=True):
+        outside = given[(given < low - 0.5) | (given >= high + 0.5)]
+        if len(outside):
+            logger.warning(
+                f"{name}: {len(outside):,} of {np.isfinite(given).sum():,} scores lie outside the range of {low:g} to "
+                f"{high:g}, such as {outside[0]:g}; figures of classes take the nearest score within, all others take "
+                "them as they are"
+            )
 
 
 def _score_range(inputs: Sequence[_Input]) -> tuple[float, float] | None:

@@ -66,7 +66,7 @@ def publish_labels(
     api = hub_api(config.push) if config.push else None  # what is missing shows before the work
     manifest = read_manifest(str(scores))
     if manifest.kind != "scores":
-        raise InputError(f"{manifest.root} holds {manifest.kind}, not aggregated scores")
+        raise InputError(f"{manifest.root} holds {manifest.kind}, not aggregated scores; make them with aggregate")
     criteria = [only_criterion(manifest, name) for name in names_of(config.criterion)] or criteria_of(manifest)
     documents = documents or annotated_documents(manifest)
     _, parents = list_shards(documents)
@@ -177,7 +177,8 @@ class _Facts:
         if not read:
             raise InputError(
                 f"no document of {', '.join(labelled.documents.paths)} has a score of "
-                f"{' or '.join(labelled.criteria)} in {labelled.scores.root}: {dict(labelled.counts)}"
+                f"{' or '.join(labelled.criteria)} in {labelled.scores.root}: {dict(labelled.counts)}; "
+                "name the documents that were annotated with --documents"
             )
         self.groups = group_documents(np.concatenate(keys))
         self.scores: NDArray[np.float64] = np.concatenate(scores)

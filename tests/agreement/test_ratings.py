@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from loguru import logger
 from written import prompt, write_annotations
 
 from ml_filter.agreement.aggregate import aggregate_annotations
@@ -255,6 +256,39 @@ def test_a_row_that_repeats_a_document_is_a_further_vote(tmp_path):
     ratings = read(path, rating_columns=["a", "b"])
     assert by_rater(ratings) == {"a": {"x": 1.5}, "b": {"x": 2.0}}
     assert (ratings.inputs[0].rows, ratings.inputs[0].documents) == (2, 1)
+
+
+@pytest.fixture
+def warnings():
+    said = []
+    sink = logger.add(lambda message: said.append(message.record["message"]), level="WARNING", format="{message}")
+    yield said
+    logger.remove(sink)
+
+
+def test_documents_that_a_table_repeats_are_named(tmp_path, warnings):
+    gold = table(tmp_path / "gold.jsonl", [{"id": "x", "human_score": score} for score in (0, 4)])
+    read(table(tmp_path / "a.jsonl", [{"id": "x", "score": 1}]), gold=gold)
+    assert warnings == [
+        f"{gold}: 1 documents have several rows, such as 'x'; the ratings of a column are averaged over them"
+    ]
+
+
+def test_scores_on_another_scale_than_the_prompts_are_named(tmp_path, warnings):
+    directory = write_annotations(tmp_path / "a", [("x", 1), ("y", 5)])
+    read(
+        directory, gold=table(tmp_path / "in.jsonl", [{"id": "x", "human_score": -0.5}, {"id": "y", "human_score": 5}])
+    )
+    assert not warnings
+    read(directory, gold=table(tmp_path / "out.jsonl", [{"id": "x", "human_score": 0}, {"id": "y", "human_score": 90}]))
+    assert len(warnings) == 1
+    assert "human_score: 1 of 2 scores lie outside the range of 0 to 5, such as 90;" in warnings[0]
+
+
+def test_gold_without_any_rating_is_named(tmp_path):
+    gold = table(tmp_path / "gold.jsonl", [{"id": "x", "human_score": None}])
+    with pytest.raises(InputError, match="human_score holds nothing: name the right columns with --gold-column or"):
+        read(table(tmp_path / "a.jsonl", [{"id": "x", "score": 1}]), gold=gold)
 
 
 def test_different_score_ranges_are_refused(tmp_path):
