@@ -41,8 +41,10 @@ def wrong_decision(
     """How probable it is that keeping or dropping a document at the threshold is wrong, [documents], 0 to 0.5.
 
     This is the expected value of perfect information about the document, with a loss of 1 for a wrong decision. The
-    true score is taken as normal around the score with the votes' standard error, whose variance is that of the
-    document's votes and one more with the variance within documents pooled over all that have two votes or more.
+    true score is taken as normal around the score with the votes' standard error, whose variance takes the document's
+    votes together with one vote's worth of the variance within documents, pooled over all that have two votes or more
+    (a scaled inverse chi-squared prior of one degree of freedom; Gelman et al. 2013, section 2.6): a single vote has
+    the pooled variance.
 
     Args:
         scores: [documents].
@@ -54,7 +56,7 @@ def wrong_decision(
 
     several = votes > 1
     pooled = (votes * disagreement**2)[several].sum() / max((votes - 1)[several].sum(), 1)
-    variance = (max(pooled, ROUNDING_VARIANCE) + votes * disagreement**2) / (votes + 1) / votes
+    variance = (max(pooled, ROUNDING_VARIANCE) + votes * disagreement**2) / votes / votes
     wrong: NDArray[np.float64] = norm.sf(np.abs(scores - threshold) / np.sqrt(variance))
     return wrong
 

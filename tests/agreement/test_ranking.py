@@ -1,6 +1,7 @@
 """The next documents to annotate: which come first, and that they are a source of documents."""
 
 import json
+import math
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loguru import logger
+from scipy.stats import norm
 from written import prompt, write_annotations
 
 from ml_filter.agreement import ranking
@@ -146,6 +148,24 @@ def test_a_decision_is_wrong_at_most_half_the_time_and_most_at_the_threshold(sco
     scores = np.array([score, threshold, score + 0.5 * np.sign(score - threshold)])
     wrong, at, farther = wrong_decision(scores, np.full(3, votes), np.full(3, spread if votes > 1 else 0.0), threshold)
     assert 0 <= farther <= wrong <= at == 0.5
+
+
+def test_a_single_vote_is_as_uncertain_as_votes_on_one_document_are_apart():
+    # Two votes a document, one point apart: a variance of 0.5 within documents.
+    scores, votes, spread = [2.0] + [2.5] * 30, [1] + [2] * 30, [0.0] + [0.5] * 30
+    (single, *_) = wrong_decision(np.array(scores), np.array(votes), np.array(spread), 3.0)
+    assert single == pytest.approx(norm.sf(1 / math.sqrt(0.5)))
+
+
+def test_a_decision_errs_as_often_as_it_is_said_to():
+    random = np.random.default_rng(0)
+    truth, votes = random.normal(2.5, 3, 20_000), random.integers(1, 5, 20_000)
+    given = [t + random.normal(0, 1, n) for t, n in zip(truth, votes, strict=True)]
+    scores, spread = np.array([one.mean() for one in given]), np.array([one.std() for one in given])
+    wrong = wrong_decision(scores, votes, spread, 3.0)
+    erred = (scores >= 3) != (truth >= 3)
+    for count in range(1, 5):
+        assert wrong[votes == count].mean() == pytest.approx(erred[votes == count].mean(), abs=0.012)
 
 
 def test_more_votes_make_a_decision_safer():
