@@ -1,13 +1,17 @@
-# The project with its locked environment; `docker run IMAGE ml-filter --help`, or a poe task.
+# The project with its locked environment, without what only its developers need:
+#   docker run IMAGE ml-filter --help
+#   docker run --volume "$PWD/runs:/app/runs" IMAGE poetry poe run-end-to-end-pipeline
 FROM python:3.12-slim
-RUN apt-get update && apt-get install --yes --no-install-recommends git make && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
-COPY pyproject.toml poetry.lock poetry.toml Makefile README.md LICENSE ./
-COPY tools tools
-COPY ml_filter ml_filter
-COPY steps steps
-COPY pipelines pipelines
-COPY configs configs
-RUN make setup
+# The dependencies lie in a layer of their own, so that a change of the code does not install them again.
+COPY Makefile pyproject.toml poetry.lock poetry.toml ./
+COPY tools/install.sh tools/poetry-requirements.txt tools/
+RUN --mount=type=cache,target=/root/.cache make setup INSTALL="--only main --no-root"
+COPY . .
+RUN .poetry-env/bin/poetry install --no-interaction --only-root
+# Runs, and ZenML's store in the home directory, are all that is written.
+RUN useradd --create-home --uid 1000 ml_filter && mkdir runs && chown ml_filter . runs
+USER ml_filter
 ENV PATH=/app/.venv/bin:/app/.poetry-env/bin:$PATH
 CMD ["ml-filter", "--help"]

@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 POETRY := .poetry-env/bin/poetry
 ARGS ?=
+# For `poetry install`, such as `--only main` or `--extras s3`.
+INSTALL ?=
 
 .PHONY: run test setup clean
 .DEFAULT_GOAL := setup
@@ -21,7 +23,7 @@ test: .venv/.complete
 setup: .venv/.complete
 
 .venv/.complete: pyproject.toml poetry.lock poetry.toml .poetry-env/.complete
-	PYTHON=$(PYTHON) tools/install.sh
+	PYTHON=$(PYTHON) tools/install.sh $(INSTALL)
 	touch $@
 
 # Poetry with its plugins, apart from the project's own environment.

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install the locked dependencies and the project into .venv.
+# Install the locked dependencies and the project into .venv. Arguments go to `poetry install`.
 #
 # Poetry asks the package index through its JSON API, which mirrors often lack; the mirror plugin makes it read the
 # same simple pages that pip reads. The index is pip's: from the environment, from pip's configuration, or pip's default.
@@ -16,4 +16,4 @@ export POETRY_PYPI_MIRROR_URL
 if [ ! -x .venv/bin/python ]; then
     "$PYTHON" -m venv .venv
 fi
-.poetry-env/bin/poetry install --no-interaction
+.poetry-env/bin/poetry install --no-interaction "$@"
