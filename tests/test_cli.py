@@ -98,10 +98,15 @@ print(sorted(heavy & sys.modules.keys()))
         (("annotate", "PAGES", "--prompt", "educational_value", "--output", "bad.yaml"), "cannot be a directory"),
         (("aggregate", "out", "--use", "nonsense", "--output", "scores"), "use: "),
         (("train", "PAGES", "--config", "missing.yaml", "--output", "head"), "missing.yaml does not exist"),
+        (("train", "PAGES", "--config", "value.yaml", "--output", "head"), "value.yaml: train: 5 is no setting"),
+        (("search", "PAGES", "--config", "value.yaml", "--output", "head"), "value.yaml: train: 5 is no setting"),
+        (("train", "PAGES", "--config", "empty.yaml", "--score-min", "9", "--output", "head"), "score_min"),
     ],
 )
 def test_bad_usage_ends_with_2_and_a_reason_on_standard_error(arguments, says, pages, tmp_path):
     (tmp_path / "bad.yaml").write_text("name: x\n")
+    (tmp_path / "value.yaml").write_text("train: 5\n")
+    (tmp_path / "empty.yaml").write_text("train:\n")
     done = ml_filter(*(pages if a == "PAGES" else a for a in arguments), cwd=tmp_path, COLUMNS="200")
     assert done.returncode == 2
     assert says in done.stderr

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from ml_filter.cli.app import app
-from ml_filter.cli.options import IdColumn, Output, TextColumn, example, names_in
+from ml_filter.cli.options import Criterion, Documents, GoodFrom, IdColumn, Output, TextColumn, Use, example, names_in
 from ml_filter.cli.output import show, show_agreement, show_reliability, show_table
 
 if TYPE_CHECKING:
     from ml_filter.settings import VoteMethod
 
-Use = Annotated[
-    str, typer.Option(help="expected: from log-probabilities where there are any; answer: the parsed answer")
-]
 RatingColumns = Annotated[
     str,
     typer.Option(
@@ -27,8 +24,6 @@ RatingColumns = Annotated[
 VotesAsRaters = Annotated[
     bool, typer.Option("--votes-as-raters", help="Each vote is a rater, not the mean of an annotator's votes")
 ]
-Criterion = Annotated[str | None, typer.Option(help="Which of several criteria (default: the only one)")]
-Documents = Annotated[str | None, typer.Option(help="Documents of the scores (default: those that were annotated)")]
 
 
 @app.command(
@@ -141,7 +136,7 @@ def convert(
             annotator=annotator,
             criterion=criterion,
             language=language,
-            score_columns=[name.strip() for name in score_column.split(",") if name.strip()],
+            score_columns=names_in(score_column),
             score_min=score_min,
             score_max=score_max,
         )
@@ -175,7 +170,7 @@ def agreement(
     by: Annotated[str, typer.Option(help="Columns, comma-separated; each of their values is a stratum")] = "",
     use: Use = "expected",
     votes_as_raters: VotesAsRaters = False,
-    threshold: Annotated[float, typer.Option(help="A rounded score at or above counts as good")] = 3.0,
+    threshold: GoodFrom = 3.0,
     confidence: Annotated[float, typer.Option(help="Share of the resamples that an interval holds")] = 0.95,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the documents")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the resampling")] = 0,

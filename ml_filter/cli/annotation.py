@@ -15,10 +15,12 @@ from ml_filter.cli.options import (
     Endpoints,
     IdColumn,
     MaxConcurrency,
+    MaxFailedShare,
     Model,
     OneSource,
     Output,
     Prompts,
+    RetryFailed,
     Split,
     Subset,
     TextColumn,
@@ -67,12 +69,8 @@ def annotate(
     max_outage: Annotated[
         float | None, typer.Option(help="Seconds to wait for an endpoint that has stopped answering (default: 600)")
     ] = None,
-    max_failed_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Above it the exit code is 1 (default: 0.05)")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Ask the failed documents of an earlier run again")
-    ] = False,
+    max_failed_share: MaxFailedShare = None,
+    retry_failed: RetryFailed = None,
     budget_tokens: BudgetTokens = None,
     budget_usd: BudgetUsd = None,
     at_budget: AtBudget = None,
@@ -90,8 +88,8 @@ def annotate(
 
     settings = annotate_config(
         config,
-        prompts=prompt or None,
-        endpoints=endpoint or None,
+        prompts=prompt,
+        endpoints=endpoint,
         model=model,
         votes=votes,
         temperature=temperature,
@@ -104,7 +102,7 @@ def annotate(
         timeout_s=timeout,
         max_outage_s=max_outage,
         max_failed_share=max_failed_share,
-        retry_failed=retry_failed or None,
+        retry_failed=retry_failed,
         budget_tokens=budget_tokens,
         budget_usd=budget_usd,
         at_budget=at_budget,

@@ -22,6 +22,8 @@ from ml_filter.cli.options import (
     TextColumn,
     annotate_config,
     example,
+    file_settings,
+    options_given,
     source_config,
 )
 
@@ -62,19 +64,15 @@ def estimate(
     """
     from ml_filter.annotation.estimate import annotator_runs, estimate_bill, estimate_pipeline
     from ml_filter.cli.output import show_estimate, show_pipeline_bill
-    from ml_filter.settings import EstimateConfig, read_yaml
+    from ml_filter.settings import EstimateConfig
 
-    annotate = annotate_config(
-        config, prompts=prompt or None, endpoints=endpoint or None, model=model, max_concurrency=max_concurrency
-    )
-    given = {"pilot": pilot, "seed": pilot_seed}
-    settings = EstimateConfig.model_validate({name: value for name, value in given.items() if value is not None})
+    annotate = annotate_config(config, prompts=prompt, endpoints=endpoint, model=model, max_concurrency=max_concurrency)
+    settings = EstimateConfig.model_validate(options_given(pilot=pilot, seed=pilot_seed))
     if docs is not None:
         source = source_config([docs], text_column, id_column, split, subset)
         show_estimate(estimate_bill(source, annotate, settings, output=output), output)
         return
-    content = read_yaml(config) if config else {}
-    runs = annotator_runs(content.get("parameters", content), annotate, output=output)
+    runs = annotator_runs(file_settings(config), annotate, output=output)
     if len(runs) == 1:
         show_estimate(estimate_bill(runs[0].source, annotate, settings, output=output), output)
     else:
@@ -122,9 +120,9 @@ def write(
     from ml_filter.cli.output import show
     from ml_filter.settings import BatchConfig
 
-    annotate = annotate_config(config, prompts=prompt or None, endpoints=endpoint or None, model=model, ledger=ledger)
-    given = {"max_requests": max_requests, "max_bytes": max_bytes, "price_share": price_share}
-    limits = BatchConfig.model_validate({name: value for name, value in given.items() if value is not None})
+    annotate = annotate_config(config, prompts=prompt, endpoints=endpoint, model=model, ledger=ledger)
+    given = options_given(max_requests=max_requests, max_bytes=max_bytes, price_share=price_share)
+    limits = BatchConfig.model_validate(given)
     show(write_batch(source_config([docs], text_column, id_column, split, subset), annotate, limits, output))
 
 

@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from ml_filter.cli.app import app
-from ml_filter.cli.options import IdColumn, Output, Sources, Split, Subset, TextColumn, example, source_config
+from ml_filter.cli.options import (
+    Documents,
+    IdColumn,
+    Output,
+    Sources,
+    Split,
+    Subset,
+    TextColumn,
+    example,
+    names_in,
+    source_config,
+)
 from ml_filter.cli.output import show
 
 
@@ -32,7 +43,7 @@ def sample(
     from ml_filter.documents.sampling import sample_documents
     from ml_filter.settings import SampleConfig
 
-    config = SampleConfig(size=size, seed=seed, by=[name.strip() for name in by.split(",") if name.strip()])
+    config = SampleConfig(size=size, seed=seed, by=names_in(by))
     show(sample_documents(source_config(source, text_column, id_column, split, subset), config, output))
 
 
@@ -107,9 +118,7 @@ def decontaminate(
 def publish(
     scores: Annotated[str, typer.Argument(help="Directory made by aggregate")],
     output: Output,
-    documents: Annotated[
-        str | None, typer.Option(help="Documents of the scores (default: those that were annotated)")
-    ] = None,
+    documents: Documents = None,
     criterion: Annotated[
         list[str] | None, typer.Option(help="Which criteria of the scores (default: all there are)")
     ] = None,

@@ -9,6 +9,8 @@ import typer
 from ml_filter.cli.app import app
 from ml_filter.cli.options import (
     ConfigFile,
+    Device,
+    DType,
     Head,
     IdColumn,
     OneSource,
@@ -27,9 +29,6 @@ from ml_filter.cli.output import show, show_table
 
 if TYPE_CHECKING:
     from ml_filter.documents.manifest import Manifest
-
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps (default: auto)")]
-DType = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16 (default: auto)")]
 
 _VALUES = 20
 """Of a quota, shown on a terminal."""
@@ -231,7 +230,7 @@ def filter_(
         keep_fraction=keep_fraction,
         token_budget=token_budget,
         criterion=criterion,
-        conditions=where or None,
+        conditions=where,
         quota=_quota(quota, quota_split, quota_share or []),
         weighted=weighted,
         temperature=temperature,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from ml_filter.errors import ConfigError
+
 if TYPE_CHECKING:
     from ml_filter.settings import AnnotateConfig, SourceConfig, StageConfig
 
@@ -19,7 +21,7 @@ Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCE_
 OneSource = Annotated[str, typer.Argument(help=_SOURCE_HELP, show_default=False)]
 Head = Annotated[
     str,
-    typer.Argument(metavar="HEAD", help="Directory made by train, or hf://OWNER/NAME@REVISION", show_default=False),
+    typer.Argument(metavar="HEAD", help="Directory made by train, or hf://OWNER/NAME[@REVISION]", show_default=False),
 ]
 Output = Annotated[
     str, typer.Option("--output", "-o", metavar="DIR", help="Directory of the result; an unfinished one is finished")
@@ -29,6 +31,14 @@ IdColumn = Annotated[str | None, typer.Option(help="Column that holds the id (de
 Split = Annotated[str, typer.Option(help="Split of a Hub data set")]
 Subset = Annotated[str | None, typer.Option(help="Subset (configuration) of a Hub data set")]
 LabelColumn = Annotated[str, typer.Option(help="Column that holds the label")]
+Criterion = Annotated[str | None, typer.Option(help="Which of several criteria (default: the only one)")]
+Documents = Annotated[str | None, typer.Option(help="Documents of the scores (default: those that were annotated)")]
+Use = Annotated[
+    str, typer.Option(help="expected: from log-probabilities where there are any; answer: the parsed answer")
+]
+GoodFrom = Annotated[float, typer.Option(help="A rounded score at or above counts as good")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps (default: auto)")]
+DType = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16 (default: auto)")]
 
 Prompts = Annotated[
     list[str] | None,
@@ -48,7 +58,9 @@ MaxConcurrency = Annotated[
 ]
 Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for an answer (default: 120)")]
 MaxFailedShare = Annotated[float | None, typer.Option(min=0, max=1, help="Above it the exit code is 1 (default: 0.05)")]
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask the failed documents of an earlier run again")]
+RetryFailed = Annotated[
+    bool | None, typer.Option("--retry-failed", help="Ask the failed documents of an earlier run again")
+]
 BudgetTokens = Annotated[int | None, typer.Option(min=1, help="Stop before more tokens are used, by each output")]
 BudgetUsd = Annotated[
     float | None, typer.Option(min=0, help="Stop before more is spent, by each output; prices come from --config")
@@ -102,31 +114,25 @@ def stage_config(
     Args:
         beside: other sections of which the same command reads what is not of this stage.
     """
-    content = _content(file)
-    content = _section(file, content, section, {name: one for name, one in content.items() if name not in beside})
-    return _validated(kind, file, content, _given(given))
+    content = file_settings(file)
+    if section in content:
+        content = settings_in(content, section, file)
+    else:
+        content = {name: value for name, value in content.items() if name not in beside}
+    return _validated(kind, file, content, options_given(**given))
 
 
 def section_config(kind: type[Config], section: str, file: Path | None, **given: Any) -> Config:
     """The same, of a file that holds other settings as well: those in the section count, and none where it is not."""
-    return _validated(kind, file, _section(file, _content(file), section, {}), _given(given))
+    return _validated(kind, file, settings_in(file_settings(file), section, file), options_given(**given))
 
 
-def _content(file: Path | None) -> dict[str, Any]:
+def file_settings(file: Path | None) -> dict[str, Any]:
+    """What a YAML file sets, or the `parameters` of one that is a pipeline's; nothing without a file."""
     from ml_filter.settings import read_yaml
 
     content = read_yaml(file) if file else {}
-    return _section(file, content, "parameters", content)
-
-
-def _section(file: Path | None, content: dict[str, Any], name: str, other: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a section; `other` where the file has none."""
-    from ml_filter.errors import ConfigError
-
-    section = content.get(name, other)
-    if not isinstance(section, dict | None):
-        raise ConfigError(f"configuration file {file}: {name} holds no settings, but {section!r}")
-    return section or {}
+    return settings_in(content, "parameters", file) if "parameters" in content else content
 
 
 def _validated(kind: type[Config], file: Path | None, content: dict[str, Any], given: dict[str, Any]) -> Config:
@@ -143,5 +149,20 @@ def _validated(kind: type[Config], file: Path | None, content: dict[str, Any], g
         raise ConfigError(f"configuration file {file}: {problems_in(error, error.title)}") from error
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def settings_in(content: dict[str, Any], section: str, file: Path | None) -> dict[str, Any]:
+    """A section of a file, which may be empty or left out.
+
+    Raises:
+        ConfigError: it holds something else than settings.
+    """
+    found = content.get(section) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{file}: {section}: {found!r} is no setting; its settings go below it, each as `name: value`"
+        )
+    return found
+
+
+def options_given(**options: Any) -> dict[str, Any]:
+    """The options that were given: those left out are None, or a list of nothing."""
+    return {name: value for name, value in options.items() if value not in (None, [])}

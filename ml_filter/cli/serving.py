@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ml_filter.cli.app import app
-from ml_filter.cli.options import example, stage_config
+from ml_filter.cli.options import ConfigFile, Device, DType, Head, example, stage_config
 
 
 @app.command(
@@ -19,12 +18,7 @@ from ml_filter.cli.options import example, stage_config
     )
 )
 def serve(
-    head: Annotated[
-        str,
-        typer.Argument(
-            metavar="HEAD", help="Directory made by train, or hf://OWNER/NAME[@REVISION]", show_default=False
-        ),
-    ],
+    head: Head,
     host: Annotated[str | None, typer.Option(help="Address to listen on (default: 127.0.0.1)")] = None,
     port: Annotated[int | None, typer.Option(help="0: a free one (default: 8000)")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most documents scored at once (default: 64)")] = None,
@@ -39,12 +33,10 @@ def serve(
     timeout_s: Annotated[
         float | None, typer.Option("--timeout", help="Seconds until a request is given up (default: 30)")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps (default: auto)")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16 (default: auto)")] = None,
+    device: Device = None,
+    dtype: DType = None,
     threads: Annotated[int | None, typer.Option(help="Of the encoder on the CPU (default: as torch chooses)")] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML with any setting of the service; options go before it")
-    ] = None,
+    config: ConfigFile = None,
 ) -> None:
     """Score single documents over HTTP until SIGTERM: POST /score, GET /health, /info and /metrics."""
     from ml_filter.serving.server import serve_head

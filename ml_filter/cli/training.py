@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ml_filter.cli.app import app
 from ml_filter.cli.options import (
+    ConfigFile,
+    Documents,
     Head,
     IdColumn,
     LabelColumn,
@@ -18,7 +20,11 @@ from ml_filter.cli.options import (
     Subset,
     TextColumn,
     example,
+    file_settings,
+    options_given,
+    settings_in,
     source_config,
+    stage_config,
 )
 from ml_filter.cli.output import figures_of, show_evaluation, show_search, show_table
 
@@ -30,9 +36,6 @@ Encoder = Annotated[
 ]
 Criteria = Annotated[
     list[str] | None, typer.Option(help="Which criteria of aggregated scores (default: all there are)")
-]
-Documents = Annotated[
-    str | None, typer.Option(help="Documents of aggregated scores (default: those that were annotated)")
 ]
 ScoreMin = Annotated[float | None, typer.Option(help="Lowest label (default: 0)")]
 ScoreMax = Annotated[float | None, typer.Option(help="Highest label (default: 5)")]
@@ -54,9 +57,7 @@ def train(
     encoder: Encoder = None,
     criterion: Criteria = None,
     documents: Documents = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML with any setting of the training; options go before it")
-    ] = None,
+    config: ConfigFile = None,
     score_min: ScoreMin = None,
     score_max: ScoreMax = None,
     seed: TestSeed = None,
@@ -67,9 +68,12 @@ def train(
 ) -> None:
     """Fit a head to labels (on an encoder, on hashed words, or on both) and evaluate it on documents kept apart."""
     from ml_filter.heads.train import train_head
-    from ml_filter.settings import SourceConfig, TrainConfig, read_yaml
+    from ml_filter.settings import SourceConfig, TrainConfig
 
-    given = _given(
+    settings = stage_config(
+        TrainConfig,
+        "train",
+        config,
         label_column=label_column,
         engine=engine,
         encoder=encoder,
@@ -78,7 +82,6 @@ def train(
         score_max=score_max,
         seed=seed,
     )
-    settings = TrainConfig.model_validate({**(read_yaml(config) if config else {}), **given})
     source = source_config([labels], text_column, id_column, split, subset)
     head = train_head(source, settings, output, SourceConfig(paths=[documents]) if documents else None)
     result = head.training
@@ -132,10 +135,10 @@ def search(
 ) -> None:
     """Try settings of a head by cross-validation on the training documents; the best go into best.yaml, for train."""
     from ml_filter.heads.search import search_head
-    from ml_filter.settings import SearchConfig, SourceConfig, read_yaml
+    from ml_filter.settings import SearchConfig, SourceConfig
 
-    content = read_yaml(config) if config else {}
-    fixed = _given(
+    content = file_settings(config)
+    fixed = options_given(
         label_column=label_column,
         encoder=encoder,
         criterion=criterion,
@@ -143,18 +146,13 @@ def search(
         score_max=score_max,
         seed=seed,
     )
-    train = {**content.get("train", {}), **fixed}
+    train = {**settings_in(content, "train", config), **fixed}
     if engine:
-        content["space"] = {**content.get("space", {}), "engine": engine}
+        content["space"] = {**settings_in(content, "space", config), "engine": engine}
         train["engine"] = train.get("engine") if train.get("engine") in engine else engine[0]
-    settings = SearchConfig.model_validate({**content, **_given(trials=trials, metric=metric), "train": train})
+    settings = SearchConfig.model_validate({**content, **options_given(trials=trials, metric=metric), "train": train})
     source = source_config([labels], text_column, id_column, split, subset)
     show_search(*search_head(source, settings, output, SourceConfig(paths=[documents]) if documents else None))
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value not in (None, [])}
 
 
 @app.command(
