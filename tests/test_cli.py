@@ -117,8 +117,8 @@ def test_bad_usage_ends_with_2_and_a_reason_on_standard_error(arguments, says, p
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("annotate: [prompts]\n", "wrong.yaml: annotate holds no settings, but ['prompts']"),
-        ("parameters: 3\n", "wrong.yaml: parameters holds no settings, but 3"),
+        ("annotate: [prompts]\n", "wrong.yaml: annotate: ['prompts'] is no setting"),
+        ("parameters: 3\n", "wrong.yaml: parameters: 3 is no setting"),
         ("votes: many\n", "wrong.yaml: votes: Input should be a valid integer"),
         ("annotate: {vots: 2}\n", "wrong.yaml: vots: Extra inputs are not permitted"),
         ("votes: 2\n", "wrong.yaml: AnnotateConfig: votes above 1 need a temperature"),

@@ -94,10 +94,8 @@ def aggregate_annotations(annotations: Sequence[str | Path], config: AggregateCo
         InputError: a directory holds no annotations, the same votes are there twice, one criterion has different
             score ranges, or no document has the two votes that dawid-skene needs.
     """
-    manifests = [read_manifest(str(path)) for path in annotations]
+    manifests = [read_manifest(path, "annotations") for path in annotations]
     for manifest in manifests:
-        if manifest.kind != "annotations":
-            raise InputError(f"{manifest.root} holds {manifest.kind}, not annotations")
         if "prompts" not in manifest.config:
             raise InputError(f"{manifest.root} was made by an older version, without criteria; annotate again")
     _refuse_the_same(manifests)

@@ -81,9 +81,7 @@ def rank_documents(
     Raises:
         InputError: there are no scores to rank by, or their documents cannot be found.
     """
-    manifest = read_manifest(str(scores))
-    if manifest.kind != "scores":
-        raise InputError(f"{manifest.root} holds {manifest.kind}, not aggregated scores; make them with aggregate")
+    manifest = read_manifest(scores, "scores")
     criterion = only_criterion(manifest, config.criterion)
     documents = documents or annotated_documents(manifest)
     shards, parents = list_shards(documents)

@@ -250,11 +250,7 @@ class _Batch:
 
     def __init__(self, directory: str | Path) -> None:
         self.path = Path(directory)
-        self.manifest = read_manifest(str(directory))
-        if self.manifest.kind != "batch":
-            raise InputError(
-                f"{directory} holds {self.manifest.kind}, not a batch; make one with ml-filter batch write"
-            )
+        self.manifest = read_manifest(directory, "batch")
         self.annotate = AnnotateConfig.model_validate(self.manifest.config["annotate"])
         self.source = SourceConfig.model_validate(self.manifest.config["source"])
         self.config = BatchConfig.model_validate(self.manifest.config["batch"])
@@ -289,7 +285,7 @@ class _Batch:
 
 @contextmanager
 def _held(directory: str | Path) -> Iterator[_Batch]:
-    read_manifest(str(directory))
+    read_manifest(directory, "batch")
     lock = FileLock(Path(directory) / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -536,7 +532,7 @@ def collect_batch(
 
 def batch_usd(directory: str | Path, made: Manifest) -> float | None:
     """What annotations cost at a batch's prices; None where they are not known."""
-    annotate = AnnotateConfig.model_validate(read_manifest(str(directory)).config["annotate"])
+    annotate = AnnotateConfig.model_validate(read_manifest(directory).config["annotate"])
     return annotate.usd(made.counts["prompt_tokens"], made.counts["completion_tokens"])
 
 

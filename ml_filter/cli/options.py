@@ -158,7 +158,8 @@ def settings_in(content: dict[str, Any], section: str, file: Path | None) -> dic
     found = content.get(section) or {}
     if not isinstance(found, dict):
         raise ConfigError(
-            f"{file}: {section}: {found!r} is no setting; its settings go below it, each as `name: value`"
+            f"configuration file {file}: {section}: {found!r} is no setting; its settings go below it, each as "
+            "`name: value`"
         )
     return found
 

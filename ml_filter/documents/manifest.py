@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -117,7 +117,7 @@ def file_system_of(path: str) -> tuple[AbstractFileSystem, str]:
     return fs, root
 
 
-def find_manifest(directory: str) -> Manifest | None:
+def find_manifest(directory: str | Path) -> Manifest | None:
     """The manifest of a directory, or None where there is none.
 
     Raises:
@@ -137,11 +137,25 @@ def find_manifest(directory: str) -> Manifest | None:
     return manifest
 
 
-def read_manifest(directory: str) -> Manifest:
+_MADE_WITH = {
+    "annotations": "annotations; make them with annotate",
+    "batch": "a batch; make one with batch write",
+    "scores": "aggregated scores; make them with aggregate",
+    "predictions": "an evaluation; make one with evaluate",
+    "scored": "scored documents; make them with score",
+    "filtered": "filtered documents; make them with filter",
+}
+"""What a directory of some kind holds, and which command makes it."""
+
+
+def read_manifest(directory: str | Path, kind: str | None = None) -> Manifest:
     """The manifest of a complete directory.
 
+    Args:
+        kind: what the directory has to hold; None: anything.
+
     Raises:
-        InputError: there is none, so the directory is missing or its run did not finish.
+        InputError: there is none, so the directory is missing or its run did not finish; or it holds something else.
     """
     manifest = find_manifest(directory)
     if manifest is None:
@@ -149,4 +163,6 @@ def read_manifest(directory: str) -> Manifest:
             f"{directory} holds no {MANIFEST_NAME}: it is not an output of ml-filter, or the run that makes it has not "
             "finished (run the same command again to finish it)"
         )
+    if kind not in (None, manifest.kind):
+        raise InputError(f"{directory} holds {manifest.kind}, not {_MADE_WITH[kind]}")
     return manifest

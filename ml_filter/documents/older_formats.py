@@ -384,9 +384,7 @@ def write_eurolingua(annotations: str | Path, output: str | Path, criterion: str
     Raises:
         InputError: the directory holds no annotations or several criteria, or `output` has other content.
     """
-    manifest = read_manifest(str(annotations))
-    if manifest.kind != "annotations":
-        raise InputError(f"{manifest.root} holds {manifest.kind}, not annotations")
+    manifest = read_manifest(annotations, "annotations")
     languages = {prompt["digest"]: prompt["language"] for prompt in manifest.config["prompts"]}
     chosen = only_criterion(manifest, criterion)
     source = manifest.config.get("source") or {"paths": []}
@@ -464,9 +462,7 @@ def write_fineweb_edu(
     Raises:
         InputError: the directory holds no aggregated scores, or `output` has other content.
     """
-    manifest = read_manifest(str(scores))
-    if manifest.kind != "scores":
-        raise InputError(f"{manifest.root} holds {manifest.kind}, not aggregated scores; make them with aggregate")
+    manifest = read_manifest(scores, "scores")
     chosen = only_criterion(manifest, criterion)
     low, high = manifest.config["score_ranges"][chosen]
     source = documents or annotated_documents(manifest)

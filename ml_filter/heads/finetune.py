@@ -16,6 +16,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,16 +51,34 @@ from ml_filter.settings import FinetuneConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import EvalPrediction, PreTrainedTokenizerBase
-
-    from ml_filter.heads.info import Criterion
+    from transformers import PreTrainedTokenizerBase
 
 _COMPLETE = "complete.json"
 _STATE = "trainer_state.json"
 _WEIGHTS = "model.safetensors"
 _CHECKPOINT = "checkpoint-"
 _LOCK = ".lock"
+_START = "start"
 _KEPT_IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every process of a training is told.
+
+    Attributes:
+        path: directory of its tokens and checkpoints.
+        config: what is trained, and how.
+        seed: order of documents, dropout.
+        share: mean weight of the labels of a document.
+        last: the checkpoint that it goes on from.
+    """
+
+    path: Path
+    config: FinetuneConfig
+    seed: int
+    share: float
+    last: Path | None
 
 
 def finetune(
@@ -115,10 +134,11 @@ def finetune(
     try:
         if last is None or not _is_over(_read_state(last)):
             processes = config.processes or max(torch.cuda.device_count(), 1)
+            told = _Run(run, config, seed, share, last)
             if processes == 1:
-                _train(model, tokenizer, run, config, seed, share, last)
+                _train(model, tokenizer, told)
             else:
-                _train_in_processes(processes, model, tokenizer, run, config, seed, share, last)
+                _train_in_processes(processes, model, tokenizer, told)
         last = _last_complete(run)
         if last is None:
             raise InputError(f"training left no whole checkpoint in {run}; is its disk full?")
@@ -282,28 +302,54 @@ class _Keeper(TrainerCallback):
                 shutil.rmtree(checkpoint)
 
 
-def _train(
-    model: HeadModel,
-    tokenizer: PreTrainedTokenizerBase,
-    run: Path,
-    config: FinetuneConfig,
-    seed: int,
-    share: float,
-    last: Path | None,
-) -> None:
-    """One process's part of the training; leaves checkpoints in `run`."""
+def _train(model: HeadModel, tokenizer: PreTrainedTokenizerBase, run: _Run) -> None:
+    """One process's part of the training; leaves checkpoints in the run's directory."""
     from datasets import Dataset
 
+    config = run.config
+    train: Dataset = Dataset.from_file(str(run.path / "train.arrow"))
+    validation: Dataset = Dataset.from_file(str(run.path / "validation.arrow"))
+    longest_first = np.argsort(-validation.data.column("length").to_numpy(), kind="stable")
+    args = _arguments(run)
+    criteria = model.config.info.criteria
+    batch = config.batch_size * config.gradient_accumulation * args.world_size
+    sampler = _ByLength(train.data.column("length").to_pylist(), batch, run.seed)
+    callbacks: list[TrainerCallback] = [_Keeper(sampler)]
+    if config.patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.patience))
+    lock = FileLock(run.path / _LOCK) if args.process_index == 0 else nullcontext()
+    with lock, _deterministic(), quiet_transformers():
+        if config.gradient_checkpointing:
+            model.encoder.activation_checkpointing_enable({"use_reentrant": False})
+        taught = _Taught(model, run.share)
+        trainer = _Trainer(
+            taught,
+            args,
+            sampler=sampler,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            train_dataset=train,
+            eval_dataset=validation.select(longest_first, keep_in_memory=True),
+            compute_metrics=lambda made: validation_figures(
+                np.asarray(made.predictions), np.asarray(made.label_ids), criteria
+            ),
+            callbacks=callbacks,
+            optimizers=(_optimizer(model, config), None),
+        )
+        trainer.remove_callback(PrinterCallback)  # prints to standard output, which is for results
+        trainer.train(resume_from_checkpoint=str(run.last) if run.last else None)
+        if config.gradient_checkpointing:
+            model.encoder.activation_checkpointing_disable()
+
+
+def _arguments(run: _Run) -> TrainingArguments:
     from ml_filter.scoring.device import choose_device, choose_dtype
 
-    train: Dataset = Dataset.from_file(str(run / "train.arrow"))
-    validation: Dataset = Dataset.from_file(str(run / "validation.arrow"))
-    longest_first = np.argsort(-validation.data.column("length").to_numpy(), kind="stable")
+    config = run.config
     device = choose_device("auto")
     strategy = "epoch" if config.checkpoint_steps is None else "steps"
-    args = TrainingArguments(
-        output_dir=str(run),
-        seed=seed % 2**32,  # numpy takes no more
+    return TrainingArguments(
+        output_dir=str(run.path),
+        seed=run.seed % 2**32,  # numpy takes no more
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
@@ -327,32 +373,6 @@ def _train(
         report_to="none",
         disable_tqdm=True,
     )
-    criteria = model.config.info.criteria
-    batch = config.batch_size * config.gradient_accumulation * args.world_size
-    sampler = _ByLength(train.data.column("length").to_pylist(), batch, seed)
-    callbacks: list[TrainerCallback] = [_Keeper(sampler)]
-    if config.patience is not None:
-        callbacks.append(EarlyStoppingCallback(config.patience))
-    lock = FileLock(run / _LOCK) if args.process_index == 0 else nullcontext()
-    with lock, _deterministic(), quiet_transformers():
-        if config.gradient_checkpointing:
-            model.encoder.activation_checkpointing_enable({"use_reentrant": False})
-        taught = _Taught(model, share)
-        trainer = _Trainer(
-            taught,
-            args,
-            sampler=sampler,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            train_dataset=train,
-            eval_dataset=validation.select(longest_first, keep_in_memory=True),
-            compute_metrics=lambda made: _figures(made, criteria),
-            callbacks=callbacks,
-            optimizers=(_optimizer(model, config), None),
-        )
-        trainer.remove_callback(PrinterCallback)  # prints to standard output, which is for results
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-        if config.gradient_checkpointing:
-            model.encoder.activation_checkpointing_disable()
 
 
 def _optimizer(model: HeadModel, config: FinetuneConfig) -> torch.optim.Optimizer:
@@ -366,44 +386,28 @@ def _optimizer(model: HeadModel, config: FinetuneConfig) -> torch.optim.Optimize
     return torch.optim.AdamW(groups)
 
 
-def _figures(made: EvalPrediction, criteria: list[Criterion]) -> dict[str, float]:
-    """Metrics on the validation documents; nan where one is undefined."""
-    return validation_figures(np.asarray(made.predictions), np.asarray(made.label_ids), criteria)
-
-
-def _train_in_processes(
-    processes: int,
-    model: HeadModel,
-    tokenizer: PreTrainedTokenizerBase,
-    run: Path,
-    config: FinetuneConfig,
-    seed: int,
-    share: float,
-    last: Path | None,
-) -> None:
+def _train_in_processes(processes: int, model: HeadModel, tokenizer: PreTrainedTokenizerBase, run: _Run) -> None:
     with quiet_transformers():
-        model.save_pretrained(run / "start")
-        tokenizer.save_pretrained(run / "start")
+        model.save_pretrained(run.path / _START)
+        tokenizer.save_pretrained(run.path / _START)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    # torch's spawn ends the children when this process dies, so that none goes on writing to `run`.
-    spawn(_rank, (processes, port, run, config, seed, share, last), nprocs=processes)
+    # torch's spawn ends the children when this process dies, so that none goes on writing to its directory.
+    spawn(_rank, (processes, port, run), nprocs=processes)
 
 
-def _rank(
-    rank: int, world: int, port: int, run: Path, config: FinetuneConfig, seed: int, share: float, last: Path | None
-) -> None:
+def _rank(rank: int, world: int, port: int, run: _Run) -> None:
     from transformers import AutoTokenizer
 
     torch.set_num_threads(max(torch.get_num_threads() // world, 1))
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     with quiet_transformers():
-        model = HeadModel.from_pretrained(run / "start")
-        tokenizer = AutoTokenizer.from_pretrained(run / "start", config=model.config)
-    _choose_trained(model, config)
-    _train(model, tokenizer, run, config, seed, share, last)
+        model = HeadModel.from_pretrained(run.path / _START)
+        tokenizer = AutoTokenizer.from_pretrained(run.path / _START, config=model.config)
+    _choose_trained(model, run.config)
+    _train(model, tokenizer, run)
     torch.distributed.destroy_process_group()
 
 

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,14 +111,7 @@ def train_head(
     """
     data = LabelledDocuments(labels, config.label_column, documents, config.criterion, config.trust_agreement)
     digest = digest_of([config.model_dump(mode="json"), [parent.digest for parent in data.parents]])
-    target = Path(with_digest(output, digest))
-    target.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{output} is being written by another process") from None
-    with lock:
+    with alone_in(with_digest(output, digest)) as target:
         earlier = target / TRAINING_NAME
         if earlier.exists():
             result = _read_training(earlier)
@@ -126,6 +120,24 @@ def train_head(
         else:
             _train(data, config, target, digest)
         return read_head(target)
+
+
+@contextmanager
+def alone_in(directory: str) -> Iterator[Path]:
+    """The directory of a head, made where there is none, which no other process writes to meanwhile.
+
+    Raises:
+        InputError: another process does.
+    """
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{directory} is being written by another process") from None
+    with lock:
+        yield path
 
 
 def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: str) -> None:

@@ -161,9 +161,9 @@ def report_filtered(
     Raises:
         InputError: one of the three is not there or is another, or the corpus was not scored with a trained head.
     """
-    kept = _manifest_of(str(filtered), "filtered")
+    kept = read_manifest(filtered, "filtered")
     corpus = kept.parents[0]
-    whole = _manifest_of(str(scored or corpus.path), "scored")
+    whole = read_manifest(scored or corpus.path, "scored")
     if whole.digest != corpus.digest:
         raise InputError(f"{whole.root} is not the corpus that {filtered} was chosen from; name that with --scored")
     scorer = whole.parents[-1]
@@ -171,13 +171,6 @@ def report_filtered(
     if head_parent(directory).digest != scorer.digest:
         raise InputError(f"{directory} is not the head that scored {whole.root}; name that with --head")
     return write_run_report(read_head(directory), whole, kept, usd_per_worker_hour=usd_per_worker_hour)
-
-
-def _manifest_of(directory: str, kind: str) -> Manifest:
-    manifest = read_manifest(directory)
-    if manifest.kind != kind:
-        raise InputError(f"{directory} holds {manifest.kind} documents, not {kind} ones")
-    return manifest
 
 
 def run_report(

@@ -23,12 +23,11 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-from filelock import FileLock, Timeout
 from loguru import logger
 
 from ml_filter.documents.manifest import digest_of
@@ -45,6 +44,7 @@ from ml_filter.heads.train import (
     TRAINING_NAME,
     TrainedHead,
     TrainingResult,
+    alone_in,
     for_test,
     head_files,
     head_parent,
@@ -117,14 +117,7 @@ def build_cascade(
     criterion = _decided(info, config)
     _, parents = list_shards(source)
     digest = digest_of([config.model_dump(mode="json"), head_parent(directory).digest, [p.digest for p in parents]])
-    target = Path(with_digest(output, digest))
-    target.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{output} is being written by another process") from None
-    with lock:
+    with alone_in(with_digest(output, digest)) as target:
         if (target / TRAINING_NAME).exists():
             made = read_head(target)
             if made.training.config_digest != digest:
@@ -159,43 +152,30 @@ def _build(
         calibration=None,
     )
     student = train(labels, how, target / STUDENT)
-    threshold = how.threshold
     both, like, is_tested = _score_apart(student.directory, labels, how, config)
     finding, testing = both.take(~is_tested), both.take(is_tested)
-    choice = choose_bounds(finding, testing, threshold, config.max_changed, config.confidence)
+    choice = choose_bounds(finding, testing, how.threshold, config.max_changed, config.confidence)
     cascade = CascadeInfo(
-        threshold=threshold,
-        low=choice.low,
-        high=choice.high,
-        scripts=like.scripts,
-        languages=like.languages,
-        sources=like.sources,
-        longest=like.longest,
+        **asdict(choice),
+        **asdict(like),
+        threshold=how.threshold,
         audit_share=config.audit_share,
         seed=config.seed,
         max_changed=config.max_changed,
         confidence=config.confidence,
-        bound=choice.bound,
-        tested=choice.tested,
-        settled=choice.settled,
-        changed=choice.changed,
         sample=sampled.rows,
         student=config.student,
     )
     _copy_head(directory, target / ENCODER)
-    info = _info(directory)
-    write_config(
-        target,
-        HeadInfo(engine="cascade", criteria=info.criteria, provenance=info.provenance, profile=info.profile),
-        cascade=cascade.model_dump(mode="json"),
-    )
+    info = _info(directory).model_copy(update={"engine": "cascade"})
+    write_config(target, info, cascade=cascade.model_dump(mode="json"))
     settled = settles(testing, choice.low, choice.high)
     evaluation = evaluate_scores(
         np.where(settled, testing.student, testing.encoder),
         testing.encoder,
         low=criterion.low,
         high=criterion.high,
-        threshold=threshold,
+        threshold=how.threshold,
     )
     result = TrainingResult(
         config_digest=digest,
@@ -214,7 +194,7 @@ def _build(
     shutil.rmtree(scratch, ignore_errors=True)
     logger.info(
         f"The student settles {choice.settled:,} of {choice.tested:,} documents it was tested on, {choice.changed:,} "
-        f"of them otherwise than the encoder: at most {choice.bound:.2%} of the decisions at {threshold:g} differ, "
+        f"of them otherwise than the encoder: at most {choice.bound:.2%} of the decisions at {how.threshold:g} differ, "
         f"with {config.confidence:.0%} confidence"
     )
 

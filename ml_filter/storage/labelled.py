@@ -64,9 +64,7 @@ def publish_labels(
         ConfigError: there is to be an upload, but no token.
     """
     api = hub_api(config.push) if config.push else None  # what is missing shows before the work
-    manifest = read_manifest(str(scores))
-    if manifest.kind != "scores":
-        raise InputError(f"{manifest.root} holds {manifest.kind}, not aggregated scores; make them with aggregate")
+    manifest = read_manifest(scores, "scores")
     criteria = [only_criterion(manifest, name) for name in names_of(config.criterion)] or criteria_of(manifest)
     documents = documents or annotated_documents(manifest)
     _, parents = list_shards(documents)

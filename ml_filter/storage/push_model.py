@@ -65,9 +65,7 @@ def read_evaluation(directory: str | Path, head: TrainedHead) -> HeadEvaluation:
     """
     from ml_filter.heads.evaluate import EVALUATION_NAME, HeadEvaluation
 
-    manifest = read_manifest(str(directory))
-    if manifest.kind != "predictions":
-        raise InputError(f"{directory} holds {manifest.kind}, not an evaluation; ml-filter evaluate makes one")
+    manifest = read_manifest(directory, "predictions")
     evaluation = HeadEvaluation.model_validate_json(Path(manifest.path_of(EVALUATION_NAME)).read_text())
     if evaluation.head_digest != head.digest:
         raise InputError(f"{directory} is the evaluation of another head ({evaluation.head}), not of {head.directory}")

@@ -167,7 +167,7 @@ def test_the_command_writes_the_same_report_from_what_the_manifests_say(report, 
 def test_what_was_moved_is_named_and_what_is_another_is_refused(report, alike, head, tmp_path):
     report(alike, min_score=3)
     filtered, moved = tmp_path / "filtered", tmp_path / "moved"
-    with pytest.raises(InputError, match="scored holds scored documents, not filtered ones"):
+    with pytest.raises(InputError, match="scored holds scored, not filtered documents; make them with filter"):
         report_filtered(tmp_path / "scored")
     (tmp_path / "scored").rename(moved)
     with pytest.raises(InputError, match=r"scored holds no manifest\.json"):

@@ -259,7 +259,7 @@ def test_a_public_repository_is_refused_where_a_private_one_is_asked_for(place):
 
 def test_an_evaluation_of_another_head_is_refused_and_no_token_is_said(place, tmp_path, monkeypatch):
     head = read_head(place / "head")
-    with pytest.raises(InputError, match=r"scores holds scores, not an evaluation; ml-filter evaluate makes one"):
+    with pytest.raises(InputError, match=r"scores holds scores, not an evaluation; make one with evaluate"):
         read_evaluation(place / "scores", head)
     with pytest.raises(InputError, match=r"is the evaluation of another head \(.*head\), not of elsewhere"):
         read_evaluation(place / "evaluation", head.model_copy(update={"digest": "0", "directory": "elsewhere"}))
