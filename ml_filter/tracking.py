@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from ml_filter.documents.lineage import made_by
+from ml_filter.documents.lineage import annotation_runs, made_by
 from ml_filter.errors import ConfigError
 from ml_filter.settings import Settings, TrackingConfig, flat_settings
 
@@ -137,7 +137,9 @@ def record_run(
     for manifest in manifests:
         record.metrics |= {f"{manifest.kind}_{name}": float(count) for name, count in manifest.counts.items()}
         record.parameters[f"{manifest.kind}_digest"] = manifest.digest
-    record.parameters |= made_by(manifest.config for manifest in manifests if manifest.kind == "annotations")
+    # A jury is behind the scores; the annotations that the run hands over are of its first member.
+    jury = [run for manifest in manifests if manifest.kind == "scores" for run in annotation_runs(manifest)]
+    record.parameters |= made_by(jury or [m.config for m in manifests if m.kind == "annotations"])
     if head is not None:
         _add_head(record, head)
     for evaluation in evaluations:

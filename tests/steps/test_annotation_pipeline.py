@@ -211,3 +211,4 @@ def test_several_criteria_are_gated_published_and_tracked_in_one_run(tmp_path, t
         "failed": 6,
     }
     assert found["parameters"]["prompt"] == "quality, danger"
+    assert found["parameters"]["annotator"] == "m, n"
