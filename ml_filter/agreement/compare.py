@@ -21,7 +21,7 @@ from ml_filter.agreement.metrics import (
     compare_against,
     compare_pair,
 )
-from ml_filter.agreement.ratings import Ratings, read_ratings
+from ml_filter.agreement.ratings import Ratings, read_ratings, require_gold
 from ml_filter.annotation.annotate import FAILED_NAME, annotate_documents, annotator_name, answer_settings
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.documents.manifest import Manifest
@@ -107,6 +107,7 @@ def compare_annotators(
         ConfigError: a and b are the same, or their prompts score on different ranges.
         TooManyFailures: the comparison is written, and more than `max_failed_share` of one of the two failed; or all
             answers of one failed, and there is none.
+        InputError: the gold cannot be read or holds no rating; before anything is asked.
         EndpointError, InputError: as `annotate_documents` and `read_ratings`.
     """
     from ml_filter.reports.agreement import agreement_plots, agreement_report
@@ -119,6 +120,7 @@ def compare_annotators(
         raise ConfigError("both sides are the same; give two of --prompt, --model (with --endpoint) or --endpoint")
     _check_ranges(a, b)
     _, parents = list_shards(source)
+    require_gold(config)
     gold_parents = list_shards(config.gold)[1] if config.gold else []
     setup = {"source": source.model_dump(mode="json"), **made_by, "compare": config.model_dump(mode="json")}
     with OutputDirectory(output, "comparison", setup, [*parents, *gold_parents]) as out:

@@ -156,6 +156,17 @@ def read_scores(scores: Sequence[str], config: AgreementConfig) -> tuple[Ratings
     return _together(inputs, config), _parents(inputs)
 
 
+def require_gold(config: AgreementConfig) -> None:
+    """Read the gold before anything is paid for that is to be compared with it.
+
+    Raises:
+        InputError: it cannot be read, has no such column, or no rating in it.
+    """
+    for gold in _read_inputs([], config):
+        if not any(rater.votes for rater in gold.raters.values()):
+            raise InputError(f"{gold.path} has no rating in {config.gold_column!r}; name the column with --gold-column")
+
+
 def _parents(inputs: Sequence[_Input]) -> list[Parent]:
     return [Parent(path=one.path, digest=one.digest) for one in inputs]
 

@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from ml_filter.agreement.compare import compare_annotators, two_sides
 from ml_filter.agreement.metrics import Resampling, compare_against
-from ml_filter.errors import ConfigError, TooManyFailures
+from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.settings import AnnotateConfig, CompareConfig, SourceConfig
 
 SIZE = 60
@@ -196,6 +196,23 @@ def test_sides_that_cannot_be_compared_are_refused_before_anything_is_asked(
     with pytest.raises(ConfigError, match="narrow scores from 0 to 5, wide from 0 to 10"):
         compare_annotators(rated, a, b, gold(rated), tmp_path / "out")
     assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [("nope", "has no column 'nope'; it has human_score, id, language, text"), ("text", "not a number")],
+)
+def test_gold_that_cannot_be_compared_with_is_refused_before_anything_is_asked(column, says, sides, rated, tmp_path):
+    server, a, b = sides("good", "bad")
+    with pytest.raises(InputError, match=says):
+        compare_annotators(rated, a, b, gold(rated, gold_column=column), tmp_path / "out")
+    (tmp_path / "unrated.jsonl").write_text(json.dumps({"id": "d1", "human_score": None}) + "\n")
+    with pytest.raises(
+        InputError, match=r"unrated.jsonl has no rating in 'human_score'; name the column with --gold-c"
+    ):
+        compare_annotators(rated, a, b, gold(SourceConfig(paths=[str(tmp_path / "unrated.jsonl")])), tmp_path / "out")
+    assert not server.requests
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_paired_interval_is_that_of_a_plain_bootstrap_of_the_same_documents():
