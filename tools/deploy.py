@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ml_filter.errors import ConfigError, MlFilterError
+from ml_filter.errors import ConfigError
 from ml_filter.settings import ServingPipelineConfig
 from tools.run import merged_config
+from tools.task import run_task
 
 _ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Deploy; returns the exit code: 0 it runs, 2 bad input."""
-    given = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args([argument for argument in given if argument != "--"])  # poe hands on its own "--"
-    os.environ.setdefault("ZENML_ANALYTICS_OPT_IN", "false")
-    os.environ.setdefault("ZENML_ENABLE_RICH_TRACEBACK", "false")
-    try:
-        print(_deploy(options.name, options.config, options.values))
-    except MlFilterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_task(_parser(), lambda given: print(_deploy(given.name, given.config, given.values)), arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,30 +8,23 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from ml_filter.errors import MlFilterError
 from ml_filter.settings import Stage
+from tools.task import run_task
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Promote or roll back; returns the exit code: 0 done, 2 refused."""
-    given = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args([argument for argument in given if argument != "--"])  # poe hands on its own "--"
-    os.environ.setdefault("ZENML_ANALYTICS_OPT_IN", "false")
+    return run_task(_parser(), _move, arguments)
+
+
+def _move(given: argparse.Namespace) -> None:
     os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "WARN")
     from steps import registry
 
-    try:
-        if options.command == "promote":
-            done = registry.promote(
-                options.model, options.version, options.to, force=options.force, reason=options.reason
-            )
-        else:
-            done = registry.roll_back(options.model, options.reason)
-    except MlFilterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(done)
-    return 0
+    if given.command == "promote":
+        print(registry.promote(given.model, given.version, given.to, force=given.force, reason=given.reason))
+    else:
+        print(registry.roll_back(given.model, given.reason))
 
 
 def _parser() -> argparse.ArgumentParser:

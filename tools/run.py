@@ -26,6 +26,7 @@ from ml_filter.settings import (
     problems_in,
     read_yaml,
 )
+from tools.task import run_task
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parents[1]
 _CONFIGS = _ROOT / "configs"
+_SHOWN = ("read", "rejected", "sampled", "documents", "scored", "failed", "kept", "dropped", "spearman", "mae")
+"""Counts and figures of the summary at the end."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,7 @@ PIPELINES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one pipeline; returns the exit code: 0 done, 1 failures above the tolerated share, 2 bad input."""
-    given = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args([argument for argument in given if argument != "--"])  # poe hands on its own "--"
-    known = PIPELINES[options.pipeline]
-    try:
-        content = merged_config(options.config or _CONFIGS / f"{options.pipeline}.yaml", options.values, known.config)
-        return _run(options.pipeline, content, options.run_name)
-    except MlFilterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_task(_parser(), _run, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,11 +139,10 @@ def _check_keys(path: Path, content: dict[str, Any], config: type[BaseModel]) ->
         raise ConfigError(f"{path}: nothing reads {name}{meant}")
 
 
-def _run(name: str, content: dict[str, Any], run_name: str | None) -> int:
+def _run(given: argparse.Namespace) -> None:
+    name = given.pipeline
+    content = merged_config(given.config or _CONFIGS / f"{name}.yaml", given.values, PIPELINES[name].config)
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as in ml_filter.cli
-    os.environ.setdefault("ZENML_ANALYTICS_OPT_IN", "false")
-    os.environ.setdefault("ZENML_AUTO_OPEN_DASHBOARD", "false")
-    os.environ.setdefault("ZENML_ENABLE_RICH_TRACEBACK", "false")
     from importlib import import_module
 
     from zenml.utils.source_utils import set_custom_source_root
@@ -160,7 +154,7 @@ def _run(name: str, content: dict[str, Any], run_name: str | None) -> int:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
         yaml.safe_dump(content, file, sort_keys=False)
     try:
-        run = pipeline.with_options(config_path=file.name, run_name=run_name)()
+        run = pipeline.with_options(config_path=file.name, run_name=given.run_name)()
     except Exception as error:
         reason = _domain_error(error)
         if reason is None:
@@ -170,7 +164,6 @@ def _run(name: str, content: dict[str, Any], run_name: str | None) -> int:
         Path(file.name).unlink()
     if run is not None:
         _summary(run, time.monotonic() - started)
-    return 0
 
 
 def _domain_error(error: BaseException | None) -> MlFilterError | None:
@@ -203,9 +196,6 @@ def _summary(run: PipelineRunResponse, seconds: float) -> None:
 
 def _number(value: float) -> str:
     return f"{int(value):,}" if float(value).is_integer() else f"{value:,}"
-
-
-_SHOWN = ("read", "rejected", "sampled", "documents", "scored", "failed", "kept", "dropped", "spearman", "mae")
 
 
 if __name__ == "__main__":

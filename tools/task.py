@@ -1,0 +1,29 @@
+"""What the poe tasks have in common: arguments in, an exit code out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+
+from ml_filter.errors import MlFilterError
+
+
+def run_task(parser: ArgumentParser, task: Callable[[Namespace], None], arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments and do the task; an error ends it with its reason and exit code.
+
+    Args:
+        arguments: None: those of the process.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args([argument for argument in given if argument != "--"])  # poe hands on its own "--"
+    os.environ.setdefault("ZENML_ANALYTICS_OPT_IN", "false")
+    os.environ.setdefault("ZENML_AUTO_OPEN_DASHBOARD", "false")
+    os.environ.setdefault("ZENML_ENABLE_RICH_TRACEBACK", "false")
+    try:
+        task(options)
+    except MlFilterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
