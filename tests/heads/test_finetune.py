@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.stats import spearmanr
+from small import small_bert
 from transformers import BertConfig, BertForSequenceClassification
 
 from ml_filter.errors import ConfigError, InputError
@@ -81,16 +82,7 @@ def files(tmp_path):
 
 def small_model(*, dropout=0.1, task="regression", criteria=("score",)):
     """An encoder of two layers with random weights, and a head."""
-    encoder = BertConfig(
-        vocab_size=30522,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
+    encoder = small_bert(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     info = HeadInfo(engine="encoder", criteria=[Criterion(name=n, low=0, high=5, threshold=3) for n in criteria])
     torch.manual_seed(0)
     return HeadModel(

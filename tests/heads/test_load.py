@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import small
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForSequenceClassification, BertModel
 
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError
@@ -46,15 +47,7 @@ def save(tokenizer, tmp_path):
 
 def small_bert(**changes):
     torch.manual_seed(0)
-    return BertConfig(
-        vocab_size=30522,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        **changes,
-    )
+    return small.small_bert(max_position_embeddings=128, **changes)
 
 
 def test_the_layout_of_fineweb_edus_classifier_scores_exactly_as_transformers_own_forward(save):

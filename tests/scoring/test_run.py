@@ -164,22 +164,14 @@ def test_a_directory_without_a_head_and_a_missing_device_are_named(head, corpus,
 
 
 def test_a_published_classifier_scores_a_corpus_as_it_is(corpus, tmp_path):
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+    from small import small_bert
+    from transformers import AutoTokenizer, BertForSequenceClassification
 
     from ml_filter.heads.encoder import load_encoder
     from ml_filter.settings import EMBEDDED_ENCODER
 
     tokenizer = load_encoder(EMBEDDED_ENCODER).tokenizer
-    shape = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        num_labels=1,
-    )
-    published = BertForSequenceClassification(shape).eval()
+    published = BertForSequenceClassification(small_bert(num_labels=1)).eval()
     published.save_pretrained(tmp_path / "published")
     tokenizer.save_pretrained(tmp_path / "published")
     manifest = score_corpus(tmp_path / "published", SourceConfig(paths=[str(corpus)]), FLOAT32, tmp_path / "scored")
