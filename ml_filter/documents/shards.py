@@ -1,4 +1,4 @@
-"""Transform a corpus shard by shard: one output shard an input shard, resumable at every shard."""
+"""Transform a shard of a corpus: one output shard an input shard, so that a run can go on at every shard."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 from loguru import logger
 
-from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory, ShardResult
-from ml_filter.documents.readers import known_rows, read_shard
+from ml_filter.documents.readers import read_shard
 from ml_filter.documents.sources import InputShard, shard_state
 from ml_filter.errors import InputError
-from ml_filter.progress import progress
 from ml_filter.settings import SourceConfig
 
 
@@ -31,27 +29,6 @@ Transform = Callable[[Iterator[pa.Table]], Iterator[Transformed]]
 
 class DamagedShard(Exception):
     """A shard of which nothing is written, since part of it or all of it cannot be read."""
-
-
-def map_shards(
-    out: OutputDirectory, shards: Sequence[InputShard], source: SourceConfig, transform: Transform, what: str
-) -> Manifest:
-    """Read each shard that is not done yet, transform its tables, and commit what comes out.
-
-    Raises:
-        InputError: no shard gave a document.
-    """
-    results = []
-    with progress(what, known_rows(shards)) as bar:
-        for shard in shards:
-            result = out.done(shard.name)
-            if result is None:
-                result = map_shard(out, shard, source, transform, bar.advance)
-            else:
-                bar.advance(result.counts["read"])
-            results.append((shard.name, result))
-    require_documents(source, [result for _, result in results])
-    return out.finish(results)
 
 
 def map_shard(

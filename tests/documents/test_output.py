@@ -21,7 +21,7 @@ from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.output import OutputDirectory, ShardWriter
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.shards import Transformed, map_shards
+from ml_filter.documents.shards import Transformed, map_shard, require_documents
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.settings import SourceConfig
@@ -312,7 +312,7 @@ TRANSFORM = """
 import sys, time
 import pyarrow.compute as pc
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.shards import Transformed, map_shards
+from ml_filter.documents.shards import Transformed, map_shard
 from ml_filter.documents.sources import list_shards
 from ml_filter.settings import SourceConfig
 
@@ -331,7 +331,8 @@ def add_length(tables):
 shards, parents = list_shards(source)
 with OutputDirectory(sys.argv[2], "documents", {"way": "length"}, parents) as out:
     if not out.manifest:
-        map_shards(out, shards, source, add_length, "Measuring")
+        done = (out.done(shard.name) or map_shard(out, shard, source, add_length, lambda n: None) for shard in shards)
+        out.finish([(shard.name, result) for shard, result in zip(shards, done)])
 """
 
 
@@ -387,7 +388,9 @@ def keep_long(tables):
 def map_to(path: Path, source: SourceConfig) -> Manifest:
     shards, parents = list_shards(source)
     with OutputDirectory(path, "documents", {}, parents) as out:
-        return map_shards(out, shards, source, keep_long, "Keeping")
+        results = [(shard.name, map_shard(out, shard, source, keep_long, lambda n: None)) for shard in shards]
+        require_documents(source, [result for _, result in results])
+        return out.finish(results)
 
 
 def test_a_shard_of_which_nothing_is_left_gives_no_file_and_is_counted(tmp_path):
