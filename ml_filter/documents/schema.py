@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+_ANSWER_FIELDS = [
+    pa.field("prompt_tokens", pa.int64()),
+    pa.field("completion_tokens", pa.int64()),
+    pa.field("latency_s", pa.float64()),
+    pa.field("attempts", pa.int32()),
+    pa.field("created_at", pa.string()),  # ISO 8601, UTC
+]
+"""What every answer of an LLM took, and when it came."""
+
 ANNOTATION_SCHEMA = pa.schema(
     [
         pa.field("document_id", pa.string(), nullable=False),
@@ -20,11 +29,7 @@ ANNOTATION_SCHEMA = pa.schema(
         pa.field("raw", pa.string()),
         pa.field("windows", pa.int32(), nullable=False),  # pieces of the text that were asked about
         pa.field("truncated", pa.bool_(), nullable=False),  # whether part of the text was left out
-        pa.field("prompt_tokens", pa.int64()),
-        pa.field("completion_tokens", pa.int64()),
-        pa.field("latency_s", pa.float64()),
-        pa.field("attempts", pa.int32()),
-        pa.field("created_at", pa.string()),  # ISO 8601, UTC
+        *_ANSWER_FIELDS,
     ]
 )
 
@@ -53,10 +58,6 @@ LABEL_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),  # what is wrong with a failed row
         pa.field("raw", pa.string()),
         pa.field("truncated", pa.bool_(), nullable=False),  # whether part of the text was left out
-        pa.field("prompt_tokens", pa.int64()),
-        pa.field("completion_tokens", pa.int64()),
-        pa.field("latency_s", pa.float64()),
-        pa.field("attempts", pa.int32()),
-        pa.field("created_at", pa.string()),  # ISO 8601, UTC
+        *_ANSWER_FIELDS,
     ]
 )
