@@ -29,12 +29,12 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from ml_filter.heads.batching import length_batches, run_in_batches
+from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.encoder import load_encoder
 from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.model import HeadModel
 from ml_filter.heads.tokens import token_ids
 from ml_filter.heads.train import take_up, train_head
-from ml_filter.scoring.device import choose_device, choose_dtype
 from ml_filter.scoring.engine import load_engine
 from ml_filter.settings import EMBEDDED_ENCODER, HeadSettings, ScoreConfig, SourceConfig, TrainConfig
 

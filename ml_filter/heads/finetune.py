@@ -342,7 +342,7 @@ def _train(model: HeadModel, tokenizer: PreTrainedTokenizerBase, run: _Run) -> N
 
 
 def _arguments(run: _Run) -> TrainingArguments:
-    from ml_filter.scoring.device import choose_device, choose_dtype
+    from ml_filter.heads.device import choose_device, choose_dtype
 
     config = run.config
     device = choose_device("auto")

@@ -168,8 +168,8 @@ def distill(encoder: Encoder, settings: StaticSettings) -> StaticModel:
     """
     import torch
 
+    from ml_filter.heads.device import choose_device, choose_dtype
     from ml_filter.heads.model import HeadModel
-    from ml_filter.scoring.device import choose_device, choose_dtype
 
     backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -16,9 +16,9 @@ from loguru import logger
 from pydantic import BaseModel
 
 from ml_filter.errors import ConfigError
+from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.info import CONFIG_NAME
 from ml_filter.heads.load import load_model, resolve_head
-from ml_filter.scoring.device import choose_device, choose_dtype
 from ml_filter.scoring.engine import EncoderEngine
 from ml_filter.settings import ScoreConfig
 

@@ -18,13 +18,13 @@ from ml_filter.documents.readers import text_id
 from ml_filter.documents.sampling import sampling_key
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.batching import combine_windows, run_in_batches, split_windows
+from ml_filter.heads.device import choose_device, choose_dtype, usual_batch_tokens
 from ml_filter.heads.hashing import HashingModel
 from ml_filter.heads.info import CONFIG_NAME, HeadInfo, read_info
 from ml_filter.heads.load import load_model, resolve_head
 from ml_filter.heads.profile import script_of
 from ml_filter.heads.static import StaticModel
 from ml_filter.heads.tokens import usual_ids
-from ml_filter.scoring.device import choose_device, choose_dtype, usual_batch_tokens
 from ml_filter.scoring.openvino import OpenVinoModel
 from ml_filter.settings import ScoreConfig
 

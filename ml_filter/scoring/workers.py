@@ -26,9 +26,9 @@ from loguru import logger
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError, MlFilterError
+from ml_filter.heads.device import local_rank
 from ml_filter.logs import configure_logging
 from ml_filter.scoring.cores import usable_cores
-from ml_filter.scoring.device import local_rank
 from ml_filter.scoring.engine import load_engine
 from ml_filter.scoring.job import ScoringJob, described, fail_shard, score_shard
 from ml_filter.settings import ScoreConfig

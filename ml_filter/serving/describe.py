@@ -11,8 +11,8 @@ from ml_filter import __version__
 from ml_filter.documents.lineage import made_by
 from ml_filter.documents.manifest import Parent
 from ml_filter.heads.calibration import ThresholdRow
+from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.info import Criterion, HeadInfo
-from ml_filter.scoring.device import choose_device, choose_dtype
 from ml_filter.settings import HeadEngine, ScoreConfig, ServeConfig
 
 

@@ -14,9 +14,9 @@ import uvicorn
 
 from ml_filter.documents.manifest import Parent
 from ml_filter.errors import ConfigError
+from ml_filter.heads.device import choose_device
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.train import head_parent
-from ml_filter.scoring.device import choose_device
 from ml_filter.scoring.engine import Engine, load_engine
 from ml_filter.serving.app import create_app
 from ml_filter.serving.describe import HeadDescription, describe_head

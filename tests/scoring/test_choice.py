@@ -14,9 +14,9 @@ from corpora import content
 
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError
+from ml_filter.heads.device import local_rank
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.choice import choose, find_encoder
-from ml_filter.scoring.device import local_rank
 from ml_filter.scoring.engine import load_engine
 from ml_filter.scoring.run import score_corpus
 from ml_filter.settings import ScoreConfig, SourceConfig, TrainConfig
