@@ -54,8 +54,10 @@ class Judge:
             listed = (await self.pool.client.get(endpoint, endpoint.url("models"))).get("data")
         except EndpointError as error:
             raise RequestFailed("bad_request", str(error), refused=True) from error
-        for model in listed if isinstance(listed, list) else []:
-            if isinstance(model, dict) and model.get("id") in (endpoint.model, None):
+        models = listed if isinstance(listed, list) else []
+        for model in models:
+            # llama.cpp lists its only model under the name of its file
+            if isinstance(model, dict) and (len(models) == 1 or model.get("id") in (endpoint.model, None)):
                 meta = model.get("meta")
                 length = model.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
                 if isinstance(length, int):

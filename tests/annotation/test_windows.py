@@ -191,7 +191,7 @@ def words_server(asked: Asked, shape: str, context: int | None = 200) -> Reply |
         return {"content": text} if shape == "llama.cpp" else {"prompt": text}
     if asked.path == "/v1/models":
         if shape == "llama.cpp":
-            return {"object": "list", "data": [{"id": "m", "meta": {"n_ctx": context}}]}
+            return {"object": "list", "data": [{"id": "/models/m.gguf", "meta": {"n_ctx": context}}]}
         return {"object": "list", "data": [{"id": "other", "max_model_len": 9}, {"id": "m", "max_model_len": context}]}
     return GOOD
 
