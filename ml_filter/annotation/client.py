@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from ml_filter.errors import EndpointError
 
 _TRY_AGAIN = {408, 409, 425}
 _TOO_LONG = ("context length", "context size", "context window", "maximum context", "model length", "too long")
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
 _MOST_BYTES = 32 * 2**20
 """An answer above it is no answer; 300 log-probabilities for each of 1,000 tokens take about 15 MB."""
 
@@ -57,8 +59,10 @@ class Endpoint:
         return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
     def public(self, detail: str) -> str:
-        """What a server said, without the key, which some repeat in their errors, and not at any length."""
+        """What a server said, without the key, which some repeat in their errors, without user and password of a URL,
+        which aiohttp shows of a proxy, and not at any length."""
         key = self.api_key.get_secret_value()
+        detail = _USER_IN_URL.sub("***", detail)
         return storable(detail.replace(key, "***") if len(key) >= 8 else detail)[:1000]
 
 
@@ -166,7 +170,7 @@ async def _content(response: aiohttp.ClientResponse) -> bytes:
 
 def failure_of(endpoint: Endpoint, status: int, content: bytes, retry_after: str | None) -> Exception:
     """What a response of status 400 and above means: RequestFailed, or EndpointError where no request can succeed."""
-    said = endpoint.public(_message(content))
+    said = endpoint.public(_message(content)) or f"status {status}, without a word"
     if status in (401, 403):
         return EndpointError(
             f"{endpoint.base_url} refuses the key ({status}); set {endpoint.key_name or 'ML_FILTER_API_KEY'}"

@@ -153,5 +153,19 @@ def test_a_proxy_of_the_environment_is_used_but_not_for_hosts_that_are_excepted(
     assert post(server.url)["choices"][0]["message"]["content"] == "straight"
 
 
+def test_a_proxy_that_refuses_is_told_without_its_password(serve, monkeypatch):
+    proxy = serve(lambda _: chat("no tunnels here")).url.removesuffix("/v1").replace("//", "//someone:the-password@")
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, proxy)
+    with pytest.raises(RequestFailed, match=r"ClientHttpProxyError: .*http://\*\*\*@127\.0\.0\.1") as caught:
+        post("https://judge.invalid/v1")
+    assert "the-password" not in str(caught.value)
+    assert "someone" not in str(caught.value)
+
+
+def test_a_refusal_without_a_word_tells_its_status(serve):
+    assert str(failure(Reply(b"", 407), serve)) == "status 407, without a word"
+
+
 def test_halves_of_surrogate_pairs_become_question_marks():
     assert storable("a\ud83db \N{GRINNING FACE}") == "a?b \N{GRINNING FACE}"
