@@ -200,7 +200,10 @@ def annotator_runs(
         ConfigError: the parameters name no source and no sample, or there is no model for an annotator.
     """
     settings = settings or Settings()
-    jury = [AnnotateConfig.model_validate(one) for one in parameters.get("jury") or []]
+    listed = parameters.get("jury") or []
+    if not isinstance(listed, list):
+        raise ConfigError(f"jury is a list of annotators, each with settings of annotate, and not {listed!r}")
+    jury = [AnnotateConfig.model_validate(one) for one in listed]
     names = ["annotate", *(f"jury-{n}" for n in range(1, len(jury) + 1))]
     annotators = dict(zip(names, [annotate, *jury], strict=True))
     documents = source_to_annotate(parameters)

@@ -25,6 +25,7 @@ from ml_filter.cli.options import (
     file_settings,
     options_given,
     source_config,
+    stage_config,
 )
 
 
@@ -64,9 +65,18 @@ def estimate(
     """
     from ml_filter.annotation.estimate import annotator_runs, estimate_bill, estimate_pipeline
     from ml_filter.cli.output import show_estimate, show_pipeline_bill
-    from ml_filter.settings import EstimateConfig
+    from ml_filter.settings import AnnotateConfig, AnnotationPipelineConfig, EstimateConfig
 
-    annotate = annotate_config(config, prompts=prompt, endpoints=endpoint, model=model, max_concurrency=max_concurrency)
+    annotate = stage_config(
+        AnnotateConfig,
+        "annotate",
+        config,
+        beside=tuple(AnnotationPipelineConfig.model_fields),
+        prompts=prompt,
+        endpoints=endpoint,
+        model=model,
+        max_concurrency=max_concurrency,
+    )
     settings = EstimateConfig.model_validate(options_given(pilot=pilot, seed=pilot_seed))
     if docs is not None:
         source = source_config([docs], text_column, id_column, split, subset)

@@ -294,3 +294,21 @@ def test_a_source_that_is_read_counts_what_can_be_annotated(serve, asking, tmp_p
     (tmp_path / "mixed.jsonl").write_text("\n".join(lines))
     source = SourceConfig(paths=[str(tmp_path / "mixed.jsonl")])
     assert estimate_bill(source, asking(serve(uneven)), pilot(3), settings=SETTINGS).documents == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("parameters:\n", "nothing says what is to be annotated"),
+        ("parameters: {source: 3}\n", "SourceConfig: Input should be"),
+        ("parameters: {source: {paths: [nowhere.jsonl]}, jury: 3}\n", "jury is a list of annotators"),
+        ("parameters: {source: {paths: [nowhere.jsonl]}}\n", "nowhere.jsonl does not exist"),
+        ("parameters: {sorce: {paths: [nowhere.jsonl]}}\n", "wrong.yaml: sorce: Extra inputs are not permitted"),
+    ],
+)
+def test_a_pipelines_file_needs_no_section_for_the_annotator_and_what_is_wrong_in_it_is_told(content, says, tmp_path):
+    (tmp_path / "wrong.yaml").write_text(content)
+    command = [sys.executable, "-m", "ml_filter.cli", "estimate", "--config", "wrong.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert says in done.stderr
