@@ -343,10 +343,10 @@ def _timing_notes(run: Run, annotate: AnnotateConfig, in_flight: float | None) -
         f"{in_flight:,.1f} requests in flight on average; the interval is for the documents, not for a server that "
         "slows down"
     )
-    if run.asked < annotate.max_concurrency:
+    if in_flight < 0.8 * annotate.max_concurrency:
         yield (
-            f"hours are an upper bound: the pilot has fewer requests than max_concurrency "
-            f"({annotate.max_concurrency:,}), which a long run can have in flight; a larger --pilot tells"
+            f"hours are an upper bound where the server takes more requests at once: a long run finds that out, up to "
+            f"max_concurrency ({annotate.max_concurrency:,}); a larger --pilot tells"
         )
 
 
