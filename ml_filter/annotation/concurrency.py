@@ -33,9 +33,9 @@ class AdaptiveLimit:
     ones: up if that brings a fifth of the step in answers a second, down if it costs less than a tenth of it.
 
     It does not grow where, at the rate measured, an answer would take more than a third of the time-out (or 1.5 times
-    what a server alone takes): a time-out loses work that may have to be paid. Over 1% of rate limits lower it by 30%,
-    and so do over 50% of time-outs, or over 10% unless fewer are answered then. (Slow start and decrease are TCP's,
-    RFC 5681. Its behaviour: tests/annotation/test_concurrency.py.)
+    what a server alone takes): a time-out loses work that may have to be paid. Over 2% of rate limits lower it by 30%
+    (fewer may have nothing to do with the load), and so do over 50% of time-outs, or over 10% unless fewer are
+    answered then. (Slow start and decrease are TCP's, RFC 5681. Behaviour: tests/annotation/test_concurrency.py.)
 
     Args:
         maximum: never more than these.
@@ -75,7 +75,7 @@ class AdaptiveLimit:
             self._rate_limits += rate_limited
             self._timeouts += not rate_limited
         watch = max(self._size, _WATCH)
-        if self._rate_limits > 0.01 * watch or self._timeouts > 0.5 * watch:
+        if self._rate_limits > max(3, 0.02 * watch) or self._timeouts > 0.5 * watch:
             self._starting, self._before, self._step, self._rest, self._patience = False, None, 0.1, 2, 2
             self._set(now, int(min(self.value, in_flight) * 0.7), skip=in_flight)
             self._watch(skip=in_flight)

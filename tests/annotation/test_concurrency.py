@@ -34,20 +34,22 @@ def simulate(
     timeout_s: float = 120.0,
     hangs: float = 0.0,
     per_s: float = math.inf,
+    refuses: float = 0.0,
     maximum: int = 1000,
 ) -> list[Result]:
     """What happens to the requests of a client that always has more of them.
 
     The server works on `places(now)` requests at once, the others queue. One by itself takes a gamma-distributed time
     with mean `latency_s`; with `half_speed_at` others in work it takes twice as long, with twice as many three times,
-    as on a GPU that batches. A share `hangs` is never answered; above `per_s` a second there is a rate limit instead.
+    as on a GPU that batches. A share `hangs` is never answered; a share `refuses`, and what comes above `per_s` a
+    second, gets a rate limit instead.
     """
     rng, now, done_work = random.Random(7), 0.0, 0.0  # done_work: seconds that a request in work from the start had
     sent: dict[int, tuple[float, int]] = {}
     waiting, in_work = deque[int](), set[int]()
     finish: list[tuple[float, int]] = []  # by done_work
     give_up: list[tuple[float, int, bool]] = []  # by time; whether a rate limit
-    allowed, filled_s, number = 0.0 if math.isinf(per_s) else per_s, 0.0, 0
+    allowed, filled_s, number = per_s, 0.0, 0
     results: list[Result] = []
     limit = AdaptiveLimit(maximum, timeout_s, now)
     while now < until_s:
@@ -55,11 +57,11 @@ def simulate(
             number += 1
             sent[number] = now, len(sent) + 1
             if not math.isinf(per_s):
-                allowed, filled_s = min(per_s, allowed + (now - filled_s) * per_s) - 1, now
-                if allowed < 0:
-                    allowed += 1
-                    heapq.heappush(give_up, (now + 0.02, number, True))
-                    continue
+                allowed, filled_s = min(per_s, allowed + (now - filled_s) * per_s), now
+            if allowed < 1 or (refuses and rng.random() < refuses):
+                heapq.heappush(give_up, (now + 0.02, number, True))
+                continue
+            allowed -= 1
             waiting.append(number)
             heapq.heappush(give_up, (now + timeout_s, number, False))
         while waiting and len(in_work) < places(now):
@@ -148,6 +150,11 @@ def test_rate_limits_hold_it_down_and_are_few(per_s):
     assert rate(results, 60) > 0.8 * per_s
     assert mean_limit(results, 60) < 1.5 * per_s
     assert share_failed(results) < 0.08
+
+
+def test_rate_limits_that_have_nothing_to_do_with_the_load_do_not_hold_it_down():
+    results = simulate(120, lambda now: 10_000, latency_s=0.3, hangs=0.05, timeout_s=5.0, refuses=0.01, maximum=64)
+    assert mean_limit(results, 10) > 50
 
 
 def test_answers_that_never_come_for_no_fault_of_the_load_do_not_bring_it_to_its_knees():
