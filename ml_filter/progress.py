@@ -30,6 +30,13 @@ class _Rate(ProgressColumn):
         return Text(f"{task.finished_speed or task.speed or 0:,.1f}/s", style="cyan")
 
 
+class _Note(ProgressColumn):
+    """Made when it is shown, not with each item."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"](), style="dim")
+
+
 class Progress:
     """Counts finished items; `advance` is cheap enough to call for each. `note` says more, each time it is shown."""
 
@@ -39,7 +46,7 @@ class Progress:
         self.what, self.total, self.done = what, total, 0
         self._note = note or str
         self._bar = bar
-        self._task = bar.add_task(what, total=total, note="") if bar else None
+        self._task = bar.add_task(what, total=total, note=self._note) if bar else None
         self._start = self._logged = time.monotonic()
         self.logged = -1
 
@@ -47,7 +54,7 @@ class Progress:
         """Count `n` more items as finished."""
         self.done += n
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=n, note=self._note())
+            self._bar.update(self._task, advance=n)
         elif time.monotonic() - self._logged >= LOG_EVERY_S:
             self.log()
 
@@ -88,7 +95,7 @@ def progress(what: str, total: int | None = None, note: Callable[[], str] | None
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        _Note(),
     )
     with RichProgress(*columns, console=Console(stderr=True)) as bar:
         yield Progress(what, total, bar, note)

@@ -247,7 +247,8 @@ class AskConfig(StageConfig):
     @classmethod
     def _hold_no_secret(cls, endpoints: list[str | EndpointConfig]) -> list[str | EndpointConfig]:
         for one in endpoints:
-            base_url(one if isinstance(one, str) else one.url)
+            if isinstance(one, str):  # an EndpointConfig has checked its own
+                base_url(one)
         return endpoints
 
     @model_validator(mode="after")

@@ -467,9 +467,10 @@ def resampled_figures(
             made[name] = Figure(value=value, documents=documents, resamples=len(drawn), reason=reason)
             continue
         low, high = np.quantile(drawn, [(1 - how.confidence) / 2, (1 + how.confidence) / 2])
-        if name in (shares or {}) and value in (0, 1):
+        share_of = shares.get(name) if shares else None
+        if share_of is not None and value in (0, 1):
             # The lowest share of which so many documents are all hits often enough to be within the confidence.
-            lowest = float(((1 - how.confidence) / 2) ** (1 / (shares or {})[name]))
+            lowest = float(((1 - how.confidence) / 2) ** (1 / share_of))
             bound = lowest if value else 1 - lowest
             if name.startswith("f1"):  # 2 J / (1 + J), with J the share that both found of what either of them did
                 bound = 2 * bound / (1 + bound)

@@ -58,8 +58,8 @@ class _State:
 
     def __init__(self, endpoint: Endpoint, maximum: int, timeout_s: float, now: float) -> None:
         self.endpoint = endpoint
-        self.most = min(maximum, endpoint.max_concurrency or maximum)
-        self.limit, self.circuit = AdaptiveLimit(self.most, timeout_s, now), Circuit(now)
+        most = min(maximum, endpoint.max_concurrency or maximum)
+        self.limit, self.circuit = AdaptiveLimit(most, timeout_s, now), Circuit(now)
         self.in_flight = 0
         self.is_out = False
         self.paused_until = 0.0
@@ -258,7 +258,7 @@ class EndpointPool:
     def _answered(self, state: _State, now: float) -> None:
         if state.circuit.is_open:
             logger.info(f"{state.endpoint.base_url} answers again")
-            state.limit = AdaptiveLimit(state.most, self.client.timeout_s, now)
+            state.limit = AdaptiveLimit(state.limit.maximum, state.limit.timeout_s, now)
         state.has_answered = True
         state.circuit.answered(now)
 
@@ -312,15 +312,23 @@ class EndpointPool:
         states = [state for state in self._states if not state.is_out]
         if not all(state.circuit.is_open for state in states):
             return
-        known = any(state.has_answered for state in states)
-        patience = self.max_outage_s if known else min(self.max_outage_s, _FIRST_ANSWER_WITHIN_S)
         silent_s = now - max(state.circuit.last_answer for state in states)
-        if silent_s >= patience:
-            urls = ", ".join(state.endpoint.base_url for state in states)
-            raise EndpointError(
-                f"{urls} has not answered for {silent_s:.0f} s (last: {self._last_error}). Finished answers are kept; "
-                "run the same command again when it is back, or check --endpoint (ML_FILTER_ENDPOINT)"
-            )
+        if silent_s >= patience_s(self.max_outage_s, any(state.has_answered for state in states)):
+            raise outage([state.endpoint for state in states], silent_s, self._last_error)
+
+
+def patience_s(max_outage_s: float, has_answered: bool) -> float:
+    """Seconds to wait for endpoints that are silent; fewer for those that have never answered."""
+    return max_outage_s if has_answered else min(max_outage_s, _FIRST_ANSWER_WITHIN_S)
+
+
+def outage(endpoints: Sequence[Endpoint], silent_s: float, last: str) -> EndpointError:
+    """What to tell when endpoints have been silent for too long; `last` is what came of the last request."""
+    urls = ", ".join(endpoint.base_url for endpoint in endpoints)
+    return EndpointError(
+        f"{urls} has not answered for {silent_s:.0f} s (last: {last}). Finished answers are kept; "
+        "run the same command again when it is back, or check --endpoint (ML_FILTER_ENDPOINT)"
+    )
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS answers (
 ) WITHOUT ROWID
 """
 _LATER_COLUMNS = ("assumed_prompt_tokens", "assumed_completion_tokens")
+_TOKEN_COLUMNS = ("prompt_tokens", "completion_tokens", *_LATER_COLUMNS)
 _WHERE = "WHERE document_id = ? AND text_digest = ? AND question = ? AND vote = ?"
 _FORGOTTEN = -1
 """The window under which the tokens of answers that were dropped stay counted."""
@@ -135,12 +136,11 @@ class Ledger:
             row: the annotation's fields; `windows` says how many windows the document has.
             assumed: prompt and completion tokens that may have been used as well, without a word of the server.
         """
-        added = ("prompt_tokens", "completion_tokens", *_LATER_COLUMNS)
         self._execute(
             "INSERT INTO answers (document_id, text_digest, question, vote, window, windows, status, record, "
-            f"{', '.join(added)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            f"{', '.join(_TOKEN_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
             "windows = excluded.windows, status = excluded.status, record = excluded.record, "
-            + ", ".join(f"{name} = {name} + excluded.{name}" for name in added),
+            + ", ".join(f"{name} = {name} + excluded.{name}" for name in _TOKEN_COLUMNS),
             (
                 *key,
                 window,
@@ -155,7 +155,7 @@ class Ledger:
 
     def is_worthless(self) -> bool:
         """Whether nothing in it is an answer or may have cost anything: it is empty, or all was refused."""
-        paid = " + ".join(("prompt_tokens", "completion_tokens", *_LATER_COLUMNS))
+        paid = " + ".join(_TOKEN_COLUMNS)
         return not self._execute(f"SELECT 1 FROM answers WHERE status <> 'failed' OR {paid} > 0 LIMIT 1")
 
     def statuses(self, key: Key) -> dict[int, str]:
@@ -166,14 +166,13 @@ class Ledger:
 
     def forget(self, key: Key) -> None:
         """Drop the answers to a call whose document is cut into other windows now; their tokens stay counted."""
-        counted = ("prompt_tokens", "completion_tokens", *_LATER_COLUMNS)
         with self._db:  # both statements or none
             self._execute("BEGIN")
             self._execute(
                 "INSERT OR REPLACE INTO answers (document_id, text_digest, question, vote, window, windows, status, "
-                f"record, {', '.join(counted)}) SELECT document_id, text_digest, question, vote, {_FORGOTTEN}, 0, "
-                f"'forgotten', '{{}}', {', '.join(f'SUM({name})' for name in counted)} FROM answers {_WHERE} "
-                "GROUP BY document_id",
+                f"record, {', '.join(_TOKEN_COLUMNS)}) SELECT document_id, text_digest, question, vote, "
+                f"{_FORGOTTEN}, 0, 'forgotten', '{{}}', {', '.join(f'SUM({name})' for name in _TOKEN_COLUMNS)} "
+                f"FROM answers {_WHERE} GROUP BY document_id",
                 key,
             )
             self._execute(f"DELETE FROM answers {_WHERE} AND window >= 0", key)

@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any, Protocol, TypeVar
 
 from ml_filter.annotation.client import Client, Endpoint, RequestFailed
+from ml_filter.annotation.endpoints import outage, patience_s
 from ml_filter.annotation.prompts import SLOT, Question
 from ml_filter.errors import ConfigError, EndpointError
 from ml_filter.settings import AskConfig
@@ -18,7 +19,6 @@ from ml_filter.settings import AskConfig
 _TEMPLATE_TOKENS = 32
 """Left free for a chat template that only the server knows and for tokens that merge at the text's ends."""
 _MAY_PASS = {"timeout", "connection_error", "rate_limited", "server_error"}
-_FIRST_ANSWER_WITHIN_S = 30.0
 
 T = TypeVar("T")
 
@@ -115,14 +115,10 @@ class Servers:
             silent = next((failure for failure in failures if failure.code in _MAY_PASS), None)
             if silent is None:
                 raise failures[0]
-            patience = self.max_outage_s if self._has_answered else min(self.max_outage_s, _FIRST_ANSWER_WITHIN_S)
+            patience = patience_s(self.max_outage_s, self._has_answered)
             left = began + patience - time.monotonic()
             if left <= 0:
-                urls = ", ".join(endpoint.base_url for endpoint in self.endpoints)
-                raise EndpointError(
-                    f"{urls} has not answered for {patience:.0f} s (last: {silent.code}: {silent}). Finished answers "
-                    "are kept; run the same command again when it is back, or check --endpoint (ML_FILTER_ENDPOINT)"
-                ) from silent
+                raise outage(self.endpoints, patience, f"{silent.code}: {silent}") from silent
             await asyncio.sleep(min(2.0**nth, 30.0, left))
         raise AssertionError("unreachable")
 

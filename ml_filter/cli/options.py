@@ -138,7 +138,6 @@ def file_settings(file: Path | None) -> dict[str, Any]:
 def _validated(kind: type[Config], file: Path | None, content: dict[str, Any], given: dict[str, Any]) -> Config:
     from pydantic import ValidationError
 
-    from ml_filter.errors import ConfigError
     from ml_filter.settings import problems_in
 
     try:

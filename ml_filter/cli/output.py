@@ -59,7 +59,7 @@ def show_table(title: str, path: str, counts: Mapping[str, int], figures: Mappin
         table.add_row(name.replace("_", " "), f"{value:.3f}")
     console = Console()
     console.print(table)
-    console.print(f"in {path}", soft_wrap=True, highlight=False, markup=False)
+    _as_it_is(console, f"in {path}")
 
 
 def show_reliability(jury: JuryReliability) -> None:
@@ -99,7 +99,7 @@ def show_agreement(agreement: Agreement, path: str) -> None:
     unmatched = sum(one.unmatched_rows for one in agreement.inputs)
     if unmatched:
         console.print(f"{unmatched:,} rows are of documents that no other input, or not gold, has")
-    console.print(f"in {path}", soft_wrap=True, highlight=False, markup=False)
+    _as_it_is(console, f"in {path}")
 
 
 def show_estimate(estimate: Estimate, output: str | None) -> None:
@@ -127,9 +127,9 @@ def show_estimate(estimate: Estimate, output: str | None) -> None:
     for note in estimate.notes:
         console.print(f"- {note}", highlight=False, markup=False)
     if pilot.ledger:
-        console.print(f"The pilot's answers are in {pilot.ledger}", soft_wrap=True, highlight=False, markup=False)
+        _as_it_is(console, f"The pilot's answers are in {pilot.ledger}")
     if output:
-        console.print(f"in {output}", soft_wrap=True, highlight=False, markup=False)
+        _as_it_is(console, f"in {output}")
 
 
 def show_pipeline_bill(bill: PipelineBill) -> None:
@@ -153,9 +153,7 @@ def show_pipeline_bill(bill: PipelineBill) -> None:
         for note in one.notes:
             console.print(f"- {run}: {note}", highlight=False, markup=False)
         if one.pilot.ledger:
-            console.print(
-                f"- {run}: the pilot's answers are in {one.pilot.ledger}", soft_wrap=True, highlight=False, markup=False
-            )
+            _as_it_is(console, f"- {run}: the pilot's answers are in {one.pilot.ledger}")
     caps = [f"{bill.most_tokens:,} tokens"] if bill.most_tokens is not None else []
     caps += [f"{bill.most_usd:,.2f} USD"] if bill.most_usd is not None else []
     console.print(
@@ -187,7 +185,7 @@ def show_comparison(comparison: Comparison, path: str) -> None:
             values = ["-" if figure.value is None else f"{figure.value:.3f}" for figure in (one.a, one.b)]
             gold.add_row(PAIR_FIGURES[one.figure], *values, _cell(one.difference), one.better or "?")
         console.print(gold)
-    console.print(f"in {path}", soft_wrap=True, highlight=False, markup=False)
+    _as_it_is(console, f"in {path}")
 
 
 def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
@@ -215,7 +213,7 @@ def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
     for name, count in manifest.counts.items():
         if name != "documents" and count:
             console.print(f"{count:,} documents are {name}", highlight=False)
-    console.print(f"in {manifest.root}", soft_wrap=True, highlight=False, markup=False)
+    _as_it_is(console, f"in {manifest.root}")
 
 
 def show_search(search: Search, manifest: Manifest) -> None:
@@ -234,7 +232,7 @@ def show_search(search: Search, manifest: Manifest) -> None:
     console.print(table)
     if manifest.counts["failed"]:
         console.print(f"{manifest.counts['failed']:,} trials have no figure", highlight=False)
-    console.print(search.verdict, soft_wrap=True, highlight=False, markup=False)
+    _as_it_is(console, search.verdict)
     if (apart := search.difference) is not None:
         between = f"{apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
         console.print(
@@ -243,7 +241,7 @@ def show_search(search: Search, manifest: Manifest) -> None:
             highlight=False,
             markup=False,
         )
-    console.print(f"in {manifest.root}", soft_wrap=True, highlight=False, markup=False)
+    _as_it_is(console, f"in {manifest.root}")
 
 
 def show_submissions(submissions: Sequence[Submission]) -> None:
@@ -257,6 +255,11 @@ def show_submissions(submissions: Sequence[Submission]) -> None:
     for one in submissions:
         if one.problem:
             console.print(f"{one.file}: {one.problem}", highlight=False, markup=False)
+
+
+def _as_it_is(console: Console, words: str) -> None:
+    """Words that may hold a path: unbroken, and brackets in it are no mark-up."""
+    console.print(words, soft_wrap=True, highlight=False, markup=False)
 
 
 def _headed(title: str, left: list[str], right: list[str]) -> Table:

@@ -329,7 +329,7 @@ def _line_limit(source: SourceConfig) -> int:
     return 2 * source.max_text_bytes + 2**20
 
 
-def _has_lone_surrogates(row: dict[str, Any]) -> bool:
+def _has_lone_surrogates(row: dict[str, Any] | list[str]) -> bool:
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -413,27 +413,19 @@ def csv_rows(raw: IO[bytes], uri: str, limit: int) -> Iterator[tuple[str, dict[s
                 header = _column_names(cells, uri)
             elif cells:
                 problem = f"{len(cells)} values for {len(header)} columns" if len(cells) != len(header) else None
-                if not _is_unicode(cells):
+                if _has_lone_surrogates(cells):
                     problem = "not UTF-8"
                 yield place, {name: cell or None for name, cell in zip(header, cells, strict=False)}, problem
 
 
 def _column_names(cells: list[str], uri: str) -> list[str]:
     twice = [name for name, count in Counter(cells).items() if count > 1]
-    if not _is_unicode(cells):
+    if _has_lone_surrogates(cells):
         raise InputError(f"{uri} is not UTF-8; save it as such")
     if twice or not any(cells):
         what = f"has the column {twice[0]!r} twice" if any(cells) else "begins with an empty line"
         raise InputError(f"{uri} {what}; its first line has to name the columns")
     return cells
-
-
-def _is_unicode(cells: list[str]) -> bool:
-    try:
-        "".join(cells).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_csv(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[Row]:

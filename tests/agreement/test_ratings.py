@@ -33,6 +33,13 @@ def read(*scores, gold=None, gold_id=None, **options):
     return read_ratings([str(path) for path in scores], AgreementConfig(gold=source, **options))[0]
 
 
+def assert_refused(path, says):
+    """The table's two ratings cannot be read, and the error says why."""
+    with pytest.raises(InputError) as raised:
+        read(path, rating_columns=["a", "b"])
+    assert says in str(raised.value)
+
+
 def by_rater(ratings) -> dict[str, dict[str, float]]:
     """Scores by rater and document, without those that are not there."""
     return {
@@ -187,9 +194,7 @@ def test_gold_of_a_spreadsheet_is_read_with_its_semicolons_mark_and_gaps(tmp_pat
 def test_csv_that_cannot_be_read_is_an_error_at_its_place(tmp_path, content, says):
     path = tmp_path / "bad.csv"
     path.write_bytes(content)
-    with pytest.raises(InputError) as raised:
-        read(path, rating_columns=["a", "b"])
-    assert says in str(raised.value)
+    assert_refused(path, says)
 
 
 def test_documents_without_id_are_known_by_their_text(tmp_path):
@@ -327,9 +332,7 @@ def test_strata_come_from_whichever_table_has_the_column(tmp_path):
 def test_a_table_that_cannot_be_read_is_an_error_at_its_place(tmp_path, content, says):
     path = tmp_path / "bad.jsonl"
     path.write_text(content)
-    with pytest.raises(InputError) as raised:
-        read(path, rating_columns=["a", "b"])
-    assert says in str(raised.value)
+    assert_refused(path, says)
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl.gz", "jsonl.zst"])
