@@ -19,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
+from ml_filter.heads.engine import load_engine
 from ml_filter.logs import configure_logging
 from ml_filter.scoring.cascade import build_cascade, share_interval
-from ml_filter.scoring.engine import load_engine
-from ml_filter.settings import CascadeConfig, ScoreConfig, SourceConfig
+from ml_filter.scoring.config import CascadeConfig, ScoreConfig
 
 
 def main() -> None:

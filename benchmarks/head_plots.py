@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.dataset as ds
 
-from ml_filter.heads.evaluate import EVALUATION_NAME, HeadEvaluation
-from ml_filter.reports.evaluation import evaluation_plots
-from ml_filter.reports.plots import interval_plot
+from ml_filter.evaluation.evaluate import EVALUATION_NAME, HeadEvaluation
+from ml_filter.evaluation.page import evaluation_plots
+from ml_filter.rendering.plots import interval_plot
 
 BY_HUMANS = "Spearman, humans"
 INTERVAL = re.compile(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)")

@@ -34,11 +34,12 @@ from sklearn.model_selection import KFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ml_filter.heads.calibration import fit_calibration
+from ml_filter.config import Settings
+from ml_filter.heads.config import HeadSettings, SearchSpace, TrainConfig
 from ml_filter.heads.info import Criterion
 from ml_filter.heads.members import Member, open_member
 from ml_filter.heads.ridge import ALPHAS
-from ml_filter.settings import HeadSettings, SearchSpace, Settings, TrainConfig
+from ml_filter.statistics.calibration import fit_calibration
 
 Places, Numbers = NDArray[np.int64], NDArray[np.float64]
 FOLDS, INNER_FOLDS, RESAMPLES = 10, 5, 2000

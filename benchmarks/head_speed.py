@@ -28,15 +28,17 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import nn
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.heads.batching import length_batches, run_in_batches
+from ml_filter.heads.config import EMBEDDED_ENCODER, HeadSettings, TrainConfig
 from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.encoder import load_encoder
+from ml_filter.heads.engine import load_engine
 from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.model import HeadModel
 from ml_filter.heads.tokens import token_ids
 from ml_filter.heads.train import take_up, train_head
-from ml_filter.scoring.engine import load_engine
-from ml_filter.settings import EMBEDDED_ENCODER, HeadSettings, ScoreConfig, SourceConfig, TrainConfig
+from ml_filter.scoring.config import ScoreConfig
 
 RATE, FURTHER, RESAMPLES = 1e-3, (40, 80, 160), 2000
 LABEL = "llama3_70b_score"

@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ml_filter.heads.engine import EncoderEngine, Engine, load_engine
 from ml_filter.heads.load import load_model
 from ml_filter.heads.tokens import token_ids
-from ml_filter.scoring.engine import EncoderEngine, Engine, load_engine
-from ml_filter.settings import ScoreConfig
+from ml_filter.scoring.config import ScoreConfig
 
 KINDS = {"matrix products": ("linear", "addmm", "::mm", "bmm"), "attention": ("attention",)}
 RUNS = (("torch", "float32"), ("torch", "bfloat16"), ("openvino", "bfloat16"))

@@ -29,17 +29,18 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.heads.train import head_parent
 from ml_filter.logs import configure_logging
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.cores import usable_cores
 from ml_filter.scoring.distributed import LOCAL, RayWorkers
 from ml_filter.scoring.job import ScoringJob
 from ml_filter.scoring.run import score_corpus
 from ml_filter.scoring.workers import Event, LocalWorkers, Workers, score_with
-from ml_filter.settings import ScoreConfig, SourceConfig
 
 
 def main() -> None:

@@ -32,8 +32,8 @@ import yaml
 
 from ml_filter.annotation.embedded import embedded_endpoint
 from ml_filter.annotation.prompts import Prompt, load_prompt
+from ml_filter.config import Settings
 from ml_filter.documents.manifest import read_manifest
-from ml_filter.settings import Settings
 
 MODEL = "smollm2"
 MAX_CHARS = 1000

@@ -51,7 +51,7 @@ convert_model() {
     local gguf_file
     gguf_file="$("$project" -c '
 from ml_filter.annotation.embedded import model_file
-from ml_filter.settings import Settings
+from ml_filter.config import Settings
 
 print(model_file(Settings()))' | tail -n 1)"
     rm -rf "$model" "$model.tmp"

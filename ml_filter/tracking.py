@@ -6,19 +6,24 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import fsspec
-
-from ml_filter.documents.lineage import annotation_runs, made_by
+from ml_filter.config import Settings, StageConfig
 from ml_filter.errors import ConfigError
-from ml_filter.settings import Settings, TrackingConfig, flat_settings
 
 if TYPE_CHECKING:
-    from ml_filter.documents.manifest import Manifest
-    from ml_filter.heads.metrics import Evaluation
-    from ml_filter.heads.promotion import Decision
-    from ml_filter.heads.train import TrainedHead
+    pass
+
+TrackingMode = Literal["off", "auto", "offline", "online"]
+
+
+class TrackingConfig(StageConfig):
+    """Comet: `online` needs COMET_API_KEY, `offline` writes an archive, `auto` goes online where there is a key."""
+
+    mode: TrackingMode = "off"
+    project: str = "ml-filter"
+    directory: str = "runs/comet"
+
 
 _AXES = ("step", "epoch")
 
@@ -116,68 +121,3 @@ def _log(experiment: Any, record: RunRecord) -> None:
     for row in record.history:
         drawn = {name: value for name, value in row.items() if name not in _AXES and value is not None}
         experiment.log_metrics(drawn, **{axis: row[axis] for axis in _AXES if row.get(axis) is not None})
-
-
-def record_run(
-    manifests: Sequence[Manifest],
-    head: TrainedHead | None = None,
-    evaluations: Sequence[Manifest] = (),
-    decision: Decision | None = None,
-) -> RunRecord:
-    """The record of a run: counts of each stage, digests of what made them, the head and how it does.
-
-    Args:
-        manifests: of the stages.
-        head: trained in the run: figures on its test documents, settings, curves.
-        evaluations: directories that `evaluate_head` wrote for the head, one a criterion: figures, confusion matrix,
-            page.
-        decision: whether it is promoted, and why.
-    """
-    record = RunRecord()
-    for manifest in manifests:
-        record.metrics |= {f"{manifest.kind}_{name}": float(count) for name, count in manifest.counts.items()}
-        record.parameters[f"{manifest.kind}_digest"] = manifest.digest
-    # A jury is behind the scores; the annotations that the run hands over are of its first member.
-    jury = [run for manifest in manifests if manifest.kind == "scores" for run in annotation_runs(manifest)]
-    record.parameters |= made_by(jury or [m.config for m in manifests if m.kind == "annotations"])
-    if head is not None:
-        _add_head(record, head)
-    for evaluation in evaluations:
-        _add_evaluation(record, evaluation, several=len(evaluations) > 1)
-    if decision is not None:
-        record.parameters |= {"promoted": decision.promoted, "promotion_reasons": "; ".join(decision.reasons)}
-    return record
-
-
-def _add_head(record: RunRecord, head: TrainedHead) -> None:
-    from ml_filter.heads.info import read_info
-
-    training = head.training
-    record.history = training.history
-    for criterion, evaluation in training.test.items():
-        of = f"{criterion}_" if len(training.test) > 1 else ""
-        record.metrics |= evaluation.figures(f"head_{of}")
-        record.confusions[f"{of}test"] = _confusion(evaluation)
-    record.parameters |= {
-        "head_digest": head.digest,
-        "labels_digest": ", ".join(parent.digest for parent in training.parents),
-        **made_by(training.lineage),
-        **flat_settings(read_info(head.directory).provenance.get("training", {}), "train_"),
-    }
-
-
-def _add_evaluation(record: RunRecord, manifest: Manifest, *, several: bool) -> None:
-    from ml_filter.heads.evaluate import EVALUATION_NAME, REPORT_NAME, HeadEvaluation
-
-    with fsspec.open(manifest.path_of(EVALUATION_NAME), "rb") as file:
-        evaluation = HeadEvaluation.model_validate_json(file.read())
-    of = f"{evaluation.criterion}_" if several else ""
-    with fsspec.open(manifest.path_of(REPORT_NAME), "rb") as file:
-        record.pages[f"{of}{REPORT_NAME}"] = file.read().decode()
-    record.metrics |= evaluation.figures(f"gold_{of}")
-    record.parameters[f"{of}evaluation_digest"] = manifest.digest
-    record.confusions[f"{of}gold"] = _confusion(evaluation)
-
-
-def _confusion(evaluation: Evaluation) -> tuple[list[int], list[list[int]]]:
-    return list(evaluation.classes), evaluation.confusion

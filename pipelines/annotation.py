@@ -5,20 +5,15 @@ from typing import Any, NamedTuple
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
+from ml_filter.agreement.config import AggregateConfig, GateConfig
+from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.config import names_of
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.settings import (
-    AggregateConfig,
-    AnnotateConfig,
-    DecontaminateConfig,
-    DeduplicateConfig,
-    GateConfig,
-    PublishConfig,
-    SampleConfig,
-    SourceConfig,
-    TrackingConfig,
-    golds_of,
-    names_of,
-)
+from ml_filter.pipeline.config import golds_of
+from ml_filter.prepare.config import DecontaminateConfig, DeduplicateConfig, SampleConfig
+from ml_filter.publishing.config import PublishConfig
+from ml_filter.tracking import TrackingConfig
 from steps.feature.aggregate_scores import aggregate_scores
 from steps.feature.annotate_documents import annotate_documents
 from steps.feature.decontaminate_documents import decontaminate_documents

@@ -3,20 +3,15 @@
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
-from ml_filter.settings import (
-    AggregateConfig,
-    AnnotateConfig,
-    DecontaminateConfig,
-    DeduplicateConfig,
-    FilterConfig,
-    GateConfig,
-    PublishConfig,
-    SampleConfig,
-    ScoreConfig,
-    SourceConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from ml_filter.agreement.config import AggregateConfig, GateConfig
+from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.documents.config import SourceConfig
+from ml_filter.heads.config import TrainConfig
+from ml_filter.prepare.config import DecontaminateConfig, DeduplicateConfig, SampleConfig
+from ml_filter.publishing.config import PublishConfig
+from ml_filter.scoring.config import ScoreConfig
+from ml_filter.selection.config import FilterConfig
+from ml_filter.tracking import TrackingConfig
 from pipelines.annotation import feature_steps
 from pipelines.scoring import inference_steps
 from steps.inference.write_report import write_report

@@ -3,9 +3,12 @@
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.heads.train import TrainedHead
-from ml_filter.settings import CascadeConfig, FilterConfig, ScoreConfig, SourceConfig, TrackingConfig
+from ml_filter.scoring.config import CascadeConfig, ScoreConfig
+from ml_filter.selection.config import FilterConfig
+from ml_filter.tracking import TrackingConfig
 from steps.inference.build_cascade import build_cascade
 from steps.inference.filter_corpus import filter_corpus
 from steps.inference.score_corpus import score_corpus

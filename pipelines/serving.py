@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from zenml import pipeline
 
-from ml_filter.scoring.engine import Engine, load_engine
-from ml_filter.settings import ScoreConfig
+from ml_filter.heads.engine import Engine, load_engine
+from ml_filter.scoring.config import ScoreConfig
 from steps.inference.score_document import score_document
 from steps.names import Artifact
 

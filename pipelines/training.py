@@ -3,7 +3,11 @@
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
-from ml_filter.settings import PromoteConfig, SourceConfig, TrackingConfig, TrainConfig, columns_of
+from ml_filter.documents.config import SourceConfig
+from ml_filter.evaluation.config import PromoteConfig
+from ml_filter.heads.config import TrainConfig
+from ml_filter.pipeline.config import columns_of
+from ml_filter.tracking import TrackingConfig
 from steps.track_run import track_run
 from steps.training.evaluate_head import evaluate_head
 from steps.training.promote_head import promote_head

@@ -11,9 +11,9 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 
 from ml_filter.documents.manifest import MANIFEST_NAME, Manifest
+from ml_filter.documents.preview import manifest_preview
 from ml_filter.heads.train import TRAINING_NAME, TrainedHead, head_files, read_head
-from ml_filter.reports.html import render
-from ml_filter.reports.manifest import manifest_preview
+from ml_filter.rendering.html import render
 
 _PREVIEW = "preview.html"
 _ROOT = "root.txt"
@@ -119,7 +119,7 @@ class HeadMaterializer(_WithPreview):
 
     def save_visualizations(self, data: TrainedHead) -> dict[str, VisualizationType]:
         """The figures of the evaluation on documents kept apart."""
-        return self._save_preview(render("head.html", head=data))
+        return self._save_preview(render("heads/templates/head.html", head=data))
 
     def extract_metadata(self, data: TrainedHead) -> dict[str, Any]:
         """Where the head is, its digest, and its figures."""

@@ -14,9 +14,9 @@ from zenml.client import Client
 from zenml.utils.pagination_utils import depaginate
 
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.evaluation.config import Stage
 from ml_filter.heads.load import ZENML, resolve_head
 from ml_filter.heads.train import TrainedHead, read_head
-from ml_filter.settings import Stage
 from steps.names import Artifact
 
 if TYPE_CHECKING:

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import ConfigError
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
-from ml_filter.settings import Settings, SourceConfig, TrackingConfig, TrainConfig
-from ml_filter.tracking import RunRecord, record_run, track_run
+from ml_filter.reporting.record import record_run
+from ml_filter.tracking import RunRecord, TrackingConfig, track_run
 
 KEY = "comet-very-secret-key"
 ANNOTATIONS = Manifest(

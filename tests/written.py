@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
-from ml_filter.settings import SourceConfig
 
 
 def prompt(criterion: str = "quality", score_range: Sequence[float] = (0, 5), language: str | None = "en") -> dict:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ml_filter.errors import ConfigError
-from ml_filter.settings import ServingPipelineConfig
+from ml_filter.pipeline.config import ServingPipelineConfig
 from tools.run import merged_config
 from tools.task import run_task
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from ml_filter.settings import Stage
+from ml_filter.evaluation.config import Stage
 from tools.task import run_task
 
 

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
+from ml_filter.config import problems_in, read_yaml
 from ml_filter.errors import ConfigError, MlFilterError
 from ml_filter.logs import configure_logging
-from ml_filter.settings import (
+from ml_filter.pipeline.config import (
     AnnotationPipelineConfig,
     EndToEndPipelineConfig,
     ScoringPipelineConfig,
     TrainingPipelineConfig,
-    problems_in,
-    read_yaml,
 )
 from tools.task import run_task
 

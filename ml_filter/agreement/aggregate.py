@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 from loguru import logger
 from pydantic import BaseModel
 
+from ml_filter.agreement.config import AggregateConfig, VoteMethod
 from ml_filter.agreement.dawid_skene import SMOOTHING, dawid_skene
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest, read_manifest
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.schema import AGGREGATED_SCHEMA
 from ml_filter.errors import InputError
-from ml_filter.heads.metrics import integer_scores
 from ml_filter.progress import progress
-from ml_filter.settings import AggregateConfig, VoteMethod
+from ml_filter.statistics.evaluation import integer_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

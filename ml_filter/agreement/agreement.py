@@ -12,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from ml_filter.agreement.metrics import (
+from ml_filter.agreement.config import AgreementConfig
+from ml_filter.agreement.ratings import RatedInput, Ratings, read_ratings
+from ml_filter.documents.manifest import Manifest
+from ml_filter.documents.output import OutputDirectory
+from ml_filter.progress import progress
+from ml_filter.statistics.agreement import (
     Array,
     Figure,
     GroupAgreement,
@@ -23,11 +28,6 @@ from ml_filter.agreement.metrics import (
     share_failed,
     to_classes,
 )
-from ml_filter.agreement.ratings import RatedInput, Ratings, read_ratings
-from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory
-from ml_filter.progress import progress
-from ml_filter.settings import AgreementConfig
 
 AGREEMENT_NAME = "agreement.json"
 REPORT_NAME = "agreement.html"
@@ -93,7 +93,7 @@ def measure_agreement(scores: Sequence[str], config: AgreementConfig, output: st
     Raises:
         InputError: an input cannot be read, or nothing can be compared.
     """
-    from ml_filter.reports.agreement import agreement_plots, agreement_report
+    from ml_filter.agreement.page import agreement_plots, agreement_report
 
     ratings, parents = read_ratings(scores, config)
     with OutputDirectory(output, "agreement", config, parents) as out:

@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import BaseModel
 
 from ml_filter.agreement.agreement import REPORT_NAME, Agreement, measure_agreement
-from ml_filter.agreement.metrics import PAIR_FIGURES, Figure, PairAgreement
+from ml_filter.agreement.config import AgreementConfig, GateConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import GateFailed
-from ml_filter.settings import AgreementConfig, GateConfig
+from ml_filter.statistics.agreement import PAIR_FIGURES, Figure, PairAgreement
 
 
 class GateCheck(BaseModel):

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from ml_filter.agreement.agreement import RaterSummary, rater_summaries
+from ml_filter.agreement.config import AgreementConfig
 from ml_filter.agreement.ratings import Ratings, read_scores
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import InputError
-from ml_filter.settings import AgreementConfig
 
 REPORT_NAME = "plots.html"
 BINS_PER_POINT = 4
@@ -105,9 +105,9 @@ def _histogram(corpus: Manifest, column: str) -> CorpusScores:
 def _draw(
     out: OutputDirectory, ratings: Ratings | None, raters: list[RaterSummary], histograms: list[CorpusScores]
 ) -> None:
-    from ml_filter.reports.agreement import difference_plot, distribution_plot
-    from ml_filter.reports.html import render
-    from ml_filter.reports.plots import score_histogram
+    from ml_filter.agreement.page import difference_plot, distribution_plot
+    from ml_filter.rendering.html import render
+    from ml_filter.rendering.plots import score_histogram
 
     plots = {"distribution": distribution_plot(raters)} if raters else {}
     if ratings and (pairs := _pairs_with_common_documents(ratings)):
@@ -116,7 +116,7 @@ def _draw(
         plots[f"corpus-{number}"] = score_histogram(one.edges, one.counts, title=f"{one.path}: {one.column}")
     for name, svg in plots.items():
         out.put_bytes(f"{name}.svg", svg.encode())
-    page = render("plots.html", raters=raters, histograms=histograms, plots=plots)
+    page = render("agreement/templates/plots.html", raters=raters, histograms=histograms, plots=plots)
     out.put_bytes(REPORT_NAME, page.encode())
 
 

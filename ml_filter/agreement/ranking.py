@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from loguru import logger
 
+from ml_filter.agreement.config import RankConfig
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import annotated_documents, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, read_manifest
 from ml_filter.documents.output import OutputDirectory
@@ -20,14 +22,12 @@ from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
-from ml_filter.settings import RankConfig, SourceConfig
+from ml_filter.statistics.agreement import ROUNDING_VARIANCE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RANK_COLUMNS = ("rank", "rank_value")
-ROUNDING_VARIANCE = 1 / 12
-"""Variance of the error of an answer that was rounded to a whole score; the least spread that votes are taken for."""
 _TINY = 1e-9
 """A standard deviation below this is rounding."""
 _SHARD = "ranked"

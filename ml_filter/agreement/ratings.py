@@ -21,12 +21,13 @@ from loguru import logger
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from ml_filter.agreement.config import AgreementConfig
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.older_formats import failed_votes
 from ml_filter.documents.readers import _decompressed, csv_rows, text_id
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import InputError
-from ml_filter.settings import AgreementConfig, SourceConfig
 
 NO_STRATUM = "(none)"
 """The stratum of documents whose column is null or that the table with the column lacks."""

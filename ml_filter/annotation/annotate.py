@@ -22,6 +22,7 @@ from pydantic import SecretStr, ValidationError
 
 from ml_filter.annotation.budget import NO_TOKENS, Budget, Spending, Usage
 from ml_filter.annotation.client import Endpoint, RequestFailed
+from ml_filter.annotation.config import AnnotateConfig, AskConfig, EndpointConfig
 from ml_filter.annotation.embedded import MODEL_NAME, embedded_endpoint
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.judge import Judge
@@ -36,6 +37,8 @@ from ml_filter.annotation.prompts import (
     prompts_by_criterion,
 )
 from ml_filter.annotation.windows import Windows, combine
+from ml_filter.config import Settings, problems_in
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import LEDGER_NAME, Manifest, Parent, digest_of, find_manifest
 from ml_filter.documents.output import OutputDirectory, Resumption
 from ml_filter.documents.readers import known_rows, read_shard, text_id
@@ -44,7 +47,6 @@ from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
 from ml_filter.progress import progress
-from ml_filter.settings import AnnotateConfig, AskConfig, EndpointConfig, Settings, SourceConfig, problems_in
 
 _READ_AHEAD = 256
 _ROW_GROUP_BYTES = 2**20

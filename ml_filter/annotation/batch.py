@@ -32,17 +32,19 @@ from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 from ml_filter.annotation.annotate import Call, Run, answers_directory, configured_endpoints, prepare, run_to_the_end
 from ml_filter.annotation.budget import reported
 from ml_filter.annotation.client import Endpoint, RequestFailed, failure_of
+from ml_filter.annotation.config import AnnotateConfig, BatchConfig, EndpointConfig
 from ml_filter.annotation.judge import body_to_send, constraint_for, read_answer, request_for
 from ml_filter.annotation.ledger import Key, Ledger
 from ml_filter.annotation.parsing import Answer, AnswerError
 from ml_filter.annotation.prompts import Question
 from ml_filter.annotation.windows import LocalTokenizer, Windows
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, digest_of, read_manifest
 from ml_filter.documents.output import OutputDirectory, write_whole
 from ml_filter.documents.readers import known_rows
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
 from ml_filter.progress import progress
-from ml_filter.settings import AnnotateConfig, BatchConfig, EndpointConfig, Settings, SourceConfig
 
 if TYPE_CHECKING:
     from openai import OpenAI

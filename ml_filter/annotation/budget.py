@@ -6,9 +6,9 @@ import asyncio
 from typing import NamedTuple
 
 from ml_filter.annotation.client import RequestFailed
+from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.prompts import Question
-from ml_filter.settings import AskConfig
 
 _TOKENS_PER_BYTE = 1 / 3
 """A cautious guess before the first answer, and for servers that report no usage; English has some 4 bytes a token."""

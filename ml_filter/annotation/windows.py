@@ -11,10 +11,10 @@ from itertools import count
 from typing import Any, Protocol, TypeVar
 
 from ml_filter.annotation.client import Client, Endpoint, RequestFailed
+from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.endpoints import outage, patience_s
 from ml_filter.annotation.prompts import SLOT, Question
 from ml_filter.errors import ConfigError, EndpointError
-from ml_filter.settings import AskConfig
 
 _TEMPLATE_TOKENS = 32
 """Left free for a chat template that only the server knows and for tokens that merge at the text's ends."""

@@ -19,7 +19,7 @@ def main() -> None:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from pydantic import ValidationError
 
-    from ml_filter.settings import problems_in
+    from ml_filter.config import problems_in
 
     try:
         app()

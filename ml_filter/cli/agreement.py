@@ -12,7 +12,7 @@ from ml_filter.cli.options import Criterion, Documents, GoodFrom, IdColumn, Outp
 from ml_filter.cli.output import show, show_agreement, show_reliability, show_table
 
 if TYPE_CHECKING:
-    from ml_filter.settings import VoteMethod
+    from ml_filter.agreement.config import VoteMethod
 
 RatingColumns = Annotated[
     str,
@@ -51,7 +51,7 @@ def aggregate(
 ) -> None:
     """Combine the votes on each document into one score. Failed votes are counted, never averaged in."""
     from ml_filter.agreement.aggregate import aggregate_annotations, read_reliability
-    from ml_filter.settings import AggregateConfig
+    from ml_filter.agreement.config import AggregateConfig
 
     config = AggregateConfig(method=cast("VoteMethod", method), use=cast(Any, use))
     manifest = aggregate_annotations(annotations, config, output)
@@ -82,8 +82,9 @@ def rank(
     documents: Documents = None,
 ) -> None:
     """List the documents to annotate next, the first one first, as a source for annotate."""
+    from ml_filter.agreement.config import RankConfig
     from ml_filter.agreement.ranking import rank_documents
-    from ml_filter.settings import RankConfig, SourceConfig
+    from ml_filter.documents.config import SourceConfig
 
     config = RankConfig(size=size, by=cast(Any, by), threshold=threshold, criterion=criterion)
     show(rank_documents(scores, config, output, SourceConfig(paths=[documents]) if documents else None))
@@ -122,8 +123,8 @@ def convert(
 
     Flat rows are read as documents and need a text; agreement and plot read scores without one as they are.
     """
+    from ml_filter.documents.config import ConvertConfig, SourceConfig
     from ml_filter.documents.older_formats import convert_to_annotations, write_eurolingua, write_fineweb_edu
-    from ml_filter.settings import ConvertConfig, SourceConfig
 
     if to == "eurolingua":
         show_table(to, output, write_eurolingua(source, output, criterion))
@@ -177,7 +178,8 @@ def agreement(
 ) -> None:
     """Measure how well raters agree, with intervals: figures as JSON, a page, and plots."""
     from ml_filter.agreement.agreement import measure_agreement
-    from ml_filter.settings import AgreementConfig, SourceConfig
+    from ml_filter.agreement.config import AgreementConfig
+    from ml_filter.documents.config import SourceConfig
 
     config = AgreementConfig(
         gold=SourceConfig(paths=[gold], id_column=gold_id_column) if gold else None,
@@ -220,8 +222,8 @@ def plot(
     votes_as_raters: VotesAsRaters = False,
 ) -> None:
     """Draw how scores are distributed, by annotator, file or corpus, and by how much annotators differ."""
+    from ml_filter.agreement.config import AgreementConfig
     from ml_filter.agreement.plotting import REPORT_NAME, plot_scores
-    from ml_filter.settings import AgreementConfig
 
     config = AgreementConfig(
         rating_columns=names_in(rating_columns),

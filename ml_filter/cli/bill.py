@@ -63,9 +63,11 @@ def estimate(
 
     Of a pipeline with a jury or a gate: every annotator over the sample and over the gate's gold, and the sum.
     """
-    from ml_filter.annotation.estimate import annotator_runs, estimate_bill, estimate_pipeline
+    from ml_filter.annotation.config import AnnotateConfig, EstimateConfig
+    from ml_filter.annotation.estimate import estimate_bill
     from ml_filter.cli.output import show_estimate, show_pipeline_bill
-    from ml_filter.settings import AnnotateConfig, AnnotationPipelineConfig, EstimateConfig
+    from ml_filter.pipeline.bill import annotator_runs, estimate_pipeline
+    from ml_filter.pipeline.config import AnnotationPipelineConfig
 
     annotate = stage_config(
         AnnotateConfig,
@@ -127,8 +129,8 @@ def write(
 ) -> None:
     """Write the requests that annotate would make as OpenAI batch files. Nothing is sent."""
     from ml_filter.annotation.batch import write_batch
+    from ml_filter.annotation.config import BatchConfig
     from ml_filter.cli.output import show
-    from ml_filter.settings import BatchConfig
 
     annotate = annotate_config(config, prompts=prompt, endpoints=endpoint, model=model, ledger=ledger)
     given = options_given(max_requests=max_requests, max_bytes=max_bytes, price_share=price_share)

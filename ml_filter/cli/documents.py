@@ -40,8 +40,8 @@ def sample(
     subset: Subset = None,
 ) -> None:
     """Draw a seeded sample of documents, in one pass over a corpus of any size."""
-    from ml_filter.documents.sampling import sample_documents
-    from ml_filter.settings import SampleConfig
+    from ml_filter.prepare.config import SampleConfig
+    from ml_filter.prepare.sampling import sample_documents
 
     config = SampleConfig(size=size, seed=seed, by=names_in(by))
     show(sample_documents(source_config(source, text_column, id_column, split, subset), config, output))
@@ -67,8 +67,8 @@ def deduplicate(
     subset: Subset = None,
 ) -> None:
     """Drop documents that repeat an earlier one, word for word or nearly so (MinHash)."""
-    from ml_filter.documents.deduplicate import deduplicate_documents
-    from ml_filter.settings import DeduplicateConfig
+    from ml_filter.prepare.config import DeduplicateConfig
+    from ml_filter.prepare.deduplicate import deduplicate_documents
 
     config = DeduplicateConfig(threshold=threshold, permutations=permutations, seed=seed)
     show(deduplicate_documents(source_config(source, text_column, id_column, split, subset), config, output))
@@ -100,8 +100,8 @@ def decontaminate(
     subset: Subset = None,
 ) -> None:
     """Drop documents that hold texts which something is evaluated on (word n-grams)."""
-    from ml_filter.documents.decontaminate import decontaminate_documents
-    from ml_filter.settings import DecontaminateConfig
+    from ml_filter.prepare.config import DecontaminateConfig
+    from ml_filter.prepare.decontaminate import decontaminate_documents
 
     gold = source_config(against, against_column, None, against_split, against_subset)
     config = DecontaminateConfig(against=[gold], ngram_words=ngram_words, min_share=min_share)
@@ -137,8 +137,9 @@ def publish(
     private: Annotated[bool, typer.Option("--private", help="Make it private; one that is public is refused")] = False,
 ) -> None:
     """Write a labelled data set in train, validation and test, with a data card; near-duplicates stay together."""
-    from ml_filter.settings import PublishConfig, SourceConfig
-    from ml_filter.storage.labelled import publish_labels
+    from ml_filter.documents.config import SourceConfig
+    from ml_filter.publishing.config import PublishConfig
+    from ml_filter.publishing.labelled import publish_labels
 
     config = PublishConfig(
         validation_share=validation_share,

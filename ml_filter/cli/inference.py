@@ -92,8 +92,8 @@ def score(
     subset: Subset = None,
 ) -> None:
     """Score a corpus shard by shard to Parquet with score, int_score and score_status. A rerun does what is left."""
+    from ml_filter.scoring.config import ScoreConfig
     from ml_filter.scoring.run import find_rank, score_corpus, score_rank
-    from ml_filter.settings import ScoreConfig
 
     settings = stage_config(
         ScoreConfig,
@@ -151,9 +151,9 @@ def cascade(
     subset: Subset = None,
 ) -> None:
     """Set a cheap student before a head: it settles the clear cases, and how many decisions that changes is bounded."""
+    from ml_filter.heads.engine import read_cascade
     from ml_filter.scoring.cascade import build_cascade
-    from ml_filter.scoring.engine import read_cascade
-    from ml_filter.settings import CascadeConfig, ScoreConfig
+    from ml_filter.scoring.config import CascadeConfig, ScoreConfig
 
     given = {"threshold": threshold, "max_changed": max_changed, "student": student, "sample": sample}
     settings = stage_config(CascadeConfig, "cascade", config, beside=("score",), **given)
@@ -219,8 +219,9 @@ def filter_(
     config: ConfigFile = None,
 ) -> None:
     """Keep the best documents: by a minimum score, a fraction, or a token budget."""
+    from ml_filter.documents.config import SourceConfig
+    from ml_filter.selection.config import FilterConfig
     from ml_filter.selection.select import filter_corpus
-    from ml_filter.settings import FilterConfig, SourceConfig
 
     settings = stage_config(
         FilterConfig,
@@ -261,7 +262,7 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html, report.json and DATASHEET.md beside filtered documents: what was kept, and what to know."""
-    from ml_filter.reports.run import report_filtered
+    from ml_filter.reporting.run import report_filtered
 
     path, _ = report_filtered(filtered, scored, head, usd_per_worker_hour)
     print(f"in {path}")

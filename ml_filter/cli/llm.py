@@ -77,8 +77,8 @@ def translate(
     subset: Subset = None,
 ) -> None:
     """Translate documents or a prompt through an LLM. Translations are checked; suspicious ones fail, with reason."""
+    from ml_filter.annotation.config import TranslateConfig
     from ml_filter.annotation.translate import is_prompt, translate_documents, translate_prompt
-    from ml_filter.settings import TranslateConfig
 
     settings = stage_config(
         TranslateConfig,
@@ -141,8 +141,8 @@ def label(
     subset: Subset = None,
 ) -> None:
     """Let an LLM label documents from lists with definitions, and report how the labels are distributed."""
+    from ml_filter.annotation.config import LabelConfig
     from ml_filter.annotation.label import REPORT_NAME, label_documents
-    from ml_filter.settings import LabelConfig
 
     settings = stage_config(
         LabelConfig,
@@ -209,8 +209,8 @@ def compare(
     subset: Subset = None,
 ) -> None:
     """Let two prompts or models score the same documents: which is closer to gold, what it costs, where they differ."""
-    from ml_filter.agreement.compare import compare_annotators, two_sides
-    from ml_filter.settings import CompareConfig
+    from ml_filter.evaluation.compare import compare_annotators, two_sides
+    from ml_filter.evaluation.config import CompareConfig
 
     common = annotate_config(
         config,

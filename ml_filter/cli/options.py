@@ -11,7 +11,9 @@ import typer
 from ml_filter.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ml_filter.settings import AnnotateConfig, SourceConfig, StageConfig
+    from ml_filter.annotation.config import AnnotateConfig
+    from ml_filter.config import StageConfig
+    from ml_filter.documents.config import SourceConfig
 
 _SOURCE_HELP = (
     "Files, globs, directories, URLs (Parquet, JSONL or CSV[.gz|.zst], WARC, WET), hf://datasets/OWNER/NAME, or "
@@ -91,14 +93,14 @@ def names_in(listed: str) -> list[str]:
 
 def source_config(paths: list[str], text: str, id_column: str | None, split: str, subset: str | None) -> SourceConfig:
     """The source that a command's options describe."""
-    from ml_filter.settings import SourceConfig
+    from ml_filter.documents.config import SourceConfig
 
     return SourceConfig(paths=paths, text_column=text, id_column=id_column, split=split, subset=subset)
 
 
 def annotate_config(file: Path | None, **given: Any) -> AnnotateConfig:
     """The annotation settings of a file, or of its `annotate` section, under those given on the command line."""
-    from ml_filter.settings import AnnotateConfig
+    from ml_filter.annotation.config import AnnotateConfig
 
     return stage_config(AnnotateConfig, "annotate", file, **given)
 
@@ -129,7 +131,7 @@ def section_config(kind: type[Config], section: str, file: Path | None, **given:
 
 def file_settings(file: Path | None) -> dict[str, Any]:
     """What a YAML file sets, or the `parameters` of one that is a pipeline's; nothing without a file."""
-    from ml_filter.settings import read_yaml
+    from ml_filter.config import read_yaml
 
     content = read_yaml(file) if file else {}
     return settings_in(content, "parameters", file) if "parameters" in content else content
@@ -138,7 +140,7 @@ def file_settings(file: Path | None) -> dict[str, Any]:
 def _validated(kind: type[Config], file: Path | None, content: dict[str, Any], given: dict[str, Any]) -> Config:
     from pydantic import ValidationError
 
-    from ml_filter.settings import problems_in
+    from ml_filter.config import problems_in
 
     try:
         return kind.model_validate({**content, **given})

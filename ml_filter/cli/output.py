@@ -14,14 +14,15 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ml_filter.agreement.aggregate import JuryReliability
     from ml_filter.agreement.agreement import Agreement
-    from ml_filter.agreement.compare import Comparison
-    from ml_filter.agreement.metrics import Figure
     from ml_filter.annotation.batch import Submission
-    from ml_filter.annotation.estimate import Estimate, PipelineBill, Range
+    from ml_filter.annotation.estimate import Estimate, Range
     from ml_filter.documents.manifest import Manifest
-    from ml_filter.heads.evaluate import HeadEvaluation
-    from ml_filter.heads.metrics import Evaluation
+    from ml_filter.evaluation.compare import Comparison
+    from ml_filter.evaluation.evaluate import HeadEvaluation
     from ml_filter.heads.search import Search
+    from ml_filter.pipeline.bill import PipelineBill
+    from ml_filter.statistics.agreement import Figure
+    from ml_filter.statistics.evaluation import Evaluation
 
 _BEST = 5
 
@@ -75,7 +76,7 @@ def show_reliability(jury: JuryReliability) -> None:
 
 def show_agreement(agreement: Agreement, path: str) -> None:
     """The raters, two figures of each pair, overall and by stratum, and those of all raters together."""
-    from ml_filter.agreement.metrics import GROUP_FIGURES, PAIR_FIGURES
+    from ml_filter.statistics.agreement import GROUP_FIGURES, PAIR_FIGURES
 
     raters = _headed("raters", ["rater"], ["scored", "failed", "mean"])
     for rater in agreement.raters:
@@ -166,7 +167,7 @@ def show_pipeline_bill(bill: PipelineBill) -> None:
 
 def show_comparison(comparison: Comparison, path: str) -> None:
     """The two sides, their figures against gold with the difference, and how they agree."""
-    from ml_filter.agreement.metrics import PAIR_FIGURES
+    from ml_filter.statistics.agreement import PAIR_FIGURES
 
     sides = _headed("comparison", ["", "annotator", "prompt"], ["scored", "failed", "tokens", "USD"])
     for name, side in (("a", comparison.a), ("b", comparison.b)):
@@ -190,7 +191,7 @@ def show_comparison(comparison: Comparison, path: str) -> None:
 
 def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
     """Figures of a head with intervals, within sources, and beside those of the other head."""
-    from ml_filter.agreement.metrics import PAIR_FIGURES
+    from ml_filter.statistics.agreement import PAIR_FIGURES
 
     console = Console()
     table = _headed("evaluation", [""], [f"{evaluation.documents:,} documents"])
@@ -218,8 +219,8 @@ def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
 
 def show_search(search: Search, manifest: Manifest) -> None:
     """The five best of the trials with their standard errors, and what that says of the default."""
-    from ml_filter.agreement.metrics import PAIR_FIGURES
     from ml_filter.heads.search import ranking
+    from ml_filter.statistics.agreement import PAIR_FIGURES
 
     title = f"search: {len(search.trials):,} trials on {search.documents:,} documents"
     table = _headed(title, ["trial"], [PAIR_FIGURES[search.metric], "± standard error"])

@@ -39,8 +39,8 @@ def serve(
     config: ConfigFile = None,
 ) -> None:
     """Score single documents over HTTP until SIGTERM: POST /score, GET /health, /info and /metrics."""
+    from ml_filter.serving.config import ServeConfig
     from ml_filter.serving.server import serve_head
-    from ml_filter.settings import ServeConfig
 
     settings = stage_config(
         ServeConfig,

@@ -67,8 +67,9 @@ def train(
     subset: Subset = None,
 ) -> None:
     """Fit a head to labels (on an encoder, on hashed words, or on both) and evaluate it on documents kept apart."""
+    from ml_filter.documents.config import SourceConfig
+    from ml_filter.heads.config import TrainConfig
     from ml_filter.heads.train import train_head
-    from ml_filter.settings import SourceConfig, TrainConfig
 
     settings = stage_config(
         TrainConfig,
@@ -134,8 +135,9 @@ def search(
     subset: Subset = None,
 ) -> None:
     """Try settings of a head by cross-validation on the training documents; the best go into best.yaml, for train."""
+    from ml_filter.documents.config import SourceConfig
+    from ml_filter.heads.config import SearchConfig
     from ml_filter.heads.search import search_head
-    from ml_filter.settings import SearchConfig, SourceConfig
 
     content = file_settings(config)
     fixed = options_given(
@@ -177,7 +179,7 @@ def evaluate(
     subset: Subset = None,
 ) -> None:
     """Compare a head's scores with labels: figures with intervals, a page with plots, and each document's score."""
-    from ml_filter.heads.evaluate import evaluate_head
+    from ml_filter.evaluation.evaluate import evaluate_head
 
     source = source_config([gold], text_column, id_column, split, subset)
     evaluation, manifest = evaluate_head(head, source, label_column, output, compare, criterion)
@@ -200,6 +202,6 @@ def push_model(
     private: Annotated[bool, typer.Option("--private", help="Make it private; a public repository is refused")] = False,
 ) -> None:
     """Upload a head to the Hugging Face Hub, with a model card that is filled from its training and evaluations."""
-    from ml_filter.storage.push_model import push_model as push
+    from ml_filter.publishing.push_model import push_model as push
 
     print(push(head, repo, private=private, evaluations=evaluation or [], license=license))

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory, ShardWriter
 from ml_filter.documents.readers import known_rows, names_beside, read_shard
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
-from ml_filter.settings import SourceConfig
 
 DROPPED_DIRECTORY = "dropped"
 """Holds one Parquet file a shard: the id of each dropped document and why; its column `reason` is counted."""

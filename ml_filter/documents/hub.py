@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
-from ml_filter.settings import SourceConfig
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -8,9 +8,9 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import InputError, MlFilterError
-from ml_filter.settings import SourceConfig
 
 
 def ancestors(manifest: Manifest) -> Iterator[Manifest]:

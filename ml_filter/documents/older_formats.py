@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from ml_filter.config import problems_in
+from ml_filter.documents.config import ConvertConfig, SourceConfig
 from ml_filter.documents.lineage import annotated_documents, only_criterion
 from ml_filter.documents.manifest import Manifest, digest_of, read_manifest
 from ml_filter.documents.output import OutputDirectory, file_digest, json_text
@@ -32,7 +34,6 @@ from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, InputError
-from ml_filter.settings import ConvertConfig, SourceConfig, problems_in
 
 _SHARD = "annotations"
 _WRITE_ROWS = 1000

@@ -25,11 +25,11 @@ import pyarrow.parquet as pq
 import zstandard
 
 from ml_filter.documents import installed
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.output import json_text
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError
-from ml_filter.settings import SourceConfig
 
 BATCH_ROWS = 1000
 BATCH_BYTES = 8 * 2**20

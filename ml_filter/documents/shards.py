@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 from loguru import logger
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.output import OutputDirectory, ShardResult
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.sources import InputShard, shard_state
 from ml_filter.errors import InputError
-from ml_filter.settings import SourceConfig
 
 
 class Transformed(NamedTuple):

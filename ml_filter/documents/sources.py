@@ -11,9 +11,9 @@ from typing import Any, Literal
 import fsspec
 
 from ml_filter.documents import installed
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, file_system_of, find_manifest
 from ml_filter.errors import InputError
-from ml_filter.settings import SourceConfig
 
 Format = Literal["parquet", "jsonl", "csv", "warc", "hub", "installed"]
 

@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
-from ml_filter.agreement.metrics import rank_and_distance, table_statistic
 from ml_filter.errors import InputError
+from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.info import Criterion
 from ml_filter.heads.losses import head_loss
-from ml_filter.heads.metrics import integer_scores, whole_scores
 from ml_filter.heads.model import Head, KernelLayer, MlpLayer
 from ml_filter.heads.ridge import fit_ridge, label_weights, mean_and_scale
-from ml_filter.settings import HeadSettings
+from ml_filter.statistics.agreement import rank_and_distance, table_statistic
+from ml_filter.statistics.evaluation import integer_scores, whole_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

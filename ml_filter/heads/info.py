@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from ml_filter.errors import InputError
-from ml_filter.heads.calibration import Calibration
-from ml_filter.heads.metrics import integer_scores
+from ml_filter.heads.config import HeadEngine
 from ml_filter.heads.profile import Profile
-from ml_filter.settings import HeadEngine
+from ml_filter.statistics.calibration import Calibration
+from ml_filter.statistics.evaluation import integer_scores
 
 CONFIG_NAME = "config.json"
 CROSSED = "the training documents, each scored by a head fitted on others"

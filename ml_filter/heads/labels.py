@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ml_filter.agreement.ranking import ROUNDING_VARIANCE
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import (
     annotated_documents,
     annotation_runs,
@@ -23,14 +23,14 @@ from ml_filter.documents.lineage import (
     only_criterion,
 )
 from ml_filter.documents.manifest import Manifest, Parent
-from ml_filter.documents.minhash import band_keys, rows_per_band, signatures
-from ml_filter.documents.ngrams import words
 from ml_filter.documents.readers import read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
-from ml_filter.documents.split import group_documents, host_of, name_keys
 from ml_filter.errors import InputError
-from ml_filter.settings import SourceConfig
+from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures
+from ml_filter.prepare.ngrams import words
+from ml_filter.prepare.split import group_documents, host_of, name_keys
+from ml_filter.statistics.agreement import ROUNDING_VARIANCE
 
 STRATA = ("language", "source", "host")
 _PERMUTATIONS = 128

@@ -22,6 +22,7 @@ from torch import nn
 
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.batching import combine_windows, run_in_batches, split_windows
+from ml_filter.heads.config import HeadEngine, TrainConfig
 from ml_filter.heads.device import choose_device, choose_dtype, usual_batch_tokens
 from ml_filter.heads.embeddings import Embeddings, EmbeddingStore
 from ml_filter.heads.encoder import load_encoder, quiet_transformers, weights_digest
@@ -31,7 +32,6 @@ from ml_filter.heads.info import CROSSED, HELD_OUT, Criterion, HeadInfo, write_c
 from ml_filter.heads.model import Head, HeadModel, chosen_layers
 from ml_filter.heads.static import StaticSettings, open_static
 from ml_filter.heads.tokens import prefix_tokens, set_text_prefix
-from ml_filter.settings import HeadEngine, TrainConfig
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
+from ml_filter.heads.config import Layers
 from ml_filter.heads.encoder import Encoder, Pooling, pool
 from ml_filter.heads.info import Criterion, HeadInfo
-from ml_filter.settings import Layers
 
 HeadKind = Literal["linear", "mlp", "kernel", "sequence_classification"]
 Task = Literal["regression", "classification", "ordinal"]

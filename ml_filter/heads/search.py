@@ -32,7 +32,20 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
 from pydantic import BaseModel
 
-from ml_filter.agreement.metrics import (
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.manifest import Manifest, digest_of
+from ml_filter.documents.output import OutputDirectory
+from ml_filter.errors import InputError
+from ml_filter.heads.config import HeadEngine, SearchConfig, SearchSpace, TrainConfig
+from ml_filter.heads.info import Criterion
+from ml_filter.heads.labels import LabelledDocuments
+from ml_filter.heads.members import FOLDS, STACKED, Member, StackMember, open_member
+from ml_filter.heads.search_page import search_report
+from ml_filter.heads.train import KnownLabels, check_folds, check_labels, criteria_to_fit, take_up
+from ml_filter.prepare.split import assign_splits
+from ml_filter.progress import progress
+from ml_filter.statistics.agreement import (
     MIN_FOR_INTERVAL,
     PAIR_FIGURES,
     Array,
@@ -42,19 +55,8 @@ from ml_filter.agreement.metrics import (
     rank_and_distance,
     table_statistic,
 )
-from ml_filter.documents.manifest import Manifest, digest_of
-from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.split import assign_splits
-from ml_filter.errors import InputError
-from ml_filter.heads.calibration import bear_calibration, fit_calibration
-from ml_filter.heads.info import Criterion
-from ml_filter.heads.labels import LabelledDocuments
-from ml_filter.heads.members import FOLDS, STACKED, Member, StackMember, open_member
-from ml_filter.heads.metrics import integer_scores, whole_scores
-from ml_filter.heads.train import KnownLabels, check_folds, check_labels, criteria_to_fit, take_up
-from ml_filter.progress import progress
-from ml_filter.reports.search import search_report
-from ml_filter.settings import HeadEngine, SearchConfig, SearchSpace, Settings, SourceConfig, TrainConfig
+from ml_filter.statistics.calibration import bear_calibration, fit_calibration
+from ml_filter.statistics.evaluation import integer_scores, whole_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,13 +21,13 @@ from pydantic import BaseModel, Field
 
 from ml_filter.documents.manifest import digest_of
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.config import Layers
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.encoder import Encoder, weights_digest
 from ml_filter.heads.hashing import WEIGHTS_NAME, read_parts
 from ml_filter.heads.info import CONFIG_NAME
 from ml_filter.heads.ridge import fit_ridge
 from ml_filter.progress import Progress, progress
-from ml_filter.settings import Layers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

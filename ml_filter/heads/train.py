@@ -18,19 +18,21 @@ from loguru import logger
 from pydantic import BaseModel
 
 from ml_filter import __version__
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.documents.output import file_digest, with_digest
-from ml_filter.documents.sampling import sampling_key
 from ml_filter.errors import InputError
-from ml_filter.heads.calibration import fit_calibration
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.encoder import shown_name
 from ml_filter.heads.info import CONFIG_NAME, Criterion, HeadInfo
 from ml_filter.heads.labels import Groups, LabelledDocuments, text_keys
 from ml_filter.heads.load import head_origin, resolve_head
-from ml_filter.heads.metrics import Evaluation, evaluate_scores
 from ml_filter.heads.profile import Profile, script_of
+from ml_filter.prepare.sampling import sampling_key
 from ml_filter.progress import progress
-from ml_filter.settings import Settings, SourceConfig, TrainConfig
+from ml_filter.statistics.calibration import fit_calibration
+from ml_filter.statistics.evaluation import Evaluation, evaluate_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

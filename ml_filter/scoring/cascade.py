@@ -30,15 +30,16 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 from loguru import logger
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.output import with_digest, write_whole
-from ml_filter.documents.sampling import sample_documents, sampling_key
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
+from ml_filter.heads.config import TrainConfig
+from ml_filter.heads.engine import CascadeInfo, load_engine
 from ml_filter.heads.info import Criterion, HeadInfo, read_info, write_config
 from ml_filter.heads.labels import Groups, LabelledDocuments
 from ml_filter.heads.load import resolve_head
-from ml_filter.heads.metrics import evaluate_scores
 from ml_filter.heads.profile import script_of
 from ml_filter.heads.train import (
     TRAINING_NAME,
@@ -51,10 +52,12 @@ from ml_filter.heads.train import (
     read_head,
 )
 from ml_filter.heads.train import train_head as train
+from ml_filter.prepare.config import SampleConfig
+from ml_filter.prepare.sampling import sample_documents, sampling_key
 from ml_filter.progress import progress
-from ml_filter.scoring.engine import CascadeInfo, load_engine
+from ml_filter.scoring.config import CascadeConfig, ScoreConfig
 from ml_filter.scoring.run import score_corpus
-from ml_filter.settings import CascadeConfig, SampleConfig, ScoreConfig, SourceConfig, TrainConfig
+from ml_filter.statistics.evaluation import evaluate_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

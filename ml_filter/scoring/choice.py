@@ -17,10 +17,10 @@ from pydantic import BaseModel
 
 from ml_filter.errors import ConfigError
 from ml_filter.heads.device import choose_device, choose_dtype
+from ml_filter.heads.engine import EncoderEngine
 from ml_filter.heads.info import CONFIG_NAME
 from ml_filter.heads.load import load_model, resolve_head
-from ml_filter.scoring.engine import EncoderEngine
-from ml_filter.settings import ScoreConfig
+from ml_filter.scoring.config import ScoreConfig
 
 _WORTH_MEASURING = 4 * 2**20
 """Bytes of input; of less, a measurement would take longer than the faster engine saves."""

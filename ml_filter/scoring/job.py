@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from loguru import logger
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.dropping import set_aside
 from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.documents.output import OutputDirectory, Resumption, ShardResult, join_tables
@@ -22,9 +23,9 @@ from ml_filter.documents.rejects import DAMAGE
 from ml_filter.documents.shards import DamagedShard, Transformed, map_shard
 from ml_filter.documents.sources import InputShard, shard_state
 from ml_filter.errors import InputError, MlFilterError
+from ml_filter.heads.engine import Engine
 from ml_filter.scoring.choice import Choice
-from ml_filter.scoring.engine import Engine
-from ml_filter.settings import ScoreConfig, SourceConfig
+from ml_filter.scoring.config import ScoreConfig
 
 _CHUNK_ROWS = 4000
 _CHUNK_BYTES = 64 * 2**20

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from loguru import logger
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import FailedShard, Manifest, find_manifest
 from ml_filter.documents.output import OutputDirectory, ShardResult
 from ml_filter.documents.readers import known_rows
@@ -24,16 +25,16 @@ from ml_filter.documents.shards import require_documents
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.arithmetic import steady_arithmetic
+from ml_filter.heads.engine import load_engine
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import head_parent
 from ml_filter.progress import Progress, progress
 from ml_filter.scoring.choice import Choice, choose
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.cores import usable_cores
 from ml_filter.scoring.distributed import RayWorkers
-from ml_filter.scoring.engine import load_engine
 from ml_filter.scoring.job import ScoringJob, score_or_fail
 from ml_filter.scoring.workers import LocalWorkers, score_with
-from ml_filter.settings import ScoreConfig, SourceConfig
 
 _SHOWN_FAILURES = 5
 _RANK_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))

@@ -27,11 +27,11 @@ from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.heads.device import local_rank
+from ml_filter.heads.engine import load_engine
 from ml_filter.logs import configure_logging
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.cores import usable_cores
-from ml_filter.scoring.engine import load_engine
 from ml_filter.scoring.job import ScoringJob, described, fail_shard, score_shard
-from ml_filter.settings import ScoreConfig
 
 _VISIBLE_WITHIN_S = 60.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")

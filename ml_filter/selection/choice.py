@@ -17,11 +17,11 @@ from ml_filter.documents.manifest import PROGRESS_NAME
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard
 from ml_filter.progress import progress
+from ml_filter.selection.config import QuotaConfig
 from ml_filter.selection.corpus import Corpus
 from ml_filter.selection.measure import Measure
 from ml_filter.selection.quota import Cells, Totals, named_values
 from ml_filter.selection.ranking import Measurements, SortedPieces, ranked
-from ml_filter.settings import QuotaConfig
 
 QUOTA_NAME = "quota.parquet"
 """Beside the shards: a row for each value of the quota's columns."""

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ml_filter.documents import installed
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.documents.readers import BATCH_ROWS, known_rows, read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import InputError
-from ml_filter.settings import SourceConfig
 
 _NARROW_ROWS = 20_000
 """Rows of a batch without texts."""

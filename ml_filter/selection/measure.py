@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ml_filter.errors import InputError
+from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.tokens import TokenCounter
-from ml_filter.settings import FilterConfig
 
 MEASURED = np.dtype([("reason", "u1"), ("cell", "u8"), ("rank", "u8"), ("high", "u8"), ("low", "u8"), ("tokens", "u8")])
 """`reason`: a place in `Measure.reasons`; `cell`: a hash of its value in the quota's columns; `rank`: the lower, the

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.measure import cell_of, values_of
 from ml_filter.selection.ranking import ORDER, RANKED, at_or_before
-from ml_filter.settings import FilterConfig
 
 _TOTAL = np.dtype([("cell", "u8"), ("documents", "i8"), ("tokens", "i8")])
 _GIVEN = ("quota", "budget", "kept_documents", "kept_tokens")

@@ -17,15 +17,16 @@ import pyarrow.compute as pc
 from loguru import logger
 from numpy.typing import NDArray
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.dropping import DROPPED_DIRECTORY, set_aside
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory, ShardResult
 from ml_filter.documents.sources import InputShard
 from ml_filter.progress import Progress, progress
 from ml_filter.selection.choice import AtLeast, Best, Choice
+from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.corpus import Corpus
 from ml_filter.selection.measure import KEPT, UNSCORED, Measure, find_columns
-from ml_filter.settings import FilterConfig, SourceConfig
 
 REASON_COLUMN = "dropped_reason"
 _WRITTEN = ("read", "kept", "tokens_kept")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ml_filter.errors import ConfigError
-from ml_filter.settings import EMBEDDED_ENCODER
+from ml_filter.heads.config import EMBEDDED_ENCODER
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

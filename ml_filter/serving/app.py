@@ -14,12 +14,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError, model_validator
 
 from ml_filter import __version__
+from ml_filter.config import problems_in
 from ml_filter.serving.batcher import ENGINE_ERROR
 from ml_filter.serving.describe import HeadDescription
 from ml_filter.serving.documents import Document, DocumentId, ScoredDocument, Text, scored_document
 from ml_filter.serving.metrics import CountRequests
 from ml_filter.serving.service import Service, unavailable
-from ml_filter.settings import problems_in
 
 
 class ScoreRequest(BaseModel):

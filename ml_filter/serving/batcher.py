@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from loguru import logger
 
-from ml_filter.scoring.engine import Engine
+from ml_filter.heads.engine import Engine
+from ml_filter.serving.config import ServeConfig
 from ml_filter.serving.documents import Outcome, outcomes_of, unusable
 from ml_filter.serving.metrics import Metrics
-from ml_filter.settings import ServeConfig
 
 ENGINE_ERROR = "engine_error"
 

@@ -10,10 +10,11 @@ from pydantic import BaseModel
 from ml_filter import __version__
 from ml_filter.documents.lineage import made_by
 from ml_filter.documents.manifest import Parent
-from ml_filter.heads.calibration import ThresholdRow
+from ml_filter.heads.config import EngineConfig, HeadEngine
 from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.info import Criterion, HeadInfo
-from ml_filter.settings import HeadEngine, ScoreConfig, ServeConfig
+from ml_filter.serving.config import ServeConfig
+from ml_filter.statistics.calibration import ThresholdRow
 
 
 class CriterionDescription(BaseModel):
@@ -89,7 +90,7 @@ def _describe(criterion: Criterion) -> CriterionDescription:
     )
 
 
-def _runs_on(engine: str, config: ScoreConfig) -> tuple[str, str]:
+def _runs_on(engine: str, config: EngineConfig) -> tuple[str, str]:
     if engine in ("hashing", "static"):
         return "cpu", "float32"
     device = choose_device(config.device)

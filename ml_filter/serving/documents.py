@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, PlainValidator, StrictInt, StrictStr
 
 from ml_filter.documents.readers import text_id
-from ml_filter.scoring.engine import Engine
+from ml_filter.heads.engine import Engine
 
 DocumentId = StrictStr | StrictInt
 

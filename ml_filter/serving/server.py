@@ -15,13 +15,13 @@ import uvicorn
 from ml_filter.documents.manifest import Parent
 from ml_filter.errors import ConfigError
 from ml_filter.heads.device import choose_device
+from ml_filter.heads.engine import Engine, load_engine
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.train import head_parent
-from ml_filter.scoring.engine import Engine, load_engine
 from ml_filter.serving.app import create_app
+from ml_filter.serving.config import ServeConfig
 from ml_filter.serving.describe import HeadDescription, describe_head
 from ml_filter.serving.service import Service
-from ml_filter.settings import ServeConfig
 
 CPU_BATCH_TOKENS = 1024
 """Of the encoder on a CPU, unless set. The few documents of a batch are padded less so; docs/serving.md has figures."""

@@ -12,12 +12,12 @@ from typing import Any, Literal, TypeVar
 from fastapi import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from ml_filter.scoring.engine import Engine
+from ml_filter.heads.engine import Engine
 from ml_filter.serving.batcher import Batcher, QueueFull
+from ml_filter.serving.config import ServeConfig
 from ml_filter.serving.describe import HeadDescription
 from ml_filter.serving.documents import Outcome
 from ml_filter.serving.metrics import Metrics
-from ml_filter.settings import ServeConfig
 
 CLIENT_GONE = 499
 """The code, made common by nginx, under which requests are counted whose client went away. Nobody receives it."""

@@ -5,8 +5,8 @@ from typing import Annotated
 from zenml import log_metadata, step
 
 from ml_filter.agreement.aggregate import aggregate_annotations, read_reliability
+from ml_filter.agreement.config import AggregateConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.settings import AggregateConfig
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact
 

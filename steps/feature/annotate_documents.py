@@ -5,9 +5,10 @@ from typing import Annotated
 from zenml import log_metadata, step
 
 from ml_filter.annotation.annotate import annotate_documents as annotate
+from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import made_by
 from ml_filter.documents.manifest import Manifest
-from ml_filter.settings import AnnotateConfig, SourceConfig
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact
 

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from zenml import log_metadata, step
 
-from ml_filter.documents.decontaminate import decontaminate_documents as decontaminate
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.settings import DecontaminateConfig, SourceConfig
+from ml_filter.prepare.config import DecontaminateConfig
+from ml_filter.prepare.decontaminate import decontaminate_documents as decontaminate
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact
 

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from zenml import log_metadata, step
 
-from ml_filter.documents.deduplicate import deduplicate_documents as deduplicate
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.settings import DeduplicateConfig, SourceConfig
+from ml_filter.prepare.config import DeduplicateConfig
+from ml_filter.prepare.deduplicate import deduplicate_documents as deduplicate
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact
 

@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from zenml import log_metadata, step
 
+from ml_filter.agreement.config import GateConfig
 from ml_filter.agreement.gate import GateResult, run_gate
 from ml_filter.documents.manifest import Manifest
-from ml_filter.settings import GateConfig
 from steps.names import Artifact
 
 

@@ -5,9 +5,10 @@ from typing import Annotated
 from zenml import log_metadata, step
 
 from ml_filter.agreement.gate import GateResult
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.settings import PublishConfig, SourceConfig
-from ml_filter.storage.labelled import publish_labels as publish
+from ml_filter.publishing.config import PublishConfig
+from ml_filter.publishing.labelled import publish_labels as publish
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact
 

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from zenml import log_metadata, step
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.sampling import sample_documents as draw
-from ml_filter.settings import SampleConfig, SourceConfig
+from ml_filter.prepare.config import SampleConfig
+from ml_filter.prepare.sampling import sample_documents as draw
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact
 

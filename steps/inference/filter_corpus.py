@@ -4,9 +4,10 @@ from typing import Annotated, Any
 
 from zenml import log_metadata, step
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
+from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.select import filter_corpus as keep
-from ml_filter.settings import FilterConfig, SourceConfig
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact
 

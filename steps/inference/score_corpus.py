@@ -4,10 +4,11 @@ from typing import Annotated
 
 from zenml import log_metadata, step
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.heads.train import TrainedHead
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus as score
-from ml_filter.settings import ScoreConfig, SourceConfig
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact, scored_directory
 

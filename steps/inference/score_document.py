@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from zenml import get_step_context, log_metadata, step
 
-from ml_filter.scoring.engine import Engine
+from ml_filter.heads.engine import Engine
 from ml_filter.serving.documents import Document
 from ml_filter.serving.documents import score_document as score
 from steps.names import Artifact

@@ -2,9 +2,10 @@
 
 from zenml import log_metadata, step
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.heads.train import TrainedHead
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, score_rank
-from ml_filter.settings import ScoreConfig, SourceConfig
 from steps.names import scored_directory
 
 

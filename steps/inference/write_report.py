@@ -7,7 +7,7 @@ from zenml.types import HTMLString
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.heads.train import TrainedHead
-from ml_filter.reports.run import write_run_report
+from ml_filter.reporting.run import write_run_report
 from steps.names import Artifact
 
 

@@ -7,12 +7,13 @@ from loguru import logger
 from zenml import get_step_context, log_metadata, step
 from zenml.types import HTMLString
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import ConfigError
-from ml_filter.heads.evaluate import REPORT_NAME
-from ml_filter.heads.promotion import Decision, judge_head
+from ml_filter.evaluation.config import PromoteConfig
+from ml_filter.evaluation.evaluate import REPORT_NAME
+from ml_filter.evaluation.promotion import Decision, judge_head
 from ml_filter.heads.train import TrainedHead
-from ml_filter.settings import PromoteConfig, SourceConfig
 from steps.names import Artifact
 from steps.registry import COMPARED_WITH, DECISION, head_of, in_stage, predictions_of, set_stage
 

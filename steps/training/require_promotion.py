@@ -2,7 +2,7 @@
 
 from zenml import step
 
-from ml_filter.heads.promotion import Decision
+from ml_filter.evaluation.promotion import Decision
 
 
 @step(enable_cache=False)

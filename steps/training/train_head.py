@@ -5,11 +5,12 @@ from typing import Annotated, Any
 from zenml import ArtifactConfig, log_metadata, step
 from zenml.enums import ArtifactType
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import made_by
 from ml_filter.documents.manifest import Manifest
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import TrainedHead
 from ml_filter.heads.train import train_head as train
-from ml_filter.settings import SourceConfig, TrainConfig
 from steps.materializers import HeadMaterializer
 from steps.names import Artifact
 

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 from written import write_annotations
 
 from ml_filter.agreement.agreement import AGREEMENT_NAME, REPORT_NAME, Agreement, compare_ratings, measure_agreement
-from ml_filter.agreement.metrics import Figure
+from ml_filter.agreement.config import AgreementConfig
+from ml_filter.agreement.page import agreement_plots, agreement_report
 from ml_filter.agreement.ratings import Ratings, read_ratings
 from ml_filter.cli.app import app
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import InputError
-from ml_filter.reports.agreement import agreement_plots, agreement_report
-from ml_filter.settings import AgreementConfig, SourceConfig
+from ml_filter.statistics.agreement import Figure
 
 
 def judged(path: Path, documents: int = 60) -> str:
@@ -188,7 +189,7 @@ def test_killed_it_leaves_nothing_that_looks_finished_and_called_again_it_finish
     slow = config(path, resamples=300)
     script = (
         "from ml_filter.agreement.agreement import measure_agreement\n"
-        "from ml_filter.settings import AgreementConfig\n"
+        "from ml_filter.agreement.config import AgreementConfig\n"
         f"config = AgreementConfig.model_validate_json({slow.model_dump_json()!r})\n"
         f"measure_agreement([{path!r}], config, {str(tmp_path / 'out')!r})\n"
     )

@@ -10,10 +10,11 @@ from written import write_annotations
 
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.agreement import AGREEMENT_NAME, REPORT_NAME, Agreement
+from ml_filter.agreement.config import AggregateConfig, GateConfig, GateMetric
 from ml_filter.agreement.gate import check_gate, run_gate
-from ml_filter.agreement.metrics import PAIR_FIGURES
+from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import GateFailed, InputError
-from ml_filter.settings import AggregateConfig, GateConfig, GateMetric, SourceConfig
+from ml_filter.statistics.agreement import PAIR_FIGURES
 
 
 def gold_of(path: Path, documents: int = 90) -> SourceConfig:

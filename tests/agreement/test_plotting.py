@@ -8,12 +8,12 @@ import pytest
 from typer.testing import CliRunner
 from written import write_annotations
 
+from ml_filter.agreement.config import AgreementConfig
 from ml_filter.agreement.plotting import corpus_scores, plot_scores
 from ml_filter.cli.app import app
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import InputError
-from ml_filter.settings import AgreementConfig
 
 
 def corpus(path: Path, **columns: list) -> Manifest:

@@ -14,12 +14,13 @@ from written import prompt, write_annotations
 
 from ml_filter.agreement import ranking
 from ml_filter.agreement.aggregate import aggregate_annotations
+from ml_filter.agreement.config import AggregateConfig, RankConfig
 from ml_filter.agreement.ranking import rank_documents, wrong_decision
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
-from ml_filter.settings import AggregateConfig, RankConfig, SourceConfig
 
 VOTES = {"agreed": (4, 4, 4), "split": (0, 5, 5), "near": (3, 3, 2), "far": (0, 0, 1), "failed": (None, None, None)}
 

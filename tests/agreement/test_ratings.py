@@ -14,11 +14,12 @@ from loguru import logger
 from written import prompt, write_annotations
 
 from ml_filter.agreement.aggregate import aggregate_annotations
+from ml_filter.agreement.config import AggregateConfig, AgreementConfig
 from ml_filter.agreement.ratings import NO_STRATUM, read_ratings
+from ml_filter.documents.config import ConvertConfig, SourceConfig
 from ml_filter.documents.older_formats import convert_to_annotations
 from ml_filter.documents.readers import text_id
 from ml_filter.errors import InputError
-from ml_filter.settings import AggregateConfig, AgreementConfig, ConvertConfig, SourceConfig
 
 NAN = math.nan
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from misbehaving import PROMPT, Asked, MisbehavingServer, Reply
 
-from ml_filter.settings import AnnotateConfig, SourceConfig
+from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.documents.config import SourceConfig
 
 
 @pytest.fixture

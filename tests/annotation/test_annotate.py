@@ -23,11 +23,13 @@ from tenacity import wait_none
 
 from ml_filter.annotation import endpoints
 from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.prompts import load_prompt
+from ml_filter.config import Settings, problems_in
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
-from ml_filter.settings import AnnotateConfig, Settings, SourceConfig, problems_in
 
 KEY = "sk-the-very-secret-key"
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(KEY))

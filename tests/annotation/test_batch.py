@@ -29,9 +29,11 @@ from pydantic import SecretStr
 from ml_filter.annotation import batch as batch_module
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.batch import batch_status, batch_usd, collect_batch, submit_batch, write_batch
+from ml_filter.annotation.config import AnnotateConfig, BatchConfig
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
-from ml_filter.settings import AnnotateConfig, BatchConfig, Settings, SourceConfig
 
 KEY = "sk-the-very-secret-key"
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(KEY))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from misbehaving import PROMPT
 
 from ml_filter.annotation.budget import Budget
+from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.prompts import Prompt
-from ml_filter.settings import AnnotateConfig
 
 
 @given(

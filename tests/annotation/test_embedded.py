@@ -13,7 +13,8 @@ from ml_filter.annotation.embedded import MODEL_NAME
 CODE = """
 import os, sys
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.settings import AnnotateConfig, SourceConfig
+from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.documents.config import SourceConfig
 made = annotate_documents(SourceConfig(paths=[sys.argv[1]]), AnnotateConfig(prompts=["educational_value_small"]), "out")
 print(made.counts["scored"])
 try:

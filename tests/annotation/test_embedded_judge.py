@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.embedded import embedded_endpoint, model_file
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import EndpointError
-from ml_filter.settings import AnnotateConfig, Settings, SourceConfig
 
 LESSON = "The cell is the basic unit of life. Students learn how the nucleus, which holds the DNA, directs the cell."
 OFFER = "Wedding gifts on sale! Buy now, free shipping for customers. Our company has the best service and prices."
@@ -50,7 +52,7 @@ def test_its_server_ends_when_the_process_that_started_it_is_killed():
     code = """
 import time
 from ml_filter.annotation.embedded import embedded_endpoint
-from ml_filter.settings import Settings
+from ml_filter.config import Settings
 with embedded_endpoint(Settings()) as [endpoint]:
     print(endpoint.base_url, flush=True)
     time.sleep(60)

@@ -12,18 +12,14 @@ from misbehaving import Asked, Reply, chat, refused
 from pydantic import SecretStr
 
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.estimate import (
-    ESTIMATE_NAME,
-    Estimate,
-    Range,
-    annotator_runs,
-    estimate_bill,
-    estimate_pipeline,
-    source_to_annotate,
-)
-from ml_filter.documents.sampling import sample_documents
+from ml_filter.annotation.config import AnnotateConfig, EstimateConfig
+from ml_filter.annotation.estimate import ESTIMATE_NAME, Estimate, Range, estimate_bill
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, TooManyFailures
-from ml_filter.settings import AnnotateConfig, EstimateConfig, SampleConfig, Settings, SourceConfig
+from ml_filter.pipeline.bill import annotator_runs, estimate_pipeline, source_to_annotate
+from ml_filter.prepare.config import SampleConfig
+from ml_filter.prepare.sampling import sample_documents
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr("sk-the-key"))
 PRICES = {"usd_per_million_prompt_tokens": 100.0, "usd_per_million_completion_tokens": 1000.0}

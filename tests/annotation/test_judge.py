@@ -20,8 +20,9 @@ from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.judge import read_answer
 from ml_filter.annotation.parsing import AnswerError, read_verdict
 from ml_filter.annotation.prompts import Prompt
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, EndpointError, TooManyFailures
-from ml_filter.settings import Settings, SourceConfig
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 GOOD = chat("Score: 3")

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from misbehaving import Asked, Reply, chat, refused
 
+from ml_filter.annotation.config import LabelConfig
 from ml_filter.annotation.label import (
     DISTRIBUTION_NAME,
     REPORT_NAME,
@@ -27,9 +28,9 @@ from ml_filter.annotation.label import (
     read_labels,
 )
 from ml_filter.annotation.parsing import AnswerError
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.schema import LABEL_SCHEMA
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
-from ml_filter.settings import LabelConfig, SourceConfig
 
 TOPICS = {
     "name": "topic",
@@ -232,7 +233,8 @@ def test_a_column_that_is_not_there_is_an_error_before_anything_is_asked(serve, 
 RUN = """
 import sys
 from ml_filter.annotation.label import label_documents
-from ml_filter.settings import LabelConfig, SourceConfig
+from ml_filter.annotation.config import LabelConfig
+from ml_filter.documents.config import SourceConfig
 config = LabelConfig(endpoints=[sys.argv[2]], model="m", max_concurrency=4, labels=[sys.argv[4]])
 label_documents(SourceConfig(paths=[sys.argv[1]]), config, sys.argv[3])
 """

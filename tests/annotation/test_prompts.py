@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from misbehaving import PROMPT, chat
 
 from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.prompt_files import prompt_directory
 from ml_filter.annotation.prompts import (
     SCORE_PATTERNS,
     SLOT,
@@ -16,9 +17,10 @@ from ml_filter.annotation.prompts import (
     language_code,
     load_prompt,
 )
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import ConfigError
-from ml_filter.settings import Settings, SourceConfig, prompt_directory
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from misbehaving import Asked, Reply, chat, refused
 
 from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.config import TranslateConfig
 from ml_filter.annotation.prompts import load_prompt, prompts_by_criterion
 from ml_filter.annotation.translate import (
     is_prompt,
@@ -27,8 +28,9 @@ from ml_filter.annotation.translate import (
     translate_documents,
     translate_prompt,
 )
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
-from ml_filter.settings import Settings, SourceConfig, TranslateConfig
 
 ENGLISH = "the cell is a small part of life and it makes energy from light"
 GERMAN = "die Zelle ist ein kleiner Teil von Leben und sie macht Energie aus Licht"
@@ -237,7 +239,9 @@ def test_too_many_failures_in_one_language_do_not_keep_the_other_from_being_made
 RUN = """
 import sys
 from ml_filter.annotation.translate import translate_documents
-from ml_filter.settings import Settings, SourceConfig, TranslateConfig
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
+from ml_filter.annotation.config import TranslateConfig
 config = TranslateConfig(endpoints=[sys.argv[2]], model="m", max_concurrency=4)
 translate_documents(SourceConfig(paths=[sys.argv[1]]), ["de"], config, sys.argv[3])
 """

@@ -24,11 +24,13 @@ from pydantic import SecretStr
 
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.client import Client, Endpoint
+from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.prompts import Prompt
 from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows, combine
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import ConfigError, EndpointError
-from ml_filter.settings import AnnotateConfig, Settings, SourceConfig
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 GOOD = chat("Score: 3")
@@ -371,7 +373,8 @@ def test_after_a_kill_between_windows_only_the_missing_ones_are_asked(serve, in_
     code = """
 import sys
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.settings import AnnotateConfig, SourceConfig
+from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.documents.config import SourceConfig
 annotate_documents(SourceConfig(paths=[sys.argv[1]]), AnnotateConfig.model_validate_json(sys.argv[2]), sys.argv[3])
 """
     line = [sys.executable, "-c", code, *source.paths, given.model_dump_json(), str(out)]

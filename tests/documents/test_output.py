@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_filter.documents import output, readers
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.output import OutputDirectory, ShardWriter
 from ml_filter.documents.readers import read_shard
@@ -24,7 +25,6 @@ from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.shards import Transformed, map_shard, require_documents
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
-from ml_filter.settings import SourceConfig
 
 
 @pytest.fixture
@@ -314,7 +314,7 @@ import pyarrow.compute as pc
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.shards import Transformed, map_shard
 from ml_filter.documents.sources import list_shards
-from ml_filter.settings import SourceConfig
+from ml_filter.documents.config import SourceConfig
 
 source = SourceConfig(paths=[sys.argv[1]])
 left = int(sys.argv[3])  # batches until the run hangs

@@ -17,13 +17,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.installed import fingerprint, read_installed
 from ml_filter.documents.output import join_tables
 from ml_filter.documents.readers import read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import InputError
-from ml_filter.settings import SourceConfig
 
 
 class Read(NamedTuple):

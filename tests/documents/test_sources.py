@@ -5,14 +5,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.hub import open_data_set
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.sampling import sample_documents
 from ml_filter.documents.sources import InputShard, list_shards
 from ml_filter.errors import InputError
-from ml_filter.settings import SampleConfig, SourceConfig
+from ml_filter.prepare.config import SampleConfig
+from ml_filter.prepare.sampling import sample_documents
 
 
 def shards_of(*paths) -> list[InputShard]:

@@ -18,12 +18,12 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.batching import run_in_batches
+from ml_filter.heads.config import EMBEDDED_ENCODER, FinetuneConfig
 from ml_filter.heads.encoder import load_encoder
 from ml_filter.heads.finetune import finetune
 from ml_filter.heads.info import Criterion, HeadInfo
 from ml_filter.heads.model import HeadConfig, HeadModel
 from ml_filter.heads.tokens import set_text_prefix
-from ml_filter.settings import EMBEDDED_ENCODER, FinetuneConfig
 
 GOOD, BAD = ["theorem", "proof", "energy", "cell"], ["cheap", "click", "win", "sale"]
 CONFIG = FinetuneConfig(
@@ -184,7 +184,7 @@ import sys
 from pathlib import Path
 from ml_filter.heads.finetune import finetune
 from ml_filter.heads.load import load_model
-from ml_filter.settings import FinetuneConfig
+from ml_filter.heads.config import FinetuneConfig
 
 start, train, validation, scratch, config = sys.argv[1:]
 finetune(*load_model(start), Path(train), Path(validation), FinetuneConfig.model_validate_json(config), Path(scratch),

@@ -8,12 +8,12 @@ from scipy.stats import spearmanr
 from sklearn.kernel_ridge import KernelRidge
 
 from ml_filter.errors import InputError
+from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.fitting import class_weights, fit_head, predict, validation_figures
 from ml_filter.heads.info import Criterion
 from ml_filter.heads.losses import head_loss
-from ml_filter.heads.metrics import evaluate_scores
-from ml_filter.settings import HeadSettings
+from ml_filter.statistics.evaluation import evaluate_scores
 
 EDU = Criterion(name="edu", low=0, high=5, threshold=3)
 ADULT = Criterion(name="adult", low=0, high=1, threshold=1)

@@ -13,16 +13,18 @@ import small
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForSequenceClassification, BertModel
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError
+from ml_filter.heads.config import EMBEDDED_ENCODER, HeadSettings, TrainConfig
 from ml_filter.heads.encoder import load_encoder
+from ml_filter.heads.engine import load_engine
 from ml_filter.heads.info import Criterion, HeadInfo
 from ml_filter.heads.load import head_origin, load_model
 from ml_filter.heads.model import HeadConfig, HeadModel, register
 from ml_filter.heads.train import head_files, read_head, train_head
-from ml_filter.scoring.engine import load_engine
-from ml_filter.settings import EMBEDDED_ENCODER, HeadSettings, ScoreConfig, SourceConfig, TrainConfig
-from tests.storage.hub_server import TOKEN, Hub, commit_of
+from ml_filter.scoring.config import ScoreConfig
+from tests.publishing.hub_server import TOKEN, Hub, commit_of
 
 FLOAT32 = ScoreConfig(dtype="float32")
 TEXTS = ["Water boils at 100 degrees at sea level.", "Buy now!", "A triangle has three sides, and its angles sum up."]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
+from ml_filter.heads.config import EMBEDDED_ENCODER
 from ml_filter.heads.encoder import Encoder, load_encoder
 from ml_filter.heads.model import HeadModel, chosen_layers
-from ml_filter.settings import EMBEDDED_ENCODER
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,11 @@ from pydantic import ValidationError
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score
 
+from ml_filter.config import read_yaml
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import InputError
+from ml_filter.heads.config import HeadSettings, SearchConfig, SearchSpace, TrainConfig
 from ml_filter.heads.info import Criterion
 from ml_filter.heads.labels import Groups, Labelled, LabelledDocuments
 from ml_filter.heads.members import EncoderMember
@@ -36,7 +39,6 @@ from ml_filter.heads.search import (
     settings_of,
 )
 from ml_filter.heads.train import KnownLabels, take_up, train_head
-from ml_filter.settings import HeadSettings, SearchConfig, SearchSpace, SourceConfig, TrainConfig, read_yaml
 
 # Of this seed every trial has a figure: a stack of heads that rank the wrong way round would have none.
 TRAIN = TrainConfig(label_column="label", max_tokens=32, layers=2, head=HeadSettings(kind="linear", epochs=3), seed=1)

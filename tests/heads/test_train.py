@@ -12,12 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, InputError
-from ml_filter.heads.evaluate import evaluate_head
+from ml_filter.evaluation.evaluate import evaluate_head
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.load import load_model
 from ml_filter.heads.model import HeadModel
 from ml_filter.heads.train import for_test, read_head, train_head
-from ml_filter.settings import SourceConfig, TrainConfig
 
 CONFIG = TrainConfig(label_column="label", max_tokens=64)
 

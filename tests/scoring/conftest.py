@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from corpora import content, write_corpus
 
+from ml_filter.documents.config import SourceConfig
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
-from ml_filter.settings import ScoreConfig, SourceConfig, TrainConfig
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,12 @@ import pytest
 import zstandard
 from corpora import command, content, shard_times, start, wait_until
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import InputError, TooManyFailures
-from ml_filter.scoring.engine import LexicalEngine
+from ml_filter.heads.engine import LexicalEngine
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
-from ml_filter.settings import ScoreConfig, SourceConfig
 
 
 @pytest.fixture

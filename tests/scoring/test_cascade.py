@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
+from ml_filter.heads.config import HeadSettings, TrainConfig
+from ml_filter.heads.engine import load_engine, read_cascade
 from ml_filter.heads.train import read_head, train_head
 from ml_filter.scoring.cascade import Scored, build_cascade, choose_bounds, settles, share_interval, upper_bound
-from ml_filter.scoring.engine import load_engine, read_cascade
+from ml_filter.scoring.config import CascadeConfig, ScoreConfig
 from ml_filter.scoring.run import score_corpus
-from ml_filter.settings import CascadeConfig, HeadSettings, ScoreConfig, SourceConfig, TrainConfig
 
 LEARNED, PLAIN = ([f"{kind}{letter}" for letter in "abcdefghijklmnopqrst"] for kind in ("theorem", "offer"))
 ALLOWED = 0.1

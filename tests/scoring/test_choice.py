@@ -12,14 +12,16 @@ import pytest
 import torch
 from corpora import content
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.device import local_rank
+from ml_filter.heads.engine import load_engine
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.choice import choose, find_encoder
-from ml_filter.scoring.engine import load_engine
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
-from ml_filter.settings import ScoreConfig, SourceConfig, TrainConfig
 
 SMALL, LARGE = 1000, 10**9
 OPENVINO = ScoreConfig(engine="openvino", dtype="float32")
@@ -119,8 +121,10 @@ def test_openvino_on_another_device_than_the_cpu_is_refused(head):
 
 def test_openvino_reports_nothing_to_its_makers(head, tmp_path):
     """It would leave its identifier in the home directory, and send it."""
-    code = "import sys; from ml_filter.scoring.engine import load_engine; from ml_filter.settings import ScoreConfig; "
-    code += "load_engine(sys.argv[1], ScoreConfig(engine='openvino')); assert 'openvino' in sys.modules"
+    code = (
+        "import sys; from ml_filter.heads.engine import load_engine; from ml_filter.heads.config import EngineConfig; "
+    )
+    code += "load_engine(sys.argv[1], EngineConfig(engine='openvino')); assert 'openvino' in sys.modules"
     environment = {**os.environ, "HOME": str(tmp_path), "CI": "false"}
     subprocess.run([sys.executable, "-c", code, head], env=environment, check=True, capture_output=True)
     assert not (tmp_path / "intel").exists()

@@ -11,10 +11,11 @@ import ray
 from corpora import content, kill, start, wait_for_worker, wait_until
 from loguru import logger
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError
 from ml_filter.scoring import distributed
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, score_corpus, score_rank
-from ml_filter.settings import ScoreConfig, SourceConfig
 
 
 def test_two_workers_on_ray_give_the_bytes_of_one_process_although_one_is_killed_over_a_shard(

@@ -15,14 +15,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
+from ml_filter.heads.config import TrainConfig
+from ml_filter.heads.engine import load_engine
 from ml_filter.heads.info import read_info
 from ml_filter.heads.load import load_model
 from ml_filter.heads.train import train_head
-from ml_filter.scoring.engine import load_engine
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, score_corpus, score_rank
-from ml_filter.settings import ScoreConfig, SourceConfig, TrainConfig
 
 FLOAT32 = ScoreConfig(dtype="float32")
 
@@ -167,8 +169,8 @@ def test_a_published_classifier_scores_a_corpus_as_it_is(corpus, tmp_path):
     from small import small_bert
     from transformers import AutoTokenizer, BertForSequenceClassification
 
+    from ml_filter.heads.config import EMBEDDED_ENCODER
     from ml_filter.heads.encoder import load_encoder
-    from ml_filter.settings import EMBEDDED_ENCODER
 
     tokenizer = load_encoder(EMBEDDED_ENCODER).tokenizer
     published = BertForSequenceClassification(small_bert(num_labels=1)).eval()

@@ -21,14 +21,15 @@ from corpora import command, content, is_alive, kill, shard_times, start, wait_f
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.sources import InputShard
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.scoring import workers
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, find_rank, score_corpus, score_rank
 from ml_filter.scoring.workers import Event, Workers, score_with
-from ml_filter.settings import ScoreConfig, SourceConfig
 
 TWO = ScoreConfig(workers=2)
 

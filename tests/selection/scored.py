@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
+from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.select import filter_corpus
-from ml_filter.settings import FilterConfig, SourceConfig
 
 Row = dict[str, Any]
 

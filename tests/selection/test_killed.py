@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 from scored import read_rows, select
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.documents.readers import text_id
-from ml_filter.settings import SourceConfig
 
 SHARDS = 60
 CONFIG = {"token_budget": 40_000, "quota": "language", "weighted": True, "seed": 3, "dropped": True}
 FILTER = f"""
 import sys
 from ml_filter.selection.select import filter_corpus
-from ml_filter.settings import FilterConfig, SourceConfig
+from ml_filter.selection.config import FilterConfig
+from ml_filter.documents.config import SourceConfig
 filter_corpus(SourceConfig(paths=[sys.argv[1]]), FilterConfig(**{CONFIG!r}), sys.argv[2])
 """
 

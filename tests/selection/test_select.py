@@ -16,13 +16,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scored import kept_ids, read_rows, rows_of, select, write_shards
 
+from ml_filter.config import problems_in
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import InputError
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
+from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.select import filter_corpus
 from ml_filter.selection.tokens import TokenCounter
-from ml_filter.settings import FilterConfig, ScoreConfig, SourceConfig, TrainConfig, problems_in
 
 
 def scored(path: Path, scores: list[float | None], **columns) -> pa.Table:
@@ -335,7 +339,8 @@ def test_bad_options_end_with_exit_code_2_and_the_reason(options, says, tmp_path
 FILTER = """
 import sys
 from ml_filter.selection.select import filter_corpus
-from ml_filter.settings import FilterConfig, SourceConfig
+from ml_filter.selection.config import FilterConfig
+from ml_filter.documents.config import SourceConfig
 filter_corpus(SourceConfig(paths=[sys.argv[1]]), FilterConfig(min_score=3), sys.argv[2])
 """
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored import in_order, kept_ids, read_rows, rows_of, select, that_fit, write_shards
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import InputError
 from ml_filter.selection.quota import in_proportion, redistributed
 from ml_filter.selection.tokens import TokenCounter
-from ml_filter.settings import SourceConfig
 
 LANGUAGES = ("deu", "spa", "srp", None)
 DOCUMENT = st.tuples(st.none() | st.sampled_from([0.0, 1.0, 2.5, 3.0]), st.integers(0, 30), st.sampled_from(LANGUAGES))
@@ -386,9 +386,9 @@ def test_a_shard_of_a_manifest_that_is_not_as_it_was_written_ends_the_run_until_
 def test_a_shard_that_changes_between_the_two_readings_is_noticed(tmp_path):
     from ml_filter.documents.output import OutputDirectory
     from ml_filter.selection.choice import Best
+    from ml_filter.selection.config import FilterConfig
     from ml_filter.selection.corpus import Corpus
     from ml_filter.selection.measure import Measure, find_columns
-    from ml_filter.settings import FilterConfig
 
     source = write_shards(tmp_path / "in", [rows_of([1, 2, 3])])
     config, corpus = FilterConfig(keep_fraction=0.5), Corpus(source)

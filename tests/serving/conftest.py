@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from served import Served
 
+from ml_filter.documents.config import SourceConfig
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
-from ml_filter.settings import SourceConfig, TrainConfig
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from served import Served
 
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.readers import text_id
+from ml_filter.heads.config import TrainConfig
+from ml_filter.heads.engine import load_engine
 from ml_filter.heads.info import read_info
 from ml_filter.heads.train import read_head, train_head
-from ml_filter.scoring.engine import load_engine
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.serving.metrics import Metrics
-from ml_filter.settings import ScoreConfig, SourceConfig, TrainConfig
 
 LANGUAGES = [
     "Die Zelle teilt sich durch Mitose.",

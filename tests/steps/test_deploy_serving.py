@@ -11,10 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ml_filter.documents.config import SourceConfig
+from ml_filter.heads.config import TrainConfig
+from ml_filter.heads.engine import load_engine
 from ml_filter.heads.train import train_head
-from ml_filter.scoring.engine import load_engine
+from ml_filter.scoring.config import ScoreConfig
 from ml_filter.serving.documents import Document, score_document
-from ml_filter.settings import ScoreConfig, SourceConfig, TrainConfig
 from tools.deploy import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,17 @@
+"""The page that shows two annotators side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ml_filter.rendering.html import render
+
+if TYPE_CHECKING:
+    from ml_filter.evaluation.compare import Comparison
+
+
+def comparison_report(comparison: Comparison, plots: dict[str, str]) -> str:
+    """HTML with the figures of both, their differences with intervals, and the documents on which they differ most."""
+    from ml_filter.statistics.agreement import PAIR_FIGURES
+
+    return render("evaluation/templates/comparison.html", c=comparison, plots=plots, names=PAIR_FIGURES)

@@ -1,0 +1,1 @@
+"""Configuration of whole pipelines, and what they will cost."""

@@ -1,0 +1,1 @@
+"""Prepare documents: sample, deduplicate, decontaminate, split."""

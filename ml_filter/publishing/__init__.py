@@ -1,0 +1,1 @@
+"""Publish data sets and heads on the Hugging Face Hub."""

@@ -1,0 +1,96 @@
+"""Upload a head to the Hugging Face Hub, with its model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ml_filter.documents.manifest import read_manifest
+from ml_filter.errors import InputError
+from ml_filter.heads.load import resolve_head
+from ml_filter.heads.train import TRAINING_NAME, TrainedHead, head_files, read_head
+from ml_filter.publishing.card import CARD_NAME
+from ml_filter.publishing.model_card import local_name, write_model_card
+from ml_filter.publishing.push import hub_api, upload_to_hub
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    from ml_filter.evaluation.evaluate import HeadEvaluation
+
+_KEPT = {".gitattributes"}
+"""What the Hub puts into a repository itself."""
+
+
+def push_model(
+    directory: str | Path,
+    name: str,
+    *,
+    private: bool = False,
+    evaluations: Sequence[str | Path] = (),
+    license: str = "unknown",
+) -> str:
+    """Upload a head's files and its model card in one commit; files of an earlier head that it lacks are deleted.
+
+    `training.json` is uploaded without the places of the labels on this machine.
+
+    Args:
+        directory: the head, as `resolve_head` knows it.
+        name: OWNER/NAME on the Hub.
+        private: make the repository private where it is new, and refuse one that is public.
+        evaluations: directories that `ml-filter evaluate` wrote for this head; the card states their figures.
+        license: identifier for the card, such as apache-2.0.
+
+    Returns:
+        The URL of the repository.
+
+    Raises:
+        InputError: there is no such head, an evaluation is of another one, or the Hub cannot be reached or refuses.
+        ConfigError: there is no token.
+    """
+    head = read_head(resolve_head(directory))
+    card = write_model_card(head, name, [read_evaluation(path, head) for path in evaluations], license)
+    api = hub_api(name)
+    return upload_to_hub(
+        api, name, "model", head.directory, private=private, upload=lambda: _upload(api, name, head, card)
+    )
+
+
+def read_evaluation(directory: str | Path, head: TrainedHead) -> HeadEvaluation:
+    """The figures that `ml-filter evaluate` wrote for a head.
+
+    Raises:
+        InputError: there are none, or they are of another head.
+    """
+    from ml_filter.evaluation.evaluate import EVALUATION_NAME, HeadEvaluation
+
+    manifest = read_manifest(directory, "predictions")
+    evaluation = HeadEvaluation.model_validate_json(Path(manifest.path_of(EVALUATION_NAME)).read_text())
+    if evaluation.head_digest != head.digest:
+        raise InputError(f"{directory} is the evaluation of another head ({evaluation.head}), not of {head.directory}")
+    return evaluation
+
+
+def _upload(api: HfApi, name: str, head: TrainedHead, card: str) -> None:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    files: dict[str, str | bytes] = {CARD_NAME: card.encode(), TRAINING_NAME: _without_places(head)}
+    for path in head_files(head.directory):
+        files.setdefault(path.relative_to(head.directory).as_posix(), str(path))
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in files.items()
+    ]
+    operations += [
+        CommitOperationDelete(path_in_repo=path)
+        for path in api.list_repo_files(name)
+        if path not in _KEPT | files.keys()
+    ]
+    api.create_commit(name, operations, commit_message=f"Head, weights {head.digest[:12]}")
+
+
+def _without_places(head: TrainedHead) -> bytes:
+    training = head.training.model_copy(deep=True)
+    for parent in training.parents:
+        parent.path = local_name(parent.path)
+    return (training.model_dump_json(indent=1) + "\n").encode()

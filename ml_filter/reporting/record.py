@@ -1,0 +1,83 @@
+"""What of a run goes to experiment tracking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import fsspec
+
+from ml_filter.config import flat_settings
+from ml_filter.documents.lineage import annotation_runs, made_by
+from ml_filter.tracking import RunRecord
+
+if TYPE_CHECKING:
+    from ml_filter.documents.manifest import Manifest
+    from ml_filter.evaluation.promotion import Decision
+    from ml_filter.heads.train import TrainedHead
+    from ml_filter.statistics.evaluation import Evaluation
+
+
+def record_run(
+    manifests: Sequence[Manifest],
+    head: TrainedHead | None = None,
+    evaluations: Sequence[Manifest] = (),
+    decision: Decision | None = None,
+) -> RunRecord:
+    """The record of a run: counts of each stage, digests of what made them, the head and how it does.
+
+    Args:
+        manifests: of the stages.
+        head: trained in the run: figures on its test documents, settings, curves.
+        evaluations: directories that `evaluate_head` wrote for the head, one a criterion: figures, confusion matrix,
+            page.
+        decision: whether it is promoted, and why.
+    """
+    record = RunRecord()
+    for manifest in manifests:
+        record.metrics |= {f"{manifest.kind}_{name}": float(count) for name, count in manifest.counts.items()}
+        record.parameters[f"{manifest.kind}_digest"] = manifest.digest
+    # A jury is behind the scores; the annotations that the run hands over are of its first member.
+    jury = [run for manifest in manifests if manifest.kind == "scores" for run in annotation_runs(manifest)]
+    record.parameters |= made_by(jury or [m.config for m in manifests if m.kind == "annotations"])
+    if head is not None:
+        _add_head(record, head)
+    for evaluation in evaluations:
+        _add_evaluation(record, evaluation, several=len(evaluations) > 1)
+    if decision is not None:
+        record.parameters |= {"promoted": decision.promoted, "promotion_reasons": "; ".join(decision.reasons)}
+    return record
+
+
+def _add_head(record: RunRecord, head: TrainedHead) -> None:
+    from ml_filter.heads.info import read_info
+
+    training = head.training
+    record.history = training.history
+    for criterion, evaluation in training.test.items():
+        of = f"{criterion}_" if len(training.test) > 1 else ""
+        record.metrics |= evaluation.figures(f"head_{of}")
+        record.confusions[f"{of}test"] = _confusion(evaluation)
+    record.parameters |= {
+        "head_digest": head.digest,
+        "labels_digest": ", ".join(parent.digest for parent in training.parents),
+        **made_by(training.lineage),
+        **flat_settings(read_info(head.directory).provenance.get("training", {}), "train_"),
+    }
+
+
+def _add_evaluation(record: RunRecord, manifest: Manifest, *, several: bool) -> None:
+    from ml_filter.evaluation.evaluate import EVALUATION_NAME, REPORT_NAME, HeadEvaluation
+
+    with fsspec.open(manifest.path_of(EVALUATION_NAME), "rb") as file:
+        evaluation = HeadEvaluation.model_validate_json(file.read())
+    of = f"{evaluation.criterion}_" if several else ""
+    with fsspec.open(manifest.path_of(REPORT_NAME), "rb") as file:
+        record.pages[f"{of}{REPORT_NAME}"] = file.read().decode()
+    record.metrics |= evaluation.figures(f"gold_{of}")
+    record.parameters[f"{of}evaluation_digest"] = manifest.digest
+    record.confusions[f"{of}gold"] = _confusion(evaluation)
+
+
+def _confusion(evaluation: Evaluation) -> tuple[list[int], list[list[int]]]:
+    return list(evaluation.classes), evaluation.confusion

@@ -1,1 +1,0 @@
-"""HTML and plots, pure functions of results."""

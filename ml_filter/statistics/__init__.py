@@ -1,0 +1,1 @@
+"""Agreement figures, intervals and decision metrics."""

@@ -1,0 +1,214 @@
+"""What the annotation pipeline is told before it runs, and how its steps hang together."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ml_filter.errors import ConfigError
+from ml_filter.pipeline.config import AnnotationPipelineConfig, EndToEndPipelineConfig
+from tests.annotation.misbehaving import PROMPT, MisbehavingServer, chat
+from tests.test_tracking import recorded
+from tools.run import merged_config
+
+TWO = "annotate.prompts=[educational_value, adult_content]"
+
+
+def config(tmp_path, *values, of=AnnotationPipelineConfig):
+    """The checked parameters of a run on a file of settings and values as on the command line."""
+    path = tmp_path / "annotation.yaml"
+    path.write_text(json.dumps({"parameters": {"sample": {"size": 5}}}))
+    return of.model_validate(merged_config(path, values, of)["parameters"])
+
+
+def against(tmp_path, *values):
+    decontaminate = config(tmp_path, *values).decontaminate
+    return decontaminate and [source.paths for source in decontaminate.against]
+
+
+# --- Several criteria ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (["gate.gold.paths=[gold.jsonl]"], "gate.criterion is unset, and the prompts score educational_value, adult_c"),
+        (
+            ["gate=[{gold: {paths: [g.jsonl]}, criterion: adult_content}, {gold: {paths: [g.jsonl]}}]"],
+            r"gate.criterion \(of gate 2\) is unset",
+        ),
+        (["publish.criterion=beauty"], "publish.criterion is 'beauty', and the prompts score educational_value, adult"),
+        (["publish.criterion=[adult_content, beauty]"], "publish.criterion is 'beauty', and the prompts score educat"),
+    ],
+)
+def test_which_of_several_criteria_is_meant_is_asked_before_anything_is_paid_for(values, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        config(tmp_path, TWO, *values)
+
+
+def test_one_criterion_needs_no_name_and_several_need_none_where_nothing_chooses(tmp_path):
+    assert config(tmp_path, "publish.seed=1", "gate.gold.paths=[gold.jsonl]").gate[0].criterion is None
+    assert config(tmp_path, TWO).publish is None
+    assert config(tmp_path, TWO, "publish.seed=1").publish.criterion is None
+
+
+def test_the_prompts_of_the_jury_count_and_languages_are_one_criterion(tmp_path):
+    german = "annotate.prompts=[educational_value, educational_value_de]"
+    assert config(tmp_path, german, "gate.gold.paths=[gold.jsonl]").gate
+    with pytest.raises(ConfigError, match="the prompts score educational_value, adult_content"):
+        config(tmp_path, german, "gate.gold.paths=[gold.jsonl]", "jury=[{prompts: [adult_content]}]")
+
+
+def test_the_whole_way_asks_by_which_criterion_to_filter(tmp_path):
+    values = [TWO, "filter.min_score=3"]
+    with pytest.raises(ConfigError, match=r"filter\.criterion is unset"):
+        config(tmp_path, *values, of=EndToEndPipelineConfig)
+    assert config(tmp_path, *values, "filter.criterion=adult_content", of=EndToEndPipelineConfig).filter
+    assert config(tmp_path, *values, "train.criterion=adult_content", of=EndToEndPipelineConfig).filter
+    with pytest.raises(ConfigError, match=r"train\.criterion is 'beauty'"):
+        config(tmp_path, *values, "train.criterion=beauty", of=EndToEndPipelineConfig)
+
+
+# --- Gold stays out of the sample ------------------------------------------------------------------------------------
+
+
+def test_the_gold_of_the_gates_is_kept_out_of_the_sample_whatever_else_is(tmp_path):
+    gold = "gate.gold.paths=[gold.jsonl]"
+    assert against(tmp_path) is None
+    assert against(tmp_path, gold) == [["gold.jsonl"]]
+    assert against(tmp_path, gold, "decontaminate=null") == [["gold.jsonl"]]
+    elsewhere = "decontaminate={against: [{paths: [eval.jsonl]}], ngram_words: 8}"
+    assert against(tmp_path, gold, elsewhere) == [["eval.jsonl"], ["gold.jsonl"]]
+    assert config(tmp_path, gold, elsewhere).decontaminate.ngram_words == 8
+    assert against(tmp_path, gold, "decontaminate.against=[{paths: [gold.jsonl]}]") == [["gold.jsonl"]]
+    gates = "gate=[{gold: {paths: [a.jsonl]}}, {gold: {paths: [b.jsonl]}}, {gold: {paths: [a.jsonl]}}]"
+    assert against(tmp_path, gates) == [["a.jsonl"], ["b.jsonl"]]
+
+
+# --- Several gates ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_gate_stands_before_the_sample_and_gold_that_gates_share_is_annotated_once(tmp_path):
+    from pipelines.annotation import annotation_pipeline
+
+    checked = config(
+        tmp_path,
+        TWO,
+        "jury=[{prompts: [educational_value, adult_content]}]",
+        "gate=[{gold: {paths: [a.jsonl]}, criterion: adult_content},"
+        " {gold: {paths: [a.jsonl]}, criterion: educational_value},"
+        " {gold: {paths: [b.jsonl]}, criterion: educational_value, metric: kappa}]",
+        "publish.criterion=[educational_value]",
+    )
+    pipeline = annotation_pipeline.copy()
+    pipeline.prepare(**{name: getattr(checked, name) for name in AnnotationPipelineConfig.model_fields})
+    steps = {name: step.upstream_steps for name, step in pipeline.invocations.items()}
+    gates = {"gate_on_agreement", "gate_on_agreement_2", "gate_on_agreement_3"}
+    assert {name for name in steps if "gold" in name} == {
+        *(f"annotate_gold_{n}" for n in range(1, 5)),
+        "aggregate_gold",
+        "aggregate_gold_2",
+    }
+    assert [steps[name] for name in sorted(gates)] == [{"aggregate_gold"}, {"aggregate_gold"}, {"aggregate_gold_2"}]
+    assert gates <= steps["annotate_documents_1"]
+    assert gates <= steps["annotate_documents_2"]
+    assert steps["publish_labels"] & gates == {"gate_on_agreement_2", "gate_on_agreement_3"}
+
+
+# --- A run -----------------------------------------------------------------------------------------------------------
+
+
+def page(name):
+    return f"[{name}] " + " ".join(f"{name}word{n}" for n in range(30))
+
+
+def score_of(name, criterion):
+    number = int(name[1:])
+    return number % 6 if criterion == "quality" else number % 2
+
+
+@pytest.fixture
+def judge():
+    """The URL of a server that gives each page its score, and is silent about the danger of every tenth."""
+
+    def answer(asked):
+        criterion = "danger" if "danger" in json.dumps(asked.body) else "quality"
+        if criterion == "danger" and asked.document.endswith("0"):
+            return chat("I cannot say.")
+        return chat(f"Score: {score_of(asked.document, criterion)}")
+
+    server = MisbehavingServer(answer)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield server.url
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def two_criteria(tmp_path, judge):
+    """Settings of a run over sixty pages, with gold of forty in CSV, that asks two annotators for two criteria."""
+    prompts = []
+    for criterion, highest, words in (("quality", 5, "Judge"), ("danger", 1, "Judge the danger of")):
+        prompts.append(str(tmp_path / f"{criterion}.yaml"))
+        asked = {"name": criterion, "criterion": criterion, "score": {"min": 0, "max": highest}}
+        Path(prompts[-1]).write_text(json.dumps({**PROMPT, **asked, "text": f"{words} this page:\n{{text}}\nScore: "}))
+    names = [f"d{n}" for n in range(60)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": n, "text": page(n)}) + "\n" for n in names))
+    with (tmp_path / "gold.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "text", "quality", "danger"])
+        rows.writerows(
+            [n, page(n), score_of(n, "quality"), score_of(n, "danger")] for n in (f"g{n}" for n in range(40))
+        )
+    gold = f"gold: {{paths: ['{tmp_path}/gold.csv']}}"
+    return [
+        f"output={tmp_path}/runs",
+        f"source.paths=['{tmp_path}/in.jsonl']",
+        "sample={size: 60}",
+        f"annotate={{prompts: {json.dumps(prompts)}, endpoints: ['{judge}'], model: m, max_failed_share: 0.2}}",
+        f"jury=[{{prompts: {json.dumps(prompts)}, endpoints: ['{judge}'], model: n, max_failed_share: 0.2}}]",
+        f"gate=[{{{gold}, criterion: quality, gold_column: quality}},"
+        f" {{{gold}, criterion: danger, gold_column: danger, metric: agreement_at_threshold, threshold: 1}}]",
+        "publish.license=odc-by",
+        "tracking.mode=offline",
+        f"tracking.directory={tmp_path}/comet",
+    ]
+
+
+def test_several_criteria_are_gated_published_and_tracked_in_one_run(tmp_path, two_criteria):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ZENML", "ML_FILTER"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.run", "annotation", *two_criteria],
+        cwd=Path(__file__).parents[2],
+        env={**kept, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    [labelled] = (tmp_path / "runs").glob("labelled-*")
+    published = {row["id"]: row for file in labelled.glob("data/*.parquet") for row in pq.read_table(file).to_pylist()}
+    assert {n: (row["score_quality"], row["score_danger"]) for n, row in published.items()} == {
+        f"d{n}": (n % 6, n % 2 if n % 10 else None) for n in range(60)
+    }
+    assert {row["votes_quality"] for row in published.values()} == {2}
+    card = (labelled / "README.md").read_text()
+    assert "quality, against quality, with" in card
+    assert "danger, against danger, with" in card
+    [archive] = (tmp_path / "comet").glob("*.zip")
+    found = recorded(str(archive))
+    assert {name: found["metrics"][f"scores_{name}"] for name in ("criteria", "annotators", "scored", "failed")} == {
+        "criteria": 2,
+        "annotators": 2,
+        "scored": 114,
+        "failed": 6,
+    }
+    assert found["parameters"]["prompt"] == "quality, danger"
+    assert found["parameters"]["annotator"] == "m, n"

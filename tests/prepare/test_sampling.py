@@ -1,0 +1,221 @@
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.manifest import find_manifest
+from ml_filter.errors import InputError
+from ml_filter.prepare.config import SampleConfig
+from ml_filter.prepare.sampling import sample_documents, sampling_key, shares
+
+
+def write_shards(directory: Path, *shards: list[dict]) -> SourceConfig:
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, rows in enumerate(shards):
+        lines = [json.dumps({"text": f"text of {row['id']}", **row}) for row in rows]
+        (directory / f"part-{number}.jsonl").write_text("\n".join(lines) + "\n")
+    return SourceConfig(paths=[str(directory)])
+
+
+def rows_of(directory: Path) -> list[dict]:
+    return pq.read_table(directory / "shards" / "sample.parquet").to_pylist()
+
+
+def sample(source: SourceConfig, directory: Path, size: int, **options) -> list[dict]:
+    manifest = sample_documents(source, SampleConfig(size=size, **options), directory)
+    assert manifest.counts["sampled"] == manifest.rows == len(rows_of(directory))
+    return rows_of(directory)
+
+
+def ids(rows: list[dict]) -> list[str]:
+    return [row["id"] for row in rows]
+
+
+def documents(count: int, **columns) -> list[dict]:
+    return [{"id": f"d{i}", **columns} for i in range(count)]
+
+
+# --- The share of each stratum ---------------------------------------------------------------------------------------
+
+
+@given(available=st.dictionaries(st.text(max_size=3), st.integers(1, 50), min_size=1), size=st.integers(1, 300))
+def test_shares_fill_the_sample_overdraw_no_stratum_and_are_as_even_as_can_be(available, size):
+    given_shares = shares(available, size)
+    assert sum(given_shares.values()) == min(size, sum(available.values()))
+    assert all(0 <= given_shares[name] <= count for name, count in available.items())
+    not_exhausted = [given_shares[name] for name, count in available.items() if given_shares[name] < count]
+    if not_exhausted:
+        assert max(given_shares.values()) - min(not_exhausted) <= 1
+
+
+def test_what_a_small_stratum_lacks_the_others_give():
+    assert shares({"de": 2, "en": 100, "fr": 100}, 20) == {"de": 2, "en": 9, "fr": 9}
+
+
+# --- Samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_has_exactly_the_size_asked_for_and_whole_rows(tmp_path):
+    source = write_shards(tmp_path / "corpus", [{"id": f"d{i}", "n": i, "tags": ["a"]} for i in range(500)])
+    rows = sample(source, tmp_path / "out", 50)
+    assert len(set(ids(rows))) == 50
+    assert all(
+        row == {"id": f"d{row['n']}", "text": f"text of d{row['n']}", "n": row["n"], "tags": ["a"]} for row in rows
+    )
+
+
+def test_a_corpus_smaller_than_the_sample_is_taken_whole(tmp_path):
+    source = write_shards(tmp_path / "corpus", documents(5))
+    assert ids(sample(source, tmp_path / "out", 50)) == ids(documents(5))
+
+
+def test_another_seed_gives_another_sample_and_the_same_seed_the_same(tmp_path):
+    source = write_shards(tmp_path / "corpus", documents(500))
+    first, again, other = (
+        sample(source, tmp_path / name, 50, seed=seed) for name, seed in [("a", 1), ("b", 1), ("c", 2)]
+    )
+    assert first == again
+    assert len(set(ids(first)) & set(ids(other))) < 25
+    assert (tmp_path / "a/shards/sample.parquet").read_bytes() == (tmp_path / "b/shards/sample.parquet").read_bytes()
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one(tmp_path):
+    source = write_shards(tmp_path / "corpus", documents(200))
+    small, large = sample(source, tmp_path / "small", 10), sample(source, tmp_path / "large", 30)
+    assert set(ids(small)) < set(ids(large))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.permutations([{"id": f"d{i}", "language": "de" if i % 5 else "en"} for i in range(30)]),
+    cuts=st.lists(st.integers(1, 29), max_size=3, unique=True).map(sorted),
+    by=st.sampled_from([[], ["language"]]),
+)
+def test_a_sample_does_not_depend_on_the_order_of_rows_or_their_split_into_shards(rows, cuts, by):
+    parts = [rows[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
+    in_order = sorted(rows, key=lambda row: int(row["id"][1:]))
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        mixed = sample(write_shards(directory / "mixed", *parts), directory / "a", 9, by=by)
+        plain = sample(write_shards(directory / "plain", in_order), directory / "b", 9, by=by)
+    assert sorted(ids(mixed)) == sorted(ids(plain))
+
+
+def test_every_document_has_the_same_chance():
+    drawn = Counter(
+        document
+        for seed in range(400)
+        for document in sorted((f"d{i}" for i in range(20)), key=lambda d: sampling_key(d, seed, "sample"))[:5]
+    )
+    assert all(60 < drawn[f"d{i}"] < 140 for i in range(20))  # 100 on average, standard deviation 9
+
+
+def test_a_sample_has_its_share_of_what_is_drawn_for_another_purpose():
+    names = sorted((f"d{i}" for i in range(10_000)), key=lambda name: sampling_key(name, 0, "sample"))[:1000]
+    test = sum(sampling_key(name, 0, "test") < 0.2 * 2**64 for name in names)
+    assert 140 < test < 260  # 200 on average, standard deviation 13
+
+
+@pytest.mark.parametrize("seed", [0, 2**62, 2**63 - 1])
+def test_any_seed_will_do(tmp_path, seed):
+    assert len(sample(write_shards(tmp_path / "corpus", documents(20)), tmp_path / "out", 5, seed=seed)) == 5
+
+
+def test_a_document_that_is_there_twice_is_taken_once(tmp_path):
+    source = write_shards(tmp_path / "corpus", documents(20) * 2, documents(20))
+    rows = sample(source, tmp_path / "out", 15)
+    assert len(rows) == len(set(ids(rows))) == 15
+
+
+# --- Strata ----------------------------------------------------------------------------------------------------------
+
+
+def test_strata_share_the_sample_evenly(tmp_path):
+    languages = {"en": 300, "de": 100, "fr": 4}
+    rows = [{"id": f"{name}{i}", "language": name, "n": i % 2} for name, n in languages.items() for i in range(n)]
+    source = write_shards(tmp_path / "corpus", rows[:250], rows[250:])
+    by_language = Counter(row["language"] for row in sample(source, tmp_path / "a", 24, by=["language"]))
+    assert by_language == {"en": 10, "de": 10, "fr": 4}
+    by_both = Counter((row["language"], row["n"]) for row in sample(source, tmp_path / "b", 24, by=["language", "n"]))
+    assert sorted(by_both.values()) == [2, 2, 5, 5, 5, 5]
+
+
+def test_documents_without_a_value_are_a_stratum_of_their_own(tmp_path):
+    rows = [{"id": f"d{i}", "language": None if i % 10 else "en"} for i in range(100)]
+    got = sample(write_shards(tmp_path / "corpus", rows), tmp_path / "out", 10, by=["language"])
+    assert Counter(row["language"] for row in got) == {None: 5, "en": 5}
+
+
+def test_an_id_that_stands_in_two_strata_does_not_make_the_sample_smaller(tmp_path):
+    rows = [{"id": f"d{i}", "language": language} for language in ("de", "en") for i in range(20)]
+    got = sample(write_shards(tmp_path / "corpus", rows), tmp_path / "out", 15, by=["language"])
+    assert len(set(ids(got))) == len(got) == 15
+
+
+def test_a_stratum_column_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path):
+    source = write_shards(tmp_path / "corpus", documents(3, url="u"))
+    with pytest.raises(InputError, match="cannot stratify by 'language': the documents have id, text, url"):
+        sample(source, tmp_path / "out", 2, by=["language"])
+
+
+def test_a_corpus_without_a_readable_document_is_an_error_that_says_why(tmp_path):
+    source = write_shards(tmp_path / "corpus", [{"id": "a", "text": ""}])
+    with pytest.raises(InputError, match=r"no document could be read .*'empty_text': 1"):
+        sample(source, tmp_path / "out", 2)
+
+
+def test_columns_of_several_formats_come_together(tmp_path):
+    write_shards(tmp_path / "corpus", [{"id": "a", "n": 1}, {"id": "b", "n": "two"}])
+    pq.write_table(pa.table({"id": ["c"], "text": ["t"], "n": [0.5], "m": [True]}), tmp_path / "corpus" / "z.parquet")
+    rows = sample(SourceConfig(paths=[str(tmp_path / "corpus")]), tmp_path / "out", 9)
+    assert [(row["id"], row["n"], row["m"]) for row in rows] == [
+        ("a", "1", None),
+        ("b", "two", None),
+        ("c", "0.5", True),
+    ]
+
+
+def test_the_sample_and_its_rejects_can_lie_at_a_url(tmp_path):
+    source = write_shards(tmp_path / "corpus", [*documents(20), {"id": "x", "text": ""}])
+    at_url = sample_documents(source, SampleConfig(size=5), "memory://sampled")
+    local = sample_documents(source, SampleConfig(size=5), tmp_path / "out")
+    assert at_url.digest == local.digest
+    assert at_url.counts == {"read": 20, "sampled": 5, "rejected": 1, "rejected_empty_text": 1}
+
+
+# --- Killed ----------------------------------------------------------------------------------------------------------
+
+SAMPLE = """
+import sys
+from ml_filter.prepare.sampling import sample_documents
+from ml_filter.prepare.config import SampleConfig
+from ml_filter.documents.config import SourceConfig
+sample_documents(SourceConfig(paths=[sys.argv[1]]), SampleConfig(size=2000), sys.argv[2])
+"""
+
+
+def test_a_sampling_that_was_killed_gives_the_same_bytes_when_it_is_run_again(tmp_path):
+    source = write_shards(tmp_path / "corpus", documents(60_000))
+    killed = tmp_path / "killed"
+    running = subprocess.Popen([sys.executable, "-c", SAMPLE, source.paths[0], str(killed)], stderr=subprocess.DEVNULL)
+    while running.poll() is None and not list(killed.glob(".progress/scratch/*")):
+        time.sleep(0.001)
+    running.kill()
+    running.wait()
+    assert find_manifest(str(killed)) is None
+    assert list(killed.glob(".progress/scratch/*"))
+    again = sample_documents(source, SampleConfig(size=2000), killed)
+    whole = sample_documents(source, SampleConfig(size=2000), tmp_path / "whole")
+    assert again.digest == whole.digest
+    assert rows_of(killed) == rows_of(tmp_path / "whole")
+    assert not (killed / ".progress").exists()
