@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from written import prompt, write_annotations
 
 from ml_filter.agreement.aggregate import METHODS, aggregate_annotations, majority, read_reliability
 from ml_filter.agreement.config import AggregateConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import InputError
+from tests.written import prompt, write_annotations
 
 VOTES = st.lists(st.tuples(st.sampled_from("xyz"), st.none() | st.integers(0, 10).map(lambda n: n / 2)), max_size=12)
 SIMPLE = st.sampled_from(sorted(METHODS))

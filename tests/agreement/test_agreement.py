@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
-from written import write_annotations
 
 from ml_filter.agreement.agreement import AGREEMENT_NAME, REPORT_NAME, Agreement, compare_ratings, measure_agreement
 from ml_filter.agreement.config import AgreementConfig
@@ -24,6 +23,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import InputError
 from ml_filter.statistics.agreement import Figure
+from tests.written import write_annotations
 
 
 def judged(path: Path, documents: int = 60) -> str:

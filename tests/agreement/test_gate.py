@@ -6,7 +6,6 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from written import write_annotations
 
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.agreement import AGREEMENT_NAME, REPORT_NAME, Agreement
@@ -15,6 +14,7 @@ from ml_filter.agreement.gate import check_gate, run_gate
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import GateFailed, InputError
 from ml_filter.statistics.agreement import PAIR_FIGURES
+from tests.written import write_annotations
 
 
 def gold_of(path: Path, documents: int = 90) -> SourceConfig:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 from typer.testing import CliRunner
-from written import prompt, write_annotations
 
 from ml_filter.cli import app
+from tests.written import prompt, write_annotations
 
 
 def ml_filter(*arguments):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
-from written import write_annotations
 
 from ml_filter.agreement.config import AgreementConfig
 from ml_filter.agreement.plotting import corpus_scores, plot_scores
@@ -14,6 +13,7 @@ from ml_filter.cli.app import app
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import InputError
+from tests.written import write_annotations
 
 
 def corpus(path: Path, **columns: list) -> Manifest:

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loguru import logger
 from scipy.stats import norm
-from written import prompt, write_annotations
 
 from ml_filter.agreement import ranking
 from ml_filter.agreement.aggregate import aggregate_annotations
@@ -21,6 +20,7 @@ from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
+from tests.written import prompt, write_annotations
 
 VOTES = {"agreed": (4, 4, 4), "split": (0, 5, 5), "near": (3, 3, 2), "far": (0, 0, 1), "failed": (None, None, None)}
 

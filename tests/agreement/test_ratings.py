@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from loguru import logger
-from written import prompt, write_annotations
 
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.config import AggregateConfig, AgreementConfig
@@ -20,6 +19,7 @@ from ml_filter.documents.config import ConvertConfig, SourceConfig
 from ml_filter.documents.older_formats import convert_to_annotations
 from ml_filter.documents.readers import text_id
 from ml_filter.errors import InputError
+from tests.written import prompt, write_annotations
 
 NAN = math.nan
 

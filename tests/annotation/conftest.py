@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from misbehaving import PROMPT, Asked, MisbehavingServer, Reply
 
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.documents.config import SourceConfig
+from tests.annotation.misbehaving import PROMPT, Asked, MisbehavingServer, Reply
 
 
 @pytest.fixture

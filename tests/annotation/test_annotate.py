@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from loguru import logger
-from misbehaving import Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
 from pydantic import SecretStr, ValidationError
 from tenacity import wait_none
 
@@ -30,6 +29,7 @@ from ml_filter.config import Settings, problems_in
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
+from tests.annotation.misbehaving import Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
 
 KEY = "sk-the-very-secret-key"
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(KEY))

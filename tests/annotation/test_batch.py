@@ -23,7 +23,6 @@ from filelock import FileLock
 from hypothesis import given as for_all
 from hypothesis import settings as how
 from hypothesis import strategies as st
-from misbehaving import chat
 from pydantic import SecretStr
 
 from ml_filter.annotation import batch as batch_module
@@ -34,6 +33,7 @@ from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
+from tests.annotation.misbehaving import chat
 
 KEY = "sk-the-very-secret-key"
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(KEY))

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from misbehaving import PROMPT
 
 from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.prompts import Prompt
+from tests.annotation.misbehaving import PROMPT
 
 
 @given(

@@ -11,12 +11,12 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from misbehaving import Reply, chat, refused
 from pydantic import SecretStr
 
 from ml_filter.annotation import client
 from ml_filter.annotation.client import Client, Endpoint, RequestFailed, storable
 from ml_filter.errors import EndpointError
+from tests.annotation.misbehaving import Reply, chat, refused
 
 KEY = "sk-the-very-secret-key"
 

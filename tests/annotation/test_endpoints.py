@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from loguru import logger
-from misbehaving import Asked, MisbehavingServer, Reply, chat, refused
 from pydantic import SecretStr
 from tenacity import wait_random
 
@@ -19,6 +18,7 @@ from ml_filter.annotation import endpoints
 from ml_filter.annotation.client import Endpoint, RequestFailed
 from ml_filter.annotation.endpoints import Circuit, EndpointPool
 from ml_filter.errors import EndpointError
+from tests.annotation.misbehaving import Asked, MisbehavingServer, Reply, chat, refused
 
 # --- The circuit -----------------------------------------------------------------------------------------------------
 

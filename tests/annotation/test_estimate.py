@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from misbehaving import Asked, Reply, chat, refused
 from pydantic import SecretStr
 
 from ml_filter.annotation.annotate import annotate_documents
@@ -20,6 +19,7 @@ from ml_filter.errors import ConfigError, TooManyFailures
 from ml_filter.pipeline.bill import annotator_runs, estimate_pipeline, source_to_annotate
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents
+from tests.annotation.misbehaving import Asked, Reply, chat, refused
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr("sk-the-key"))
 PRICES = {"usd_per_million_prompt_tokens": 100.0, "usd_per_million_completion_tokens": 1000.0}

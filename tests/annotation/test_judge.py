@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loguru import logger
-from misbehaving import PROMPT, Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
 
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.judge import read_answer
@@ -23,6 +22,7 @@ from ml_filter.annotation.prompts import Prompt
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, EndpointError, TooManyFailures
+from tests.annotation.misbehaving import PROMPT, Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 GOOD = chat("Score: 3")

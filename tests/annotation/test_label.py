@@ -14,7 +14,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from misbehaving import Asked, Reply, chat, refused
 
 from ml_filter.annotation.config import LabelConfig
 from ml_filter.annotation.label import (
@@ -31,6 +30,7 @@ from ml_filter.annotation.parsing import AnswerError
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.schema import LABEL_SCHEMA
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
+from tests.annotation.misbehaving import Asked, Reply, chat, refused
 
 TOPICS = {
     "name": "topic",

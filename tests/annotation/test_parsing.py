@@ -4,10 +4,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from misbehaving import PROMPT
 
 from ml_filter.annotation.parsing import Answer, AnswerError, Token, Verdict, logsumexp, read_verdict, weighted_mean
 from ml_filter.annotation.prompts import Calibration, Prompt
+from tests.annotation.misbehaving import PROMPT
 
 SHORT = Prompt.model_validate(PROMPT)
 CHOICE = Prompt.model_validate(

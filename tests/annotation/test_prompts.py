@@ -4,7 +4,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from misbehaving import PROMPT, chat
 
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.prompt_files import prompt_directory
@@ -21,6 +20,7 @@ from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import ConfigError
+from tests.annotation.misbehaving import PROMPT, chat
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 

@@ -14,7 +14,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from misbehaving import Asked, Reply, chat, refused
 
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import TranslateConfig
@@ -31,6 +30,7 @@ from ml_filter.annotation.translate import (
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
+from tests.annotation.misbehaving import Asked, Reply, chat, refused
 
 ENGLISH = "the cell is a small part of life and it makes energy from light"
 GERMAN = "die Zelle ist ein kleiner Teil von Leben und sie macht Energie aus Licht"

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from misbehaving import PROMPT, Asked, Reply, chat, refused
 from pydantic import SecretStr
 
 from ml_filter.annotation.annotate import annotate_documents
@@ -31,6 +30,7 @@ from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import ConfigError, EndpointError
+from tests.annotation.misbehaving import PROMPT, Asked, Reply, chat, refused
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 GOOD = chat("Score: 3")

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from written import prompt, write_annotations
 
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.config import AggregateConfig
@@ -17,6 +16,7 @@ from ml_filter.documents.config import ConvertConfig, SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.documents.older_formats import convert_to_annotations, write_eurolingua, write_fineweb_edu
 from ml_filter.errors import ConfigError, InputError
+from tests.written import prompt, write_annotations
 
 
 def record(document="d1", scores=(3.0, 4.0), **more):

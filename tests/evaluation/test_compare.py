@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from misbehaving import Asked, chat, refused
 from sklearn.metrics import cohen_kappa_score
 
 from ml_filter.annotation.config import AnnotateConfig
@@ -15,6 +14,7 @@ from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.evaluation.compare import compare_annotators, two_sides
 from ml_filter.evaluation.config import CompareConfig
 from ml_filter.statistics.agreement import Resampling, compare_against
+from tests.annotation.misbehaving import Asked, chat, refused
 
 SIZE = 60
 

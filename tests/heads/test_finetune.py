@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.stats import spearmanr
-from small import small_bert
 from transformers import BertConfig, BertForSequenceClassification
 
 from ml_filter.errors import ConfigError, InputError
@@ -24,6 +23,7 @@ from ml_filter.heads.finetune import finetune
 from ml_filter.heads.info import Criterion, HeadInfo
 from ml_filter.heads.model import HeadConfig, HeadModel
 from ml_filter.heads.tokens import set_text_prefix
+from tests.small import small_bert
 
 GOOD, BAD = ["theorem", "proof", "energy", "cell"], ["cheap", "click", "win", "sale"]
 CONFIG = FinetuneConfig(

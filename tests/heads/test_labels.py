@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from written import prompt, write_annotations
 
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.config import AggregateConfig
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
 from ml_filter.heads.labels import LabelledDocuments
+from tests.written import prompt, write_annotations
 
 
 def pages(path, *names):

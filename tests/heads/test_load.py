@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import small
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForSequenceClassification, BertModel
 
@@ -24,6 +23,7 @@ from ml_filter.heads.load import head_origin, load_model
 from ml_filter.heads.model import HeadConfig, HeadModel, register
 from ml_filter.heads.train import head_files, read_head, train_head
 from ml_filter.scoring.config import ScoreConfig
+from tests import small
 from tests.publishing.hub_server import TOKEN, Hub, commit_of
 
 FLOAT32 = ScoreConfig(dtype="float32")

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from corpora import content, write_corpus
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
+from tests.scoring.corpora import content, write_corpus
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from corpora import command, content, shard_times, start, wait_until
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
@@ -17,6 +16,7 @@ from ml_filter.errors import InputError, TooManyFailures
 from ml_filter.heads.engine import LexicalEngine
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
+from tests.scoring.corpora import command, content, shard_times, start, wait_until
 
 
 @pytest.fixture

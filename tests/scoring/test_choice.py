@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from corpora import content
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
@@ -22,6 +21,7 @@ from ml_filter.heads.train import train_head
 from ml_filter.scoring.choice import choose, find_encoder
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
+from tests.scoring.corpora import content
 
 SMALL, LARGE = 1000, 10**9
 OPENVINO = ScoreConfig(engine="openvino", dtype="float32")

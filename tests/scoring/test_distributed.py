@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
-from corpora import content, kill, start, wait_for_worker, wait_until
 from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
@@ -16,6 +15,7 @@ from ml_filter.errors import ConfigError
 from ml_filter.scoring import distributed
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, score_corpus, score_rank
+from tests.scoring.corpora import content, kill, start, wait_for_worker, wait_until
 
 
 def test_two_workers_on_ray_give_the_bytes_of_one_process_although_one_is_killed_over_a_shard(

@@ -166,11 +166,11 @@ def test_a_directory_without_a_head_and_a_missing_device_are_named(head, corpus,
 
 
 def test_a_published_classifier_scores_a_corpus_as_it_is(corpus, tmp_path):
-    from small import small_bert
     from transformers import AutoTokenizer, BertForSequenceClassification
 
     from ml_filter.heads.config import EMBEDDED_ENCODER
     from ml_filter.heads.encoder import load_encoder
+    from tests.small import small_bert
 
     tokenizer = load_encoder(EMBEDDED_ENCODER).tokenizer
     published = BertForSequenceClassification(small_bert(num_labels=1)).eval()

@@ -17,7 +17,6 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
-from corpora import command, content, is_alive, kill, shard_times, start, wait_for_worker, wait_until, workers_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +29,17 @@ from ml_filter.scoring import workers
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, find_rank, score_corpus, score_rank
 from ml_filter.scoring.workers import Event, Workers, score_with
+from tests.scoring.corpora import (
+    command,
+    content,
+    is_alive,
+    kill,
+    shard_times,
+    start,
+    wait_for_worker,
+    wait_until,
+    workers_at,
+)
 
 TWO = ScoreConfig(workers=2)
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from scored import read_rows, select
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.documents.readers import text_id
+from tests.selection.scored import read_rows, select
 
 SHARDS = 60
 CONFIG = {"token_budget": 40_000, "quota": "language", "weighted": True, "seed": 3, "dropped": True}

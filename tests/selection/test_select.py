@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from scored import kept_ids, read_rows, rows_of, select, write_shards
 
 from ml_filter.config import problems_in
 from ml_filter.documents.config import SourceConfig
@@ -27,6 +26,7 @@ from ml_filter.scoring.run import score_corpus
 from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.select import filter_corpus
 from ml_filter.selection.tokens import TokenCounter
+from tests.selection.scored import kept_ids, read_rows, rows_of, select, write_shards
 
 
 def scored(path: Path, scores: list[float | None], **columns) -> pa.Table:

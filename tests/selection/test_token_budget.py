@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scored import in_order, kept_ids, read_rows, rows_of, select, that_fit, write_shards
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import InputError
 from ml_filter.selection.quota import in_proportion, redistributed
 from ml_filter.selection.tokens import TokenCounter
+from tests.selection.scored import in_order, kept_ids, read_rows, rows_of, select, that_fit, write_shards
 
 LANGUAGES = ("deu", "spa", "srp", None)
 DOCUMENT = st.tuples(st.none() | st.sampled_from([0.0, 1.0, 2.5, 3.0]), st.integers(0, 30), st.sampled_from(LANGUAGES))

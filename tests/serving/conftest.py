@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from served import Served
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
+from tests.serving.served import Served
 
 
 @pytest.fixture(scope="session")

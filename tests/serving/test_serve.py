@@ -11,7 +11,6 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from served import Served
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.readers import text_id
@@ -21,6 +20,7 @@ from ml_filter.heads.info import read_info
 from ml_filter.heads.train import read_head, train_head
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.serving.metrics import Metrics
+from tests.serving.served import Served
 
 LANGUAGES = [
     "Die Zelle teilt sich durch Mitose.",
