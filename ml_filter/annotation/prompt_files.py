@@ -1,4 +1,4 @@
-"""Where prompt files are."""
+"""Find prompt files by name, without loading them as prompts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ml_filter.errors import ConfigError
 
 def prompt_directory() -> Path:
     """The prompts that ship with the project."""
-    return Path(__file__).resolve().parents[1] / "configs" / "prompts"
+    return Path(__file__).resolve().parents[2] / "configs" / "prompts"
 
 
 def prompt_file(name_or_file: str) -> Path:
-    """The file of a prompt: a YAML file, or a shipped prompt by its name.
+    """Path of a prompt: the given YAML file, or the shipped prompt with the given name.
 
     Raises:
         ConfigError: no shipped prompt has that name.
@@ -24,19 +24,19 @@ def prompt_file(name_or_file: str) -> Path:
         return path
     path = prompt_directory() / f"{name_or_file}.yaml"
     if not path.exists():
-        known = ", ".join(sorted(p.stem for p in prompt_directory().glob("*.yaml")))
-        raise ConfigError(f"no prompt named {name_or_file!r}; there are {known}, or give the path of a .yaml file")
+        names = ", ".join(sorted(file.stem for file in prompt_directory().glob("*.yaml")))
+        raise ConfigError(f"unknown prompt {name_or_file!r}; use one of {names}, or the path of a .yaml file")
     return path
 
 
 def criterion_of(name_or_file: str) -> str:
-    """The criterion that a prompt scores, as its file says; whether it is a prompt is seen when it is loaded.
+    """The criterion named in a prompt file, without validating the rest of the file.
 
     Raises:
-        ConfigError: there is no such file, or it names no criterion.
+        ConfigError: the file does not exist or names no criterion.
     """
     path = prompt_file(name_or_file)
     criterion = read_yaml(path).get("criterion")
     if not isinstance(criterion, str):
-        raise ConfigError(f"prompt file {path} names no criterion")
+        raise ConfigError(f"prompt file {path}: criterion is missing")
     return criterion

@@ -1,10 +1,12 @@
-"""Prompts are data: YAML files with a digest, so that every score says which words made it.
+"""Prompts: YAML files with a digest, so that every score can be traced to the exact wording that produced it.
 
-A prompt asks in one of three modes. `generate`: the model writes an answer, the last match of its pattern is the
-score, and the token log-probabilities at that place give an expected score. `json`: the answer is a JSON object with
-`reason` and `score`, held to its schema by servers that can. `choice`: the model's next token is compared over labelled
-choices, and nothing is written, the way to use models too small to follow a rubric; with `top_logprobs: 0` the model
-writes one of the choices, held to them by servers that can.
+A prompt has one of three modes:
+
+- `generate`: the model writes an answer. The last match of the pattern is the score, and the token log-probabilities at
+  that position give an expected score.
+- `json`: the answer is a JSON object with `reason` and `score`. Servers with structured output enforce its schema.
+- `choice`: the next token is compared over the labelled choices, and the model writes nothing. This works for models
+  that are too small to follow a rubric. With `top_logprobs: 0` the model writes one of the choices.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _SPECIAL_TOKEN = re.compile(
     r"|\[(?=\|\w+\|\])"  # EXAONE's
     r"|\](?=~!?b[\[\]])|\[(?=e~\[)|\](?=<\]\w+\[>\[)"  # MiniMax's
 )
-"""The signs at which tokens begin that chat templates act on. Of the model at hand, a tokenizer knows more."""
+"""First characters of the control tokens of chat templates. A space after the first character turns such a token into
+plain text. The model's own tokenizer, where one is configured, adds its special tokens (`Windows.clean`)."""
 JSON_SCORE = r'(?i)"score"\s*:\s*"?(-?\d+(?:\.\d+)?)'
 _LABEL = r"""[*\#]{0,3} (?<![^\W_]) score [\s*_"'`]{0,8}"""
 _SCALE = (
@@ -51,8 +54,8 @@ SCORE_PATTERNS = (
     rf"(?xi) (?: {_LABEL} (?: {_SCALE} )? {_COLON} {_DRESS} (?: {_BOX} )? | {_BOX} ) {_NUMBER} {_NO_RANGE}",
     rf"(?xi) {_LABEL} (?: (?: is|of|at|was|ist|es ) \b :? {_DRESS} )? (?: {_BOX} )? {_NUMBER} {_NO_RANGE}",
 )
-"""For a prompt that names no pattern: `Score: 4`, `**Score (0-5):** 4` or `\\boxed{4}` and, where an answer has none of
-these, `The score is 4` or `score 4`."""
+"""Default patterns of a prompt: `Score: 4`, `**Score (0-5):** 4` or `\\boxed{4}`; if an answer has none of these,
+`The score is 4` or `score 4`."""
 
 
 class _Strict(BaseModel):
@@ -73,11 +76,11 @@ class ScoreRange(_Strict):
 
 
 class Calibration(_Strict):
-    """Platt scaling of the expected score: with p its share of the range, sigmoid(slope * logit(p) + intercept)."""
+    """Platt scaling of the expected score: sigmoid(slope * logit(p) + intercept), p being the score scaled to 0..1."""
 
     slope: float
     intercept: float
-    source: str = Field(description="on what data it was fitted")
+    source: str = Field(description="data that the calibration was fitted on")
 
 
 class Question(_Strict):
@@ -91,23 +94,29 @@ class Question(_Strict):
     mode: Literal["generate", "json", "choice"] = "generate"
     system: str | None = None
     text: str
-    choices: dict[str, float] = Field({}, description="choice mode: next token -> score")
+    choices: dict[str, float] = Field({}, description="next token -> score (mode choice)")
     max_tokens: Annotated[int, Field(ge=1)] = 256
     top_logprobs: Annotated[int, Field(ge=0)] = 20
-    max_text_chars: Annotated[int, Field(gt=0)] = Field(12_000, description="where no tokenizer cuts by tokens")
-    max_text_tokens: Annotated[int, Field(gt=0)] | None = Field(None, description="unset: what the context holds")
-    one_line: bool = Field(False, description="fold the document's white space, for prompts that are lists of lines")
+    max_text_chars: Annotated[int, Field(gt=0)] = Field(
+        12_000, description="longest text in characters; applies only without a tokenizer"
+    )
+    max_text_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="longest text in tokens (default: whatever fits into the context)"
+    )
+    one_line: bool = Field(
+        False, description="collapse white space to single spaces, for prompts that list one document per line"
+    )
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> Self:
         if self.text.count(SLOT) != 1:
-            raise ValueError(f"text must hold the slot {SLOT} exactly once")
+            raise ValueError(f"text must contain the placeholder {SLOT} exactly once")
         if self.api == "completion" and self.system:
-            raise ValueError("api completion has no system message")
+            raise ValueError("api completion does not support a system message")
         return self
 
     def __copy__(self) -> Self:
-        """What `model_copy` changes fields of, so without what was worked out from them."""
+        """Drop the cached properties: `model_copy` changes fields of the copy, and the caches depend on them."""
         copied = super().__copy__()
         for name in copied.__dict__.keys() - type(self).model_fields.keys():
             del copied.__dict__[name]
@@ -115,7 +124,7 @@ class Question(_Strict):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything that shapes the question and the reading of the answer."""
+        """SHA-256 of everything that affects the question or how its answer is read."""
         return digest_of(self.model_dump(exclude={"description"}))
 
     @cached_property
@@ -125,16 +134,18 @@ class Question(_Strict):
 
     @cached_property
     def frame_bytes(self) -> int:
-        """Size of the question without a document, in UTF-8 bytes."""
+        """Size of the question without the document, in UTF-8 bytes."""
         return len((self.system or "").encode()) + sum(len(part.encode()) for part in self._frame)
 
     @cached_property
     def _fence(self) -> tuple[re.Pattern[str], str] | None:
-        """What breaks up, in a document, the line that ends it, where the prompt has such a line."""
+        """Pattern and replacement that break up the closing fence line inside a document; None without a fence.
+
+        A document that contains the fence could otherwise end itself and continue as instructions."""
         line = self._frame[1].lstrip("\n").partition("\n")[0].strip()
         if len(line) < 5 or line[0].isalpha():
             return None
-        if len(set(line)) == 1:  # a row of signs: leave one too few
+        if len(set(line)) == 1:  # a repeated character: make the line one character too short
             return re.compile(re.escape(line[0]) + f"{{{len(line)},}}"), line[1:]
         return re.compile(re.escape(line[0]) + f"(?={re.escape(line[1:])})"), line[0] + " "
 
@@ -144,8 +155,8 @@ class Question(_Strict):
         return {}
 
     def clean(self, document: str) -> str:
-        """The document as it may stand in the question: special tokens and the fence's own line defused, so that
-        nothing in it can end the document or begin a message."""
+        """Neutralise special tokens and the fence line in a document, so that its text cannot end the document or start
+        a new chat message."""
         text = " ".join(document.split()) if self.one_line else document
         text = _SPECIAL_TOKEN.sub(lambda m: m[0] + " ", text)
         if self._fence is None:
@@ -154,7 +165,7 @@ class Question(_Strict):
         return fence.sub(lambda _: broken, text)
 
     def render(self, piece: str) -> str:
-        """The question with a cleaned and cut piece of a document in its slot."""
+        """The question with a piece of a document, cleaned and cut to length, in place of {text}."""
         before, after = self._frame
         return f"{before}{piece}{after}"
 
@@ -164,17 +175,19 @@ class Prompt(Question):
 
     score: ScoreRange
     pattern: str | tuple[str, ...] = Field(
-        "", description="generate mode; of several, the first that is found counts; unset: SCORE_PATTERNS"
+        "",
+        description="regular expression, or several in order of preference, with one group around the score "
+        "(mode generate; default: SCORE_PATTERNS)",
     )
     calibration: Calibration | None = None
     max_reason_chars: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="json mode: longest reason the schema allows, so that small models come to the score"
+        None, description="longest reason in characters (mode json); keeps small models from never reaching the score"
     )
 
     @model_validator(mode="before")
     @classmethod
     def _has_a_pattern(cls, fields: Any) -> Any:
-        """The default stands in the prompt like one of its own, so that the digest covers it."""
+        """Fill in the default pattern before validation, so that the digest covers it."""
         if isinstance(fields, dict) and fields.get("mode", "generate") == "generate":
             return {"pattern": SCORE_PATTERNS, **fields}
         return fields
@@ -185,15 +198,15 @@ class Prompt(Question):
             try:
                 groups = [pattern.groups for pattern in self._patterns]
             except re.error as error:
-                raise ValueError(f"pattern is no regular expression: {error}") from error
+                raise ValueError(f"pattern is not a valid regular expression: {error}") from error
             if not groups or set(groups) != {1}:
                 raise ValueError("pattern must have exactly one group, around the score")
         elif self.mode == "choice":
             if len(self.choices) < 2:
-                raise ValueError("mode choice needs at least two choices")
+                raise ValueError("mode choice requires at least two choices")
             outside = [c for c, v in self.choices.items() if not self.score.min <= v <= self.score.max]
             if outside:
-                raise ValueError(f"choices {outside} have a value outside the score range")
+                raise ValueError(f"the values of choices {outside} are outside the score range")
         return self
 
     @cached_property
@@ -202,30 +215,29 @@ class Prompt(Question):
         return [re.compile(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
 
     def scores_in(self, answer: str) -> list[re.Match[str]]:
-        """The places of a written answer that may be the score, its first group: the matches of the first pattern that
-        has any."""
-        found = ([match for match in pattern.finditer(answer) if match[1]] for pattern in self._patterns)
-        return next(filter(None, found), [])
+        """All matches, with the score as group 1, of the first pattern that matches anywhere in the answer."""
+        matches = ([match for match in pattern.finditer(answer) if match[1]] for pattern in self._patterns)
+        return next(filter(None, matches), [])
 
     @property
     def json_schema(self) -> dict[str, Any]:
         """The JSON schema of an answer in mode `json`."""
         low, high = self.score.min, self.score.max
-        whole = low.is_integer() and high.is_integer() and high - low <= 100
-        score = {"enum": list(range(int(low), int(high) + 1))} if whole else {"minimum": low, "maximum": high}
+        is_integer = low.is_integer() and high.is_integer() and high - low <= 100
+        score = {"enum": list(range(int(low), int(high) + 1))} if is_integer else {"minimum": low, "maximum": high}
         reason = {"type": "string"} | ({"maxLength": self.max_reason_chars} if self.max_reason_chars else {})
         return {
             "type": "object",
             "properties": {
                 "reason": reason,
-                "score": {"type": "integer" if whole else "number", **score},
+                "score": {"type": "integer" if is_integer else "number", **score},
             },
             "required": ["reason", "score"],
             "additionalProperties": False,
         }
 
     def calibrated(self, expected: float) -> float:
-        """An expected score after calibration; unchanged where the prompt has none."""
+        """An expected score after calibration; unchanged if the prompt has no calibration."""
         if self.calibration is None:
             return expected
         low, width = self.score.min, self.score.max - self.score.min
@@ -235,10 +247,10 @@ class Prompt(Question):
 
 
 def load_prompt(name_or_file: str) -> Prompt:
-    """A prompt by the name of a shipped one or by the path of a YAML file.
+    """Load a prompt by the name of a shipped prompt or by the path of a YAML file.
 
     Raises:
-        ConfigError: there is no such prompt, or the file is not a valid one; says what is wrong with which field.
+        ConfigError: the prompt does not exist, or a field of the file is invalid.
     """
     path = prompt_file(name_or_file)
     try:
@@ -248,7 +260,7 @@ def load_prompt(name_or_file: str) -> Prompt:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks."""
+    """Writes multi-line strings as literal blocks."""
 
 
 _Dumper.add_representer(
@@ -258,29 +270,28 @@ _Dumper.add_representer(
 
 
 def as_yaml(content: Mapping[str, Any]) -> str:
-    """Fields of a prompt as a person would write them."""
+    """Fields of a prompt as readable YAML."""
     return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def keep_prompts(out: OutputDirectory, questions: Iterable[Question]) -> None:
-    """Put the questions that are asked beside their answers, as YAML files that can be asked with again: once the
-    file that a prompt came from is edited, its digest says nothing."""
+    """Write the questions next to their answers as YAML files that can be used as prompts again: after an edit of the
+    original file, its digest alone would no longer identify the wording."""
     for question in questions:
         content = f"# digest: {question.digest}\n" + as_yaml(question.model_dump(mode="json", exclude_none=True))
         out.put_bytes(kept_prompt(question.name, question.digest), content.encode())
 
 
 def kept_prompt(name: str, digest: str) -> str:
-    """Where a prompt stands in a directory of annotations."""
+    """Path of a prompt inside an annotations directory."""
     return f"prompts/{name}-{digest[:8]}.yaml"
 
 
 def prompts_by_criterion(prompts: Sequence[Prompt]) -> dict[str, dict[str, Prompt]]:
-    """Prompts by criterion and language, in the order given.
+    """Group prompts by criterion, then by language code, keeping their order.
 
     Raises:
-        ConfigError: two prompts of one criterion are in the same language, so none could be chosen, or their score
-            ranges differ.
+        ConfigError: two prompts of one criterion have the same language, or their score ranges differ.
     """
     criteria: dict[str, dict[str, Prompt]] = {}
     for prompt in prompts:
@@ -288,12 +299,14 @@ def prompts_by_criterion(prompts: Sequence[Prompt]) -> dict[str, dict[str, Promp
         code = language_code(prompt.language)
         if code in languages:
             raise ConfigError(
-                f"prompts {languages[code].name} and {prompt.name} ask for {prompt.criterion} in one language; run "
-                "them apart, or side by side with `ml-filter compare`"
+                f"prompts {languages[code].name} and {prompt.name} both score {prompt.criterion} in {code}; run "
+                "them separately, or side by side with `ml-filter compare`"
             )
         first = next(iter(languages.values()), prompt)
         if first.score != prompt.score:
-            raise ConfigError(f"prompts {first.name} and {prompt.name} score {prompt.criterion} on different ranges")
+            raise ConfigError(
+                f"prompts {first.name} and {prompt.name} have different score ranges for {prompt.criterion}"
+            )
         languages[code] = prompt
     return criteria
 

@@ -289,7 +289,7 @@ def test_several_criteria_in_one_run_are_rows_of_their_own(serve, asking, prompt
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"language": "en-GB"}, "ask for educational_value in one language"),
+        ({"language": "en-GB"}, "both score educational_value in en"),
         ({"language": "de", "score": {"min": 0, "max": 3}}, "different ranges"),
     ],
 )

@@ -115,12 +115,12 @@ def test_every_wrong_field_of_a_file_is_named(prompt_file):
     [
         ({"text": "no slot"}, "exactly once"),
         ({"text": "{text} {text}"}, "exactly once"),
-        ({"pattern": "(unclosed"}, "no regular expression"),
+        ({"pattern": "(unclosed"}, "not a valid regular expression"),
         ({"pattern": "no group"}, "exactly one group"),
         ({"score": {"min": 5, "max": 5}}, "score: max .* must be above min"),
         ({"mode": "choice", "choices": {" a": 1}}, "at least two choices"),
         ({"mode": "choice", "choices": {" a": 1, " b": 6}}, "outside the score range"),
-        ({"api": "completion", "system": "Be strict."}, "no system message"),
+        ({"api": "completion", "system": "Be strict."}, "does not support a system message"),
     ],
 )
 def test_a_prompt_that_cannot_work_is_refused_with_the_reason(change, says, prompt_file):

@@ -43,7 +43,7 @@ def test_the_files_go_the_whole_way_without_zenml(documents, tmp_path):
     [
         (("sample", "nowhere.jsonl", "--size", "5", "-o", "OUT"), "nowhere.jsonl does not exist"),
         (("sample", "FILE", "--size", "5", "--by", "host", "-o", "OUT"), "cannot stratify by 'host'"),
-        (("annotate", "FILE", "--prompt", "nonsense", "-o", "OUT"), "no prompt named 'nonsense'"),
+        (("annotate", "FILE", "--prompt", "nonsense", "-o", "OUT"), "unknown prompt 'nonsense'"),
         (("annotate", "FILE", "--prompt", "educational_value", "--endpoint", "http://x", "-o", "OUT"), "--model"),
         (("aggregate", "nowhere", "-o", "OUT"), "nowhere holds no manifest.json"),
         (("aggregate", "nowhere", "--method", "average", "-o", "OUT"), "method: Input should be 'mean'"),
