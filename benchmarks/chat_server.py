@@ -88,7 +88,7 @@ def write_documents(path: Path, count: int, characters: int = 3000) -> list[str]
     if SHARED.exists():
         texts = [json.loads(line)["text"] for line in SHARED.read_text().splitlines()]
     else:
-        from ml_filter.documents.installed import read_installed
+        from ml_filter.documents.readers.installed import read_installed
 
         texts = [row["text"] for row in islice(read_installed(), 1000)]
     corpus = "\n\n".join(texts)

@@ -32,7 +32,8 @@ import pyarrow.parquet as pq
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.readers import InputShard
+from ml_filter.documents.sources import list_shards
 from ml_filter.heads.train import head_parent
 from ml_filter.logs import configure_logging
 from ml_filter.scoring.config import ScoreConfig

@@ -42,7 +42,7 @@ def documents() -> list[dict[str, str]]:
     """Real documents: the first 60 of the corpus that every machine has."""
     from itertools import islice
 
-    from ml_filter.documents.installed import read_installed
+    from ml_filter.documents.readers.installed import read_installed
 
     return [{"id": row["id"], "text": row["text"], "source": row["source"]} for row in islice(read_installed(), 60)]
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-import fsspec
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 from loguru import logger
 from numpy.typing import NDArray
 from pydantic import BaseModel
@@ -25,8 +20,8 @@ from ml_filter.agreement.config import AgreementConfig
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.older_formats import failed_votes
-from ml_filter.documents.readers import _decompressed, csv_rows, text_id
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.readers import read_rows, read_schema, text_id
+from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 
 NO_STRATUM = "(none)"
@@ -35,9 +30,6 @@ _ID_COLUMNS = ("id", "document_id")
 _RATING_COLUMNS = ("score", "scores")
 _OUTCOMES = ("score_status", "errors", "document_processing_status")
 """Columns that say which ratings failed."""
-_CSV_VALUE_CHARS = 2**24
-Row = tuple[str, dict[str, Any]]
-"""Where a row stands, for messages, and the row."""
 
 
 class RatedInput(BaseModel):
@@ -287,7 +279,10 @@ def _read_table(
     needed |= {source.id_column} if source.id_column else set()
     made.strata = {name: {} for name in config.by}
     for shard in shards:
-        for place, row in _rows(shard, needed, made.columns):
+        if shard.format == "parquet":
+            made.columns.update(read_schema(shard.uri).names)
+        for place, row in read_rows(shard, needed):
+            made.columns.update(row)
             document = _document_id(place, row, source)
             if not made.takes(document, only):
                 continue
@@ -335,60 +330,6 @@ def _failed(place: str, column: str, row: dict[str, Any]) -> list[bool]:
 def _cells(column: str, value: Any) -> list[tuple[str, Any]]:
     """A list holds one rating for each of several raters, told apart by position."""
     return [(f"{column}[{i}]", one) for i, one in enumerate(value)] if isinstance(value, list) else [(column, value)]
-
-
-def _rows(shard: InputShard, needed: set[str], columns: set[str]) -> Iterator[Row]:
-    """The needed columns of each row; adds the names of all columns to `columns`.
-
-    Unlike `documents.readers`, which rejects what is no document, a table of ratings needs no text, and what cannot be
-    read is an error: figures must not depend on which lines were readable.
-    """
-    if shard.format not in ("parquet", "jsonl", "csv"):
-        raise InputError(f"{shard.uri}: ratings are read from Parquet, JSON lines and CSV, not from {shard.format}")
-    try:
-        with fsspec.open(shard.uri, "rb") as raw:
-            if shard.format == "parquet":
-                yield from _parquet_rows(raw, shard, needed, columns)
-            elif shard.format == "csv":
-                yield from _csv_rows(raw, shard, columns)
-            else:
-                yield from _jsonl_rows(raw, shard, columns)
-    except (EOFError, OSError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
-        raise InputError(f"{shard.uri} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def _parquet_rows(raw: IO[bytes], shard: InputShard, needed: set[str], columns: set[str]) -> Iterator[Row]:
-    file = pq.ParquetFile(raw)
-    columns.update(file.schema_arrow.names)
-    number = 0
-    for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in needed]):
-        for row in batch.to_pylist():
-            yield f"{shard.uri} row {number}", row
-            number += 1
-
-
-def _jsonl_rows(raw: IO[bytes], shard: InputShard, columns: set[str]) -> Iterator[Row]:
-    for number, line in enumerate(_decompressed(raw, shard.uri), start=1):
-        if not line.strip():
-            continue
-        place = f"{shard.uri} line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{place} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{place} is a JSON {type(row).__name__}, not an object")
-        columns.update(row)
-        yield place, row
-
-
-def _csv_rows(raw: IO[bytes], shard: InputShard, columns: set[str]) -> Iterator[Row]:
-    for line, row, problem in csv_rows(raw, shard.uri, _CSV_VALUE_CHARS):
-        place = f"{shard.uri} {line}"
-        if problem:
-            raise InputError(f"{place}: {problem}")
-        columns.update(row)
-        yield place, row
 
 
 def _document_id(place: str, row: dict[str, Any], source: SourceConfig) -> str:

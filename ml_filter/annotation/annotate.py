@@ -41,10 +41,10 @@ from ml_filter.config import Settings, problems_in
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import LEDGER_NAME, Manifest, Parent, digest_of, find_manifest
 from ml_filter.documents.output import OutputDirectory, Resumption
-from ml_filter.documents.readers import known_rows, read_shard, text_id
+from ml_filter.documents.readers import InputShard, known_rows, read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
 from ml_filter.progress import progress
 
@@ -323,7 +323,7 @@ class Run:
         seen = SeenIds()
         try:
             for shard in self.shards:
-                for table in read_shard(shard, self.source, rejects, with_blank=True):
+                for table in read_shard(shard, self.source, rejects, keep_blank=True):
                     first = [seen.add(document_id) for document_id in table["id"].to_pylist()]
                     if not all(first):
                         for document_id in table["id"].filter(pa.array([not one for one in first])).to_pylist():

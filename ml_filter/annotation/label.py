@@ -20,9 +20,10 @@ from ml_filter.config import Settings, problems_in, read_yaml
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.readers import InputShard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import LABEL_SCHEMA
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, InputError
 
 DISTRIBUTION_NAME = "distribution.json"

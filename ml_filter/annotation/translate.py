@@ -37,7 +37,8 @@ from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import write_whole
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.readers import InputShard
+from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 
 _DOCUMENT_TEXT = """\

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory, ShardWriter
-from ml_filter.documents.readers import known_rows, names_beside, read_shard
-from ml_filter.documents.sources import InputShard
+from ml_filter.documents.readers import InputShard, known_rows, read_shard
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
 
@@ -79,8 +78,3 @@ def drop_documents(
 def split_table(table: pa.Table, keep: NDArray[np.bool_]) -> tuple[pa.Table, list[str]]:
     """The rows to keep and the ids of the others."""
     return table.filter(pa.array(keep)), table["id"].filter(pa.array(~keep)).to_pylist()
-
-
-def set_aside(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """The table with its columns of these names called `input_<name>`, so that they can be added anew."""
-    return table.rename_columns(names_beside(table.column_names, names))

@@ -28,11 +28,12 @@ from ml_filter.config import problems_in
 from ml_filter.documents.config import ConvertConfig, SourceConfig
 from ml_filter.documents.lineage import annotated_documents, only_criterion
 from ml_filter.documents.manifest import Manifest, digest_of, read_manifest
-from ml_filter.documents.output import OutputDirectory, file_digest, json_text
-from ml_filter.documents.readers import read_json_lines, read_shard
+from ml_filter.documents.output import OutputDirectory, file_digest
+from ml_filter.documents.readers import InputShard, read_records, read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.sources import list_shards
+from ml_filter.documents.tables import json_text
 from ml_filter.errors import ConfigError, InputError
 
 _SHARD = "annotations"
@@ -212,7 +213,7 @@ class _Reader:
     def _told_by_the_first_row(self) -> Literal["eurolingua", "fineweb-edu"]:
         for shard in self.shards:
             if shard.format == "jsonl":
-                for _, row in read_json_lines(shard, self.source, RejectsLog()):
+                for _, row in read_records(shard, self.source, RejectsLog()):
                     return "eurolingua" if {"document_id", "scores"} <= row.keys() else "fineweb-edu"
         return "fineweb-edu"
 
@@ -240,7 +241,7 @@ class _Reader:
 
     def _eurolingua(self, rejects: RejectsLog) -> Iterator[_Answers]:
         for shard in self.shards:
-            for place, row in read_json_lines(shard, self.source, rejects):
+            for place, row in read_records(shard, self.source, rejects):
                 try:
                     record = _Record.model_validate(row)
                 except ValidationError as error:

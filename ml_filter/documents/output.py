@@ -13,16 +13,14 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
@@ -42,6 +40,7 @@ from ml_filter.documents.manifest import (
     find_manifest,
 )
 from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.tables import cast_table, union_schema
 from ml_filter.errors import InputError
 
 _SHARD_DIRECTORY = "shards"
@@ -119,7 +118,7 @@ class ShardWriter:
         if self._pending:
             assert self.schema is not None
             writer = self._writer or self._open(self.schema)
-            writer.write_table(pa.concat_tables([fit_table(table, self.schema) for table in self._pending]))
+            writer.write_table(pa.concat_tables([cast_table(table, self.schema) for table in self._pending]))
         self._pending, self._pending_bytes = [], 0
 
     def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
@@ -127,7 +126,7 @@ class ShardWriter:
         return self._writer
 
     def _widen(self, incoming: pa.Schema) -> None:
-        wider = incoming if self.schema is None else union_of(self.schema, incoming)
+        wider = incoming if self.schema is None else union_schema(self.schema, incoming)
         if wider == self.schema:
             return
         if self._writer is not None:
@@ -137,57 +136,9 @@ class ShardWriter:
             writer = self._open(wider)
             with pq.ParquetFile(narrow) as file:
                 for group in range(file.num_row_groups):
-                    writer.write_table(fit_table(file.read_row_group(group), wider))
+                    writer.write_table(cast_table(file.read_row_group(group), wider))
             narrow.unlink()
         self.schema = wider
-
-
-def union_of(a: pa.Schema, b: pa.Schema) -> pa.Schema:
-    """A schema that holds the columns of both; a column whose types do not combine becomes text."""
-    fields = {field.name: field for field in a}
-    for field in b:
-        known = fields.get(field.name)
-        if known is None:
-            fields[field.name] = field.with_nullable(True)
-            continue
-        try:
-            merged = pa.unify_schemas([pa.schema([known]), pa.schema([field])], promote_options="permissive")
-            fields[field.name] = merged.field(0)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            fields[field.name] = pa.field(field.name, pa.string())
-    return pa.schema(list(fields.values()))
-
-
-def fit_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table's columns in the schema's order and types; a column it lacks is null."""
-    columns = []
-    for field in schema:
-        if field.name not in table.column_names:
-            columns.append(pa.nulls(table.num_rows, field.type))
-            continue
-        column = table.column(field.name)
-        if column.type == field.type:
-            columns.append(column)
-        elif pa.types.is_string(field.type) and not pa.types.is_null(column.type):
-            texts = [
-                value if value is None or isinstance(value, str) else json_text(value) for value in column.to_pylist()
-            ]
-            columns.append(pa.array(texts, pa.string()))
-        else:
-            # Integers beyond 2**53 are rounded where the column also holds fractions.
-            columns.append(column.cast(options=pc.CastOptions(target_type=field.type, allow_float_truncate=True)))
-    return pa.table(columns, schema=schema)
-
-
-def json_text(value: Any) -> str:
-    """How a value stands in a column whose types do not combine."""
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
-    """One table of several whose columns may differ."""
-    schema = reduce(union_of, (table.schema for table in tables))
-    return pa.concat_tables([fit_table(table, schema) for table in tables])
 
 
 def _fits(schema: pa.Schema, into: pa.Schema) -> bool:

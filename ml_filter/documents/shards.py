@@ -12,8 +12,8 @@ from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.output import OutputDirectory, ShardResult
-from ml_filter.documents.readers import read_shard
-from ml_filter.documents.sources import InputShard, shard_state
+from ml_filter.documents.readers import InputShard, read_shard
+from ml_filter.documents.sources import shard_state
 from ml_filter.errors import InputError
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import fsspec
 
-from ml_filter.documents import installed
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, file_system_of, find_manifest
+from ml_filter.documents.readers import Format, InputShard, hub, installed
 from ml_filter.errors import InputError
-
-Format = Literal["parquet", "jsonl", "csv", "warc", "hub", "installed"]
 
 _FORMATS: tuple[tuple[str, Format], ...] = (
     (r"\.parquet$", "parquet"),
@@ -27,97 +24,39 @@ _KNOWN = ".parquet, .jsonl[.gz|.zst], .csv[.gz|.zst], .tsv[.gz|.zst], .warc[.gz]
 _HUB_DATA_SET = re.compile(r"^hf://datasets/(?P<name>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/?$")
 
 
-@dataclass(frozen=True)
-class InputShard:
-    """One unit of reading and of resuming. `name` is unique within its source and names the output shard."""
-
+class _File(NamedTuple):
     uri: str
     format: Format
-    name: str
     size: int | None = None
     part: tuple[int, int] = (0, 1)
-    """For a Hub data set: this shard's number and the number of shards."""
 
 
 def list_shards(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
-    """The input shards of a source in a fixed order, and what pins their content.
+    """The input shards of a source in a fixed order, and a digest of the content of each path.
 
     Raises:
         InputError: a path does not exist, matches nothing, is not finished or has an unknown format.
     """
-    found: list[tuple[str, Format, int | None, tuple[int, int]]] = []
+    files: list[_File] = []
     parents: list[Parent] = []
     for path in source.paths:
-        files: list[tuple[str, Format, int | None, tuple[int, int]]]
         if path == installed.URI:
-            files = [(path, "installed", None, (0, 1))]
-            parents.append(Parent(path=path, digest=installed.fingerprint()))
+            path_files, digest = [_File(path, "installed")], installed.fingerprint()
         elif match := _HUB_DATA_SET.match(path):
-            files, parent = _hub_shards(path, match["name"], match["revision"], source)
-            parents.append(parent)
+            path_files, digest = _hub_files(match["name"], match["revision"], source)
         else:
-            files, parent = _file_shards(path)
-            parents.append(parent)
-        found += files
+            path_files, digest = _files_at(path)
+        files += path_files
+        parents.append(Parent(path=path, digest=digest))
     shards = [
-        InputShard(uri, kind, f"{number:05d}-{_stem(uri, part)}", size, part)
-        for number, (uri, kind, size, part) in enumerate(found)
+        InputShard(file.uri, file.format, f"{number:05d}-{_stem(file)}", file.size, file.part)
+        for number, file in enumerate(files)
     ]
     return shards, parents
 
 
-def _stem(uri: str, part: tuple[int, int]) -> str:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(uri.rstrip("/:")).name)
-    name = re.sub(r"(\.(parquet|jsonl|ndjson|json|csv|tsv|gz|zst|warc|wet))+$", "", name)
-    return f"{name}-{part[0]}" if part[1] > 1 else name
-
-
-def _file_shards(path: str) -> tuple[list[tuple[str, Format, int | None, tuple[int, int]]], Parent]:
-    fs, root = file_system_of(path)
-    manifest = find_manifest(path) if fs.isdir(root) else None
-    if manifest is not None:
-        names = [shard.path for shard in manifest.shards]
-        uris = [manifest.path_of(name) for name in names]
-        sizes: list[int | None] = [shard.bytes for shard in manifest.shards]
-        return [(u, "parquet", s, (0, 1)) for u, s in zip(uris, sizes, strict=True)], Parent(
-            path=path, digest=manifest.digest
-        )
-    if fs.isdir(root):
-        if fs.exists(f"{root.rstrip('/')}/{PROGRESS_NAME}"):
-            raise InputError(f"{path} holds an unfinished run; run its command again to finish it")
-        names = sorted(n for n in fs.find(root) if _format_of(n) and not _is_hidden(n, root))
-        if not names:
-            raise InputError(f"{path} holds no file that can be read ({_KNOWN})")
-    elif fs.exists(root):
-        names = [root]
-    elif any(sign in root for sign in "*?["):
-        names = sorted(fs.glob(root))
-        if not names:
-            raise InputError(f"{path} matches no file")
-    else:
-        raise InputError(f"{path} does not exist")
-    files: list[tuple[str, Format, int | None, tuple[int, int]]] = []
-    pins = []
-    for name in names:
-        kind = _format_of(name)
-        if kind is None:
-            raise InputError(f"{name}: unknown format; known endings are {_KNOWN}")
-        try:
-            info = fs.info(name)
-        except FileNotFoundError:  # a link to nowhere, or gone since it was listed; who reads it will say so
-            info = {}
-        uri = name if "://" not in path else fs.unstrip_protocol(name)
-        pins.append([uri, *_state_of(info)])
-        files.append((uri, kind, info.get("size"), (0, 1)))
-    return files, Parent(path=path, digest=digest_of(pins))
-
-
-def _state_of(info: Mapping[str, Any]) -> list[Any]:
-    return [info.get("size"), str(info.get("mtime") or info.get("ETag") or info.get("LastModified"))]
-
-
 def shard_state(shard: InputShard) -> str | None:
-    """A digest that changes with the shard's content, without reading it; None where its file is gone."""
+    """A digest that changes with the shard's content, without reading it; None: its file is gone."""
     if shard.format == "installed":
         return installed.fingerprint()
     if shard.format == "hub":
@@ -129,23 +68,63 @@ def shard_state(shard: InputShard) -> str | None:
         return None
 
 
+def _stem(file: _File) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(file.uri.rstrip("/:")).name)
+    name = re.sub(r"(\.(parquet|jsonl|ndjson|json|csv|tsv|gz|zst|warc|wet))+$", "", name)
+    number, parts = file.part
+    return f"{name}-{number}" if parts > 1 else name
+
+
+def _files_at(path: str) -> tuple[list[_File], str]:
+    """The files of a path or URL and a digest of their state."""
+    fs, root = file_system_of(path)
+    if fs.isdir(root):
+        manifest = find_manifest(path)
+        if manifest is not None:
+            files = [_File(manifest.path_of(shard.path), "parquet", shard.bytes) for shard in manifest.shards]
+            return files, manifest.digest
+        if fs.exists(f"{root.rstrip('/')}/{PROGRESS_NAME}"):
+            raise InputError(f"{path} contains an unfinished run; run its command again to finish it")
+        names = sorted(n for n in fs.find(root) if _format_of(n) and not _is_hidden(n, root))
+        if not names:
+            raise InputError(f"{path} contains no readable file; readable are {_KNOWN}")
+    elif fs.exists(root):
+        names = [root]
+    elif any(character in root for character in "*?["):
+        names = sorted(fs.glob(root))
+        if not names:
+            raise InputError(f"{path} matches no file")
+    else:
+        raise InputError(f"{path} does not exist")
+    files, states = [], []
+    for name in names:
+        file_format = _format_of(name)
+        if file_format is None:
+            raise InputError(f"{name}: unknown format; known endings are {_KNOWN}")
+        try:
+            info = fs.info(name)
+        except FileNotFoundError:  # a dangling link, or deleted since it was listed; its reader will report it
+            info = {}
+        uri = name if "://" not in path else fs.unstrip_protocol(name)
+        states.append([uri, *_state_of(info)])
+        files.append(_File(uri, file_format, info.get("size")))
+    return files, digest_of(states)
+
+
+def _state_of(info: Mapping[str, Any]) -> list[Any]:
+    return [info.get("size"), str(info.get("mtime") or info.get("ETag") or info.get("LastModified"))]
+
+
 def _is_hidden(name: str, root: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(name.removeprefix(root)).parts)
 
 
 def _format_of(name: str) -> Format | None:
-    return next((kind for pattern, kind in _FORMATS if re.search(pattern, name)), None)
+    return next((file_format for pattern, file_format in _FORMATS if re.search(pattern, name)), None)
 
 
-def _hub_shards(
-    path: str, name: str, revision: str | None, source: SourceConfig
-) -> tuple[list[tuple[str, Format, int | None, tuple[int, int]]], Parent]:
-    from ml_filter.documents.hub import open_data_set, pinned_revision
-
-    revision = pinned_revision(name, revision)
-    parts = int(open_data_set(name, revision, source).num_shards)
-    uri = f"hf://datasets/{name}@{revision}"
-    files: list[tuple[str, Format, int | None, tuple[int, int]]] = [
-        (uri, "hub", None, (number, parts)) for number in range(parts)
-    ]
-    return files, Parent(path=path, digest=digest_of([name, revision, source.subset, source.split]))
+def _hub_files(name: str, revision: str | None, source: SourceConfig) -> tuple[list[_File], str]:
+    revision = hub.pinned_revision(name, revision)
+    parts = int(hub.open_data_set(name, revision, source).num_shards)
+    files = [_File(f"hf://datasets/{name}@{revision}", "hub", None, (number, parts)) for number in range(parts)]
+    return files, digest_of([name, revision, source.subset, source.split])

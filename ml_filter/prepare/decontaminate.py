@@ -17,9 +17,9 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.dropping import Verdict, drop_documents, split_table
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.readers import read_shard
+from ml_filter.documents.readers import InputShard, read_shard
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.prepare.config import DecontaminateConfig
 from ml_filter.prepare.ngrams import ngram_hashes

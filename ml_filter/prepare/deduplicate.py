@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.dropping import Verdict, drop_documents, set_aside, split_table
+from ml_filter.documents.dropping import Verdict, drop_documents, split_table
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory, write_whole
-from ml_filter.documents.readers import known_rows, read_shard
+from ml_filter.documents.readers import InputShard, known_rows, read_shard
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.sources import list_shards
+from ml_filter.documents.tables import rename_clashing_columns
 from ml_filter.errors import InputError
 from ml_filter.prepare.config import DeduplicateConfig
 from ml_filter.prepare.minhash import Buckets, band_keys, first_of_cluster, rows_per_band, shared_buckets, signatures
@@ -85,7 +86,7 @@ def deduplicate_documents(source: SourceConfig, config: DeduplicateConfig, outpu
             cluster = found.cluster[numbers[keep]]
             linked = cluster != numbers[keep]
             clusters = pc.replace_with_mask(kept["id"].combine_chunks(), pa.array(linked), name_of(cluster[linked]))
-            kept = set_aside(kept, (DUPLICATES_COLUMN, CLUSTER_COLUMN))
+            kept = rename_clashing_columns(kept, (DUPLICATES_COLUMN, CLUSTER_COLUMN))
             kept = kept.append_column(DUPLICATES_COLUMN, pa.array(found.duplicates[numbers[keep]], pa.int64()))
             kept = kept.append_column(CLUSTER_COLUMN, clusters)
             dropped = numbers[~keep]

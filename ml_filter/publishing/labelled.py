@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from ml_filter.agreement.agreement import AGREEMENT_NAME, Agreement
 from ml_filter.config import names_of
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.dropping import set_aside
 from ml_filter.documents.lineage import annotated_documents, criteria_of, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, Shard, digest_of, read_manifest
-from ml_filter.documents.output import OutputDirectory, ShardResult, file_digest, fit_table, union_of
+from ml_filter.documents.output import OutputDirectory, ShardResult, file_digest
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.tables import cast_table, rename_clashing_columns, union_schema
 from ml_filter.errors import InputError
 from ml_filter.prepare.deduplicate import CLUSTER_COLUMN
 from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures
@@ -146,7 +146,7 @@ class _Labelled:
                             self.counts["failed"] += 1
                 self.counts.update(read=table.num_rows, labelled=len(kept))
                 if kept:
-                    labelled = set_aside(table.take(kept), self.columns)
+                    labelled = rename_clashing_columns(table.take(kept), self.columns)
                     for name in self.columns:
                         labelled = labelled.append_column(name, self.labels[name].take(rows))
                     yield labelled
@@ -163,7 +163,7 @@ class _Facts:
         read = 0
         with progress("Grouping documents", len(labelled.labels)) as bar:
             for table in labelled.tables():
-                self.schema = union_of(self.schema, table.schema)
+                self.schema = union_schema(self.schema, table.schema)
                 signed = signatures(table["text"].to_pylist(), _PERMUTATIONS, 0)
                 columns = [
                     name_keys([host_of(url) for url in _column(table, "url")], read),
@@ -210,7 +210,7 @@ def _publish(
         for table in labelled.tables():
             numbers = split[first : first + table.num_rows]
             for name, writer in writers.items():
-                writer.write(fit_table(table.filter(pa.array(numbers == SPLITS.index(name))), facts.schema))
+                writer.write(cast_table(table.filter(pa.array(numbers == SPLITS.index(name))), facts.schema))
             first += table.num_rows
     results = []
     for name, writer in writers.items():

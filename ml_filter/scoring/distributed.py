@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from loguru import logger
 
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.sources import InputShard
+from ml_filter.documents.readers import InputShard
 from ml_filter.errors import ConfigError
 from ml_filter.scoring.cores import usable_cores
 from ml_filter.scoring.job import ScoringJob, described

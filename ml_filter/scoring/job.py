@@ -16,12 +16,13 @@ import torch
 from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.dropping import set_aside
 from ml_filter.documents.manifest import Parent, digest_of
-from ml_filter.documents.output import OutputDirectory, Resumption, ShardResult, join_tables
+from ml_filter.documents.output import OutputDirectory, Resumption, ShardResult
+from ml_filter.documents.readers import InputShard
 from ml_filter.documents.rejects import DAMAGE
 from ml_filter.documents.shards import DamagedShard, Transformed, map_shard
-from ml_filter.documents.sources import InputShard, shard_state
+from ml_filter.documents.sources import shard_state
+from ml_filter.documents.tables import concat_tables, rename_clashing_columns
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.heads.engine import Engine
 from ml_filter.scoring.choice import Choice
@@ -155,10 +156,10 @@ def _chunks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     for table in tables:
         pending.append(table)
         if sum(t.num_rows for t in pending) >= _CHUNK_ROWS or sum(t.nbytes for t in pending) >= _CHUNK_BYTES:
-            yield join_tables(pending)
+            yield concat_tables(pending)
             pending = []
     if pending:
-        yield join_tables(pending)
+        yield concat_tables(pending)
 
 
 def _with_scores(table: pa.Table, engine: Engine) -> Transformed:
@@ -176,7 +177,7 @@ def _with_scores(table: pa.Table, engine: Engine) -> Transformed:
     made["score_status"] = pa.array(np.where(failed, "failed", "scored"))
     if judged.scored_by is not None:
         made["scored_by"] = pa.array(judged.scored_by)
-    table = set_aside(table, tuple(made))
+    table = rename_clashing_columns(table, tuple(made))
     for name, values in made.items():
         table = table.append_column(name, values)
     return Transformed(table, {"scored": int((~failed).sum()), "failed": int(failed.sum()), **judged.counts})

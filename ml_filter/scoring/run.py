@@ -20,9 +20,9 @@ from loguru import logger
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import FailedShard, Manifest, find_manifest
 from ml_filter.documents.output import OutputDirectory, ShardResult
-from ml_filter.documents.readers import known_rows
+from ml_filter.documents.readers import InputShard, known_rows
 from ml_filter.documents.shards import require_documents
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.arithmetic import steady_arithmetic
 from ml_filter.heads.engine import load_engine

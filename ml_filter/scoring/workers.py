@@ -24,7 +24,7 @@ from typing import Literal
 from loguru import logger
 
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.sources import InputShard
+from ml_filter.documents.readers import InputShard
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.heads.device import local_rank
 from ml_filter.heads.engine import load_engine

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ml_filter.documents.manifest import PROGRESS_NAME
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.sources import InputShard
+from ml_filter.documents.readers import InputShard
 from ml_filter.progress import progress
 from ml_filter.selection.config import QuotaConfig
 from ml_filter.selection.corpus import Corpus

@@ -11,12 +11,12 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ml_filter.documents import installed
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
-from ml_filter.documents.readers import BATCH_ROWS, known_rows, read_shard
+from ml_filter.documents.readers import InputShard, installed, known_rows, read_shard
+from ml_filter.documents.readers.base import BATCH_ROWS
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 
 _NARROW_ROWS = 20_000

@@ -18,10 +18,11 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.dropping import DROPPED_DIRECTORY, set_aside
+from ml_filter.documents.dropping import DROPPED_DIRECTORY
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory, ShardResult
-from ml_filter.documents.sources import InputShard
+from ml_filter.documents.readers import InputShard
+from ml_filter.documents.tables import rename_clashing_columns
 from ml_filter.progress import Progress, progress
 from ml_filter.selection.choice import AtLeast, Best, Choice
 from ml_filter.selection.config import FilterConfig
@@ -133,7 +134,7 @@ class _Run:
 
 def _with_reasons(table: pa.Table, reasons: pa.Array) -> pa.Table:
     """The documents that are not kept, with the reason."""
-    table = set_aside(table, (REASON_COLUMN,)).append_column(REASON_COLUMN, reasons)
+    table = rename_clashing_columns(table, (REASON_COLUMN,)).append_column(REASON_COLUMN, reasons)
     return table.filter(pc.not_equal(reasons, KEPT))
 
 

@@ -146,7 +146,7 @@ def test_votes_of_an_older_record_that_failed_are_told_by_their_status_and_error
 
 def test_a_malformed_older_record_is_named(tmp_path):
     path = table(tmp_path / "older.jsonl", [eurolingua("x", [1.0]), eurolingua("y", ["good"])])
-    with pytest.raises(InputError, match=r"older\.jsonl line 2: malformed record: scores\.0"):
+    with pytest.raises(InputError, match=r"older\.jsonl, line 2: malformed record: scores\.0"):
         read(path)
 
 
@@ -187,8 +187,8 @@ def test_gold_of_a_spreadsheet_is_read_with_its_semicolons_mark_and_gaps(tmp_pat
         (b"id,a,b\nx,1,1\ny,1\n", "line 3: 2 values for 3 columns"),
         (b'id,a,b\n"x,1,1\ny,1,1\n', "line 2: unexpected end of data"),
         (b"id,a,b\nx,1,\xff\n", "line 2: not UTF-8"),
-        ("id,a,b\nx,1,1\n".encode("utf-16"), "is not UTF-8; save it as such"),
-        (b"id,a,a\nx,1,1\n", "has the column 'a' twice; its first line has to name the columns"),
+        ("id,a,b\nx,1,1\n".encode("utf-16"), "is not UTF-8; save it as UTF-8"),
+        (b"id,a,a\nx,1,1\n", "has a duplicate column 'a'; rename one of them"),
         (b"", "has no column 'a'; it has no rows"),
     ],
 )
@@ -204,7 +204,7 @@ def test_documents_without_id_are_known_by_their_text(tmp_path):
     ratings = read(a, b)
     assert by_rater(ratings)["b.jsonl: score"] == {text_id("two"): 4}
     assert len(ratings.documents) == 2
-    with pytest.raises(InputError, match=r"c\.jsonl line 1 has no id or document_id"):
+    with pytest.raises(InputError, match=r"c\.jsonl, line 1 has no id or document_id"):
         read(a, table(tmp_path / "c.jsonl", [{"score": 1}]))
 
 
@@ -324,8 +324,8 @@ def test_strata_come_from_whichever_table_has_the_column(tmp_path):
     [
         ('{"id": "x", "a": 1, "b": "good"}\n', "line 1: column 'b' holds 'good', not a number"),
         ('{"id": "x", "a": 1, "b": 1}\n\n{"id": "y", "a": 1e999, "b": 1}\n', "line 3: column 'a' holds inf"),
-        ('{"id": "x", "a": 1, "b": 1}\n{"id": "y", "a"', "line 2 is not JSON"),
-        ("[1, 2]\n", "line 1 is a JSON list, not an object"),
+        ('{"id": "x", "a": 1, "b": 1}\n{"id": "y", "a"', "line 2: not JSON"),
+        ("[1, 2]\n", "line 1: a JSON list, not an object"),
         ('{"id": "x", "a": 1}\n', "has no column 'b'; it has a, id; name the ratings with --rating-columns"),
         ("", "has no column 'a'; it has no rows"),
     ],
@@ -359,7 +359,7 @@ def test_what_holds_no_ratings_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.jsonl does not exist"):
         read(tmp_path / "nowhere.jsonl", rated)
     (tmp_path / "pages.warc").touch()
-    with pytest.raises(InputError, match="ratings are read from Parquet, JSON lines and CSV, not from warc"):
+    with pytest.raises(InputError, match="tables are read from Parquet, JSON lines and CSV, not from warc"):
         read(tmp_path / "pages.warc", rated)
 
 

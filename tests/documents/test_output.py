@@ -16,11 +16,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_filter.documents import output, readers
+from ml_filter.documents import output
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.output import OutputDirectory, ShardWriter
-from ml_filter.documents.readers import read_shard
+from ml_filter.documents.readers import base, read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.shards import Transformed, map_shard, require_documents
 from ml_filter.documents.sources import list_shards
@@ -31,7 +31,7 @@ from ml_filter.errors import InputError
 def small_batches():
     """Each document is a batch of its own and each batch a row group: the schema widens as late as it can."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BATCH_ROWS", 1)
+        patch.setattr(base, "BATCH_ROWS", 1)
         patch.setattr(output, "ROW_GROUP_BYTES", 1)
         yield
 
@@ -98,7 +98,7 @@ VALUE = SCALAR | st.text(st.characters(codec="utf-8")) | st.lists(st.integers(-E
 @given(rows=st.lists(st.dictionaries(st.sampled_from("vw"), VALUE), min_size=1, max_size=5), at_once=st.integers(1, 3))
 def test_whatever_json_holds_each_value_comes_back_or_as_its_json_text(rows, at_once):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
-        patch.setattr(readers, "BATCH_ROWS", at_once)
+        patch.setattr(base, "BATCH_ROWS", at_once)
         patch.setattr(output, "ROW_GROUP_BYTES", 1)
         table = through_a_shard(rows, Path(directory))
     for before, after in zip(rows, table.to_pylist(), strict=True):

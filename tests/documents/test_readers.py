@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.installed import fingerprint, read_installed
-from ml_filter.documents.output import join_tables
-from ml_filter.documents.readers import read_shard, text_id
+from ml_filter.documents.readers import InputShard, read_shard, text_id
+from ml_filter.documents.readers.installed import fingerprint, read_installed
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.sources import list_shards
+from ml_filter.documents.tables import concat_tables
 from ml_filter.errors import InputError
 
 
@@ -44,7 +44,7 @@ def read_all(log: Path, *paths, shards: list[InputShard] | None = None, **option
     source = SourceConfig(paths=[str(path) for path in paths] or ["installed:"], **options)
     with RejectsLog(log) as rejects:
         tables = [t for shard in shards or list_shards(source)[0] for t in read_shard(shard, source, rejects)]
-    table = join_tables(tables) if tables else None
+    table = concat_tables(tables) if tables else None
     rejected = [json.loads(line) for line in log.read_bytes().splitlines()]
     return Read([] if table is None else table.to_pylist(), rejected, table)
 

@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.hub import open_data_set
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.readers import read_shard
+from ml_filter.documents.readers import InputShard, read_shard
+from ml_filter.documents.readers.hub import open_data_set
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.sources import InputShard, list_shards
+from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents
@@ -100,7 +100,7 @@ def test_a_file_url_is_a_path(corpus):
         ("nowhere.jsonl", "does not exist"),
         ("*.jsonl", "matches no file"),
         ("readme.md", "unknown format; known endings are .parquet"),
-        ("empty", "holds no file that can be read"),
+        ("empty", "contains no readable file"),
     ],
 )
 def test_what_cannot_be_read_is_said_clearly(corpus, source, message):
@@ -135,7 +135,7 @@ def test_an_unfinished_output_directory_is_no_source(tmp_path):
         with out.new_shard("a") as writer:
             writer.write(pa.table({"id": ["1"], "text": ["one"]}))
         out.commit("a", writer, rejects, {"read": 1})
-    with pytest.raises(InputError, match="holds an unfinished run"):
+    with pytest.raises(InputError, match="contains an unfinished run"):
         shards_of(tmp_path / "out")
 
 

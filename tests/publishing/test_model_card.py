@@ -18,8 +18,8 @@ import yaml
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.config import AggregateConfig
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.installed import read_installed
 from ml_filter.documents.manifest import read_manifest
+from ml_filter.documents.readers.installed import read_installed
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.evaluate import evaluate_head
 from ml_filter.heads.config import TrainConfig

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.sources import InputShard
+from ml_filter.documents.readers import InputShard
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.scoring import workers
 from ml_filter.scoring.config import ScoreConfig

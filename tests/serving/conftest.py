@@ -19,7 +19,7 @@ from tests.serving.served import Served
 @pytest.fixture(scope="session")
 def head(tmp_path_factory) -> str:
     """A small hashing head, calibrated, with the criterion `label`: the more prose a document is, the higher."""
-    from ml_filter.documents.installed import read_installed
+    from ml_filter.documents.readers.installed import read_installed
 
     directory = tmp_path_factory.mktemp("served")
     rows = sorted(islice(read_installed(), 90), key=lambda row: sum(map(str.isalpha, row["text"])) / len(row["text"]))

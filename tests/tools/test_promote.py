@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.installed import read_installed
 from ml_filter.documents.manifest import read_manifest
+from ml_filter.documents.readers.installed import read_installed
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import text_keys

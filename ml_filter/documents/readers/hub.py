@@ -1,10 +1,12 @@
-"""Hugging Face Hub data sets, streamed: nothing is downloaded but what is read."""
+"""Hugging Face Hub data sets, streamed: only what is read is downloaded."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.readers.base import InputShard, Record
 from ml_filter.errors import InputError
 
 if TYPE_CHECKING:
@@ -12,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def pinned_revision(name: str, revision: str | None) -> str:
-    """The commit that a data set's branch or tag stands at, so that a rerun reads the same files.
+    """The commit that a branch or tag of a data set points to, so that a rerun reads the same files.
 
     Raises:
-        InputError: the Hub does not know the data set or cannot be reached.
+        InputError: the data set does not exist or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -32,7 +34,7 @@ def open_data_set(name: str, revision: str | None, source: SourceConfig) -> Iter
     """A streaming data set; `name` is `owner/name` on the Hub or a local directory in its layout.
 
     Raises:
-        InputError: there is no such subset or split, or the data set has no files that can be read.
+        InputError: the subset or split does not exist, or the data set has no readable files.
     """
     import datasets
 
@@ -40,3 +42,14 @@ def open_data_set(name: str, revision: str | None, source: SourceConfig) -> Iter
         return datasets.load_dataset(name, source.subset, split=source.split, revision=revision, streaming=True)
     except (ValueError, OSError, RuntimeError) as error:  # no such split; no data files; only a loading script
         raise InputError(f"hf://datasets/{name}: {error}") from error
+
+
+def read_records(shard: InputShard, source: SourceConfig) -> Iterator[Record]:
+    """The rows of one shard of a data set."""
+    name, _, revision = shard.uri.removeprefix("hf://datasets/").partition("@")
+    number, parts = shard.part
+    data = open_data_set(name, revision or None, source)
+    if parts > 1:
+        data = data.shard(num_shards=parts, index=number)
+    for position, row in enumerate(data):
+        yield f"row {position}", row

@@ -1,8 +1,8 @@
-"""The default corpus: real documents that any machine with this environment has.
+"""The default corpus: real documents that every machine with this environment has.
 
-Python's own reference topics, the doc pages of its standard modules, and the long descriptions, licences and
-module documentation of the installed packages. English, technical, of very different quality: enough to run
-the whole way without a network.
+Python's reference topics, the docstrings of its standard modules, and the long descriptions and licences of the
+installed packages. They are English, technical and of very different quality: enough to run the full pipeline without a
+network.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ml_filter.documents.manifest import digest_of
+from ml_filter.documents.readers.base import Row
 
 URI = "installed:"
 _LICENCE_NAMES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "AUTHORS")
@@ -23,36 +23,36 @@ _MIN_DOCSTRING_CHARACTERS = 200
 
 
 def fingerprint() -> str:
-    """Digest of the Python version and the installed packages: what the corpus depends on."""
+    """Digest of what the corpus depends on: the Python version and the installed packages."""
     return digest_of([sys.version, sorted(f"{d.name}=={d.version}" for d in importlib.metadata.distributions())])
 
 
-def read_installed() -> Iterator[dict[str, Any]]:
-    """Rows with `id`, `text`, `language`, `source` (which kind of document) and `url` (a place name; its host is
-    the package or module)."""
+def read_installed() -> Iterator[Row]:
+    """Rows with `id`, `text`, `language`, `source` (the sort of document) and `url` (its host is the package or
+    module)."""
     yield from _reference_topics()
     yield from _standard_library()
     yield from _packages()
 
 
-def _row(kind: str, name: str, text: str) -> dict[str, Any]:
+def _row(sort: str, name: str, text: str) -> Row:
     return {
-        "id": f"{kind}/{name}",
+        "id": f"{sort}/{name}",
         "text": text,
-        "url": f"{URI}//{name.partition('/')[0]}/{kind}/{name}",
+        "url": f"{URI}//{name.partition('/')[0]}/{sort}/{name}",
         "language": "en",
-        "source": kind,
+        "source": sort,
     }
 
 
-def _reference_topics() -> Iterator[dict[str, Any]]:
+def _reference_topics() -> Iterator[Row]:
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
         yield _row("reference", name, topics[name])
 
 
-def _standard_library() -> Iterator[dict[str, Any]]:
+def _standard_library() -> Iterator[Row]:
     """Docstrings of the standard modules, read from their source without importing them."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for name in sorted(sys.stdlib_module_names):
@@ -78,7 +78,7 @@ def _docstrings(path: Path) -> str:
     return text if len(text) >= _MIN_DOCSTRING_CHARACTERS else ""
 
 
-def _packages() -> Iterator[dict[str, Any]]:
+def _packages() -> Iterator[Row]:
     seen = set()
     for distribution in sorted(importlib.metadata.distributions(), key=lambda d: d.name.lower()):
         name = distribution.name.lower()
@@ -92,5 +92,5 @@ def _packages() -> Iterator[dict[str, Any]]:
             if file.name.split(".")[0].upper() in _LICENCE_NAMES and file.parts[0].endswith(".dist-info"):
                 path = Path(str(file.locate()))
                 if path.is_file():
-                    place = "/".join(file.parts[1:])
-                    yield _row("licence", f"{name}/{place}", path.read_text("utf-8", errors="replace"))
+                    licence = "/".join(file.parts[1:])
+                    yield _row("licence", f"{name}/{licence}", path.read_text("utf-8", errors="replace"))

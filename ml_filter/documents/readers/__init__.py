@@ -1,0 +1,24 @@
+"""Read sources: one file per format, documents for the pipeline, plain tables for everything else.
+
+- `read_shard` reads a shard as tables of documents; unreadable pieces become rejects.
+- `read_records` reads a row format (not Parquet) row by row; unreadable pieces become rejects.
+- `read_rows` reads a table of any columns row by row; an unreadable piece is an error.
+- `read_tables` reads columns of a Parquet file as Arrow tables; an unreadable piece is an error.
+"""
+
+from ml_filter.documents.readers.base import Format, InputShard, text_id
+from ml_filter.documents.readers.documents import read_records, read_shard
+from ml_filter.documents.readers.parquet import known_rows, read_schema, read_tables
+from ml_filter.documents.readers.table import read_rows
+
+__all__ = [
+    "Format",
+    "InputShard",
+    "known_rows",
+    "read_records",
+    "read_rows",
+    "read_schema",
+    "read_shard",
+    "read_tables",
+    "text_id",
+]

@@ -1,0 +1,105 @@
+"""WARC and WET archives of Common Crawl, plain or compressed.
+
+A WET record holds a text. The main text of a page in a WARC record is extracted with trafilatura.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.readers.base import Problem, Record, Row
+
+
+def read_records(raw: IO[bytes], uri: str, source: SourceConfig) -> Iterator[Record]:
+    """The documents of all responses (WARC) and conversions (WET): `id`, `url`, `date`, text, and `language` in WET."""
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+    last = 0
+    without_length = False
+    kinds = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.resource
+    try:
+        for record in ArchiveIterator(raw, record_types=kinds):
+            last = record.stream_pos
+            location = f"record {record.record_id} at byte {last}"
+            without_length = not record.headers.get("Content-Length")
+            if without_length:  # FastWARC takes a header that is cut off for that of an empty record
+                yield location, Problem("truncated", "the record's header has no length")
+                continue
+            if record.content_length > 4 * source.max_text_bytes:
+                yield location, Problem("text_too_long", f"a record of {record.content_length:,} bytes")
+                continue
+            body = record.reader.read()
+            if len(body) < record.content_length:
+                yield location, Problem("truncated", f"{len(body):,} of {record.content_length:,} bytes")
+                return
+            yield location, _document(record, body, source.text_column)
+    except Exception as error:  # FastWARC's stream errors have no common base
+        yield f"after byte {last}", Problem("truncated", f"{type(error).__name__}: {error}")
+        return
+    if not without_length and (detail := _truncation_after(raw, last)):
+        yield f"after byte {last}", Problem("truncated", detail)
+
+
+def _document(record: Any, body: bytes, text_column: str) -> Row | Problem:
+    from fastwarc.warc import WarcRecordType
+
+    url = record.headers.get("WARC-Target-URI")
+    row = {"id": record.record_id, "url": url, "date": record.headers.get("WARC-Date")}
+    if record.record_type == WarcRecordType.conversion:
+        try:
+            text = body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return Problem("invalid_utf8", f"byte {error.start}: {error.reason}")
+        return {**row, "language": record.headers.get("WARC-Identified-Content-Language"), text_column: text}
+    import trafilatura
+
+    content_type = record.http_content_type or ""
+    if content_type and not content_type.startswith(("text/", "application/xhtml")):
+        return Problem("no_main_text", f"content type {content_type}")
+    main_text: str | None = trafilatura.extract(body, url=url) if body.strip() else None
+    if not main_text:
+        return Problem("no_main_text", f"{len(body):,} bytes of {content_type or 'unknown type'}")
+    return {**row, text_column: main_text}
+
+
+def _truncation_after(raw: IO[bytes], position: int) -> str | None:
+    """Whether the file ends inside a record after `position`: FastWARC takes such an end for the end of the file."""
+    raw.seek(position)
+    block = raw.read(2**20)
+    if not block.startswith(b"\x1f\x8b"):
+        return _plain_truncation_after(raw, position)
+    member = zlib.decompressobj(wbits=31)
+    while block:
+        try:
+            member.decompress(block)
+        except zlib.error as error:
+            return str(error)
+        if member.eof:
+            block = member.unused_data or raw.read(2**20)
+            if block:
+                member = zlib.decompressobj(wbits=31)
+        else:
+            block = raw.read(2**20)
+    return None if member.eof else "the archive ends inside a record"
+
+
+def _plain_truncation_after(raw: IO[bytes], position: int) -> str | None:
+    end = raw.seek(0, io.SEEK_END)
+    while position < end:
+        raw.seek(position)
+        head = raw.read(2**16)
+        start = len(head) - len(head.lstrip())
+        header, blank_line, _ = head[start:].partition(b"\r\n\r\n")
+        length = re.search(rb"(?mi)^content-length:\s*(\d+)", header)
+        if start == len(head):
+            position += start
+        elif not blank_line or length is None:
+            return "the archive ends inside a record's header"
+        else:
+            position += start + len(header) + len(blank_line) + int(length[1])
+    return None if position == end else "the archive ends inside a record"

@@ -1,0 +1,82 @@
+"""Combine Arrow tables whose columns or types differ, and avoid clashes of column names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def union_schema(a: pa.Schema, b: pa.Schema) -> pa.Schema:
+    """The columns of both schemas; a column whose two types cannot be combined becomes text."""
+    fields = {field.name: field for field in a}
+    for field in b:
+        if field.name not in fields:
+            fields[field.name] = field.with_nullable(True)
+            continue
+        pair = [pa.schema([fields[field.name]]), pa.schema([field])]
+        try:
+            fields[field.name] = pa.unify_schemas(pair, promote_options="permissive").field(0)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            fields[field.name] = pa.field(field.name, pa.string())
+    return pa.schema(list(fields.values()))
+
+
+def cast_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table's columns in the schema's order and types; a missing column is null."""
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, field.type))
+            continue
+        column = table.column(field.name)
+        if column.type == field.type:
+            columns.append(column)
+        elif pa.types.is_string(field.type) and not pa.types.is_null(column.type):
+            columns.append(text_array(column.to_pylist()))
+        else:
+            # Integers above 2**53 are rounded where the column also holds fractions.
+            columns.append(column.cast(options=pc.CastOptions(target_type=field.type, allow_float_truncate=True)))
+    return pa.table(columns, schema=schema)
+
+
+def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table from several whose columns may differ."""
+    schema = reduce(union_schema, (table.schema for table in tables))
+    return pa.concat_tables([cast_table(table, schema) for table in tables])
+
+
+def text_array(values: Iterable[Any]) -> pa.Array:
+    """The values as text: strings unchanged, others as JSON."""
+    return pa.array([v if v is None or isinstance(v, str) else json_text(v) for v in values], pa.string())
+
+
+def json_text(value: Any) -> str:
+    """A value as one line of JSON."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def rename_clashes(names: Sequence[str], reserved: Sequence[str]) -> list[str]:
+    """Names that leave the reserved names free: a name that is reserved becomes `input_<name>`."""
+    new_names = []
+    for name in names:
+        new_name = name
+        while new_name in reserved or (new_name != name and new_name in names):
+            new_name = f"input_{new_name}"
+        new_names.append(new_name)
+    return new_names
+
+
+def rename_clashing_columns(table: pa.Table, reserved: Sequence[str]) -> pa.Table:
+    """The table with its columns of reserved names renamed to `input_<name>`, so that new ones can be added."""
+    return table.rename_columns(rename_clashes(table.column_names, reserved))
+
+
+def other_columns(names: Iterable[str], text_column: str, id_column: str | None) -> list[tuple[str, str]]:
+    """The columns of a document beside its `id` and `text`: the name of each in the source and in the document."""
+    others = [n for n in names if n != text_column and (n != "id" or id_column not in (None, "id"))]
+    return list(zip(others, rename_clashes(others, ("id", "text")), strict=True))
