@@ -24,10 +24,11 @@ SCORE = """
 import sys
 from ml_filter.cli import main
 try:
-    main()
+    code = main()
 finally:
     [peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
     print("peak", peak, file=sys.stderr)
+sys.exit(code)
 """
 ROWS = 10_000
 

@@ -44,7 +44,7 @@ finally:
     [peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
     print("peak", peak, file=sys.stderr)
 """
-FILTER = "from ml_filter.cli import main; main()"
+FILTER = "import sys; from ml_filter.cli import main; sys.exit(main())"
 SORT = """import pyarrow.parquet as pq
     table = pq.read_table(sys.argv[1], columns=["id", "score", "language", "tokens"])
     table.take(table.sort_by([("language", "ascending"), ("score", "descending"), ("id", "ascending")])["tokens"])"""

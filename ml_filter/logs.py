@@ -23,4 +23,10 @@ def configure_logging(*, to_standard_logging: bool = False, level: str = "INFO")
         target = logging.getLogger("ml_filter")
         logger.add(lambda m: target.log(m.record["level"].no, m.record["message"]), level=level, format="{message}")
     else:
-        logger.add(sys.stderr, level=level, format="<dim>{time:HH:mm:ss}</dim> {level.name:<7} {message}")
+        # Looked up for each line: a program that calls several commands may replace sys.stderr between them.
+        logger.add(
+            lambda line: print(line, end="", file=sys.stderr),
+            level=level,
+            format="<dim>{time:HH:mm:ss}</dim> {level.name:<7} {message}",
+            colorize=sys.stderr.isatty(),
+        )

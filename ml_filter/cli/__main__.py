@@ -1,6 +1,8 @@
 """`python -m ml_filter.cli`."""
 
+import sys
+
 from ml_filter.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -39,4 +39,4 @@ def load_told(*arguments):
 if __name__ == "__main__":
     server.load_engine = load_told
     sys.argv = ["ml-filter", "serve", *sys.argv[1:]]
-    main()
+    sys.exit(main())
