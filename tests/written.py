@@ -9,12 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.lineage import criteria_config
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 
+DANGER = Criterion(name="danger", low=0, high=1, threshold=1)
 
-def prompt(criterion: str = "quality", score_range: Sequence[float] = (0, 5), language: str | None = "en") -> dict:
+
+def prompt(criterion: str = "quality", language: str | None = "en") -> dict:
     """An entry of an annotation manifest's list of prompts."""
     name = f"{criterion}_{language}"
     return {
@@ -22,7 +26,6 @@ def prompt(criterion: str = "quality", score_range: Sequence[float] = (0, 5), la
         "digest": f"digest of {name}",
         "criterion": criterion,
         "language": language,
-        "score_range": list(score_range),
     }
 
 
@@ -33,9 +36,11 @@ def write_annotations(
     asked: Sequence[dict] = (),
     source: Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    criteria: Sequence[Criterion] = (DANGER,),
 ) -> Path:
     """Write votes: (document, parsed score or None for a failed vote[, expected score[, criterion]]).
 
+    Criteria that are not in `criteria` have the default range and threshold.
     Votes of one document, criterion and directory are numbered from 0.
     """
     prompts = {entry["criterion"]: entry for entry in asked or [prompt()]}
@@ -63,6 +68,8 @@ def write_annotations(
         )
         numbers[document, entry["criterion"]] += 1
     made_by = {"annotator": annotator, "votes": max(numbers.values(), default=0), "prompts": list(prompts.values())}
+    defined = {criterion.name: criterion for criterion in criteria}
+    made_by |= criteria_config(defined.get(name) or Criterion.of_labels(name, None, None) for name in prompts)
     made_by |= settings or {}
     if source:
         made_by["source"] = SourceConfig(paths=[str(source)]).model_dump(mode="json")

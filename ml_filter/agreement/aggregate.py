@@ -22,6 +22,8 @@ from pydantic import BaseModel
 
 from ml_filter.agreement.config import AggregateConfig, VoteMethod
 from ml_filter.agreement.dawid_skene import SMOOTHING, dawid_skene
+from ml_filter.criterion import Criterion
+from ml_filter.documents.lineage import criteria_config, criteria_of
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest, read_manifest
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.schema import AGGREGATED_SCHEMA
@@ -92,15 +94,12 @@ def aggregate_annotations(annotations: Sequence[str | Path], config: AggregateCo
 
     Raises:
         InputError: a directory holds no annotations, the same votes are there twice, one criterion has different
-            score ranges, or no document has the two votes that dawid-skene needs.
+            score ranges or thresholds, or no document has the two votes that dawid-skene needs.
     """
     manifests = [read_manifest(path, "annotations") for path in annotations]
-    for manifest in manifests:
-        if "prompts" not in manifest.config:
-            raise InputError(f"{manifest.root} was made by an older version, without criteria; annotate again")
     _refuse_the_same(manifests)
-    ranges = _score_ranges(manifests)
-    settings = {**config.model_dump(mode="json"), "score_ranges": ranges}
+    criteria = _same_criteria(manifests)
+    settings = {**config.model_dump(mode="json"), **criteria_config(criteria.values())}
     parents = [Parent(path=m.root, digest=m.digest) for m in manifests]
     out = OutputDirectory(output, "scores", settings, parents)
     if find_manifest(out.path) is not None:
@@ -112,7 +111,7 @@ def aggregate_annotations(annotations: Sequence[str | Path], config: AggregateCo
     posteriors: dict[tuple[int, int], list[float]] = {}
     found: list[JuryReliability] = []
     if config.method == "dawid-skene":
-        found = [_fit(votes, number, ranges, posteriors) for number in range(len(votes.criteria))]
+        found = [_fit(votes, number, criteria, posteriors) for number in range(len(votes.criteria))]
     with out:
         if found:
             content = json.dumps([jury.model_dump() for jury in found], indent=1, ensure_ascii=False)
@@ -121,7 +120,7 @@ def aggregate_annotations(annotations: Sequence[str | Path], config: AggregateCo
             documents=len(votes.documents), criteria=len(votes.criteria), annotators=len(votes.annotators), scored=0
         )
         with out.new_shard(_SHARD, AGGREGATED_SCHEMA) as writer, out.new_rejects(_SHARD) as rejects:
-            for rows in _in_chunks(_score_each(votes, config.method, ranges, posteriors)):
+            for rows in _in_chunks(_score_each(votes, config.method, criteria, posteriors)):
                 counts.update(
                     scored=sum(row["score"] is not None for row in rows),
                     failed=sum(row["score"] is None for row in rows),
@@ -210,7 +209,7 @@ def _numbered(values: Iterable[str], known: dict[str, int]) -> NDArray[np.int32]
 def _score_each(
     votes: _Votes,
     method: VoteMethod,
-    ranges: dict[str, list[float]],
+    criteria: dict[str, Criterion],
     posteriors: dict[tuple[int, int], list[float]],
 ) -> Iterator[dict[str, Any]]:
     """A row for each document and criterion that was voted on."""
@@ -222,7 +221,7 @@ def _score_each(
         score: float | None = None
         posterior = posteriors.get((document, criterion))
         if posterior is not None:
-            low = math.ceil(ranges[votes.criteria[criterion]][0])
+            low = math.ceil(criteria[votes.criteria[criterion]].low)
             score = sum(probability * (low + k) for k, probability in enumerate(posterior))
         elif len(values):
             score = METHODS[method](values.tolist())
@@ -244,11 +243,11 @@ def _in_chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 
 
 def _fit(
-    votes: _Votes, criterion: int, ranges: dict[str, list[float]], posteriors: dict[tuple[int, int], list[float]]
+    votes: _Votes, criterion: int, criteria: dict[str, Criterion], posteriors: dict[tuple[int, int], list[float]]
 ) -> JuryReliability:
     """Dawid-Skene on the votes of one criterion; the posteriors go to `posteriors`."""
     name = votes.criteria[criterion]
-    low, high = math.ceil(ranges[name][0]), math.floor(ranges[name][1])
+    low, high = math.ceil(criteria[name].low), math.floor(criteria[name].high)
     chosen = (votes.criterion == criterion) & ~np.isnan(votes.value)
     ids, documents, per_document = np.unique(votes.document[chosen], return_inverse=True, return_counts=True)
     judges, annotators = np.unique(votes.annotator[chosen], return_inverse=True)
@@ -308,15 +307,25 @@ def _refuse_the_same(manifests: Sequence[Manifest]) -> None:
             places[key] = manifest.root
 
 
-def _score_ranges(manifests: Sequence[Manifest]) -> dict[str, list[float]]:
-    ranges: dict[str, list[float]] = {}
+def _same_criteria(manifests: Sequence[Manifest]) -> dict[str, Criterion]:
+    """The criteria of all annotations by name.
+
+    Raises:
+        InputError: two directories define one criterion differently.
+    """
+    criteria: dict[str, Criterion] = {}
+    defined_in: dict[str, str] = {}
     for manifest in manifests:
-        for prompt in manifest.config["prompts"]:
-            criterion, score_range = str(prompt["criterion"]), list(prompt["score_range"])
-            known = ranges.setdefault(criterion, score_range)
-            if known != score_range:
+        for criterion in criteria_of(manifest):
+            other = criteria.setdefault(criterion.name, criterion)
+            if other != criterion:
                 raise InputError(
-                    f"{manifest.root} scores {criterion} from {score_range[0]:g} to {score_range[1]:g} with prompt "
-                    f"{prompt['name']}, another prompt from {known[0]:g} to {known[1]:g}; aggregate them apart"
+                    f"{manifest.root} scores {criterion.name} {_scale(criterion)}, {defined_in[criterion.name]} "
+                    f"{_scale(other)}; aggregate them separately"
                 )
-    return ranges
+            defined_in.setdefault(criterion.name, manifest.root)
+    return criteria
+
+
+def _scale(criterion: Criterion) -> str:
+    return f"from {criterion.low:g} to {criterion.high:g} with threshold {criterion.threshold:g}"

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from loguru import logger
 
 from ml_filter.agreement.config import RankConfig
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import annotated_documents, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, read_manifest
@@ -86,7 +87,7 @@ def rank_documents(
     documents = documents or annotated_documents(manifest)
     shards, parents = list_shards(documents)
     parents.append(Parent(path=manifest.root, digest=manifest.digest))
-    settings = {"rank": config.model_dump(mode="json"), "criterion": criterion, "source": documents.model_dump()}
+    settings = {"rank": config.model_dump(mode="json"), "criterion": criterion.name, "source": documents.model_dump()}
     with OutputDirectory(output, "documents", settings, parents) as out:
         if out.manifest:
             return out.manifest
@@ -129,10 +130,10 @@ def _warn_of_ties(values: dict[str, float], ranked: list[str], config: RankConfi
         )
 
 
-def _values(manifest: Manifest, criterion: str, config: RankConfig) -> tuple[dict[str, float], list[str]]:
+def _values(manifest: Manifest, criterion: Criterion, config: RankConfig) -> tuple[dict[str, float], list[str]]:
     """What each document is ranked by, and the documents that have no score."""
     table = pa.concat_tables(
-        pq.read_table(path, columns=_COLUMNS, filters=pc.field("criterion") == criterion)
+        pq.read_table(path, columns=_COLUMNS, filters=pc.field("criterion") == criterion.name)
         for path in manifest.shard_paths()
     )
     without = table.filter(pc.is_null(table.column("score"))).column("document_id").to_pylist()
@@ -141,7 +142,7 @@ def _values(manifest: Manifest, criterion: str, config: RankConfig) -> tuple[dic
     if config.by == "disagreement":
         values = disagreement
     elif manifest.config["method"] == "dawid-skene":
-        lowest = math.ceil(manifest.config["score_ranges"][criterion][0])
+        lowest = math.ceil(criterion.low)
         posterior = np.array(table.column("posterior").to_pylist()).reshape(len(table), -1)
         reached = posterior[:, lowest + np.arange(posterior.shape[1]) >= config.threshold].sum(axis=1)
         values = np.clip(np.minimum(reached, 1 - reached), 0, 0.5)

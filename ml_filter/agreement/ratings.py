@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.agreement.config import AgreementConfig
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.lineage import only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.older_formats import failed_votes
 from ml_filter.documents.readers import read_rows, read_schema, text_id
@@ -95,7 +97,8 @@ class _Input:
     some_left_out: list[str] = field(default_factory=list)
     strata: dict[str, dict[str, str]] = field(default_factory=dict)
     columns: set[str] = field(default_factory=set)
-    score_range: tuple[float, float] | None = None
+    criterion: Criterion | None = None
+    """What the manifest says that was scored; a table says nothing."""
 
     def takes(self, document: str, only: Counter[str] | None) -> bool:
         """Count a row; false where its document is not among those that are compared."""
@@ -214,12 +217,10 @@ def _read_input(source: SourceConfig, config: AgreementConfig, only: Counter[str
 
 def _read_annotations(manifest: Manifest, config: AgreementConfig, only: Counter[str] | None) -> _Input:
     made = _Input(manifest.root, "annotations", manifest.digest)
-    prompts = manifest.config["prompts"]
-    criterion = _criterion(manifest, sorted({prompt["criterion"] for prompt in prompts}), config)
-    prompts = [prompt for prompt in prompts if prompt["criterion"] == criterion]
-    low, high = prompts[0]["score_range"]
-    made.score_range = (float(low), float(high))
-    asked = prompts[0]["name"] if len(prompts) == 1 else criterion
+    made.criterion = only_criterion(manifest, config.criterion)
+    criterion = made.criterion.name
+    prompts = [prompt["name"] for prompt in manifest.config["prompts"] if prompt["criterion"] == criterion]
+    asked = prompts[0] if len(prompts) == 1 else criterion
     columns = ["document_id", "annotator", "criterion", "vote", "status", "score", "expected_score"]
     for path in manifest.shard_paths():
         for batch in pq.ParquetFile(path).iter_batches(columns=columns):
@@ -245,27 +246,13 @@ def _read_scores(manifest: Manifest, config: AgreementConfig, only: Counter[str]
     made = _Input(manifest.root, "scores", manifest.digest)
     path = PurePosixPath(manifest.root)
     rater = made.raters["score"] = _Rater((path.name, f"{path.parent.name}/{path.name}", manifest.root))
-    criteria: set[str] = set()
+    made.criterion = only_criterion(manifest, config.criterion)
     for shard in manifest.shard_paths():
         for batch in pq.ParquetFile(shard).iter_batches(columns=["document_id", "criterion", "score"]):
             for row in batch.to_pylist():
-                criteria.add(row["criterion"])
-                if config.criterion in (None, row["criterion"]) and made.takes(row["document_id"], only):
+                if row["criterion"] == made.criterion.name and made.takes(row["document_id"], only):
                     rater.add(row["document_id"], row["score"])
-    criterion = _criterion(manifest, sorted(criteria), config)
-    score_range = manifest.config.get("score_ranges", {}).get(criterion)
-    made.score_range = (float(score_range[0]), float(score_range[1])) if score_range else None
     return made
-
-
-def _criterion(manifest: Manifest, found: list[str], config: AgreementConfig) -> str:
-    if config.criterion is None and len(found) == 1:
-        return found[0]
-    if config.criterion is None:
-        raise InputError(f"{manifest.root} holds scores of {', '.join(found)}; choose one with --criterion")
-    if config.criterion not in found:
-        raise InputError(f"{manifest.root} holds no scores of {config.criterion!r}; it holds {', '.join(found)}")
-    return config.criterion
 
 
 def _read_table(
@@ -429,7 +416,7 @@ def _warn_of_scores_outside(
 
 
 def _score_range(inputs: Sequence[_Input]) -> tuple[float, float] | None:
-    ranges = {one.score_range: one.path for one in inputs if one.score_range}
+    ranges = {one.criterion.bounds: one.path for one in inputs if one.criterion}
     if len(ranges) > 1:
         raise InputError(
             "the inputs have different score ranges: "

@@ -39,6 +39,7 @@ from ml_filter.annotation.prompts import (
 from ml_filter.annotation.windows import Windows, combine
 from ml_filter.config import Settings, problems_in
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.lineage import criteria_config
 from ml_filter.documents.manifest import LEDGER_NAME, Manifest, Parent, digest_of, find_manifest
 from ml_filter.documents.output import OutputDirectory, Resumption
 from ml_filter.documents.readers import InputShard, known_rows, read_shard, text_id
@@ -135,10 +136,10 @@ def prepare(
                 "digest": prompt.digest,
                 "criterion": prompt.criterion,
                 "language": prompt.language,
-                "score_range": [prompt.score.min, prompt.score.max],
             }
             for prompt in prompts
         ],
+        **criteria_config(prompt.defined_criterion for prompt in prompts),
         "annotator": annotator,
         **answer_settings(config),
     }

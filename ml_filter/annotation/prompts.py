@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ml_filter.annotation.prompt_files import prompt_file
 from ml_filter.config import problems_in, read_yaml
+from ml_filter.criterion import Criterion, middle
 from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import ConfigError
@@ -125,7 +126,7 @@ class Question(_Strict):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that affects the question or how its answer is read."""
-        return digest_of(self.model_dump(exclude={"description"}))
+        return digest_of(self.model_dump(exclude={"description", "threshold"}))
 
     @cached_property
     def _frame(self) -> tuple[str, str]:
@@ -174,6 +175,11 @@ class Prompt(Question):
     """A question to an LLM whose answer is a score."""
 
     score: ScoreRange
+    threshold: float | None = Field(
+        None,
+        description="documents with at least this score count as good (default: the middle of the range); "
+        "not part of the question, so a change keeps the answers that were paid for",
+    )
     pattern: str | tuple[str, ...] = Field(
         "",
         description="regular expression, or several in order of preference, with one group around the score "
@@ -193,6 +199,14 @@ class Prompt(Question):
         return fields
 
     @model_validator(mode="after")
+    def _threshold_is_in_range(self) -> Prompt:
+        if self.threshold is not None and not self.score.min < self.threshold <= self.score.max:
+            raise ValueError(
+                f"threshold ({self.threshold:g}) must be above {self.score.min:g} and at most {self.score.max:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _is_complete(self) -> Prompt:
         if self.mode == "generate":
             try:
@@ -208,6 +222,13 @@ class Prompt(Question):
             if outside:
                 raise ValueError(f"the values of choices {outside} are outside the score range")
         return self
+
+    @property
+    def defined_criterion(self) -> Criterion:
+        """The criterion that this prompt defines."""
+        low, high = self.score.min, self.score.max
+        threshold = middle(low, high) if self.threshold is None else self.threshold
+        return Criterion(name=self.criterion, low=low, high=high, threshold=threshold)
 
     @cached_property
     def _patterns(self) -> Sequence[re.Pattern[str]]:
@@ -291,7 +312,7 @@ def prompts_by_criterion(prompts: Sequence[Prompt]) -> dict[str, dict[str, Promp
     """Group prompts by criterion, then by language code, keeping their order.
 
     Raises:
-        ConfigError: two prompts of one criterion have the same language, or their score ranges differ.
+        ConfigError: two prompts of one criterion have the same language, or define it differently.
     """
     criteria: dict[str, dict[str, Prompt]] = {}
     for prompt in prompts:
@@ -303,9 +324,10 @@ def prompts_by_criterion(prompts: Sequence[Prompt]) -> dict[str, dict[str, Promp
                 "them separately, or side by side with `ml-filter compare`"
             )
         first = next(iter(languages.values()), prompt)
-        if first.score != prompt.score:
+        if first.defined_criterion != prompt.defined_criterion:
             raise ConfigError(
-                f"prompts {first.name} and {prompt.name} have different score ranges for {prompt.criterion}"
+                f"prompts {first.name} and {prompt.name} have different score ranges or thresholds for "
+                f"{prompt.criterion}"
             )
         languages[code] = prompt
     return criteria

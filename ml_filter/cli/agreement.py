@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from ml_filter.cli.app import app
-from ml_filter.cli.options import Criterion, Documents, GoodFrom, IdColumn, Output, TextColumn, Use, example, names_in
+from ml_filter.cli.options import (
+    Criterion,
+    Documents,
+    GoodFrom,
+    IdColumn,
+    Output,
+    ScoreRange,
+    TextColumn,
+    Use,
+    example,
+    names_in,
+)
 from ml_filter.cli.output import show, show_agreement, show_reliability, show_table
 
 if TYPE_CHECKING:
@@ -113,8 +124,7 @@ def convert(
     score_column: Annotated[
         str, typer.Option(help="Columns of flat rows, comma-separated, each an annotator")
     ] = "score",
-    score_min: Annotated[float, typer.Option(help="Lowest score of the prompt")] = 0.0,
-    score_max: Annotated[float, typer.Option(help="Highest score of the prompt")] = 5.0,
+    score_range: ScoreRange = None,
     documents: Documents = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
@@ -138,8 +148,7 @@ def convert(
             criterion=criterion,
             language=language,
             score_columns=names_in(score_column),
-            score_min=score_min,
-            score_max=score_max,
+            score_range=score_range,
         )
         found = SourceConfig(paths=[source], text_column=text_column, id_column=id_column)
         show(convert_to_annotations(found, config, output))

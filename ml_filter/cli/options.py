@@ -34,6 +34,13 @@ Split = Annotated[str, typer.Option(help="Split of a Hub data set")]
 Subset = Annotated[str | None, typer.Option(help="Subset (configuration) of a Hub data set")]
 LabelColumn = Annotated[str, typer.Option(help="Column that holds the label")]
 Criterion = Annotated[str | None, typer.Option(help="Which of several criteria (default: the only one)")]
+ScoreRange = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="LOW HIGH",
+        help="Lowest and highest score, of labels that do not come from ml-filter annotate (default: 0 5)",
+    ),
+]
 Documents = Annotated[str | None, typer.Option(help="Documents of the scores (default: those that were annotated)")]
 Use = Annotated[
     str, typer.Option(help="expected: from log-probabilities where there are any; answer: the parsed answer")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field
 
 from ml_filter.config import StageConfig
+from ml_filter.criterion import Criterion, ScoreBounds
 
 
 class SourceConfig(StageConfig):
@@ -33,11 +31,11 @@ class ConvertConfig(StageConfig):
     criterion: str | None = Field(None, description="unset: the prompt's name")
     language: str | None = Field(None, description="of the prompt")
     score_columns: Annotated[list[str], Field(min_length=1)] = ["score"]
-    score_min: float = 0.0
-    score_max: float = 5.0
+    score_range: ScoreBounds | None = Field(None, description="lowest and highest score (default: 0 and 5)")
+    threshold: float | None = Field(
+        None, description="a document with at least this score is good (default: the middle of score_range, or 3)"
+    )
 
-    @model_validator(mode="after")
-    def _range_has_width(self) -> ConvertConfig:
-        if self.score_max <= self.score_min:
-            raise ValueError(f"score_max ({self.score_max}) must be above score_min ({self.score_min})")
-        return self
+    def criterion_named(self, name: str) -> Criterion:
+        """The criterion of this name, with the range and threshold of the file."""
+        return Criterion.of_labels(name, self.score_range, self.threshold)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import fsspec
-import pyarrow.parquet as pq
-
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import InputError, MlFilterError
+
+_CRITERIA = "criteria"
 
 
 def ancestors(manifest: Manifest) -> Iterator[Manifest]:
@@ -44,12 +44,24 @@ def annotation_runs(manifest: Manifest, criterion: str | None = None) -> list[di
     Args:
         manifest: of aggregated scores, or of what was made from them.
         criterion: only the prompts of this criterion.
+
+    Returns:
+        A dict for each run. Each of its `prompts` has the score range and the threshold of its criterion.
     """
     runs = []
-    for made in ancestors(manifest):
-        if made.kind == "annotations":
-            prompts = [p for p in made.config["prompts"] if criterion in (None, p["criterion"])]
-            runs.append({**{key: made.config.get(key) for key in ("annotator", "votes")}, "prompts": prompts})
+    for run in ancestors(manifest):
+        if run.kind == "annotations":
+            defined = {criterion.name: criterion for criterion in criteria_of(run)}
+            prompts = [
+                {
+                    **prompt,
+                    "score_range": list(defined[prompt["criterion"]].bounds),
+                    "threshold": defined[prompt["criterion"]].threshold,
+                }
+                for prompt in run.config["prompts"]
+                if criterion in (None, prompt["criterion"])
+            ]
+            runs.append({**{key: run.config.get(key) for key in ("annotator", "votes")}, "prompts": prompts})
     return runs
 
 
@@ -87,25 +99,37 @@ def annotated_documents(manifest: Manifest) -> SourceConfig:
     return merged[0]
 
 
-def only_criterion(manifest: Manifest, criterion: str | None) -> str:
-    """The criterion to take from a directory of aggregated scores; None takes the only one.
+def criteria_config(criteria: Iterable[Criterion]) -> dict[str, list[dict[str, Any]]]:
+    """The entry of a manifest's config that `criteria_of` reads: each criterion once."""
+    return {_CRITERIA: [criterion.model_dump() for criterion in dict.fromkeys(criteria)]}
+
+
+def criteria_of(manifest: Manifest) -> list[Criterion]:
+    """The criteria of a directory of annotations or of aggregated scores, in alphabetical order.
 
     Raises:
-        InputError: there are several and none is chosen, or the chosen one is not there.
+        InputError: the manifest does not define them.
     """
-    found = criteria_of(manifest)
-    names = ", ".join(found)
-    if criterion is None and len(found) > 1:
-        raise InputError(f"{manifest.root} holds scores of {names}; choose one with --criterion")
-    if criterion is not None and criterion not in found:
-        raise InputError(f"{manifest.root} holds no scores of {criterion!r}; it has {names}")
-    return criterion or next(iter(found), "")
+    if _CRITERIA not in manifest.config:
+        raise InputError(f"{manifest.root} was made by an older version, without criteria; annotate again")
+    criteria = [Criterion.model_validate(entry) for entry in manifest.config[_CRITERIA]]
+    return sorted(criteria, key=lambda criterion: criterion.name)
 
 
-def criteria_of(manifest: Manifest) -> list[str]:
-    """The criteria of a directory of aggregated scores, in alphabetical order."""
-    found: set[str] = set()
-    for path in manifest.shard_paths():
-        with fsspec.open(path, "rb") as file:
-            found.update(pq.read_table(file, columns=["criterion"]).column("criterion").unique().to_pylist())
-    return sorted(found)
+def only_criterion(manifest: Manifest, name: str | None) -> Criterion:
+    """One criterion of a directory of annotations or of aggregated scores.
+
+    Args:
+        name: None: the only one.
+
+    Raises:
+        InputError: there are several and none is chosen, or the directory has no criterion of this name.
+    """
+    criteria = criteria_of(manifest)
+    names = ", ".join(criterion.name for criterion in criteria)
+    if name is None and len(criteria) > 1:
+        raise InputError(f"{manifest.root} has scores of {names}; choose one with --criterion")
+    for criterion in criteria:
+        if name in (None, criterion.name):
+            return criterion
+    raise InputError(f"{manifest.root} has no scores of {name!r}; it has {names}")

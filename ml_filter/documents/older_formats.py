@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from ml_filter.config import problems_in
 from ml_filter.documents.config import ConvertConfig, SourceConfig
-from ml_filter.documents.lineage import annotated_documents, only_criterion
+from ml_filter.documents.lineage import annotated_documents, criteria_config, only_criterion
 from ml_filter.documents.manifest import Manifest, digest_of, read_manifest
 from ml_filter.documents.output import OutputDirectory, file_digest
 from ml_filter.documents.readers import InputShard, read_records, read_shard
@@ -134,10 +134,10 @@ def convert_to_annotations(source: SourceConfig, config: ConvertConfig, output: 
                 "digest": digest,
                 "criterion": criterion,
                 "language": language,
-                "score_range": [config.score_min, config.score_max],
             }
             for digest, name, criterion, language in sorted(seen.prompts)
         ],
+        **criteria_config(config.criterion_named(criterion) for _, _, criterion, _ in sorted(seen.prompts)),
     }
     with OutputDirectory(output, "annotations", settings, parents) as out:
         if out.manifest:
@@ -166,13 +166,14 @@ def convert_to_annotations(source: SourceConfig, config: ConvertConfig, output: 
 
 
 def _rows(answers: _Answers, config: ConvertConfig) -> Iterator[dict[str, Any]]:
+    low, high = config.criterion_named(answers.criterion).bounds
     for number, vote in enumerate(answers.votes):
         score, error = vote["score"], vote.get("error")
         if score is not None and not math.isfinite(score):
             score = None
         if score is None:
             error = error or "no_score"
-        elif error is None and not config.score_min <= score <= config.score_max:
+        elif error is None and not low <= score <= high:
             error = "out_of_range"
         reason = vote.get("reason")
         if error and score is not None:  # what was said beside an error is not lost, and is no score
@@ -388,7 +389,7 @@ def write_eurolingua(annotations: str | Path, output: str | Path, criterion: str
     """
     manifest = read_manifest(annotations, "annotations")
     languages = {prompt["digest"]: prompt["language"] for prompt in manifest.config["prompts"]}
-    chosen = only_criterion(manifest, criterion)
+    chosen = only_criterion(manifest, criterion).name
     source = manifest.config.get("source") or {"paths": []}
     counts: Counter[str] = Counter(documents=0, scored=0, failed=0)
 
@@ -466,12 +467,11 @@ def write_fineweb_edu(
     """
     manifest = read_manifest(scores, "scores")
     chosen = only_criterion(manifest, criterion)
-    low, high = manifest.config["score_ranges"][chosen]
     source = documents or annotated_documents(manifest)
     left: dict[str, float | None] = {}
     for path in manifest.shard_paths():
         for batch in pq.ParquetFile(path).iter_batches(columns=["document_id", "criterion", "score"]):
-            left.update((r["document_id"], r["score"]) for r in batch.to_pylist() if r["criterion"] == chosen)
+            left.update((r["document_id"], r["score"]) for r in batch.to_pylist() if r["criterion"] == chosen.name)
     counts: Counter[str] = Counter(documents=0, scored=0, failed=0)
 
     def lines() -> Iterator[dict[str, Any]]:
@@ -483,7 +483,7 @@ def write_fineweb_edu(
                     score = left.pop(row["id"])
                     counts["documents"] += 1
                     counts["failed" if score is None else "scored"] += 1
-                    rounded = None if score is None else math.floor(min(max(score, low), high) + 0.5)
+                    rounded = None if score is None else math.floor(min(max(score, chosen.low), chosen.high) + 0.5)
                     yield {**row, "score": score, "int_score": rounded}
 
     _write_lines(lines(), Path(output))

@@ -113,7 +113,8 @@ class LabelledDocuments:
         self._scores: dict[str, _Score] | None = None
         manifest = manifest_behind(labels.paths[0]) if len(labels.paths) == 1 else None
         if manifest is not None and manifest.kind == "scores":
-            self.criteria = [only_criterion(manifest, name) for name in criteria] or criteria_of(manifest)
+            chosen = [only_criterion(manifest, name) for name in criteria] or criteria_of(manifest)
+            self.criteria = [criterion.name for criterion in chosen]
             self.lineage = [run for name in self.criteria for run in annotation_runs(manifest, name)]
             self._scores = _read_scores(manifest, self.criteria, trust_agreement)
             documents = documents or annotated_documents(manifest)

@@ -67,7 +67,8 @@ def publish_labels(
     """
     api = hub_api(config.push) if config.push else None  # what is missing shows before the work
     manifest = read_manifest(scores, "scores")
-    criteria = [only_criterion(manifest, name) for name in names_of(config.criterion)] or criteria_of(manifest)
+    chosen = [only_criterion(manifest, name) for name in names_of(config.criterion)] or criteria_of(manifest)
+    criteria = [criterion.name for criterion in chosen]
     documents = documents or annotated_documents(manifest)
     _, parents = list_shards(documents)
     parents.append(Parent(path=manifest.root, digest=manifest.digest))

@@ -15,9 +15,14 @@ from pydantic import ValidationError
 
 from ml_filter.agreement.aggregate import METHODS, aggregate_annotations, majority, read_reliability
 from ml_filter.agreement.config import AggregateConfig
+from ml_filter.criterion import Criterion
+from ml_filter.documents.lineage import criteria_of
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import InputError
-from tests.written import prompt, write_annotations
+from tests.written import DANGER, prompt, write_annotations
+
+QUALITY = Criterion(name="quality", low=0, high=5, threshold=3)
+UNIT = Criterion(name="quality", low=0, high=1, threshold=0.5)
 
 VOTES = st.lists(st.tuples(st.sampled_from("xyz"), st.none() | st.integers(0, 10).map(lambda n: n / 2)), max_size=12)
 SIMPLE = st.sampled_from(sorted(METHODS))
@@ -117,7 +122,7 @@ def test_a_jury_is_one_set_of_votes_in_any_order(tmp_path):
 
 def test_the_criteria_of_one_directory_are_kept_apart(tmp_path):
     votes = [("x", 1.0, None, "quality"), ("x", 0.5, None, "danger"), ("y", None, None, "danger")]
-    asked = [prompt(), prompt("danger", (0, 1))]
+    asked = [prompt(), prompt("danger")]
     made = aggregate_annotations(
         [write_annotations(tmp_path / "a", votes, asked=asked)], AggregateConfig(), tmp_path / "o"
     )
@@ -127,7 +132,7 @@ def test_the_criteria_of_one_directory_are_kept_apart(tmp_path):
         ("y", "danger"): None,
     }
     assert (made.counts["documents"], made.counts["scored"], made.counts["failed"]) == (2, 2, 1)
-    assert made.config["score_ranges"] == {"quality": [0, 5], "danger": [0, 1]}
+    assert criteria_of(made) == [DANGER, QUALITY]
 
 
 def test_the_same_directory_never_counts_twice(tmp_path):
@@ -158,9 +163,9 @@ def test_two_prompts_of_one_annotator_are_two_votes(tmp_path):
 
 def test_different_score_ranges_of_one_criterion_are_refused(tmp_path):
     a = write_annotations(tmp_path / "a", [("x", 4.0)])
-    b = write_annotations(tmp_path / "b", [("x", 1.0)], "other", [prompt(score_range=(0, 1))])
+    b = write_annotations(tmp_path / "b", [("x", 1.0)], "other", criteria=[UNIT])
     with pytest.raises(
-        InputError, match="scores quality from 0 to 1 with prompt quality_en, another prompt from 0 to 5"
+        InputError, match=r"scores quality from 0 to 1 with threshold 0\.5, .*a from 0 to 5 with threshold 3"
     ):
         aggregate_annotations([a, b], AggregateConfig(), tmp_path / "out")
 

@@ -122,9 +122,9 @@ def test_one_of_several_criteria_is_chosen(tmp_path, pages):
     votes = [("split", 1, None, "quality"), ("split", 1, None, "danger"), ("split", 5, None, "danger")]
     source = write_annotations(tmp_path / "a", votes, asked=[prompt(), prompt("danger")], source=pages)
     scores = aggregate_annotations([source], AggregateConfig(), tmp_path / "scores").root
-    with pytest.raises(InputError, match="holds scores of danger, quality; choose one with --criterion"):
+    with pytest.raises(InputError, match="has scores of danger, quality; choose one with --criterion"):
         rank_documents(scores, RankConfig(size=1), tmp_path / "next")
-    with pytest.raises(InputError, match="holds no scores of 'style'; it has danger, quality"):
+    with pytest.raises(InputError, match="has no scores of 'style'; it has danger, quality"):
         rank_documents(scores, RankConfig(size=1, criterion="style"), tmp_path / "next")
     [row] = ranked(rank_documents(scores, RankConfig(size=1, criterion="danger"), tmp_path / "next"))
     assert row["rank_value"] == 2

@@ -15,6 +15,7 @@ from loguru import logger
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.config import AggregateConfig, AgreementConfig
 from ml_filter.agreement.ratings import NO_STRATUM, read_ratings
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import ConvertConfig, SourceConfig
 from ml_filter.documents.older_formats import convert_to_annotations
 from ml_filter.documents.readers import text_id
@@ -84,12 +85,12 @@ def test_the_expected_score_is_preferred_and_the_answer_can_be_asked_for(tmp_pat
 
 
 def test_one_of_several_criteria_is_chosen(tmp_path):
-    asked = [prompt("quality"), prompt("danger", (0, 1))]
+    asked = [prompt("quality"), prompt("danger")]
     write_annotations(tmp_path / "a", [("x", 4.0, None, "quality"), ("x", 1.0, None, "danger")], "a", asked)
     write_annotations(tmp_path / "b", [("x", 2.0, None, "quality"), ("x", 0.0, None, "danger")], "b", asked)
-    with pytest.raises(InputError, match="holds scores of danger, quality; choose one with --criterion"):
+    with pytest.raises(InputError, match="has scores of danger, quality; choose one with --criterion"):
         read(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(InputError, match="holds no scores of 'humour'; it holds danger, quality"):
+    with pytest.raises(InputError, match="has no scores of 'humour'; it has danger, quality"):
         read(tmp_path / "a", tmp_path / "b", criterion="humour")
     ratings = read(tmp_path / "a", tmp_path / "b", criterion="danger")
     assert by_rater(ratings) == {"a": {"x": 1.0}, "b": {"x": 0.0}}
@@ -299,7 +300,9 @@ def test_gold_without_any_rating_is_named(tmp_path):
 
 def test_different_score_ranges_are_refused(tmp_path):
     write_annotations(tmp_path / "a", [("x", 4.0)], annotator="a")
-    write_annotations(tmp_path / "b", [("x", 1.0)], annotator="b", asked=[prompt(score_range=(0, 1))])
+    write_annotations(
+        tmp_path / "b", [("x", 1.0)], annotator="b", criteria=[Criterion(name="quality", low=0, high=1, threshold=1)]
+    )
     with pytest.raises(InputError, match=r"different score ranges: .*a from 0 to 5; .*b from 0 to 1"):
         read(tmp_path / "a", tmp_path / "b")
 

@@ -20,7 +20,9 @@ from ml_filter.annotation.judge import read_answer
 from ml_filter.annotation.parsing import AnswerError, read_verdict
 from ml_filter.annotation.prompts import Prompt
 from ml_filter.config import Settings
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.lineage import criteria_of
 from ml_filter.errors import ConfigError, EndpointError, TooManyFailures
 from tests.annotation.misbehaving import PROMPT, Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
 
@@ -290,7 +292,8 @@ def test_several_criteria_in_one_run_are_rows_of_their_own(serve, asking, prompt
     ("changes", "says"),
     [
         ({"language": "en-GB"}, "both score educational_value in en"),
-        ({"language": "de", "score": {"min": 0, "max": 3}}, "different ranges"),
+        ({"language": "de", "score": {"min": 0, "max": 3}}, "different score ranges or thresholds"),
+        ({"language": "de", "threshold": 4}, "different score ranges or thresholds"),
     ],
 )
 def test_prompts_between_which_none_can_choose_are_refused(changes, says, serve, pages, asking, prompt_file, tmp_path):
@@ -331,5 +334,5 @@ def test_the_manifest_of_a_run_says_what_its_prompts_ask(serve, pages, asking, t
         "digest": SHORT.digest,
         "criterion": "educational_value",
         "language": "en",
-        "score_range": [0.0, 5.0],
     }
+    assert criteria_of(made) == [Criterion(name="educational_value", low=0, high=5, threshold=2.5)]

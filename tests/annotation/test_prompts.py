@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.prompt_files import prompt_directory
@@ -17,6 +18,7 @@ from ml_filter.annotation.prompts import (
     load_prompt,
 )
 from ml_filter.config import Settings
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.errors import ConfigError
@@ -56,8 +58,9 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path):
         load_prompt(str(tmp_path / "absent.yaml"))
 
 
-def test_a_new_description_leaves_the_digest_and_a_new_word_in_the_text_does_not():
+def test_description_and_threshold_are_not_part_of_the_digest_and_the_text_is():
     assert Prompt.model_validate({**PROMPT, "description": "Says more."}).digest == SHORT.digest
+    assert Prompt.model_validate({**PROMPT, "threshold": 4}).digest == SHORT.digest
     assert Prompt.model_validate({**PROMPT, "text": PROMPT["text"] + "!"}).digest != SHORT.digest
 
 
@@ -96,6 +99,20 @@ def test_a_changed_copy_keeps_nothing_that_was_worked_out_before():
     )
     assert all(a != b for a, b in zip(asked, told, strict=True))
     assert SHORT.model_copy().digest == SHORT.digest
+
+
+def test_a_prompt_defines_its_criterion():
+    strict = Prompt.model_validate({**PROMPT, "threshold": 4})
+    assert strict.defined_criterion == Criterion(name="educational_value", low=0, high=5, threshold=4)
+    assert SHORT.defined_criterion.threshold == 2.5  # the middle of its range
+    assert load_prompt("educational_value").defined_criterion.threshold == 3
+    assert load_prompt("adult_content").defined_criterion.threshold == 2
+
+
+@pytest.mark.parametrize("threshold", [0, 5.5])
+def test_a_threshold_that_keeps_everything_or_nothing_is_refused(threshold):
+    with pytest.raises(ValidationError, match="must be above 0 and at most 5"):
+        Prompt.model_validate({**PROMPT, "threshold": threshold})
 
 
 def test_the_digest_does_not_depend_on_the_order_of_fields():

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.config import AggregateConfig
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import ConvertConfig, SourceConfig
+from ml_filter.documents.lineage import criteria_of
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.documents.older_formats import convert_to_annotations, write_eurolingua, write_fineweb_edu
 from ml_filter.errors import ConfigError, InputError
@@ -71,7 +73,8 @@ def test_a_record_becomes_a_row_for_each_vote(tmp_path):
     assert first["created_at"] == "2025-01-08T17:13:44+00:00"
     assert (made.counts["documents"], made.counts["scored"], made.counts["failed"]) == (1, 2, 0)
     [asked] = made.config["prompts"]
-    assert (asked["name"], asked["language"], asked["score_range"]) == ("fine_web_edu", "ro", [0, 5])
+    assert (asked["name"], asked["language"]) == ("fine_web_edu", "ro")
+    assert criteria_of(made) == [Criterion(name="fine_web_edu", low=0, high=5, threshold=3)]
     assert asked["digest"] == first["prompt_digest"]
 
 
@@ -218,8 +221,8 @@ def test_annotations_come_back_as_they_were_written(votes, language):
 
 def test_one_criterion_a_file(tmp_path):
     votes = [("x", 1.0), ("x", 0.5, None, "danger")]
-    source = write_annotations(tmp_path / "a", votes, asked=[prompt(), prompt("danger", (0, 1))])
-    with pytest.raises(InputError, match="holds scores of danger, quality; choose one with --criterion"):
+    source = write_annotations(tmp_path / "a", votes, asked=[prompt(), prompt("danger")])
+    with pytest.raises(InputError, match="has scores of danger, quality; choose one with --criterion"):
         write_eurolingua(source, tmp_path / "a.jsonl")
     assert not (tmp_path / "a.jsonl").exists()
     write_eurolingua(source, tmp_path / "a.jsonl", "danger")

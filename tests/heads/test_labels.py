@@ -31,7 +31,7 @@ def labels(data):
 def two_criteria(tmp_path):
     source = pages(tmp_path / "pages.jsonl", "x", "y", "z")
     votes = [("x", 1.0), ("y", None), ("x", 0.5, None, "danger"), ("y", 0.0, None, "danger")]
-    asked = [prompt(), prompt("danger", (0, 1))]
+    asked = [prompt(), prompt("danger")]
     return aggregated(tmp_path, write_annotations(tmp_path / "a", votes, "llama", asked, source))
 
 
@@ -39,7 +39,8 @@ def test_a_criterion_is_picked_and_its_lineage_says_who_was_asked_what(two_crite
     data = LabelledDocuments(two_criteria, "score", criteria="danger")
     assert labels(data) == {"x": 0.5, "y": 0.0}
     assert data.unlabelled == 1  # z was not annotated
-    assert data.lineage == [{"annotator": "llama", "votes": 1, "prompts": [prompt("danger", (0, 1))]}]
+    asked = {**prompt("danger"), "score_range": [0, 1], "threshold": 1}
+    assert data.lineage == [{"annotator": "llama", "votes": 1, "prompts": [asked]}]
     assert labels(LabelledDocuments(two_criteria, "score", criteria="quality")) == {"x": 1.0}
 
 
@@ -60,7 +61,7 @@ def test_several_criteria_stand_side_by_side_and_a_missing_label_is_nan(two_crit
 
 
 def test_a_criterion_that_is_not_there_is_named_with_those_that_are(two_criteria):
-    with pytest.raises(InputError, match="holds no scores of 'style'; it has danger, quality"):
+    with pytest.raises(InputError, match="has no scores of 'style'; it has danger, quality"):
         LabelledDocuments(two_criteria, "score", criteria="style")
 
 

@@ -126,7 +126,7 @@ def test_columns_that_only_some_documents_have_are_in_every_split(tmp_path, page
 
 
 def test_several_criteria_are_columns_beside_each_other(tmp_path, pages):
-    asked = [prompt("quality"), prompt("danger", (0, 1))]
+    asked = [prompt("quality"), prompt("danger")]
     source = corpus(tmp_path / "in.jsonl", [{**row, "votes_danger": "mine"} for row in pages])
     votes = [(row["id"], i % 5, None, "quality") for i, row in enumerate(pages[:-1])]
     votes += [(row["id"], i % 2 if i % 4 else None, None, "danger") for i, row in enumerate(pages[:-2])]
@@ -165,7 +165,7 @@ def test_several_criteria_are_columns_beside_each_other(tmp_path, pages):
 def test_what_is_published_of_several_criteria_trains_a_head_of_them(tmp_path, pages):
     source = corpus(tmp_path / "in.jsonl", pages)
     votes = [(row["id"], i % 2, None, name) for name in ("quality", "danger") for i, row in enumerate(pages)]
-    directory = scored(tmp_path, source, votes, asked=[prompt("quality"), prompt("danger", (0, 1))])
+    directory = scored(tmp_path, source, votes, asked=[prompt("quality"), prompt("danger")])
     publish_labels(directory, PublishConfig(), tmp_path / "out")
     columns = ["score_quality", "score_danger"]
     data = LabelledDocuments(SourceConfig(paths=[str(tmp_path / "out")]), columns)
@@ -178,7 +178,7 @@ def test_one_criterion_of_several_is_published(tmp_path, pages):
     source = corpus(tmp_path / "in.jsonl", pages)
     votes = [(row["id"], score, None, name) for row in pages for name, score in [("quality", 4), ("toxicity", 1)]]
     directory = scored(tmp_path, source, votes, asked=asked)
-    with pytest.raises(InputError, match="holds no scores of 'beauty'; it has quality, toxicity"):
+    with pytest.raises(InputError, match="has no scores of 'beauty'; it has quality, toxicity"):
         publish_labels(directory, PublishConfig(criterion=["toxicity", "beauty"]), tmp_path / "out")
     publish_labels(directory, PublishConfig(criterion=["toxicity"]), tmp_path / "out")
     assert {row["score"] for row in rows_of(tmp_path / "out")["train"]} == {1.0}
