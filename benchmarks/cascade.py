@@ -4,7 +4,7 @@ Real documents are cut into passages, as there must be thousands of them; the pa
 what the cascade samples from, those of the other half are scored by the head and by the cascade, and their decisions
 compared. A passage is a document with its own encoder score here: no label plays a part.
 
-    python benchmarks/cascade.py HEAD_DIR ../shared/data/*.jsonl [--characters 1000] [--students hashing static]
+    python benchmarks/cascade.py HEAD_DIR ../shared/data/*.jsonl [--characters 1000] [--first-stages hashing static]
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
 from ml_filter.heads.engine import load_engine
 from ml_filter.logs import configure_logging
-from ml_filter.scoring.cascade import build_cascade, share_interval
+from ml_filter.scoring.cascade import build_cascade
 from ml_filter.scoring.config import CascadeConfig, ScoreConfig
+from ml_filter.statistics.intervals import exact_interval
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("head", type=Path)
     parser.add_argument("files", type=Path, nargs="+", help="JSON lines with a text")
     parser.add_argument("--characters", type=int, default=1000, help="of a passage")
-    parser.add_argument("--students", nargs="+", default=["hashing", "static"])
+    parser.add_argument("--first-stages", nargs="+", default=["hashing", "static"])
     parser.add_argument("--samples", type=int, nargs="+", default=[1500, 4000])
     parser.add_argument("--threshold", type=float, help="unset: the head's")
     parser.add_argument("--max-changed", type=float, default=0.01)
@@ -50,12 +51,14 @@ def main() -> None:
         alone = time.perf_counter() - started
         threshold = options.threshold or encoder.info.criteria[0].threshold
         print(f"kept by the head from {threshold:g} upwards: {(exact >= threshold).mean():.2%}")
-        print("| student | sample | promised, at most | settled | changed on unseen ones (95% interval) | speed-up |")
+        print(
+            "| first stage | sample | promised, at most | settled | changed on unseen ones (95% interval) | speed-up |"
+        )
         print("|---|---|---|---|---|---|")
-        for student in options.students:
+        for first_stage in options.first_stages:
             for sample in options.samples:
                 config = CascadeConfig(
-                    student=student,
+                    first_stage=first_stage,
                     sample=sample,
                     threshold=threshold,
                     max_changed=options.max_changed,
@@ -67,18 +70,18 @@ def main() -> None:
                         SourceConfig(paths=[str(corpus)]),
                         config,
                         ScoreConfig(),
-                        Path(directory) / f"{student}-{sample}",
+                        Path(directory) / f"{first_stage}-{sample}",
                     )
                 except InputError as error:
-                    print(f"| {student} | {sample:,} | {error} | | | |")
+                    print(f"| {first_stage} | {sample:,} | {error} | | | |")
                     continue
                 engine, started = load_engine(cascade.directory, ScoreConfig()), time.perf_counter()
                 judged = engine.judge(unseen)
                 seconds = time.perf_counter() - started
                 changed = int(((judged.scores[:, 0] >= threshold) != (exact >= threshold)).sum())
-                low, high = share_interval(changed, len(unseen), 0.95)
+                low, high = exact_interval(changed, len(unseen), 0.95)
                 print(
-                    f"| {student} | {sample:,} | {engine.cascade.bound:.2%} "
+                    f"| {first_stage} | {sample:,} | {engine.cascade.bound:.2%} "
                     f"| {judged.counts['by_student'] / len(unseen):.1%} "
                     f"| {changed / len(unseen):.2%} ({low:.2%} to {high:.2%}) | {alone / seconds:.1f} |",
                     flush=True,

@@ -36,11 +36,11 @@ from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
 from ml_filter.heads.train import head_parent
 from ml_filter.logs import configure_logging
-from ml_filter.scoring.config import ScoreConfig
+from ml_filter.scoring.config import RAY_LOCAL, ScoreConfig
 from ml_filter.scoring.cores import usable_cores
-from ml_filter.scoring.distributed import LOCAL, RayWorkers
-from ml_filter.scoring.job import ScoringJob
+from ml_filter.scoring.ray_workers import RayWorkers
 from ml_filter.scoring.run import score_corpus
+from ml_filter.scoring.shard import ScoringJob
 from ml_filter.scoring.workers import Event, LocalWorkers, Workers, score_with
 
 
@@ -61,7 +61,7 @@ def main() -> None:
         ways: dict[str, tuple[ScoreConfig, Callable[..., Workers]]] = {
             "one process": (ScoreConfig(workers=1), LocalWorkers),
             "local processes": (ScoreConfig(workers=options.workers), LocalWorkers),
-            "Ray": (ScoreConfig(workers=options.workers, ray=LOCAL), RayWorkers),
+            "Ray": (ScoreConfig(workers=options.workers, ray=RAY_LOCAL), RayWorkers),
         }
         loading: dict[str, list[float]] = {name: [] for name in ways}
         scoring: dict[str, list[float]] = {name: [] for name in ways}
@@ -111,7 +111,7 @@ def write_corpus(options: argparse.Namespace, directory: Path) -> Path:
 
 
 class Timed(Workers):
-    """Workers that are given nothing until all of them are ready; the moments between, and the CPU time they took."""
+    """Workers that get no shard before all of them are ready; measures the time between and the CPU time they use."""
 
     def __init__(self, workers: Workers) -> None:
         self.workers, self.count = workers, workers.count
@@ -121,8 +121,8 @@ class Timed(Workers):
     def start(self, worker: int) -> None:
         self.workers.start(worker)
 
-    def give(self, worker: int, shard: InputShard) -> None:
-        self.workers.give(worker, shard)
+    def assign(self, worker: int, shard: InputShard) -> None:
+        self.workers.assign(worker, shard)
 
     def events(self) -> Sequence[Event]:
         while True:

@@ -138,7 +138,9 @@ def cascade(
     max_changed: Annotated[
         float | None, typer.Option(help="Most of all decisions that may differ from the head's (default: 0.01)")
     ] = None,
-    student: Annotated[str | None, typer.Option(help="hashing or static (default: hashing)")] = None,
+    first_stage: Annotated[
+        str | None, typer.Option(help="Kind of the first-stage model: hashing or static (default: hashing)")
+    ] = None,
     sample: Annotated[
         int | None, typer.Option(min=100, help="Documents of the corpus that the head scores first (default: 20000)")
     ] = None,
@@ -150,18 +152,18 @@ def cascade(
     split: Split = "train",
     subset: Subset = None,
 ) -> None:
-    """Set a cheap student before a head: it settles the clear cases, and how many decisions that changes is bounded."""
+    """Add a fast first-stage model that decides the clear cases, with a bound on how many decisions change."""
     from ml_filter.heads.engine import read_cascade
     from ml_filter.scoring.cascade import build_cascade
     from ml_filter.scoring.config import CascadeConfig, ScoreConfig
 
-    given = {"threshold": threshold, "max_changed": max_changed, "student": student, "sample": sample}
+    given = {"threshold": threshold, "max_changed": max_changed, "first_stage": first_stage, "sample": sample}
     settings = stage_config(CascadeConfig, "cascade", config, beside=("score",), **given)
     how = section_config(ScoreConfig, "score", config, device=device, dtype=dtype)
     documents = source_config(source, text_column, id_column, split, subset)
     made = read_cascade(build_cascade(model_dir, documents, settings, how, output).directory)
     assert made is not None
-    counts = {"sample": made.sample, "tested on": made.tested, "settled by the student": made.settled}
+    counts = {"sample": made.sample, "tested on": made.tested, "settled by the first stage": made.settled}
     figures = {"share settled": made.settled / made.tested, "changed, at most": made.bound}
     show_table("cascade", output, {**counts, "of them changed": made.changed}, figures)
 

@@ -150,7 +150,9 @@ class ScoringPipelineConfig(_PipelineConfig):
     head: str = Field(description="directory of a trained head, hf://OWNER/NAME[@REVISION], or zenml:MODEL@VERSION")
     source: SourceConfig = SourceConfig()
     score: ScoreConfig = ScoreConfig()
-    cascade: CascadeConfig | None = Field(None, description="a cheap student settles the clear cases; unset: none")
+    cascade: CascadeConfig | None = Field(
+        None, description="build a cascade, whose first-stage model decides the clear cases; default: no cascade"
+    )
     shard_groups: Annotated[int, Field(ge=1)] = Field(
         1, description="steps that share the shards, at the same time where the orchestrator runs steps so"
     )

@@ -20,10 +20,10 @@ from ml_filter.heads.train import TrainedHead, head_parent, read_head
 from ml_filter.rendering.html import render, render_text
 from ml_filter.rendering.plots import score_histogram
 from ml_filter.reporting.corpus import NEAR, CorpusSummary, ScoreSummary, Stratum, summarise_corpus
-from ml_filter.scoring.cascade import share_interval
 from ml_filter.statistics.agreement import Figure
 from ml_filter.statistics.calibration import ThresholdRow
 from ml_filter.statistics.evaluation import Evaluation
+from ml_filter.statistics.intervals import exact_interval
 
 REPORT_NAME = "report.html"
 DATASHEET_NAME = "DATASHEET.md"
@@ -266,7 +266,7 @@ def _measured(counts: dict[str, int], cascade: CascadeInfo) -> Figure:
     if not audited:
         return Figure(value=None, documents=0, reason="nothing was audited")
     settled = (counts["by_student"] + audited) / max(1, counts["by_student"] + counts["by_encoder"])
-    low, high = share_interval(changed, audited, cascade.confidence)
+    low, high = exact_interval(changed, audited, cascade.confidence)
     return Figure(value=settled * changed / audited, documents=audited, low=settled * low, high=settled * high)
 
 

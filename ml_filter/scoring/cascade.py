@@ -1,18 +1,14 @@
-"""A cascade: a cheap student settles the clear cases, the encoder decides the rest, and how often that changes a
-decision is bounded.
+"""Build a cascade: a fast first-stage model decides the clear cases, the encoder decides the rest, and the share of
+decisions that this changes is bounded.
 
-The student is trained on the encoder's own scores of a sample of the corpus. It settles documents with a score under
-`low`, which are dropped, or from `high` upwards, which are kept; the threshold lies between. On a part of the sample
-that the student was not trained on, these two are found; on another part, that neither saw, they are tested: a
-sequence of ever bolder choices, each accepted if the Clopper-Pearson upper bound of the share of all decisions that
-differ from the encoder's is at most what was asked for; the first that fails ends it. So the bound holds for documents
-drawn like the sample at the stated confidence, however many choices were tried.
+The first-stage model learns the encoder's scores of a sample of the corpus. Documents that it scores below `low` are
+dropped and those that it scores `high` or more are kept; the threshold lies between the two. One part of the sample
+trains the model, a second part proposes pairs of `low` and `high`, a third part tests them.
 
-Documents unlike the sample are not the student's to settle: those in another script or language, those of other
-sources, and longer ones. A share of what it settles goes to the encoder all the same, and shows how often they really
-differ.
+The first-stage model never decides documents unlike the sample: those in another script or language, from another
+source, or longer. Some of its decisions are audited by the encoder during scoring, to measure how often they differ.
 
-Sources: Clopper and Pearson 1934 (the interval); Angelopoulos et al. 2021, Learn then Test (fixed sequence testing).
+Sources: Clopper and Pearson 1934 (the bound); Angelopoulos et al. 2021, Learn then Test (fixed sequence testing).
 """
 
 from __future__ import annotations
@@ -50,44 +46,49 @@ from ml_filter.heads.train import (
     head_files,
     head_parent,
     read_head,
+    train_head,
 )
-from ml_filter.heads.train import train_head as train
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents, sampling_key
 from ml_filter.progress import progress
 from ml_filter.scoring.config import CascadeConfig, ScoreConfig
 from ml_filter.scoring.run import score_corpus
 from ml_filter.statistics.evaluation import evaluate_scores
+from ml_filter.statistics.intervals import exact_upper_bound
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _Value = TypeVar("_Value", str, str | None)
-STUDENT, ENCODER = "student", "encoder"
+FIRST_STAGE_DIRECTORY, ENCODER_DIRECTORY = "student", "encoder"
+"""Names in the saved format."""
 _SCRATCH_NAME = ".cascade"
-_DISTANCES = (0.1, 0.05, 0.02)
-"""As shares of the range of the scores."""
-_KEPT_APART = 0.5
-"""Of the sample, from the student's training."""
+_MARGINS = (0.1, 0.05, 0.02)
+"""Shares of the range of scores."""
+_HELD_OUT_SHARE = 0.5
+"""Of the sample: not used to train the first-stage model. Half of it proposes bounds, half tests them."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Documents with the scores [documents] of both: the student's, the encoder's; and whether they are like the
-    sample, so that the student may settle them."""
+class ScorePairs:
+    """Scores [documents] by both models, and whether the first-stage model may decide the document."""
 
-    student: NDArray[np.float64]
+    first_stage: NDArray[np.float64]
     encoder: NDArray[np.float64]
-    is_like: NDArray[np.bool_]
+    in_scope: NDArray[np.bool_]
 
-    def take(self, places: NDArray[np.bool_]) -> Scored:
-        """Some of them."""
-        return Scored(self.student[places], self.encoder[places], self.is_like[places])
+    def take(self, rows: NDArray[np.bool_]) -> ScorePairs:
+        """The selected documents."""
+        return ScorePairs(self.first_stage[rows], self.encoder[rows], self.in_scope[rows])
 
 
 @dataclass(frozen=True)
-class Choice:
-    """From where to where the student settles nothing, and what came of it on documents that it was tested on."""
+class TestedBounds:
+    """The first-stage model decides scores below `low` and from `high` upwards; the counts are of the tested documents.
+
+    `settled` of `tested` documents were decided by it, `changed` of them differently than by the encoder. With the
+    configured confidence at most a share of `bound` of all decisions changes.
+    """
 
     low: float
     high: float
@@ -100,34 +101,33 @@ class Choice:
 def build_cascade(
     head: str | Path, source: SourceConfig, config: CascadeConfig, score: ScoreConfig, output: str | Path
 ) -> TrainedHead:
-    """Train a student for a head on a sample of a corpus and find what it may settle; saved as a head to `output`.
+    """Train a first-stage model for a head on a sample of a corpus, bound its errors, and save both as one head.
 
-    Killed and called again, it goes on where it was.
+    Resumable.
 
     Args:
-        head: as `resolve_head` knows it; it scores the sample.
-        source: the corpus that is to be scored.
-        config: the threshold, the share of decisions that may change, the sample.
+        head: directory, or `hf://OWNER/NAME[@REVISION]`; it scores the sample.
+        source: the corpus to be scored later.
         score: how the head scores the sample.
-        output: the cascade's directory, to be used as that of any head.
+        output: directory of the cascade, which can be used like any head.
 
     Raises:
-        InputError: the head has several criteria, the sample is too small for what is asked, the bound cannot be kept,
-            or `output` holds another cascade.
+        InputError: the head has several criteria, the sample is too small, no bounds keep `max_changed`, or `output`
+            contains another cascade.
     """
     directory = resolve_head(head)
-    info = _info(directory)
-    criterion = _decided(info, config)
+    criterion = _criterion(_read_info(directory), config)
     _, parents = list_shards(source)
     digest = digest_of([config.model_dump(mode="json"), head_parent(directory).digest, [p.digest for p in parents]])
     with alone_in(with_digest(output, digest)) as target:
-        if (target / TRAINING_NAME).exists():
-            made = read_head(target)
-            if made.training.config_digest != digest:
-                raise InputError(f"{output} holds a cascade of another head, corpus or settings; choose another")
-            return made
-        _build(directory, criterion, source, config, score, target, digest)
-        return read_head(target)
+        if not (target / TRAINING_NAME).exists():
+            _build(directory, criterion, source, config, score, target, digest)
+        cascade = read_head(target)
+        if cascade.training.config_digest != digest:
+            raise InputError(
+                f"{output} already contains a cascade of another head, corpus or configuration; choose another --output"
+            )
+        return cascade
 
 
 def _build(
@@ -140,146 +140,140 @@ def _build(
     digest: str,
 ) -> None:
     scratch = target / _SCRATCH_NAME
-    sampled = sample_documents(source, SampleConfig(size=config.sample, seed=config.seed), scratch / "sample")
-    _check_size(sampled.rows, config)
-    scored = score_corpus(directory, SourceConfig(paths=[sampled.root]), score, scratch / "scored")
+    sample = sample_documents(source, SampleConfig(size=config.sample, seed=config.seed), scratch / "sample")
+    _check_sample_size(sample.rows, config)
+    scored = score_corpus(directory, SourceConfig(paths=[sample.root]), score, scratch / "scored")
     labels = SourceConfig(paths=[scored.root])
-    how = TrainConfig(
-        engine=config.student,
+    train = TrainConfig(
+        engine=config.first_stage,
         label_column="score",
         score_min=criterion.low,
         score_max=criterion.high,
         threshold=config.threshold if config.threshold is not None else criterion.threshold,
-        test_share=_KEPT_APART,
+        test_share=_HELD_OUT_SHARE,
         seed=config.seed,
         calibration=None,
     )
-    student = train(labels, how, target / STUDENT)
-    both, like, is_tested = _score_apart(student.directory, labels, how, config)
-    finding, testing = both.take(~is_tested), both.take(is_tested)
-    choice = choose_bounds(finding, testing, how.threshold, config.max_changed, config.confidence)
+    first_stage = train_head(labels, train, target / FIRST_STAGE_DIRECTORY)
+    pairs, scope, is_test = _score_held_out(first_stage.directory, labels, train, config)
+    proposing, testing = pairs.take(~is_test), pairs.take(is_test)
+    bounds = choose_bounds(proposing, testing, train.threshold, config.max_changed, config.confidence)
     cascade = CascadeInfo(
-        **asdict(choice),
-        **asdict(like),
-        threshold=how.threshold,
+        **asdict(bounds),
+        **asdict(scope),
+        threshold=train.threshold,
         audit_share=config.audit_share,
         seed=config.seed,
         max_changed=config.max_changed,
         confidence=config.confidence,
-        sample=sampled.rows,
-        student=config.student,
+        sample=sample.rows,
+        student=config.first_stage,
     )
-    _copy_head(directory, target / ENCODER)
-    info = _info(directory).model_copy(update={"engine": "cascade"})
+    _copy_head(directory, target / ENCODER_DIRECTORY)
+    info = _read_info(directory).model_copy(update={"engine": "cascade"})
     write_config(target, info, cascade=cascade.model_dump(mode="json"))
-    settled = settles(testing, choice.low, choice.high)
     evaluation = evaluate_scores(
-        np.where(settled, testing.student, testing.encoder),
+        np.where(is_settled(testing, bounds.low, bounds.high), testing.first_stage, testing.encoder),
         testing.encoder,
         low=criterion.low,
         high=criterion.high,
-        threshold=how.threshold,
+        threshold=train.threshold,
     )
     result = TrainingResult(
         config_digest=digest,
         engine="cascade",
-        documents=sampled.rows,
-        unlabelled=student.training.unlabelled,
-        train_documents=student.training.train_documents,
-        test_documents=choice.tested,
+        documents=sample.rows,
+        unlabelled=first_stage.training.unlabelled,
+        train_documents=first_stage.training.train_documents,
+        test_documents=bounds.tested,
         test={criterion.name: evaluation},
         cross_validated={},
-        parents=[head_parent(directory), *sampled.parents],
+        parents=[head_parent(directory), *sample.parents],
         lineage=_lineage(directory),
     )
     content = json.dumps(result.model_dump(mode="json"), indent=1) + "\n"
-    write_whole(target / TRAINING_NAME, content.encode())
+    write_whole(target / TRAINING_NAME, content.encode())  # last: it marks the cascade as complete
     shutil.rmtree(scratch, ignore_errors=True)
     logger.info(
-        f"The student settles {choice.settled:,} of {choice.tested:,} documents it was tested on, {choice.changed:,} "
-        f"of them otherwise than the encoder: at most {choice.bound:.2%} of the decisions at {how.threshold:g} differ, "
-        f"with {config.confidence:.0%} confidence"
+        f"The first-stage model decides {bounds.settled:,} of {bounds.tested:,} test documents, {bounds.changed:,} of "
+        f"them differently than the encoder. With {config.confidence:.0%} confidence at most {bounds.bound:.2%} of all "
+        f"decisions at threshold {train.threshold:g} change"
     )
 
 
-def choose_bounds(finding: Scored, testing: Scored, threshold: float, max_changed: float, confidence: float) -> Choice:
-    """The boldest choice of what the student may settle that still passes the test.
+def choose_bounds(
+    proposing: ScorePairs, testing: ScorePairs, threshold: float, max_changed: float, confidence: float
+) -> TestedBounds:
+    """The bounds that let the first-stage model decide the most documents and still pass the test.
+
+    Why the result can be trusted although many pairs of bounds are tried:
+
+    - Neither the first-stage model nor the proposed bounds have seen the test documents. For one fixed pair, the
+      number of changed decisions among them is therefore binomial, which is what the exact upper bound assumes.
+    - The order of the pairs is fixed before the test, and the test stops at the first pair that fails. If some pairs
+      in the order change too much, a wrong one can only be accepted if the first of these passes, which happens with
+      probability at most 1 - confidence. So the number of pairs needs no correction.
 
     Args:
-        finding: documents that the choices are found on.
-        testing: other documents, that they are tested on.
-        threshold: a document is kept where its score reaches it.
-        max_changed: share of all decisions that may differ from the encoder's.
+        proposing: documents to find candidate bounds on.
+        testing: other documents, to test them on.
+        threshold: documents with at least this score are kept.
+        max_changed: largest share of all decisions that may differ from the encoder's.
         confidence: of the bound.
 
     Raises:
-        InputError: not even the most careful choice passes.
+        InputError: even the most cautious bounds fail the test.
     """
-    accepted: Choice | None = None
-    for low, high in _ever_bolder(finding, threshold, most=1 + int(2 * max_changed * len(finding.student))):
-        settled = settles(testing, low, high)
-        changed = int((settled & ((testing.student >= threshold) != (testing.encoder >= threshold))).sum())
-        bound = upper_bound(changed, len(settled), confidence)
+    accepted: TestedBounds | None = None
+    max_mistakes = 1 + int(2 * max_changed * len(proposing.first_stage))
+    for low, high in _candidate_bounds(proposing, threshold, max_mistakes):
+        settled = is_settled(testing, low, high)
+        changed = int((settled & ((testing.first_stage >= threshold) != (testing.encoder >= threshold))).sum())
+        bound = exact_upper_bound(changed, len(settled), confidence)
         if bound > max_changed:
             break
-        accepted = Choice(low, high, len(settled), int(settled.sum()), changed, bound)
+        accepted = TestedBounds(low, high, len(settled), int(settled.sum()), changed, bound)
     if accepted is None:
         raise InputError(
-            f"even the most careful choice may change {bound:.2%} of the decisions, more than {max_changed:.2%}: give "
-            "a larger sample, allow more changed decisions, or score with the head alone"
+            f"even the most cautious cascade may change {bound:.2%} of the decisions, more than "
+            f"max_changed={max_changed:.2%}: increase sample or max_changed, or score with the head alone"
         )
     return accepted
 
 
-def settles(scored: Scored, low: float, high: float) -> NDArray[np.bool_]:
-    """Which documents the student settles."""
-    clear: NDArray[np.bool_] = ((scored.student < low) | (scored.student >= high)) & scored.is_like
-    return clear
+def is_settled(pairs: ScorePairs, low: float, high: float) -> NDArray[np.bool_]:
+    """Which documents the first-stage model decides."""
+    settled: NDArray[np.bool_] = ((pairs.first_stage < low) | (pairs.first_stage >= high)) & pairs.in_scope
+    return settled
 
 
-def upper_bound(changed: int, documents: int, confidence: float) -> float:
-    """One-sided Clopper-Pearson bound of a share."""
-    from scipy.stats import beta
-
-    return 1.0 if changed >= documents else float(beta.ppf(confidence, changed + 1, documents - changed))
-
-
-def share_interval(changed: int, documents: int, confidence: float) -> tuple[float, float]:
-    """Two-sided Clopper-Pearson interval of a share."""
-    outside = (1 - confidence) / 2
-    low = 1 - upper_bound(documents - changed, documents, 1 - outside)
-    return max(low, 0.0), upper_bound(changed, documents, 1 - outside)
+def _candidate_bounds(pairs: ScorePairs, threshold: float, max_mistakes: int) -> Iterator[tuple[float, float]]:
+    """Bounds from cautious to bold: first with a margin around the worst mistakes, then with 0, 1, 2, ... mistakes."""
+    low, high = _boldest_bounds(pairs, threshold, 0)
+    score_range = float(np.ptp(pairs.encoder))
+    for margin in _MARGINS:
+        yield low - margin * score_range, high + margin * score_range
+    for mistakes in range(max_mistakes + 1):
+        yield _boldest_bounds(pairs, threshold, mistakes)
 
 
-def _ever_bolder(found: Scored, threshold: float, most: int) -> Iterator[tuple[float, float]]:
-    """Choices to try: first some that keep a distance from the worst mistakes, then those that make 0, 1, 2, ..."""
-    low, high = _bounds(found, threshold, 0)
-    reach = float(np.ptp(found.encoder))
-    for distance in _DISTANCES:
-        yield low - distance * reach, high + distance * reach
-    for mistakes in range(most + 1):
-        yield _bounds(found, threshold, mistakes)
-
-
-def _bounds(found: Scored, threshold: float, mistakes: int) -> tuple[float, float]:
-    """Bounds below and above the threshold that settle as many documents as they can with so many mistakes."""
-    kept = found.encoder >= threshold
-    # With m mistakes the bound may lie just above the m worst that are on the wrong side of the threshold.
-    wrongly_low = np.sort(found.student[found.is_like & kept & (found.student < threshold)])
-    wrongly_high = np.sort(found.student[found.is_like & ~kept & (found.student >= threshold)])[::-1]
+def _boldest_bounds(pairs: ScorePairs, threshold: float, mistakes: int) -> tuple[float, float]:
+    """The bounds that settle the most documents with this many mistakes in total, below and above the threshold."""
+    kept = pairs.encoder >= threshold
+    # Sorted so that the first m are the m worst: to allow m mistakes, the bound moves just past them.
+    wrongly_low = np.sort(pairs.first_stage[pairs.in_scope & kept & (pairs.first_stage < threshold)])
+    wrongly_high = np.sort(pairs.first_stage[pairs.in_scope & ~kept & (pairs.first_stage >= threshold)])[::-1]
     best = (-1, threshold, threshold)
     for below in range(mistakes + 1):
         above = mistakes - below
         low = float(wrongly_low[below]) if below < len(wrongly_low) else threshold
         high = float(np.nextafter(wrongly_high[above], np.inf)) if above < len(wrongly_high) else threshold
-        best = max(best, (int(settles(found, low, high).sum()), low, high))
+        best = max(best, (int(is_settled(pairs, low, high).sum()), low, high))
     return best[1], best[2]
 
 
 class _Document(NamedTuple):
-    """What is known of a document of the sample."""
-
-    student: float
+    first_stage: float
     encoder: float
     script: str
     language: str | None
@@ -288,106 +282,115 @@ class _Document(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Like:
-    """What documents are like that the student may settle; languages and sources are None where none has one."""
+class _Scope:
+    """Which documents the first-stage model may decide; None if the sample has no such column: any value is allowed."""
 
     scripts: list[str]
     languages: list[str | None] | None
     sources: list[str | None] | None
     longest: int
+    """Characters."""
 
     @classmethod
-    def of(cls, sample: Sequence[_Document], config: CascadeConfig, has: Set[str]) -> _Like:
-        """What the student may settle, judged by documents that it is not tested on."""
-        enough = config.min_script_share * len(sample)
+    def of(cls, sample: Sequence[_Document], config: CascadeConfig, columns: Set[str]) -> _Scope:
+        """The scope that a sample supports; `columns` are those that it has."""
+        min_count = config.min_script_share * len(sample)
         return cls(
-            scripts=_frequent([one.script for one in sample], enough),
-            languages=_frequent([one.language for one in sample], enough) if "language" in has else None,
-            sources=_frequent([one.source for one in sample], 1) if "source" in has else None,
-            longest=int(np.quantile([one.length for one in sample], config.length_quantile)),
+            scripts=_frequent([document.script for document in sample], min_count),
+            languages=_frequent([document.language for document in sample], min_count)
+            if "language" in columns
+            else None,
+            sources=_frequent([document.source for document in sample], 1) if "source" in columns else None,
+            longest=int(np.quantile([document.length for document in sample], config.length_quantile)),
         )
 
-    def has(self, one: _Document) -> bool:
-        """Whether a document is like them."""
+    def __contains__(self, document: _Document) -> bool:
         return (
-            one.script in self.scripts
-            and one.length <= self.longest
-            and (self.languages is None or one.language in self.languages)
-            and (self.sources is None or one.source in self.sources)
+            document.script in self.scripts
+            and document.length <= self.longest
+            and (self.languages is None or document.language in self.languages)
+            and (self.sources is None or document.source in self.sources)
         )
 
 
-def _frequent(values: Sequence[_Value], least: float) -> list[_Value]:
-    return sorted((value for value, count in Counter(values).items() if count >= least), key=str)
+def _frequent(values: Sequence[_Value], min_count: float) -> list[_Value]:
+    return sorted((value for value, count in Counter(values).items() if count >= min_count), key=str)
 
 
-def _score_apart(
-    student: str, labels: SourceConfig, how: TrainConfig, config: CascadeConfig
-) -> tuple[Scored, _Like, NDArray[np.bool_]]:
-    """Documents that the student was not trained on: both scores, what is like them, which of them test."""
-    engine = load_engine(student, ScoreConfig())
-    made: list[_Document] = []
-    keys: list[int] = []
-    halves: list[int] = []
-    has: set[str] = set()
-    together = Groups(how.near_duplicates)
-    data = LabelledDocuments(labels, how.label_column)
-    with progress("Scoring with the student") as bar:
-        for chunk in data:
+def _score_held_out(
+    first_stage: str, labels: SourceConfig, train: TrainConfig, config: CascadeConfig
+) -> tuple[ScorePairs, _Scope, NDArray[np.bool_]]:
+    """Both scores of the documents that did not train the first-stage model, their scope, and which are for testing.
+
+    Near duplicates fall into the same part, so that the test documents are new to the model and to the bounds.
+    """
+    engine = load_engine(first_stage, ScoreConfig())
+    documents: list[_Document] = []
+    test_keys: list[int] = []
+    bounds_keys: list[int] = []
+    columns: set[str] = set()
+    groups = Groups(train.near_duplicates)
+    with progress("Scoring with the first-stage model") as bar:
+        for chunk in LabelledDocuments(labels, train.label_column):
             scores = engine.score(chunk.texts)[:, 0]
-            together.add(chunk)
-            keys += [sampling_key(group, how.seed, "test") for group in chunk.groups]
-            halves += [sampling_key(group, config.seed, "bounds") for group in chunk.groups]
-            has |= chunk.strata.keys()
-            unknown = [None] * len(chunk.texts)
-            languages, sources = (chunk.strata.get(name, unknown) for name in ("language", "source"))
-            of_each = zip(chunk.texts, scores, chunk.labels[:, 0], languages, sources, strict=True)
-            made += [
+            groups.add(chunk)
+            test_keys += [sampling_key(group, train.seed, "test") for group in chunk.groups]
+            bounds_keys += [sampling_key(group, config.seed, "bounds") for group in chunk.groups]
+            columns |= chunk.strata.keys()
+            missing = [None] * len(chunk.texts)
+            languages, sources = (chunk.strata.get(name, missing) for name in ("language", "source"))
+            rows = zip(chunk.texts, scores, chunk.labels[:, 0], languages, sources, strict=True)
+            documents += [
                 _Document(float(score), float(label), script_of(text), language, source, len(text))
-                for text, score, label, language, source in of_each
+                for text, score, label, language, source in rows
             ]
             bar.advance(len(chunk.ids))
-    apart = for_test(together.draw(keys), how.test_share)
-    tests: NDArray[np.bool_] = (together.draw(halves) % 2 == 0)[apart]
-    kept = [one for one, is_apart in zip(made, apart, strict=True) if is_apart]
-    like = _Like.of([one for one, is_tested in zip(kept, tests, strict=True) if not is_tested], config, has)
-    scored = Scored(
-        np.array([one.student for one in kept]),
-        np.array([one.encoder for one in kept]),
-        np.array([like.has(one) for one in kept]),
+    is_held_out = for_test(groups.draw(test_keys), train.test_share)
+    is_test: NDArray[np.bool_] = (groups.draw(bounds_keys) % 2 == 0)[is_held_out]
+    held_out = [document for document, chosen in zip(documents, is_held_out, strict=True) if chosen]
+    scope = _Scope.of([doc for doc, tests in zip(held_out, is_test, strict=True) if not tests], config, columns)
+    pairs = ScorePairs(
+        np.array([document.first_stage for document in held_out]),
+        np.array([document.encoder for document in held_out]),
+        np.array([document in scope for document in held_out]),
     )
-    return scored, like, tests
+    return pairs, scope, is_test
 
 
-def _info(directory: Path) -> HeadInfo:
-    """What a head or a published classifier says of itself."""
+def _read_info(directory: Path) -> HeadInfo:
+    """The criteria of a trained head or a published classifier."""
     if (directory / TRAINING_NAME).exists():
         return read_info(directory)
     return load_engine(directory, ScoreConfig()).info
 
 
-def _decided(info: HeadInfo, config: CascadeConfig) -> Criterion:
+def _criterion(info: HeadInfo, config: CascadeConfig) -> Criterion:
     if len(info.criteria) > 1:
         raise InputError(
-            f"the head scores {', '.join(info.names)}: a cascade decides one criterion; train a head for it alone"
+            f"a cascade needs a head with one criterion; this head scores {', '.join(info.names)}. Train a head for "
+            "one of them"
         )
     (criterion,) = info.criteria
     threshold = criterion.threshold if config.threshold is None else config.threshold
     if not criterion.low < threshold <= criterion.high:
         raise InputError(
-            f"threshold {threshold:g} is outside the head's scores, {criterion.low:g} to {criterion.high:g}"
+            f"threshold {threshold:g} is outside the head's score range, {criterion.low:g} to {criterion.high:g}"
         )
     return criterion
 
 
-def _check_size(documents: int, config: CascadeConfig) -> None:
-    """A bound needs so many documents even where not one decision changes: (1 - share)^n is at most 1 - confidence."""
-    tested = documents * _KEPT_APART / 2
+def _check_sample_size(documents: int, config: CascadeConfig) -> None:
+    """Refuse a sample so small that the test fails even without a changed decision.
+
+    The upper bound for 0 changes in n documents is 1 - (1 - confidence)^(1/n).
+    """
+    tested = documents * _HELD_OUT_SHARE / 2
     needed = math.log(1 - config.confidence) / math.log1p(-config.max_changed)
     if tested < needed:
         raise InputError(
-            f"a sample of {documents:,} documents, {tested:.0f} of them to test on, cannot show that at most "
-            f"{config.max_changed:.2%} of the decisions change; that takes {math.ceil(needed / tested * documents):,}"
+            f"a sample of {documents:,} documents ({tested:.0f} of them for testing) is too small to show that at most "
+            f"{config.max_changed:.2%} of the decisions change: at least {math.ceil(needed / tested * documents):,} "
+            "are required"
         )
 
 
@@ -396,10 +399,9 @@ def _lineage(directory: Path) -> list[dict[str, object]]:
 
 
 def _copy_head(directory: Path, target: Path) -> None:
-    """The head's files, under their names."""
     for file in head_files(directory):
-        place = target / file.relative_to(directory)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.tmp")
+        copy = target / file.relative_to(directory)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        temporary = copy.with_name(f".{copy.name}.tmp")
         shutil.copyfile(file, temporary)
-        os.replace(temporary, place)
+        os.replace(temporary, copy)

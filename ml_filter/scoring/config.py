@@ -11,53 +11,72 @@ from pydantic import (
 from ml_filter.config import Seed, StageConfig
 from ml_filter.heads.config import EngineConfig
 
+RAY_LOCAL = "local"
+"""The value of `ray` that starts a Ray cluster on this machine for one run."""
+
 
 class ScoreConfig(EngineConfig):
-    """How a corpus is scored."""
+    """How to score a corpus."""
 
     damaged_shards: Literal["fail", "keep"] = Field(
-        "fail", description="a truncated shard or one with unreadable parts fails whole; keep: score what can be read"
+        "fail",
+        description="fail: do not score any document of a truncated or partly unreadable shard; "
+        "keep: score the documents that can be read",
     )
     max_failed_shards: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="share of the shards that may fail; above it the run ends as failed, after all the others"
+        0.0,
+        description="share of shards that may fail; if more do, the run still scores the others and then exits with 1",
     )
     max_failed_documents: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="share of the documents that may get no score; above it the run ends as failed, all written"
+        0.01,
+        description="share of documents that may get no score; if more do, the run writes them all and exits with 1",
     )
     workers: Annotated[int, Field(ge=1)] = Field(
-        1, description="processes that score shards at the same time, each with the head in memory"
+        1, description="number of processes (with `ray`: actors) that score shards in parallel, each with its own head"
     )
-    ray: str | None = Field(None, description="`local`, or the address of the Ray cluster that the workers run on")
+    ray: str | None = Field(
+        None,
+        description="run the workers on the Ray cluster at this address; `auto` finds a running cluster, "
+        "`local` starts one on this machine",
+    )
     worker_cpus: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="threads of a worker; unset: this machine's cores shared out, on a Ray cluster 1"
+        None, description="threads per worker; default: an equal share of this machine's cores, on a Ray cluster 1"
     )
     worker_gpus: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="GPUs that a worker asks of Ray; with 0 it runs on the CPU"
+        0.0, description="GPUs that each worker requests from Ray; with 0 the workers run on the CPU"
     )
     worker_attempts: Annotated[int, Field(ge=1)] = Field(
-        3, description="workers that may die over a shard before it fails, or in a row before they have begun one"
+        3,
+        description="number of workers that may die on a shard before it fails, or while starting before the run ends",
     )
 
 
 class CascadeConfig(StageConfig):
-    """How a cheap student is set before a head, to settle the clear cases."""
+    """How to build a cascade: a fast first-stage model decides the clear cases, the head decides the others."""
 
-    student: Literal["hashing", "static"] = "hashing"
-    threshold: float | None = Field(None, description="documents are kept from this score upwards; unset: the head's")
-    max_changed: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.01, description="most of all keep-or-drop decisions that may differ from the head's own"
+    first_stage: Literal["hashing", "static"] = Field("hashing", description="kind of the first-stage model")
+    threshold: float | None = Field(
+        None, description="documents with at least this score are kept; default: the threshold of the head"
     )
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="that no more differ")
+    max_changed: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="largest share of all keep-or-drop decisions that may differ from those of the head alone"
+    )
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="probability with which `max_changed` holds"
+    )
     sample: Annotated[int, Field(ge=100)] = Field(
-        20_000, description="documents of the corpus that the head scores: half teach the student, half test it"
+        20_000,
+        description="number of documents of the corpus that the head scores: half train the first-stage model, "
+        "half test it",
     )
     audit_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="of what the student settles, is scored by the head as well, to see how often they differ"
+        0.01,
+        description="share of the first-stage model's decisions that the head checks, to measure how often they differ",
     )
     min_script_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.01,
-        description="documents in scripts or languages that fewer of the sample have go to the head; so do those of "
-        "sources that it has none of",
+        description="scripts and languages with a smaller share of the sample always go to the head; so do sources "
+        "that are not in the sample",
     )
     length_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         0.999, description="documents longer than this quantile of the sample go to the head"

@@ -1,8 +1,8 @@
-"""How many cores this process may use: those it may run on, and no more than its control group's share of time.
+"""How many cores a process may use: its CPU affinity, limited by the CPU time that its control groups grant.
 
-A Kubernetes pod or container with a CPU limit sees all cores of its machine. With a thread on each it stands still for
-most of every period, so the limit counts. Sources: the kernel's documentation, cgroup-v2.rst (cpu.max) and
-sched-bwc.rst (cpu.cfs_quota_us).
+A container with a CPU limit sees every core of its machine. If it starts a thread on each, the kernel suspends it for
+most of every scheduling period, so the limit matters. Sources: the kernel's cgroup-v2.rst (cpu.max) and sched-bwc.rst
+(cpu.cfs_quota_us).
 """
 
 from __future__ import annotations
@@ -11,28 +11,37 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ml_filter.scoring.config import RAY_LOCAL, ScoreConfig
+
+
+def threads_per_worker(config: ScoreConfig, workers: int) -> int:
+    """Threads of each worker: `worker_cpus`; else 1 on a Ray cluster, or an equal share of this machine's cores."""
+    if config.worker_cpus is not None:
+        return config.worker_cpus
+    return max(1, usable_cores() // workers) if config.ray in (None, RAY_LOCAL) else 1
+
 
 def usable_cores() -> int:
-    """The whole cores that this process may use, at least one."""
+    """Whole cores that this process may use, at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = cpu_limit()
     return cores if limit is None else max(1, min(cores, int(limit)))
 
 
 def cpu_limit(system: Path = Path("/")) -> float | None:
-    """The cores' worth of time that the control groups of this process grant, of version 1 or 2; None: no limit.
+    """Cores' worth of CPU time that this process's control groups (version 1 or 2) grant; None means no limit.
 
     Args:
-        system: the root of the file system, below which /proc and /sys lie.
+        system: root of the file system that contains /proc and /sys.
     """
-    limits = [limit for group in _groups(system) if (limit := _limit_of(group)) is not None]
+    limits = [limit for group in _control_groups(system) if (limit := _limit_of(group)) is not None]
     return min(limits, default=None)
 
 
-def _groups(system: Path) -> Iterator[Path]:
-    """The directories of the control groups that this process is in, and of those above them.
+def _control_groups(system: Path) -> Iterator[Path]:
+    """Directories of this process's control groups and their ancestors.
 
-    A container may see its own group as the root, so what is not there is no reason to stop.
+    A container may see its own group as the root, so some of these directories may not exist.
     """
     try:
         lines = (system / "proc/self/cgroup").read_text().splitlines()
@@ -44,7 +53,7 @@ def _groups(system: Path) -> Iterator[Path]:
             continue
         root = system / "sys/fs/cgroup" / ("cpu" if controllers else "")
         group = root / path.lstrip("/")
-        yield from (above for above in (group, *group.parents) if above.is_relative_to(root))
+        yield from (ancestor for ancestor in (group, *group.parents) if ancestor.is_relative_to(root))
 
 
 def _limit_of(group: Path) -> float | None:

@@ -1,9 +1,9 @@
 """Score a corpus shard by shard: every input column, plus `score`, `int_score` and `score_status`.
 
-A head of several criteria writes `score_<criterion>` and `int_score_<criterion>` for each.
+A head with several criteria writes `score_<criterion>` and `int_score_<criterion>` for each.
 
-Delivery: exactly once. An input shard's documents are all in its output shard, or the shard is in the manifest's
-`shards_failed` and none of them is. That holds whatever dies: a worker, the command, a machine.
+Delivery is exactly once: either all documents of an input shard are in its output shard, or none are and the shard is
+listed in the manifest's `shards_failed`. This holds if a worker, the command or a machine dies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import FailedShard, Manifest, find_manifest
 from ml_filter.documents.output import OutputDirectory, ShardResult
 from ml_filter.documents.readers import InputShard, known_rows
-from ml_filter.documents.shards import require_documents
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.arithmetic import steady_arithmetic
@@ -29,11 +28,11 @@ from ml_filter.heads.engine import load_engine
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import head_parent
 from ml_filter.progress import Progress, progress
-from ml_filter.scoring.choice import Choice, choose
 from ml_filter.scoring.config import ScoreConfig
-from ml_filter.scoring.cores import usable_cores
-from ml_filter.scoring.distributed import RayWorkers
-from ml_filter.scoring.job import ScoringJob, score_or_fail
+from ml_filter.scoring.cores import threads_per_worker
+from ml_filter.scoring.engine_choice import EngineChoice, choose_engine
+from ml_filter.scoring.ray_workers import RayWorkers
+from ml_filter.scoring.shard import ScoringJob, score_or_fail
 from ml_filter.scoring.workers import LocalWorkers, score_with
 
 _SHOWN_FAILURES = 5
@@ -41,112 +40,109 @@ _RANK_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
 class Rank(NamedTuple):
-    """One of `world` processes, numbered from 0, that share the shards of a corpus among them."""
+    """One of `world_size` processes, numbered from 0, that divide the shards of a corpus among themselves."""
 
     number: int
-    world: int
+    world_size: int
 
     def share(self, shards: Sequence[InputShard]) -> list[InputShard]:
-        """The shards that fall to this rank: of all ranks together each shard once."""
-        return list(shards[self.number :: self.world])
+        """The shards of this rank. Each shard belongs to exactly one rank."""
+        return list(shards[self.number :: self.world_size])
 
 
-def score_corpus(
-    model_directory: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path
-) -> Manifest:
-    """Score every document of a corpus; one output shard an input shard, in memory that does not grow with it.
+def score_corpus(head: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path) -> Manifest:
+    """Score every document of a corpus to one output shard per input shard, in memory that does not grow with it.
 
-    Killed and called again, it goes on with the shards that are not finished, and those that failed. A column of the
-    input that is named like one of ours is kept as `input_<name>`.
+    Resumable: a second call scores the shards that are unfinished or failed. An input column with the name of a score
+    column is renamed to `input_<name>`.
+
+    Args:
+        head: directory, or `hf://OWNER/NAME[@REVISION]`.
+        output: directory or URL.
 
     Raises:
-        TooManyFailures: a larger share of the shards failed than `max_failed_shards`, or of the documents than
-            `max_failed_documents`; all the others are done.
-        InputError: the head, the source or the output directory is not what it should be, or every shard failed.
-        ConfigError: there is no such device here, or no Ray.
+        TooManyFailures: more shards failed than `max_failed_shards` allows, or more documents than
+            `max_failed_documents`; all others are scored.
+        InputError: the head, the source or the output directory is invalid, or every shard failed.
+        ConfigError: the device is not available, or Ray is not installed.
     """
-    job = _plan(model_directory, source, config, output)
-    with job.directory() as out:
-        if not out.is_complete:
-            out.clear_scratch()
-            _reopen(out, job.shards)
-            job = _settled(job, out)
-            _score(job, job.shards, out)
-            _finish(job, out, _results(out, job.shards))
-        assert out.manifest is not None
-        _judge(out.manifest.shards_failed, len(job.shards), out.manifest.counts, config, out.path)
-        return out.manifest
+    job = _plan(head, source, config, output)
+    manifest = _score_and_finish(job, job.shards)
+    assert manifest is not None
+    return manifest
 
 
 def score_rank(
-    model_directory: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path, rank: Rank
+    head: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path, rank: Rank
 ) -> Manifest | None:
-    """Score the shards that fall to one of several ranks, which need to know nothing of each other.
+    """Score the shards of one of several ranks, which do not communicate with each other.
 
     Args:
-        output: one directory for all ranks, on a file system that they share, or a URL.
+        output: one directory for all ranks, on a shared file system, or a URL.
 
     Returns:
-        The manifest, from the rank that finds every shard done; None from the others.
+        The manifest if every shard of the corpus is finished, None if other ranks are still working.
 
     Raises:
-        As `score_corpus`, of this rank's shards.
+        As `score_corpus`, for the shards of this rank.
     """
     if config.ray:
-        raise ConfigError("ranks share the shards without a scheduler, Ray is one: give rank or ray, not both")
-    job = _plan(model_directory, source, config, output)
-    mine = rank.share(job.shards)
-    with job.directory(f"rank-{rank.number}") as out:
-        if not out.is_complete:
-            out.clear_scratch()
-            with out.alone():
-                _reopen(out, mine)
-            job = _settled(job, out)
-            _score(job, mine, out)
-            with out.alone():
-                out.manifest = find_manifest(out.path)
-                results = _results(out, job.shards)
-                if out.manifest is None and len(results) == len(job.shards):
-                    _finish(job, out, results)
-        failed, counts = _outcome(out, mine)
-        own = {shard.name for shard in mine}
-        _judge([shard for shard in failed if shard.name in own], len(mine), counts, config, out.path)
-        return out.manifest
+        raise ConfigError("give either a rank or ray, not both: Ray distributes the shards itself")
+    job = _plan(head, source, config, output)
+    return _score_and_finish(job, rank.share(job.shards), f"rank-{rank.number}")
 
 
-def find_rank(rank: str, world: int | None, environment: Mapping[str, str] = os.environ) -> Rank:
-    """The rank that was given as a number, or with `auto` the one that the launcher's environment names.
+def find_rank(rank: str, world_size: int | None, environment: Mapping[str, str] = os.environ) -> Rank:
+    """Parse a rank, or with `auto` read it from the environment that a launcher sets.
 
-    Known are RANK and WORLD_SIZE (torchrun and others) and SLURM_PROCID and SLURM_NTASKS (srun).
+    `auto` knows RANK and WORLD_SIZE (torchrun and others) and SLURM_PROCID and SLURM_NTASKS (srun).
 
     Raises:
-        ConfigError: there is no such rank, or it is not known of how many.
+        ConfigError: the rank or the world size is missing or out of range.
     """
-    given = rank
+    number = rank
     if rank == "auto":
-        found = [(environment[a], environment[b]) for a, b in _RANK_VARIABLES if a in environment and b in environment]
-        if not found:
-            listed = ", ".join(" with ".join(pair) for pair in _RANK_VARIABLES)
-            raise ConfigError(f"rank auto: the environment has none of {listed}; give --rank and --world-size")
-        rank, world = found[0][0], world or int(found[0][1])
-    if world is None:
-        raise ConfigError(f"rank {given}: of how many? give --world-size")
-    if not rank.isdecimal() or int(rank) >= world:
-        raise ConfigError(f"rank {rank}: ranks of {world} are numbered 0 to {world - 1}")
-    return Rank(int(rank), world)
+        pairs = [(environment[a], environment[b]) for a, b in _RANK_VARIABLES if a in environment and b in environment]
+        if not pairs:
+            variables = ", or ".join(" and ".join(pair) for pair in _RANK_VARIABLES)
+            raise ConfigError(f"--rank auto needs {variables} in the environment; give --rank N and --world-size")
+        number, world_size = pairs[0][0], world_size or int(pairs[0][1])
+    if world_size is None:
+        raise ConfigError("--rank requires --world-size")
+    if not number.isdecimal() or int(number) >= world_size:
+        raise ConfigError(f"invalid rank {number}: the ranks of {world_size} are numbered 0 to {world_size - 1}")
+    return Rank(int(number), world_size)
 
 
-def _plan(model_directory: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path) -> ScoringJob:
-    steady_arithmetic()  # workers inherit it
+def _plan(head: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path) -> ScoringJob:
+    steady_arithmetic()  # before workers start, which inherit it
     shards, parents = list_shards(source)
-    directory = resolve_head(model_directory)
+    directory = resolve_head(head)
     parents.append(head_parent(directory))
-    # A worker on another machine downloads a head of the Hub for itself, at the same commit.
+    # The origin of a Hub head, not its local cache: a worker on another machine downloads it, at the same commit.
     return ScoringJob(head_origin(directory), source, config, str(output), tuple(shards), tuple(parents))
 
 
-def _reopen(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
-    """Make failed shards open again."""
+def _score_and_finish(job: ScoringJob, shards: Sequence[InputShard], part: str | None = None) -> Manifest | None:
+    """Score the given shards of the job; whoever finds every shard of the job finished writes the manifest."""
+    with job.directory(part) as out:
+        if not out.is_complete:
+            out.clear_scratch()
+            with out.alone():
+                _reopen_failed(out, shards)
+            job = _with_engine_choice(job, out)
+            _score_open_shards(job, shards, out)
+            with out.alone():
+                out.manifest = find_manifest(out.path)  # another rank may have written it
+                results = _results(out, job.shards)
+                if out.manifest is None and len(results) == len(job.shards):
+                    _finish(job, out, results)
+        _check_failures(job, shards, out)
+        return out.manifest
+
+
+def _reopen_failed(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
+    """Forget the failures of an earlier run, so that those shards are scored again."""
     if find_manifest(out.path) is not None:
         out.reopen()
     for name, result in _results(out, shards):
@@ -154,104 +150,95 @@ def _reopen(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
             out.forget(name)
 
 
-def _settled(job: ScoringJob, out: OutputDirectory) -> ScoringJob:
-    """The job with what its settings leave open: as an earlier run or another rank chose, else as is best here."""
-    made_with = out.made_with
-    if not made_with:
+def _with_engine_choice(job: ScoringJob, out: OutputDirectory) -> ScoringJob:
+    """The job with the engine that an earlier run or another rank chose for this output, or else a new choice."""
+    recorded = out.made_with
+    if not recorded:
         sizes = [shard.size for shard in job.shards]
-        size = None if None in sizes else sum(size or 0 for size in sizes)
-        choice = choose(job.model_directory, job.config, size, _threads(job))
+        input_bytes = None if None in sizes else sum(size or 0 for size in sizes)
+        is_one_process = job.config.workers == 1 and not job.config.ray
+        threads = None if is_one_process else threads_per_worker(job.config, min(job.config.workers, len(job.shards)))
+        choice = choose_engine(job.head, job.config, input_bytes, threads)
         if choice is None:
             return job
-        made_with = out.settle(choice.model_dump())
-    return replace(job, choice=Choice.model_validate(made_with))
+        recorded = out.settle(choice.model_dump())
+    return replace(job, engine_choice=EngineChoice.model_validate(recorded))
 
 
-def _threads(job: ScoringJob) -> int | None:
-    """Of each worker; None: as many as torch takes."""
-    config = job.config
-    if config.workers == 1 and not config.ray:
-        return None
-    if config.ray not in (None, "local"):
-        return config.worker_cpus or 1
-    return config.worker_cpus or max(1, usable_cores() // min(config.workers, len(job.shards)))
-
-
-def _score(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory) -> None:
-    """Score the shards that are open."""
+def _score_open_shards(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory) -> None:
     with progress("Scoring", known_rows(shards)) as bar:
-        done = dict(_results(out, shards))
-        bar.advance(sum(result.counts["read"] for result in done.values()))
-        waiting = [shard for shard in shards if shard.name not in done]
+        finished = dict(_results(out, shards))
+        bar.advance(sum(result.counts["read"] for result in finished.values()))
+        waiting = [shard for shard in shards if shard.name not in finished]
         if waiting:
-            _score_open(job, waiting, out, bar)
+            _distribute(job, waiting, out, bar)
 
 
-def _score_open(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory, bar: Progress) -> None:
+def _distribute(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory, bar: Progress) -> None:
     config = job.config
     count = min(config.workers, len(shards))
     if count < config.workers:
         logger.info(
-            f"{len(shards)} shards are open, {config.workers - count} of {config.workers} workers stay idle: a shard "
-            "is scored by one worker, so a corpus in more files spreads better"
+            f"{config.workers - count} of {config.workers} workers are idle: only {len(shards)} shards are left, and "
+            "each is scored by one worker. Split the corpus into more files to use all workers"
         )
     if config.ray:
         score_with(RayWorkers(job, out, count), shards, out, config.worker_attempts, bar.advance)
     elif config.workers > 1:
         score_with(LocalWorkers(job, out, count), shards, out, config.worker_attempts, bar.advance)
     else:
-        engine = load_engine(job.model_directory, job.engine_config)
+        engine = load_engine(job.head, job.engine_config)
         for shard in shards:
             score_or_fail(job, shard, engine, out, bar.advance)
 
 
 def _results(out: OutputDirectory, shards: Sequence[InputShard]) -> list[tuple[str, ShardResult]]:
-    """The results of those shards that are done."""
+    """The results of those shards that are finished."""
     return list(out.all_done(shard.name for shard in shards).items())
 
 
-def _failed(results: Sequence[tuple[str, ShardResult]]) -> list[FailedShard]:
-    return [result.failed for _, result in results if result.failed]
-
-
 def _finish(job: ScoringJob, out: OutputDirectory, results: Sequence[tuple[str, ShardResult]]) -> None:
-    failed = _failed(results)
+    failed, counts = _outcome(results)
     if len(failed) == len(job.shards):
-        raise InputError(f"no shard could be scored: {_listed(failed)}")
-    require_documents(job.source, [result for _, result in results])
+        raise InputError(f"no shard could be scored: {_list_failures(failed)}")
+    if counts["read"] == 0:
+        raise InputError(f"no document could be read from {', '.join(job.source.paths)}: {dict(counts)}")
     out.finish(results)
 
 
-def _outcome(out: OutputDirectory, shards: Sequence[InputShard]) -> tuple[Sequence[FailedShard], Mapping[str, int]]:
-    """The failed shards and the counts: of the whole where it is finished, else of these shards."""
+def _outcome(results: Sequence[tuple[str, ShardResult]]) -> tuple[list[FailedShard], Counter[str]]:
+    counts = sum((Counter(result.counts) for _, result in results), Counter())
+    return [result.failed for _, result in results if result.failed], counts
+
+
+def _check_failures(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory) -> None:
+    """Raise TooManyFailures if more of these shards, or of the documents, failed than the settings allow."""
     if out.manifest is not None:
-        return out.manifest.shards_failed, out.manifest.counts
-    results = _results(out, shards)
-    return _failed(results), sum((Counter(result.counts) for _, result in results), Counter())
-
-
-def _judge(
-    failed: Sequence[FailedShard], shards: int, counts: Mapping[str, int], config: ScoreConfig, path: str
-) -> None:
+        failed, counts = out.manifest.shards_failed, out.manifest.counts
+    else:
+        failed, counts = _outcome(_results(out, shards))
+    names = {shard.name for shard in shards}
+    failed = [shard for shard in failed if shard.name in names]
     documents, unscored = counts.get("read", 0), counts.get("failed", 0)
     problems = []
-    if len(failed) > config.max_failed_shards * shards:
+    if len(failed) > job.config.max_failed_shards * len(shards):
         problems.append(
-            f"{len(failed):,} of {shards:,} shards failed, more than max_failed_shards={config.max_failed_shards:g} "
-            f"tolerates; the others are scored in {path}. Mend them and run the same command again: it scores only "
-            f"those. {_listed(failed)}"
+            f"{len(failed):,} of {len(shards):,} shards failed, more than "
+            f"max_failed_shards={job.config.max_failed_shards:g} allows; the others are scored in {out.path}. Repair "
+            f"the failed shards and run the same command again: it scores only those. {_list_failures(failed)}"
         )
-    if unscored > config.max_failed_documents * documents:
+    if unscored > job.config.max_failed_documents * documents:
         problems.append(
             f"{unscored:,} of {documents:,} documents got no score, more than "
-            f"max_failed_documents={config.max_failed_documents:g} tolerates; they are in {path} with score_status "
-            "failed. The head gave no number for them: mend it, or try --dtype float32, and score to another directory"
+            f"max_failed_documents={job.config.max_failed_documents:g} allows; they are in {out.path} with "
+            "score_status failed. The head returned NaN for them: check the head, or try --dtype float32 with another "
+            "--output"
         )
     if problems:
         raise TooManyFailures(". ".join(problems))
 
 
-def _listed(failed: Sequence[FailedShard]) -> str:
+def _list_failures(failed: Sequence[FailedShard]) -> str:
     shown = "; ".join(f"{shard.source} ({shard.reason})" for shard in failed[:_SHOWN_FAILURES])
     more = len(failed) - _SHOWN_FAILURES
     return shown + (f"; and {more:,} more" if more > 0 else "")

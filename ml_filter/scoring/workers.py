@@ -1,7 +1,7 @@
-"""Several workers over the shards of a corpus: what each does, who gets which shard, and what happens when one dies.
+"""Score the shards of a corpus with several workers: what a worker does, which shard it gets, and what if it dies.
 
-`score_with` hands out shards and knows nothing of processes; `LocalWorkers` are processes on this machine, and
-`distributed.RayWorkers` are actors on a cluster. A worker that dies is replaced and its shard begun again.
+`score_with` assigns shards and knows nothing about processes. `LocalWorkers` are processes on this machine;
+`ray_workers.RayWorkers` are actors on a cluster. A worker that dies is replaced and its shard is started over.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ml_filter.heads.device import local_rank
 from ml_filter.heads.engine import load_engine
 from ml_filter.logs import configure_logging
 from ml_filter.scoring.config import ScoreConfig
-from ml_filter.scoring.cores import usable_cores
-from ml_filter.scoring.job import ScoringJob, described, fail_shard, score_shard
+from ml_filter.scoring.cores import threads_per_worker
+from ml_filter.scoring.shard import ScoringJob, describe_error, fail_shard, score_shard
 
 _VISIBLE_WITHIN_S = 60.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -40,13 +40,13 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Event:
-    """What a worker has to say.
+    """What happened to a worker.
 
-    - ready    its engine is loaded, it can be given a shard
-    - rows     it has scored so many more documents of its shard
-    - done     its shard is committed; `rows` are those that it has not told of
-    - died     it is gone, and why
-    - refused  what is wrong would be wrong with any worker; the run ends with this error
+    - ready    its engine is loaded
+    - rows     it scored `rows` more documents of its shard
+    - done     its shard is committed; `rows` were not reported before
+    - died     it is gone; `reason` says why
+    - refused  `error` would occur with every worker, so the run ends with it
     """
 
     worker: int
@@ -57,12 +57,12 @@ class Event:
 
 
 class ShardWorker:
-    """What runs in a worker's process: an engine, and the way into the output directory."""
+    """Runs in a worker's process: holds an engine and the output directory."""
 
     def __init__(self, worker: int, job: ScoringJob, part: str | None, threads: int) -> None:
         self.worker, self.job, self.threads = worker, job, threads
-        me = f"{socket.gethostname()}-{os.getpid()}"
-        self.out = job.directory(f"{part}/{me}" if part else me, is_helper=True)
+        name = f"{socket.gethostname()}-{os.getpid()}"
+        self.out = job.directory(f"{part}/{name}" if part else name, is_helper=True)
 
     def load(self) -> Event:
         """Load the engine."""
@@ -71,15 +71,15 @@ class ShardWorker:
         configure_logging(level="WARNING")
         torch.set_num_threads(self.threads)
         try:
-            self.engine = load_engine(self.job.model_directory, self._config())
+            self.engine = load_engine(self.job.head, self._config())
         except MlFilterError as error:
             return Event(self.worker, "refused", error=error)
         except Exception as error:
-            return Event(self.worker, "died", reason=described(error))
+            return Event(self.worker, "died", reason=describe_error(error))
         return Event(self.worker, "ready")
 
     def _config(self) -> ScoreConfig:
-        """The job's, with a device of the worker's own where the settings leave the choice."""
+        """The settings of the job, with one GPU for this worker if the machine has several."""
         import torch
 
         config, gpus = self.job.engine_config, torch.cuda.device_count()
@@ -90,46 +90,46 @@ class ShardWorker:
             return config.model_copy(update={"device": f"cuda:{number % gpus}"})
         return config
 
-    def score(self, shard: InputShard, tell: Callable[[Event], None] | None = None) -> Event:
-        """Score a shard. What the engine raises is the end of this worker: a device may be in a bad state."""
-        told = 0
+    def score(self, shard: InputShard, report: Callable[[Event], None] | None = None) -> Event:
+        """Score a shard. If the engine raises, this worker ends, because its device may be unusable."""
+        reported = 0
 
         def advance(rows: int) -> None:
-            nonlocal told
-            if tell is not None:
-                told += rows
-                tell(Event(self.worker, "rows", rows))
+            nonlocal reported
+            if report is not None:
+                reported += rows
+                report(Event(self.worker, "rows", rows))
 
         try:
             result = score_shard(self.job, shard, self.engine, self.out, advance)
         except MlFilterError as error:
             return Event(self.worker, "refused", error=error)
         except Exception as error:
-            return Event(self.worker, "died", reason=described(error))
+            return Event(self.worker, "died", reason=describe_error(error))
         finally:
-            self.out.clear_scratch()  # a worker is killed when it is no longer needed, so this is its last chance
-        return Event(self.worker, "done", result.counts["read"] - told)
+            self.out.clear_scratch()  # the worker is killed at the end of the run, so it cannot clean up later
+        return Event(self.worker, "done", result.counts["read"] - reported)
 
 
-# --- Who gets which shard --------------------------------------------------------------------------------------------
+# --- Assigning shards ------------------------------------------------------------------------------------------------
 
 
 class Workers(ABC):
-    """Workers by number, from 0 to `count` - 1; each scores one shard at a time."""
+    """Workers numbered from 0 to `count` - 1; each scores one shard at a time."""
 
     count: int
 
     @abstractmethod
     def start(self, worker: int) -> None:
-        """Start a worker, or another one in the place of one that died."""
+        """Start a worker, or replace a dead one."""
 
     @abstractmethod
-    def give(self, worker: int, shard: InputShard) -> None:
+    def assign(self, worker: int, shard: InputShard) -> None:
         """Let a worker that is ready score a shard."""
 
     @abstractmethod
     def events(self) -> Sequence[Event]:
-        """What has happened; waits until something has."""
+        """Wait for the next events and return them."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -143,44 +143,48 @@ def score_with(
     attempts: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Have every shard scored, or failed with the reason; the largest first, so that all workers end together.
+    """Score every shard or record why it failed. The largest shards go first, so that all workers end together.
 
     Args:
-        attempts: a shard over which so many workers died fails, and a worker is given up that died so many times in a
-            row without a shard.
-        advance: is told how many more documents were scored; fewer where a worker died over them.
+        attempts: number of workers that may die on a shard before it fails, and how often in a row a worker may die
+            before it gets a shard until it is not started again.
+        advance: called with the number of documents scored; negative if a worker died and its shard starts over.
 
     Raises:
-        InputError: all workers were given up, or write where this process cannot see it.
-        MlFilterError: what a worker says that would be wrong with any.
+        InputError: no worker could be started, or the output of the workers does not appear here.
+        MlFilterError: an error that every worker would have.
     """
     schedule = _Schedule(workers, shards, out, attempts, advance)
     try:
         while schedule.has_work():
-            schedule.hand_out()
+            schedule.assign_shards()
             for event in workers.events():
-                schedule.take(event)
+                schedule.handle(event)
     finally:
         workers.stop()
     _wait_until_visible(out, shards)
 
 
 def _wait_until_visible(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
-    """Network file systems show late what another machine wrote; its own disk is never seen."""
+    """Wait for results written on other machines, which network file systems show with a delay.
+
+    Raises:
+        InputError: a result does not appear, so that worker wrote to its own disk.
+    """
     visible = out.all_done(shard.name for shard in shards)
     for shard in (shard for shard in shards if shard.name not in visible):
         deadline = time.monotonic() + _VISIBLE_WITHIN_S
         while out.done(shard.name) is None:
             if time.monotonic() > deadline:
                 raise InputError(
-                    f"a worker has scored {shard.uri}, but not to the {out.path} that is seen here; the output must be "
-                    "on a file system that all workers share, or a URL"
+                    f"a worker scored {shard.uri}, but its output does not appear in {out.path}. The output must be on "
+                    "a file system that all workers share, or a URL"
                 )
             time.sleep(1)
 
 
 class _Schedule:
-    """Which shard is where, and which worker does what."""
+    """Tracks which worker has which shard, and how often each died."""
 
     def __init__(
         self,
@@ -192,112 +196,114 @@ class _Schedule:
     ) -> None:
         self.workers, self.out, self.attempts, self.advance = workers, out, attempts, advance
         self.waiting = deque(sorted(shards, key=lambda shard: -(shard.size or 0)))
-        self.absent = deque(range(workers.count))
+        self.to_start = deque(range(workers.count))
         self.idle: deque[int] = deque()
-        self.at_work: dict[int, InputShard] = {}
-        self.told: Counter[int] = Counter()
-        """Documents of the shard at work that a worker has told of."""
+        self.assigned: dict[int, InputShard] = {}
+        self.reported: Counter[int] = Counter()
+        """By worker: documents of the assigned shard that it reported."""
         self.deaths: Counter[str] = Counter()
-        """Of workers, by shard."""
-        self.false_starts: Counter[int] = Counter()
-        self.given_up = 0
+        """By shard: workers that died on it."""
+        self.failed_starts: Counter[int] = Counter()
+        """By worker: deaths in a row without a shard."""
+        self.abandoned = 0
 
     def has_work(self) -> bool:
-        return bool(self.waiting or self.at_work)
+        return bool(self.waiting or self.assigned)
 
-    def hand_out(self) -> None:
-        """Give waiting shards to idle workers; where shards are left over, start absent workers."""
+    def assign_shards(self) -> None:
+        """Assign waiting shards to idle workers; start more workers if shards are left over."""
         while self.waiting and self.idle:
             worker, shard = self.idle.popleft(), self.waiting.popleft()
-            self.at_work[worker] = shard
-            self.workers.give(worker, shard)
-        while self.waiting and self.absent:
-            self.workers.start(self.absent.popleft())
+            self.assigned[worker] = shard
+            self.workers.assign(worker, shard)
+        while self.waiting and self.to_start:
+            self.workers.start(self.to_start.popleft())
 
-    def take(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         if event.error is not None:
             raise event.error
         if event.kind == "ready":
-            self.false_starts[event.worker] = 0
+            self.failed_starts[event.worker] = 0
             self.idle.append(event.worker)
         elif event.kind == "died":
-            self._bury(event.worker, event.reason)
+            shard = self.assigned.pop(event.worker, None)
+            if shard is None:
+                self._handle_failed_start(event.worker, event.reason)
+            else:
+                self._handle_death(event.worker, shard, event.reason)
         else:
-            self.told[event.worker] += event.rows
+            self.reported[event.worker] += event.rows
             self.advance(event.rows)
         if event.kind == "done":
-            del self.at_work[event.worker], self.told[event.worker]
+            del self.assigned[event.worker], self.reported[event.worker]
             self.idle.append(event.worker)
 
-    def _bury(self, worker: int, reason: str) -> None:
-        shard = self.at_work.pop(worker, None)
-        if shard is None:
-            self._without_shard(worker, reason)
-            return
-        self.absent.append(worker)
-        self.advance(-self.told.pop(worker, 0))
-        done = self.out.done(shard.name)
-        if done is not None:  # it died after it had committed the shard
-            self.advance(done.counts["read"])
+    def _handle_death(self, worker: int, shard: InputShard, reason: str) -> None:
+        self.to_start.append(worker)
+        self.advance(-self.reported.pop(worker, 0))
+        result = self.out.done(shard.name)
+        if result is not None:  # it died after committing the shard
+            self.advance(result.counts["read"])
             return
         self.deaths[shard.name] += 1
         if self.deaths[shard.name] < self.attempts:
-            logger.warning(f"A worker died over {shard.uri} ({reason}); the shard is begun again")
+            logger.warning(f"A worker died while scoring {shard.uri} ({reason}); starting the shard over")
             self.waiting.append(shard)
         else:
-            fail_shard(self.out, shard, f"{self.attempts} workers died over it, the last: {reason}")
+            fail_shard(self.out, shard, f"{self.attempts} workers died while scoring it, the last one of {reason}")
 
-    def _without_shard(self, worker: int, reason: str) -> None:
+    def _handle_failed_start(self, worker: int, reason: str) -> None:
         if worker in self.idle:
             self.idle.remove(worker)
-        self.false_starts[worker] += 1
-        if self.false_starts[worker] < self.attempts:
-            logger.warning(f"A worker died before it had a shard ({reason}); another takes its place")
-            self.absent.append(worker)
+        self.failed_starts[worker] += 1
+        if self.failed_starts[worker] < self.attempts:
+            logger.warning(f"A worker died before it got a shard ({reason}); starting another one")
+            self.to_start.append(worker)
             return
-        self.given_up += 1
-        left = self.workers.count - self.given_up
-        if not left:
-            raise InputError(f"no worker lives until it has a shard; the last died so: {reason}")
-        logger.warning(f"{self.attempts} workers in a row died before they had a shard; {left} go on")
+        self.abandoned += 1
+        remaining = self.workers.count - self.abandoned
+        if not remaining:
+            raise InputError(f"every worker died before it got a shard, the last one of {reason}")
+        logger.warning(f"{self.attempts} workers in a row died before they got a shard; continuing with {remaining}")
 
 
 # --- Processes on this machine ---------------------------------------------------------------------------------------
 
 
 class LocalWorkers(Workers):
-    """Processes that share the cores of this machine, and its GPUs where it has several.
+    """Processes that share the cores of this machine, and its GPUs if it has several.
 
-    Shards and events go through a pipe for each worker: a queue that all share is left locked by one that is killed.
+    Each worker has its own pipe for shards and events: a queue shared by all would stay locked if a worker is killed
+    while holding the lock.
     """
 
     def __init__(self, job: ScoringJob, out: OutputDirectory, count: int) -> None:
         self.job, self.part, self.count = job, out.part, count
-        self.threads = job.config.worker_cpus or max(1, usable_cores() // count)
+        self.threads = threads_per_worker(job.config, count)
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, BaseProcess] = {}
         self._pipes: dict[Connection, int] = {}
 
     def start(self, worker: int) -> None:
-        """Start a process, or another one in the place of one that died."""
+        """Start a process, or replace a dead one."""
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=_work, args=(theirs, worker, self.job, self.part, self.threads), daemon=True
-        )
-        with _inherited(self.threads):
+        arguments = (theirs, worker, self.job, self.part, self.threads)
+        process = self._context.Process(target=_run_worker, args=arguments, daemon=True)
+        with _worker_environment(self.threads):
             process.start()
         theirs.close()
         self._processes[worker] = process
         self._pipes[ours] = worker
 
-    def give(self, worker: int, shard: InputShard) -> None:
-        """Let a worker that is ready score a shard."""
-        with suppress(OSError):  # it has died, which its end of the pipe will say
-            self._pipe(worker).send(shard)
+    def assign(self, worker: int, shard: InputShard) -> None:
+        """Send a shard to a worker that is ready."""
+        pipe = next(pipe for pipe, owner in self._pipes.items() if owner == worker)
+        with suppress(OSError):  # the worker is dead; the next events will report it
+            pipe.send(shard)
 
     def events(self) -> Sequence[Event]:
-        """What has happened; waits until something has."""
-        return [self._event(pipe) for pipe in wait(list(self._pipes)) if isinstance(pipe, Connection)]
+        """Wait for the next events and return them."""
+        return [self._receive(pipe) for pipe in wait(list(self._pipes)) if isinstance(pipe, Connection)]
 
     def stop(self) -> None:
         """End all workers."""
@@ -307,10 +313,7 @@ class LocalWorkers(Workers):
         for pipe in self._pipes:
             pipe.close()
 
-    def _pipe(self, worker: int) -> Connection:
-        return next(pipe for pipe, owner in self._pipes.items() if owner == worker)
-
-    def _event(self, pipe: Connection) -> Event:
+    def _receive(self, pipe: Connection) -> Event:
         worker = self._pipes[pipe]
         process = self._processes[worker]
         try:
@@ -330,12 +333,12 @@ def _cause_of_death(exitcode: int | None) -> str:
     if exitcode is None or exitcode >= 0:
         return f"exit code {exitcode}"
     name = signal.Signals(-exitcode).name
-    return f"{name}, as when memory runs out" if name == "SIGKILL" else name
+    return f"{name} (often: out of memory)" if name == "SIGKILL" else name
 
 
 @contextmanager
-def _inherited(threads: int) -> Iterator[None]:
-    """What a process that starts now is born with: a number of threads, and no ear for Ctrl-C, which its parent has."""
+def _worker_environment(threads: int) -> Iterator[None]:
+    """Set what a process started now inherits: its number of threads, and to leave Ctrl-C to the parent."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
@@ -351,19 +354,19 @@ def _inherited(threads: int) -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _work(pipe: Connection, worker: int, job: ScoringJob, part: str | None, threads: int) -> None:
-    """A worker's process: shards come, events go, until its parent is gone."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _run_worker(pipe: Connection, worker: int, job: ScoringJob, part: str | None, threads: int) -> None:
+    """The main function of a worker's process: score shards from the pipe until the parent is gone."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     scorer = ShardWorker(worker, job, part, threads)
     event = scorer.load()
-    with suppress(EOFError, OSError):  # the parent's end of the pipe is gone
+    with suppress(EOFError, OSError):  # the parent closed its end of the pipe
         pipe.send(event)
         while event.kind in ("ready", "done"):
             event = scorer.score(pipe.recv(), pipe.send)
             pipe.send(event)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

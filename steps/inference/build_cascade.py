@@ -1,4 +1,4 @@
-"""Set a cheap student before the head."""
+"""Build a cascade: a first-stage model in front of the head."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from steps.names import Artifact
 def build_cascade(
     head: TrainedHead, source: SourceConfig, config: CascadeConfig, score: ScoreConfig, output: str
 ) -> Annotated[TrainedHead, Artifact.CASCADE]:
-    """Train the student on the head's scores of a sample of the corpus, and find what it may settle."""
+    """Train the first-stage model on the head's scores of a sample, and bound how many decisions it changes."""
     made = build(head.directory, source, config, score, f"{output}/cascade-{{digest}}")
     cascade = read_cascade(made.directory)
     assert cascade is not None

@@ -15,6 +15,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_filter.documents.shards import Transformed, map_shard, require_documents
 
 from ml_filter.documents import output
 from ml_filter.documents.config import SourceConfig
@@ -22,7 +23,6 @@ from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.output import OutputDirectory, ShardWriter
 from ml_filter.documents.readers import base, read_shard
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.shards import Transformed, map_shard, require_documents
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ml_filter.scoring.choice import choose, find_encoder
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
@@ -18,7 +19,6 @@ from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.device import local_rank
 from ml_filter.heads.engine import load_engine
 from ml_filter.heads.train import train_head
-from ml_filter.scoring.choice import choose, find_encoder
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
 from tests.scoring.corpora import content
