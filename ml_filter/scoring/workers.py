@@ -33,7 +33,7 @@ from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.cores import threads_per_worker
 from ml_filter.scoring.shard import ScoringJob, describe_error, fail_shard, score_shard
 
-_VISIBLE_WITHIN_S = 60.0
+_VISIBLE_WITHIN_S, _POLL_S = 60.0, 1.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 """Read by torch and the linear algebra libraries, and by tokenizers."""
 
@@ -180,7 +180,7 @@ def _wait_until_visible(out: OutputDirectory, shards: Sequence[InputShard]) -> N
                     f"a worker scored {shard.uri}, but its output does not appear in {out.path}. The output must be on "
                     "a file system that all workers share, or a URL"
                 )
-            time.sleep(1)
+            time.sleep(_POLL_S)
 
 
 class _Schedule:
@@ -250,7 +250,7 @@ class _Schedule:
             logger.warning(f"A worker died while scoring {shard.uri} ({reason}); starting the shard over")
             self.waiting.append(shard)
         else:
-            fail_shard(self.out, shard, f"{self.attempts} workers died while scoring it, the last one of {reason}")
+            fail_shard(self.out, shard, f"{self.attempts} workers died while scoring it; last cause: {reason}")
 
     def _handle_failed_start(self, worker: int, reason: str) -> None:
         if worker in self.idle:
@@ -263,7 +263,7 @@ class _Schedule:
         self.abandoned += 1
         remaining = self.workers.count - self.abandoned
         if not remaining:
-            raise InputError(f"every worker died before it got a shard, the last one of {reason}")
+            raise InputError(f"every worker died before it got a shard; last cause: {reason}")
         logger.warning(f"{self.attempts} workers in a row died before they got a shard; continuing with {remaining}")
 
 
@@ -333,7 +333,7 @@ def _cause_of_death(exitcode: int | None) -> str:
     if exitcode is None or exitcode >= 0:
         return f"exit code {exitcode}"
     name = signal.Signals(-exitcode).name
-    return f"{name} (often: out of memory)" if name == "SIGKILL" else name
+    return f"{name}, often because memory ran out" if name == "SIGKILL" else name
 
 
 @contextmanager

@@ -182,7 +182,7 @@ def test_a_bad_shard_in_one_group_stops_no_other_group_and_the_step_behind_them_
     arguments += [f"output={workspace.runs / 'damaged'}", "shard_groups=2"]
     done = workspace.run("scoring", *arguments)
     assert done.returncode == 1
-    assert "1 of 3 shards failed, more than max_failed_shards=0 tolerates" in done.stderr
+    assert "1 of 3 shards failed, more than max_failed_shards=0 allows" in done.stderr
     [directory] = (workspace.runs / "damaged").glob("scored-*")
     assert read_manifest(str(directory)).counts["scored"] == 8
     tolerated = workspace.run("scoring", *arguments, "score.max_failed_shards=0.4")

@@ -1,4 +1,4 @@
-"""Heads and corpora of the scoring tests."""
+"""Heads and corpora that the scoring tests share."""
 
 from __future__ import annotations
 
@@ -12,28 +12,53 @@ from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
-from tests.scoring.corpora import content, write_corpus
+from tests.scoring.corpora import output_digests, write_corpus
 
 
 @pytest.fixture(scope="session")
-def cheap_head(documents, tmp_path_factory) -> str:
-    """A head that needs no encoder and scores a thousand documents a second."""
-    directory = tmp_path_factory.mktemp("cheap")
+def labelled_by_length(documents, tmp_path_factory) -> SourceConfig:
+    path = tmp_path_factory.mktemp("labelled") / "labelled.jsonl"
     rows = [{**row, "label": min(5.0, len(row["text"]) / 4000)} for row in documents]
-    (directory / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = SourceConfig(paths=[str(directory / "labelled.jsonl")])
-    return train_head(source, TrainConfig(engine="hashing", label_column="label"), directory / "head").directory
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SourceConfig(paths=[str(path)])
+
+
+@pytest.fixture(scope="session")
+def hashing_head(labelled_by_length, tmp_path_factory) -> str:
+    """A head without an encoder, which scores a thousand documents per second."""
+    config = TrainConfig(engine="hashing", label_column="label")
+    return train_head(labelled_by_length, config, tmp_path_factory.mktemp("hashing") / "head").directory
+
+
+@pytest.fixture(scope="session")
+def encoder_head(labelled_by_length, tmp_path_factory) -> str:
+    """A linear head on the first two layers of the embedded encoder."""
+    config = TrainConfig(label_column="label", max_tokens=64, layers=2)
+    return train_head(labelled_by_length, config, tmp_path_factory.mktemp("encoder") / "head").directory
 
 
 @pytest.fixture(scope="session")
 def corpus(documents, tmp_path_factory) -> Path:
-    """Six shards of 600 documents."""
-    return write_corpus(tmp_path_factory.mktemp("scoring") / "corpus", documents, 6, 600)
+    """Six shards of 20 documents."""
+    return write_corpus(tmp_path_factory.mktemp("scoring") / "corpus", documents, 6, 20)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cheap_head, corpus, tmp_path_factory) -> dict[str, str]:
-    """What one process that nothing happens to makes of the corpus."""
+def scored_by_one_process(hashing_head, corpus, tmp_path_factory) -> dict[str, str]:
+    """Digests of what one process makes of `corpus` when nothing disturbs it."""
     output = tmp_path_factory.mktemp("undisturbed") / "scored"
-    score_corpus(cheap_head, SourceConfig(paths=[str(corpus)]), ScoreConfig(), output)
-    return content(output)
+    score_corpus(hashing_head, SourceConfig(paths=[str(corpus)]), ScoreConfig(), output)
+    return output_digests(output)
+
+
+@pytest.fixture(scope="session")
+def large_corpus(documents, tmp_path_factory) -> Path:
+    """Four shards of 600 documents: enough time to kill a process that scores one."""
+    return write_corpus(tmp_path_factory.mktemp("scoring") / "large", documents, 4, 600)
+
+
+@pytest.fixture(scope="session")
+def large_corpus_scored_by_one_process(hashing_head, large_corpus, tmp_path_factory) -> dict[str, str]:
+    output = tmp_path_factory.mktemp("undisturbed") / "large"
+    score_corpus(hashing_head, SourceConfig(paths=[str(large_corpus)]), ScoreConfig(), output)
+    return output_digests(output)

@@ -1,4 +1,4 @@
-"""Corpora of a few shards, what a run makes of them, and the processes that work on it."""
+"""Corpora of a few shards, digests of an output, and processes that score."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def write_corpus(directory: Path, documents: Sequence[dict[str, str]], shards: i
     directory.mkdir()
     texts = [row["text"] for row in documents if len(row["text"]) > 2000]
     for shard in range(shards):
-        cut = [
+        pieces = [
             {"id": f"{shard}-{i}", "text": texts[(7 * shard + i) % len(texts)][37 * i % 1500 :][:2000]}
             for i in range(rows)
         ]
-        pq.write_table(pa.Table.from_pylist(cut), directory / f"part-{shard}.parquet")
+        pq.write_table(pa.Table.from_pylist(pieces), directory / f"part-{shard}.parquet")
     return directory
 
 
-def content(directory: Path) -> dict[str, str]:
-    """Digests of all that a finished run leaves; the manifest without its time."""
+def output_digests(directory: Path) -> dict[str, str]:
+    """Digests of every file that a finished run leaves; of the manifest without its date."""
     files = [path for path in directory.rglob("*") if path.is_file() and path.name not in (".lock", "manifest.json")]
     digests = {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     manifest = find_manifest(str(directory))
@@ -41,20 +41,16 @@ def content(directory: Path) -> dict[str, str]:
     return {**digests, "manifest": manifest.digest}
 
 
-def shard_times(directory: Path) -> dict[str, int]:
+def write_times(directory: Path) -> dict[str, int]:
     """When each output shard was written, in ns."""
     return {path.name: path.stat().st_mtime_ns for path in (directory / "shards").iterdir()}
 
 
-def command(head: str, corpus: Path, output: Path, *options: str) -> list[str]:
-    """`ml-filter score` as a command line."""
-    return [sys.executable, "-m", "ml_filter.cli", "score", head, str(corpus), "-o", str(output), *options]
-
-
 @contextmanager
 def start(head: str, corpus: Path, output: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A process for `command`, in a group of its own, as a shell starts it; it is gone at the end."""
-    call, pipe = command(head, corpus, output, *options), subprocess.PIPE
+    """A process that runs `ml-filter score` in its own process group, as a shell would start it; killed at the end."""
+    call = [sys.executable, "-m", "ml_filter.cli", "score", head, str(corpus), "-o", str(output), *options]
+    pipe = subprocess.PIPE
     with subprocess.Popen(call, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as running:
         try:
             yield running
@@ -62,26 +58,26 @@ def start(head: str, corpus: Path, output: Path, *options: str) -> Iterator[subp
             running.kill()
 
 
-def wait_until(seen: Callable[[], object], running: subprocess.Popen[str] | None = None) -> None:
-    """Look again and again, until it is there or the process that should bring it has ended."""
-    while not seen() and (running is None or running.poll() is None):
+def wait_until(condition: Callable[[], object], running: subprocess.Popen[str] | None = None) -> None:
+    """Poll until the condition holds or the process ends."""
+    while not condition() and (running is None or running.poll() is None):
         time.sleep(0.002)
 
 
-def workers_at(output: Path, shard: str = "*") -> list[int]:
-    """The processes that are writing a shard, by the names of their scratch directories."""
+def workers_writing(output: Path, shard: str = "*") -> list[int]:
+    """Process ids of the workers that are writing a shard, from the names of their scratch directories."""
     try:
-        found = list(output.glob(f".progress/scratch/**/{shard}.rejects.jsonl"))
+        paths = list(output.glob(f".progress/scratch/**/{shard}.rejects.jsonl"))
     except FileNotFoundError:  # the run has just ended
         return []
-    return [pid for pid in {int(path.parent.name.rpartition("-")[2]) for path in found} if is_alive(pid)]
+    return [pid for pid in {int(path.parent.name.rpartition("-")[2]) for path in paths} if is_alive(pid)]
 
 
-def wait_for_worker(output: Path, running: subprocess.Popen[str] | None = None) -> int:
-    """A process that has just begun to write a shard."""
-    seen: list[int] = []
-    wait_until(lambda: seen.extend(workers_at(output)) or seen, running)
-    return seen[0]
+def wait_for_worker(output: Path, running: subprocess.Popen[str]) -> int:
+    """The process id of a worker that has just begun to write a shard."""
+    pids: list[int] = []
+    wait_until(lambda: pids.extend(workers_writing(output)) or pids, running)
+    return pids[0]
 
 
 def is_alive(pid: int) -> bool:

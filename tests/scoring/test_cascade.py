@@ -1,54 +1,53 @@
-"""A cascade: what the student settles, what the bound promises, and what a killed build leaves."""
+"""A cascade: what the first-stage model decides, what the bound promises, and how a killed build resumes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings, TrainConfig
 from ml_filter.heads.engine import load_engine, read_cascade
 from ml_filter.heads.train import read_head, train_head
-from ml_filter.scoring.cascade import Scored, build_cascade, choose_bounds, settles, share_interval, upper_bound
+from ml_filter.scoring import cascade as cascade_module
+from ml_filter.scoring.cascade import ScorePairs, build_cascade, choose_bounds, is_settled
 from ml_filter.scoring.config import CascadeConfig, ScoreConfig
 from ml_filter.scoring.run import score_corpus
+from tests.kills import Killed
 
-LEARNED, PLAIN = ([f"{kind}{letter}" for letter in "abcdefghijklmnopqrst"] for kind in ("theorem", "offer"))
-ALLOWED = 0.1
+EDUCATIONAL, COMMERCIAL = ([f"{word}{letter}" for letter in "abcdefghijklmnopqrst"] for word in ("theorem", "offer"))
+MAX_CHANGED = 0.1
+CONFIG = CascadeConfig(max_changed=MAX_CHANGED, sample=260)
 
 
-def text_of(label, random):
-    """Words of which a share that grows with the label is learned."""
-    return " ".join(random.choice(LEARNED if random.random() < label / 5 else PLAIN) for _ in range(25))
+def text_with(label, random):
+    """25 words; the share of educational ones grows with the label."""
+    return " ".join(random.choice(EDUCATIONAL if random.random() < label / 5 else COMMERCIAL) for _ in range(25))
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SourceConfig(paths=[str(path)])
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """MiniLM with a linear head, that knows learned words from others."""
+    """A linear head on one layer of the embedded encoder that tells educational from commercial words."""
     directory, random = tmp_path_factory.mktemp("head"), np.random.default_rng(0)
-    rows = [{"text": text_of(label, random), "label": label} for label in random.uniform(0, 5, 100)]
-    (directory / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"text": text_with(label, random), "label": label} for label in random.uniform(0, 5, 100)]
     config = TrainConfig(label_column="label", layers=1, head=HeadSettings(kind="linear"))
-    return train_head(SourceConfig(paths=[str(directory / "labels.jsonl")]), config, directory / "head").directory
+    return train_head(write_jsonl(directory / "labels.jsonl", rows), config, directory / "head").directory
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """300 documents of all degrees of learning."""
-    directory, random = tmp_path_factory.mktemp("corpus"), np.random.default_rng(1)
-    rows = [{"text": text_of(label, random)} for label in random.uniform(0, 5, 300)]
-    (directory / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return SourceConfig(paths=[str(directory / "corpus.jsonl")])
-
-
-CONFIG = CascadeConfig(max_changed=ALLOWED, sample=260)
+    """300 documents with every share of educational words."""
+    random = np.random.default_rng(1)
+    rows = [{"text": text_with(label, random)} for label in random.uniform(0, 5, 300)]
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", rows)
 
 
 @pytest.fixture(scope="module")
@@ -56,152 +55,151 @@ def cascade(head, corpus, tmp_path_factory):
     return build_cascade(head, corpus, CONFIG, ScoreConfig(), tmp_path_factory.mktemp("cascade") / "cascade")
 
 
-def simulated(documents, noise, random):
-    """Scores of an encoder, and of a student that errs."""
+# --- Choosing the bounds ---------------------------------------------------------------------------------------------
+
+
+def simulate(documents, noise, random):
+    """Scores of an encoder, and of a first-stage model that adds noise to them."""
     encoder = random.uniform(0, 5, documents)
-    student = np.clip(encoder + random.normal(0, noise, documents), 0, 5)
-    return Scored(student, encoder, np.ones(documents, bool))
+    first_stage = np.clip(encoder + random.normal(0, noise, documents), 0, 5)
+    return ScorePairs(first_stage, encoder, np.ones(documents, bool))
 
 
-def changed_share(scored, choice):
-    settled = settles(scored, choice.low, choice.high)
-    return float((settled & ((scored.student >= 3) != (scored.encoder >= 3))).mean())
-
-
-def test_the_bound_is_broken_no_more_often_than_the_confidence_says():
+def test_the_bound_is_exceeded_no_more_often_than_the_confidence_allows():
     random = np.random.default_rng(0)
-    world = simulated(200_000, 0.4, random)
-    broken = []
+    population = simulate(200_000, 0.4, random)
+    exceeded = 0
     for _ in range(200):
-        choice = choose_bounds(simulated(600, 0.4, random), simulated(600, 0.4, random), 3, 0.02, 0.9)
-        broken.append(changed_share(world, choice) > 0.02)
-    # One in ten may be; 37 of 200 would be seen less than once in 10,000 times.
-    assert sum(broken) < 37
+        bounds = choose_bounds(simulate(600, 0.4, random), simulate(600, 0.4, random), 3, 0.02, 0.9)
+        settled = is_settled(population, bounds.low, bounds.high)
+        changed = settled & ((population.first_stage >= 3) != (population.encoder >= 3))
+        exceeded += changed.mean() > 0.02
+    # At 90% confidence 20 of 200 are expected; 37 or more have a probability below 1 in 10,000.
+    assert exceeded < 37
 
 
-def test_a_better_student_settles_more():
+def test_a_better_first_stage_model_decides_more_documents():
     random = np.random.default_rng(0)
     settled = [
-        choose_bounds(simulated(2000, noise, random), simulated(2000, noise, random), 3, 0.01, 0.95).settled
+        choose_bounds(simulate(2000, noise, random), simulate(2000, noise, random), 3, 0.01, 0.95).settled
         for noise in (0.1, 0.5, 2.0)
     ]
     assert settled == sorted(settled, reverse=True)
 
 
-def test_the_threshold_lies_between_what_is_dropped_and_what_is_kept():
+def test_the_threshold_lies_between_the_bounds():
     random = np.random.default_rng(0)
-    choice = choose_bounds(simulated(2000, 0.5, random), simulated(2000, 0.5, random), 3, 0.01, 0.95)
-    assert choice.low <= 3 <= choice.high
+    bounds = choose_bounds(simulate(2000, 0.5, random), simulate(2000, 0.5, random), 3, 0.01, 0.95)
+    assert bounds.low <= 3 <= bounds.high
 
 
-def test_a_student_that_knows_nothing_settles_next_to_nothing():
+def test_a_first_stage_model_with_random_scores_decides_almost_nothing():
     random = np.random.default_rng(0)
-    finding, testing = (
-        Scored(random.uniform(0, 5, 2000), random.uniform(0, 5, 2000), np.ones(2000, bool)) for _ in "ab"
+    proposing, testing = (
+        ScorePairs(random.uniform(0, 5, 2000), random.uniform(0, 5, 2000), np.ones(2000, bool)) for _ in "ab"
     )
-    assert choose_bounds(finding, testing, 3, 0.01, 0.95).settled < 100
+    assert choose_bounds(proposing, testing, 3, 0.01, 0.95).settled < 100
 
 
-def test_the_bounds_are_those_of_clopper_and_pearson():
-    # The rule of three, and the interval of 3 in 10 in any table.
-    assert upper_bound(0, 299, 0.95) == pytest.approx(0.01, abs=1e-4)
-    assert share_interval(3, 10, 0.95) == pytest.approx((0.0667, 0.6525), abs=1e-4)
-    assert share_interval(0, 10, 0.95)[0] == 0
+# --- Scoring with a cascade ------------------------------------------------------------------------------------------
 
 
-def test_it_settles_most_and_keeps_its_promise_on_documents_it_never_saw(cascade, head):
+def test_on_new_documents_it_decides_many_and_keeps_its_bound(cascade, head):
     random = np.random.default_rng(2)
-    texts = [text_of(label, random) for label in random.uniform(0, 5, 200)]
-    judged = load_engine(cascade.directory, ScoreConfig()).judge(texts)
-    alone = load_engine(head, ScoreConfig()).score(texts)
-    assert judged.counts["by_student"] > 60
-    assert ((judged.scores >= 3) != (alone >= 3)).mean() <= ALLOWED
-    asked = np.array(judged.scored_by) == "encoder"
-    assert np.abs(judged.scores - alone)[asked].max() < 0.1
+    texts = [text_with(label, random) for label in random.uniform(0, 5, 200)]
+    result = load_engine(cascade.directory, ScoreConfig()).judge(texts)
+    expected = load_engine(head, ScoreConfig()).score(texts)
+    assert result.counts["by_student"] > 60
+    assert ((result.scores >= 3) != (expected >= 3)).mean() <= MAX_CHANGED
+    by_encoder = np.array(result.scored_by) == "encoder"
+    assert np.abs(result.scores - expected)[by_encoder].max() < 0.1
 
 
-def test_what_is_unlike_the_sample_goes_to_the_encoder(cascade):
+def test_documents_unlike_the_sample_go_to_the_encoder(cascade):
     engine = load_engine(cascade.directory, ScoreConfig())
-    judged = engine.judge(["Вода кључа на сто степени.", " ".join(["offera"] * 300), ""])
-    assert judged.scored_by == ["encoder"] * 3
+    result = engine.judge(["Вода кључа на сто степени.", " ".join(["offera"] * 300), ""])
+    assert result.scored_by == ["encoder"] * 3
 
 
-def test_languages_and_sources_that_the_sample_has_not_go_to_the_encoder(head, tmp_path):
+def test_languages_and_sources_that_are_not_in_the_sample_go_to_the_encoder(head, tmp_path):
     random = np.random.default_rng(4)
     rows = [
-        {"text": text_of(label, random), "language": "en", "source": "crawl"} for label in random.uniform(0, 5, 260)
+        {"text": text_with(label, random), "language": "en", "source": "crawl"} for label in random.uniform(0, 5, 260)
     ]
-    rows += [{"text": text_of(0, random), "language": None, "source": None} for _ in range(30)]
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = CascadeConfig(max_changed=ALLOWED, sample=290, audit_share=0)
-    made = build_cascade(
-        head, SourceConfig(paths=[str(tmp_path / "corpus.jsonl")]), config, ScoreConfig(), tmp_path / "c"
-    )
-    cascade = read_cascade(made.directory)
-    assert (cascade.languages, cascade.sources) == ([None, "en"], [None, "crawl"])
-    engine, text = load_engine(made.directory, ScoreConfig()), text_of(0, random)
+    rows += [{"text": text_with(0, random), "language": None, "source": None} for _ in range(30)]
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", rows)
+    config = CascadeConfig(max_changed=MAX_CHANGED, sample=290, audit_share=0)
+    directory = build_cascade(head, corpus, config, ScoreConfig(), tmp_path / "cascade").directory
+    info = read_cascade(directory)
+    assert (info.languages, info.sources) == ([None, "en"], [None, "crawl"])
+    engine, text = load_engine(directory, ScoreConfig()), text_with(0, random)
     strata = {"language": ["en", "de", None, "en"], "source": ["crawl", "crawl", None, "mail"]}
     assert engine.judge([text] * 4, strata).scored_by == ["student", "encoder", "student", "encoder"]
     assert engine.judge([text]).scored_by == ["student"]
 
 
-def test_an_audit_of_all_gives_the_encoders_scores(cascade, head):
+def test_with_an_audit_of_everything_all_scores_are_the_encoders(cascade, head):
     engine = load_engine(cascade.directory, ScoreConfig())
     engine.cascade = engine.cascade.model_copy(update={"audit_share": 1.0})
     random = np.random.default_rng(3)
-    texts = [text_of(label, random) for label in random.uniform(0, 5, 60)]
-    judged = engine.judge(texts)
-    assert judged.counts["by_student"] == 0
-    assert judged.counts["audited"] > 20
-    assert np.abs(judged.scores - load_engine(head, ScoreConfig()).score(texts)).max() < 0.1
+    texts = [text_with(label, random) for label in random.uniform(0, 5, 60)]
+    result = engine.judge(texts)
+    assert result.counts["by_student"] == 0
+    assert result.counts["audited"] > 20
+    assert np.abs(result.scores - load_engine(head, ScoreConfig()).score(texts)).max() < 0.1
 
 
-def test_it_is_scored_with_like_any_head_and_says_who_gave_each_score(cascade, corpus, tmp_path):
+def test_a_corpus_is_scored_with_a_cascade_like_with_any_head(cascade, corpus, tmp_path):
     scored = score_corpus(cascade.directory, corpus, ScoreConfig(), tmp_path / "scored")
     (shard,) = scored.shard_paths()
-    by = pq.read_table(shard)["scored_by"].to_pylist()
-    assert scored.counts["by_student"] == by.count("student")
-    assert scored.counts["by_encoder"] == by.count("encoder")
+    scored_by = pq.read_table(shard)["scored_by"].to_pylist()
+    assert scored.counts["by_student"] == scored_by.count("student")
+    assert scored.counts["by_encoder"] == scored_by.count("encoder")
     assert read_head(cascade.directory).training.engine == "cascade"
 
 
-def test_too_small_a_sample_says_how_many_it_takes(head, corpus, tmp_path):
-    with pytest.raises(InputError, match=r"a sample of 300 documents, .* that takes 1,193"):
+# --- Building --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_that_is_too_small_is_an_error_that_names_the_required_size(head, corpus, tmp_path):
+    with pytest.raises(InputError, match=r"a sample of 300 documents .* at least 1,193 are required"):
         build_cascade(head, corpus, CascadeConfig(), ScoreConfig(), tmp_path / "cascade")
 
 
-def test_a_second_call_takes_what_is_there_and_other_settings_are_refused(cascade, head, corpus):
+def test_a_finished_cascade_is_returned_and_other_settings_are_refused(cascade, head, corpus):
     again = build_cascade(head, corpus, CONFIG, ScoreConfig(), cascade.directory)
     assert again.digest == cascade.digest
-    with pytest.raises(InputError, match="another head, corpus or settings"):
+    with pytest.raises(InputError, match="already contains a cascade of another head, corpus or configuration"):
         build_cascade(head, corpus, CascadeConfig(sample=260, max_changed=0.2), ScoreConfig(), cascade.directory)
 
 
-def test_killed_and_called_again_it_makes_the_same_cascade(cascade, head, corpus, tmp_path):
-    command = [sys.executable, "-m", "ml_filter.cli", "cascade", head, *corpus.paths, "-o", str(tmp_path / "cascade")]
-    command += ["--sample", "260", "--max-changed", str(ALLOWED)]
-    for seconds in (6, 9, 12):
-        process = subprocess.Popen(command, start_new_session=True)
-        time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True)
-    assert read_cascade(tmp_path / "cascade") == read_cascade(cascade.directory)
-    assert read_head(tmp_path / "cascade").digest == cascade.digest
+def test_a_build_that_is_killed_before_each_of_its_stages_resumes_to_the_same_cascade(
+    cascade, head, corpus, tmp_path, monkeypatch
+):
+    def killed(*arguments, **settings):
+        raise Killed
+
+    for stage in ("score_corpus", "train_head", "choose_bounds", "write_config", "write_whole"):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(cascade_module, stage, killed)
+            build_cascade(head, corpus, CONFIG, ScoreConfig(), tmp_path / "cascade")
+    resumed = build_cascade(head, corpus, CONFIG, ScoreConfig(), tmp_path / "cascade")
+    assert read_cascade(resumed.directory) == read_cascade(cascade.directory)
+    assert resumed.digest == cascade.digest
 
 
-@pytest.mark.parametrize("where", ["in a section beside the cascade's", "in the only section", "on the command line"])
-def test_how_the_head_scores_the_sample_can_be_set(where, head, corpus, tmp_path):
-    file, options = tmp_path / "settings.yaml", ["--sample", "260"]
-    if where == "on the command line":
-        options += ["--device", "cuda:77"]
-    else:
-        sections = {"score": {"device": "cuda:77"}}
-        sections |= {"cascade": {"max_changed": ALLOWED}} if "beside" in where else {}
-        file.write_text(json.dumps(sections))
-        options += ["--config", str(file)]
-    command = [sys.executable, "-m", "ml_filter.cli", "cascade", head, *corpus.paths, "-o", str(tmp_path / "cascade")]
-    command += [*options, "--max-changed", str(ALLOWED)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "'cuda:77' cannot be used" in done.stderr
+@pytest.mark.parametrize(
+    ("sections", "options"),
+    [
+        ({"score": {"device": "cuda:77"}, "cascade": {"max_changed": MAX_CHANGED}}, []),
+        ({"score": {"device": "cuda:77"}}, []),
+        ({}, ["--device", "cuda:77"]),
+    ],
+    ids=["in a section beside the cascade's", "in the only section", "on the command line"],
+)
+def test_the_device_that_scores_the_sample_can_be_set(sections, options, head, corpus, tmp_path, capsys):
+    (tmp_path / "settings.yaml").write_text(json.dumps(sections))
+    options = [*options, "--sample", "260", "--max-changed", str(MAX_CHANGED), "--output", str(tmp_path / "cascade")]
+    options += ["--config", str(tmp_path / "settings.yaml")] if sections else []
+    assert main(["cascade", head, *corpus.paths, *options]) == 2
+    assert "'cuda:77' cannot be used" in capsys.readouterr().err
