@@ -9,13 +9,11 @@ from typing import ClassVar
 
 import fsspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_filter.documents.shards import Transformed, map_shard, require_documents
 
 from ml_filter.documents import output
 from ml_filter.documents.config import SourceConfig
@@ -304,105 +302,3 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
             finished(tmp_path / "out")
         holder.kill()
     assert finished(tmp_path / "out").rows == 1
-
-
-# --- Shard by shard, killed and resumed ------------------------------------------------------------------------------
-
-TRANSFORM = """
-import sys, time
-import pyarrow.compute as pc
-from ml_filter.documents.output import OutputDirectory
-from ml_filter.documents.shards import Transformed, map_shard
-from ml_filter.documents.sources import list_shards
-from ml_filter.documents.config import SourceConfig
-
-source = SourceConfig(paths=[sys.argv[1]])
-left = int(sys.argv[3])  # batches until the run hangs
-
-def add_length(tables):
-    global left
-    for table in tables:
-        yield Transformed(table.append_column("length", pc.utf8_length(table["text"])), {"made": table.num_rows})
-        left -= 1
-        if left == 0:
-            print("half way", flush=True)
-            time.sleep(600)
-
-shards, parents = list_shards(source)
-with OutputDirectory(sys.argv[2], "documents", {"way": "length"}, parents) as out:
-    if not out.manifest:
-        done = (out.done(shard.name) or map_shard(out, shard, source, add_length, lambda n: None) for shard in shards)
-        out.finish([(shard.name, result) for shard, result in zip(shards, done)])
-"""
-
-
-@pytest.fixture
-def corpus(tmp_path) -> Path:
-    """Four shards of 1,500 documents, which are read in two batches each, and a broken line in each."""
-    directory = tmp_path / "corpus"
-    directory.mkdir()
-    for shard in range(4):
-        rows = [json.dumps({"id": f"{shard}-{i}", "text": "word " * (i % 7 + 1)}) for i in range(1500)]
-        (directory / f"part-{shard}.jsonl").write_text("\n".join([*rows, "{broken"]))
-    return directory
-
-
-def content(directory: Path) -> dict[str, str]:
-    """Digests of everything a run gives; the manifest without its time."""
-    files = [*directory.glob("shards/*"), directory / "rejects.jsonl"]
-    digests = {str(p.relative_to(directory)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-    manifest = find_manifest(str(directory))
-    assert manifest is not None
-    return {**digests, "manifest": manifest.digest}
-
-
-def test_killed_within_a_shard_and_again_within_another_it_gives_the_same_bytes(corpus, tmp_path):
-    def run(directory: Path, batches: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", TRANSFORM, str(corpus), str(directory), str(batches)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-
-    undisturbed = run(tmp_path / "whole", -1)
-    for batches in (3, 3):  # within the second shard, then within the third
-        with run(tmp_path / "killed", batches) as running:
-            assert running.stdout.readline() == b"half way\n"
-            running.kill()
-        assert find_manifest(str(tmp_path / "killed")) is None
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed" / "shards").iterdir()}
-    assert [path.name for path in sorted(kept)] == ["00000-part-0.parquet", "00001-part-1.parquet"]
-    with run(tmp_path / "killed", -1) as last:
-        assert last.wait() == 0
-    with undisturbed:
-        assert undisturbed.wait() == 0
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-    assert {p: p.stat().st_mtime_ns for p in kept} == kept
-    manifest = find_manifest(str(tmp_path / "killed"))
-    assert manifest.counts == {"read": 6000, "made": 6000, "rejected": 4, "rejected_invalid_json": 4}
-
-
-def keep_long(tables):
-    for table in tables:
-        long = table.filter(pc.greater(pc.utf8_length(table["text"]), 10))
-        yield Transformed(long, {"long": long.num_rows})
-
-
-def map_to(path: Path, source: SourceConfig) -> Manifest:
-    shards, parents = list_shards(source)
-    with OutputDirectory(path, "documents", {}, parents) as out:
-        results = [(shard.name, map_shard(out, shard, source, keep_long, lambda n: None)) for shard in shards]
-        require_documents(source, [result for _, result in results])
-        return out.finish(results)
-
-
-def test_a_shard_of_which_nothing_is_left_gives_no_file_and_is_counted(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "short"}')
-    (tmp_path / "b.jsonl").write_text('{"text": "a longer text"}')
-    manifest = map_to(tmp_path / "out", SourceConfig(paths=[str(tmp_path / "*.jsonl")]))
-    assert [shard.path for shard in manifest.shards] == ["shards/00001-b.parquet"]
-    assert (manifest.counts["read"], manifest.counts["long"]) == (2, 1)
-
-
-def test_a_corpus_without_one_readable_document_is_an_error_that_says_why(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"text": ""}')
-    with pytest.raises(InputError, match=r"no document could be read .*'rejected_missing_text': 1"):
-        map_to(tmp_path / "out", SourceConfig(paths=[str(tmp_path / "a.jsonl")]))
-    assert find_manifest(str(tmp_path / "out")) is None
