@@ -137,9 +137,7 @@ def calibrated(scores: Numbers, labels: Numbers) -> Criterion:
     calibration = fit_calibration(
         np.clip(scores, CRITERION.low, CRITERION.high),
         labels,
-        low=CRITERION.low,
-        high=CRITERION.high,
-        threshold=CRITERION.threshold,
+        CRITERION,
         fitted_on="cross-fitting",
     )
     return CRITERION.model_copy(update={"calibration": calibration})

@@ -29,7 +29,7 @@ from ml_filter.documents.output import OutputDirectory
 from ml_filter.documents.schema import AGGREGATED_SCHEMA
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
-from ml_filter.statistics.evaluation import integer_scores
+from ml_filter.statistics.rounding import integer_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

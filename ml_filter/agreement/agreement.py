@@ -17,17 +17,10 @@ from ml_filter.agreement.ratings import RatedInput, Ratings, read_ratings
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output import OutputDirectory
 from ml_filter.progress import progress
-from ml_filter.statistics.agreement import (
-    Array,
-    Figure,
-    GroupAgreement,
-    PairAgreement,
-    Resampling,
-    compare_group,
-    compare_pair,
-    share_failed,
-    to_classes,
-)
+from ml_filter.statistics.group import GroupAgreement, compare_group
+from ml_filter.statistics.intervals import MIN_DOCUMENTS, Array, Figure, Resampling, mean_figure, too_few
+from ml_filter.statistics.pair import PairAgreement, compare_pair
+from ml_filter.statistics.rounding import round_scores
 
 AGREEMENT_NAME = "agreement.json"
 REPORT_NAME = "agreement.html"
@@ -135,7 +128,7 @@ def compare_ratings(ratings: Ratings, config: AgreementConfig) -> Agreement:
 
 
 def _section(ratings: Ratings, chosen: NDArray[np.bool_], config: AgreementConfig) -> Section:
-    how = Resampling(
+    resampling = Resampling(
         confidence=config.confidence, resamples=config.resamples, seed=config.seed, defined=config.confidence
     )
     values, failed, names = ratings.values[chosen], ratings.failed[chosen], ratings.raters
@@ -146,17 +139,25 @@ def _section(ratings: Ratings, chosen: NDArray[np.bool_], config: AgreementConfi
             values[:, [a, b]],
             score_range=ratings.score_range,
             threshold=config.threshold,
-            how=how,
+            resampling=resampling,
         )
         for a, b in combinations(range(len(names)), 2)
     ]
     group = slice(1 if ratings.has_gold and len(names) > 2 else 0, None)
     return Section(
         documents=int(chosen.sum()),
-        share_failed={name: share_failed(values[:, i], failed[:, i], how) for i, name in enumerate(names)},
+        share_failed={name: _share_failed(values[:, i], failed[:, i], resampling) for i, name in enumerate(names)},
         pairs=pairs,
-        group=compare_group(names[group], values[:, group], score_range=ratings.score_range, how=how),
+        group=compare_group(names[group], values[:, group], score_range=ratings.score_range, resampling=resampling),
     )
+
+
+def _share_failed(scores: Array, failed: NDArray[np.bool_], resampling: Resampling) -> Figure:
+    """The share of the documents a rater should have scored, [documents], that got no score."""
+    wanted = np.isfinite(scores) | failed
+    if wanted.sum() < MIN_DOCUMENTS:
+        return too_few(int(wanted.sum()))
+    return mean_figure(failed[wanted], resampling, is_share=True)
 
 
 def rater_summaries(ratings: Ratings) -> list[RaterSummary]:
@@ -167,7 +168,7 @@ def rater_summaries(ratings: Ratings) -> list[RaterSummary]:
 def _summary(ratings: Ratings, column: int) -> RaterSummary:
     scores: Array = ratings.values[:, column]
     given = scores[np.isfinite(scores)]
-    classes = Counter(to_classes(given, ratings.score_range).astype(int).tolist())
+    classes = Counter(round_scores(given, *(ratings.score_range or ())).astype(int).tolist())
     return RaterSummary(
         name=ratings.raters[column],
         documents=len(given),

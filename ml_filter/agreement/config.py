@@ -11,25 +11,9 @@ from pydantic import (
 
 from ml_filter.config import Seed, StageConfig
 from ml_filter.documents.config import SourceConfig
+from ml_filter.statistics.metrics import GateMetric
 
 VoteMethod = Literal["mean", "median", "majority", "min", "max", "dawid-skene"]
-
-
-GateMetric = Literal[
-    "spearman",
-    "kendall",
-    "pearson",
-    "kappa",
-    "kappa_linear",
-    "kappa_quadratic",
-    "exact_agreement",
-    "macro_f1",
-    "agreement_at_threshold",
-    "precision_at_threshold",
-    "recall_at_threshold",
-    "f1_at_threshold",
-    "macro_f1_at_threshold",
-]
 
 
 class AggregateConfig(StageConfig):

@@ -20,7 +20,7 @@ _STRATA_FIGURES = ("spearman", "kappa_quadratic")
 def agreement_plots(agreement: Agreement, ratings: Ratings) -> dict[str, str]:
     """SVG texts by name: `distribution`, and where there is something to show, `differences`, `confusion`, and one
     `strata_<figure>` each for Spearman and the quadratic kappa."""
-    from ml_filter.statistics.agreement import PAIR_FIGURES
+    from ml_filter.statistics.metrics import PAIR_FIGURES
 
     plots = {"distribution": distribution_plot(agreement.raters)}
     pairs = [pair for pair in agreement.overall.compared(agreement.gold) if pair.documents][:_PANELS]
@@ -64,7 +64,7 @@ def difference_plot(ratings: Ratings, pairs: Sequence[tuple[str, str]]) -> str:
 
 def agreement_report(agreement: Agreement, plots: dict[str, str]) -> str:
     """HTML with the figures, their intervals and the plots."""
-    from ml_filter.statistics.agreement import GROUP_FIGURES, PAIR_FIGURES
+    from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
 
     return render(
         "agreement/templates/agreement.html",

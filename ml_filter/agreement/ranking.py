@@ -23,7 +23,7 @@ from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
-from ml_filter.statistics.agreement import ROUNDING_VARIANCE
+from ml_filter.statistics.rounding import ROUNDING_VARIANCE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ml_filter.evaluation.evaluate import HeadEvaluation
     from ml_filter.heads.search import Search
     from ml_filter.pipeline.bill import PipelineBill
-    from ml_filter.statistics.agreement import Figure
     from ml_filter.statistics.evaluation import Evaluation
+    from ml_filter.statistics.intervals import Figure
 
 _BEST = 5
 
@@ -76,7 +76,7 @@ def show_reliability(jury: JuryReliability) -> None:
 
 def show_agreement(agreement: Agreement, path: str) -> None:
     """The raters, two figures of each pair, overall and by stratum, and those of all raters together."""
-    from ml_filter.statistics.agreement import GROUP_FIGURES, PAIR_FIGURES
+    from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
 
     raters = _headed("raters", ["rater"], ["scored", "failed", "mean"])
     for rater in agreement.raters:
@@ -167,7 +167,7 @@ def show_pipeline_bill(bill: PipelineBill) -> None:
 
 def show_comparison(comparison: Comparison, path: str) -> None:
     """The two sides, their figures against gold with the difference, and how they agree."""
-    from ml_filter.statistics.agreement import PAIR_FIGURES
+    from ml_filter.statistics.metrics import PAIR_FIGURES
 
     sides = _headed("comparison", ["", "annotator", "prompt"], ["scored", "failed", "tokens", "USD"])
     for name, side in (("a", comparison.a), ("b", comparison.b)):
@@ -191,7 +191,7 @@ def show_comparison(comparison: Comparison, path: str) -> None:
 
 def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
     """Figures of a head with intervals, within sources, and beside those of the other head."""
-    from ml_filter.statistics.agreement import PAIR_FIGURES
+    from ml_filter.statistics.metrics import PAIR_FIGURES
 
     console = Console()
     table = _headed("evaluation", [""], [f"{evaluation.documents:,} documents"])
@@ -220,7 +220,7 @@ def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
 def show_search(search: Search, manifest: Manifest) -> None:
     """The five best of the trials with their standard errors, and what that says of the default."""
     from ml_filter.heads.search import ranking
-    from ml_filter.statistics.agreement import PAIR_FIGURES
+    from ml_filter.statistics.metrics import PAIR_FIGURES
 
     title = f"search: {len(search.trials):,} trials on {search.documents:,} documents"
     table = _headed(title, ["trial"], [PAIR_FIGURES[search.metric], "± standard error"])

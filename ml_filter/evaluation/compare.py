@@ -26,7 +26,9 @@ from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, TooManyFailures
 from ml_filter.evaluation.config import CompareConfig
-from ml_filter.statistics.agreement import COMPARED_FIGURES, Array, Figure, Resampling, compare_against, compare_pair
+from ml_filter.statistics.intervals import Array, Figure, Resampling
+from ml_filter.statistics.metrics import COMPARED_FIGURES
+from ml_filter.statistics.pair import compare_against, compare_pair
 
 COMPARISON_NAME = "comparison.json"
 REPORT_NAME = "comparison.html"
@@ -245,13 +247,18 @@ def _failed_by_code(manifest: Manifest) -> dict[str, int]:
 
 
 def _differences(ratings: Ratings, config: CompareConfig) -> list[Difference]:
-    how = Resampling(confidence=config.confidence, resamples=config.resamples, seed=config.seed)
+    resampling = Resampling(confidence=config.confidence, resamples=config.resamples, seed=config.seed)
     rows: Array = ratings.values[np.isfinite(ratings.values).all(axis=1)]
-    against = compare_against(rows, score_range=ratings.score_range, threshold=config.threshold, how=how)
+    against = compare_against(rows, score_range=ratings.score_range, threshold=config.threshold, resampling=resampling)
     gold, *names = ratings.raters
     alone = [
         compare_pair(
-            gold, name, rows[:, [0, column]], score_range=ratings.score_range, threshold=config.threshold, how=how
+            gold,
+            name,
+            rows[:, [0, column]],
+            score_range=ratings.score_range,
+            threshold=config.threshold,
+            resampling=resampling,
         ).figures
         for column, name in enumerate(names, start=1)
     ]

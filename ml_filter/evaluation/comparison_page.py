@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 
 def comparison_report(comparison: Comparison, plots: dict[str, str]) -> str:
     """HTML with the figures of both, their differences with intervals, and the documents on which they differ most."""
-    from ml_filter.statistics.agreement import PAIR_FIGURES
+    from ml_filter.statistics.metrics import PAIR_FIGURES
 
     return render("evaluation/templates/comparison.html", c=comparison, plots=plots, names=PAIR_FIGURES)

@@ -11,11 +11,7 @@ from pydantic import (
 from ml_filter.agreement.config import AgreementConfig
 from ml_filter.config import StageConfig
 from ml_filter.documents.config import SourceConfig
-
-PromoteMetric = Literal[
-    "spearman", "pearson", "kappa_quadratic", "exact_agreement", "macro_f1", "agreement_at_threshold", "f1_at_threshold"
-]
-
+from ml_filter.statistics.metrics import ComparisonMetric
 
 Stage = Literal["staging", "production"]
 
@@ -30,7 +26,7 @@ class PromoteConfig(StageConfig):
     """When a head takes the place of the current one."""
 
     to: Stage = "staging"
-    metric: PromoteMetric = "spearman"
+    metric: ComparisonMetric = "spearman"
     test: SourceConfig | None = Field(
         None, description="documents with LLM labels that no head was trained on, to compare on; unset: the gold"
     )

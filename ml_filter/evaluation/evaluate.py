@@ -130,7 +130,10 @@ def evaluate_head(
                 chunk = _with_label(whole_chunk, column)
                 if not chunk.ids:
                     continue
-                made = [HeadScores.of(head.of(chunk), *_scale(head.criterion)) for head in opened]
+                made = [
+                    HeadScores.from_scores(head.of(chunk), head.criterion, head.criterion.calibration)
+                    for head in opened
+                ]
                 writer.write(held.add(chunk, made, opened[0].lengths(chunk)))
                 bar.advance(len(chunk.ids))
         labels = held.joined_labels()
@@ -246,10 +249,6 @@ def _find_scores(
     return None
 
 
-def _scale(criterion: Criterion) -> tuple[float, float, Any]:
-    return criterion.low, criterion.high, criterion.calibration
-
-
 def _with_label(chunk: Labelled, column: int) -> Labelled:
     """The documents of a chunk that have this label, with it alone."""
     known = np.flatnonzero(np.isfinite(chunk.labels[:, column])).tolist()
@@ -324,7 +323,7 @@ class _Held:
             "id": pa.array(chunk.ids, pa.string()),
             "label": pa.array(labels),
             _SCORES[0]: pa.array(made[0].scores, from_pandas=True),
-            "int_score": pa.array(made[0].whole, pa.int32(), mask=missing),
+            "int_score": pa.array(made[0].int_scores, pa.int32(), mask=missing),
             self.unit: pa.array(lengths, pa.int64()),
         }
         if len(made) > 1:
@@ -360,7 +359,7 @@ class _Held:
     def joined_scores(self, head: int) -> HeadScores:
         parts = self.made[head]
         return HeadScores(
-            np.concatenate([part.scores for part in parts]), np.concatenate([part.whole for part in parts])
+            np.concatenate([part.scores for part in parts]), np.concatenate([part.int_scores for part in parts])
         )
 
 
@@ -373,11 +372,9 @@ def _quality(held: _Held, criterion: Criterion) -> Quality:
     return measure_quality(
         scores,
         held.joined_labels(),
-        low=criterion.low,
-        high=criterion.high,
-        threshold=criterion.threshold,
+        criterion,
         calibration=criterion.calibration,
-        strata={name: values for name, values in columns.items() if name != "host"},
+        columns={name: values for name, values in columns.items() if name != "host"},
         source=None if source is None else (source, columns[source]),
         tokens=np.array(held.bytes),
     )
@@ -390,7 +387,5 @@ def _comparison(held: _Held, criterion: Criterion) -> HeadComparison | None:
         held.joined_scores(0),
         held.joined_scores(1),
         held.joined_labels(),
-        low=criterion.low,
-        high=criterion.high,
-        threshold=criterion.threshold,
+        criterion,
     )

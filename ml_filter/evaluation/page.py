@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ml_filter.evaluation.evaluate import HeadEvaluation
-    from ml_filter.statistics.agreement import Figure
+    from ml_filter.statistics.intervals import Figure
 
 _POINTS = 300
 """Of a curve; more cannot be seen."""
@@ -39,7 +39,7 @@ def evaluation_plots(
     """
     import numpy as np
 
-    from ml_filter.statistics.agreement import PAIR_FIGURES
+    from ml_filter.statistics.metrics import PAIR_FIGURES
 
     scored = np.isfinite(scores)
     scores, labels = scores[scored], labels[scored]
@@ -99,7 +99,7 @@ def evaluation_plots(
 
 def evaluation_report(evaluation: HeadEvaluation, scores: NDArray[np.floating], labels: NDArray[np.float64]) -> str:
     """HTML with the figures, their intervals, the plots, and the widest disagreements to read."""
-    from ml_filter.statistics.agreement import COMPARED_FIGURES, PAIR_FIGURES
+    from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES
 
     return render(
         "evaluation/templates/evaluation.html",

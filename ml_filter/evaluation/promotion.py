@@ -25,7 +25,8 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import GateFailed, InputError
 from ml_filter.evaluation.config import PromoteConfig
-from ml_filter.statistics.agreement import PAIR_FIGURES, Figure
+from ml_filter.statistics.intervals import Figure
+from ml_filter.statistics.metrics import PAIR_FIGURES
 
 if TYPE_CHECKING:
     from ml_filter.documents.manifest import Manifest

@@ -11,18 +11,7 @@ from pydantic import (
 )
 
 from ml_filter.config import Seed, StageConfig
-
-SearchMetric = Literal[
-    "spearman",
-    "pearson",
-    "kappa_quadratic",
-    "exact_agreement",
-    "macro_f1",
-    "agreement_at_threshold",
-    "f1_at_threshold",
-    "macro_f1_at_threshold",
-]
-
+from ml_filter.statistics.metrics import ComparisonMetric
 
 HeadEngine = Literal["encoder", "hashing", "static", "stack"]
 
@@ -198,7 +187,7 @@ class SearchConfig(StageConfig):
     train: TrainConfig = Field(TrainConfig(), description="the first trial; what is not searched stays as it is here")
     space: SearchSpace = SearchSpace()
     trials: Annotated[int, Field(ge=1)] = 40
-    metric: SearchMetric = Field("spearman", description="the mean over the criteria; more is better")
+    metric: ComparisonMetric = Field("spearman", description="the mean over the criteria; more is better")
     resamples: Annotated[int, Field(ge=100)] = Field(200, description="for the standard errors")
     seed: Seed = Field(0, description="draws the trials; train.seed draws the test documents")
 

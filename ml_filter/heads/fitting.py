@@ -20,8 +20,8 @@ from ml_filter.heads.info import Criterion
 from ml_filter.heads.losses import head_loss
 from ml_filter.heads.model import Head, KernelLayer, MlpLayer
 from ml_filter.heads.ridge import fit_ridge, label_weights, mean_and_scale
-from ml_filter.statistics.agreement import rank_and_distance, table_statistic
-from ml_filter.statistics.evaluation import integer_scores, whole_scores
+from ml_filter.statistics.rounding import integer_scores, whole_scores
+from ml_filter.statistics.weighted import rank_and_distance, table_statistic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from ml_filter import criterion
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadEngine
 from ml_filter.heads.profile import Profile
 from ml_filter.statistics.calibration import Calibration
-from ml_filter.statistics.evaluation import integer_scores
+from ml_filter.statistics.rounding import integer_scores
 
 CONFIG_NAME = "config.json"
 CROSSED = "the training documents, each scored by a head fitted on others"
@@ -22,19 +23,10 @@ HELD_OUT = "a fifth of the training documents, which the encoder was not trained
 """What the scores behind a calibration are of, in place of `CROSSED` where the encoder was trained."""
 
 
-class Criterion(BaseModel):
-    """One score of a head: its name, its range, the threshold at or above which a document counts as good."""
+class Criterion(criterion.Criterion):
+    """A criterion as a head scores it."""
 
-    name: str
-    low: float
-    high: float
-    threshold: float
     calibration: Calibration | None = None
-
-    @property
-    def values(self) -> list[float]:
-        """The whole scores, the classes of a classification."""
-        return [self.low + step for step in range(round(self.high - self.low) + 1)]
 
     def integer_scores(self, scores: NDArray[Any]) -> NDArray[np.int64]:
         """int_score of scores (not nan): by the calibration where there is one, else rounded, halves upwards."""

@@ -30,7 +30,7 @@ from ml_filter.errors import InputError
 from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures
 from ml_filter.prepare.ngrams import words
 from ml_filter.prepare.split import group_documents, host_of, name_keys
-from ml_filter.statistics.agreement import ROUNDING_VARIANCE
+from ml_filter.statistics.rounding import ROUNDING_VARIANCE
 
 STRATA = ("language", "source", "host")
 _PERMUTATIONS = 128

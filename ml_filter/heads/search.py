@@ -45,18 +45,11 @@ from ml_filter.heads.search_page import search_report
 from ml_filter.heads.train import KnownLabels, check_folds, check_labels, criteria_to_fit, take_up
 from ml_filter.prepare.split import assign_splits
 from ml_filter.progress import progress
-from ml_filter.statistics.agreement import (
-    MIN_FOR_INTERVAL,
-    PAIR_FIGURES,
-    Array,
-    Resampling,
-    Statistic,
-    at_threshold,
-    rank_and_distance,
-    table_statistic,
-)
-from ml_filter.statistics.calibration import bear_calibration, fit_calibration
-from ml_filter.statistics.evaluation import integer_scores, whole_scores
+from ml_filter.statistics.calibration import can_calibrate, fit_calibration
+from ml_filter.statistics.intervals import MIN_FOR_INTERVAL, Array, Resampling, Statistic
+from ml_filter.statistics.metrics import PAIR_FIGURES
+from ml_filter.statistics.rounding import integer_scores, whole_scores
+from ml_filter.statistics.weighted import at_threshold, rank_and_distance, table_statistic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -355,16 +348,14 @@ class _Judge:
         for fold in np.unique(self._folds):
             inside = self._folds == fold
             others = ~inside & ~np.isnan(labels)
-            if method is not None and bear_calibration(labels[others], criterion.low, criterion.high):
+            if method is not None and can_calibrate(labels[others], criterion):
                 calibration = fit_calibration(
                     scores[others],
                     labels[others],
-                    low=criterion.low,
-                    high=criterion.high,
-                    threshold=criterion.threshold,
+                    criterion,
                     fitted_on="the other folds",
                     method=method,
-                    how=Resampling(resamples=1),  # nobody looks at its table
+                    resampling=Resampling(resamples=1),  # nobody looks at its table
                 )
                 assert calibration is not None
                 whole[inside] = calibration.integer_scores(scores[inside])

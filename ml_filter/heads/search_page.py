@@ -16,7 +16,7 @@ _KIND = ("engine", "kind", "task")
 
 def search_plots(search: Search) -> dict[str, str]:
     """SVG texts by name: `trials`, `kinds` (the best of each kind of head), and `settings`, where any were varied."""
-    from ml_filter.statistics.agreement import PAIR_FIGURES
+    from ml_filter.statistics.metrics import PAIR_FIGURES
 
     title = PAIR_FIGURES[search.metric]
     known = [trial for trial in search.trials if trial.value is not None]
@@ -43,7 +43,7 @@ def search_plots(search: Search) -> dict[str, str]:
 
 def search_report(search: Search) -> str:
     """HTML with what the search says of the default, the plots, and every trial, the best first."""
-    from ml_filter.statistics.agreement import PAIR_FIGURES
+    from ml_filter.statistics.metrics import PAIR_FIGURES
 
     trials = sorted(search.trials, key=lambda trial: (trial.value is None, -(trial.value or 0), trial.number))
     return render(

@@ -248,9 +248,7 @@ def _calibrated(
     calibration = fit_calibration(
         np.clip(scores[there], criterion.low, criterion.high),
         labels[there],
-        low=criterion.low,
-        high=criterion.high,
-        threshold=criterion.threshold,
+        criterion,
         method=config.calibration,
         tokens=known.bytes[places][there],
         fitted_on=fitted_on,
@@ -284,10 +282,8 @@ def _evaluations(
         made[criterion.name] = evaluate_scores(
             clamped,
             labels[there, place],
-            low=criterion.low,
-            high=criterion.high,
-            threshold=criterion.threshold,
-            whole=criterion.integer_scores(clamped),
+            criterion,
+            int_scores=criterion.integer_scores(clamped),
         )
     return made
 

@@ -15,7 +15,8 @@ from ml_filter.annotation.prompts import kept_prompt
 from ml_filter.documents.lineage import ancestors, annotation_runs
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.publishing.config import PublishConfig
-from ml_filter.statistics.agreement import GROUP_FIGURES, PAIR_FIGURES, Figure
+from ml_filter.statistics.intervals import Figure
+from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
 
 CARD_NAME = "README.md"
 _PAIRS = ("spearman", "kappa_quadratic", "exact_agreement", "agreement_at_threshold")

@@ -13,7 +13,7 @@ from ml_filter.config import flat_settings
 from ml_filter.documents.lineage import made_by
 from ml_filter.heads.info import CONFIG_NAME, CROSSED, HELD_OUT, Criterion, HeadInfo, read_info
 from ml_filter.publishing.card import figure_text, render_card
-from ml_filter.statistics.agreement import PAIR_FIGURES
+from ml_filter.statistics.metrics import PAIR_FIGURES
 from ml_filter.statistics.quality import Quality
 
 if TYPE_CHECKING:

@@ -20,10 +20,9 @@ from ml_filter.heads.train import TrainedHead, head_parent, read_head
 from ml_filter.rendering.html import render, render_text
 from ml_filter.rendering.plots import score_histogram
 from ml_filter.reporting.corpus import NEAR, CorpusSummary, ScoreSummary, Stratum, summarise_corpus
-from ml_filter.statistics.agreement import Figure
 from ml_filter.statistics.calibration import ThresholdRow
 from ml_filter.statistics.evaluation import Evaluation
-from ml_filter.statistics.intervals import exact_interval
+from ml_filter.statistics.intervals import Figure, exact_interval
 
 REPORT_NAME = "report.html"
 DATASHEET_NAME = "DATASHEET.md"

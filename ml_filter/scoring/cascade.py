@@ -175,9 +175,7 @@ def _build(
     evaluation = evaluate_scores(
         np.where(is_settled(testing, bounds.low, bounds.high), testing.first_stage, testing.encoder),
         testing.encoder,
-        low=criterion.low,
-        high=criterion.high,
-        threshold=train.threshold,
+        criterion.model_copy(update={"threshold": train.threshold}),
     )
     result = TrainingResult(
         config_digest=digest,

@@ -1,1 +1,1 @@
-"""Agreement figures, intervals and decision metrics."""
+"""Agreement of scores with labels and of raters with each other, with intervals; calibration of scores."""

@@ -22,7 +22,7 @@ from ml_filter.cli.app import app
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import InputError
-from ml_filter.statistics.agreement import Figure
+from ml_filter.statistics.intervals import Figure
 from tests.written import write_annotations
 
 
@@ -230,7 +230,7 @@ def test_raters_without_a_common_document_are_shown_without_figures(tmp_path):
     agreement, _ = measure_agreement([str(path)], options, tmp_path / "out")
     lonely = agreement.overall.pairs[2]
     assert (lonely.reference, lonely.rater, lonely.documents) == ("b", "c", 0)
-    assert {figure.reason for figure in lonely.figures.values()} == {"0 documents; at least 3 are needed"}
+    assert {figure.reason for figure in lonely.figures.values()} == {"too few documents (0); at least 3 are required"}
 
 
 def test_the_command_prints_a_short_table_and_where_the_rest_is(tmp_path):

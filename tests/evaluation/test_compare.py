@@ -13,7 +13,8 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.evaluation.compare import compare_annotators, two_sides
 from ml_filter.evaluation.config import CompareConfig
-from ml_filter.statistics.agreement import Resampling, compare_against
+from ml_filter.statistics.intervals import Resampling
+from ml_filter.statistics.pair import compare_against
 from tests.annotation.misbehaving import Asked, chat, refused
 
 SIZE = 60
@@ -222,7 +223,7 @@ def test_the_paired_interval_is_that_of_a_plain_bootstrap_of_the_same_documents(
     gold_scores = random_.integers(0, 6, 150).astype(float)
     noisy = [np.clip(gold_scores + random_.normal(0, spread, 150), 0, 5).round() for spread in (1.5, 0.7)]
     scores = np.column_stack([gold_scores, *noisy])
-    found = compare_against(scores, score_range=(0, 5), threshold=3, how=Resampling(resamples=2000))
+    found = compare_against(scores, score_range=(0, 5), threshold=3, resampling=Resampling(resamples=2000))
 
     def kappa(rows, column):
         return cohen_kappa_score(rows[:, 0].astype(int), rows[:, column].astype(int), weights="quadratic")
@@ -239,6 +240,6 @@ def test_the_paired_interval_is_that_of_a_plain_bootstrap_of_the_same_documents(
 
 def test_documents_that_one_of_the_three_has_no_score_for_do_not_count():
     scores = np.array([[1, 1, 2], [2, 2, np.nan], [3, 3, 3], [4, np.nan, 4], [np.nan, 5, 5], [0, 0, 0]], dtype=float)
-    found = compare_against(scores, score_range=(0, 5), threshold=3, how=Resampling(resamples=100))
+    found = compare_against(scores, score_range=(0, 5), threshold=3, resampling=Resampling(resamples=100))
     assert found["mae"].documents == 3
     assert found["mae"].value == pytest.approx(1 / 3)

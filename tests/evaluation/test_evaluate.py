@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
 
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError, InputError
@@ -26,6 +27,8 @@ from ml_filter.heads.static import StaticModel, StaticSettings
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.statistics.quality import HeadScores, length_buckets
+
+CRITERION = Criterion(name="quality", low=0, high=5, threshold=3)
 
 
 def label_of(text):
@@ -71,7 +74,9 @@ def test_the_figures_are_those_of_the_predictions_written(evaluated, heads):
         spearmanr(rows["compared_score"], rows["label"]).statistic
     )
     calibration = read_info(heads[0]).criteria[0].calibration
-    assert rows["int_score"] == HeadScores.of(np.array(rows["score"]), 0, 5, calibration).whole.tolist()
+    assert (
+        rows["int_score"] == HeadScores.from_scores(np.array(rows["score"]), CRITERION, calibration).int_scores.tolist()
+    )
 
 
 def test_a_second_call_reads_what_the_first_one_wrote(evaluated, heads, gold):
@@ -152,8 +157,8 @@ def test_one_labelled_document_gives_what_can_be_said_of_one(heads, gold, tmp_pa
     source = SourceConfig(paths=[str(tmp_path / "one.jsonl")])
     evaluation, _ = evaluate_head(heads[0], source, "label", tmp_path / "evaluation", compare=heads[1])
     assert (evaluation.documents, evaluation.spearman) == (1, None)
-    assert evaluation.intervals["mae"].reason == "1 documents; at least 3 are needed"
-    assert "at least 3 are needed" in (tmp_path / "evaluation" / "evaluation.html").read_text()
+    assert evaluation.intervals["mae"].reason == "too few documents (1); at least 3 are required"
+    assert "at least 3 are required" in (tmp_path / "evaluation" / "evaluation.html").read_text()
 
 
 def test_a_criterion_that_the_head_does_not_have_is_named(heads, gold, tmp_path):
@@ -216,7 +221,7 @@ def chunk(held, ids, strata, scores=None):
     scores = np.arange(len(ids), dtype=np.float32) if scores is None else np.array(scores, np.float32)
     texts = [name * 500 for name in ids]
     labels = np.zeros((len(ids), 1))
-    made = [HeadScores.of(scores, 0, 5)]
+    made = [HeadScores.from_scores(scores, CRITERION)]
     return held.add(Labelled(ids, texts, labels, labels + 1, strata), made, [len(text) for text in texts])
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import GateFailed, InputError
 from ml_filter.evaluation.config import PromoteConfig
@@ -16,11 +17,11 @@ from ml_filter.evaluation.promotion import Decision, decide, judge_head
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import text_keys
 from ml_filter.heads.train import read_trained_on, train_head
-from ml_filter.statistics.agreement import Resampling
+from ml_filter.statistics.intervals import Resampling
 from ml_filter.statistics.quality import HeadScores, compare_heads, measure_quality
 
 NAMES = ("version 2", "version 1")
-SCALE = {"low": 0, "high": 5, "threshold": 3}
+CRITERION = Criterion(name="quality", low=0, high=5, threshold=3)
 
 
 def said(labels: np.ndarray, noise: float, seed: int) -> np.ndarray:
@@ -34,14 +35,13 @@ def labels_of(documents: int = 200, seed: int = 0) -> np.ndarray:
 
 def evaluated(labels: np.ndarray, candidate: np.ndarray, current: np.ndarray | None = None) -> HeadEvaluation:
     """The evaluation of a head from its scores, compared with another's."""
-    how = Resampling(resamples=200)
-    comparison = (
-        current
-        if current is None
-        else compare_heads(HeadScores.of(candidate, 0, 5), HeadScores.of(current, 0, 5), labels, **SCALE, how=how)
-    )
+    resampling = Resampling(resamples=200)
+    comparison = None
+    if current is not None:
+        heads = (HeadScores.from_scores(scores, CRITERION) for scores in (candidate, current))
+        comparison = compare_heads(*heads, labels, CRITERION, resampling=resampling)
     return HeadEvaluation(
-        **dict(measure_quality(candidate, labels, **SCALE, how=how)),
+        **dict(measure_quality(candidate, labels, CRITERION, resampling=resampling)),
         head="head",
         head_digest="",
         criterion="quality",
@@ -169,7 +169,7 @@ def test_a_head_that_always_says_the_same_is_refused_with_the_reason():
     labels = labels_of()
     refused = decided(evaluated(labels, np.full(200, 2.0), said(labels, 1.0, 1)))
     assert not refused.promoted
-    assert "cannot be compared with version 1's: the ratings do not vary" in refused.reasons[0]
+    assert "cannot be compared with version 1's: one of the raters gave every document the same" in refused.reasons[0]
     assert "one of the raters gave every document the same score" in refused.reasons[1]
 
 

@@ -139,10 +139,7 @@ def test_figures_on_the_documents_kept_apart_are_those_of_an_evaluation(labels):
     both[random.random(both.shape) < 0.3] = np.nan
     scores = np.clip(np.nan_to_num(both, nan=1) + random.normal(0, 1, both.shape), -1, 6)
     figures = validation_figures(scores, both, (EDU, ADULT))
-    whole = [
-        evaluate_scores(scores[:, place], both[:, place], low=of.low, high=of.high, threshold=of.threshold)
-        for place, of in enumerate((EDU, ADULT))
-    ]
+    whole = [evaluate_scores(scores[:, place], both[:, place], of) for place, of in enumerate((EDU, ADULT))]
     for name in ("spearman", "pearson", "mae", "macro_f1"):
         each = [getattr(one, name) for one in whole]
         assert [figures[f"{name}_edu"], figures[f"{name}_adult"]] == pytest.approx(each)

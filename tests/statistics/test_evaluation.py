@@ -1,3 +1,5 @@
+"""Figures without intervals: small examples, and any documents against scikit-learn and scipy."""
+
 import math
 
 import numpy as np
@@ -7,25 +9,28 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ml_filter.statistics.evaluation import evaluate_scores, integer_scores
+from ml_filter.criterion import Criterion
+from ml_filter.statistics.evaluation import evaluate_scores
+from ml_filter.statistics.rounding import integer_scores
 
 LABELS = st.sampled_from([[0.0], [2.0], [0.0, 1.0], [3.0, 4.0], [0.0, 1.0, 2.0, 3.0], [0.5, 2.5, 3.5], list(range(6))])
 SCORES = st.one_of(st.floats(0, 5), st.integers(0, 10).map(lambda n: n / 2))
 
 
 @st.composite
-def scored_documents(draw, least=1):
+def scored_documents(draw):
     """Scores with ties and labels of some of the classes only."""
-    scores = draw(st.one_of(st.lists(SCORES, min_size=least, max_size=40), st.just([2.0] * least)))
+    scores = draw(st.one_of(st.lists(SCORES, min_size=1, max_size=40), st.just([2.0])))
     classes = draw(LABELS)
     labels = draw(st.lists(st.sampled_from(classes), min_size=len(scores), max_size=len(scores)))
     return np.array(scores), np.array(labels, dtype=float)
 
 
-def evaluate(predicted, wanted, threshold=3.0, **given):
-    return evaluate_scores(
-        np.array(predicted, dtype=float), np.array(wanted, dtype=float), low=0, high=5, threshold=threshold, **given
-    )
+CRITERION = Criterion(name="quality", low=0, high=5, threshold=3)
+
+
+def evaluate(scores, labels, **options):
+    return evaluate_scores(np.array(scores, dtype=float), np.array(labels, dtype=float), CRITERION, **options)
 
 
 def test_perfect_scores_get_perfect_figures():
@@ -38,11 +43,11 @@ def test_perfect_scores_get_perfect_figures():
     assert figures.confusion == np.eye(4, dtype=int).tolist()
 
 
-def test_halves_round_up_so_that_int_score_3_means_score_of_at_least_2_5():
+def test_halves_are_rounded_up():
     assert integer_scores(np.array([2.49, 2.5, 3.5, -1.0, 9.0]), 0, 5).tolist() == [2, 3, 4, 0, 5]
 
 
-def test_a_class_that_is_only_predicted_counts_with_an_f1_of_zero():
+def test_class_that_is_only_predicted_has_an_f1_of_zero():
     figures = evaluate([1.0, 2.0], [1.0, 1.0])
     assert figures.classes[2].support == 0
     assert figures.classes[2].predicted == 1
@@ -50,7 +55,7 @@ def test_a_class_that_is_only_predicted_counts_with_an_f1_of_zero():
     assert figures.macro_f1 == pytest.approx((2 / 3 + 0) / 2)
 
 
-def test_what_was_never_predicted_has_no_precision_and_what_nobody_has_no_recall():
+def test_undefined_precision_and_recall_are_none():
     figures = evaluate([1.0, 2.0], [1.0, 3.0])
     assert (figures.classes[3].precision, figures.classes[3].recall) == (None, 0.0)
     assert (figures.classes[2].precision, figures.classes[2].recall) == (0.0, None)
@@ -59,32 +64,32 @@ def test_what_was_never_predicted_has_no_precision_and_what_nobody_has_no_recall
     assert "f1_at_5" not in figures.figures()
 
 
-def test_correlations_are_unknown_where_all_labels_or_all_scores_are_alike():
+def test_constant_labels_or_scores_have_no_correlation():
     for figures in (evaluate([1.0, 2.0, 3.0], [4.0, 4.0, 4.0]), evaluate([2.0, 2.0, 2.0], [1.0, 3.0, 4.0])):
         assert figures.spearman is None
         assert figures.pearson is None
     assert evaluate([2.0, 2.0, 2.0], [1.0, 3.0, 4.0]).thresholds[3].roc_auc == 0.5
 
 
-def test_one_document_has_errors_and_no_correlation():
+def test_single_document_has_errors_but_no_correlation():
     figures = evaluate([2.0], [4.0])
     assert (figures.documents, figures.mae, figures.spearman, figures.accuracy) == (1, 2.0, None, 0.0)
 
 
-def test_a_document_without_a_score_is_counted_and_in_no_figure():
+def test_documents_without_a_score_are_counted_but_not_evaluated():
     figures = evaluate([1.0, math.nan, 4.0, 2.0], [1.0, 5.0, 4.0, math.nan])
     assert (figures.documents, figures.unscored, figures.mae) == (2, 1, 0.0)
     with pytest.raises(ValueError, match="no document"):
         evaluate([math.nan], [1.0])
 
 
-def test_given_whole_scores_make_the_classes_and_scores_the_ranks():
-    figures = evaluate([1.0, 1.5, 2.0], [1.0, 3.0, 3.0], whole=np.array([1, 3, 3]))
+def test_int_scores_give_the_classes_and_scores_the_ranks():
+    figures = evaluate([1.0, 1.5, 2.0], [1.0, 3.0, 3.0], int_scores=np.array([1, 3, 3]))
     assert figures.accuracy == figures.f1_at_threshold == 1.0
     assert figures.mae == pytest.approx(2.5 / 3)
 
 
-def test_single_numbers_carry_the_prefix_and_are_all_numbers():
+def test_flat_figures_have_the_prefix_and_are_finite():
     flat = evaluate([1.0, 2.0, 4.0], [1.0, 3.0, 3.0]).figures("gold_")
     assert {"gold_spearman", "gold_f1_class_3", "gold_f1_at_2", "gold_roc_auc_at_3", "gold_rmse"} <= set(flat)
     assert all(name.startswith("gold_") and math.isfinite(value) for name, value in flat.items())
@@ -94,7 +99,7 @@ def test_single_numbers_carry_the_prefix_and_are_all_numbers():
 @given(scored_documents())
 @example((np.array([2.0]), np.array([2.0])))
 @example((np.array([0.0, 1e-310]), np.array([0.0, 1.0])))
-def test_figures_agree_with_scikit_learn_and_scipy(documents):
+def test_figures_equal_those_of_scikit_learn_and_scipy(documents):
     scores, labels = documents
     figures = evaluate(scores, labels)
     predicted, wanted = integer_scores(scores, 0, 5), integer_scores(labels, 0, 5)
@@ -108,8 +113,8 @@ def test_figures_agree_with_scikit_learn_and_scipy(documents):
         macro = score(wanted, predicted, average="macro", zero_division=0)
         assert getattr(figures, f"macro_{name}") == pytest.approx(macro)
         each = score(wanted, predicted, labels=classes, average=None, zero_division=np.nan)
-        mine = [getattr(figures.classes[k], name) for k in classes]
-        assert [math.nan if value is None else value for value in mine] == pytest.approx(each.tolist(), nan_ok=True)
+        ours = [getattr(figures.classes[k], name) for k in classes]
+        assert [math.nan if value is None else value for value in ours] == pytest.approx(each.tolist(), nan_ok=True)
     if len(classes) > 1:
         table = sklearn.metrics.confusion_matrix(wanted, predicted, labels=classes)
         assert figures.confusion == table.tolist()
@@ -121,12 +126,12 @@ def test_figures_agree_with_scikit_learn_and_scipy(documents):
 
 @settings(max_examples=50, deadline=None)
 @given(scored_documents())
-def test_figures_at_every_threshold_agree_with_scikit_learn(documents):
+def test_figures_at_every_threshold_equal_those_of_scikit_learn(documents):
     scores, labels = documents
     figures = evaluate(scores, labels)
     predicted, wanted = integer_scores(scores, 0, 5), integer_scores(labels, 0, 5)
     assert list(figures.thresholds) == [1, 2, 3, 4, 5]
-    for k, of in figures.thresholds.items():
+    for k, at_k in figures.thresholds.items():
         good, kept = wanted >= k, predicted >= k
         expected = {
             "precision": sklearn.metrics.precision_score(good, kept, zero_division=np.nan),
@@ -137,6 +142,6 @@ def test_figures_at_every_threshold_agree_with_scikit_learn(documents):
                 sklearn.metrics.average_precision_score(good, scores) if 0 < good.sum() < len(good) else math.nan
             ),
         }
-        made = {name: math.nan if getattr(of, name) is None else getattr(of, name) for name in expected}
-        assert made == pytest.approx(expected, nan_ok=True)
-        assert (of.good, of.kept) == (good.sum(), kept.sum())
+        ours = {name: math.nan if getattr(at_k, name) is None else getattr(at_k, name) for name in expected}
+        assert ours == pytest.approx(expected, nan_ok=True)
+        assert (at_k.good, at_k.kept) == (good.sum(), kept.sum())

@@ -1,0 +1,188 @@
+"""How well two raters agree, with intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from ml_filter.statistics.intervals import (
+    MIN_DOCUMENTS,
+    Array,
+    Figure,
+    Resampling,
+    Statistic,
+    resampled_figures,
+    too_few,
+)
+from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES, TABLE_FIGURES
+from ml_filter.statistics.rounding import round_scores
+from ml_filter.statistics.weighted import (
+    at_threshold,
+    kendall,
+    kendall_by_scipy,
+    rank_and_distance,
+    shares_at_threshold,
+    table_statistic,
+)
+
+ScoreRange = tuple[float, float]
+MAX_CLASSES = 21
+"""Scales with more classes than one from 0 to 20 have no table of classes."""
+TOO_MANY_CLASSES = f"scores span more than {MAX_CLASSES} whole numbers"
+_KENDALL_ROWS, _KENDALL_RESAMPLES = 1000, 200
+"""Above this many distinct pairs of scores, Kendall's tau-b is resampled by scipy, and less often."""
+
+
+class ClassAgreement(BaseModel):
+    """One class: precision, recall and F1 of the rater against the reference, and how often each gave it."""
+
+    precision: Figure
+    recall: Figure
+    f1: Figure
+    reference: int
+    rater: int
+
+
+class PairAgreement(BaseModel):
+    """A rater against a reference, over the documents that both scored.
+
+    `confusion` counts documents by class of the reference (rows) and of the rater (columns), in the order of
+    `classes`.
+    """
+
+    reference: str
+    rater: str
+    documents: int
+    figures: dict[str, Figure]
+    classes: dict[int, ClassAgreement]
+    confusion: list[list[int]]
+
+
+def compare_pair(
+    reference: str,
+    rater: str,
+    scores: Array,
+    *,
+    score_range: ScoreRange | None,
+    threshold: float,
+    resampling: Resampling,
+) -> PairAgreement:
+    """All figures of two raters.
+
+    Args:
+        reference: name of the first rater.
+        rater: name of the second rater.
+        scores: [documents, 2], the reference first; NaN: no score.
+        score_range: lowest and highest score, to which classes are clamped; None: not known.
+        threshold: a rounded score at or above counts as good.
+        resampling: for the intervals.
+    """
+    rows = scores[np.isfinite(scores).all(axis=1)]
+    documents = len(rows)
+    if documents < MIN_DOCUMENTS:
+        figures = dict.fromkeys(PAIR_FIGURES, too_few(documents))
+        return PairAgreement(
+            reference=reference, rater=rater, documents=documents, figures=figures, classes={}, confusion=[]
+        )
+    rounded = round_scores(rows, *(score_range or ()))
+    good = (rounded >= threshold).astype(np.float64)
+    classes = np.unique(rounded)
+    figures = resampled_figures(rows, rank_and_distance, resampling)
+    figures |= _kendall_figure(rows, resampling)
+    figures |= resampled_figures(good, at_threshold, resampling, shares_at_threshold(good))
+    if too_many_classes(classes):
+        classes = np.empty(0)
+        figures |= dict.fromkeys(TABLE_FIGURES, Figure(value=None, documents=documents, reason=TOO_MANY_CLASSES))
+    else:
+        shares = _shares_by_class(rounded, classes)
+        figures |= resampled_figures(rounded, table_statistic(classes), resampling, shares)
+    return PairAgreement(
+        reference=reference,
+        rater=rater,
+        documents=documents,
+        figures={name: figures[name] for name in PAIR_FIGURES},
+        classes={int(k): _class_agreement(int(k), rounded, figures) for k in classes},
+        confusion=confusion_table(rounded, classes).tolist() if len(classes) else [],
+    )
+
+
+def compare_against(
+    scores: Array, *, score_range: ScoreRange | None, threshold: float, resampling: Resampling
+) -> dict[str, Figure]:
+    """By how much a second rater's figures against a reference exceed a first one's.
+
+    The intervals are paired: both figures come from the same resamples. Where the two raters make the same errors,
+    the interval of the difference is narrower than those of the two figures suggest.
+
+    Args:
+        scores: [documents, 3], the reference, the first and the second rater; NaN: no score. Only documents that all
+            three scored count.
+        score_range: lowest and highest score; None: not known.
+        threshold: a rounded score at or above counts as good.
+        resampling: for the intervals.
+    """
+    rows = scores[np.isfinite(scores).all(axis=1)]
+    if len(rows) < MIN_DOCUMENTS:
+        return dict.fromkeys(COMPARED_FIGURES, too_few(len(rows)))
+    rounded = round_scores(rows, *(score_range or ()))
+    good = (rounded >= threshold).astype(np.float64)
+    classes = np.unique(rounded)
+    figures = resampled_figures(rows, _difference(rank_and_distance), resampling)
+    figures |= resampled_figures(good, _difference(at_threshold), resampling)
+    if too_many_classes(classes):
+        figures |= dict.fromkeys(TABLE_FIGURES, Figure(value=None, documents=len(rows), reason=TOO_MANY_CLASSES))
+    else:
+        figures |= resampled_figures(rounded, _difference(table_statistic(classes)), resampling)
+    return {name: figures[name] for name in COMPARED_FIGURES}
+
+
+def too_many_classes(classes: Array) -> bool:
+    """Whether classes, in rising order, span too many whole numbers for a table."""
+    return bool(classes[-1] - classes[0] >= MAX_CLASSES)
+
+
+def confusion_table(rounded: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
+    """Documents by class of the reference (rows) and of the rater (columns), from classes [documents, 2]."""
+    table = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(table, tuple(np.searchsorted(classes, rounded).T), 1)
+    return table
+
+
+def _class_agreement(k: int, rounded: Array, figures: dict[str, Figure]) -> ClassAgreement:
+    reference, rater = (rounded == k).sum(axis=0).tolist()
+    precision, recall, f1 = (figures[f"{name}@{k}"] for name in ("precision", "recall", "f1"))
+    return ClassAgreement(precision=precision, recall=recall, f1=f1, reference=reference, rater=rater)
+
+
+def _kendall_figure(rows: Array, resampling: Resampling) -> dict[str, Figure]:
+    if len(np.unique(rows, axis=0)) <= _KENDALL_ROWS:
+        return resampled_figures(rows, kendall, resampling)
+    fewer = resampling.model_copy(update={"resamples": min(resampling.resamples, _KENDALL_RESAMPLES)})
+    return resampled_figures(rows, kendall_by_scipy, fewer)
+
+
+def _shares_by_class(rounded: Array, classes: Array) -> dict[str, int]:
+    shares = {"exact_agreement": len(rounded)}
+    for k in classes:
+        of_class = shares_at_threshold((rounded == k).astype(np.float64))
+        shares |= {f"{name}@{int(k)}": of_class[f"{name}_at_threshold"] for name in ("precision", "recall", "f1")}
+    return shares
+
+
+def _difference(statistic: Statistic) -> Statistic:
+    """The statistic of (reference, second rater) minus that of (reference, first rater)."""
+
+    def against_reference(column: int, rows: Array, weights: Array) -> dict[str, Array]:
+        pairs, pair_of = np.unique(rows[:, [0, column]], axis=0, return_inverse=True)
+        weights_of_pairs = np.zeros((len(pairs), len(weights)))
+        np.add.at(weights_of_pairs, pair_of, weights.T)
+        return statistic(pairs, weights_of_pairs.T)
+
+    def difference(rows: Array, weights: Array) -> dict[str, Array]:
+        first, second = against_reference(1, rows, weights), against_reference(2, rows, weights)
+        return {name: second[name] - first[name] for name in first}
+
+    return difference
