@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
 from ml_filter.heads.train import head_parent
@@ -165,7 +165,7 @@ def run(
 
 
 def finish(out: OutputDirectory, shards: Sequence[InputShard]) -> Manifest:
-    results = [(shard.name, out.done(shard.name)) for shard in shards]
+    results = [(shard.name, out.finished_shard(shard.name)) for shard in shards]
     return out.finish([(name, result) for name, result in results if result is not None])
 
 

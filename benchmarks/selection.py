@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ml_filter.documents.manifest import Manifest, read_manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.selection.measure import id_hashes
 from ml_filter.selection.tokens import TokenCounter
 

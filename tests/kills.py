@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 
 
 class Killed(BaseException):

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import criteria_config
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 
 DANGER = Criterion(name="danger", low=0, high=1, threshold=1)

@@ -25,7 +25,7 @@ from ml_filter.agreement.dawid_skene import SMOOTHING, dawid_skene
 from ml_filter.criterion import Criterion
 from ml_filter.documents.lineage import criteria_config, criteria_of
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest, read_manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.schema import AGGREGATED_SCHEMA
 from ml_filter.errors import InputError
 from ml_filter.progress import progress

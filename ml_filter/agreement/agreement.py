@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from ml_filter.agreement.config import AgreementConfig
 from ml_filter.agreement.ratings import RatedInput, Ratings, read_ratings
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.progress import progress
 from ml_filter.statistics.group import GroupAgreement, compare_group
 from ml_filter.statistics.intervals import MIN_DOCUMENTS, Array, Figure, Resampling, mean_figure, too_few

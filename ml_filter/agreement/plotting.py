@@ -15,7 +15,7 @@ from ml_filter.agreement.agreement import RaterSummary, rater_summaries
 from ml_filter.agreement.config import AgreementConfig
 from ml_filter.agreement.ratings import Ratings, read_scores
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import InputError
 
 REPORT_NAME = "plots.html"

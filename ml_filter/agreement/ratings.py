@@ -19,9 +19,9 @@ from pydantic import BaseModel
 from ml_filter.agreement.config import AgreementConfig
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.eurolingua import failed_votes
 from ml_filter.documents.lineage import only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
-from ml_filter.documents.older_formats import failed_votes
 from ml_filter.documents.readers import read_rows, read_schema, text_id
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError

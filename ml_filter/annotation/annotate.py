@@ -41,7 +41,7 @@ from ml_filter.config import Settings, problems_in
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import criteria_config
 from ml_filter.documents.manifest import LEDGER_NAME, Manifest, Parent, digest_of, find_manifest
-from ml_filter.documents.output import OutputDirectory, Resumption
+from ml_filter.documents.output_directory import OutputDirectory, Resumption
 from ml_filter.documents.readers import InputShard, known_rows, read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import ANNOTATION_SCHEMA

@@ -41,8 +41,9 @@ from ml_filter.annotation.windows import LocalTokenizer, Windows
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, digest_of, read_manifest
-from ml_filter.documents.output import OutputDirectory, write_whole
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import known_rows
+from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
 from ml_filter.progress import progress
 
@@ -275,7 +276,7 @@ class _Batch:
 
     def save(self) -> None:
         """Put what is known on disk."""
-        write_whole(self.path / SUBMITTED_NAME, _SUBMISSIONS.dump_json(self.submissions, indent=1))
+        write_atomically(self.path / SUBMITTED_NAME, _SUBMISSIONS.dump_json(self.submissions, indent=1))
 
     def endpoint(self, settings: Settings) -> Endpoint:
         """Where the batch goes: the first endpoint."""
@@ -385,7 +386,7 @@ def _rest_of(batch: _Batch, ended: Submission, settings: Settings) -> Submission
         return None
     stem, _, nth = Path(ended.file).stem.partition("-again-")
     name = f"{stem}-again-{int(nth or 1) + 1}.jsonl"
-    write_whole(batch.path / name, b"".join(rest))
+    write_atomically(batch.path / name, b"".join(rest))
     remote_name = ended.remote_name.removesuffix(ended.file) + name
     return Submission(file=name, url=ended.url, requests=len(rest), remote_name=remote_name)
 

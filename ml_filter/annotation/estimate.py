@@ -23,8 +23,8 @@ from ml_filter.annotation.ledger import Ledger
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import LEDGER_NAME, digest_of
-from ml_filter.documents.output import write_whole
 from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import TooManyFailures
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents
@@ -128,7 +128,7 @@ def estimate_bill(
             made = _scaled(run, annotate, config, drawn.counts["read"], kept)
     made = made.model_copy(update={"digest": digest, "asked_digest": asked_digest})
     if output is not None:
-        write_whole(Path(output) / ESTIMATE_NAME, f"{made.model_dump_json(indent=1)}\n".encode())
+        write_atomically(Path(output) / ESTIMATE_NAME, f"{made.model_dump_json(indent=1)}\n".encode())
     return made
 
 

@@ -19,7 +19,7 @@ from ml_filter.annotation.prompts import Question
 from ml_filter.config import Settings, problems_in, read_yaml
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.schema import LABEL_SCHEMA

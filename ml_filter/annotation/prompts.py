@@ -24,7 +24,7 @@ from ml_filter.annotation.prompt_files import prompt_file
 from ml_filter.config import problems_in, read_yaml
 from ml_filter.criterion import Criterion, middle
 from ml_filter.documents.manifest import digest_of
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import ConfigError
 
 SLOT = "{text}"

@@ -36,9 +36,9 @@ from ml_filter.annotation.windows import Windows
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import write_whole
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 
 _DOCUMENT_TEXT = """\
@@ -537,4 +537,4 @@ def _write(path: Path, translated: Prompt, original: Prompt, annotator: str) -> 
         content
     )
     assert Prompt.model_validate(yaml.safe_load(text)) == translated
-    write_whole(path, text.encode())
+    write_atomically(path, text.encode())

@@ -134,7 +134,7 @@ def convert(
     Flat rows are read as documents and need a text; agreement and plot read scores without one as they are.
     """
     from ml_filter.documents.config import ConvertConfig, SourceConfig
-    from ml_filter.documents.older_formats import convert_to_annotations, write_eurolingua, write_fineweb_edu
+    from ml_filter.documents.convert import convert_to_annotations, write_eurolingua, write_fineweb_edu
 
     if to == "eurolingua":
         show_table(to, output, write_eurolingua(source, output, criterion))

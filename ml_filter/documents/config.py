@@ -1,4 +1,4 @@
-"""Configuration of sources and of converting older files."""
+"""Configuration of sources and of converting annotations of other tools."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ml_filter.criterion import Criterion, ScoreBounds
 
 
 class SourceConfig(StageConfig):
-    """Where documents come from and which of their columns is what."""
+    """Where documents are, and which columns hold their id and text."""
 
     paths: Annotated[list[str], Field(min_length=1)] = ["installed:"]
     text_column: str = "text"
-    id_column: str | None = Field(None, description="unset: `id` where there is one, else a hash of the text")
+    id_column: str | None = Field(None, description="unset: `id` if it exists, else a hash of the text")
     split: str = Field("train", description="split of a Hub data set")
     subset: str | None = Field(None, description="configuration name of a Hub data set")
     max_text_bytes: Annotated[int, Field(gt=0)] = Field(
@@ -24,11 +24,11 @@ class SourceConfig(StageConfig):
 
 
 class ConvertConfig(StageConfig):
-    """What an older file does not say of its annotations; what it says itself goes before."""
+    """What a file of another tool does not say about its annotations; what it says takes precedence."""
 
     annotator: str | None = None
     prompt: str | None = None
-    criterion: str | None = Field(None, description="unset: the prompt's name")
+    criterion: str | None = Field(None, description="unset: the name of the prompt")
     language: str | None = Field(None, description="of the prompt")
     score_columns: Annotated[list[str], Field(min_length=1)] = ["score"]
     score_range: ScoreBounds | None = Field(None, description="lowest and highest score (default: 0 and 5)")

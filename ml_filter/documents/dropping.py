@@ -1,4 +1,4 @@
-"""Drop documents from a corpus shard by shard, and write down beside the shards which and why."""
+"""Drop documents from a corpus shard by shard, and record beside the shards which were dropped and why."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory, ShardWriter
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, known_rows, read_shard
-from ml_filter.errors import InputError
+from ml_filter.documents.rejects import nothing_read
+from ml_filter.documents.writer import ShardWriter
 from ml_filter.progress import progress
 
 DROPPED_DIRECTORY = "dropped"
-"""Holds one Parquet file a shard: the id of each dropped document and why; its column `reason` is counted."""
+"""Has one Parquet file per shard: the id of each dropped document and why; its column `reason` is counted."""
 
 
-class Verdict(NamedTuple):
-    """Of one table: the documents to keep, with what is added to them, and a row for each that is dropped."""
+class KeptAndDropped(NamedTuple):
+    """The documents of a table to keep, with any new columns, and a row for each document that is dropped."""
 
     kept: pa.Table
     dropped: pa.Table
@@ -32,23 +33,24 @@ def drop_documents(
     out: OutputDirectory,
     shards: Sequence[InputShard],
     source: SourceConfig,
-    judge: Callable[[InputShard, int, pa.Table], Verdict],
+    divide: Callable[[InputShard, int, pa.Table], KeptAndDropped],
     dropped_schema: pa.Schema,
-    what: str,
+    title: str,
 ) -> Manifest:
-    """Judge the tables of each shard that is not done yet and commit what is kept and what is dropped.
+    """Divide the tables of each unfinished shard and commit the kept and the dropped documents.
 
     Args:
-        judge: gets the shard, the number of its documents before this table, and the table.
+        divide: called with the shard, the number of its documents before the table, and the table.
+        title: of the progress bar.
 
     Raises:
-        InputError: no shard gave a document.
+        InputError: no document could be read.
     """
     results = []
-    read = 0
-    with progress(what, known_rows(shards)) as bar:
+    total: Counter[str] = Counter()
+    with progress(title, known_rows(shards)) as bar:
         for shard in shards:
-            result = out.done(shard.name)
+            result = out.finished_shard(shard.name)
             if result is None:
                 counts: Counter[str] = Counter(read=0, kept=0, dropped=0)
                 with (
@@ -57,21 +59,20 @@ def drop_documents(
                     out.new_rejects(shard.name) as rejects,
                 ):
                     for table in read_shard(shard, source, rejects):
-                        verdict = judge(shard, counts["read"], table)
-                        writer.write(verdict.kept)
-                        dropped.write(verdict.dropped)
-                        counts.update(read=table.num_rows, kept=verdict.kept.num_rows, dropped=verdict.dropped.num_rows)
-                        counts.update(f"dropped_{reason}" for reason in verdict.dropped["reason"].to_pylist())
+                        divided = divide(shard, counts["read"], table)
+                        writer.write(divided.kept)
+                        dropped.write(divided.dropped)
+                        counts.update(read=table.num_rows, kept=divided.kept.num_rows, dropped=divided.dropped.num_rows)
+                        counts.update(f"dropped_{reason}" for reason in divided.dropped["reason"].to_pylist())
                         bar.advance(table.num_rows)
                 out.put_file(dropped.path, f"{DROPPED_DIRECTORY}/{shard.name}.parquet")
                 result = out.commit(shard.name, writer, rejects, counts)
             else:
                 bar.advance(result.counts["read"])
             results.append((shard.name, result))
-            read += result.counts["read"]
-    if read == 0:
-        rejected = sum((Counter(result.counts) for _, result in results), Counter())
-        raise InputError(f"no document could be read from {', '.join(source.paths)}: {dict(rejected)}")
+            total.update(result.counts)
+    if total["read"] == 0:
+        raise nothing_read(source.paths, total)
     return out.finish(results)
 
 

@@ -1,4 +1,4 @@
-"""What lies behind a directory: the runs that made it, the prompts and judges of its scores, the documents' texts."""
+"""What a directory was made from: its runs, the prompts and annotators of its scores, the texts of its documents."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ _CRITERIA = "criteria"
 
 
 def ancestors(manifest: Manifest) -> Iterator[Manifest]:
-    """The directories that a directory was made from, nearest first, as far as they are still there unchanged."""
+    """The directories that a directory was made from, nearest first, as far as they still exist unchanged."""
     for parent in manifest.parents:
-        found = manifest_behind(parent.path)
-        if found is not None and found.digest == parent.digest:
-            yield found
-            yield from ancestors(found)
+        source = find_source_manifest(parent.path)
+        if source is not None and source.digest == parent.digest:
+            yield source
+            yield from ancestors(source)
 
 
-def manifest_behind(path: str) -> Manifest | None:
-    """The manifest of a path that may name any source; None where there is none, or its store cannot be reached.
+def find_source_manifest(path: str) -> Manifest | None:
+    """The manifest at a path of any source; None: there is no manifest, or its store cannot be reached.
 
     Raises:
-        InputError: the file is there but is no manifest this version reads.
+        InputError: the file is not a manifest that this version reads.
     """
-    if path.startswith("hf:") or path.endswith(":"):  # a data set of the Hub, installed documents
+    if path.startswith("hf:") or path.endswith(":"):  # a Hub data set, installed documents
         return None
     try:
         return find_manifest(path)
     except MlFilterError:
         raise
-    except Exception:  # of some client's own kind; who reads the documents says why
+    except Exception:  # a client's own error; reading the documents will report it
         return None
 
 
 def annotation_runs(manifest: Manifest, criterion: str | None = None) -> list[dict[str, Any]]:
-    """Who made the scores: annotator, votes and prompts of each annotation run behind them.
+    """Annotator, votes and prompts of each annotation run that the scores come from.
 
     Args:
-        manifest: of aggregated scores, or of what was made from them.
+        manifest: of aggregated scores, or of a directory made from them.
         criterion: only the prompts of this criterion.
 
     Returns:
@@ -51,12 +51,12 @@ def annotation_runs(manifest: Manifest, criterion: str | None = None) -> list[di
     runs = []
     for run in ancestors(manifest):
         if run.kind == "annotations":
-            defined = {criterion.name: criterion for criterion in criteria_of(run)}
+            criteria = {criterion.name: criterion for criterion in criteria_of(run)}
             prompts = [
                 {
                     **prompt,
-                    "score_range": list(defined[prompt["criterion"]].bounds),
-                    "threshold": defined[prompt["criterion"]].threshold,
+                    "score_range": list(criteria[prompt["criterion"]].bounds),
+                    "threshold": criteria[prompt["criterion"]].threshold,
                 }
                 for prompt in run.config["prompts"]
                 if criterion in (None, prompt["criterion"])
@@ -65,37 +65,34 @@ def annotation_runs(manifest: Manifest, criterion: str | None = None) -> list[di
     return runs
 
 
-def made_by(runs: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """The judges and prompts of annotation runs in words: `annotator`, `prompt`, `prompt_digest`, comma-separated.
+def annotation_summary(runs: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """The annotators and prompts of annotation runs as text: `annotator`, `prompt`, `prompt_digest`, comma-separated.
 
     Each of `runs` is an entry of `annotation_runs` or the config of an annotation manifest.
     """
-    found: dict[str, list[str]] = {"annotator": [], "prompt": [], "prompt_digest": []}
+    values: dict[str, list[str]] = {"annotator": [], "prompt": [], "prompt_digest": []}
     for run in runs:
-        found["annotator"].append(run["annotator"])
-        prompts = run.get("prompts", [])  # heads of older versions say less of their labels
-        found["prompt"] += [prompt["name"] for prompt in prompts]
-        found["prompt_digest"] += [prompt["digest"] for prompt in prompts]
-    return {name: ", ".join(dict.fromkeys(values)) for name, values in found.items() if values}
+        values["annotator"].append(run["annotator"])
+        values["prompt"] += [prompt["name"] for prompt in run.get("prompts", [])]
+        values["prompt_digest"] += [prompt["digest"] for prompt in run.get("prompts", [])]
+    return {name: ", ".join(dict.fromkeys(texts)) for name, texts in values.items() if texts}
 
 
 def annotated_documents(manifest: Manifest) -> SourceConfig:
-    """The documents that the annotations behind aggregated scores are about.
+    """The documents whose annotations the aggregated scores come from.
 
     Raises:
-        InputError: the annotations are gone, have no text, or name their columns differently.
+        InputError: the annotations no longer exist, have no text, or name their columns differently.
     """
     sources = [
-        SourceConfig.model_validate(made.config["source"])
-        for made in ancestors(manifest)
-        if made.kind == "annotations" and made.config.get("source")
+        SourceConfig.model_validate(ancestor.config["source"])
+        for ancestor in ancestors(manifest)
+        if ancestor.kind == "annotations" and ancestor.config.get("source")
     ]
     paths = list(dict.fromkeys(path for source in sources for path in source.paths))
     merged = [source.model_copy(update={"paths": paths}) for source in sources]
     if not merged or any(source != merged[0] for source in merged):
-        raise InputError(
-            f"{manifest.root} holds scores without text; give the documents they belong to with --documents"
-        )
+        raise InputError(f"{manifest.root} holds scores without text; name their documents with --documents")
     return merged[0]
 
 

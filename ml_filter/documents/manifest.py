@@ -1,7 +1,7 @@
-"""A manifest says what a directory of shards holds and what made it.
+"""A manifest says what a directory of shards contains and what made it.
 
-It is written last: a directory without `manifest.json` is not complete. Only manifests travel between
-pipeline steps; the shards stay where they are, pinned by their digests.
+It is written last: a directory without `manifest.json` is not complete. Only manifests travel between pipeline steps;
+the shards stay where they are, pinned by their digests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEDGER_NAME = "ledger.sqlite"
 """Answers of an LLM, which were paid for (annotation/ledger.py)."""
 REJECTS_NAME = "rejects.jsonl"
 PROGRESS_NAME = ".progress"
-"""Directory that is there while a run is under way, and gone when it has finished with no shard failed."""
+"""Directory that exists while a run is under way, and after it if shards failed."""
 FORMAT_VERSION = 1
 
 
@@ -44,14 +44,14 @@ class Shard(BaseModel):
 
 
 class Parent(BaseModel):
-    """An input: where it was and the digest of its manifest, files or package list."""
+    """An input: its path and the digest of its manifest, files or package list."""
 
     path: str
     digest: str
 
 
 class FailedShard(BaseModel):
-    """An input shard of which nothing is in the output: its name there, where it was read, and why."""
+    """An input shard that is missing from the output: its name there, where it was read, and why it failed."""
 
     name: str
     source: str
@@ -59,7 +59,7 @@ class FailedShard(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a directory holds. `root` is where it was read from or written to; the file omits it."""
+    """What a directory contains. `root` is where it was read from or written to; the file omits it."""
 
     format_version: int = FORMAT_VERSION
     kind: str
@@ -70,21 +70,21 @@ class Manifest(BaseModel):
     config_digest: str = ""
     parents: list[Parent] = []
     seconds: float = 0.0
-    """What making the shards took, summed over the processes that made them at the same time; 0: not known."""
+    """Time to make the shards, summed over concurrent processes; 0: not known."""
     code_version: str = __version__
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     made_with: dict[str, Any] = {}
-    """What the run chose where its settings left it open."""
+    """Choices that the settings left to the run."""
     root: str = ""
 
     @property
     def rows(self) -> int:
-        """Rows over all shards."""
+        """Rows in all shards."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def digest(self) -> str:
-        """Digest of the content: equal for two runs that made the same shards the same way."""
+        """Digest of the content: the same for two runs that made the same shards in the same way."""
         return digest_of(self._content("root", "created_at", "code_version", "seconds", "made_with"))
 
     def path_of(self, name: str) -> str:
@@ -100,7 +100,7 @@ class Manifest(BaseModel):
         return json.dumps(self._content("root"), indent=1, ensure_ascii=False) + "\n"
 
     def _content(self, *without: str) -> dict[str, Any]:
-        """All fields but some; `shards_failed` only where there are any, as in manifests from before it was known."""
+        # An empty shards_failed is left out: without failures, a digest is what it was before the field existed.
         return self.model_dump(exclude={*without, *(() if self.shards_failed else ("shards_failed",))})
 
 
@@ -108,7 +108,7 @@ def file_system_of(path: str) -> tuple[AbstractFileSystem, str]:
     """The file system that a path or URL is on, and its path there.
 
     Raises:
-        InputError: there is no such kind of URL, or its driver is not installed.
+        InputError: the protocol of the URL is unknown, or its driver is not installed.
     """
     try:
         fs, root = fsspec.core.url_to_fs(path)
@@ -118,10 +118,10 @@ def file_system_of(path: str) -> tuple[AbstractFileSystem, str]:
 
 
 def find_manifest(directory: str | Path) -> Manifest | None:
-    """The manifest of a directory, or None where there is none.
+    """The manifest of a directory; None: it has none.
 
     Raises:
-        InputError: the file is there but is no manifest this version reads, or its URL cannot be opened.
+        InputError: the file is not a manifest that this version reads, or its URL cannot be opened.
     """
     fs, root = file_system_of(str(directory))
     path = f"{root.rstrip('/')}/{MANIFEST_NAME}"
@@ -137,7 +137,7 @@ def find_manifest(directory: str | Path) -> Manifest | None:
     return manifest
 
 
-_MADE_WITH = {
+_KINDS = {
     "annotations": "annotations; make them with annotate",
     "batch": "a batch; make one with batch write",
     "scores": "aggregated scores; make them with aggregate",
@@ -145,17 +145,17 @@ _MADE_WITH = {
     "scored": "scored documents; make them with score",
     "filtered": "filtered documents; make them with filter",
 }
-"""What a directory of some kind holds, and which command makes it."""
+"""The content of a directory of each kind, and the command that makes it."""
 
 
 def read_manifest(directory: str | Path, kind: str | None = None) -> Manifest:
     """The manifest of a complete directory.
 
     Args:
-        kind: what the directory has to hold; None: anything.
+        kind: the required kind of directory; None: any.
 
     Raises:
-        InputError: there is none, so the directory is missing or its run did not finish; or it holds something else.
+        InputError: the directory is missing, not complete, or of another kind.
     """
     manifest = find_manifest(directory)
     if manifest is None:
@@ -164,5 +164,5 @@ def read_manifest(directory: str | Path, kind: str | None = None) -> Manifest:
             "finished (run the same command again to finish it)"
         )
     if kind not in (None, manifest.kind):
-        raise InputError(f"{directory} holds {manifest.kind}, not {_MADE_WITH[kind]}")
+        raise InputError(f"{directory} holds {manifest.kind}, not {_KINDS[kind]}")
     return manifest

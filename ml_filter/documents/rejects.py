@@ -1,29 +1,36 @@
-"""Input that could not be read: counted by reason and listed with its place, never silently dropped."""
+"""Input that could not be read: counted by reason and listed with its location, never silently dropped."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from ml_filter.errors import InputError
+
 DAMAGE = ("truncated", "unreadable")
-"""Reasons that stand for documents nobody has counted: part of a source, or all of it, is missing."""
+"""Reasons that stand for an unknown number of documents: part of a file, or all of it, is missing."""
+_MAX_DETAIL = 500
 
 
 class RejectsLog:
-    """Appends one JSON line for each rejection: `source`, `place`, `reason`, `detail`.
+    """Appends one JSON line for each reject: `source`, `place` (the location in it), `reason`, `detail`.
 
     Reasons: `truncated`, `unreadable`, `invalid_utf8`, `invalid_json`, `invalid_csv`, `missing_text`, `empty_text`,
     `text_too_long`, `no_main_text`, `duplicate_id`.
+
+    Args:
+        path: a local file; None: rejects are only counted.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.counts: Counter[str] = Counter()
         self.damage: str | None = None
-        """The first reject that is damage: reason, place and detail."""
+        """The first reject whose reason is damage: reason, location and detail."""
         self._file: IO[str] | None = None
 
     def __enter__(self) -> RejectsLog:
@@ -35,16 +42,30 @@ class RejectsLog:
         if self._file is not None:
             self._file.close()
 
-    def add(self, source: str, place: str, reason: str, detail: str = "") -> None:
-        """Record that what stands at `place` of `source` was left out."""
+    def add(self, source: str, location: str, reason: str, detail: str = "") -> None:
+        """Record what was left out."""
         self.counts[reason] += 1
+        detail = detail[:_MAX_DETAIL]
         if reason in DAMAGE and self.damage is None:
-            self.damage = f"{reason}, {place}: {detail[:500]}"
+            self.damage = f"{reason}, {location}: {detail}"
         if self._file is not None:
-            row = {"source": source, "place": place, "reason": reason, "detail": detail[:500]}
+            row = {"source": source, "place": location, "reason": reason, "detail": detail}
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     @property
     def total(self) -> int:
-        """Rejections so far."""
+        """Number of rejects so far."""
         return self.counts.total()
+
+
+def nothing_read(paths: Sequence[str], counts: Mapping[str, int]) -> InputError:
+    """The error for sources without a readable document.
+
+    Args:
+        counts: of a rejects log or of shard results.
+    """
+    reasons = {name.removeprefix("rejected_"): n for name, n in counts.items() if n and name != "rejected"}
+    why = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "the source is empty"
+    hint = "; name the column that holds the text with text_column (--text-column)"
+    hint = hint if reasons.keys() & {"missing_text", "no_text"} else ""
+    return InputError(f"no document could be read from {', '.join(paths)}: {why}{hint}")

@@ -20,7 +20,7 @@ from ml_filter.annotation.prompts import load_prompt
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards

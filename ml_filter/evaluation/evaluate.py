@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
-from ml_filter.documents.output import OutputDirectory, file_digest
+from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.writer import file_digest
 from ml_filter.errors import InputError
 from ml_filter.evaluation.page import evaluation_report
 from ml_filter.heads.config import EngineConfig

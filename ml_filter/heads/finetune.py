@@ -40,7 +40,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ml_filter.documents.manifest import digest_of
-from ml_filter.documents.output import file_digest
+from ml_filter.documents.writer import file_digest
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.config import FinetuneConfig
 from ml_filter.heads.encoder import quiet_transformers

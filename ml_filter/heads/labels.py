@@ -19,7 +19,7 @@ from ml_filter.documents.lineage import (
     annotated_documents,
     annotation_runs,
     criteria_of,
-    manifest_behind,
+    find_source_manifest,
     only_criterion,
 )
 from ml_filter.documents.manifest import Manifest, Parent
@@ -111,7 +111,7 @@ class LabelledDocuments:
         self.unlabelled = 0
         self.lineage: list[dict[str, object]] = []
         self._scores: dict[str, _Score] | None = None
-        manifest = manifest_behind(labels.paths[0]) if len(labels.paths) == 1 else None
+        manifest = find_source_manifest(labels.paths[0]) if len(labels.paths) == 1 else None
         if manifest is not None and manifest.kind == "scores":
             chosen = [only_criterion(manifest, name) for name in criteria] or criteria_of(manifest)
             self.criteria = [criterion.name for criterion in chosen]

@@ -35,7 +35,7 @@ from pydantic import BaseModel
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, digest_of
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadEngine, SearchConfig, SearchSpace, TrainConfig
 from ml_filter.heads.info import Criterion

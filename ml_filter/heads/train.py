@@ -21,7 +21,8 @@ from ml_filter import __version__
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Parent, digest_of
-from ml_filter.documents.output import file_digest, with_digest
+from ml_filter.documents.output_directory import with_digest
+from ml_filter.documents.writer import file_digest
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.encoder import shown_name

@@ -13,7 +13,7 @@ from ml_filter.annotation.config import AnnotateConfig, EstimateConfig
 from ml_filter.annotation.estimate import Estimate, Range, estimate_bill
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import ConfigError
 from ml_filter.pipeline.config import AnnotationPipelineConfig, as_gates, golds_of
 from ml_filter.prepare.config import SampleConfig

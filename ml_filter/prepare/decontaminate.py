@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.dropping import Verdict, drop_documents, split_table
+from ml_filter.documents.dropping import KeptAndDropped, drop_documents, split_table
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
@@ -50,12 +50,12 @@ def decontaminate_documents(source: SourceConfig, config: DecontaminateConfig, o
             return out.manifest
         gold = _GoldNgrams(config)
 
-        def judge(shard: InputShard, offset: int, table: pa.Table) -> Verdict:
+        def judge(shard: InputShard, offset: int, table: pa.Table) -> KeptAndDropped:
             rows = [gold.match(hashes) for hashes in ngram_hashes(table["text"].to_pylist(), config.ngram_words)]
             kept, dropped_ids = split_table(table, np.array([row is None for row in rows], dtype=np.bool_))
             found = [row for row in rows if row is not None]
             dropped = [{"id": name, **row} for name, row in zip(dropped_ids, found, strict=True)]
-            return Verdict(kept, pa.Table.from_pylist(dropped, schema=DROPPED_SCHEMA))
+            return KeptAndDropped(kept, pa.Table.from_pylist(dropped, schema=DROPPED_SCHEMA))
 
         return drop_documents(out, shards, source, judge, DROPPED_SCHEMA, "Decontaminating")
 

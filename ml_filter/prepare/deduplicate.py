@@ -28,13 +28,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.dropping import Verdict, drop_documents, split_table
+from ml_filter.documents.dropping import KeptAndDropped, drop_documents, split_table
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory, write_whole
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, known_rows, read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.tables import rename_clashing_columns
+from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import InputError
 from ml_filter.prepare.config import DeduplicateConfig
 from ml_filter.prepare.minhash import Buckets, band_keys, first_of_cluster, rows_per_band, shared_buckets, signatures
@@ -76,7 +77,7 @@ def deduplicate_documents(source: SourceConfig, config: DeduplicateConfig, outpu
         def name_of(numbers: NDArray[np.int64]) -> pa.Array:
             return names.take(pa.array(np.searchsorted(named, numbers)))
 
-        def judge(shard: InputShard, offset: int, table: pa.Table) -> Verdict:
+        def judge(shard: InputShard, offset: int, table: pa.Table) -> KeptAndDropped:
             first = prints.first(shard) + offset
             if offset + table.num_rows > prints.shards[shard.name]:
                 raise InputError(f"{shard.uri} changed while it was read; delete {out.path} and start over")
@@ -96,7 +97,7 @@ def deduplicate_documents(source: SourceConfig, config: DeduplicateConfig, outpu
                 np.where(found.exact[dropped], "exact", "near").tolist(),
                 found.similarity[dropped],
             ]
-            return Verdict(kept, pa.table(columns, schema=DROPPED_SCHEMA))
+            return KeptAndDropped(kept, pa.table(columns, schema=DROPPED_SCHEMA))
 
         return drop_documents(out, shards, source, judge, DROPPED_SCHEMA, "Writing what is kept")
 
@@ -174,7 +175,7 @@ class _Fingerprints:
 
     def _save(self) -> None:
         signed = _Signed(shards=self.shards, ids_size=self._ids_size)
-        write_whole(self._directory / "signed.json", signed.model_dump_json().encode())
+        write_atomically(self._directory / "signed.json", signed.model_dump_json().encode())
 
     def _resume(self) -> None:
         """Cut off what was written of a shard that was not finished."""

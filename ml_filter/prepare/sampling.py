@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import known_rows, read_shard
+from ml_filter.documents.rejects import nothing_read
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.prepare.config import SampleConfig
@@ -105,7 +106,7 @@ def sample_documents(source: SourceConfig, config: SampleConfig, output: str | P
                     read += table.num_rows
                     bar.advance(table.num_rows)
         if read == 0:
-            raise InputError(f"no document could be read from {', '.join(source.paths)}: {dict(rejects.counts)}")
+            raise nothing_read(source.paths, rejects.counts)
         chosen = _choose(strata, config.size)
         with out.new_shard(_SHARD) as writer:
             file = pq.ParquetFile(candidates.path)

@@ -21,11 +21,12 @@ from ml_filter.config import names_of
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import annotated_documents, criteria_of, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, Shard, digest_of, read_manifest
-from ml_filter.documents.output import OutputDirectory, ShardResult, file_digest
+from ml_filter.documents.output_directory import OutputDirectory, ShardResult
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.tables import cast_table, rename_clashing_columns, union_schema
+from ml_filter.documents.writer import file_digest
 from ml_filter.errors import InputError
 from ml_filter.prepare.deduplicate import CLUSTER_COLUMN
 from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures

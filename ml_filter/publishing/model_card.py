@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ml_filter.config import flat_settings
-from ml_filter.documents.lineage import made_by
+from ml_filter.documents.lineage import annotation_summary
 from ml_filter.heads.info import CONFIG_NAME, CROSSED, HELD_OUT, Criterion, HeadInfo, read_info
 from ml_filter.publishing.card import figure_text, render_card
 from ml_filter.statistics.metrics import PAIR_FIGURES
@@ -65,7 +65,7 @@ def write_model_card(
         reads=_reads(Path(head.directory), info),
         head=head,
         runs=runs,
-        made_by=made_by(runs),
+        made_by=annotation_summary(runs),
         languages=sorted({prompt["language"] for run in runs for prompt in run["prompts"] if prompt["language"]}),
         evaluations=evaluations,
         evaluated=_evaluated(head, evaluations),

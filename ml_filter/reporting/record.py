@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import fsspec
 
 from ml_filter.config import flat_settings
-from ml_filter.documents.lineage import annotation_runs, made_by
+from ml_filter.documents.lineage import annotation_runs, annotation_summary
 from ml_filter.tracking import RunRecord
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def record_run(
         record.parameters[f"{manifest.kind}_digest"] = manifest.digest
     # A jury is behind the scores; the annotations that the run hands over are of its first member.
     jury = [run for manifest in manifests if manifest.kind == "scores" for run in annotation_runs(manifest)]
-    record.parameters |= made_by(jury or [m.config for m in manifests if m.kind == "annotations"])
+    record.parameters |= annotation_summary(jury or [m.config for m in manifests if m.kind == "annotations"])
     if head is not None:
         _add_head(record, head)
     for evaluation in evaluations:
@@ -61,7 +61,7 @@ def _add_head(record: RunRecord, head: TrainedHead) -> None:
     record.parameters |= {
         "head_digest": head.digest,
         "labels_digest": ", ".join(parent.digest for parent in training.parents),
-        **made_by(training.lineage),
+        **annotation_summary(training.lineage),
         **flat_settings(read_info(head.directory).provenance.get("training", {}), "train_"),
     }
 

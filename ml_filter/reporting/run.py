@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 from pydantic import BaseModel
 
-from ml_filter.documents.lineage import made_by
+from ml_filter.documents.lineage import annotation_summary
 from ml_filter.documents.manifest import MANIFEST_NAME, FailedShard, Manifest, read_manifest
 from ml_filter.errors import InputError
 from ml_filter.heads.engine import CascadeInfo, read_cascade
@@ -187,7 +187,7 @@ def run_report(
     corpus = summarise_corpus(scored, filtered, info.criteria, criterion.name, threshold)
     found = None if info.profile is None else shifts(info.profile, corpus.profile)
     facts = {"head": head.digest, "scored corpus": scored.digest, "filtered corpus": filtered.digest}
-    facts |= made_by(training.lineage) | {"code version": filtered.code_version}
+    facts |= annotation_summary(training.lineage) | {"code version": filtered.code_version}
     if made_with := scored.made_with:
         facts["scored with"] = "{engine} in {dtype} on {device}: {reason}".format_map(made_with)
     facts["shards"] = f"{len(filtered.shards)}, each of the input shard it is named after; digests in {MANIFEST_NAME}"

@@ -28,8 +28,9 @@ from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import digest_of
-from ml_filter.documents.output import with_digest, write_whole
+from ml_filter.documents.output_directory import with_digest
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.engine import CascadeInfo, load_engine
@@ -190,7 +191,7 @@ def _build(
         lineage=_lineage(directory),
     )
     content = json.dumps(result.model_dump(mode="json"), indent=1) + "\n"
-    write_whole(target / TRAINING_NAME, content.encode())  # last: it marks the cascade as complete
+    write_atomically(target / TRAINING_NAME, content.encode())  # last: it marks the cascade as complete
     shutil.rmtree(scratch, ignore_errors=True)
     logger.info(
         f"The first-stage model decides {bounds.settled:,} of {bounds.tested:,} test documents, {bounds.changed:,} of "

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from loguru import logger
 
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.errors import ConfigError
 from ml_filter.scoring.config import RAY_LOCAL

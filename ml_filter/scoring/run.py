@@ -19,7 +19,7 @@ from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import FailedShard, Manifest, find_manifest
-from ml_filter.documents.output import OutputDirectory, ShardResult
+from ml_filter.documents.output_directory import OutputDirectory, ShardResult
 from ml_filter.documents.readers import InputShard, known_rows
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
@@ -128,11 +128,11 @@ def _score_and_finish(job: ScoringJob, shards: Sequence[InputShard], part: str |
     with job.directory(part) as out:
         if not out.is_complete:
             out.clear_scratch()
-            with out.alone():
+            with out.exclusive():
                 _reopen_failed(out, shards)
             job = _with_engine_choice(job, out)
             _score_open_shards(job, shards, out)
-            with out.alone():
+            with out.exclusive():
                 out.manifest = find_manifest(out.path)  # another rank may have written it
                 results = _results(out, job.shards)
                 if out.manifest is None and len(results) == len(job.shards):
@@ -194,7 +194,7 @@ def _distribute(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirect
 
 def _results(out: OutputDirectory, shards: Sequence[InputShard]) -> list[tuple[str, ShardResult]]:
     """The results of those shards that are finished."""
-    return list(out.all_done(shard.name for shard in shards).items())
+    return list(out.finished_shards(shard.name for shard in shards).items())
 
 
 def _finish(job: ScoringJob, out: OutputDirectory, results: Sequence[tuple[str, ShardResult]]) -> None:

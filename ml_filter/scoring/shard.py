@@ -18,7 +18,7 @@ from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Parent, digest_of
-from ml_filter.documents.output import OutputDirectory, Resumption, ShardResult
+from ml_filter.documents.output_directory import OutputDirectory, Resumption, ShardResult
 from ml_filter.documents.readers import InputShard, read_shard
 from ml_filter.documents.rejects import DAMAGE, RejectsLog
 from ml_filter.documents.sources import shard_state
@@ -80,7 +80,7 @@ class ScoringJob:
 
     def _finished_shards_are_valid(self, out: OutputDirectory) -> bool:
         """Whether each finished shard was made from the current input and is allowed by the current settings."""
-        finished = out.all_done(shard.name for shard in self.shards)
+        finished = out.finished_shards(shard.name for shard in self.shards)
         for shard in self.shards:
             result = finished.get(shard.name)
             if result is None or result.failed:
@@ -108,7 +108,7 @@ def score_shard(
         Exception: whatever the engine raises; nothing is written then. Either the shard or a broken device may be the
             cause, so the caller decides whether to try again.
     """
-    finished = out.done(shard.name)
+    finished = out.finished_shard(shard.name)
     if finished is not None:
         return finished
     try:
@@ -143,7 +143,7 @@ def score_or_fail(
 def fail_shard(out: OutputDirectory, shard: InputShard, reason: str) -> ShardResult:
     """Record and log that a shard failed."""
     logger.warning(f"{shard.uri} failed ({reason}); continuing with the other shards")
-    return out.fail(shard.name, shard.uri, reason)
+    return out.record_failure(shard.name, shard.uri, reason)
 
 
 def describe_error(error: BaseException) -> str:

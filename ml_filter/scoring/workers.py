@@ -23,7 +23,7 @@ from typing import Literal
 
 from loguru import logger
 
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.heads.device import local_rank
@@ -171,10 +171,10 @@ def _wait_until_visible(out: OutputDirectory, shards: Sequence[InputShard]) -> N
     Raises:
         InputError: a result does not appear, so that worker wrote to its own disk.
     """
-    visible = out.all_done(shard.name for shard in shards)
+    visible = out.finished_shards(shard.name for shard in shards)
     for shard in (shard for shard in shards if shard.name not in visible):
         deadline = time.monotonic() + _VISIBLE_WITHIN_S
-        while out.done(shard.name) is None:
+        while out.finished_shard(shard.name) is None:
             if time.monotonic() > deadline:
                 raise InputError(
                     f"a worker scored {shard.uri}, but its output does not appear in {out.path}. The output must be on "
@@ -241,7 +241,7 @@ class _Schedule:
     def _handle_death(self, worker: int, shard: InputShard, reason: str) -> None:
         self.to_start.append(worker)
         self.advance(-self.reported.pop(worker, 0))
-        result = self.out.done(shard.name)
+        result = self.out.finished_shard(shard.name)
         if result is not None:  # it died after committing the shard
             self.advance(result.counts["read"])
             return

@@ -14,7 +14,7 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from ml_filter.documents.manifest import PROGRESS_NAME
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.progress import progress
 from ml_filter.selection.config import QuotaConfig

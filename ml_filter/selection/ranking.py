@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ml_filter.documents.output import ShardWriter
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.writer import ShardWriter
 from ml_filter.errors import InputError
 from ml_filter.progress import Progress
 from ml_filter.selection.corpus import Corpus

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.dropping import DROPPED_DIRECTORY
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory, ShardResult
+from ml_filter.documents.output_directory import OutputDirectory, ShardResult
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.tables import rename_clashing_columns
 from ml_filter.progress import Progress, progress
@@ -79,7 +79,7 @@ class _Run:
         results: list[tuple[str, ShardResult]] = []
         with progress("Filtering", self.corpus.rows) as bar:
             for number, shard in enumerate(self.corpus.shards):
-                result = self.out.done(shard.name)
+                result = self.out.finished_shard(shard.name)
                 if result is None:
                     result = self._write_shard(number, shard, bar)
                 else:
@@ -93,7 +93,7 @@ class _Run:
         selection = {"score_column": score_column, "ranked_by": self._ranked_by(), **self.choice.finish(self.out)}
         self.out.config = {**self.out.config, "selection": selection}
         if self.aside is not None and self.aside.manifest is None:
-            made = [(shard.name, self.aside.done(shard.name)) for shard in self.corpus.shards]
+            made = [(shard.name, self.aside.finished_shard(shard.name)) for shard in self.corpus.shards]
             self.aside.finish([(name, result) for name, result in made if result is not None])
         return self.out.finish(results)
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ml_filter import __version__
-from ml_filter.documents.lineage import made_by
+from ml_filter.documents.lineage import annotation_summary
 from ml_filter.documents.manifest import Parent
 from ml_filter.heads.config import EngineConfig, HeadEngine
 from ml_filter.heads.device import choose_device, choose_dtype
@@ -62,7 +62,7 @@ def describe_head(head: Parent, info: HeadInfo, config: ServeConfig) -> HeadDesc
         for run in runs
         for prompt in run.get("prompts", [])
     }
-    annotators = made_by(runs).get("annotator", "") if runs else ""
+    annotators = annotation_summary(runs).get("annotator", "") if runs else ""
     return HeadDescription(
         head=head.path if "://" in head.path else Path(head.path).resolve().name,
         digest=head.digest,

@@ -7,7 +7,7 @@ from zenml import log_metadata, step
 from ml_filter.annotation.annotate import annotate_documents as annotate
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.lineage import made_by
+from ml_filter.documents.lineage import annotation_summary
 from ml_filter.documents.manifest import Manifest
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact
@@ -26,7 +26,7 @@ def annotate_documents(
         {
             "counts": dict(manifest.counts),
             "path": manifest.root,
-            "made_by": made_by([manifest.config]),
+            "made_by": annotation_summary([manifest.config]),
             **_cost(manifest, config),
         }
     )

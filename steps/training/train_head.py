@@ -6,7 +6,7 @@ from zenml import ArtifactConfig, log_metadata, step
 from zenml.enums import ArtifactType
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.lineage import made_by
+from ml_filter.documents.lineage import annotation_summary
 from ml_filter.documents.manifest import Manifest
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import TrainedHead
@@ -33,4 +33,4 @@ def train_head(
 
 def _lineage(head: TrainedHead) -> dict[str, Any]:
     labels = {parent.path: parent.digest for parent in head.training.parents}
-    return {"labels": labels, "weights_digest": head.digest, **made_by(head.training.lineage)}
+    return {"labels": labels, "weights_digest": head.digest, **annotation_summary(head.training.lineage)}

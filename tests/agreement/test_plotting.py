@@ -11,7 +11,7 @@ from ml_filter.agreement.config import AgreementConfig
 from ml_filter.agreement.plotting import corpus_scores, plot_scores
 from ml_filter.cli.app import app
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import InputError
 from tests.written import write_annotations
 

@@ -17,7 +17,7 @@ from ml_filter.agreement.config import AggregateConfig, AgreementConfig
 from ml_filter.agreement.ratings import NO_STRATUM, read_ratings
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import ConvertConfig, SourceConfig
-from ml_filter.documents.older_formats import convert_to_annotations
+from ml_filter.documents.convert import convert_to_annotations
 from ml_filter.documents.readers import text_id
 from ml_filter.errors import InputError
 from tests.written import prompt, write_annotations

@@ -20,7 +20,7 @@ from ml_filter.annotation.prompts import (
 from ml_filter.config import Settings
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import ConfigError
 from tests.annotation.misbehaving import PROMPT, chat
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, read_shard
 from ml_filter.documents.readers.hub import open_data_set
 from ml_filter.documents.rejects import RejectsLog

@@ -156,7 +156,7 @@ def test_other_gold_gives_another_result_and_is_not_taken_for_the_same_run(tmp_p
     source, gold = write(tmp_path / "in.jsonl", [{"text": QUESTION}]), write(tmp_path / "g.jsonl", [{"text": "other"}])
     assert decontaminate_documents(source, DecontaminateConfig(against=[gold]), tmp_path / "out").counts["kept"] == 1
     gold = write(tmp_path / "g.jsonl", [{"text": QUESTION}])
-    with pytest.raises(InputError, match="holds the finished run of other settings or input"):
+    with pytest.raises(InputError, match="already contains a finished run with different settings or input"):
         decontaminate_documents(source, DecontaminateConfig(against=[gold]), tmp_path / "out")
 
 

@@ -253,7 +253,7 @@ def test_real_serbian_pages_with_small_changes_are_found_among_hundreds(tmp_path
 
 def test_without_a_document_it_says_why(tmp_path):
     source = write(tmp_path / "in", [{"id": "a", "text": " "}], [])
-    with pytest.raises(InputError, match=r"no document could be read .*'rejected_empty_text': 1"):
+    with pytest.raises(InputError, match=r"no document could be read .*empty_text 1"):
         deduplicate(source, tmp_path / "out")
 
 

@@ -18,7 +18,7 @@ from ml_filter.agreement.config import AggregateConfig, AgreementConfig
 from ml_filter.annotation.prompts import Prompt, keep_prompts, load_prompt
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest, read_manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards

@@ -18,7 +18,7 @@ from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.errors import InputError, TooManyFailures
 from ml_filter.scoring import run, workers
@@ -259,7 +259,7 @@ def test_each_shard_is_committed_once_or_fails_after_three_deaths(count, shard_c
             return
         finally:
             assert not scripted.alive
-        results = [out.done(shard.name) for shard in shards]
+        results = [out.finished_shard(shard.name) for shard in shards]
     for shard, result in zip(shards, results, strict=True):
         attempts = scripted.assigned.count(shard.name)
         assert attempts == 3 if result.failed else attempts <= 3
@@ -271,7 +271,7 @@ def test_results_that_a_file_system_shows_late_are_waited_for(tmp_path, monkeypa
     monkeypatch.setattr(workers, "_POLL_S", 0.05)
     shards = [InputShard(f"file-{i}", "parquet", str(i)) for i in range(3)]
     with OutputDirectory(tmp_path, "test", {}, []) as out:
-        timers = [Timer(0.2 * (i + 1), out.fail, (shards[i].name, "", "late")) for i in range(2)]
+        timers = [Timer(0.2 * (i + 1), out.record_failure, (shards[i].name, "", "late")) for i in range(2)]
         for timer in timers:
             timer.start()
         workers._wait_until_visible(out, shards[:2])

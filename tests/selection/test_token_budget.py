@@ -384,7 +384,7 @@ def test_a_shard_of_a_manifest_that_is_not_as_it_was_written_ends_the_run_until_
 
 
 def test_a_shard_that_changes_between_the_two_readings_is_noticed(tmp_path):
-    from ml_filter.documents.output import OutputDirectory
+    from ml_filter.documents.output_directory import OutputDirectory
     from ml_filter.selection.choice import Best
     from ml_filter.selection.config import FilterConfig
     from ml_filter.selection.corpus import Corpus

@@ -1,7 +1,7 @@
 """Read sources: one file per format, documents for the pipeline, plain tables for everything else.
 
 - `read_shard` reads a shard as tables of documents; unreadable pieces become rejects.
-- `read_records` reads a row format (not Parquet) row by row; unreadable pieces become rejects.
+- `read_records` reads a shard row by row, whatever its columns; unreadable rows become rejects.
 - `read_rows` reads a table of any columns row by row; an unreadable piece is an error.
 - `read_tables` reads columns of a Parquet file as Arrow tables; an unreadable piece is an error.
 """

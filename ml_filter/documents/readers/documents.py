@@ -7,7 +7,7 @@ reader never stops at bad input: it rejects the piece and continues where it can
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import cast
 
 import fsspec
@@ -55,10 +55,10 @@ def read_shard(
 
 
 def read_records(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[tuple[str, Row]]:
-    """Each readable row of a shard that is not Parquet, with its location; the others are rejected.
+    """Each readable row of a shard with its location; the others are rejected.
 
     Raises:
-        InputError: a CSV file does not have a column that the source configuration names.
+        InputError: a Parquet file is damaged, or a CSV file has no column of a name in the source configuration.
     """
     for location, record in records_of(shard, source):
         if isinstance(record, Problem):
@@ -71,21 +71,27 @@ def read_records(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -
         yield location, record
 
 
-def records_of(shard: InputShard, source: SourceConfig) -> Iterator[Record]:
-    """Each row of a shard that is not Parquet, or the problem with it, with its location."""
+def records_of(shard: InputShard, source: SourceConfig, columns: Collection[str] | None = None) -> Iterator[Record]:
+    """Each row of a shard, or the problem with it, with its location; `columns` are those to read from Parquet.
+
+    Raises:
+        InputError: a Parquet file is damaged.
+    """
     if shard.format == "installed":
         yield from ((row["id"], row) for row in installed.read_installed())
-        return
-    if shard.format == "hub":
+    elif shard.format == "hub":
         yield from hub.read_records(shard, source)
-        return
-    try:
-        raw = fsspec.open(shard.uri, "rb").open()
-    except OSError as error:
-        yield "file", Problem("unreadable", f"{type(error).__name__}: {error}")
-        return
-    with raw:
-        yield from _FILE_READERS[shard.format](raw, shard.uri, source)
+    elif shard.format == "parquet":
+        rows = (row for table in parquet.read_tables(shard.uri, columns) for row in table.to_pylist())
+        yield from ((f"row {number}", row) for number, row in enumerate(rows))
+    else:
+        try:
+            raw = fsspec.open(shard.uri, "rb").open()
+        except OSError as error:
+            yield "file", Problem("unreadable", f"{type(error).__name__}: {error}")
+            return
+        with raw:
+            yield from _FILE_READERS[shard.format](raw, shard.uri, source)
 
 
 def _document(row: Row, source: SourceConfig, keep_blank: bool) -> Row | Problem:

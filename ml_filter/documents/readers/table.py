@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.readers.base import InputShard, Problem, Row
 from ml_filter.documents.readers.documents import records_of
-from ml_filter.documents.readers.parquet import read_tables
 from ml_filter.documents.rejects import DAMAGE
 from ml_filter.errors import InputError
 
@@ -26,17 +25,10 @@ def read_rows(shard: InputShard, columns: Collection[str] | None = None) -> Iter
     Raises:
         InputError: a row cannot be read, or the shard has another format.
     """
-    if shard.format == "parquet":
-        row = 0
-        for table in read_tables(shard.uri, columns):
-            for values in table.to_pylist():
-                yield f"{shard.uri}, row {row}", values
-                row += 1
-        return
-    if shard.format not in ("jsonl", "csv"):
+    if shard.format not in ("parquet", "jsonl", "csv"):
         raise InputError(f"{shard.uri}: tables are read from Parquet, JSON lines and CSV, not from {shard.format}")
     try:
-        for location, record in records_of(shard, _LIMITS):
+        for location, record in records_of(shard, _LIMITS, columns):
             if isinstance(record, Problem):
                 if record.reason in DAMAGE:
                     raise InputError(f"{shard.uri} cannot be read: {location}: {record.detail}")

@@ -14,9 +14,9 @@ from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.config import AggregateConfig
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import ConvertConfig, SourceConfig
+from ml_filter.documents.convert import convert_to_annotations, write_eurolingua, write_fineweb_edu
 from ml_filter.documents.lineage import criteria_of
 from ml_filter.documents.manifest import read_manifest
-from ml_filter.documents.older_formats import convert_to_annotations, write_eurolingua, write_fineweb_edu
 from ml_filter.errors import ConfigError, InputError
 from tests.written import prompt, write_annotations
 
@@ -105,19 +105,14 @@ def test_what_an_error_says_is_kept_with_the_score_beside_it(tmp_path):
     assert rows_of(made)[0]["reason"] == "timed out; gave up; the file gives the score 2"
 
 
-def test_older_names_and_missing_lists_are_read(tmp_path):
-    row = {
-        "document_id": 7,
-        "scores": [3, 4],
-        "explanation": ["a", "b"],
-        "meta_information": {"prompt": "edu", "model": "m"},
-    }
-    made = converted(lines(tmp_path / "a.jsonl", row), tmp_path / "out", language="en")
-    assert [(r["document_id"], r["prompt"], r["annotator"], r["score"]) for r in rows_of(made)] == [
+def test_a_numeric_id_and_missing_lists_are_accepted(tmp_path):
+    row = {"document_id": 7, "scores": [3, 4], "meta_information": {"prompt_name": "edu", "model_name": "m"}}
+    manifest = converted(lines(tmp_path / "a.jsonl", row), tmp_path / "out", language="en")
+    assert [(r["document_id"], r["prompt"], r["annotator"], r["score"]) for r in rows_of(manifest)] == [
         ("7", "edu", "m", 3.0),
         ("7", "edu", "m", 4.0),
     ]
-    assert made.config["prompts"][0]["language"] == "en"
+    assert manifest.config["prompts"][0]["language"] == "en"
 
 
 def test_what_is_no_record_is_rejected_with_its_line(tmp_path):
@@ -234,7 +229,7 @@ def test_a_file_with_other_content_is_not_overwritten(tmp_path):
     write_eurolingua(source, tmp_path / "a.jsonl")
     write_eurolingua(source, tmp_path / "a.jsonl")  # the same again
     precious = lines(tmp_path / "precious.jsonl", {"years": "of work"})
-    with pytest.raises(InputError, match="is there with other content"):
+    with pytest.raises(InputError, match="already exists with other content"):
         write_eurolingua(source, precious)
     assert json.loads(precious.read_text()) == {"years": "of work"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.jsonl", "precious.jsonl"]
@@ -289,7 +284,7 @@ def test_what_flat_rows_lack_is_named(tmp_path):
         converted(path, tmp_path / "out")
     with pytest.raises(InputError, match="has no column score; it has id, text, grade; set --score-column"):
         converted(path, tmp_path / "out", prompt="edu")
-    with pytest.raises(InputError, match="column 'grade' is no column of numbers"):
+    with pytest.raises(InputError, match="column 'grade' does not hold numbers"):
         converted(path, tmp_path / "out", prompt="edu", score_columns=["grade"])
 
 

@@ -15,13 +15,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_filter.documents import output
+from ml_filter.documents import writer as writer_module
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
-from ml_filter.documents.output import OutputDirectory, ShardWriter
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import base, read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.writer import ShardWriter
 from ml_filter.errors import InputError
 
 
@@ -30,7 +31,7 @@ def small_batches():
     """Each document is a batch of its own and each batch a row group: the schema widens as late as it can."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "BATCH_ROWS", 1)
-        patch.setattr(output, "ROW_GROUP_BYTES", 1)
+        patch.setattr(writer_module, "ROW_GROUP_BYTES", 1)
         yield
 
 
@@ -97,7 +98,7 @@ VALUE = SCALAR | st.text(st.characters(codec="utf-8")) | st.lists(st.integers(-E
 def test_whatever_json_holds_each_value_comes_back_or_as_its_json_text(rows, at_once):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
         patch.setattr(base, "BATCH_ROWS", at_once)
-        patch.setattr(output, "ROW_GROUP_BYTES", 1)
+        patch.setattr(writer_module, "ROW_GROUP_BYTES", 1)
         table = through_a_shard(rows, Path(directory))
     for before, after in zip(rows, table.to_pylist(), strict=True):
         for name in before:
@@ -193,21 +194,21 @@ def test_what_is_done_of_many_shards_is_listed_once_and_only_that_is_read():
     names = [f"{number:05d}" for number in range(100)]
     with OutputDirectory("memory://many", "documents", {}, []) as out:
         for name in names[:3]:
-            out.fail(name, "corpus", f"reason {name}")
+            out.record_failure(name, "corpus", f"reason {name}")
         out.fs = CountingMemory()
-        done = out.all_done(names)
+        done = out.finished_shards(names)
     assert {name: result.failed.reason for name, result in done.items()} == {n: f"reason {n}" for n in names[:3]}
     assert CountingMemory.asked == {"ls": 1, "get": 3}
-    assert out.done(names[0]) == done[names[0]]
-    assert out.done(names[3]) is None
+    assert out.finished_shard(names[0]) == done[names[0]]
+    assert out.finished_shard(names[3]) is None
     out.fs.rm("/many", recursive=True)
-    assert out.all_done(names) == {}
+    assert out.finished_shards(names) == {}
 
 
 ABANDONED = """
 import os, signal, sys
 import pyarrow as pa
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 with OutputDirectory("memory://out", "documents", {}, []) as out, out.new_shard("a") as writer:
     writer.write(pa.table({"id": ["1"]}))
     print(out.scratch, flush=True)
@@ -264,11 +265,11 @@ def test_a_run_that_was_killed_after_its_manifest_is_tidied_up_by_the_next(tmp_p
 @pytest.mark.parametrize("other", [{"config": {"seed": 2}}, {"parents": [Parent(path="corpus", digest="changed")]}])
 def test_a_directory_of_other_settings_or_input_is_refused(tmp_path, other):
     finished(tmp_path / "out")
-    with pytest.raises(InputError, match="holds the finished run of other settings or input"):
+    with pytest.raises(InputError, match="already contains a finished run with different settings or input"):
         finished(tmp_path / "out", **other)
     with OutputDirectory(tmp_path / "unfinished", "documents", {}, []):
         pass
-    with pytest.raises(InputError, match="holds an unfinished run of other settings or input"):
+    with pytest.raises(InputError, match="contains an unfinished run with different settings or input"):
         finished(tmp_path / "unfinished", **other)
 
 
@@ -287,7 +288,7 @@ def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path):
 
 HOLD = """
 import sys
-from ml_filter.documents.output import OutputDirectory
+from ml_filter.documents.output_directory import OutputDirectory
 with OutputDirectory(sys.argv[1], "documents", {}, []):
     print("held", flush=True)
     sys.stdin.read()

@@ -1,0 +1,329 @@
+"""Convert annotations from and to the formats of other tools.
+
+- `eurolingua`: records of the EuroLingua ml_filter tool (eurolingua.py).
+- `fineweb-edu`: flat rows, `text, id, url, ..., score, int_score`; also rows with the scores of several annotators in
+  columns of their names.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ml_filter.documents.config import ConvertConfig, SourceConfig
+from ml_filter.documents.eurolingua import parse_record, record_of, votes_of
+from ml_filter.documents.lineage import annotated_documents, criteria_config, only_criterion
+from ml_filter.documents.manifest import Manifest, digest_of, read_manifest
+from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.readers import InputShard, read_records, read_shard, read_tables
+from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.schema import ANNOTATION_SCHEMA
+from ml_filter.documents.sources import list_shards
+from ml_filter.documents.tables import json_text
+from ml_filter.documents.writer import file_digest
+from ml_filter.errors import ConfigError, InputError
+
+_SHARD = "annotations"
+_WRITE_ROWS = 1000
+_Answers = tuple[str, str, list[dict[str, Any]]]
+"""The votes of one annotator on one document as annotation rows, after the file and the location they are from."""
+
+
+def convert_to_annotations(source: SourceConfig, config: ConvertConfig, output: str | Path) -> Manifest:
+    """Convert a file of another tool to a directory of annotations.
+
+    The first row decides the format: with `document_id` and `scores` it is a EuroLingua record, otherwise a flat row. A
+    vote with a null score, an error, a status other than `success` or a score outside the range is `failed`, with an
+    error code; a malformed line is rejected with its number. These formats do not say whether the text was truncated:
+    `truncated` is false and `windows` 1.
+
+    Args:
+        source: JSON lines; for flat rows also Parquet. `text_column` and `id_column` are those of flat rows.
+        config: what the file itself does not say.
+        output: directory or URL.
+
+    Raises:
+        InputError: the source has no record, or no column of scores.
+        ConfigError: neither the file nor the config names the prompt or the annotator.
+    """
+    shards, parents = list_shards(source)
+    is_eurolingua = _is_eurolingua(shards, source)
+    read = _read_eurolingua if is_eurolingua else _read_flat
+
+    def answers(rejects: RejectsLog) -> Iterator[_Answers]:
+        return read(shards, source, config, rejects)
+
+    settings = {
+        "source": None if is_eurolingua else source.model_dump(mode="json"),
+        "format": "eurolingua" if is_eurolingua else "fineweb-edu",
+        **_survey(answers, source, config),
+    }
+    with OutputDirectory(output, "annotations", settings, parents) as out:
+        if out.manifest:
+            return out.manifest
+        counts: Counter[str] = Counter(documents=0, scored=0, failed=0)
+        documents: set[str] = set()
+        keys: set[tuple[str, ...]] = set()
+        pending: list[dict[str, Any]] = []
+        with out.new_shard(_SHARD, ANNOTATION_SCHEMA) as writer, out.new_rejects(_SHARD) as rejects:
+            for uri, location, rows in answers(rejects):
+                key = tuple(rows[0][name] for name in ("document_id", "annotator", "prompt_digest"))
+                if key in keys:
+                    rejects.add(uri, location, "duplicate_id", f"{key[0]} came before")
+                    continue
+                keys.add(key)
+                documents.add(key[0])
+                counts.update(row["status"] for row in rows)
+                pending += rows
+                if len(pending) >= _WRITE_ROWS:
+                    writer.write(pa.Table.from_pylist(pending, schema=ANNOTATION_SCHEMA))
+                    pending = []
+            writer.write(pa.Table.from_pylist(pending, schema=ANNOTATION_SCHEMA))
+        counts["documents"] = len(documents)
+        return out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, counts))])
+
+
+def _is_eurolingua(shards: Sequence[InputShard], source: SourceConfig) -> bool:
+    for shard in shards:
+        if shard.format == "jsonl":
+            for _, row in read_records(shard, source, RejectsLog()):
+                return {"document_id", "scores"} <= row.keys()
+    return False
+
+
+def _survey(
+    answers: Callable[[RejectsLog], Iterator[_Answers]], source: SourceConfig, config: ConvertConfig
+) -> dict[str, Any]:
+    """The annotators, votes and prompts of all rows; they identify the output, so they come before its first row."""
+    rejects = RejectsLog()
+    annotators: dict[str, None] = {}
+    prompts: set[tuple[str, str, str, str | None]] = set()
+    votes = 0
+    for _, _, rows in answers(rejects):
+        first = rows[0]
+        annotators[first["annotator"]] = None
+        prompts.add((first["prompt_digest"], first["prompt"], first["criterion"], first["language"]))
+        votes = max(votes, len(rows))
+    if not votes:
+        hint = (
+            "; a flat row is a document and needs a text (--text-column): `ml-filter agreement` and `plot` read scores "
+            "without a text"
+        )
+        raise InputError(
+            f"no record could be read from {', '.join(source.paths)}: {dict(rejects.counts)}"
+            f"{hint if 'missing_text' in rejects.counts else ''}"
+        )
+    return {
+        "annotator": ", ".join(annotators),
+        "votes": votes,
+        "prompts": [
+            {"name": name, "digest": digest, "criterion": criterion, "language": language}
+            for digest, name, criterion, language in sorted(prompts)
+        ],
+        **criteria_config(config.criterion_named(criterion) for _, _, criterion, _ in sorted(prompts)),
+    }
+
+
+def _read_eurolingua(
+    shards: Sequence[InputShard], source: SourceConfig, config: ConvertConfig, rejects: RejectsLog
+) -> Iterator[_Answers]:
+    for shard in shards:
+        for location, row in read_records(shard, source, rejects):
+            try:
+                record = parse_record(row)
+            except ValueError as error:
+                rejects.add(shard.uri, location, "malformed_record", str(error))
+                continue
+            meta = record.meta_information
+            prompt = _required("prompt", meta.prompt_name, config, f"{shard.uri}, {location}")
+            language = meta.prompt_lang or config.language
+            common = {
+                "document_id": record.document_id,
+                "annotator": _required("annotator", meta.model_name, config, f"{shard.uri}, {location}"),
+                "prompt": prompt,
+                "prompt_digest": meta.prompt_digest or digest_of(["eurolingua", prompt, language]),
+                "criterion": meta.criterion or config.criterion or prompt,
+                "language": language,
+            }
+            rows = [_row(common, number, vote, config) for number, vote in enumerate(votes_of(record))]
+            yield shard.uri, location, rows
+
+
+def _read_flat(
+    shards: Sequence[InputShard], source: SourceConfig, config: ConvertConfig, rejects: RejectsLog
+) -> Iterator[_Answers]:
+    columns, paths = config.score_columns, ", ".join(source.paths)
+    if config.annotator and len(columns) > 1:
+        raise ConfigError("--annotator names one annotator, but there are several --score-column; leave it out")
+    prompt = _required("prompt", None, config, f"{paths}, flat rows")
+    common = {
+        "prompt": prompt,
+        "prompt_digest": digest_of(["fineweb-edu", prompt, config.language]),
+        "criterion": config.criterion or prompt,
+        "language": config.language,
+    }
+    names: dict[str, None] = {}
+    for shard in shards:
+        for table in read_shard(shard, source, rejects):
+            names |= dict.fromkeys(table.column_names)
+            scores = [_numbers(table, name, shard.uri) for name in columns]
+            for document_id, *values in zip(table.column("id").to_pylist(), *scores, strict=True):
+                for name, score in zip(columns, values, strict=True):
+                    answer = {**common, "document_id": document_id, "annotator": config.annotator or name}
+                    yield shard.uri, f"document {document_id}", [_row(answer, 0, {"score": score}, config)]
+    missing = [name for name in columns if name not in names]
+    if names and missing:
+        raise InputError(f"{paths} has no column {', '.join(missing)}; it has {', '.join(names)}; set --score-column")
+
+
+def _row(common: Mapping[str, Any], number: int, vote: Mapping[str, Any], config: ConvertConfig) -> dict[str, Any]:
+    """An annotation row, with `language` in addition."""
+    low, high = config.criterion_named(common["criterion"]).bounds
+    score, error, reason = vote["score"], vote.get("error"), vote.get("reason")
+    if score is None or not math.isfinite(score):
+        score, error = None, error or "no_score"
+    elif error is None and not low <= score <= high:
+        error = "out_of_range"
+    if error and score is not None:  # the number beside an error is recorded, but not as a score
+        reason = "; ".join(filter(None, [reason, f"the file gives the score {score:g}"]))
+    return {
+        **dict.fromkeys(ANNOTATION_SCHEMA.names),
+        **common,
+        "vote": number,
+        "status": "failed" if error else "scored",
+        "score": None if error else score,
+        "reason": reason,
+        "error": error,
+        "raw": vote.get("raw"),
+        "windows": 1,
+        "truncated": False,
+        "created_at": vote.get("created_at"),
+    }
+
+
+def _required(name: Literal["prompt", "annotator"], value: str | None, config: ConvertConfig, location: str) -> str:
+    value = value or getattr(config, name)
+    if not value:
+        raise ConfigError(f"{location}: the file does not name the {name}; give it with --{name}")
+    return value
+
+
+def _numbers(table: pa.Table, column: str, uri: str) -> list[float | None]:
+    if column not in table.column_names:
+        return [None] * table.num_rows
+    try:
+        numbers: list[float | None] = table.column(column).cast(pa.float64()).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"{uri}: column {column!r} does not hold numbers: {error}") from error
+    return numbers
+
+
+def write_eurolingua(annotations: str | Path, output: str | Path, criterion: str | None = None) -> dict[str, int]:
+    """Write annotations as EuroLingua records: one line for each document and annotator.
+
+    The format has no field for expected scores, tokens and latencies.
+
+    Args:
+        annotations: directory of annotations.
+        output: a local file; it appears when it is complete.
+        criterion: which of several criteria; the EuroLingua tool expects one per file.
+
+    Returns:
+        Counts: documents (lines), scored and failed (votes).
+
+    Raises:
+        InputError: the directory holds no annotations or several criteria, or `output` exists with other content.
+    """
+    manifest = read_manifest(annotations, "annotations")
+    languages = {prompt["digest"]: prompt["language"] for prompt in manifest.config["prompts"]}
+    name = only_criterion(manifest, criterion).name
+    source = ", ".join((manifest.config.get("source") or {"paths": []})["paths"])
+    counts: Counter[str] = Counter(documents=0, scored=0, failed=0)
+
+    def lines() -> Iterator[dict[str, Any]]:
+        written: set[tuple[str, ...]] = set()
+        for key, group in groupby(_rows_about(name, manifest), itemgetter("document_id", "annotator", "prompt_digest")):
+            if key in written:
+                raise InputError(f"{manifest.root}: the votes on document {key[0]!r} are not in consecutive rows")
+            written.add(key)
+            votes = sorted(group, key=itemgetter("vote"))
+            counts["documents"] += 1
+            counts.update(vote["status"] for vote in votes)
+            yield record_of(votes, languages[key[2]], source)
+
+    _write_lines(lines(), Path(output))
+    return dict(counts)
+
+
+def write_fineweb_edu(
+    scores: str | Path, output: str | Path, criterion: str | None = None, documents: SourceConfig | None = None
+) -> dict[str, int]:
+    """Write aggregated scores as flat rows: each scored document's columns, `score` and `int_score`.
+
+    `int_score` is the score clamped to its range and rounded, halves upwards. A document whose votes all failed has
+    null in both. Documents that were not annotated are left out.
+
+    Args:
+        scores: directory of aggregated scores.
+        output: a local file; it appears when it is complete.
+        criterion: which of several criteria.
+        documents: where the texts are (None: the documents that were annotated, by lineage).
+
+    Returns:
+        Counts: documents (lines), scored, failed, and those without text.
+
+    Raises:
+        InputError: the directory holds no aggregated scores, or `output` exists with other content.
+    """
+    manifest = read_manifest(scores, "scores")
+    chosen = only_criterion(manifest, criterion)
+    source = documents or annotated_documents(manifest)
+    unwritten = {row["document_id"]: row["score"] for row in _rows_about(chosen.name, manifest)}
+    counts: Counter[str] = Counter(documents=0, scored=0, failed=0)
+
+    def lines() -> Iterator[dict[str, Any]]:
+        for shard in list_shards(source)[0]:
+            for table in read_shard(shard, source, RejectsLog()):
+                for row in table.to_pylist():
+                    if row["id"] not in unwritten:
+                        continue
+                    score = unwritten.pop(row["id"])
+                    counts["documents"] += 1
+                    counts["failed" if score is None else "scored"] += 1
+                    rounded = None if score is None else math.floor(min(max(score, chosen.low), chosen.high) + 0.5)
+                    yield {**row, "score": score, "int_score": rounded}
+
+    _write_lines(lines(), Path(output))
+    counts["without_text"] = len(unwritten)
+    return dict(counts)
+
+
+def _rows_about(criterion: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    for path in manifest.shard_paths():
+        for table in read_tables(path):
+            yield from table.filter(pc.field("criterion") == criterion).to_pylist()
+
+
+def _write_lines(rows: Iterable[dict[str, Any]], output: Path) -> None:
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json_text(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if output.exists() and (output.is_dir() or file_digest(output) != file_digest(temporary)):
+            raise InputError(f"{output} already exists with other content; choose another --output, or delete it")
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,369 @@
+"""Output directories: Parquet shards, their rejects, and a manifest that is written last.
+
+How output is written exactly once, although a command may be killed at any instant:
+
+- Before anything else, `.progress/run.json` records the digest of settings and input: a directory never mixes two runs.
+- A shard is written under `scratch` and renamed to its place, so that no reader ever sees half a shard.
+- The commit point of a shard is `.progress/NAME.json`, written after the shard and its rejects are in place. A kill
+  before it leaves a shard that nothing refers to; the next run writes it again, with the same bytes.
+- The commit point of the run is `manifest.json`. It is last because whoever reads a directory trusts it alone: a
+  directory without one is not complete.
+- `.progress` is deleted after the manifest, not before: until then it alone knows which shards are done. What a kill in
+  between leaves of it, the next run deletes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel
+
+from ml_filter.documents.lock import WriterLock, temporary_directory
+from ml_filter.documents.manifest import (
+    LEDGER_NAME,
+    MANIFEST_NAME,
+    PROGRESS_NAME,
+    REJECTS_NAME,
+    FailedShard,
+    Manifest,
+    Parent,
+    Shard,
+    digest_of,
+    file_system_of,
+    find_manifest,
+)
+from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.writer import ShardWriter, file_digest, write_atomically
+from ml_filter.errors import InputError
+
+_SHARD_DIRECTORY = "shards"
+_CLAIM = f"{PROGRESS_NAME}/run.json"
+_MADE_WITH = f"{PROGRESS_NAME}/made-with.json"
+
+
+class ShardResult(BaseModel):
+    """The result of one input shard: its output (None: it has no rows) and its counts.
+
+    Nothing is kept of a shard that `failed`. `state` is that of the input when it was read (`sources.shard_state`).
+    """
+
+    shard: Shard | None
+    counts: dict[str, int]
+    failed: FailedShard | None = None
+    state: str | None = None
+    seconds: float = 0.0
+    """Time that its process needed."""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """When a run may continue an earlier one whose input has changed since, for example because a shard was fixed.
+
+    `digest` covers all that must be the same; `is_valid` tells whether the finished shards would come out the same now.
+    """
+
+    digest: str
+    is_valid: Callable[[OutputDirectory], bool]
+
+
+def with_digest(path: str | Path, digest: str) -> str:
+    """The path with `{digest}` filled in."""
+    return str(path).replace("{digest}", digest[:8])
+
+
+class OutputDirectory:
+    """One command's output: its lock, its finished shards, its rejects and, last, its manifest.
+
+    Local directories and any fsspec URL; only a local directory is locked against a second writer. `{digest}` in the
+    path stands for a digest of settings and input, so that other settings get another directory.
+
+    Args:
+        part: the name of one of several concurrent writers. Each has its own lock and scratch directory, and a writer
+            without a part is refused while one of them writes.
+        is_helper: this process was started by one that has entered the directory; it takes no lock.
+        resumption: when a run with changed input may continue this directory (None: never).
+
+    Raises:
+        InputError: another process writes here, the directory belongs to a run with different settings, or it is at a
+            URL whose driver is not installed.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        kind: str,
+        config: BaseModel | Mapping[str, Any],
+        parents: Iterable[Parent],
+        *,
+        part: str | None = None,
+        is_helper: bool = False,
+        resumption: Resumption | None = None,
+    ):
+        self.kind, self.part = kind, part
+        self._is_helper, self._resumption = is_helper, resumption
+        self.config = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
+        self.parents = list(parents)
+        self.config_digest = digest_of([kind, self.config, [parent.digest for parent in self.parents]])
+        self.path = with_digest(path, self.config_digest)
+        self.fs, self.root = file_system_of(self.path)
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+        self.manifest: Manifest | None = None
+        self._lock = WriterLock(Path(self.root) if self.is_local else None, self.path, PROGRESS_NAME, part)
+        self._scratch: Path | None = None
+        self._scratch_lock: FileLock | None = None
+
+    def __enter__(self) -> OutputDirectory:
+        if self._is_helper:
+            return self
+        try:
+            self.fs.makedirs(self.root, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be a directory: {error}") from error
+        try:
+            self._lock.begin()
+            self._claim()
+            if not self.is_complete:
+                self._lock.share()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._scratch is not None and not self.is_local:
+            self.clear_scratch()
+        self._lock.release()
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep the other parts from beginning or ending here for a moment."""
+        return self._lock.exclusive()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard is done and none failed, according to the manifest."""
+        return self.manifest is not None and not self.manifest.shards_failed
+
+    def _claim(self) -> None:
+        """Find the state of an earlier run, or raise if it had different settings or input."""
+        manifest = find_manifest(self.path)
+        claim = dict(json.loads(self.fs.cat_file(self._at(_CLAIM)))) if self.fs.exists(self._at(_CLAIM)) else {}
+        digest = manifest.config_digest if manifest else claim.get("config_digest")
+        if digest not in (None, self.config_digest) and not self._may_continue(claim):
+            state = "already contains a finished run" if manifest else "contains an unfinished run"
+            raise InputError(f"{self.path} {state} with different settings or input; {self._advice()}")
+        if digest != self.config_digest:
+            self._put_claim()
+        self.manifest = manifest
+        if self.is_complete and self.part is None and self.fs.exists(self._at(PROGRESS_NAME)):
+            self._remove(PROGRESS_NAME)  # left by a run that was killed after it wrote its manifest
+
+    def _may_continue(self, claim: Mapping[str, str]) -> bool:
+        resumption = self._resumption
+        return resumption is not None and claim.get("resumption") == resumption.digest and resumption.is_valid(self)
+
+    def _put_claim(self) -> None:
+        claim = {"config_digest": self.config_digest}
+        if self._resumption is not None:
+            claim["resumption"] = self._resumption.digest
+        self.put_bytes(_CLAIM, json.dumps(claim).encode())
+
+    def _advice(self) -> str:
+        if not self.fs.exists(self._at(LEDGER_NAME)):
+            return "choose another --output, or delete it to start over"
+        ledger = f"{self.path}/{LEDGER_NAME}"
+        return (
+            f"choose another --output. Do not delete {ledger}, which holds answers that were paid for: with --ledger "
+            f"{ledger} (ledger in --config), the run in the other directory uses those that still apply"
+        )
+
+    def reopen(self) -> None:
+        """Make a complete directory incomplete, to add to it; a kill from now on leaves it unfinished."""
+        self._put_claim()
+        self.fs.rm_file(self._at(MANIFEST_NAME))
+        self.manifest = None
+
+    # --- Files -------------------------------------------------------------------------------------------------------
+
+    @property
+    def scratch(self) -> Path:
+        """A local directory for unfinished files; each part has its own."""
+        if self._scratch is None:
+            if self.is_local:
+                self._scratch = Path(self.root) / PROGRESS_NAME / "scratch" / (self.part or "")
+                self._scratch.mkdir(parents=True, exist_ok=True)
+            else:
+                self._scratch, self._scratch_lock = temporary_directory()
+        return self._scratch
+
+    def clear_scratch(self) -> None:
+        """Delete unfinished files of killed writers; a part deletes only its own."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        if self._scratch_lock is not None:
+            self._scratch_lock.release()
+        self._scratch = self._scratch_lock = None
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        """Write a small file completely or not at all."""
+        if self.is_local:
+            write_atomically(Path(self.root) / name, content)
+        else:
+            self.fs.pipe_file(self._at(name), content)
+
+    def put_file(self, file: Path, name: str) -> None:
+        """Move a finished local file to its place."""
+        if self.is_local:
+            target = Path(self.root) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+        else:
+            self.fs.put_file(str(file), self._at(name))
+            file.unlink()
+
+    def _at(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def _remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):  # another part was faster
+            self.fs.rm(self._at(name), recursive=True)
+
+    # --- Choices -----------------------------------------------------------------------------------------------------
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """Choices that the settings leave open, made by this run, an earlier one or another part."""
+        return dict(json.loads(self.fs.cat_file(self._at(_MADE_WITH)))) if self.fs.exists(self._at(_MADE_WITH)) else {}
+
+    def settle(self, choices: Mapping[str, Any]) -> dict[str, Any]:
+        """Record choices for all parts and the manifest, unless another part was faster; returns those that apply."""
+        with self.exclusive():
+            if not self.made_with:
+                self.put_bytes(_MADE_WITH, json.dumps(choices).encode())
+            return self.made_with
+
+    # --- Shards ------------------------------------------------------------------------------------------------------
+
+    def finished_shard(self, name: str) -> ShardResult | None:
+        """The result of a shard that an earlier run or another part finished; None: it is not finished."""
+        try:
+            return ShardResult.model_validate_json(self.fs.cat_file(self._record_of(name)))
+        except FileNotFoundError:  # or another part has just finished the directory
+            return None
+
+    def finished_shards(self, names: Iterable[str]) -> dict[str, ShardResult]:
+        """The results of those shards that are finished, with one listing instead of a request for each."""
+        progress = self._at(PROGRESS_NAME)
+        self.fs.invalidate_cache(progress)  # others may have written there
+        try:
+            present = {PurePosixPath(path).name for path in self.fs.ls(progress, detail=False)}
+        except FileNotFoundError:
+            return {}
+        results = {name: self.finished_shard(name) for name in names if f"{name}.json" in present}
+        return {name: result for name, result in results.items() if result is not None}
+
+    def forget(self, name: str) -> None:
+        """Mark a finished shard as not done, so that it is written again."""
+        self.fs.rm_file(self._record_of(name))
+
+    def _record_of(self, name: str) -> str:
+        return self._at(f"{PROGRESS_NAME}/{name}.json")
+
+    def new_shard(self, name: str, schema: pa.Schema | None = None, row_group_bytes: int | None = None) -> ShardWriter:
+        """A writer for shard `name`; pass it to `commit` when it is closed."""
+        return ShardWriter(self.scratch / f"{name}.parquet", schema, row_group_bytes)
+
+    def new_rejects(self, name: str) -> RejectsLog:
+        """A rejects log for shard `name`, committed with it."""
+        return RejectsLog(self.scratch / f"{name}.rejects.jsonl")
+
+    def commit(
+        self,
+        name: str,
+        writer: ShardWriter,
+        rejects: RejectsLog,
+        counts: Mapping[str, int],
+        state: str | None = None,
+        seconds: float = 0.0,
+    ) -> ShardResult:
+        """Put a closed shard and its rejects in place, then record that it is done."""
+        shard = None
+        if writer.path.exists():
+            path = f"{_SHARD_DIRECTORY}/{name}.parquet"
+            size, digest = writer.path.stat().st_size, file_digest(writer.path)
+            shard = Shard(path=path, rows=writer.rows, bytes=size, digest=digest)
+            self.put_file(writer.path, path)
+        if rejects.path is not None:
+            self.put_file(rejects.path, f"{PROGRESS_NAME}/{name}.rejects.jsonl")
+        rejected = {f"rejected_{reason}": count for reason, count in sorted(rejects.counts.items())}
+        all_counts = {**counts, "rejected": rejects.total, **rejected}
+        return self._record(name, ShardResult(shard=shard, counts=all_counts, state=state, seconds=seconds))
+
+    def record_failure(self, name: str, source: str, reason: str) -> ShardResult:
+        """Record that a shard failed, and why; none of its output is kept."""
+        path = self._at(f"{_SHARD_DIRECTORY}/{name}.parquet")
+        if self.fs.exists(path):  # put there by a run that was killed before the commit point
+            self.fs.rm_file(path)
+        failed = FailedShard(name=name, source=source, reason=reason)
+        return self._record(name, ShardResult(shard=None, counts={"read": 0, "shards_failed": 1}, failed=failed))
+
+    def _record(self, name: str, result: ShardResult) -> ShardResult:
+        self.put_bytes(f"{PROGRESS_NAME}/{name}.json", result.model_dump_json().encode())
+        return result
+
+    def finish(
+        self, results: Iterable[tuple[str, ShardResult]], extra_counts: Mapping[str, int] | None = None
+    ) -> Manifest:
+        """Collect the rejects in one file and write the manifest, which completes the directory.
+
+        If shards failed, the records of all shards stay beside the manifest, so that a later run repeats only those.
+        """
+        counts: Counter[str] = Counter(extra_counts or {})
+        shards, failed, seconds = [], [], 0.0
+        rejects = self.scratch / REJECTS_NAME
+        with rejects.open("wb") as collected:
+            for name, result in results:
+                counts.update(result.counts)
+                seconds += result.seconds
+                if result.shard is not None:
+                    shards.append(result.shard)
+                if result.failed is not None:
+                    failed.append(result.failed)
+                    continue
+                path = self._at(f"{PROGRESS_NAME}/{name}.rejects.jsonl")
+                if self.fs.exists(path):
+                    with self.fs.open(path, "rb") as file:
+                        shutil.copyfileobj(file, collected)
+        # Parts may end at the same time. The rejects collected here are complete if there is no manifest yet, because
+        # the other part deletes the files they come from only after it has written one.
+        self.manifest = find_manifest(self.path)
+        if self.manifest is not None:
+            return self.manifest
+        self.put_file(rejects, REJECTS_NAME)
+        manifest = Manifest(
+            kind=self.kind,
+            shards=shards,
+            shards_failed=failed,
+            counts=dict(counts),
+            config=self.config,
+            config_digest=self.config_digest,
+            parents=self.parents,
+            seconds=round(seconds, 3),
+            made_with=self.made_with,
+            root=self.path,
+        )
+        self.put_bytes(MANIFEST_NAME, manifest.to_json().encode())
+        self._remove(f"{PROGRESS_NAME}/scratch" if failed else PROGRESS_NAME)
+        self._scratch = None if self.is_local else self._scratch
+        self.manifest = manifest
+        return manifest
