@@ -18,7 +18,6 @@ class Artifact(StrEnum):
     GOLD_PREDICTIONS = "gold_predictions"
     CASCADE = "cascade"
     SCORED = "scored"
-    SCORED_DOCUMENT = "scored_document"
     FILTERED = "filtered"
     REPORT = "report"
     DECISION = "decision"

@@ -162,13 +162,6 @@ class ScoringPipelineConfig(_PipelineConfig):
     filter: FilterConfig
 
 
-class ServingPipelineConfig(StageConfig):
-    """Parameters of a deployment of the serving pipeline."""
-
-    head: str = Field(description="directory of a trained head")
-    score: ScoreConfig = ScoreConfig()
-
-
 class EndToEndPipelineConfig(AnnotationPipelineConfig):
     """Parameters of the end-to-end pipeline: samples, trains on and scores the same source."""
 

@@ -101,10 +101,3 @@ def scored_document(document: Document, outcome: Outcome, criteria: Sequence[str
             for name, (score, whole) in zip(criteria, pairs, strict=True)
         },
     )
-
-
-def score_document(engine: Engine, document: Document) -> ScoredDocument:
-    """Score a document, without a service."""
-    reason = unusable(document.text)
-    [outcome] = outcomes_of(engine, [document.text]) if reason is None else [Outcome(reason=reason)]
-    return scored_document(document, outcome, engine.info.names)
