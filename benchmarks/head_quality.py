@@ -36,14 +36,14 @@ from sklearn.preprocessing import StandardScaler
 
 from ml_filter.config import Settings
 from ml_filter.heads.config import HeadSettings, SearchSpace, TrainConfig
-from ml_filter.heads.info import Criterion
+from ml_filter.heads.info import CalibratedCriterion
 from ml_filter.heads.members import Member, open_member
 from ml_filter.heads.ridge import ALPHAS
 from ml_filter.statistics.calibration import fit_calibration
 
 Places, Numbers = NDArray[np.int64], NDArray[np.float64]
 FOLDS, INNER_FOLDS, RESAMPLES = 10, 5, 2000
-CRITERION = Criterion(name="educational_value", low=0, high=5, threshold=3)
+CRITERION = CalibratedCriterion(name="educational_value", low=0, high=5, threshold=3)
 HEADS = {
     "hashing": TrainConfig(engine="hashing"),
     "static": TrainConfig(engine="static"),
@@ -133,7 +133,7 @@ def cross_validated(
         return scores, good, str(fitted) if name == CHOSEN else ""
 
 
-def calibrated(scores: Numbers, labels: Numbers) -> Criterion:
+def calibrated(scores: Numbers, labels: Numbers) -> CalibratedCriterion:
     calibration = fit_calibration(
         np.clip(scores, CRITERION.low, CRITERION.high),
         labels,

@@ -16,6 +16,7 @@ from ml_filter.cli.options import (
     LabelColumn,
     OneSource,
     Output,
+    ScoreRange,
     Split,
     Subset,
     TextColumn,
@@ -37,8 +38,6 @@ Encoder = Annotated[
 Criteria = Annotated[
     list[str] | None, typer.Option(help="Which criteria of aggregated scores (default: all there are)")
 ]
-ScoreMin = Annotated[float | None, typer.Option(help="Lowest label (default: 0)")]
-ScoreMax = Annotated[float | None, typer.Option(help="Highest label (default: 5)")]
 TestSeed = Annotated[int | None, typer.Option(min=0, help="Draws the test documents (default: 0)")]
 
 
@@ -58,8 +57,7 @@ def train(
     criterion: Criteria = None,
     documents: Documents = None,
     config: ConfigFile = None,
-    score_min: ScoreMin = None,
-    score_max: ScoreMax = None,
+    score_range: ScoreRange = None,
     seed: TestSeed = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
@@ -79,8 +77,7 @@ def train(
         engine=engine,
         encoder=encoder,
         criterion=criterion,
-        score_min=score_min,
-        score_max=score_max,
+        score_range=score_range,
         seed=seed,
     )
     source = source_config([labels], text_column, id_column, split, subset)
@@ -126,8 +123,7 @@ def search(
             metavar="FILE", help="YAML with train, space, trials and any setting of the search; options go before it"
         ),
     ] = None,
-    score_min: ScoreMin = None,
-    score_max: ScoreMax = None,
+    score_range: ScoreRange = None,
     seed: TestSeed = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
@@ -144,8 +140,7 @@ def search(
         label_column=label_column,
         encoder=encoder,
         criterion=criterion,
-        score_min=score_min,
-        score_max=score_max,
+        score_range=score_range,
         seed=seed,
     )
     train = {**settings_in(content, "train", config), **fixed}

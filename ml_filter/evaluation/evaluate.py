@@ -22,7 +22,7 @@ from ml_filter.errors import InputError
 from ml_filter.evaluation.page import evaluation_report
 from ml_filter.heads.config import EngineConfig
 from ml_filter.heads.engine import CascadeEngine, EncoderEngine, Engine, LexicalEngine, StackEngine, load_engine
-from ml_filter.heads.info import Criterion, read_info
+from ml_filter.heads.info import CalibratedCriterion, read_info
 from ml_filter.heads.labels import Labelled, LabelledDocuments
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.static import StaticModel
@@ -123,7 +123,7 @@ def evaluate_head(
             for place, (directory, head) in enumerate(zip(directories, heads, strict=True))
         ]
         _check_ranges(opened, [head.path for head in heads])
-        column = 0 if len(data.criteria) == 1 else _column(data.criteria, criterion, ", ".join(gold.paths))
+        column = 0 if len(data.criteria) == 1 else _column(data.names, criterion, ", ".join(gold.paths))
         held, seen = _Held(compared=compare is not None, unit=opened[0].unit), 0
         with out.new_shard(_SHARD) as writer, out.new_rejects(_SHARD) as rejects, progress("Evaluating") as bar:
             for whole_chunk in data:
@@ -202,7 +202,7 @@ def measure_of(engine: Engine) -> tuple[Unit, Callable[[Sequence[str]], Sequence
 class _EarlierScores:
     """The same, out of the predictions of an earlier evaluation."""
 
-    def __init__(self, predictions: pa.Table, column: str, criterion: Criterion) -> None:
+    def __init__(self, predictions: pa.Table, column: str, criterion: CalibratedCriterion) -> None:
         self.criterion, self._column = criterion, column
         self.unit: Unit = "tokens" if "tokens" in predictions.column_names else "words"
         self._left = predictions
@@ -280,7 +280,9 @@ def _check_ranges(heads: Sequence[_EngineScores | _EarlierScores], names: Sequen
         raise InputError(f"{' and '.join(said)}; only heads of one score range can be compared")
 
 
-def _check_labels(labels: NDArray[np.float64], criterion: Criterion, gold: SourceConfig, label_column: str) -> None:
+def _check_labels(
+    labels: NDArray[np.float64], criterion: CalibratedCriterion, gold: SourceConfig, label_column: str
+) -> None:
     paths = ", ".join(gold.paths)
     if not len(labels):
         raise InputError(f"no document of {paths} has a label in {label_column!r}")
@@ -364,7 +366,7 @@ class _Held:
         )
 
 
-def _quality(held: _Held, criterion: Criterion) -> Quality:
+def _quality(held: _Held, criterion: CalibratedCriterion) -> Quality:
     scores = held.joined_scores(0).scores
     if not np.isfinite(scores).any():
         raise InputError("the head gives none of the labelled documents a score")
@@ -381,7 +383,7 @@ def _quality(held: _Held, criterion: Criterion) -> Quality:
     )
 
 
-def _comparison(held: _Held, criterion: Criterion) -> HeadComparison | None:
+def _comparison(held: _Held, criterion: CalibratedCriterion) -> HeadComparison | None:
     if len(held.made) < 2:
         return None
     return compare_heads(

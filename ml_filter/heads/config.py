@@ -11,6 +11,7 @@ from pydantic import (
 )
 
 from ml_filter.config import Seed, StageConfig
+from ml_filter.criterion import ScoreBounds
 from ml_filter.statistics.metrics import ComparisonMetric
 
 HeadEngine = Literal["encoder", "hashing", "static", "stack"]
@@ -117,9 +118,14 @@ class TrainConfig(StageConfig):
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = Field(
         0.8, description="documents of this estimated Jaccard similarity are on one side of every split"
     )
-    threshold: float = Field(3.0, description="at or above counts as good in the binary figures")
-    score_min: float = 0.0
-    score_max: float = 5.0
+    score_range: ScoreBounds | None = Field(
+        None, description="lowest and highest label, for labels that ml-filter did not make (default: 0 and 5)"
+    )
+    threshold: float | None = Field(
+        None,
+        description="documents with at least this label count as good (default: the threshold of the labels' "
+        "criterion; for labels that ml-filter did not make the middle of score_range, or 3)",
+    )
     seed: Seed = 0
 
     @field_validator("label_column", "criterion")
@@ -127,12 +133,6 @@ class TrainConfig(StageConfig):
     def _one_is_one(cls, names: str | list[str] | None) -> str | list[str] | None:
         """A list of one name and the name are the same configuration."""
         return names[0] if isinstance(names, list) and len(names) == 1 else names
-
-    @model_validator(mode="after")
-    def _range_has_width(self) -> TrainConfig:
-        if self.score_max <= self.score_min:
-            raise ValueError(f"score_max ({self.score_max}) must be above score_min ({self.score_min})")
-        return self
 
     @model_validator(mode="after")
     def _only_gradients_train_an_encoder(self) -> TrainConfig:

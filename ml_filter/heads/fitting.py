@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
-from ml_filter.heads.info import Criterion
 from ml_filter.heads.losses import head_loss
 from ml_filter.heads.model import Head, KernelLayer, MlpLayer
 from ml_filter.heads.ridge import fit_ridge, label_weights, mean_and_scale

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from ml_filter import criterion
+from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadEngine
 from ml_filter.heads.profile import Profile
@@ -23,8 +23,8 @@ HELD_OUT = "a fifth of the training documents, which the encoder was not trained
 """What the scores behind a calibration are of, in place of `CROSSED` where the encoder was trained."""
 
 
-class Criterion(criterion.Criterion):
-    """A criterion as a head scores it."""
+class CalibratedCriterion(Criterion):
+    """A criterion that a head scores, and how the head's scores compare with the labels."""
 
     calibration: Calibration | None = None
 
@@ -39,7 +39,7 @@ class HeadInfo(BaseModel):
     """`head` in a head's config.json."""
 
     engine: HeadEngine | Literal["cascade"]
-    criteria: list[Criterion]
+    criteria: list[CalibratedCriterion]
     provenance: dict[str, Any] = {}
     profile: Profile | None = None
     """Of the training documents, with the scores of heads that were fitted on others (of those that have one)."""

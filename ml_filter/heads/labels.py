@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import (
     annotated_documents,
@@ -105,18 +106,20 @@ class LabelledDocuments:
         documents: SourceConfig | None = None,
         criteria: str | Sequence[str] | None = None,
         trust_agreement: bool = False,
+        score_range: tuple[float, float] | None = None,
+        threshold: float | None = None,
     ) -> None:
         criteria = [criteria] if isinstance(criteria, str) else criteria or []
-        self.criteria = [label_columns] if isinstance(label_columns, str) else list(label_columns)
+        self._columns = [label_columns] if isinstance(label_columns, str) else list(label_columns)
+        self.criteria: list[Criterion] = []
         self.unlabelled = 0
         self.lineage: list[dict[str, object]] = []
         self._scores: dict[str, _Score] | None = None
         manifest = find_source_manifest(labels.paths[0]) if len(labels.paths) == 1 else None
         if manifest is not None and manifest.kind == "scores":
-            chosen = [only_criterion(manifest, name) for name in criteria] or criteria_of(manifest)
-            self.criteria = [criterion.name for criterion in chosen]
-            self.lineage = [run for name in self.criteria for run in annotation_runs(manifest, name)]
-            self._scores = _read_scores(manifest, self.criteria, trust_agreement)
+            self.criteria = [only_criterion(manifest, name) for name in criteria] or criteria_of(manifest)
+            self.lineage = [run for name in self.names for run in annotation_runs(manifest, name)]
+            self._scores = _read_scores(manifest, self.names, trust_agreement)
             documents = documents or annotated_documents(manifest)
         elif criteria:
             raise InputError(
@@ -128,10 +131,19 @@ class LabelledDocuments:
                 f"trust_agreement weighs aggregated scores by their votes, and {', '.join(labels.paths)} holds none; "
                 "leave it out, or give the directory that ml-filter aggregate writes"
             )
+        known = _published(manifest) if manifest is not None and manifest.kind == "labelled" else {}
+        for column in () if self.criteria else self._columns:
+            self.criteria.append(known.get(column) or Criterion.of_labels(column, score_range, threshold))
+        self.criteria = [_checked(criterion, score_range, threshold, labels) for criterion in self.criteria]
         self.source = documents if self._scores is not None and documents else labels
         self._shards, self.parents = list_shards(self.source)
         if manifest is not None and self._scores is not None:
             self.parents.append(Parent(path=manifest.root, digest=manifest.digest))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the criteria, in the order of the labels' columns."""
+        return [criterion.name for criterion in self.criteria]
 
     def __iter__(self) -> Iterator[Labelled]:
         self.unlabelled = 0
@@ -151,7 +163,7 @@ class LabelledDocuments:
             if document_id in self._scores:
                 labels[row], weights[row] = self._scores[document_id]
         if self._scores is None:
-            for place, name in enumerate(self.criteria):
+            for place, name in enumerate(self._columns):
                 labels[:, place] = self._column(table, name)
         known = ~np.isnan(labels).all(axis=1)
         self.unlabelled += int((~known).sum())
@@ -172,6 +184,24 @@ class LabelledDocuments:
             raise InputError(f"label column {name!r} is no column of numbers: {error}") from error
         values: NDArray[np.float64] = column
         return values
+
+
+def _published(labelled: Manifest) -> dict[str, Criterion]:
+    """The criteria of a published data set, by the column that holds their scores."""
+    criteria = criteria_of(labelled)
+    return {f"score_{one.name}": one for one in criteria} if len(criteria) > 1 else {"score": criteria[0]}
+
+
+def _checked(
+    criterion: Criterion, score_range: tuple[float, float] | None, threshold: float | None, labels: SourceConfig
+) -> Criterion:
+    """The criterion with the threshold that was given; its range cannot be chosen where the labels define it."""
+    if score_range not in (None, criterion.bounds):
+        raise InputError(
+            f"{', '.join(labels.paths)} has scores of {criterion.name} from {criterion.low:g} to {criterion.high:g}, "
+            f"not from {score_range[0]:g} to {score_range[1]:g}: leave score_range out"
+        )
+    return criterion if threshold is None else criterion.model_copy(update={"threshold": threshold})
 
 
 def _first_time(ids: Sequence[str], seen: set[str]) -> list[bool]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.arithmetic import steady_arithmetic
 from ml_filter.heads.encoder import quiet_transformers
-from ml_filter.heads.info import Criterion, HeadInfo
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo
 from ml_filter.heads.tokens import set_text_prefix
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ml_filter.heads.model import HeadModel
 
-PUBLISHED_CRITERION = Criterion(name="score", low=0, high=5, threshold=3)
+PUBLISHED_CRITERION = CalibratedCriterion(name="score", low=0, high=5, threshold=3)
 """What FineWeb-Edu's classifier, and those made like it, mean by their output."""
 ZENML = "zenml:"
 """Begins the name of a version in ZenML's model store, which only the pipelines read."""

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from loguru import logger
 from torch import nn
 
+from ml_filter.criterion import Criterion
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.batching import combine_windows, run_in_batches, split_windows
 from ml_filter.heads.config import HeadEngine, TrainConfig
@@ -28,7 +29,7 @@ from ml_filter.heads.embeddings import Embeddings, EmbeddingStore
 from ml_filter.heads.encoder import load_encoder, quiet_transformers, weights_digest
 from ml_filter.heads.fitting import class_weights, fit_head, predict
 from ml_filter.heads.hashing import HashedDocuments, HashingModel, HashingSettings
-from ml_filter.heads.info import CROSSED, HELD_OUT, Criterion, HeadInfo, write_config
+from ml_filter.heads.info import CROSSED, HELD_OUT, HeadInfo, write_config
 from ml_filter.heads.model import Head, HeadModel, chosen_layers
 from ml_filter.heads.static import StaticSettings, open_static
 from ml_filter.heads.tokens import prefix_tokens, set_text_prefix

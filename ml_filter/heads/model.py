@@ -10,15 +10,17 @@ kernel regression on landmark documents, and its outputs are read as a regressio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
+from ml_filter.criterion import Criterion
 from ml_filter.heads.config import Layers
 from ml_filter.heads.encoder import Encoder, Pooling, pool
-from ml_filter.heads.info import Criterion, HeadInfo
+from ml_filter.heads.info import HeadInfo
 
 HeadKind = Literal["linear", "mlp", "kernel", "sequence_classification"]
 Task = Literal["regression", "classification", "ordinal"]
@@ -117,7 +119,7 @@ class Head(nn.Module):
     `history` has a row for each epoch in which it was trained alone, and is not saved.
     """
 
-    def __init__(self, kind: HeadKind, task: Task, width: int, size: int, criteria: list[Criterion]) -> None:
+    def __init__(self, kind: HeadKind, task: Task, width: int, size: int, criteria: Sequence[Criterion]) -> None:
         super().__init__()
         self.kind, self.task, self.size, self.criteria = kind, task, size, criteria
         self.history: list[dict[str, float]] = []

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ml_filter.heads.info import Criterion
+    from ml_filter.criterion import Criterion
 
 BINS = 10
 SHIFTED = 0.25

@@ -33,16 +33,15 @@ from optuna.trial import TrialState
 from pydantic import BaseModel
 
 from ml_filter.config import Settings
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, digest_of
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadEngine, SearchConfig, SearchSpace, TrainConfig
-from ml_filter.heads.info import Criterion
-from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.members import FOLDS, STACKED, Member, StackMember, open_member
 from ml_filter.heads.search_page import search_report
-from ml_filter.heads.train import KnownLabels, check_folds, check_labels, criteria_to_fit, take_up
+from ml_filter.heads.train import KnownLabels, check_folds, check_labels, open_labels, take_up
 from ml_filter.prepare.split import assign_splits
 from ml_filter.progress import progress
 from ml_filter.statistics.calibration import can_calibrate, fit_calibration
@@ -172,20 +171,19 @@ def search_head(
         ConfigError: the encoder cannot be loaded.
     """
     train = config.train
-    data = LabelledDocuments(labels, train.label_column, documents, train.criterion, train.trust_agreement)
+    data = open_labels(labels, train, documents)
     with OutputDirectory(output, "search", config, data.parents) as out, ExitStack() as opened:
         if out.manifest:
             return Search.model_validate_json(out.fs.cat_file(f"{out.root}/{SEARCH_NAME}")), out.manifest
-        criteria = criteria_to_fit(data, train)
-        members = _Members(config, criteria, opened)
+        members = _Members(config, data.criteria, opened)
         known = take_up(data, members.add, train)
-        check_labels(known, criteria, train)
-        judge = _Judge(config, criteria, known)
+        check_labels(known, data.criteria)
+        judge = _Judge(config, data.criteria, known)
         logger.info(f"Trying settings on {len(judge.places):,} documents in {judge.folds} folds")
         trials = _Study(config, members, judge, out.scratch).run()
         search = Search(
             metric=config.metric,
-            criteria=data.criteria,
+            criteria=data.names,
             documents=len(judge.places),
             test_documents=int(known.is_test.sum()),
             unlabelled=data.unlabelled,

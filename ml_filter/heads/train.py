@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from ml_filter import __version__
 from ml_filter.config import Settings
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.documents.output_directory import with_digest
@@ -26,7 +27,7 @@ from ml_filter.documents.writer import file_digest
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.encoder import shown_name
-from ml_filter.heads.info import CONFIG_NAME, Criterion, HeadInfo
+from ml_filter.heads.info import CONFIG_NAME, CalibratedCriterion, HeadInfo
 from ml_filter.heads.labels import Groups, LabelledDocuments, text_keys
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.profile import Profile, script_of
@@ -112,7 +113,7 @@ def train_head(
         InputError: labels are missing, too few or all the same, or `output` holds another head.
         ConfigError: the encoder cannot be loaded.
     """
-    data = LabelledDocuments(labels, config.label_column, documents, config.criterion, config.trust_agreement)
+    data = open_labels(labels, config, documents)
     digest = digest_of([config.model_dump(mode="json"), [parent.digest for parent in data.parents]])
     with alone_in(with_digest(output, digest)) as target:
         earlier = target / TRAINING_NAME
@@ -146,17 +147,17 @@ def alone_in(directory: str) -> Iterator[Path]:
 def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: str) -> None:
     from ml_filter.heads.members import fold_numbers, open_member
 
-    criteria = criteria_to_fit(data, config)
-    with open_member(config, criteria, Settings().embedding_dir, target / SCRATCH_NAME) as member:
+    with open_member(config, data.criteria, Settings().embedding_dir, target / SCRATCH_NAME) as member:
         known = take_up(data, member.add, config)
-        check_labels(known, criteria, config)
+        check_labels(known, data.criteria)
         train, test = np.flatnonzero(~known.is_test), np.flatnonzero(known.is_test)
         logger.info(f"Fitting on {len(train):,} documents")
         folds = fold_numbers(known.groups[train])
-        check_folds(known.labels[train], folds, criteria)
+        check_folds(known.labels[train], folds, data.criteria)
         crossed = member.cross_fit(train, known.labels[train], known.weights[train], folds)
         criteria = [
-            _calibrated(one, config, crossed[:, c], known, train, c, member.crossed) for c, one in enumerate(criteria)
+            _calibrated(criterion, config, crossed[:, column], known, train, column, member.crossed)
+            for column, criterion in enumerate(data.criteria)
         ]
         member.fit(train, known.labels[train], known.weights[train])
         scores = member.predict(test)
@@ -186,12 +187,17 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
         _save(member, info, result, np.unique(known.texts[train]), target)
 
 
-def criteria_to_fit(data: LabelledDocuments, config: TrainConfig) -> list[Criterion]:
-    """What a head of these labels scores, not calibrated yet."""
-    return [
-        Criterion(name=name, low=config.score_min, high=config.score_max, threshold=config.threshold)
-        for name in data.criteria
-    ]
+def open_labels(labels: SourceConfig, config: TrainConfig, documents: SourceConfig | None) -> LabelledDocuments:
+    """The labels that a configuration chooses; raises as `LabelledDocuments`."""
+    return LabelledDocuments(
+        labels,
+        config.label_column,
+        documents,
+        config.criterion,
+        config.trust_agreement,
+        config.score_range,
+        config.threshold,
+    )
 
 
 def take_up(data: LabelledDocuments, add: Callable[[Sequence[str]], None], config: TrainConfig) -> KnownLabels:
@@ -219,7 +225,7 @@ def take_up(data: LabelledDocuments, add: Callable[[Sequence[str]], None], confi
             texts.append(text_keys(chunk.texts))
             bar.advance(len(chunk.ids))
     if not keys:
-        raise InputError(f"no document has a label of {', '.join(data.criteria)}")
+        raise InputError(f"no document has a label of {', '.join(data.names)}")
     groups = together.draw(keys)
     return KnownLabels(
         np.concatenate(labels),
@@ -240,10 +246,11 @@ def _calibrated(
     places: NDArray[np.int64],
     place: int,
     fitted_on: str,
-) -> Criterion:
+) -> CalibratedCriterion:
     """The criterion with what scores of documents that the head was not fitted on say about their labels."""
+    uncalibrated = CalibratedCriterion(**criterion.model_dump())
     if config.calibration is None:
-        return criterion
+        return uncalibrated
     labels = known.labels[places, place]
     there = ~np.isnan(labels)
     calibration = fit_calibration(
@@ -254,11 +261,11 @@ def _calibrated(
         tokens=known.bytes[places][there],
         fitted_on=fitted_on,
     )
-    return criterion.model_copy(update={"calibration": calibration})
+    return uncalibrated.model_copy(update={"calibration": calibration})
 
 
 def _profile(
-    criteria: list[Criterion], scores: NDArray[np.float64], known: KnownLabels, places: NDArray[np.int64]
+    criteria: list[CalibratedCriterion], scores: NDArray[np.float64], known: KnownLabels, places: NDArray[np.int64]
 ) -> Profile:
     made = Profile.of(criteria)
     made.add_texts(known.bytes[places].tolist(), known.scripts[places].tolist())
@@ -268,7 +275,7 @@ def _profile(
 
 
 def _evaluations(
-    criteria: list[Criterion], scores: NDArray[np.float64], labels: NDArray[np.float64]
+    criteria: list[CalibratedCriterion], scores: NDArray[np.float64], labels: NDArray[np.float64]
 ) -> dict[str, Evaluation]:
     made = {}
     for place, criterion in enumerate(criteria):
@@ -305,7 +312,7 @@ def for_test(groups: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     return mask
 
 
-def check_labels(known: KnownLabels, criteria: list[Criterion], config: TrainConfig) -> None:
+def check_labels(known: KnownLabels, criteria: Sequence[Criterion]) -> None:
     """Refuse labels that cannot teach.
 
     Raises:
@@ -327,11 +334,11 @@ def check_labels(known: KnownLabels, criteria: list[Criterion], config: TrainCon
                 f"which are never split: none is left for {'training' if is_test.all() else 'the test'}; give labels "
                 "of more hosts, better hundreds"
             )
-        outside = (values < config.score_min) | (values > config.score_max)
+        outside = (values < criterion.low) | (values > criterion.high)
         if outside.any():
             raise InputError(
-                f"{int(outside.sum())} labels{of} are outside the score range {config.score_min:g} to "
-                f"{config.score_max:g} (the first is {values[outside][0]:g}); set --score-min and --score-max"
+                f"{int(outside.sum())} labels{of} are outside the score range {criterion.low:g} to "
+                f"{criterion.high:g} (the first is {values[outside][0]:g}); set score_range (--score-range LOW HIGH)"
             )
         if len(np.unique(values[~is_test])) < 2:
             raise InputError(f"all labels{of} are {values[0]:g}: there is nothing to learn")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ml_filter.agreement.agreement import AGREEMENT_NAME, Agreement
 from ml_filter.config import names_of
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.lineage import annotated_documents, criteria_of, only_criterion
+from ml_filter.documents.lineage import annotated_documents, criteria_config, criteria_of, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, Shard, digest_of, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory, ShardResult
 from ml_filter.documents.readers import read_shard
@@ -81,6 +81,7 @@ def publish_labels(
     settings = {
         "documents": documents.model_dump(mode="json"),
         "publish": config.model_dump(mode="json", exclude=_ELSEWHERE),
+        **criteria_config(chosen),
     }
     with OutputDirectory(output, "labelled", settings, parents) as out:
         published = out.manifest

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_filter.config import flat_settings
 from ml_filter.documents.lineage import annotation_summary
-from ml_filter.heads.info import CONFIG_NAME, CROSSED, HELD_OUT, Criterion, HeadInfo, read_info
+from ml_filter.heads.info import CONFIG_NAME, CROSSED, HELD_OUT, CalibratedCriterion, HeadInfo, read_info
 from ml_filter.publishing.card import figure_text, render_card
 from ml_filter.statistics.metrics import PAIR_FIGURES
 from ml_filter.statistics.quality import Quality
@@ -85,8 +85,7 @@ _OF_EVERY_HEAD = (
     "test_share",
     "near_duplicates",
     "threshold",
-    "score_min",
-    "score_max",
+    "score_range",
     "seed",
 )
 _STEP_BY_STEP = {"learning_rate", "weight_decay", "epochs", "patience"}
@@ -167,7 +166,7 @@ def _evaluated(head: TrainedHead, evaluations: Sequence[HeadEvaluation]) -> list
     return found + [(of.criterion, f"{local_name(of.labels)}, {of.label_column}", of) for of in evaluations]
 
 
-def _good_from(criterion: Criterion) -> float:
+def _good_from(criterion: CalibratedCriterion) -> float:
     """The lowest score whose int_score reaches the threshold; where none does, the one that rounds to it."""
     whole = math.ceil(criterion.threshold)
     cut = criterion.calibration.cuts.get(whole) if criterion.calibration else None

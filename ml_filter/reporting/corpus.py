@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from ml_filter.documents.manifest import Manifest
-from ml_filter.heads.info import Criterion
+from ml_filter.heads.info import CalibratedCriterion
 from ml_filter.heads.profile import BINS, Profile, script_of
 from ml_filter.prepare.sampling import sampling_key
 from ml_filter.progress import progress
@@ -111,7 +111,7 @@ class _Drawn:
 def summarise_corpus(
     scored: Manifest,
     filtered: Manifest,
-    criteria: Sequence[Criterion],
+    criteria: Sequence[CalibratedCriterion],
     ranked_by: str,
     threshold: float | None,
     *,
@@ -179,13 +179,13 @@ def summarise_corpus(
     )
 
 
-def _empty(criterion: Criterion) -> ScoreSummary:
+def _empty(criterion: CalibratedCriterion) -> ScoreSummary:
     bins = int((criterion.high - criterion.low) * BINS_PER_POINT)
     edges = [float(edge) for edge in np.linspace(criterion.low, criterion.high, bins + 1)]
     return ScoreSummary(edges=edges, counts=[0] * bins)
 
 
-def _add(summary: ScoreSummary, criterion: Criterion, values: Any) -> None:
+def _add(summary: ScoreSummary, criterion: CalibratedCriterion, values: Any) -> None:
     there = values[np.isfinite(values)]
     found = np.histogram(there, len(summary.counts), (criterion.low, criterion.high))[0]
     summary.counts = [a + int(b) for a, b in zip(summary.counts, found, strict=True)]
@@ -195,12 +195,12 @@ def _counted(counts: Mapping[int, int], labels: Sequence[int | None]) -> dict[in
     return dict(sorted((Counter(counts) + Counter(label for label in labels if label is not None)).items()))
 
 
-def _score_columns(criteria: Sequence[Criterion]) -> list[str]:
+def _score_columns(criteria: Sequence[CalibratedCriterion]) -> list[str]:
     names = [_score_column(criterion, criteria) for criterion in criteria]
     return [*names, *(f"int_{name}" for name in names)]
 
 
-def _score_column(criterion: Criterion, criteria: Sequence[Criterion]) -> str:
+def _score_column(criterion: CalibratedCriterion, criteria: Sequence[CalibratedCriterion]) -> str:
     return "score" if len(criteria) == 1 else f"score_{criterion.name}"
 
 
@@ -220,7 +220,9 @@ def _values(table: pa.Table) -> Iterator[tuple[str, list[str]]]:
             yield column, ["" if value is None else str(value) for value in table[column].to_pylist()]
 
 
-def _stratify(strata: dict[str, dict[str, Stratum]], table: pa.Table, criterion: Criterion, scores: Any) -> None:
+def _stratify(
+    strata: dict[str, dict[str, Stratum]], table: pa.Table, criterion: CalibratedCriterion, scores: Any
+) -> None:
     for column, values in _values(table):
         of = strata.setdefault(column, {})
         for value in dict.fromkeys(values):

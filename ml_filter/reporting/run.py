@@ -13,7 +13,7 @@ from ml_filter.documents.lineage import annotation_summary
 from ml_filter.documents.manifest import MANIFEST_NAME, FailedShard, Manifest, read_manifest
 from ml_filter.errors import InputError
 from ml_filter.heads.engine import CascadeInfo, read_cascade
-from ml_filter.heads.info import Criterion, HeadInfo, read_info
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.profile import Shift, shifts
 from ml_filter.heads.train import TrainedHead, head_parent, read_head
@@ -231,7 +231,7 @@ def _effort(scored: Manifest, corpus: CorpusSummary, usd_per_worker_hour: float 
     )
 
 
-def _chosen_by(info: HeadInfo, column: str) -> Criterion:
+def _chosen_by(info: HeadInfo, column: str) -> CalibratedCriterion:
     """The criterion whose scores a column holds."""
     return next((one for one in info.criteria if column == f"score_{one.name}"), info.criteria[0])
 
@@ -252,7 +252,7 @@ def _in_words(config: dict[str, Any], selection: dict[str, Any]) -> str:
     return what
 
 
-def _expected(criterion: Criterion, threshold: float | None) -> ThresholdRow | None:
+def _expected(criterion: CalibratedCriterion, threshold: float | None) -> ThresholdRow | None:
     """The row of the calibration's table that is nearest to the threshold."""
     if criterion.calibration is None or threshold is None or not criterion.calibration.table:
         return None

@@ -34,7 +34,7 @@ from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.engine import CascadeInfo, load_engine
-from ml_filter.heads.info import Criterion, HeadInfo, read_info, write_config
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, write_config
 from ml_filter.heads.labels import Groups, LabelledDocuments
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.profile import script_of
@@ -133,7 +133,7 @@ def build_cascade(
 
 def _build(
     directory: Path,
-    criterion: Criterion,
+    criterion: CalibratedCriterion,
     source: SourceConfig,
     config: CascadeConfig,
     score: ScoreConfig,
@@ -145,12 +145,12 @@ def _build(
     _check_sample_size(sample.rows, config)
     scored = score_corpus(directory, SourceConfig(paths=[sample.root]), score, scratch / "scored")
     labels = SourceConfig(paths=[scored.root])
+    threshold = criterion.threshold if config.threshold is None else config.threshold
     train = TrainConfig(
         engine=config.first_stage,
         label_column="score",
-        score_min=criterion.low,
-        score_max=criterion.high,
-        threshold=config.threshold if config.threshold is not None else criterion.threshold,
+        score_range=criterion.bounds,
+        threshold=threshold,
         test_share=_HELD_OUT_SHARE,
         seed=config.seed,
         calibration=None,
@@ -158,11 +158,11 @@ def _build(
     first_stage = train_head(labels, train, target / FIRST_STAGE_DIRECTORY)
     pairs, scope, is_test = _score_held_out(first_stage.directory, labels, train, config)
     proposing, testing = pairs.take(~is_test), pairs.take(is_test)
-    bounds = choose_bounds(proposing, testing, train.threshold, config.max_changed, config.confidence)
+    bounds = choose_bounds(proposing, testing, threshold, config.max_changed, config.confidence)
     cascade = CascadeInfo(
         **asdict(bounds),
         **asdict(scope),
-        threshold=train.threshold,
+        threshold=threshold,
         audit_share=config.audit_share,
         seed=config.seed,
         max_changed=config.max_changed,
@@ -176,7 +176,7 @@ def _build(
     evaluation = evaluate_scores(
         np.where(is_settled(testing, bounds.low, bounds.high), testing.first_stage, testing.encoder),
         testing.encoder,
-        criterion.model_copy(update={"threshold": train.threshold}),
+        criterion.model_copy(update={"threshold": threshold}),
     )
     result = TrainingResult(
         config_digest=digest,
@@ -196,7 +196,7 @@ def _build(
     logger.info(
         f"The first-stage model decides {bounds.settled:,} of {bounds.tested:,} test documents, {bounds.changed:,} of "
         f"them differently than the encoder. With {config.confidence:.0%} confidence at most {bounds.bound:.2%} of all "
-        f"decisions at threshold {train.threshold:g} change"
+        f"decisions at threshold {threshold:g} change"
     )
 
 
@@ -363,7 +363,7 @@ def _read_info(directory: Path) -> HeadInfo:
     return load_engine(directory, ScoreConfig()).info
 
 
-def _criterion(info: HeadInfo, config: CascadeConfig) -> Criterion:
+def _criterion(info: HeadInfo, config: CascadeConfig) -> CalibratedCriterion:
     if len(info.criteria) > 1:
         raise InputError(
             f"a cascade needs a head with one criterion; this head scores {', '.join(info.names)}. Train a head for "

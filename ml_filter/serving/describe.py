@@ -12,7 +12,7 @@ from ml_filter.documents.lineage import annotation_summary
 from ml_filter.documents.manifest import Parent
 from ml_filter.heads.config import EngineConfig, HeadEngine
 from ml_filter.heads.device import choose_device, choose_dtype
-from ml_filter.heads.info import Criterion, HeadInfo
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo
 from ml_filter.serving.config import ServeConfig
 from ml_filter.statistics.calibration import ThresholdRow
 
@@ -80,7 +80,7 @@ def describe_head(head: Parent, info: HeadInfo, config: ServeConfig) -> HeadDesc
     )
 
 
-def _describe(criterion: Criterion) -> CriterionDescription:
+def _describe(criterion: CalibratedCriterion) -> CriterionDescription:
     made = CriterionDescription.model_validate(criterion.model_dump(include={"name", "low", "high", "threshold"}))
     if criterion.calibration is None:
         return made

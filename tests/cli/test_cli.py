@@ -100,7 +100,7 @@ print(sorted(heavy & sys.modules.keys()))
         (("train", "PAGES", "--config", "missing.yaml", "--output", "head"), "missing.yaml does not exist"),
         (("train", "PAGES", "--config", "value.yaml", "--output", "head"), "value.yaml: train: 5 is no setting"),
         (("search", "PAGES", "--config", "value.yaml", "--output", "head"), "value.yaml: train: 5 is no setting"),
-        (("train", "PAGES", "--config", "empty.yaml", "--score-min", "9", "--output", "head"), "score_min"),
+        (("train", "PAGES", "--config", "empty.yaml", "--score-range", "9", "5", "--output", "head"), "score_range"),
     ],
 )
 def test_bad_usage_ends_with_2_and_a_reason_on_standard_error(arguments, says, pages, tmp_path):

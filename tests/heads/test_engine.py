@@ -8,11 +8,11 @@ from ml_filter.errors import ConfigError
 from ml_filter.heads.config import EMBEDDED_ENCODER
 from ml_filter.heads.encoder import load_encoder
 from ml_filter.heads.engine import EncoderEngine
-from ml_filter.heads.info import Criterion, HeadInfo
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo
 from ml_filter.heads.model import HeadModel
 from ml_filter.scoring.config import ScoreConfig
 
-INFO = HeadInfo(engine="encoder", criteria=[Criterion(name="edu", low=0, high=5, threshold=3)])
+INFO = HeadInfo(engine="encoder", criteria=[CalibratedCriterion(name="edu", low=0, high=5, threshold=3)])
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from ml_filter.heads.batching import run_in_batches
 from ml_filter.heads.config import EMBEDDED_ENCODER, FinetuneConfig
 from ml_filter.heads.encoder import load_encoder
 from ml_filter.heads.finetune import finetune
-from ml_filter.heads.info import Criterion, HeadInfo
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo
 from ml_filter.heads.model import HeadConfig, HeadModel
 from ml_filter.heads.tokens import set_text_prefix
 from tests.small import small_bert
@@ -83,7 +83,9 @@ def files(tmp_path):
 def small_model(*, dropout=0.1, task="regression", criteria=("score",)):
     """An encoder of two layers with random weights, and a head."""
     encoder = small_bert(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-    info = HeadInfo(engine="encoder", criteria=[Criterion(name=n, low=0, high=5, threshold=3) for n in criteria])
+    info = HeadInfo(
+        engine="encoder", criteria=[CalibratedCriterion(name=n, low=0, high=5, threshold=3) for n in criteria]
+    )
     torch.manual_seed(0)
     return HeadModel(
         HeadConfig(encoder=encoder.to_dict(), layers=[2], max_tokens=32, task=task, head=info.model_dump(mode="json"))
@@ -320,7 +322,7 @@ def test_more_layers_than_there_are_is_a_mistake(tokenizer, files, tmp_path):
 
 def test_a_published_classifier_is_not_trained_further(tokenizer, files, tmp_path):
     shape = BertConfig(**{**small_model().encoder.config.to_dict(), "num_labels": 1})
-    info = HeadInfo(engine="encoder", criteria=[Criterion(name="score", low=0, high=5, threshold=3)])
+    info = HeadInfo(engine="encoder", criteria=[CalibratedCriterion(name="score", low=0, high=5, threshold=3)])
     model = HeadModel.from_sequence_classifier(BertForSequenceClassification(shape), "published", info, 32)
     with pytest.raises(ConfigError, match="train a head on its encoder"):
         finetune(model, tokenizer, *files, CONFIG, tmp_path, seed=0)

@@ -7,11 +7,11 @@ from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 from sklearn.kernel_ridge import KernelRidge
 
+from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.fitting import class_weights, fit_head, predict, validation_figures
-from ml_filter.heads.info import Criterion
 from ml_filter.heads.losses import head_loss
 from ml_filter.statistics.evaluation import evaluate_scores
 

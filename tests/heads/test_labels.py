@@ -7,10 +7,11 @@ import pytest
 
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.config import AggregateConfig
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
 from ml_filter.heads.labels import LabelledDocuments
-from tests.written import prompt, write_annotations
+from tests.written import DANGER, prompt, write_annotations
 
 
 def pages(path, *names):
@@ -53,7 +54,7 @@ def test_labels_of_csv_are_numbers_and_an_empty_one_is_none(tmp_path):
 
 def test_several_criteria_stand_side_by_side_and_a_missing_label_is_nan(two_criteria):
     data = LabelledDocuments(two_criteria, "score")
-    assert data.criteria == ["danger", "quality"]
+    assert data.names == ["danger", "quality"]
     [chunk] = data
     assert chunk.ids == ["x", "y"]
     assert chunk.labels.tolist() == [[0.5, 1.0], [0.0, pytest.approx(float("nan"), nan_ok=True)]]
@@ -147,3 +148,21 @@ def test_aggregated_scores_at_a_url_are_known_as_such(tmp_path):
     data = LabelledDocuments(SourceConfig(paths=[scores.root]), "label", criteria="quality")
     assert labels(data) == {"x": 1.0, "y": 2.0}
     assert [run["annotator"] for run in data.lineage] == ["llama"]
+
+
+def test_the_labels_manifest_defines_the_criteria(two_criteria):
+    assert LabelledDocuments(two_criteria, "score").criteria == [
+        DANGER,
+        Criterion(name="quality", low=0, high=5, threshold=3),
+    ]
+    [stricter] = LabelledDocuments(two_criteria, "score", criteria="quality", threshold=4).criteria
+    assert stricter.threshold == 4
+    with pytest.raises(InputError, match="has scores of danger from 0 to 1, not from 0 to 5: leave score_range out"):
+        LabelledDocuments(two_criteria, "score", score_range=(0, 5))
+
+
+def test_labels_of_other_tools_have_the_range_that_is_given(tmp_path):
+    source = SourceConfig(paths=[str(pages(tmp_path / "pages.jsonl", "x"))])
+    assert LabelledDocuments(source, "edu").criteria == [Criterion(name="edu", low=0, high=5, threshold=3)]
+    given = LabelledDocuments(source, ["edu", "adult"], score_range=(0, 1))
+    assert given.criteria == [Criterion(name=name, low=0, high=1, threshold=0.5) for name in ("edu", "adult")]

@@ -18,7 +18,7 @@ from ml_filter.errors import ConfigError
 from ml_filter.heads.config import EMBEDDED_ENCODER, HeadSettings, TrainConfig
 from ml_filter.heads.encoder import load_encoder
 from ml_filter.heads.engine import load_engine
-from ml_filter.heads.info import Criterion, HeadInfo
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo
 from ml_filter.heads.load import head_origin, load_model
 from ml_filter.heads.model import HeadConfig, HeadModel, register
 from ml_filter.heads.train import head_files, read_head, train_head
@@ -67,7 +67,7 @@ def test_the_layout_of_fineweb_edus_classifier_scores_exactly_as_transformers_ow
 
 def test_its_output_is_read_as_a_score_from_0_to_5_with_threshold_3(save):
     model, _ = load_model(save(BertForSequenceClassification(small_bert(num_labels=1))))
-    assert model.config.info.criteria == [Criterion(name="score", low=0, high=5, threshold=3)]
+    assert model.config.info.criteria == [CalibratedCriterion(name="score", low=0, high=5, threshold=3)]
     assert model.config.max_tokens == 128
     assert not model.training
 
@@ -87,7 +87,7 @@ def test_loaded_and_saved_in_our_layout_it_scores_the_same_and_names_no_path(sav
 
 def test_our_own_layout_is_loaded_whole(tmp_path):
     encoder = load_encoder(EMBEDDED_ENCODER)
-    info = HeadInfo(engine="encoder", criteria=[Criterion(name="clarity", low=1, high=4, threshold=2)])
+    info = HeadInfo(engine="encoder", criteria=[CalibratedCriterion(name="clarity", low=1, high=4, threshold=2)])
     model = HeadModel.from_encoder(encoder, layers=1, max_tokens=64, head=info.model_dump(mode="json"))
     model.save_pretrained(tmp_path)
     encoder.tokenizer.save_pretrained(tmp_path)

@@ -10,11 +10,12 @@ import pytest
 from pydantic import ValidationError
 from scipy.stats import spearmanr
 
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError
 from ml_filter.heads.config import FinetuneConfig, HeadSettings, TrainConfig
 from ml_filter.heads.engine import load_engine
-from ml_filter.heads.info import Criterion, read_info
+from ml_filter.heads.info import read_info
 from ml_filter.heads.members import FOLDS, fold_numbers, open_member
 from ml_filter.heads.tokens import set_text_prefix
 from ml_filter.heads.train import train_head

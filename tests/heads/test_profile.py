@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_filter.heads.info import Criterion
+from ml_filter.criterion import Criterion
 from ml_filter.heads.profile import NO_SCRIPT, Profile, script_of, shifts, stability_index
 
 EDU = Criterion(name="edu", low=0, high=5, threshold=3)

@@ -20,11 +20,11 @@ from scipy.stats import spearmanr
 from sklearn.metrics import f1_score
 
 from ml_filter.config import read_yaml
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings, SearchConfig, SearchSpace, TrainConfig
-from ml_filter.heads.info import Criterion
 from ml_filter.heads.labels import Groups, Labelled, LabelledDocuments
 from ml_filter.heads.members import EncoderMember
 from ml_filter.heads.search import (
