@@ -46,7 +46,7 @@ END
     touch "$directory/env/complete-$vllm"
 }
 
-# The embedded judge's weights as float32 safetensors; `dequantize`, since GGUF blocks cannot be saved.
+# The embedded annotator's weights as float32 safetensors; `dequantize`, since GGUF blocks cannot be saved.
 convert_model() {
     local gguf_file
     gguf_file="$("$project" -c '

@@ -28,14 +28,14 @@ class Settings(BaseSettings):
 
     cache_dir: Path = Field(
         default_factory=lambda: Path.home() / ".cache" / "ml_filter",
-        description="where the embedded judge's weights are kept",
+        description="where the embedded annotator's weights are kept",
     )
     embedding_dir: Path = Field(
         default_factory=lambda data: data["cache_dir"] / "embeddings",
         description="where the embeddings of labelled documents are kept, for the next head",
     )
     endpoint: str | None = Field(
-        None, description="OpenAI-compatible base URL, or several with commas; unset: the embedded judge"
+        None, description="OpenAI-compatible base URL, or several with commas; unset: the embedded annotator"
     )
     model: str | None = Field(None, description="model name at the endpoint")
     api_key: SecretStr | None = Field(None, description="key of the endpoint")

@@ -45,7 +45,7 @@ def feature_steps(
     output: str,
 ) -> Features:
     """Sample and clean documents, annotate, aggregate, publish. Where there are gates, the gold documents are
-    annotated first, and the sample only if the scores of the gold pass: a judge that fails costs no more than that."""
+    annotated first, and the sample only if the scores of the gold pass, so that a bad annotator costs no more."""
     sampled = documents = sample_documents(source, sample, output)
     if deduplicate is not None:
         documents = deduplicate_documents(documents, deduplicate, output)

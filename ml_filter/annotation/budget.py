@@ -1,4 +1,4 @@
-"""A cap on tokens and money that holds with many requests in flight."""
+"""A budget of tokens and money that is not exceeded with many requests in flight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.prompts import Question
 
 _TOKENS_PER_BYTE = 1 / 3
-"""A cautious guess before the first answer, and for servers that report no usage; English has some 4 bytes a token."""
+"""Upper estimate until the first answer, and for servers that report no usage; English has about 4 bytes a token."""
 _MARGIN = 1.1
 
 
@@ -30,12 +30,13 @@ NO_TOKENS = Usage(0, 0)
 
 
 class Budget:
-    """Reserves what a request may use before it is sent, so that those in flight cannot pass the cap together.
+    """Reserves the most that a request may use before it is sent, so that the requests in flight cannot exceed the
+    budget together.
 
-    Reserved are the prompt tokens that its length in bytes lets expect, by the answers so far and a tenth more, and
-    all completion tokens it may write. Where a server reports no usage, and where it is not known whether the model
-    worked on a request (a time-out, a connection cut off, an answer that is none), what was reserved counts as used.
-    An error in the place of an answer counts as nothing.
+    A reservation holds the prompt tokens estimated from the length in bytes (by the answers so far, plus 10%) and all
+    completion tokens that the answer may have. The reservation counts as used if the server reports no usage, or if it
+    is unknown whether the model processed the request (time-out, lost connection, malformed answer). An error response
+    counts as nothing.
     """
 
     def __init__(self, config: AskConfig, used: tuple[int, int] = (0, 0)) -> None:
@@ -47,22 +48,22 @@ class Budget:
         self._bytes = self._tokens = 0.0
         self._settled = asyncio.Event()
 
-    async def reserve(self, prompt: Question, piece: str) -> Usage | None:
-        """Reserve for a request, once those in flight leave room for it; None where the cap leaves none at all."""
-        wanted = self._wanted(prompt, piece)
-        while not self._fits(wanted):
+    async def reserve(self, question: Question, piece: str) -> Usage | None:
+        """Reserve tokens for a request, waiting until requests in flight free enough; None if the budget is used up."""
+        needed = self._needed(question, piece)
+        while not self._fits(needed):
             if not self._in_flight:
                 self.is_spent = True
                 return None
             self._settled.clear()
             await self._settled.wait()
-            wanted = self._wanted(prompt, piece)
+            needed = self._needed(question, piece)
         self._in_flight += 1
-        self._reserved = self._reserved.plus(wanted)
-        return wanted
+        self._reserved = self._reserved.plus(needed)
+        return needed
 
     def settle(self, reserved: Usage, question_bytes: int, outcome: Answer | RequestFailed) -> None:
-        """Put what was used in the place of what was reserved."""
+        """Replace a reservation by what was used."""
         self._in_flight -= 1
         self._reserved = self._reserved.plus(reserved, -1)
         usage = reported(outcome)
@@ -75,22 +76,22 @@ class Budget:
         self._settled.set()
 
     def describe(self) -> str:
-        """The cap, for a person."""
-        caps = []
+        """The budget as text, for messages."""
+        limits = []
         if self.config.budget_tokens is not None:
-            caps.append(f"{self.config.budget_tokens:,} tokens (--budget-tokens)")
+            limits.append(f"{self.config.budget_tokens:,} tokens (--budget-tokens)")
         if self.config.budget_usd is not None:
             usd = self.config.budget_usd
-            caps.append(f"{f'{usd:,.2f}' if usd >= 0.1 else f'{usd:.3g}'} USD (--budget-usd)")
-        return " or ".join(caps)
+            limits.append(f"{f'{usd:,.2f}' if usd >= 0.1 else f'{usd:.3g}'} USD (--budget-usd)")
+        return " or ".join(limits)
 
-    def _wanted(self, prompt: Question, piece: str) -> Usage:
+    def _needed(self, question: Question, piece: str) -> Usage:
         rate = _MARGIN * self._tokens / self._bytes if self._bytes else _TOKENS_PER_BYTE
-        completion = 1 if prompt.mode == "choice" and prompt.top_logprobs else prompt.max_tokens
-        return Usage(rate * question_bytes(prompt, piece), self.config.answer_tokens(completion))
+        completion = 1 if question.mode == "choice" and question.top_logprobs else question.max_tokens
+        return Usage(rate * question_bytes(question, piece), self.config.answer_tokens(completion))
 
-    def _fits(self, wanted: Usage) -> bool:
-        total = self.used.plus(self._reserved).plus(wanted)
+    def _fits(self, needed: Usage) -> bool:
+        total = self.used.plus(self._reserved).plus(needed)
         if self.config.budget_tokens is not None and sum(total) > self.config.budget_tokens:
             return False
         usd = self.config.usd(*total)
@@ -98,37 +99,37 @@ class Budget:
 
 
 class Spending:
-    """What the tries of one request use, of a budget.
+    """What all tries of one request use of a budget.
 
-    Holds the reservation of the try that is on its way. `reported` is what the server said it used, None where it
-    said nothing; `assumed` is what was reserved for tries that may have cost without a word of the server about it.
+    Holds the reservation of the current try. `reported` is the usage reported by the server, None without a report;
+    `assumed` sums the reservations of tries that may have cost something but were not reported.
     """
 
-    def __init__(self, budget: Budget, prompt: Question, piece: str) -> None:
-        self.budget, self.prompt, self.piece = budget, prompt, piece
+    def __init__(self, budget: Budget, question: Question, piece: str) -> None:
+        self.budget, self.question, self.piece = budget, question, piece
         self.reported: Usage | None = None
         self.assumed = NO_TOKENS
         self._reserved: Usage | None = None
 
     async def has_room(self) -> bool:
-        """Whether a try may be made, for which it is reserved then; waits for others that are on their way."""
+        """Reserve tokens for the next try; False if the budget is used up. Waits for other requests to free tokens."""
         if self._reserved is None:
-            self._reserved = await self.budget.reserve(self.prompt, self.piece)
+            self._reserved = await self.budget.reserve(self.question, self.piece)
         return self._reserved is not None
 
     def failed(self, error: RequestFailed) -> None:
-        """A try has failed. One that cost nothing leaves its reservation to the next."""
+        """Account for a failed try. If it cost nothing, its reservation passes to the next try."""
         if may_cost(error):
             self._settle(error)
 
     def end(self, outcome: Answer | RequestFailed) -> None:
-        """No other try follows."""
+        """Account for the last try."""
         if self._reserved is not None:
             self._settle(outcome)
 
     def _settle(self, outcome: Answer | RequestFailed) -> None:
         assert self._reserved is not None
-        self.budget.settle(self._reserved, question_bytes(self.prompt, self.piece), outcome)
+        self.budget.settle(self._reserved, question_bytes(self.question, self.piece), outcome)
         usage = reported(outcome)
         if usage is not None:
             self.reported = usage.plus(self.reported or NO_TOKENS)
@@ -138,17 +139,17 @@ class Spending:
 
 
 def reported(outcome: Answer | RequestFailed) -> Usage | None:
-    """What the server said was used; None where it did not say it all."""
+    """The usage reported by the server; None if any part of it is missing."""
     if outcome.prompt_tokens is None or outcome.completion_tokens is None:
         return None
     return Usage(outcome.prompt_tokens, outcome.completion_tokens)
 
 
 def may_cost(outcome: Answer | RequestFailed) -> bool:
-    """Whether the model may have worked for it."""
+    """Whether the model may have processed the request."""
     return outcome.may_cost if isinstance(outcome, RequestFailed) else True
 
 
-def question_bytes(prompt: Question, piece: str) -> int:
-    """Size of a request's text in UTF-8 bytes."""
-    return len(piece.encode()) + prompt.frame_bytes
+def question_bytes(question: Question, piece: str) -> int:
+    """Size of the text of a request in UTF-8 bytes."""
+    return len(piece.encode()) + question.frame_bytes

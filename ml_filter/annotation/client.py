@@ -1,6 +1,6 @@
-"""One request to one OpenAI-compatible endpoint: what came back, or why nothing usable did.
+"""One request to one OpenAI-compatible endpoint: its answer, or the reason why there is no usable one.
 
-Straight on aiohttp: at 1,000 requests in flight the openai library's own client costs some five times the time of a
+Built on aiohttp because with 1,000 requests in flight the client of the openai library needs five times as long per
 request and becomes the bottleneck (benchmarks/annotation_throughput.py).
 """
 
@@ -24,43 +24,43 @@ from pydantic import SecretStr
 
 from ml_filter.errors import EndpointError
 
-_TRY_AGAIN = {408, 409, 425}
+_TEMPORARY_STATUS = {408, 409, 425}
 _TOO_LONG = ("context length", "context size", "context window", "maximum context", "model length", "too long")
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
-_MOST_BYTES = 32 * 2**20
-"""An answer above it is no answer; 300 log-probabilities for each of 1,000 tokens take about 15 MB."""
+_MAX_BYTES = 32 * 2**20
+"""Largest response. 300 log-probabilities for each of 1,000 tokens take about 15 MB."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the model is, and how many requests it takes at once where that is known."""
+    """Address, model name and key of an endpoint, and its most parallel requests if that is known."""
 
     base_url: str
     model: str
     api_key: SecretStr
     max_concurrency: int | None = None
     key_name: str | None = None
-    """The environment variable of the key, where it is not the usual one."""
+    """Environment variable that holds the key; None: ML_FILTER_API_KEY."""
 
     def url(self, path: str) -> str:
-        """The address of an API path such as `chat/completions`."""
+        """URL of an API path such as `chat/completions`."""
         return f"{self.base_url.rstrip('/')}/{path}"
 
     def server_url(self, path: str) -> str:
-        """The address of a path outside the API, such as vLLM's `tokenize`."""
+        """URL of a path outside the API, such as vLLM's `tokenize`."""
         parts = urlsplit(self.base_url)
         return f"{parts.scheme}://{parts.netloc}/{path}"
 
     @cached_property
     def proxy(self) -> str | None:
-        """The proxy that the environment (`HTTPS_PROXY`, `NO_PROXY`, ...) names for this address."""
-        # aiohttp's trust_env would also look the host up in ~/.netrc, in a thread, for every request
+        """The proxy for this URL from the environment (`HTTPS_PROXY`, `NO_PROXY`, ...)."""
+        # Not aiohttp's trust_env: it also reads ~/.netrc, in a thread, for every request.
         parts = urlsplit(self.base_url)
         return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
     def public(self, detail: str) -> str:
-        """What a server said, without the key, which some repeat in their errors, without user and password of a URL,
-        which aiohttp shows of a proxy, and not at any length."""
+        """A server's message, fit for logs and files: at most 1,000 characters, without the key, which some servers
+        repeat in errors, and without the user and password of a proxy, which aiohttp includes in errors."""
         key = self.api_key.get_secret_value()
         detail = _USER_IN_URL.sub("***", detail)
         return storable(detail.replace(key, "***") if len(key) >= 8 else detail)[:1000]
@@ -69,10 +69,10 @@ class Endpoint:
 class RequestFailed(Exception):
     """A request without a usable answer. `code` is the error code of the failed annotation.
 
-    `refused`: the server is well and declines this very request, so asking again is of no use.
-    `may_cost`: the model may have worked on it, so it may have to be paid: it was sent, and no error came back.
-    `prompt_tokens`, `completion_tokens`: what it used all the same, where the server said so.
-    `attempts`: requests made for it.
+    `refused`: a working server rejects this particular request, so that a retry is pointless.
+    `may_cost`: the model may have processed it, so it may have to be paid for: it was sent, and no error came back.
+    `prompt_tokens`, `completion_tokens`: tokens used despite the failure, if the server reports them.
+    `attempts`: number of requests made.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RequestFailed(Exception):
 
 
 class Client:
-    """One reused connection pool. `timeout_s` is for a whole request, so an answer that trickles ends as well."""
+    """A pool of connections. `timeout_s` limits the complete request, so it also ends an answer that trickles in."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
@@ -107,17 +107,17 @@ class Client:
         await self._session.close()
 
     async def post(self, endpoint: Endpoint, url: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The JSON object that answers `body`.
+        """Send a JSON body and return the JSON object of the response.
 
         Raises:
             RequestFailed: `timeout`, `connection_error`, `rate_limited`, `server_error`, `malformed_answer`,
                 `context_too_long` or `bad_request`.
-            EndpointError: no request can succeed: the key, the path or the model's name is refused.
+            EndpointError: no request can succeed, because the key, the path or the model name is rejected.
         """
         return await self._send("POST", endpoint, url, orjson.dumps(body))
 
     async def get(self, endpoint: Endpoint, url: str) -> dict[str, Any]:
-        """The JSON object at an address; raises as `post`."""
+        """The JSON object at a URL; raises the same errors as `post`."""
         return await self._send("GET", endpoint, url, None)
 
     async def _send(self, method: str, endpoint: Endpoint, url: str, data: bytes | None) -> dict[str, Any]:
@@ -133,8 +133,8 @@ class Client:
         except (ValueError, aiohttp.NonHttpUrlClientError) as error:  # a password in the URL is a ValueError
             host = urlsplit(endpoint.base_url).netloc.rpartition("@")[2]
             raise EndpointError(
-                f"the endpoint {host or endpoint.base_url!r} is no URL of the form http://host:port/v1 (a key goes "
-                "into ML_FILTER_API_KEY); check --endpoint (ML_FILTER_ENDPOINT)"
+                f"the endpoint {host or endpoint.base_url!r} is not a URL like http://host:port/v1 (keys go into "
+                "ML_FILTER_API_KEY); check --endpoint (ML_FILTER_ENDPOINT)"
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             detail = endpoint.public(f"{type(error).__name__}: {error}")
@@ -142,15 +142,15 @@ class Client:
             raise RequestFailed("connection_error", detail, may_cost=was_sent) from error
         if 300 <= status < 400:
             raise EndpointError(
-                f"{endpoint.base_url} redirects to {endpoint.public(sent.get('Location', 'nowhere'))}; give the right "
-                "address as --endpoint (ML_FILTER_ENDPOINT)"
+                f"{endpoint.base_url} redirects to {endpoint.public(sent.get('Location', 'nowhere'))}; set --endpoint "
+                "(ML_FILTER_ENDPOINT) to the final URL"
             )
         if status >= 400:
             raise failure_of(endpoint, status, content, sent.get("Retry-After"))
         try:
             answer = _loads(content)
         except (ValueError, RecursionError) as error:
-            raise RequestFailed("malformed_answer", endpoint.public(f"no JSON: {error}"), may_cost=True) from error
+            raise RequestFailed("malformed_answer", endpoint.public(f"not JSON: {error}"), may_cost=True) from error
         if not isinstance(answer, dict):
             detail = f"the answer is a {type(answer).__name__}, not an object"
             raise RequestFailed("malformed_answer", detail, may_cost=True)
@@ -162,30 +162,30 @@ async def _content(response: aiohttp.ClientResponse) -> bytes:
     async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
-        if size > _MOST_BYTES:
-            detail = f"the answer is longer than {_MOST_BYTES:,} bytes"
+        if size > _MAX_BYTES:
+            detail = f"the answer is longer than {_MAX_BYTES:,} bytes"
             raise RequestFailed("malformed_answer", detail, may_cost=True)
     return b"".join(parts)
 
 
 def failure_of(endpoint: Endpoint, status: int, content: bytes, retry_after: str | None) -> Exception:
-    """What a response of status 400 and above means: RequestFailed, or EndpointError where no request can succeed."""
-    said = endpoint.public(_message(content)) or f"status {status}, without a word"
+    """The error for a response with status 400 or above: RequestFailed, or EndpointError if no request can succeed."""
+    message = endpoint.public(_message(content)) or f"status {status} without a message"
     if status in (401, 403):
         return EndpointError(
-            f"{endpoint.base_url} refuses the key ({status}); set {endpoint.key_name or 'ML_FILTER_API_KEY'}"
+            f"{endpoint.base_url} rejected the key ({status}); set {endpoint.key_name or 'ML_FILTER_API_KEY'}"
         )
     if status == 404:
         return EndpointError(
             f"{endpoint.base_url} does not know the model {endpoint.model!r} or the path; check --model "
-            f"(ML_FILTER_MODEL) and --endpoint (ML_FILTER_ENDPOINT): {said}"
+            f"(ML_FILTER_MODEL) and --endpoint (ML_FILTER_ENDPOINT): {message}"
         )
     if status == 429:
-        return RequestFailed("rate_limited", said, retry_after_s=_seconds(retry_after))
-    if status >= 500 or status in _TRY_AGAIN:
-        return RequestFailed("server_error", f"{status}: {said}", retry_after_s=_seconds(retry_after))
-    too_long = any(words in said.lower() for words in _TOO_LONG)
-    return RequestFailed("context_too_long" if too_long else "bad_request", said, refused=True)
+        return RequestFailed("rate_limited", message, retry_after_s=_seconds(retry_after))
+    if status >= 500 or status in _TEMPORARY_STATUS:
+        return RequestFailed("server_error", f"{status}: {message}", retry_after_s=_seconds(retry_after))
+    too_long = any(words in message.lower() for words in _TOO_LONG)
+    return RequestFailed("context_too_long" if too_long else "bad_request", message, refused=True)
 
 
 def _message(content: bytes) -> str:
@@ -199,7 +199,7 @@ def _message(content: bytes) -> str:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """What `Retry-After` asks for, in seconds or as a date."""
+    """The seconds that a `Retry-After` header asks for; it may hold seconds or a date."""
     try:
         seconds = float(retry_after or "nan")
     except ValueError:
@@ -214,11 +214,11 @@ def _loads(content: bytes) -> Any:
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
-        return json.loads(content)  # takes what some servers write: infinities, halves of surrogate pairs
+        return json.loads(content)  # more tolerant: accepts infinities and lone surrogates, which some servers write
 
 
 def reported_usage(payload: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Prompt and completion tokens as a response's body states them; None where it does not, or not credibly."""
+    """Prompt and completion tokens from a response's body; None where they are missing or implausible."""
     usage = payload.get("usage")
     return _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
 
@@ -229,5 +229,5 @@ def _count(usage: Any, name: str) -> int | None:
 
 
 def storable(text: str) -> str:
-    """With a question mark for each half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    """Replace lone surrogates, which JSON can hold and UTF-8 cannot, by question marks."""
     return text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""How many requests an endpoint gets at once: found out from its answers, with nothing known of the server before."""
+"""How many requests an endpoint gets at once, found by measuring, without knowing anything about the server."""
 
 from __future__ import annotations
 
@@ -6,80 +6,85 @@ import math
 from typing import NamedTuple
 
 _START = 8
-_ALONE = 8
-"""The first requests, sent among at most so many, show the latency of a server that is not busy."""
-_LEAST = 20
-"""Results that are the least to tell a rate by; more where more are in flight."""
-_WATCH = 100
-"""Requests among which time-outs and rate limits are counted, so that one of few is no share; more as above."""
-_IN_TIME = 1 / 3
-"""Share of the time-out within which an answer is expected, as latencies vary."""
+_IDLE = 8
+"""The first requests, among at most this many in flight, measure the latency of an idle server."""
+_MIN_RESULTS = 20
+"""Fewest results for a rate; a whole window (`_size`) if that is more."""
+_MIN_WATCH = 100
+"""Fewest requests over which time-outs and rate limits are counted, so that one of a few is not yet a share."""
+_USABLE_TIMEOUT = 1 / 3
+"""Share of the time-out within which an answer is expected; latencies vary."""
 
 
 class _Measured(NamedTuple):
     limit: int
     rate: float
-    """Answers a second."""
+    """Answers per second."""
 
 
 class AdaptiveLimit:
-    """How many requests may be in flight: as many as raise the throughput, and not many more.
+    """How many requests may be in flight: about the fewest with which throughput is highest.
 
-    Slow start: each answer that took less than twice as long as those of the server alone makes room for three more
-    requests, any other for one, so the limit grows two- to fourfold with each round trip, until a round trip brings
-    less than 10% more answers a second. Then it goes back to half as many again as were being worked on (Little's
-    law: rate x latency of the server alone), or to the geometric mean of that and of the limit before, as a server
-    that batches gets slower without anything waiting. From there it tries steps of 10% and, while they pay, longer
-    ones: up if that brings a fifth of the step in answers a second, down if it costs less than a tenth of it.
+    More requests than the server works on at once only wait in its queue, where they run into the time-out and have to
+    be paid for again. So the limit climbs to the knee of the throughput curve and stays near it:
 
-    It does not grow where, at the rate measured, an answer would take more than a third of the time-out (or 1.5 times
-    what a server alone takes): a time-out loses work that may have to be paid. Over 2% of rate limits lower it by 30%
-    (fewer may have nothing to do with the load), and so do over 50% of time-outs, or over 10% unless fewer are
-    answered then. (Slow start and decrease are TCP's, RFC 5681. Behaviour: tests/annotation/test_concurrency.py.)
+    1. Slow start, as in TCP (RFC 5681). The limit grows two- to fourfold per round trip until a round trip adds less
+       than 10% throughput.
+    2. Landing. The limit falls to 1.5 times the requests that the server was working on (Little's law: rate times
+       latency of the idle server) or, since a server that batches slows down without a queue, to the geometric mean
+       of that and the limit before.
+    3. Climbing. Steps of 10%, longer ones while they pay: a step up must add a fifth of its size in throughput, a step
+       down must cost less than a tenth of it.
+
+    Two brakes: the limit stays where an answer would take a third of the time-out at the measured rate (or 1.5 times
+    the latency of the idle server). It falls by 30% at over 2% rate limits, at over 50% time-outs, and at over 10%
+    time-outs if throughput drops as well. (Behaviour: tests/annotation/test_concurrency.py.)
 
     Args:
-        maximum: never more than these.
-        timeout_s: of one request.
-        now: seconds on any clock that does not go back, here and below.
+        maximum: upper bound of the limit.
+        timeout_s: time-out of a request.
+        now: seconds of a monotonic clock, here and below.
     """
 
     def __init__(self, maximum: int, timeout_s: float, now: float) -> None:
         self.maximum, self.timeout_s = maximum, timeout_s
         self.value = min(maximum, _START)
         self._starting, self._doubting = True, False
-        self._alone, self._alone_s = 0, 0.0
-        self._rate: float | None = None  # answers a second at this limit, once measured
-        self._before: _Measured | None = None  # the last one that paid; after the start: before the step being tried
+        self._idle, self._idle_s = 0, 0.0
+        self._rate: float | None = None  # answers per second at this limit, once measured
+        self._before: _Measured | None = None  # slow start: the last window; then: before the current step
         self._step = 0.1
         self._rest = self._patience = 1
-        self._peak = 0  # most in flight in a window; below the limit, something else holds the throughput down
+        self._peak = 0  # most in flight in this window; below the limit, something else is the bottleneck
         self._answers = self._results = 0
         self._start_window(now)
         self._watch()
 
     def answered(self, now: float, in_flight: int, latency_s: float, sent_among: int) -> None:
-        """Count an answer; `in_flight` (now) and `sent_among` (when it was sent) include its request."""
-        if sent_among <= _ALONE and self._alone < _ALONE:
-            self._alone, self._alone_s = self._alone + 1, self._alone_s + latency_s
+        """Count an answer. `in_flight` (now) and `sent_among` (when it was sent) include its own request."""
+        if sent_among <= _IDLE and self._idle < _IDLE:
+            self._idle, self._idle_s = self._idle + 1, self._idle_s + latency_s
         self._answers += 1
         self._peak = max(self._peak, in_flight)
         if self._starting and not self._doubting and self._peak >= self._size:
-            grown = self.value + (3 if latency_s < 2 * self._latency_alone() else 1)
-            rate = sent_among / max(latency_s, 1e-6)  # Little's law, of a single answer
+            # Answers as fast as those of an idle server: nothing queues yet, so grow by three, otherwise by one.
+            grown = self.value + (3 if latency_s < 2 * self._idle_latency() else 1)
+            rate = sent_among / max(latency_s, 1e-6)  # Little's law for a single answer
             self.value = max(self.value, min(grown, self._most(rate)))
         self._count(now)
 
     def pressed(self, now: float, in_flight: int, *, rate_limited: bool) -> None:
-        """Count a rate limit or a time-out; `in_flight` includes its request."""
-        if self._watched >= 0:
+        """Count a rate limit or a time-out. `in_flight` includes its own request."""
+        if self._watched >= 0:  # negative: requests from before the last change, which it could not have helped
             self._rate_limits += rate_limited
             self._timeouts += not rate_limited
-        watch = max(self._size, _WATCH)
+        watch = max(self._size, _MIN_WATCH)
         if self._rate_limits > max(3, 0.02 * watch) or self._timeouts > 0.5 * watch:
             self._starting, self._before, self._step, self._rest, self._patience = False, None, 0.1, 2, 2
             self._set(now, int(min(self.value, in_flight) * 0.7), skip=in_flight)
             self._watch(skip=in_flight)
         elif self._timeouts > 0.1 * watch and self._rate is not None and (self._starting or not self._goes_down()):
+            # Time-outs may be the price of the best throughput, so a step down is tried and kept only if it pays.
             before = None if self._starting else self._before
             self._starting = False
             self._try(now, -0.3, before or _Measured(self.value, self._rate))
@@ -90,11 +95,12 @@ class AdaptiveLimit:
         return self._before is not None and self._step < 0
 
     def _watch(self, skip: int = 0) -> None:
-        """Count time-outs and rate limits anew, without the requests that a change found on their way."""
+        """Restart the counts of time-outs and rate limits, without the `skip` requests in flight at a change."""
         self._watched = -skip
         self._rate_limits = self._timeouts = 0
 
     def _start_window(self, now: float, skip: int = 0) -> None:
+        """Measure a new window, without the `skip` requests that were sent under the limit before."""
         self._since, self._size, self._skip = now, self.value, skip
         self._answers = self._results = self._peak = 0
 
@@ -102,50 +108,52 @@ class AdaptiveLimit:
         self.value = max(1, min(limit, self.maximum))
         self._start_window(now, skip)
 
-    def _latency_alone(self) -> float:
-        return self._alone_s / self._alone if self._alone else math.inf
+    def _idle_latency(self) -> float:
+        return self._idle_s / self._idle if self._idle else math.inf
 
     def _most(self, rate: float) -> int:
-        """As many as are answered well before the time-out, at so many answers a second."""
-        within_s = self.timeout_s * _IN_TIME
-        if self._alone:
-            within_s = max(within_s, 1.5 * self._latency_alone())
+        """Most requests that are answered well before the time-out at `rate` answers per second."""
+        within_s = self.timeout_s * _USABLE_TIMEOUT
+        if self._idle:
+            within_s = max(within_s, 1.5 * self._idle_latency())
         return max(1, int(min(self.maximum, rate * within_s)))
 
     def _count(self, now: float) -> None:
         self._watched += 1
-        if self._watched >= max(self._size, _WATCH):
+        if self._watched >= max(self._size, _MIN_WATCH):
             self._watch()
         if self._skip:
             self._start_window(now, self._skip - 1)
             return
         self._results += 1
         trips = 1 if self._starting else 2
-        if self._results >= max(trips * self._size, _LEAST) and now > self._since:
+        if self._results >= max(trips * self._size, _MIN_RESULTS) and now > self._since:
             self._rate = self._answers / (now - self._since)
             if self._starting:
-                self._go_on_or_land(now, self._rate)
+                self._grow_or_land(now, self._rate)
             else:
                 self._climb(now, self._rate)
 
-    def _go_on_or_land(self, now: float, rate: float) -> None:
+    def _grow_or_land(self, now: float, rate: float) -> None:
         before = self._before
-        if self._peak < self._size:
+        if self._peak < self._size:  # too few requests were waiting to fill the limit, so the rate says nothing
             self._start_window(now)
         elif before is None or rate >= 1.1 * before.rate:
             self._doubting, self._before = False, _Measured(self._size, rate)
             self.value = max(self.value, min(2 * self._size, self._most(rate)))
             if self.value <= self._size:
                 self._starting, self._before = False, None
-                self._rest = self._patience = 16  # nothing waits, so a step down would only cost
+                self._rest = self._patience = (
+                    16  # the limit is held by the brake, not by the server: a step down would only cost
+                )
             self._start_window(now)
-        elif not self._doubting:  # a pause of either side looks the same; a second window decides
+        elif not self._doubting:  # a pause of the server or of this process looks the same, so measure a second window
             self._doubting = True
             self._start_window(now)
         else:
             self._starting, self._before = False, None
             rate = max(rate, before.rate)
-            needed = 1.5 * rate * self._latency_alone() if self._alone else before.limit
+            needed = 1.5 * rate * self._idle_latency() if self._idle else before.limit
             needed = max(needed, math.sqrt(needed * before.limit))
             self._set(now, min(self.value, int(needed), self._most(rate)), skip=self.value)
 

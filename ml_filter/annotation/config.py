@@ -1,101 +1,119 @@
-"""Configuration of asking an LLM: annotation, estimates, batches, translation, labels."""
+"""Configuration of annotation, estimates, batches, translation and labels."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ml_filter.config import Seed, StageConfig
 
 
 def base_url(url: str) -> str:
-    """The base URL of an endpoint, which is written to logs and manifests and so must hold no secret.
+    """Check the base URL of an endpoint, which is written to logs and manifests and so must not contain a secret.
 
     Raises:
-        ValueError: it has a user, a password, a query or a fragment.
+        ValueError: the URL has a user, a password, a query or a fragment.
     """
     try:
         parts = urlsplit(url)
     except ValueError:
-        return url  # which asking will tell of
+        return url  # the client reports it with the endpoint's other errors
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError(
-            "the URL of an endpoint is one like http://host:port/v1, without user, password or query; a key goes into "
-            "ML_FILTER_API_KEY, or the variable that api_key_env names"
+            "the URL of an endpoint must have the form http://host:port/v1, without user, password or query; put the "
+            "key into ML_FILTER_API_KEY, or into the variable named by api_key_env"
         )
     return url
 
 
 class EndpointConfig(StageConfig):
-    """An endpoint that has its own name for the model, or its own key."""
+    """An endpoint with its own model name or key."""
 
     url: Annotated[str, AfterValidator(base_url)]
-    model: str | None = Field(None, description="the model's name there; unset: `model`")
+    model: str | None = Field(None, description="model name at this endpoint (default: `model`)")
     api_key_env: Annotated[str, Field(pattern="^[A-Z_][A-Z0-9_]*$")] | None = Field(
-        None, description="environment variable that holds its key; unset: ML_FILTER_API_KEY"
+        None, description="environment variable that holds the key (default: ML_FILTER_API_KEY)"
     )
 
 
 class AskConfig(StageConfig):
-    """How an LLM is asked, whatever about."""
+    """How an LLM is asked, for scores, labels and translations."""
 
     endpoints: list[str | EndpointConfig] = Field(
-        [], description="base URLs, all of the same model; empty: ML_FILTER_ENDPOINT, else the embedded judge"
+        [],
+        description="base URLs of endpoints that serve the same model (default: ML_FILTER_ENDPOINT, else the embedded "
+        "annotator)",
     )
-    model: str | None = Field(None, description="what annotations are signed with, and its name at the endpoints")
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Seed = 0
+    model: str | None = Field(
+        None, description="model name at the endpoints, also recorded as the annotator (default: ML_FILTER_MODEL)"
+    )
+    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="sampling temperature")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="nucleus sampling (default: the server's default)"
+    )
+    seed: Seed = Field(0, description="sampling seed; vote k uses seed + k")
     extra_body: dict[str, Any] = Field(
-        {}, description="fields of each request, such as chat_template_kwargs, before all others; null leaves one out"
+        {},
+        description="further request fields, such as chat_template_kwargs; overrides all others, and null removes a "
+        "field",
     )
     structured: Literal["auto", "on", "off"] = Field(
-        "auto", description="JSON schema or choices as constraints; auto: until the server refuses them"
+        "auto", description="structured output: auto uses it until the server rejects it, on requires it"
     )
     tokenizer: str | None = Field(
-        None, description="Hub name or directory, or `server` to ask the endpoint; unset: text is cut by characters"
+        None,
+        description="Hub name or directory, or `server` to use the endpoint's tokenizer (default: cut by characters)",
     )
     context_tokens: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="the model's context; unset: what the endpoint says"
+        None, description="context length of the model in tokens (default: as reported by the endpoint)"
     )
     chat_template: Literal["server", "client"] = Field(
-        "server", description="client: the tokenizer's template is filled in here, for servers without chat"
+        "server", description="who applies the chat template: client is for servers without a chat API"
     )
-    add_generation_prompt: bool = Field(True, description="a template filled in here ends with the answer's start")
-    max_concurrency: Annotated[int, Field(ge=1)] = Field(256, description="the limit that adapts never goes above it")
-    timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    max_retries: Annotated[int, Field(ge=0)] = 5
+    add_generation_prompt: bool = Field(
+        True, description="end the chat template with the start of the answer (chat_template client)"
+    )
+    max_concurrency: Annotated[int, Field(ge=1)] = Field(
+        256, description="upper bound on the requests in flight; the actual number adapts to the server"
+    )
+    timeout_s: Annotated[float, Field(gt=0)] = Field(120.0, description="time-out of a request in seconds")
+    max_retries: Annotated[int, Field(ge=0)] = Field(5, description="retries of a request that failed")
     max_outage_s: Annotated[float, Field(gt=0)] = Field(
-        600.0, description="how long an endpoint that has answered may be silent before the run ends"
+        600.0, description="seconds to wait for an endpoint that has stopped answering"
     )
-    max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    retry_failed: bool = Field(False, description="ask the failed documents of an earlier run again")
-    ledger: str | None = Field(None, description="SQLite file to share answers between outputs; unset: in the output")
-    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None = None
-    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None = None
+    max_failed_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.05, description="share of failed answers above which the command exits with code 1"
+    )
+    retry_failed: bool = Field(False, description="ask again for the failed answers of an earlier run")
+    ledger: str | None = Field(
+        None, description="SQLite file of answers, to share them between outputs (default: a file in the output)"
+    )
+    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="price in USD (default: costs are not reported)"
+    )
+    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="price in USD (default: costs are not reported)"
+    )
     budget_tokens: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="stop before more tokens are used; of this annotator's run, not of a whole pipeline"
+        None, description="most tokens that this annotator may use in this run (default: no limit)"
     )
     budget_usd: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="stop before more money is spent; of this annotator's run, not of a whole pipeline"
+        None, description="most USD that this annotator may spend in this run (default: no limit)"
     )
     at_budget: Literal["stop", "finish"] = Field(
-        "stop", description="finish: what the budget has no room for is failed as `not_asked`, and the output complete"
+        "stop",
+        description="when the budget is used up: stop the run, or finish the output with the other answers failed as "
+        "`not_asked`",
     )
 
     @field_validator("endpoints")
     @classmethod
-    def _hold_no_secret(cls, endpoints: list[str | EndpointConfig]) -> list[str | EndpointConfig]:
-        for one in endpoints:
-            if isinstance(one, str):  # an EndpointConfig has checked its own
-                base_url(one)
+    def _have_no_secret(cls, endpoints: list[str | EndpointConfig]) -> list[str | EndpointConfig]:
+        for endpoint in endpoints:
+            if isinstance(endpoint, str):  # an EndpointConfig has checked its own URL
+                base_url(endpoint)
         return endpoints
 
     @model_validator(mode="after")
@@ -107,17 +125,17 @@ class AskConfig(StageConfig):
         return self
 
     @property
-    def most_windows(self) -> int:
-        """How many windows of a document are asked about; what is left of it is not."""
+    def windows_per_document(self) -> int:
+        """Most windows of a document that are asked about; text after them is left out."""
         return 1
 
-    def answer_tokens(self, asked: int) -> int:
-        """The most tokens of an answer for which a prompt asks so many: what `extra_body` says goes before it."""
-        said = [self.extra_body.get(name) for name in ("max_completion_tokens", "max_tokens")]
-        return next((tokens for tokens in said if isinstance(tokens, int)), asked)
+    def answer_tokens(self, max_tokens: int) -> int:
+        """Most tokens of an answer: `max_tokens` of the prompt, unless `extra_body` overrides it."""
+        limits = [self.extra_body.get(name) for name in ("max_completion_tokens", "max_tokens")]
+        return next((limit for limit in limits if isinstance(limit, int)), max_tokens)
 
     def usd(self, prompt_tokens: float, completion_tokens: float) -> float | None:
-        """What tokens cost; None where the prices are not known."""
+        """Price of tokens in USD; None if the prices are not configured."""
         prompt, completion = self.usd_per_million_prompt_tokens, self.usd_per_million_completion_tokens
         if prompt is None or completion is None:
             return None
@@ -129,45 +147,54 @@ class AnnotateConfig(AskConfig):
 
     prompts: Annotated[list[str], Field(min_length=1)] = Field(
         ["educational_value"],
-        description="names or files; of those with one criterion, each document gets the one in its language, or the "
-        "first",
+        description="prompt names or files; of several prompts for one criterion, a document gets the one in its "
+        "language, else the first",
     )
-    votes: Annotated[int, Field(ge=1)] = 1
-    long_documents: Literal["truncate", "windows"] = "truncate"
-    max_windows: Annotated[int, Field(ge=1)] = 8
-    combine_windows: Literal["mean", "max", "min", "median"] = "mean"
+    votes: Annotated[int, Field(ge=1)] = Field(
+        1, description="answers per document; more than one requires a temperature above 0"
+    )
+    long_documents: Literal["truncate", "windows"] = Field(
+        "truncate", description="truncate documents that exceed the context, or score them in windows"
+    )
+    max_windows: Annotated[int, Field(ge=1)] = Field(
+        8, description="most windows per document; text after them is left out"
+    )
+    combine_windows: Literal["mean", "max", "min", "median"] = Field(
+        "mean", description="how the scores of windows become one score"
+    )
 
     @model_validator(mode="after")
     def _votes_differ(self) -> AnnotateConfig:
         if self.votes > 1 and self.temperature == 0:
-            raise ValueError("votes above 1 need a temperature above 0, or every vote is the same answer paid again")
+            raise ValueError("votes above 1 need a temperature above 0; at 0 every vote is the same answer, paid again")
         return self
 
     @property
-    def most_windows(self) -> int:
-        """How many windows of a document are asked about; what is left of it is not."""
+    def windows_per_document(self) -> int:
+        """Most windows of a document that are asked about; text after them is left out."""
         return self.max_windows if self.long_documents == "windows" else 1
 
 
 class EstimateConfig(StageConfig):
-    """How the bill of an annotation is estimated."""
+    """How the cost of an annotation is estimated."""
 
     pilot: Annotated[int, Field(ge=1)] = Field(50, description="documents to ask about")
     seed: Seed = Field(
-        20_431, description="draws the pilot; unlike that of the sample, whose lowest keys are no random part of it"
+        20_431,
+        description="seed that draws the pilot; should differ from the sample's, so that the pilot is random in it",
     )
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    resamples: Annotated[int, Field(ge=100)] = 2000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="confidence level of the intervals")
+    resamples: Annotated[int, Field(ge=100)] = Field(2000, description="bootstrap resamples of the pilot")
 
 
 class BatchConfig(StageConfig):
-    """How requests go into OpenAI batch files. Defaults: the limits and the price of OpenAI's Batch API."""
+    """How requests are written to OpenAI batch files. Defaults: limits and price of OpenAI's Batch API."""
 
-    max_requests: Annotated[int, Field(ge=1)] = Field(50_000, description="in a file")
-    max_bytes: Annotated[int, Field(ge=1)] = Field(200_000_000, description="of a file")
-    completion_window: str = "24h"
+    max_requests: Annotated[int, Field(ge=1)] = Field(50_000, description="most requests per file")
+    max_bytes: Annotated[int, Field(ge=1)] = Field(200_000_000, description="most bytes per file")
+    completion_window: str = Field("24h", description="time within which the provider has to answer")
     price_share: Annotated[float, Field(ge=0)] = Field(
-        0.5, description="batch prices as a share of usd_per_million_*; 1 for a server of one's own"
+        0.5, description="batch price as a share of usd_per_million_*; 1 for your own server"
     )
 
 
@@ -175,19 +202,22 @@ class TranslateConfig(AskConfig):
     """How an LLM translates documents and prompts."""
 
     piece_chars: Annotated[int, Field(ge=200)] = Field(
-        4000, description="longer documents are translated in pieces, cut between paragraphs, else sentences or words"
+        4000,
+        description="most characters per request; longer documents are cut between paragraphs, else sentences or words",
     )
-    max_tokens: Annotated[int, Field(ge=1)] = Field(4096, description="most tokens of a piece's translation")
+    max_tokens: Annotated[int, Field(ge=1)] = Field(4096, description="most tokens of the translation of a piece")
     length_ratio: tuple[float, float] = Field(
-        (0.33, 3.0), description="translation to original in characters; outside it, the translation is suspicious"
+        (0.33, 3.0), description="allowed length of a translation relative to the original, in characters"
     )
-    tries: Annotated[int, Field(ge=1)] = Field(3, description="of a prompt; each is told what was wrong before")
+    tries: Annotated[int, Field(ge=1)] = Field(
+        3, description="attempts per prompt; each one after the first is told what was wrong"
+    )
 
 
 class LabelConfig(AskConfig):
     """How an LLM labels documents."""
 
     labels: Annotated[list[str], Field(min_length=1)] = Field(
-        ["domain"], description="names or files of label lists; each is a facet, asked about on its own"
+        ["domain"], description="names or files of label lists; each is a facet with a question per document"
     )
-    by: list[str] = Field([], description="columns whose values the report tells apart; empty: the source files")
+    by: list[str] = Field([], description="columns to group the report by (default: the source files)")

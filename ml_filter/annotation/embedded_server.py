@@ -1,7 +1,7 @@
-"""The embedded judge's server process: llama.cpp's OpenAI-compatible server on loopback.
+"""The server process of the embedded annotator: llama.cpp's OpenAI-compatible server on loopback.
 
-Run as `python -m ml_filter.annotation.embedded_server MODEL.gguf THREADS SLOTS`. Prints its address when it is
-ready and ends when its standard input closes, so it cannot outlive the process that started it, even a killed one.
+Run as `python -m ml_filter.annotation.embedded_server MODEL.gguf THREADS SLOTS`. Prints its address when it is ready.
+Exits when its standard input closes, so it never outlives the process that started it, even if that is killed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ CONTEXT_TOKENS = 4096
 
 
 def serve(model: str, threads: int, slots: int) -> None:
-    """Serve `model` until standard input closes; `slots` requests run at once, each with CONTEXT_TOKENS."""
+    """Serve `model` until standard input closes, with `slots` parallel requests of CONTEXT_TOKENS each."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()

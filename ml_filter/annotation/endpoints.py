@@ -1,4 +1,4 @@
-"""Several endpoints behind one door: a concurrency limit and a circuit breaker each, retries and failover."""
+"""A pool of endpoints that serve the same model: concurrency limits, circuit breakers, retries and failover."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from ml_filter.errors import EndpointError
 
 _OPEN_AFTER = 5
 _OPEN_AFTER_S = 2.0
-_COOL_DOWN_S = (1.0, 30.0)
+_PING_AFTER_S = (1.0, 30.0)
+"""Least and most seconds between two pings of an endpoint that has stopped answering."""
 _PING: dict[str, dict[str, Any]] = {
     "chat/completions": {"messages": [{"role": "user", "content": "1"}]},
     "completions": {"prompt": "1"},
 }
 _FIRST_ANSWER_WITHIN_S = 30.0
-_EXCUSED = 0.1
+_ENDPOINT_FAULT = 0.1
+"""What a try counts if it failed because of the endpoint and not because of the request."""
 _BACKOFF = wait_exponential_jitter(multiplier=0.5, max=30.0, jitter=1.0)
 
 
 class Circuit:
-    """Keeps requests off an endpoint that has stopped answering: after 5 failures in a row, the last answer being 2 s
-    old, until it answers."""
+    """Circuit breaker of an endpoint. It opens, so that no requests are sent, with the fifth failure in a row if the
+    last answer is at least 2 s old, and closes when the endpoint answers a ping."""
 
     def __init__(self, now: float) -> None:
         self.last_answer = now
@@ -41,11 +43,11 @@ class Circuit:
         self._failures = 0
 
     def answered(self, now: float) -> None:
-        """The endpoint answered, be it with a refusal."""
+        """Count an answer, which may also be a rejection."""
         self.last_answer, self.is_open, self._failures = now, False, 0
 
     def failed(self, now: float) -> bool:
-        """The endpoint did not answer; whether the circuit has just opened."""
+        """Count a request without an answer; True if this opens the circuit."""
         self._failures += 1
         if self.is_open or self._failures < _OPEN_AFTER or now - self.last_answer < _OPEN_AFTER_S:
             return False
@@ -54,20 +56,20 @@ class Circuit:
 
 
 class _State:
-    """An endpoint and how it is doing."""
+    """An endpoint and its current condition."""
 
     def __init__(self, endpoint: Endpoint, maximum: int, timeout_s: float, now: float) -> None:
         self.endpoint = endpoint
-        most = min(maximum, endpoint.max_concurrency or maximum)
-        self.limit, self.circuit = AdaptiveLimit(most, timeout_s, now), Circuit(now)
+        maximum = min(maximum, endpoint.max_concurrency or maximum)
+        self.limit, self.circuit = AdaptiveLimit(maximum, timeout_s, now), Circuit(now)
         self.in_flight = 0
-        self.is_out = False
+        self.is_excluded = False
         self.paused_until = 0.0
         self.has_answered = False
-        self.revival: asyncio.Task[None] | None = None
+        self.pinging: asyncio.Task[None] | None = None
 
     def takes_requests(self, now: float) -> bool:
-        return not (self.is_out or self.circuit.is_open) and now >= self.paused_until
+        return not (self.is_excluded or self.circuit.is_open) and now >= self.paused_until
 
     def has_room(self, now: float) -> bool:
         return self.takes_requests(now) and self.in_flight < self.limit.value
@@ -79,13 +81,13 @@ class _State:
 T = TypeVar("T")
 
 
-class _TakenOut(Exception):
-    """The endpoint is not asked any more; the request goes to another."""
+class _Excluded(Exception):
+    """The endpoint is no longer used; the request goes to another one."""
 
 
 @dataclass(frozen=True)
 class Response(Generic[T]):
-    """An answer, how many requests it took, and the seconds the last of them took."""
+    """An answer, the number of requests made for it, and the duration of the last one in seconds."""
 
     answer: T
     attempts: int
@@ -93,14 +95,14 @@ class Response(Generic[T]):
 
 
 class EndpointPool:
-    """Sends each request to the least loaded endpoint that answers; a retry may go to another one.
+    """Sends each request to the least loaded endpoint that works; a retry may go to another one.
 
     Args:
-        endpoints: all serve the same model.
-        max_concurrency: most requests in flight, over all endpoints.
-        timeout_s: for one request.
-        max_retries: tries after the first. A try that met a rate limit or an endpoint out of order counts a tenth.
-        max_outage_s: how long to wait, once no endpoint answers any more, before giving up.
+        endpoints: must serve the same model.
+        max_concurrency: most requests in flight at one endpoint; the caller bounds their sum.
+        timeout_s: time-out of one request.
+        max_retries: tries after the first. A rate limit or a broken endpoint counts only as a tenth of a try.
+        max_outage_s: how long to wait when no endpoint answers any more.
     """
 
     def __init__(
@@ -125,18 +127,18 @@ class EndpointPool:
 
     async def __aexit__(self, *_: object) -> None:
         for state in self._states:
-            if state.revival is not None:
-                state.revival.cancel()
+            if state.pinging is not None:
+                state.pinging.cancel()
         await self.client.close()
 
     @property
     def endpoints(self) -> list[Endpoint]:
-        """The endpoints, in the order given."""
+        """The endpoints in the order of the configuration."""
         return [state.endpoint for state in self._states]
 
     @property
     def in_flight(self) -> int:
-        """Requests that are on their way."""
+        """Number of requests in flight."""
         return sum(state.in_flight for state in self._states)
 
     async def post(
@@ -146,20 +148,20 @@ class EndpointPool:
         read: Callable[[dict[str, Any]], T],
         spending: Spending | None = None,
     ) -> Response[T]:
-        """The answer to a request, after as many tries as it may take.
+        """Send a request and retry it until it has an answer.
 
         Args:
-            path: of the API, such as `chat/completions`.
-            body_for: the request's body for an endpoint.
-            read: makes the answer of a response's JSON; raises LookupError, TypeError, ValueError or AttributeError
-                where it is not formed like one, which is tried again.
-            spending: hears of each failed try, and says whether the budget has room for one more.
+            path: API path, such as `chat/completions`.
+            body_for: returns the body of the request for an endpoint.
+            read: reads the answer from the JSON of a response. LookupError, TypeError, ValueError or AttributeError
+                mean that the response is malformed; it is retried.
+            spending: is charged for failed tries and decides whether the budget has room for another one.
 
         Raises:
-            RequestFailed: no usable answer after all tries; `attempts` is set to their number.
+            RequestFailed: no usable answer after all tries; `attempts` is their number.
             EndpointError: no request can succeed at any endpoint, or none has answered for `max_outage_s`.
         """
-        attempts, spent = 0, 0.0
+        attempts, spent = 0, 0.0  # requests made, and tries in the sense of `max_retries`
         failed_at: _State | None = None
         failure: RequestFailed | None = None
 
@@ -179,18 +181,17 @@ class EndpointPool:
                 payload = await self.client.post(endpoint, endpoint.url(path), body_for(endpoint))
                 answer = _read(read, payload)
             except RequestFailed as error:
-                excused = self._failed(state, error, path)
-                # an empty answer costs like any other, and may well come again
-                spent += (
-                    _EXCUSED if excused else max(1.0, self.max_retries / 2) if error.code == "empty_answer" else 1.0
-                )
+                if self._failed(state, error, path):
+                    spent += _ENDPOINT_FAULT
+                else:  # an empty answer is paid for like any other, and likely to repeat: at most two retries
+                    spent += max(1.0, self.max_retries / 2) if error.code == "empty_answer" else 1.0
                 failed_at, failure = state, error
                 error.attempts = attempts
                 if spending:
                     spending.failed(error)
                 raise
             except EndpointError as error:
-                self._take_out(state, error)
+                self._exclude(state, error)
                 raise
             else:
                 now = time.monotonic()
@@ -201,9 +202,10 @@ class EndpointPool:
                 state.in_flight -= 1
                 self._wake()
 
-        try:  # most requests need no second try, and tenacity costs half of what sending one does
+        # The first try without tenacity, which takes half as long as sending a request: most need no second try.
+        try:
             return await once()
-        except (RequestFailed, _TakenOut) as error:
+        except (RequestFailed, _Excluded) as error:
             first: list[Exception] = [error]
 
         async def again() -> Response[T]:
@@ -211,18 +213,18 @@ class EndpointPool:
                 raise first.pop()
             return await once()
 
-        retrying = AsyncRetrying(stop=stop, wait=_BACKOFF, retry=retry_if_exception(_may_pass), reraise=True)
+        retrying = AsyncRetrying(stop=stop, wait=_BACKOFF, retry=retry_if_exception(_is_retryable), reraise=True)
         return await retrying(again)
 
     async def _room(self, failed_at: _State | None) -> _State:
-        """The least loaded endpoint with room for a request, and not the one that has just failed it where another
-        takes requests, be it only once it has room."""
+        """The least loaded endpoint with room for a request. Avoids the endpoint that has just failed the request, as
+        long as another one works, even if it has to wait for room there."""
         while True:
             now = time.monotonic()
             if self._unusable is not None:
                 raise self._unusable
-            well = [state for state in self._states if state is not failed_at and state.takes_requests(now)]
-            free = [state for state in well or self._states if state.has_room(now)]
+            others = [state for state in self._states if state is not failed_at and state.takes_requests(now)]
+            free = [state for state in others or self._states if state.has_room(now)]
             if free:
                 state = min(free, key=_State.load)
                 state.in_flight += 1
@@ -232,17 +234,17 @@ class EndpointPool:
             self._waiting.append(waiter)
             await waiter
 
-    def _take_out(self, state: _State, error: EndpointError) -> None:
-        """Ask an endpoint no more at which no request can succeed; raises where it is the last."""
-        is_new, state.is_out = not state.is_out, True
-        left = [other.endpoint.base_url for other in self._states if not other.is_out]
+    def _exclude(self, state: _State, error: EndpointError) -> None:
+        """Stop using an endpoint at which no request can succeed; fail all waiting requests if it is the last one."""
+        is_new, state.is_excluded = not state.is_excluded, True
+        left = [other.endpoint.base_url for other in self._states if not other.is_excluded]
         if is_new and left:
-            logger.warning(f"{error}. It is not asked any more; the run goes on with {', '.join(left)}")
+            logger.warning(f"{error}. The run continues without it, with {', '.join(left)}")
         if not left:
             self._unusable = error
         self._wake(everyone=True)
         if left:
-            raise _TakenOut from error
+            raise _Excluded from error
 
     def _wake(self, *, everyone: bool = False) -> None:
         now = time.monotonic()
@@ -263,7 +265,7 @@ class EndpointPool:
         state.circuit.answered(now)
 
     def _failed(self, state: _State, error: RequestFailed, path: str) -> bool:
-        """Note a failure; whether it tells of the endpoint and not of the request."""
+        """Record a failure; True if the endpoint is the cause and not the request."""
         now = time.monotonic()
         if error.refused:
             self._answered(state, now)
@@ -282,16 +284,17 @@ class EndpointPool:
             return False
         if state.circuit.failed(now):
             logger.warning(f"{state.endpoint.base_url} does not answer ({self._last_error}); waiting for it")
-            if state.revival is None or state.revival.done():
-                state.revival = asyncio.create_task(self._revive(state, path))
+            if state.pinging is None or state.pinging.done():
+                state.pinging = asyncio.create_task(self._ping_until_answered(state, path))
         return error.code == "rate_limited" or state.circuit.is_open
 
-    async def _revive(self, state: _State, path: str) -> None:
-        """Ask an endpoint that has stopped answering for a word, after 1 s, 2 s, 4 s, ... 30 s, until it answers.
+    async def _ping_until_answered(self, state: _State, path: str) -> None:
+        """Ping an endpoint that has stopped answering after 1 s, 2 s, 4 s, ... 30 s, until it answers.
 
-        A word and not a waiting request: a document that no server can answer must not pass for an outage.
+        With a request of one token, not with a waiting one: a document that crashes the server must not look like an
+        outage of the endpoint.
         """
-        endpoint, (least, most) = state.endpoint, _COOL_DOWN_S
+        endpoint, (least, most) = state.endpoint, _PING_AFTER_S
         body = {"model": endpoint.model, "max_tokens": 1, **_PING[path]}
         for nth in count():
             await asyncio.sleep(max(min(least * 2.0 ** min(nth, 10), most), state.paused_until - time.monotonic()))
@@ -302,14 +305,14 @@ class EndpointPool:
             except (RequestFailed, EndpointError) as error:
                 if not (isinstance(error, RequestFailed) and error.refused):
                     self._last_error = f"{error.code}: {error}" if isinstance(error, RequestFailed) else str(error)
-                    self._wake(everyone=True)  # to see whether the outage has become too long
+                    self._wake(everyone=True)  # each waiting request checks whether the outage has become too long
                     continue
             self._answered(state, time.monotonic())
             self._wake()
             return
 
     def _check_outage(self, now: float) -> None:
-        states = [state for state in self._states if not state.is_out]
+        states = [state for state in self._states if not state.is_excluded]
         if not all(state.circuit.is_open for state in states):
             return
         silent_s = now - max(state.circuit.last_answer for state in states)
@@ -318,21 +321,21 @@ class EndpointPool:
 
 
 def patience_s(max_outage_s: float, has_answered: bool) -> float:
-    """Seconds to wait for endpoints that are silent; fewer for those that have never answered."""
+    """Seconds to wait for endpoints that do not answer; at most 30 if they have never answered."""
     return max_outage_s if has_answered else min(max_outage_s, _FIRST_ANSWER_WITHIN_S)
 
 
 def outage(endpoints: Sequence[Endpoint], silent_s: float, last: str) -> EndpointError:
-    """What to tell when endpoints have been silent for too long; `last` is what came of the last request."""
+    """The error for endpoints that have been silent for too long; `last` is the outcome of the last request."""
     urls = ", ".join(endpoint.base_url for endpoint in endpoints)
     return EndpointError(
-        f"{urls} has not answered for {silent_s:.0f} s (last: {last}). Finished answers are kept; "
-        "run the same command again when it is back, or check --endpoint (ML_FILTER_ENDPOINT)"
+        f"{urls} has not answered for {silent_s:.0f} s (last error: {last}). Finished answers are kept; "
+        "run the same command again when it is available, or check --endpoint (ML_FILTER_ENDPOINT)"
     )
 
 
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, _TakenOut) or (isinstance(error, RequestFailed) and not error.refused)
+def _is_retryable(error: BaseException) -> bool:
+    return isinstance(error, _Excluded) or (isinstance(error, RequestFailed) and not error.refused)
 
 
 def _read(read: Callable[[dict[str, Any]], T], payload: dict[str, Any]) -> T:

@@ -1,15 +1,16 @@
-"""The bill before the run: a pilot asks about a few documents exactly as the run would, and is scaled up.
+"""Estimate the cost of an annotation: ask about a small random pilot exactly as the run would, and extrapolate.
 
-The pilot's documents are drawn at random from what is to be annotated. Totals are documents * requests a document *
-tokens an answered request; the intervals are percentile bootstrap intervals over the pilot's documents, so votes,
-prompts and windows of one document stay together. Its answers go into the run's ledger and are not paid again.
+A total is documents * requests per document * tokens per answered request. Its interval is a percentile bootstrap
+interval over the documents of the pilot, so that votes, prompts and windows of one document stay together. The answers
+go into the run's ledger and are not paid for again.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from ml_filter.annotation.annotate import Run, annotator_name, prepare
+from ml_filter.annotation.annotate import annotation_plan
+from ml_filter.annotation.asking import Asking
+from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.config import AnnotateConfig, EstimateConfig
+from ml_filter.annotation.connection import annotator_name
 from ml_filter.annotation.ledger import Ledger
+from ml_filter.annotation.plan import Plan
+from ml_filter.annotation.run import open_ledger
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import LEDGER_NAME, digest_of
@@ -35,7 +41,7 @@ Array = NDArray[np.float64]
 
 
 class Range(BaseModel):
-    """A figure and its interval; None where the pilot has a single document."""
+    """A figure with its interval; None if the pilot has only one document."""
 
     value: float
     low: float | None = None
@@ -43,7 +49,7 @@ class Range(BaseModel):
 
 
 class Pilot(BaseModel):
-    """What the pilot was and used. `asked` and `seconds` leave out answers that were in the ledger before."""
+    """The pilot and what it used. `asked` and `seconds` leave out answers that were already in the ledger."""
 
     documents: int
     requests: int
@@ -59,7 +65,7 @@ class Pilot(BaseModel):
 
 
 class Estimate(BaseModel):
-    """What annotating all documents takes. None: the server or the configuration does not say; `notes` say why."""
+    """The cost of annotating all documents. A figure is None if it cannot be known; `notes` say why."""
 
     documents: int
     requests: Range
@@ -72,18 +78,7 @@ class Estimate(BaseModel):
     notes: list[str]
     digest: str = ""
     asked_digest: str = ""
-    """Of all settings, and of those that say what the pilot asked whom."""
-
-
-class _Measured(NamedTuple):
-    """Sums over each document of the pilot, all [documents]."""
-
-    requests: Array
-    counted: Array
-    prompt_tokens: Array
-    completion_tokens: Array
-    timed: Array
-    seconds: Array
+    """Digests of all settings, and of those that determine the requests of the pilot."""
 
 
 def estimate_bill(
@@ -94,107 +89,158 @@ def estimate_bill(
     output: str | Path | None = None,
     settings: Settings | None = None,
 ) -> Estimate:
-    """Ask about a few documents and say what all of them would take.
+    """Ask about a few documents and extrapolate to all.
 
     Args:
-        source: what is to be annotated; read once, to count it and to draw the pilot.
-        annotate: how, with prices per million tokens.
+        source: the documents to annotate; read once, to count them and to draw the pilot.
+        annotate: how to annotate, with prices per million tokens.
         config: size and seed of the pilot.
-        output: gets estimate.json and, unless `annotate.ledger` names one, the ledger with the pilot's answers: give
-            the directory that the annotations will go to. A finished estimate that is there is returned as it is.
-        settings: endpoint and key of the environment; read from it when not given.
+        output: directory that the annotations will go to. Gets estimate.json and, unless `annotate.ledger` names
+            another, the ledger with the pilot's answers. An existing estimate with the same settings is returned.
+        settings: endpoint and key of the environment; None: read from the environment.
 
     Raises:
         TooManyFailures: the budget is used up, or no request of the pilot was answered.
-        EndpointError, InputError, ConfigError: as `annotate_documents`.
+        EndpointError, InputError, ConfigError: see `annotate_documents`.
     """
     settings = settings or Settings()
     annotator = annotator_name(annotate, settings)
-    _, made_by, parents = prepare(Run, source, annotate, annotator)
-    asked_digest = digest_of([made_by, [parent.digest for parent in parents], config.model_dump(), annotate.endpoints])
+    plan = annotation_plan(source, annotate, annotator)
+    parents = [parent.digest for parent in plan.parents]
+    asked_digest = digest_of([plan.identity, parents, config.model_dump(), annotate.endpoints])
     digest = digest_of([asked_digest, annotate.model_dump()])
-    earlier = None if output is None else _found(Path(output) / ESTIMATE_NAME, asked_digest)
+    earlier = None if output is None else _existing(Path(output) / ESTIMATE_NAME, asked_digest)
     if earlier and earlier.digest == digest:
         return earlier
+    asking = Asking(settings)
     with tempfile.TemporaryDirectory(prefix="ml_filter-pilot-") as scratch:
-        drawn = sample_documents(source, SampleConfig(size=config.pilot, seed=config.seed), f"{scratch}/sample")
-        run, _, _ = prepare(Run, SourceConfig(paths=[drawn.root]), annotate, annotator)
+        sample = sample_documents(source, SampleConfig(size=config.pilot, seed=config.seed), f"{scratch}/sample")
+        pilot = annotation_plan(SourceConfig(paths=[sample.root]), annotate, annotator)
         kept = annotate.ledger or (None if output is None else str(Path(output) / LEDGER_NAME))
-        with Ledger(Path(kept or f"{scratch}/{LEDGER_NAME}")) as ledger:
-            run.open(ledger)
-            run.ask_all(settings)
-            if earlier and not run.asked:  # other prices, say: what the pilot took was measured then
-                run.asked, run.asking_s = earlier.pilot.asked, earlier.pilot.seconds
-            made = _scaled(run, annotate, config, drawn.counts["read"], kept)
-    made = made.model_copy(update={"digest": digest, "asked_digest": asked_digest})
+        with open_ledger(pilot, Path(kept or f"{scratch}/{LEDGER_NAME}")) as ledger:
+            budget = Budget(annotate, ledger.tokens_used(pilot.question_digests))
+            asking.fill(pilot, ledger, budget)
+            if earlier and not asking.requests:  # only prices changed, for example: keep the measured time
+                asking.requests, asking.seconds = earlier.pilot.asked, earlier.pilot.seconds
+            measured, errors = _measure(pilot, ledger)
+        if not len(measured.requests):
+            raise TooManyFailures(
+                f"the budget of {budget.describe()} is used up before one document of the pilot was done"
+            )
+        estimate = _extrapolate(measured, errors, asking, annotate, config, sample.counts["read"], kept)
+    estimate = estimate.model_copy(update={"digest": digest, "asked_digest": asked_digest})
     if output is not None:
-        write_atomically(Path(output) / ESTIMATE_NAME, f"{made.model_dump_json(indent=1)}\n".encode())
-    return made
+        write_atomically(Path(output) / ESTIMATE_NAME, f"{estimate.model_dump_json(indent=1)}\n".encode())
+    return estimate
 
 
-def _found(path: Path, asked_digest: str) -> Estimate | None:
+def _existing(path: Path, asked_digest: str) -> Estimate | None:
     try:
-        found = Estimate.model_validate_json(path.read_bytes())
+        estimate = Estimate.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-    return found if found.asked_digest == asked_digest else None
+    return estimate if estimate.asked_digest == asked_digest else None
 
 
-def _scaled(run: Run, annotate: AnnotateConfig, config: EstimateConfig, documents: int, ledger: str | None) -> Estimate:
-    measured, errors, answered = _measure(run)
-    requests = int(measured.requests.sum())
-    if not len(measured.requests):
-        raise TooManyFailures(f"the budget of {run.budget.describe()} is used up before one document of the pilot")
+class _Measured(NamedTuple):
+    """Sums for each document of the pilot, arrays of shape [documents].
+
+    `counted` are the requests whose tokens are known, `timed` those that were answered.
+    """
+
+    requests: Array
+    counted: Array
+    prompt_tokens: Array
+    completion_tokens: Array
+    timed: Array
+    seconds: Array
+
+
+def _measure(plan: Plan, ledger: Ledger) -> tuple[_Measured, Counter[str]]:
+    """Measure the documents of which every window has an outcome; also counts errors by code."""
+    sums: list[list[float]] = []
+    errors: Counter[str] = Counter()
+    votes = (vote for _, table in plan.tables(RejectsLog()) for vote in plan.votes(table))
+    for _, group in groupby(votes, key=lambda vote: vote.key.document_id):
+        answers = [ledger.answers(vote.key)[0] for vote in group]
+        if any(not rows or len(rows) < rows[0]["windows"] for rows in answers):
+            continue
+        rows = [row for rows in answers for row in rows]
+        counted = [row for row in rows if None not in (row["prompt_tokens"], row["completion_tokens"])]
+        timed = [row["latency_s"] for row in rows if row["latency_s"] is not None]
+        tokens = [sum(row[name] for row in counted) for name in ("prompt_tokens", "completion_tokens")]
+        sums.append([len(rows), len(counted), *tokens, len(timed), sum(timed)])
+        errors.update(row["error"] for row in rows if row["error"])
+    figures = np.array(sums, dtype=np.float64).reshape(-1, 6)
+    return _Measured(*figures.T), errors
+
+
+def _extrapolate(
+    measured: _Measured,
+    errors: Counter[str],
+    asking: Asking,
+    annotate: AnnotateConfig,
+    config: EstimateConfig,
+    documents: int,
+    ledger: str | None,
+) -> Estimate:
+    requests, answered = int(measured.requests.sum()), int(measured.timed.sum())
+    listed = ", ".join(f"{code} {count:,}" for code, count in errors.most_common())
     if not answered:
-        raise TooManyFailures(f"none of the pilot's {requests:,} requests was answered: {_listed(errors)}")
+        raise TooManyFailures(f"none of the pilot's {requests:,} requests was answered: {listed}")
     notes = []
     if errors:
-        notes.append(f"{errors.total():,} of {requests:,} requests of the pilot failed: {_listed(errors)}")
-    whole = np.ones((1, len(measured.requests)))
-    weights = _resampled(len(measured.requests), config)
-    value, drawn = _totals(measured, whole, documents), _totals(measured, weights, documents)
-
-    def ranged(name: str) -> Range | None:
-        if not np.isfinite(value[name][0]):
-            return None
-        bounds = _bounds(drawn[name], config.confidence) if len(weights) else (None, None)
-        return Range(value=float(value[name][0]), low=bounds[0], high=bounds[1])
-
-    seconds = run.asking_s / run.asked if run.asked else np.nan
-    for totals in (value, drawn):
-        typical = measured.seconds.sum() / measured.timed.sum()
-        totals["hours"] = totals["requests"] * seconds / 3600 * (totals["latency"] / typical)
+        notes.append(f"{errors.total():,} of {requests:,} requests of the pilot failed: {listed}")
+    n = len(measured.requests)
+    values, resampled = (_totals(measured, weights, documents) for weights in (np.ones((1, n)), _resamples(n, config)))
+    seconds = asking.seconds / asking.requests if asking.requests else np.nan
+    for totals in (values, resampled):
+        # A request takes longer in a resample with longer answers.
+        relative_latency = totals["latency"] / (measured.seconds.sum() / answered)
+        totals["hours"] = totals["requests"] * seconds / 3600 * relative_latency
         usd = [annotate.usd(p, c) for p, c in zip(totals["prompt"], totals["completion"], strict=True)]
         totals["usd"] = np.array([np.nan if dollars is None else dollars for dollars in usd])
-    in_flight = float(value["latency"][0] * run.asked / run.asking_s) if run.asked else None
-    notes += _timing_notes(run, annotate, in_flight)
-    if not np.isfinite(value["prompt"][0]):
-        notes.append("the endpoint reports no token counts, so tokens and money are not known")
+
+    def interval(name: str) -> Range | None:
+        value, tail = float(values[name][0]), (1 - config.confidence) / 2
+        if not np.isfinite(value):
+            return None
+        if n < 2:
+            return Range(value=value)
+        low, high = np.nanquantile(resampled[name], [tail, 1 - tail])
+        return Range(value=value, low=float(low), high=float(high))
+
+    in_flight = float(values["latency"][0] * asking.requests / asking.seconds) if asking.requests else None
+    notes += _timing_notes(asking, annotate, in_flight)
+    if not np.isfinite(values["prompt"][0]):
+        notes.append("tokens and costs are unknown: the endpoint reports no token counts")
     elif annotate.usd(1, 1) is None:
-        notes.append("money is not known: set usd_per_million_prompt_tokens and usd_per_million_completion_tokens")
+        notes.append("costs are unknown: set usd_per_million_prompt_tokens and usd_per_million_completion_tokens")
     if ledger is None:
-        notes.append("the pilot's answers were not kept: with a ledger in the configuration, or --output, they are")
+        notes.append(
+            "the answers of the pilot were not kept; use --output or a ledger in the configuration to keep them"
+        )
     used = int(measured.prompt_tokens.sum()), int(measured.completion_tokens.sum())
-    total = ranged("requests")
+    total = interval("requests")
     assert total is not None
     return Estimate(
         documents=documents,
         requests=total,
-        prompt_tokens=ranged("prompt"),
-        completion_tokens=ranged("completion"),
-        hours=ranged("hours"),
-        usd=ranged("usd"),
+        prompt_tokens=interval("prompt"),
+        completion_tokens=interval("completion"),
+        hours=interval("hours"),
+        usd=interval("usd"),
         confidence=config.confidence,
         pilot=Pilot(
-            documents=len(measured.requests),
+            documents=n,
             requests=requests,
             answered=answered,
             errors=dict(errors.most_common()),
             prompt_tokens=used[0],
             completion_tokens=used[1],
             usd=annotate.usd(*used),
-            asked=run.asked,
-            seconds=run.asking_s,
+            asked=asking.requests,
+            seconds=asking.seconds,
             in_flight=in_flight,
             ledger=ledger,
         ),
@@ -202,58 +248,32 @@ def _scaled(run: Run, annotate: AnnotateConfig, config: EstimateConfig, document
     )
 
 
-def _listed(errors: Counter[str]) -> str:
-    return ", ".join(f"{code} {count:,}" for code, count in errors.most_common())
-
-
-def _timing_notes(run: Run, annotate: AnnotateConfig, in_flight: float | None) -> Iterable[str]:
+def _timing_notes(asking: Asking, annotate: AnnotateConfig, in_flight: float | None) -> Iterator[str]:
     if in_flight is None:
-        yield "hours are not known: all answers of the pilot were in the ledger already; draw another with --pilot-seed"
+        yield "hours are unknown: all answers of the pilot were already in the ledger; draw another with --pilot-seed"
         return
     yield (
-        f"hours are what {run.asked:,} requests in {run.asking_s:,.1f} s come to, start-up included, with "
-        f"{in_flight:,.1f} requests in flight on average; the interval is for the documents, not for a server that "
-        "slows down"
+        f"hours extrapolate {asking.requests:,} requests in {asking.seconds:,.1f} s, start-up included, with "
+        f"{in_flight:,.1f} requests in flight on average; the interval covers the choice of documents, not a server "
+        "that slows down"
     )
     if in_flight < 0.8 * annotate.max_concurrency:
         yield (
-            f"hours are an upper bound where the server takes more requests at once: a long run finds that out, up to "
-            f"max_concurrency ({annotate.max_concurrency:,}); a larger --pilot tells"
+            "hours are an upper bound if the server can process more requests at once: a long run finds out, up to "
+            f"max_concurrency ({annotate.max_concurrency:,}); a larger --pilot gives a better estimate"
         )
 
 
-def _measure(run: Run) -> tuple[_Measured, Counter[str], int]:
-    """Sums over the documents whose requests have all been made, errors by code, and how many were answered."""
-    sums: list[list[float]] = []
-    errors: Counter[str] = Counter()
-    answered = 0
-    for _, table in run.tables(RejectsLog()):
-        for document_id, text, prompts in run.questions(table):
-            calls = [run.ledger.rows(key) for _, key in run.keys(document_id, text, prompts)]
-            if any(not rows or len(rows) < rows[0]["windows"] for rows in calls):
-                continue
-            rows = [row for call in calls for row in call]
-            counted = [r for r in rows if r["prompt_tokens"] is not None and r["completion_tokens"] is not None]
-            timed = [r["latency_s"] for r in rows if r["latency_s"] is not None]
-            tokens = sum(r["prompt_tokens"] for r in counted), sum(r["completion_tokens"] for r in counted)
-            sums.append([len(rows), len(counted), *tokens, len(timed), sum(timed)])
-            errors.update(row["error"] for row in rows if row["error"])
-            answered += len(timed)
-    return _Measured(*np.array(sums, dtype=np.float64).reshape(-1, 6).T), errors, answered
-
-
-def _resampled(documents: int, config: EstimateConfig) -> Array:
-    """How often each document occurs in each resample, [resamples, documents]; no resample of a single document."""
-    if documents < 2:
-        return np.empty((0, documents))
+def _resamples(documents: int, config: EstimateConfig) -> Array:
+    """How often each document is drawn in each bootstrap resample, shape [resamples, documents]."""
     random = np.random.default_rng(config.seed)
     drawn = random.multinomial(documents, np.full(documents, 1 / documents), size=config.resamples)
     return drawn.astype(np.float64)
 
 
 def _totals(measured: _Measured, weights: Array, documents: int) -> dict[str, Array]:
-    """Totals over all documents by resample; a failed request is taken to use what an answered one does."""
-    requests = documents * (weights @ measured.requests) / max(len(measured.requests), 1)
+    """Totals over all documents for each row of `weights`. A failed request counts like an answered one."""
+    requests = documents * (weights @ measured.requests) / len(measured.requests)
     with np.errstate(invalid="ignore", divide="ignore"):  # a resample without an answered request is nan
         counted = weights @ measured.counted
         return {
@@ -262,8 +282,3 @@ def _totals(measured: _Measured, weights: Array, documents: int) -> dict[str, Ar
             "completion": requests * (weights @ measured.completion_tokens) / counted,
             "latency": (weights @ measured.seconds) / (weights @ measured.timed),
         }
-
-
-def _bounds(drawn: Array, confidence: float) -> tuple[float, float]:
-    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

@@ -1,4 +1,4 @@
-"""From a model's answer to a score: the parsed answer and, from log-probabilities, the expected score."""
+"""From a model's answer to a score: the parsed score and, from log-probabilities, the expected score."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ml_filter.annotation.client import storable
 from ml_filter.annotation.prompts import Prompt
 
 _PLAIN = str.maketrans({",": ".", "\u066b": ".", "\u2212": "-"})
-"""The Arabic decimal separator and the minus sign as `float` reads them."""
+"""Decimal comma, Arabic decimal separator and minus sign in the form that `float` accepts."""
 _SHOWN_CHARS = 100
 
 
 @dataclass(frozen=True)
 class Token:
-    """A generated token and the log-probabilities of the likeliest tokens in its place."""
+    """A generated token, and the log-probabilities of the likeliest tokens at its position."""
 
     text: str
     top: Mapping[str, float]
@@ -28,9 +28,9 @@ class Token:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said. `tokens` is empty and the counts are None where the server does not give them.
+    """An answer of the model. `tokens` is empty and the token counts are None if the server does not report them.
 
-    `cut_off`: it reached the most tokens it may write.
+    `cut_off`: the answer reached the most tokens allowed.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A score in the prompt's range, the expected score where it is known, and the words before the score."""
+    """A score in the prompt's range, the expected score if it is known, and the reason given for the score."""
 
     score: float
     expected_score: float | None
@@ -52,7 +52,7 @@ class Verdict:
 
 
 class AnswerError(Exception):
-    """An answer that gives no score. `code` is the error code of the failed annotation."""
+    """An answer that cannot be used. `code` is the error code of the failed annotation."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -60,7 +60,7 @@ class AnswerError(Exception):
 
 
 def read_verdict(answer: Answer, prompt: Prompt) -> Verdict:
-    """Read an answer the way its prompt says.
+    """Read the score from an answer, by the mode of the prompt.
 
     Raises:
         AnswerError: `empty_answer`, `unparsable_score`, `out_of_range` or `no_logprobs`.
@@ -72,14 +72,15 @@ def read_verdict(answer: Answer, prompt: Prompt) -> Verdict:
 
 def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
     if not answer.text.strip():
-        raise AnswerError("empty_answer", "the model wrote nothing")
+        raise AnswerError("empty_answer", "the answer is empty")
     matches = prompt.scores_in(answer.text)
     if not matches:
         end = answer.text.strip()[-_SHOWN_CHARS:]
         raise AnswerError(
-            "unparsable_score", f"the answer holds no score that {prompt.name} finds; it ends with {end!r}"
+            "unparsable_score",
+            f"no score in the answer matches the pattern of {prompt.name}; the answer ends with {end!r}",
         )
-    match = matches[-1]  # models restate the scale before they decide
+    match = matches[-1]  # the last match: models restate the scale before they decide
     score = _number(match[1])
     if score is None:
         raise AnswerError("unparsable_score", f"{match[1]!r} is not a number")
@@ -92,7 +93,7 @@ def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
 
 
 def _number(text: str) -> float | None:
-    """A number in any script's digits, with a point or a comma, or a single numeral such as \u4e94 (5)."""
+    """A number in the digits of any script, with point or comma, or a single numeral such as \u4e94 (5)."""
     try:
         return float(text.translate(_PLAIN))
     except ValueError:
@@ -100,7 +101,7 @@ def _number(text: str) -> float | None:
 
 
 def _json_reason(text: str, score_at: int) -> str | None:
-    # models write a fence, or thoughts with braces of their own, around the object
+    # The object may stand inside a code fence, or after thoughts that contain braces.
     for start in {text.find("{"), text.rfind("{", 0, score_at)}:
         try:
             reason = json.JSONDecoder().raw_decode(text, max(start, 0))[0].get("reason")
@@ -112,18 +113,18 @@ def _json_reason(text: str, score_at: int) -> str | None:
 
 
 def _expected_at(match: re.Match[str], answer: Answer, prompt: Prompt) -> float | None:
-    """The mean of the scores that could stand where the parsed one starts, weighted by their probabilities."""
-    # Tokens may hold more than the text (a reasoning part, an end token) and halves of characters; so the place is
-    # looked for among the tokens, by the text from the match on.
-    found = "".join(token.text for token in answer.tokens).rfind(answer.text[match.start() :])
-    if found < 0:
+    """The mean of the scores at the position of the parsed one, weighted by their probabilities."""
+    # The tokens may contain more than the text (reasoning, an end token) and parts of characters, so offsets in the
+    # text are not offsets in the tokens: search the tokens for the text from the match on.
+    start = "".join(token.text for token in answer.tokens).rfind(answer.text[match.start() :])
+    if start < 0:
         return None
-    offset = found + match.start(1) - match.start()
+    offset = start + match.start(1) - match.start()
     position = 0
     for token in answer.tokens:
         if position <= offset < position + len(token.text):
             if token.text.strip() != match[1]:
-                return None  # the score shares its token with other text, or goes on in the next
+                return None  # the score shares its token with other text, or continues in the next
             values: dict[float, list[float]] = {}
             for text, logprob in token.top.items():
                 value = _number(text.strip()) if re.fullmatch(r"\s*(\d+|\w)\s*", text) else None
@@ -136,16 +137,16 @@ def _expected_at(match: re.Match[str], answer: Answer, prompt: Prompt) -> float 
 
 def _read_choice(answer: Answer, prompt: Prompt) -> Verdict:
     if not answer.tokens or not answer.tokens[0].top:
-        raise AnswerError("no_logprobs", "mode choice needs log-probabilities, and the server gave none")
+        raise AnswerError("no_logprobs", "mode choice needs log-probabilities, but the server returned none")
     top = answer.tokens[0].top
     if not top.keys() & prompt.choices.keys():
         raise AnswerError("unparsable_score", f"no choice among the {len(top)} likeliest next tokens")
-    floor = min(top.values())  # a choice that is not listed is at most as likely as the last that is
+    floor = min(top.values())  # upper bound for choices that are not among the likeliest tokens
     by_value: dict[float, list[float]] = {}
     for choice, value in prompt.choices.items():
         by_value.setdefault(value, []).append(top.get(choice, floor))
-    # The mean over a value's labels, not the logarithm of their sum, which the one label that the examples made most
-    # likely would decide alone; rare labels tell pages apart (figures in docs/annotation.md).
+    # The mean over the choices of a value, not the logarithm of their summed probabilities: the sum would be decided by
+    # the one choice that the examples make likely, but rare choices separate pages better (docs/annotation.md).
     weights = [(value, fmean(logprobs)) for value, logprobs in by_value.items()]
     expected = weighted_mean(weights)
     assert expected is not None
@@ -155,21 +156,21 @@ def _read_choice(answer: Answer, prompt: Prompt) -> Verdict:
 def _read_written_choice(answer: Answer, prompt: Prompt) -> Verdict:
     written = answer.text.strip().casefold()
     if not written:
-        raise AnswerError("empty_answer", "the model wrote nothing")
+        raise AnswerError("empty_answer", "the answer is empty")
     for choice, value in prompt.choices.items():
         if written == choice.strip().casefold():
             return Verdict(value, None)
-    raise AnswerError("unparsable_score", f"{answer.text.strip()[:100]!r} is none of the choices")
+    raise AnswerError("unparsable_score", f"{answer.text.strip()[:_SHOWN_CHARS]!r} is not one of the choices")
 
 
 def logsumexp(values: Sequence[float]) -> float:
-    """log(sum(exp(v))), safe for large negative values."""
+    """log(sum(exp(v))), numerically stable."""
     top = max(values)
     return top + math.log(sum(math.exp(value - top) for value in values))
 
 
 def weighted_mean(weights: Sequence[tuple[float, float]]) -> float | None:
-    """The mean of values weighted by exp(log-weight), normalised; None without values."""
+    """The mean of (value, log-weight) pairs weighted by exp(log-weight); None without pairs."""
     if not weights:
         return None
     total = logsumexp([weight for _, weight in weights])

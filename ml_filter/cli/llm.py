@@ -142,7 +142,8 @@ def label(
 ) -> None:
     """Let an LLM label documents from lists with definitions, and report how the labels are distributed."""
     from ml_filter.annotation.config import LabelConfig
-    from ml_filter.annotation.label import REPORT_NAME, label_documents
+    from ml_filter.annotation.label import label_documents
+    from ml_filter.annotation.label_report import REPORT_NAME
 
     settings = stage_config(
         LabelConfig,

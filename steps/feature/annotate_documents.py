@@ -17,7 +17,7 @@ from steps.names import Artifact
 def annotate_documents(
     config: AnnotateConfig, output: str, documents: Manifest | None = None, source: SourceConfig | None = None
 ) -> Annotated[Manifest, Artifact.ANNOTATIONS]:
-    """Ask the configured endpoints, or the embedded judge, about every document of a directory or a source."""
+    """Ask the configured endpoints, or the embedded annotator, about every document of a directory or a source."""
     source = SourceConfig(paths=[documents.root]) if documents is not None else source
     if source is None:
         raise ValueError("annotate_documents needs documents or a source")

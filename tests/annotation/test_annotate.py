@@ -125,7 +125,7 @@ def test_each_endpoint_may_have_its_own_name_for_the_model_and_its_own_key(serve
     entry = {"url": theirs.url, "model": "vendor/the-model-fp8", "api_key_env": "VENDOR_KEY"}
     given = asking(mine, endpoints=[mine.url, entry], model="the-model")
     source, settings = pages(20), SETTINGS.model_copy(update={"api_key": SecretStr("the-usual-key")})
-    with pytest.raises(ConfigError, match=f"variable VENDOR_KEY, the key of {theirs.url}, is not set"):
+    with pytest.raises(ConfigError, match=f"variable VENDOR_KEY, which holds the key of {theirs.url}, is not set"):
         annotate_documents(source, given, tmp_path / "out", settings)
     monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
     made = annotate_documents(source, given, tmp_path / "out", settings)
@@ -140,7 +140,7 @@ def test_a_key_that_an_endpoint_refuses_is_named_by_its_variable(serve, pages, a
     server = serve(lambda _: refused(401, "wrong key"))
     monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
     given = asking(server, endpoints=[{"url": server.url, "api_key_env": "VENDOR_KEY"}])
-    with pytest.raises(EndpointError, match=r"refuses the key \(401\); set VENDOR_KEY$"):
+    with pytest.raises(EndpointError, match=r"rejected the key \(401\); set VENDOR_KEY$"):
         annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
 
 
@@ -347,7 +347,10 @@ def test_a_wrong_key_or_model_ends_the_run_at_once_and_names_the_setting(reply, 
 def test_a_run_whose_every_request_is_refused_alike_ends_with_the_reason(serve, pages, asking, tmp_path):
     server = serve(lambda asked: refused(400, f"Unsupported parameter: 'seed' (request req-{asked.document})"))
     given, source = asking(server), pages(200)
-    with pytest.raises(EndpointError, match=r"refuses every request alike.*Unsupported parameter: 'seed'.*extra_body"):
+    with pytest.raises(
+        EndpointError,
+        match=r"rejected the first 20 requests.*Unsupported parameter: 'seed'.*extra_body",
+    ):
         annotate_documents(source, given, tmp_path / "out", SETTINGS)
     assert 20 <= len(server.requests) <= 24
     server.answer = always(GOOD)
@@ -357,7 +360,7 @@ def test_a_run_whose_every_request_is_refused_alike_ends_with_the_reason(serve, 
 
 def test_a_refusal_without_a_word_is_one_like_the_others(serve, pages, asking, tmp_path):
     server = serve(always(Reply(b"", 400)))
-    with pytest.raises(EndpointError, match="refuses every request alike"):
+    with pytest.raises(EndpointError, match="rejected the first 20 requests with the same error"):
         annotate_documents(pages(60), asking(server), tmp_path / "out", SETTINGS)
 
 
@@ -578,7 +581,7 @@ def test_a_run_that_finishes_at_its_budget_ends_by_the_tolerated_share_each_time
     for _ in range(2):
         with pytest.raises(TooManyFailures, match=r"not_asked .* with a higher budget and --retry-failed") as ended:
             annotate_documents(source, strict, tmp_path / "out", SETTINGS)
-        assert "the others can be used" in str(ended.value)
+        assert "the other answers can be used" in str(ended.value)
         made = find_manifest(str(tmp_path / "out"))
         assert made is not None
         assert made.counts["failed_not_asked"] == 20 - len(server.requests)
@@ -728,7 +731,7 @@ def test_a_source_without_any_document_is_an_input_error(serve, asking, tmp_path
     ):
         annotate_documents(source, asking(serve(always(GOOD))), tmp_path / "out", SETTINGS)
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"could be read from .*empty\.jsonl: there is none$"):
+    with pytest.raises(InputError, match=r"could be read from .*empty\.jsonl: the source is empty$"):
         annotate_documents(source, asking(serve(always(GOOD))), tmp_path / "out", SETTINGS)
 
 
@@ -750,11 +753,11 @@ def test_endpoint_and_model_may_come_from_the_environment(serve, pages, prompt_f
 @pytest.mark.parametrize("url", [f"http://me:{KEY}@host/v1", f"http://{KEY}@host/v1", f"http://host/v1?key={KEY}"])
 def test_a_key_in_an_endpoints_url_is_refused_before_it_is_written_anywhere(url, pages, tmp_path):
     for given in (url, {"url": url}):
-        with pytest.raises(ValidationError, match="a key goes into ML_FILTER_API_KEY") as caught:
+        with pytest.raises(ValidationError, match="put the key into ML_FILTER_API_KEY") as caught:
             AnnotateConfig.model_validate({"endpoints": [given]})
         assert KEY not in f"{caught.value}{problems_in(caught.value, 'annotate')}"
     settings = Settings(_env_file=None, endpoint=f"http://fine/v1,{url}", model="m", api_key=None)
-    with pytest.raises(ConfigError, match=r"ML_FILTER_ENDPOINT: url: .*a key goes into ML_FILTER_API_KEY") as told:
+    with pytest.raises(ConfigError, match=r"ML_FILTER_ENDPOINT: url: .*put the key into ML_FILTER_API_KEY") as told:
         annotate_documents(pages(1), AnnotateConfig(), tmp_path / "out", settings)
     assert KEY not in "".join(traceback.format_exception(told.value))
 
@@ -766,7 +769,7 @@ def test_white_space_around_a_key_is_no_part_of_it_and_a_broken_key_is_told(serv
     annotate_documents(pages(1), asking(server), tmp_path / "out", settings)
     assert server.keys == {f"Bearer {KEY}"}
     broken = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(f"{KEY}\nmore"))
-    with pytest.raises(ConfigError, match="ML_FILTER_API_KEY holds signs that no key has") as caught:
+    with pytest.raises(ConfigError, match="ML_FILTER_API_KEY contains characters that are not allowed") as caught:
         annotate_documents(pages(1), asking(server), tmp_path / "other", broken)
     assert KEY not in str(caught.value)
 

@@ -25,9 +25,9 @@ from hypothesis import settings as how
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from ml_filter.annotation import batch as batch_module
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.batch import batch_status, batch_usd, collect_batch, submit_batch, write_batch
+from ml_filter.annotation.batch import submission as batch_module
 from ml_filter.annotation.config import AnnotateConfig, BatchConfig
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
@@ -400,7 +400,7 @@ def test_collecting_early_keeps_what_came_and_says_that_batches_run(provide, wri
     provider.looks = 2
     batch = written(provider)
     submit_batch(batch, SETTINGS)
-    with pytest.raises(TooManyFailures, match=r"6 answers are open; 1 of 1 batches still run"):
+    with pytest.raises(TooManyFailures, match=r"6 answers are open; 1 of 1 batches are still running"):
         collect_batch(batch, tmp_path / "out", settings=SETTINGS)
     batch_status(batch, SETTINGS, wait=True, every_s=0.01)
     assert collect_batch(batch, tmp_path / "out", settings=SETTINGS).counts["scored"] == 6
@@ -498,7 +498,7 @@ def test_results_that_are_here_need_no_provider(provide, written, tmp_path):
 def test_results_of_another_batch_are_refused(provide, written, tmp_path):
     batch = written(provide())
     (tmp_path / "results.jsonl").write_text(json.dumps(good({**lines_in(batch)[0], "custom_id": "other"})) + "\n")
-    with pytest.raises(InputError, match=r"results.jsonl holds no result of a request in"):
+    with pytest.raises(InputError, match=r"results.jsonl has no result of a request in"):
         collect_batch(batch, tmp_path / "out", results=[tmp_path / "results.jsonl"], settings=SETTINGS)
 
 
@@ -547,7 +547,7 @@ def test_what_is_known_of_submitted_batches_is_not_guessed_when_it_is_damaged(pr
     path = batch / "submitted.json"
     path.write_bytes(path.read_bytes()[:50])
     for command in (submit_batch, batch_status):
-        with pytest.raises(InputError, match=r"submitted\.json is damaged: .*put it back from a copy"):
+        with pytest.raises(InputError, match=r"submitted\.json is damaged: .*restore it from a copy"):
             command(batch, SETTINGS)
     assert len(server.batches) == 1
 
@@ -555,7 +555,7 @@ def test_what_is_known_of_submitted_batches_is_not_guessed_when_it_is_damaged(pr
 def test_a_file_of_results_that_is_not_there_is_told(provide, written, tmp_path):
     batch = written(provide())
     for path in (tmp_path / "nothing.jsonl", tmp_path):
-        with pytest.raises(InputError, match=f"{path} is no file of results"):
+        with pytest.raises(InputError, match=f"{path} is not a file of results"):
             collect_batch(batch, tmp_path / "out", results=[path], settings=SETTINGS)
 
 
@@ -705,7 +705,7 @@ def test_where_the_provider_cannot_tell_it_is_said_and_nothing_is_sent_unasked(p
     with pytest.raises(EndpointError, match="broken"):
         submit_batch(batch, SETTINGS)
     provider.before = lambda call: (404, {"error": {"message": "no list"}}) if call == "GET batches" else None
-    with pytest.raises(EndpointError, match=r"not certain whether requests-00000.jsonl was submitted.*--resubmit"):
+    with pytest.raises(EndpointError, match=r"it is unknown whether requests-00000.jsonl was submitted.*--resubmit"):
         submit_batch(batch, SETTINGS)
     assert not provider.batches
     submit_batch(batch, SETTINGS, resubmit=True)
@@ -715,7 +715,7 @@ def test_where_the_provider_cannot_tell_it_is_said_and_nothing_is_sent_unasked(p
 def test_a_refusal_is_certain_and_hides_the_key(provide, written):
     provider = provide()
     batch = written(provider)
-    for status, says in ((400, "quota"), (401, "refuses the key")):
+    for status, says in ((400, "quota"), (401, "rejected the key")):
         provider.before = lambda call, status=status: (status, {"error": {"message": f"quota of {KEY}"}})
         with pytest.raises(EndpointError, match=says) as refused:
             submit_batch(batch, SETTINGS)

@@ -52,13 +52,13 @@ def test_an_answer_that_trickles_ends_at_the_time_limit(serve):
 
 
 def test_a_huge_answer_is_not_taken_into_memory(serve, monkeypatch):
-    monkeypatch.setattr(client, "_MOST_BYTES", 10_000)
+    monkeypatch.setattr(client, "_MAX_BYTES", 10_000)
     assert post(serve(lambda _: Reply(chat("x" * 9_000))).url)
     assert failure(Reply(chat("x" * 11_000)), serve).code == "malformed_answer"
 
 
 def test_a_small_zip_of_a_huge_answer_is_not_either(serve, monkeypatch):
-    monkeypatch.setattr(client, "_MOST_BYTES", 100_000)
+    monkeypatch.setattr(client, "_MAX_BYTES", 100_000)
     body = gzip.compress(json.dumps(chat("x" * 10_000_000)).encode())
     assert len(body) < 20_000
     assert failure(Reply(body, headers={"Content-Encoding": "gzip"}), serve).code == "malformed_answer"
@@ -164,7 +164,7 @@ def test_a_proxy_that_refuses_is_told_without_its_password(serve, monkeypatch):
 
 
 def test_a_refusal_without_a_word_tells_its_status(serve):
-    assert str(failure(Reply(b"", 407), serve)) == "status 407, without a word"
+    assert str(failure(Reply(b"", 407), serve)) == "status 407 without a message"
 
 
 def test_halves_of_surrogate_pairs_become_question_marks():

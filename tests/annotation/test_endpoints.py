@@ -48,7 +48,7 @@ def test_it_stays_closed_while_a_quarter_of_many_requests_fails_at_random():
 def impatient(monkeypatch):
     """The same pool with its times a tenth, so that outages can be tested in seconds."""
     monkeypatch.setattr(endpoints, "_OPEN_AFTER_S", 0.2)
-    monkeypatch.setattr(endpoints, "_COOL_DOWN_S", (0.1, 1.0))
+    monkeypatch.setattr(endpoints, "_PING_AFTER_S", (0.1, 1.0))
     monkeypatch.setattr(endpoints, "_FIRST_ANSWER_WITHIN_S", 3.0)
     monkeypatch.setattr(endpoints, "_BACKOFF", wait_random(0.05, 0.15))
 

@@ -101,7 +101,7 @@ def test_a_finished_estimate_is_not_made_again_and_another_configuration_is(serv
     assert priced.hours == first.hours
     elsewhere = estimate_bill(source, asking(server, ledger=first.pilot.ledger), pilot(5), settings=SETTINGS)
     assert elsewhere.hours is None
-    assert any("in the ledger already" in note for note in elsewhere.notes)
+    assert any("already in the ledger" in note for note in elsewhere.notes)
 
 
 def test_votes_and_windows_are_requests_of_their_own(serve, pages, asking, prompt_file):
@@ -295,9 +295,9 @@ def test_a_source_that_is_read_counts_what_can_be_annotated(serve, asking, tmp_p
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("parameters:\n", "nothing says what is to be annotated"),
+        ("parameters:\n", "there are no documents to annotate"),
         ("parameters: {source: 3}\n", "SourceConfig: Input should be"),
-        ("parameters: {source: {paths: [nowhere.jsonl]}, jury: 3}\n", "jury is a list of annotators"),
+        ("parameters: {source: {paths: [nowhere.jsonl]}, jury: 3}\n", "jury must be a list of annotators"),
         ("parameters: {source: {paths: [nowhere.jsonl]}}\n", "nowhere.jsonl does not exist"),
         ("parameters: {sorce: {paths: [nowhere.jsonl]}}\n", "wrong.yaml: sorce: Extra inputs are not permitted"),
     ],

@@ -16,16 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_filter.annotation.config import LabelConfig
-from ml_filter.annotation.label import (
-    DISTRIBUTION_NAME,
-    REPORT_NAME,
-    LabelList,
-    Tally,
-    label_documents,
-    label_question,
-    load_labels,
-    read_labels,
-)
+from ml_filter.annotation.label import label_documents
+from ml_filter.annotation.label_lists import LabelList, label_question, load_labels, read_labels
+from ml_filter.annotation.label_report import DISTRIBUTION_NAME, REPORT_NAME, Tally
 from ml_filter.annotation.parsing import AnswerError
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.schema import LABEL_SCHEMA
@@ -329,7 +322,7 @@ def test_labels_are_read_in_their_order_each_once_and_spelt_as_in_the_list(sever
 def test_one_label_is_one_label():
     question = label_question(LabelList.model_validate({**TOPICS, "choose": "one"}))
     assert read_labels('{"labels": ["stones"]}', question) == ["stones"]
-    with pytest.raises(AnswerError, match="2 labels where one is asked for"):
+    with pytest.raises(AnswerError, match="the answer has 2 labels, but the list allows one"):
         read_labels('{"labels": ["stones", "plants"]}', question)
 
 
@@ -356,7 +349,7 @@ def test_what_the_schema_allows_is_read_and_what_is_read_fits_the_schema(choose,
         ({"labels": TOPICS["labels"][:1]}, "labels: List should have at least 2 items"),
         (
             {"labels": [*TOPICS["labels"], {"name": "PLANTS", "definition": "again"}]},
-            "label 'plants' stands there twice",
+            "duplicate label 'plants'",
         ),
         ({"labels": [{"name": "a"}, {"name": "b", "definition": "b"}]}, "labels.0.definition: Field required"),
         ({"choose": "two"}, "choose: Input should be 'one' or 'several'"),
@@ -370,7 +363,7 @@ def test_a_bad_list_is_refused_with_what_is_wrong_with_it(topics, changes, says)
 
 
 def test_an_unknown_list_names_the_known_ones():
-    with pytest.raises(ConfigError, match="no label list 'colours'; there are domain, use_case"):
+    with pytest.raises(ConfigError, match="unknown label list 'colours'; use one of domain, use_case"):
         load_labels("colours")
 
 

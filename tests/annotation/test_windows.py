@@ -25,7 +25,8 @@ from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.client import Client, Endpoint
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.prompts import Prompt
-from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows, combine
+from ml_filter.annotation.tokenizers import LocalTokenizer, Servers, ServerTokenizer, Tokenizer
+from ml_filter.annotation.windows import Windows, combine
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
@@ -110,7 +111,7 @@ def test_windows_hold_at_most_the_limit_and_are_the_text_when_joined(limit, toke
     for text in MULTILINGUAL + [row["text"][:3000] for row in documents[:15]]:
         made = windows(tokenizer, limit)
         pieces, truncated = cut(made, text)
-        assert "".join(pieces) == made.prompt.clean(text)
+        assert "".join(pieces) == made.question.clean(text)
         assert not truncated
         assert max(asyncio.run(tokenizer.count(piece)) for piece in pieces) <= limit
 
@@ -120,7 +121,7 @@ def test_whatever_the_text_nothing_is_lost_and_no_window_is_too_long(text, limit
     for tokenizer in (word_pieces, bytes_of_characters):
         made = windows(tokenizer, limit)
         pieces, _ = cut(made, text)
-        assert "".join(pieces) == made.prompt.clean(text)
+        assert "".join(pieces) == made.question.clean(text)
         assert all(asyncio.run(tokenizer.count(piece)) <= limit for piece in pieces)
 
 
@@ -163,7 +164,7 @@ def test_what_is_no_tokenizer_is_told(tmp_path):
 
 def room(tokenizer: Tokenizer | None, context: int | None, **prompt: Any) -> int:
     given = Prompt.model_validate({**PROMPT, **prompt})
-    return asyncio.run(Windows.of(AnnotateConfig(), given, tokenizer, context)).limit
+    return asyncio.run(Windows.fit(AnnotateConfig(), given, tokenizer, context)).limit
 
 
 def test_the_text_gets_what_question_answer_and_template_leave_of_the_context(word_pieces):
@@ -286,7 +287,7 @@ def test_where_no_endpoint_answers_a_tokenizer_the_outage_is_told_and_no_setting
 
 def test_a_wrong_key_is_told_as_that_where_the_context_is_asked_for(serve, pages, asking, tmp_path):
     server = serve(lambda asked: refused(401, "no"))
-    with pytest.raises(ConfigError, match=r"refuses the key \(401\); set ML_FILTER_API_KEY"):
+    with pytest.raises(ConfigError, match=r"rejected the key \(401\); set ML_FILTER_API_KEY"):
         annotate_documents(pages(1), asking(server, tokenizer="server"), tmp_path / "out", SETTINGS)
 
 
@@ -300,7 +301,7 @@ def test_the_embedded_judges_own_tokenizer_cuts_its_windows():
             for text in MULTILINGUAL[:6]:
                 made = windows(tokenizer, 12)
                 pieces, _ = await made.pieces(text)
-                assert "".join(pieces) == made.prompt.clean(text)
+                assert "".join(pieces) == made.question.clean(text)
                 assert max([await tokenizer.count(piece) for piece in pieces]) <= 12
         finally:
             await client.close()

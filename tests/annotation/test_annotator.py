@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.judge import read_answer
+from ml_filter.annotation.annotator import read_answer
 from ml_filter.annotation.parsing import AnswerError, read_verdict
 from ml_filter.annotation.prompts import Prompt
 from ml_filter.config import Settings
@@ -89,12 +89,12 @@ def test_a_server_that_refuses_structure_is_asked_without_and_warned_about_once(
     assert [(row["score"], row["attempts"]) for row in rows(made)] == [(4.0, 1)] * 20
     assert len(server.requests) <= 24
     assert len(warnings) == 1
-    assert "refuses structured output" in warnings[0]
+    assert "does not support structured output" in warnings[0]
 
 
 def test_where_structure_is_a_must_its_refusal_ends_the_run(serve, pages, asking, prompt_file, tmp_path):
     given = asking(serve(without_structure), prompts=[prompt_file(**AS_JSON)], structured="on")
-    with pytest.raises(EndpointError, match=r"refuses structured output .* auto or off \(--structured\)"):
+    with pytest.raises(EndpointError, match=r"does not support structured output .*\(--structured\) to auto or off"):
         annotate_documents(pages(3), given, tmp_path / "out", SETTINGS)
 
 

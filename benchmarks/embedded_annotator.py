@@ -1,10 +1,10 @@
-"""How does the embedded judge do in each answer mode, and what does the gate say of it?
+"""How does the embedded annotator do in each answer mode, and what does the gate say of it?
 
 Annotates documents with human and LLM scores (edu_human_gold_dev.jsonl) in each way, through the project's own
 annotator, and prints the agreement with both, the gate's verdict and, below, the gate's verdict on the LLM's scores.
 Annotations stay in --work, so that a run that was broken off goes on.
 
-    python benchmarks/embedded_judge.py ../shared/data/edu_human_gold_dev.jsonl --work runs/embedded_judge
+    python benchmarks/embedded_annotator.py ../shared/data/edu_human_gold_dev.jsonl --work runs/embedded_annotator
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Puts a prompt about a document to an endpoint and brings back the answer."""
+"""The annotator: an LLM behind a pool of endpoints. Builds requests, sends them and reads the responses."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.parsing import Answer, Token
 from ml_filter.annotation.prompts import Question
-from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows
+from ml_filter.annotation.tokenizers import LocalTokenizer, Servers, ServerTokenizer, Tokenizer
+from ml_filter.annotation.windows import Windows
 from ml_filter.errors import ConfigError, EndpointError
 
 _CONSTRAINTS = ("response_format", "structured_outputs")
 _CONSTRAINT_WORDS = (*_CONSTRAINTS, "json_schema", "grammar", "structured", "extra_forbidden", "unrecognized", "guided")
 
 
-class Judge:
-    """Asks over one pool of endpoints."""
+class Annotator:
+    """Asks questions through a pool of endpoints."""
 
     def __init__(self, pool: EndpointPool, config: AskConfig) -> None:
         self.pool, self.config = pool, config
@@ -32,125 +33,131 @@ class Judge:
             self.tokenizer = ServerTokenizer(self._servers)
         elif config.tokenizer:
             self.tokenizer = LocalTokenizer(config.tokenizer)
-        self._unconstrained: set[str] = set()
+        self._is_constrained = config.structured != "off"
 
-    async def windows(self, prompt: Question) -> Windows:
-        """What cuts documents for a prompt."""
+    async def windows(self, question: Question) -> Windows:
+        """How documents are cut for a question.
+
+        Raises:
+            ConfigError: the context length is unknown, or the question alone fills it.
+        """
         context = self.config.context_tokens
         if self.tokenizer is not None and context is None:
             try:
                 context = await self._servers.first(self._context_tokens)
             except RequestFailed as error:
-                if prompt.max_text_tokens is None:
+                if question.max_text_tokens is None:
                     raise ConfigError(
-                        f"the endpoint does not say how long its context is ({error}); set context_tokens "
+                        f"the endpoint does not report its context length ({error}); set context_tokens "
                         "(--context-tokens)"
                     ) from error
-        return await Windows.of(self.config, prompt, self.tokenizer, context)
+        return await Windows.fit(self.config, question, self.tokenizer, context)
 
     async def _context_tokens(self, endpoint: Endpoint) -> int:
-        """The context of the model, where the endpoint lists it: vLLM's `max_model_len`, llama.cpp's `n_ctx`."""
+        """The context length that the endpoint lists: vLLM's `max_model_len`, llama.cpp's `n_ctx`."""
         try:
             listed = (await self.pool.client.get(endpoint, endpoint.url("models"))).get("data")
         except EndpointError as error:
             raise RequestFailed("bad_request", str(error), refused=True) from error
         models = listed if isinstance(listed, list) else []
         for model in models:
-            # llama.cpp lists its only model under the name of its file
+            # llama.cpp lists its only model under its file name
             if isinstance(model, dict) and (len(models) == 1 or model.get("id") in (endpoint.model, None)):
                 meta = model.get("meta")
                 length = model.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
                 if isinstance(length, int):
                     return length
-        raise RequestFailed("malformed_answer", f"{endpoint.url('models')} gives none for {endpoint.model}")
+        raise RequestFailed("malformed_answer", f"{endpoint.url('models')} lists none for {endpoint.model}")
 
-    async def ask(self, prompt: Question, piece: str, vote: int, spending: Spending | None = None) -> Answer:
+    async def ask(self, question: Question, piece: str, vote: int, spending: Spending | None = None) -> Answer:
         """The model's answer about a piece of a document.
 
         Args:
-            spending: what each try may use, and has used; not given: there is no budget.
+            spending: reserves the tokens of each try and records what it used; None: no budget.
 
         Raises:
             RequestFailed: no usable answer after all tries; its `code` is the error code of the failed annotation.
             EndpointError: no request can succeed, or the endpoints have stopped answering.
         """
-        path, body = request_for(prompt, piece, vote, self.config, self.tokenizer)
-        constraint = constraint_for(prompt, self.config)
+        path, body = request_for(question, piece, vote, self.config, self.tokenizer)
+        constraint = constraint_for(question, self.config)
 
         def body_for(endpoint: Endpoint) -> dict[str, Any]:
-            allowed = {} if endpoint.base_url in self._unconstrained else constraint
-            return body_to_send(endpoint.model, body, allowed, self.config)
+            return body_to_send(endpoint.model, body, constraint if self._is_constrained else {}, self.config)
 
         try:
-            response = await self.pool.post(path, body_for, _read_words, spending)
+            response = await self.pool.post(path, body_for, _read_nonempty, spending)
         except RequestFailed as error:
             if not (constraint and error.refused and any(word in str(error) for word in _CONSTRAINT_WORDS)):
                 raise
-            self._drop_constraint(prompt, error)
-            response = await self.pool.post(path, body_for, _read_words, spending)
+            self._drop_constraint(question, error)
+            response = await self.pool.post(path, body_for, _read_nonempty, spending)
         return replace(response.answer, attempts=response.attempts, latency_s=response.latency_s)
 
-    def _drop_constraint(self, prompt: Question, error: RequestFailed) -> None:
+    def _drop_constraint(self, question: Question, error: RequestFailed) -> None:
         if self.config.structured == "on":
             raise EndpointError(
-                f"the endpoint refuses structured output ({error}); set structured to auto or off (--structured)"
+                f"the endpoint does not support structured output ({error}); set structured (--structured) to auto or "
+                "off"
             ) from error
-        if not self._unconstrained:
-            logger.warning(f"The endpoint refuses structured output ({error}); {prompt.name} goes on without it")
-        self._unconstrained |= {endpoint.base_url for endpoint in self.pool.endpoints}
+        if self._is_constrained:
+            logger.warning(
+                f"The endpoint does not support structured output ({error}); continuing without it for {question.name}"
+            )
+        self._is_constrained = False
 
 
-def constraint_for(prompt: Question, config: AskConfig) -> dict[str, Any]:
-    """The fields of a request that let the server only give answers of the right form."""
+def constraint_for(question: Question, config: AskConfig) -> dict[str, Any]:
+    """The fields of a request that make the server enforce the form of the answer."""
     if config.structured == "off":
         return {}
-    if prompt.mode == "json":
-        schema = {"name": "verdict", "strict": True, "schema": prompt.json_schema}
+    if question.mode == "json":
+        schema = {"name": "verdict", "strict": True, "schema": question.json_schema}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
-    if prompt.mode == "choice" and not prompt.top_logprobs:
-        return {"structured_outputs": {"choice": list(prompt.choices)}}
+    if question.mode == "choice" and not question.top_logprobs:
+        return {"structured_outputs": {"choice": list(question.choices)}}
     return {}
 
 
 def request_for(
-    prompt: Question, piece: str, vote: int, config: AskConfig, tokenizer: Tokenizer | None
+    question: Question, piece: str, vote: int, config: AskConfig, tokenizer: Tokenizer | None
 ) -> tuple[str, dict[str, Any]]:
-    """The API path and what of the body asks about a piece of a document, whatever the server."""
+    """The API path and the body of a request, without the fields that depend on the server."""
     body: dict[str, Any] = {
-        "max_tokens": 1 if prompt.mode == "choice" and prompt.top_logprobs else prompt.max_tokens,
+        "max_tokens": 1 if question.mode == "choice" and question.top_logprobs else question.max_tokens,
         "temperature": config.temperature,
         "seed": config.seed + vote,
     }
     if config.top_p is not None:
         body["top_p"] = config.top_p
-    question = prompt.render(piece)
-    messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    messages.append({"role": "user", "content": question})
-    if prompt.api == "chat" and config.chat_template == "server":
+    text = question.render(piece)
+    messages = [{"role": "system", "content": question.system}] if question.system else []
+    messages.append({"role": "user", "content": text})
+    if question.api == "chat" and config.chat_template == "server":
         body["messages"] = messages
-        if prompt.top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": prompt.top_logprobs}
+        if question.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": question.top_logprobs}
         return "chat/completions", body
-    if prompt.api == "chat":
+    if question.api == "chat":
         assert isinstance(tokenizer, LocalTokenizer)
-        question = tokenizer.render_chat(messages, add_generation_prompt=config.add_generation_prompt)
-    body["prompt"] = question
-    if prompt.top_logprobs:
-        body["logprobs"] = prompt.top_logprobs
+        text = tokenizer.render_chat(messages, add_generation_prompt=config.add_generation_prompt)
+    body["prompt"] = text
+    if question.top_logprobs:
+        body["logprobs"] = question.top_logprobs
     return "completions", body
 
 
 def body_to_send(model: str, body: dict[str, Any], constraint: dict[str, Any], config: AskConfig) -> dict[str, Any]:
-    """The whole body; `extra_body` has the last word, and a field that it sets to null is left out."""
-    whole = {"model": model} | body | constraint | config.extra_body
-    return {name: value for name, value in whole.items() if config.extra_body.get(name, value) is not None}
+    """The full body. `extra_body` overrides all other fields; a field that it sets to null is left out."""
+    fields = {"model": model} | body | constraint | config.extra_body
+    return {name: value for name, value in fields.items() if config.extra_body.get(name, value) is not None}
 
 
 def read_answer(payload: dict[str, Any]) -> Answer:
-    """The answer in a response's body.
+    """The answer in the body of a response.
 
     Raises:
-        LookupError, TypeError, ValueError, AttributeError: it is not formed like a response.
+        LookupError, TypeError, ValueError, AttributeError: the body does not have the form of a response.
     """
     choice = payload["choices"][0]
     text = choice["text"] if "message" not in choice else choice["message"]["content"]
@@ -166,8 +173,8 @@ def read_answer(payload: dict[str, Any]) -> Answer:
     )
 
 
-def _read_words(payload: dict[str, Any]) -> Answer:
-    """The answer, but for one without a word, which is worth another try unless the length allowed ended it."""
+def _read_nonempty(payload: dict[str, Any]) -> Answer:
+    """The answer; an empty one is worth another try, unless it was cut off at the allowed length."""
     answer = read_answer(payload)
     if not (answer.text.strip() or answer.tokens or answer.cut_off):
         raise RequestFailed("empty_answer", "the model wrote nothing", may_cost=True)
@@ -175,21 +182,20 @@ def _read_words(payload: dict[str, Any]) -> Answer:
 
 
 def _tokens(logprobs: Any) -> list[Token]:
-    """Log-probabilities in the chat form (also llama.cpp's for completions) or the older completion form."""
+    """Log-probabilities in the format of chat completions (llama.cpp: also of completions) or of completions."""
     if not isinstance(logprobs, dict):
         return []
     content = logprobs.get("content")
     if isinstance(content, list):
         tops = [{t["token"]: t["logprob"] for t in entry.get("top_logprobs") or []} for entry in content]
-        tokens = [Token(entry.get("token"), _known(top)) for entry, top in zip(content, tops, strict=True)]
+        tokens = [Token(entry.get("token"), _usable(top)) for entry, top in zip(content, tops, strict=True)]
         return tokens if all(isinstance(token.text, str) for token in tokens) else []
     texts = logprobs.get("tokens") or []
     tops = logprobs.get("top_logprobs") or [{}] * len(texts)
-    return [Token(str(text), _known(top or {})) for text, top in zip(texts, tops, strict=True)]
+    return [Token(str(text), _usable(top or {})) for text, top in zip(texts, tops, strict=True)]
 
 
-def _known(top: Mapping[str, Any]) -> dict[str, float]:
-    """Without tokens that are no text, and those to which a server gives no log-probability, minus infinity, or the
-    -9999 of vLLM's masked tokens."""
+def _usable(top: Mapping[str, Any]) -> dict[str, float]:
+    """Drop tokens that are not text or have no finite log-probability; vLLM marks masked tokens with -9999."""
     numbers = {text: p for text, p in top.items() if isinstance(text, str) and isinstance(p, int | float)}
     return {text: float(p) for text, p in numbers.items() if -9999 < p <= 1}

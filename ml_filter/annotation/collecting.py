@@ -1,0 +1,133 @@
+"""Collecting: write the answers of the ledger as rows of the output, and check whether the result is complete."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import pyarrow as pa
+from loguru import logger
+
+from ml_filter.annotation.budget import Budget
+from ml_filter.annotation.ledger import Ledger
+from ml_filter.annotation.plan import Plan, Vote
+from ml_filter.annotation.recording import failed_row
+from ml_filter.documents.rejects import RejectsLog
+from ml_filter.errors import InputError, TooManyFailures
+
+FAILED_NAME = "failed.jsonl"
+"""The failed answers of the last run, for people to read."""
+NOT_ASKED = "not_asked"
+"""Error code of a vote that the budget had no room for."""
+NOT_ASKED_COUNT = f"failed_{NOT_ASKED}"
+_FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason", "attempts")
+
+
+class Collection:
+    """Writes the rows of a plan in input order and counts them."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, budget: Budget) -> None:
+        self.plan, self.ledger, self.budget = plan, ledger, budget
+        names = ("documents", plan.task.done, "failed", "truncated", "prompt_tokens", "completion_tokens")
+        self.counts: Counter[str] = Counter(dict.fromkeys(names, 0))
+
+    def write(self, write: Callable[[pa.Table], None], rejects: RejectsLog, failed: TextIO) -> Counter[str]:
+        """Write a table for each table of documents, and each failed row as a JSON line to `failed`.
+
+        Returns:
+            Counts by status and error code. Votes without an answer count as `open`. Tokens are those of all tries,
+            also of answers that were replaced.
+
+        Raises:
+            InputError: no document has a text.
+        """
+        has_text = False
+        for shard, documents in self.plan.tables(rejects):
+            self.counts["documents"] += documents.num_rows
+            rows = []
+            for vote in self.plan.votes(documents):
+                has_text = has_text or bool(vote.text)
+                row = self._row(vote)
+                if row is None:
+                    self.counts["open"] += 1
+                    continue
+                self.counts[row["status"]] += 1
+                self.counts["truncated"] += row["truncated"]
+                if row["error"]:
+                    self.counts[f"failed_{row['error']}"] += 1
+                    failed.write(json.dumps({name: row[name] for name in _FAILED_FIELDS}, ensure_ascii=False) + "\n")
+                rows.append(row)
+            write(self.plan.task.table(shard, documents, rows, self.counts))
+        if not has_text:
+            raise self._no_text(rejects)
+        return self.counts
+
+    def _row(self, vote: Vote) -> dict[str, Any] | None:
+        """The row of a vote; None while it lacks an answer."""
+        annotator = self.plan.annotator
+        if not vote.text:
+            reason = "the document has no text"
+            return failed_row(annotator, vote.question, vote.key, error="no_text", reason=reason)
+        answers, paid = self.ledger.answers(vote.key)
+        self.counts["prompt_tokens"] += paid.prompt
+        self.counts["completion_tokens"] += paid.completion
+        if paid.assumed:
+            self.counts["tokens_unreported"] += paid.assumed
+        if answers and len(answers) >= answers[0]["windows"]:
+            return self.plan.task.join(answers)
+        if self.budget.is_spent and self.plan.config.at_budget == "finish":
+            # Only in the output: in the ledger the vote stays open, for a later run with a higher budget.
+            reason = f"the budget of {self.budget.describe()} had no room for it"
+            return failed_row(annotator, vote.question, vote.key, error=NOT_ASKED, reason=reason)
+        return None
+
+    def _no_text(self, rejects: RejectsLog) -> InputError:
+        reasons = Counter(rejects.counts) + Counter(no_text=self.counts["documents"])
+        listed = ", ".join(f"{code} {count:,}" for code, count in reasons.most_common()) or "the source is empty"
+        hint = "; name the column that contains the text with text_column (--text-column)"
+        return InputError(
+            f"no document could be read from {', '.join(self.plan.source.paths)}: {listed}"
+            + (hint if reasons.keys() & {"missing_text", "no_text"} else "")
+        )
+
+
+def check_complete(plan: Plan, budget: Budget, counts: Counter[str], output: str, retry_hint: str) -> None:
+    """Check that every vote has an answer and that few enough failed.
+
+    Raises:
+        TooManyFailures: the budget ended the run, or the failed share is above `max_failed_share`.
+        InputError: documents were added or changed during the run.
+    """
+    scored, failed, open_votes = counts[plan.task.done], counts["failed"], counts["open"]
+    if open_votes and budget.is_spent:
+        raise TooManyFailures(
+            f"the budget of {budget.describe()} is used up: {scored + failed:,} answers are in the ledger of {output}, "
+            f"{open_votes:,} are open. Run again with a higher budget; finished answers are not asked again. Or run "
+            "again with --at-budget finish (at_budget: finish) to mark the open answers as failed "
+            f"({NOT_ASKED}) and use the others"
+        )
+    if open_votes:
+        raise InputError(f"{open_votes:,} documents were changed or added during the run; run again")
+    if counts[NOT_ASKED_COUNT]:
+        logger.warning(
+            f"The budget of {budget.describe()} is used up: {counts[NOT_ASKED_COUNT]:,} of {scored + failed:,} answers "
+            f"have failed with the code {NOT_ASKED}. To ask for them, run again with a higher budget and --retry-failed"
+        )
+    check_failed_share(plan, counts, output, retry_hint)
+
+
+def check_failed_share(plan: Plan, counts: Counter[str], output: str, retry_hint: str) -> None:
+    """Raise TooManyFailures if the failed share is above `max_failed_share`."""
+    failed, total = counts["failed"], counts[plan.task.done] + counts["failed"]
+    if failed <= plan.config.max_failed_share * total:
+        return
+    codes = Counter({name[7:]: count for name, count in counts.items() if name.startswith("failed_")})
+    listed = ", ".join(f"{code} {count:,}" for code, count in codes.most_common())
+    budget, usable = ("a higher budget and ", "; the other answers can be used") if NOT_ASKED in codes else ("", "")
+    raise TooManyFailures(
+        f"{failed:,} of {total:,} answers failed ({listed}), more than "
+        f"max_failed_share={plan.config.max_failed_share:g} allows. To ask only for those again, {retry_hint} with "
+        f"{budget}--retry-failed. They are listed in {output}/{FAILED_NAME}{usable}"
+    )

@@ -1,0 +1,75 @@
+"""From settings to endpoints: which model answers, at which URLs and with which keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from pydantic import SecretStr, ValidationError
+
+from ml_filter.annotation.client import Endpoint
+from ml_filter.annotation.config import AskConfig, EndpointConfig
+from ml_filter.annotation.embedded import MODEL_NAME, embedded_endpoint
+from ml_filter.annotation.endpoints import EndpointPool
+from ml_filter.config import Settings, problems_in
+from ml_filter.errors import ConfigError
+
+
+def annotator_name(config: AskConfig, settings: Settings) -> str:
+    """The name that annotations carry: the model's name.
+
+    Raises:
+        ConfigError: an endpoint is configured without a model name.
+    """
+    if not (config.endpoints or settings.endpoint):
+        return MODEL_NAME
+    model = config.model or settings.model
+    if not model:
+        raise ConfigError("an endpoint needs a model name: give --model or set ML_FILTER_MODEL")
+    return model
+
+
+def configured_endpoints(config: AskConfig, settings: Settings) -> list[Endpoint]:
+    """The endpoints of the configuration, else those of the environment; may be empty.
+
+    Raises:
+        ConfigError: the model name, or the environment variable that holds the key of an endpoint, is missing.
+    """
+    entries = config.endpoints or [url.strip() for url in (settings.endpoint or "").split(",") if url.strip()]
+    try:
+        configs = [EndpointConfig(url=entry) if isinstance(entry, str) else entry for entry in entries]
+    except ValidationError as error:
+        raise ConfigError(f"ML_FILTER_ENDPOINT: {problems_in(error, 'endpoint')}") from None
+    return [_endpoint(endpoint, config, settings) for endpoint in configs]
+
+
+def _endpoint(endpoint: EndpointConfig, config: AskConfig, settings: Settings) -> Endpoint:
+    variable = endpoint.api_key_env or "ML_FILTER_API_KEY"
+    if endpoint.api_key_env:
+        key = os.environ.get(endpoint.api_key_env, "").strip()
+        if not key:
+            raise ConfigError(f"the environment variable {variable}, which holds the key of {endpoint.url}, is not set")
+    else:
+        key = (settings.api_key.get_secret_value().strip() if settings.api_key else "") or "none"
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{variable} contains characters that are not allowed in a key, such as line breaks")
+    model = endpoint.model or annotator_name(config, settings)
+    return Endpoint(endpoint.url, model, SecretStr(key), key_name=endpoint.api_key_env)
+
+
+def open_endpoints(config: AskConfig, settings: Settings) -> AbstractContextManager[list[Endpoint]]:
+    """The configured endpoints or, without any, the embedded annotator, which runs as long as the context."""
+    endpoints = configured_endpoints(config, settings)
+    return nullcontext(endpoints) if endpoints else embedded_endpoint(settings)
+
+
+def open_pool(endpoints: Sequence[Endpoint], config: AskConfig) -> EndpointPool:
+    """A pool of endpoints; requires a running event loop."""
+    return EndpointPool(
+        endpoints,
+        max_concurrency=config.max_concurrency,
+        timeout_s=config.timeout_s,
+        max_retries=config.max_retries,
+        max_outage_s=config.max_outage_s,
+    )

@@ -1,0 +1,173 @@
+"""Planning: which questions have to be asked about which documents, and which of them are still open."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from ml_filter.annotation.config import AskConfig
+from ml_filter.annotation.ledger import Key, Ledger
+from ml_filter.annotation.prompts import Question, language_code
+from ml_filter.annotation.task import Call, Task
+from ml_filter.annotation.windows import Windows
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.manifest import digest_of
+from ml_filter.documents.readers import InputShard, known_rows, read_shard, text_id
+from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.sources import list_shards
+
+_READ_AHEAD = 256
+_ANSWER_SETTINGS = {
+    *("votes", "temperature", "top_p", "seed", "extra_body", "structured", "tokenizer", "context_tokens"),
+    *("chat_template", "add_generation_prompt", "long_documents", "max_windows", "combine_windows"),
+}
+_APPLIED_AFTER_ANSWERS = {"votes", "combine_windows"}
+"""Settings that do not affect a single answer, so that answers in the ledger stay valid when these change."""
+
+
+def answer_settings(config: AskConfig) -> dict[str, Any]:
+    """The settings that shape answers, besides prompt and model."""
+    return config.model_dump(mode="json", include=_ANSWER_SETTINGS)
+
+
+class Vote(NamedTuple):
+    """One answer to get: a question about a document, and the key of its answer in the ledger."""
+
+    question: Question
+    key: Key
+    text: str
+
+
+class Plan:
+    """All votes of a run in input order. Reads documents; asks and writes nothing.
+
+    Attributes:
+        identity: everything that the output depends on besides the documents, for its manifest.
+        parents: manifests of the input.
+    """
+
+    def __init__(self, source: SourceConfig, config: AskConfig, task: Task, annotator: str) -> None:
+        self.source, self.config, self.task, self.annotator = source, config, task, annotator
+        self.shards, self.parents = list_shards(source)
+        settings = answer_settings(config)
+        self.identity = {
+            "source": source.model_dump(mode="json"), **task.identity, "annotator": annotator, **settings
+        }  # fmt: skip
+        shaping = {name: value for name, value in settings.items() if name not in _APPLIED_AFTER_ANSWERS}
+        self._digests = {
+            question.digest: digest_of([question.digest, annotator, shaping]) for question in task.questions
+        }
+
+    @property
+    def question_digests(self) -> list[str]:
+        """The `question` part of the ledger keys of this run."""
+        return list(self._digests.values())
+
+    @property
+    def total_votes(self) -> int | None:
+        """How many votes there are at most; None if the number of documents is unknown."""
+        documents = known_rows(self.shards)
+        return None if documents is None else documents * self.task.votes * len(self.task.questions_for(None))
+
+    def tables(self, rejects: RejectsLog) -> Iterator[tuple[InputShard, pa.Table]]:
+        """The documents in input order, also those without a text; documents whose id is a duplicate are rejected."""
+        seen = _SeenIds()
+        try:
+            for shard in self.shards:
+                for table in read_shard(shard, self.source, rejects, keep_blank=True):
+                    ids = table["id"].to_pylist()
+                    is_new = [seen.add(document_id) for document_id in ids]
+                    for document_id in (ids[row] for row, new in enumerate(is_new) if not new):
+                        rejects.add(shard.uri, document_id, "duplicate_id", "an earlier document has this id")
+                    yield shard, table if all(is_new) else table.filter(pa.array(is_new))
+        finally:
+            seen.close()
+
+    def votes(self, table: pa.Table) -> Iterator[Vote]:
+        """The votes on each document of a table."""
+        rows = zip(table["id"].to_pylist(), table["text"].to_pylist(), _language_codes(table), strict=True)
+        for document_id, text, language in rows:
+            digest = text_id(text)
+            for question in self.task.questions_for(language):
+                for vote in range(self.task.votes):
+                    yield Vote(question, Key(document_id, digest, self._digests[question.digest], vote), text)
+
+
+def _language_codes(table: pa.Table) -> list[str | None]:
+    if "language" not in table.column_names:
+        return [None] * table.num_rows
+    languages = table["language"].to_pylist()
+    codes = {language: language_code(language) for language in set(languages) if isinstance(language, str)}
+    return [codes.get(language) for language in languages]
+
+
+class OpenCalls:
+    """The calls of a plan that have no answer in the ledger yet, in input order; can be iterated once.
+
+    Attributes:
+        finished: votes without an open call that were passed since the caller last reset this count.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        self.plan, self.ledger, self.finished = plan, ledger, 0
+        self._windows: dict[str, Windows] = {}
+        self._votes = self._open_votes()
+        first = next(self._votes, None)
+        self.is_empty = first is None
+        if first is not None:
+            self._votes = chain([first], self._votes)
+
+    def _open_votes(self) -> Iterator[tuple[Vote, dict[int, str]]]:
+        for _, table in self.plan.tables(RejectsLog()):
+            for vote in self.plan.votes(table):
+                statuses = self.ledger.statuses(vote.key) if vote.text else {0: self.plan.task.done}
+                if not statuses or any(self._is_open(status) for status in statuses.values()):
+                    yield vote, statuses
+                else:
+                    self.finished += 1
+
+    def _is_open(self, status: str) -> bool:
+        return status == "open" or (status == "failed" and self.plan.config.retry_failed)
+
+    async def by_vote(self, windows_for: Callable[[Question], Awaitable[Windows]]) -> AsyncIterator[list[Call]]:
+        """The open calls of each open vote; `windows_for` is called once for each question."""
+        # In a thread, so that reading shards and looking up the ledger do not block the event loop.
+        while batch := await asyncio.to_thread(lambda: list(islice(self._votes, _READ_AHEAD))):
+            for vote, statuses in batch:
+                if vote.question.digest not in self._windows:
+                    self._windows[vote.question.digest] = await windows_for(vote.question)
+                yield await self._calls(vote, statuses, self._windows[vote.question.digest])
+
+    async def _calls(self, vote: Vote, statuses: dict[int, str], windows: Windows) -> list[Call]:
+        pieces, truncated = await windows.pieces(vote.text)
+        if statuses and len(statuses) != len(pieces):
+            # The endpoint reports another context length than before: the old answers are about other windows.
+            self.ledger.forget(vote.key)
+            statuses = {}
+        return [
+            Call(vote.key, vote.question, piece, number, len(pieces), truncated)
+            for number, piece in enumerate(pieces)
+            if self._is_open(statuses.get(number, "open"))
+        ]
+
+
+class _SeenIds:
+    """The ids of one pass over the documents, in a temporary SQLite file, so that memory stays flat."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute("CREATE TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID")
+
+    def add(self, document_id: str) -> bool:
+        """Whether the id is new."""
+        return self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", (document_id,)).rowcount == 1
+
+    def close(self) -> None:
+        """Delete the temporary file."""
+        self._db.close()
