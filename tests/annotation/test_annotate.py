@@ -661,7 +661,7 @@ def test_a_directory_that_is_taken_names_its_ledger_and_how_its_answers_are_used
     annotate_documents(source, asking(server, temperature=1.0), tmp_path / "out", SETTINGS)
     more = asking(server, temperature=1.0, votes=2)
     ledger = tmp_path / "out" / "ledger.sqlite"
-    with pytest.raises(InputError, match=rf"do not delete it.* with --ledger {ledger}") as told:
+    with pytest.raises(InputError, match=rf"Do not delete .* with --ledger {ledger}") as told:
         annotate_documents(source, more, tmp_path / "out", SETTINGS)
     assert "start over" not in str(told.value)
     taken = more.model_copy(update={"ledger": str(ledger)})
@@ -674,7 +674,7 @@ def test_a_changed_word_in_the_prompt_is_another_prompt(serve, pages, asking, pr
     annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
     described = prompt_file(description="Says more about it.")
     assert annotate_documents(source, asking(server, prompts=[described]), tmp_path / "out", SETTINGS).rows == 2
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="different settings"):
         annotate_documents(source, asking(server, prompts=[prompt_file(max_tokens=3)]), tmp_path / "out", SETTINGS)
 
 
