@@ -1,39 +1,39 @@
-"""Every error a user can meet.
+"""The errors that end a command with a reason instead of a traceback.
 
-- MlFilterError                 something the user can act on; `exit_code` is the command's
-  - InputError                  a source, file, column or directory is not what was asked for
-  - ConfigError                 a setting, prompt or configuration file is wrong
-  - EndpointError               the LLM endpoint cannot be reached, started or used at all
-  - TooManyFailures             the work finished, with more failures than tolerated (exit code 1)
-  - GateFailed                  scores agree too little with human gold to go on (exit code 1)
+* MlFilterError            base of all, exit code 2
+  + InputError             a source, file, column or output directory is not as expected
+  + ConfigError            a setting, prompt or configuration file is wrong
+  + EndpointError          the LLM endpoint cannot be reached, started or used
+  + TooManyFailures        the work finished with more failures than tolerated, exit code 1
+  + GateFailed             scores do not agree well enough with human gold to continue, exit code 1
 """
 
 
 class MlFilterError(Exception):
-    """Base of all errors that end a command with a reason instead of a traceback."""
+    """An error that the user can act on."""
 
     exit_code = 2
 
 
 class InputError(MlFilterError):
-    """A source, file, column or output directory is not what was asked for."""
+    """A source, file, column or output directory is not as expected."""
 
 
 class ConfigError(MlFilterError):
-    """A setting, a prompt or a configuration file is wrong."""
+    """A setting, prompt or configuration file is wrong."""
 
 
 class EndpointError(MlFilterError):
-    """The LLM endpoint cannot be reached, started or used at all."""
+    """The LLM endpoint cannot be reached, started or used."""
 
 
 class TooManyFailures(MlFilterError):
-    """The work finished and is on disk, but more of it failed than the configuration tolerates."""
+    """The work finished and its output is complete, but the share of failures exceeds what the config tolerates."""
 
     exit_code = 1
 
 
 class GateFailed(MlFilterError):
-    """Scores agree too little with human gold, or that cannot be told, so what builds on them must not start."""
+    """Agreement with human gold is too low or cannot be measured, so that the next stage must not start."""
 
     exit_code = 1

@@ -12,9 +12,9 @@ _CHATTY = ("httpx", "httpx2", "openai", "matplotlib", "trafilatura", "htmldate",
 
 
 def configure_logging(*, to_standard_logging: bool = False, level: str = "INFO") -> None:
-    """Send log lines to standard error, or hand them to standard `logging`.
+    """Send log lines to standard error, or to standard `logging`.
 
-    ZenML records a step's standard error as errors, so its runs take the second way.
+    ZenML records all standard error of a step as errors, so steps use standard `logging`.
     """
     for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)

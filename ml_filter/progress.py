@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar with rate and remaining time on a terminal, otherwise a log line every 10 seconds."""
 
 from __future__ import annotations
 
@@ -31,60 +31,72 @@ class _Rate(ProgressColumn):
 
 
 class _Note(ProgressColumn):
-    """Made when it is shown, not with each item."""
+    """Computed when the bar is drawn, not for every item."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["note"](), style="dim")
 
 
 class Progress:
-    """Counts finished items; `advance` is cheap enough to call for each. `note` says more, each time it is shown."""
+    """Counts finished items. `advance` is cheap enough to be called for each item.
+
+    Args:
+        title: what is being done.
+        total: number of items; None: unknown.
+        bar: where to show it; None: in log lines.
+        note: called for additional text whenever progress is shown.
+    """
 
     def __init__(
-        self, what: str, total: int | None, bar: RichProgress | None, note: Callable[[], str] | None = None
+        self, title: str, total: int | None, bar: RichProgress | None = None, note: Callable[[], str] | None = None
     ) -> None:
-        self.what, self.total, self.done = what, total, 0
+        self.title, self.total, self.done = title, total, 0
         self._note = note or str
         self._bar = bar
-        self._task = bar.add_task(what, total=total, note=self._note) if bar else None
-        self._start = self._logged = time.monotonic()
-        self.logged = -1
+        self._task = bar.add_task(title, total=total, note=self._note) if bar else None
+        self._start = self._last_log = time.monotonic()
+        self._logged = -1
 
-    def advance(self, n: int = 1) -> None:
-        """Count `n` more items as finished."""
-        self.done += n
+    def advance(self, count: int = 1) -> None:
+        """Count `count` more items as finished."""
+        self.done += count
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=n)
-        elif time.monotonic() - self._logged >= LOG_EVERY_S:
+            self._bar.update(self._task, advance=count)
+        elif time.monotonic() - self._last_log >= LOG_EVERY_S:
             self.log()
 
-    def skip(self, n: int) -> None:
-        """Take `n` items off the total that are no work (negative: add some), so that they are in no rate either."""
-        if n and self.total is not None:
-            self.total -= n
+    def skip(self, count: int) -> None:
+        """Remove items that need no work from the total (negative: add items), so that the rate excludes them."""
+        if count and self.total is not None:
+            self.total -= count
             if self._bar is not None and self._task is not None:
                 self._bar.update(self._task, total=self.total)
 
     def log(self) -> None:
-        """Write one line on how far the work is."""
-        self._logged, self.logged = (now := time.monotonic()), self.done
+        """Log the progress."""
+        self._last_log, self._logged = (now := time.monotonic()), self.done
         rate = self.done / max(now - self._start, 1e-9)
-        of, left = "", ""
-        if self.total:
-            of = f" of {self.total:,}"
-            left = f", {max(self.total - self.done, 0) / rate:,.0f} s left" if self.done else ""
-        note = f", {said}" if (said := self._note()) else ""
-        logger.info(f"{self.what}: {self.done:,}{of}, {rate:,.1f}/s{left}{note}")
+        line = f"{self.title}: {self.done:,}"
+        line += f" of {self.total:,}" if self.total else ""
+        line += f", {rate:,.1f}/s"
+        if self.total and self.done:
+            line += f", {max(self.total - self.done, 0) / rate:,.0f} s left"
+        note = self._note()
+        logger.info(f"{line}, {note}" if note else line)
+
+    def close(self) -> None:
+        """Log the final state, unless the last line already did."""
+        if self._bar is None and self.done != self._logged:
+            self.log()
 
 
 @contextmanager
-def progress(what: str, total: int | None = None, note: Callable[[], str] | None = None) -> Iterator[Progress]:
-    """Show the progress of `what` on standard error; `total` None means unknown, `note` gives words to add."""
+def progress(title: str, total: int | None = None, note: Callable[[], str] | None = None) -> Iterator[Progress]:
+    """Show progress on standard error; for the arguments see `Progress`."""
     if not sys.stderr.isatty():
-        plain = Progress(what, total, None, note)
-        yield plain
-        if plain.done != plain.logged:
-            plain.log()
+        log = Progress(title, total, None, note)
+        yield log
+        log.close()
         return
     columns = (
         SpinnerColumn(),
@@ -98,4 +110,4 @@ def progress(what: str, total: int | None = None, note: Callable[[], str] | None
         _Note(),
     )
     with RichProgress(*columns, console=Console(stderr=True)) as bar:
-        yield Progress(what, total, bar, note)
+        yield Progress(title, total, bar, note)

@@ -58,14 +58,16 @@ class RejectsLog:
         return self.counts.total()
 
 
-def nothing_read(paths: Sequence[str], counts: Mapping[str, int]) -> InputError:
+def nothing_read(paths: Sequence[str], counts: Mapping[str, int], option: str = "--text-column") -> InputError:
     """The error for sources without a readable document.
 
     Args:
         counts: of a rejects log or of shard results.
+        option: names the column that holds the text.
     """
     reasons = {name.removeprefix("rejected_"): n for name, n in counts.items() if n and name != "rejected"}
-    why = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "the source is empty"
-    hint = "; name the column that holds the text with text_column (--text-column)"
-    hint = hint if reasons.keys() & {"missing_text", "no_text"} else ""
-    return InputError(f"no document could be read from {', '.join(paths)}: {why}{hint}")
+    message = f"no document could be read from {', '.join(paths)}: "
+    message += ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "the source is empty"
+    if reasons.keys() & {"missing_text", "no_text"}:
+        message += f"; name the column that holds the text with {option}"
+    return InputError(message)

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from ml_filter.config import Seed, StageConfig
 from ml_filter.documents.config import SourceConfig
 
 
 class SampleConfig(StageConfig):
-    """A seeded sample of `size` documents, spread evenly over the strata that `by` names."""
+    """A seeded sample of documents, spread evenly over the values of some columns."""
 
-    size: Annotated[int, Field(gt=0)]
-    seed: Seed = 0
-    by: list[str] = []
+    size: Annotated[int, Field(gt=0, description="number of documents")]
+    seed: Seed = Field(0, description="another seed draws another sample")
+    by: list[str] = Field([], description="columns over whose values to spread the sample")
 
 
 class DeduplicateConfig(StageConfig):
-    """When a document counts as a repetition of an earlier one."""
+    """When a document counts as a duplicate of an earlier one."""
 
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.8, description="estimated Jaccard similarity of word 5-grams from which on it does; 0.8 as in SlimPajama"
+        0.8, description="lowest estimated Jaccard similarity of word 5-grams of a duplicate; 0.8 as in SlimPajama"
     )
-    permutations: Annotated[int, Field(ge=16)] = Field(128, description="length of a signature")
-    seed: Seed = 0
+    permutations: Annotated[int, Field(ge=16)] = Field(128, description="length of a MinHash signature")
+    seed: Seed = Field(0, description="seed of the signatures")
 
 
 class DecontaminateConfig(StageConfig):
-    """When a document counts as a copy of a text that something is evaluated on."""
+    """When a document counts as containing a text of an evaluation set."""
 
     against: Annotated[list[SourceConfig], Field(min_length=1)]
-    ngram_words: Annotated[int, Field(ge=1)] = Field(13, description="13 as in GPT-3 (Brown et al. 2020, appendix C)")
+    ngram_words: Annotated[int, Field(ge=1)] = Field(
+        13, description="words in an n-gram; 13 as in GPT-3 (Brown et al. 2020, appendix C)"
+    )
     min_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="share of the text's n-grams that are found in the document; 0: one n-gram is enough"
+        0.0, description="lowest share of a text's n-grams in a document that is dropped; 0: a single n-gram"
     )

@@ -1,7 +1,7 @@
-"""Drop documents that hold texts which something is evaluated on: human gold, benchmarks.
+"""Drop documents that contain texts of an evaluation set: human gold, benchmarks.
 
-A document is dropped where it shares word n-grams with such a text. A text of fewer words than an n-gram counts as
-one n-gram, so it matches only a document of the same words. The n-grams' hashes are held in memory (16 bytes each),
+A document is dropped if it shares word n-grams with such a text. A text with fewer words than an n-gram counts as one
+n-gram, so only a document of the same words matches it. The hashes of the n-grams are held in memory (16 bytes each);
 the documents are streamed.
 """
 
@@ -18,9 +18,8 @@ from ml_filter.documents.dropping import KeptAndDropped, drop_documents, split_t
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, read_shard
-from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.rejects import RejectsLog, nothing_read
 from ml_filter.documents.sources import list_shards
-from ml_filter.errors import InputError
 from ml_filter.prepare.config import DecontaminateConfig
 from ml_filter.prepare.ngrams import ngram_hashes
 
@@ -28,16 +27,16 @@ DROPPED_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("gold_source", pa.string(), nullable=False),
-        pa.field("gold_id", pa.string(), nullable=False),  # the text with the greatest share found in the document
+        pa.field("gold_id", pa.string(), nullable=False),  # the text whose share is the greatest
         pa.field("reason", pa.string(), nullable=False),  # "whole_text" (share 1) or "ngrams"
-        pa.field("ngrams", pa.int64(), nullable=False),  # different n-grams of the text found in the document
-        pa.field("share", pa.float64(), nullable=False),  # of the text's different n-grams
+        pa.field("ngrams", pa.int64(), nullable=False),  # distinct n-grams of the text in the document
+        pa.field("share", pa.float64(), nullable=False),  # of the text's distinct n-grams
     ]
 )
 
 
 def decontaminate_documents(source: SourceConfig, config: DecontaminateConfig, output: str | Path) -> Manifest:
-    """Write a corpus without the documents that overlap the texts of `config.against`; `dropped/` says which and why.
+    """Write a corpus without the documents that overlap the texts of `config.against`; `dropped/` lists the others.
 
     Raises:
         InputError: no document, or no text to compare with, could be read.
@@ -50,56 +49,57 @@ def decontaminate_documents(source: SourceConfig, config: DecontaminateConfig, o
             return out.manifest
         gold = _GoldNgrams(config)
 
-        def judge(shard: InputShard, offset: int, table: pa.Table) -> KeptAndDropped:
-            rows = [gold.match(hashes) for hashes in ngram_hashes(table["text"].to_pylist(), config.ngram_words)]
-            kept, dropped_ids = split_table(table, np.array([row is None for row in rows], dtype=np.bool_))
-            found = [row for row in rows if row is not None]
-            dropped = [{"id": name, **row} for name, row in zip(dropped_ids, found, strict=True)]
+        def divide(shard: InputShard, offset: int, table: pa.Table) -> KeptAndDropped:
+            matches = [gold.match(hashes) for hashes in ngram_hashes(table["text"].to_pylist(), config.ngram_words)]
+            kept, dropped_ids = split_table(table, np.array([match is None for match in matches], dtype=np.bool_))
+            reasons = [match for match in matches if match is not None]
+            dropped = [{"id": name, **reason} for name, reason in zip(dropped_ids, reasons, strict=True)]
             return KeptAndDropped(kept, pa.Table.from_pylist(dropped, schema=DROPPED_SCHEMA))
 
-        return drop_documents(out, shards, source, judge, DROPPED_SCHEMA, "Decontaminating")
+        return drop_documents(out, shards, source, divide, DROPPED_SCHEMA, "Decontaminating")
 
 
 class _GoldNgrams:
-    """Which n-gram stands in which of the texts to keep out."""
+    """An index from n-grams to the evaluation texts that contain them."""
 
     def __init__(self, config: DecontaminateConfig) -> None:
         self.min_share = config.min_share
         self.names: list[tuple[str, str]] = []
+        """URI of the shard and id of each text."""
         hashes: list[NDArray[np.uint64]] = []
         for against in config.against:
             rejects = RejectsLog()
             before = len(self.names)
             for shard in list_shards(against)[0]:
                 for table in read_shard(shard, against, rejects):
-                    texts, ids = table["text"].to_pylist(), table["id"].to_pylist()
-                    self.names += [(shard.uri, name) for name in ids]
-                    hashes += [np.unique(found) for found in ngram_hashes(texts, config.ngram_words)]
+                    self.names += [(shard.uri, name) for name in table["id"].to_pylist()]
+                    hashes += map(np.unique, ngram_hashes(table["text"].to_pylist(), config.ngram_words))
             if len(self.names) == before:
-                raise InputError(f"no text to keep out could be read from {', '.join(against.paths)}: {rejects.counts}")
-        self.sizes = np.array([len(found) for found in hashes])
-        together = np.concatenate(hashes)
-        order = np.argsort(together, kind="stable")
-        self.hashes = together[order]
+                raise nothing_read(against.paths, rejects.counts, "--against-column")
+        self.sizes = np.array([len(text_hashes) for text_hashes in hashes])
+        # Sorted, so that a search for a hash finds all its texts next to each other.
+        all_hashes = np.concatenate(hashes)
+        order = np.argsort(all_hashes, kind="stable")
+        self.hashes = all_hashes[order]
         self.texts = np.repeat(np.arange(len(hashes)), self.sizes)[order]
 
     def match(self, ngrams: NDArray[np.uint64]) -> dict[str, object] | None:
-        """The text that a document with these n-grams holds most of, where that is enough to drop it."""
+        """The text of which a document with these n-grams contains the greatest share; None: too small a share."""
         ngrams = np.unique(ngrams)
         starts, ends = np.searchsorted(self.hashes, ngrams), np.searchsorted(self.hashes, ngrams, side="right")
         hits = [self.texts[start:end] for start, end in zip(starts, ends, strict=True) if end > start]
         if not hits:
             return None
-        texts, found = np.unique(np.concatenate(hits), return_counts=True)
-        shares = found / self.sizes[texts]
+        texts, counts = np.unique(np.concatenate(hits), return_counts=True)
+        shares = counts / self.sizes[texts]
         best = int(np.argmax(shares))
         if shares[best] < self.min_share:
             return None
-        where, name = self.names[texts[best]]
+        gold_source, gold_id = self.names[texts[best]]
         return {
-            "gold_source": where,
-            "gold_id": name,
+            "gold_source": gold_source,
+            "gold_id": gold_id,
             "reason": "whole_text" if shares[best] == 1 else "ngrams",
-            "ngrams": int(found[best]),
+            "ngrams": int(counts[best]),
             "share": float(shares[best]),
         }

@@ -1,13 +1,13 @@
-"""Drop documents that repeat an earlier one: word for word, or nearly so by MinHash.
+"""Drop documents that repeat an earlier one: exactly, or nearly according to MinHash.
 
-A document is dropped where an earlier document that is kept has the same text (Unicode NFC, any white space alike),
-or shares a band of its MinHash signature with it and, by their whole signatures, an estimated Jaccard similarity of
+A document is dropped if an earlier document that is kept has the same text (Unicode NFC, all white space treated the
+same), or shares a band of its MinHash signature and has, by the full signatures, an estimated Jaccard similarity of
 word 5-grams of at least the threshold. So each dropped document is close to the one that is kept for it, and
 deduplicating again drops nothing.
 
-The corpus is read twice: to sign its documents, and to write those that are kept. Signatures lie in files beside the
-output while it is made (648 bytes a document by default); memory holds about 60 bytes a document and 40 for each band
-it shares with others (in all 350 bytes a document, measured on 400,000 of which 30% were duplicates).
+The corpus is read twice: to compute signatures, and to write the kept documents. Signatures are in files beside the
+unfinished output (648 bytes a document by default). Memory holds about 60 bytes a document, and 40 for each band it
+shares with others (350 bytes a document in all, measured on 400,000 documents of which 30% were duplicates).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ml_filter.prepare.minhash import Buckets, band_keys, first_of_cluster, rows
 from ml_filter.progress import progress
 
 CLUSTER_COLUMN = "duplicate_cluster"
-"""The id of the first document of those that share a band of their signatures, directly or through others."""
+"""The id of the first of the documents that share a band of their signatures, directly or through others."""
 DUPLICATES_COLUMN = "duplicates"
 DROPPED_SCHEMA = pa.schema(
     [
@@ -55,95 +55,104 @@ DROPPED_SCHEMA = pa.schema(
 
 
 def deduplicate_documents(source: SourceConfig, config: DeduplicateConfig, output: str | Path) -> Manifest:
-    """Write a corpus without its duplicates; of each set of duplicates the first in input order stays.
+    """Write a corpus without its duplicates; the first of each set of duplicates in input order is kept.
 
-    Every input column, plus `duplicates` (how many were dropped in favour of the document) and `duplicate_cluster`
-    (the same for documents that share a band of their signatures). `dropped/` says what was dropped for what.
+    Every input column, plus `duplicates` (how many documents were dropped for this one) and `duplicate_cluster` (the
+    same for documents that share a band of their signatures). `dropped/` lists the dropped documents.
 
     Raises:
-        InputError: no document could be read, or the source changed while it was read.
+        InputError: no document could be read, or the source changed during the run.
     """
     shards, parents = list_shards(source)
     settings = {"source": source.model_dump(mode="json"), "deduplicate": config.model_dump(mode="json")}
     with OutputDirectory(output, "documents", settings, parents) as out:
         if out.manifest:
             return out.manifest
-        prints = _Fingerprints(out.scratch, config)
-        prints.add(shards, source)
-        found = _find_duplicates(prints, config.threshold)
-        named = found.named()
-        names = prints.names(named)
+        fingerprints = _Fingerprints(out.scratch, config)
+        fingerprints.add(shards, source)
+        duplicates = _find_duplicates(fingerprints, config.threshold)
+        referenced = duplicates.referenced()
+        referenced_ids = fingerprints.ids(referenced)
 
-        def name_of(numbers: NDArray[np.int64]) -> pa.Array:
-            return names.take(pa.array(np.searchsorted(named, numbers)))
+        def ids_of(numbers: NDArray[np.int64]) -> pa.Array:
+            return referenced_ids.take(pa.array(np.searchsorted(referenced, numbers)))
 
-        def judge(shard: InputShard, offset: int, table: pa.Table) -> KeptAndDropped:
-            first = prints.first(shard) + offset
-            if offset + table.num_rows > prints.shards[shard.name]:
-                raise InputError(f"{shard.uri} changed while it was read; delete {out.path} and start over")
+        def divide(shard: InputShard, offset: int, table: pa.Table) -> KeptAndDropped:
+            first = fingerprints.first(shard) + offset
+            if offset + table.num_rows > fingerprints.shards[shard.name]:
+                raise InputError(f"{shard.uri} changed during the run; delete {out.path} and start over")
             numbers = np.arange(first, first + table.num_rows)
-            keep = found.kept_as[numbers] < 0
+            keep = duplicates.kept_as[numbers] < 0
             kept, dropped_ids = split_table(table, keep)
-            cluster = found.cluster[numbers[keep]]
-            linked = cluster != numbers[keep]
-            clusters = pc.replace_with_mask(kept["id"].combine_chunks(), pa.array(linked), name_of(cluster[linked]))
+            cluster = duplicates.cluster[numbers[keep]]
+            is_linked = cluster != numbers[keep]
+            clusters = pc.replace_with_mask(
+                kept["id"].combine_chunks(), pa.array(is_linked), ids_of(cluster[is_linked])
+            )
             kept = rename_clashing_columns(kept, (DUPLICATES_COLUMN, CLUSTER_COLUMN))
-            kept = kept.append_column(DUPLICATES_COLUMN, pa.array(found.duplicates[numbers[keep]], pa.int64()))
+            kept = kept.append_column(DUPLICATES_COLUMN, pa.array(duplicates.dropped_for[numbers[keep]], pa.int64()))
             kept = kept.append_column(CLUSTER_COLUMN, clusters)
             dropped = numbers[~keep]
             columns = [
                 dropped_ids,
-                name_of(found.kept_as[dropped]),
-                np.where(found.exact[dropped], "exact", "near").tolist(),
-                found.similarity[dropped],
+                ids_of(duplicates.kept_as[dropped]),
+                np.where(duplicates.is_exact[dropped], "exact", "near").tolist(),
+                duplicates.similarity[dropped],
             ]
             return KeptAndDropped(kept, pa.table(columns, schema=DROPPED_SCHEMA))
 
-        return drop_documents(out, shards, source, judge, DROPPED_SCHEMA, "Writing what is kept")
+        return drop_documents(out, shards, source, divide, DROPPED_SCHEMA, "Writing kept documents")
 
 
 class _Duplicates(NamedTuple):
-    """For each document, by number: the one that is kept for it (-1: itself), how alike they are, whether word for
-    word, how many were dropped in its favour, and the first of its cluster."""
+    """An entry per document, which is known by its number in input order."""
 
     kept_as: NDArray[np.int64]
+    """The document that is kept for it; -1: itself."""
     similarity: NDArray[np.float32]
-    exact: NDArray[np.bool_]
-    duplicates: NDArray[np.int64]
+    is_exact: NDArray[np.bool_]
+    dropped_for: NDArray[np.int64]
+    """How many documents were dropped for it."""
     cluster: NDArray[np.int64]
+    """The first document of its cluster."""
 
-    def named(self) -> NDArray[np.int64]:
-        """The documents whose ids stand in rows of others."""
-        elsewhere = self.cluster[self.cluster != np.arange(len(self.cluster))]
-        return np.unique(np.concatenate([self.kept_as[self.kept_as >= 0], elsewhere]))
+    def referenced(self) -> NDArray[np.int64]:
+        """The documents whose ids are needed in rows of other documents."""
+        linked = self.cluster[self.cluster != np.arange(len(self.cluster))]
+        return np.unique(np.concatenate([self.kept_as[self.kept_as >= 0], linked]))
 
 
-class _Signed(BaseModel):
-    """How far signing has come: the documents of each finished shard, the size of the file of ids in bytes."""
+class _State(BaseModel):
+    """What the files of fingerprints contain: documents of each finished shard, and bytes of ids."""
 
     shards: dict[str, int] = {}
     ids_size: int = 0
 
 
 class _Fingerprints:
-    """Keys, signatures and ids of all documents, in files that grow shard by shard; a killed run goes on with them.
+    """Keys, signatures and ids of all documents, in files that grow shard by shard, so that a killed run can resume.
 
-    Keys are the hash of the exact text and, after it, those of the bands.
+    The keys of a document are the hash of its exact text and the hashes of its bands.
     """
 
     def __init__(self, directory: Path, config: DeduplicateConfig) -> None:
         self.config = config
-        self.rows = rows_per_band(config.threshold, config.permutations)
-        self.shards: dict[str, int] = {}
-        self._ids_size = 0
-        self._widths = {"keys": 8 * (1 + config.permutations // self.rows), "signatures": 4 * config.permutations}
+        self.rows_per_band = rows_per_band(config.threshold, config.permutations)
+        bands = config.permutations // self.rows_per_band
+        self._widths = {"keys": 8 * (1 + bands), "signatures": 4 * config.permutations}
         self._directory = directory
+        self._state = _State()
 
     def __len__(self) -> int:
         return sum(self.shards.values())
 
+    @property
+    def shards(self) -> dict[str, int]:
+        """The number of documents of each finished shard, in order."""
+        return self._state.shards
+
     def add(self, shards: Sequence[InputShard], source: SourceConfig) -> None:
-        """Sign the documents of the shards that are not signed yet."""
+        """Compute the fingerprints of the shards that are not finished yet."""
         self._resume()
         with (
             self._file("keys").open("ab") as keys,
@@ -155,57 +164,51 @@ class _Fingerprints:
             for shard in shards:
                 if shard.name in self.shards:
                     continue
-                rows = 0
+                rows, ids_size = 0, self._state.ids_size
                 for table in read_shard(shard, source, RejectsLog()):
                     texts = table["text"].to_pylist()
                     signature = signatures(texts, self.config.permutations, self.config.seed)
                     exact = np.array([_exact_key(text) for text in texts], dtype=np.uint64)
-                    keys.write(np.column_stack([exact, band_keys(signature, self.rows)]).tobytes())
+                    keys.write(np.column_stack([exact, band_keys(signature, self.rows_per_band)]).tobytes())
                     signed.write(signature.tobytes())
-                    self._ids_size += ids.write(_lines(table["id"].to_pylist()))
+                    ids_size += ids.write("".join(json.dumps(i) + "\n" for i in table["id"].to_pylist()).encode())
                     rows += table.num_rows
                     bar.advance(table.num_rows)
                 for file in (keys, signed, ids):
                     file.flush()
-                self.shards[shard.name] = rows
-                self._save()
+                # The commit point of a shard: what the files contain beyond this state is cut off on resuming.
+                self._state = _State(shards={**self.shards, shard.name: rows}, ids_size=ids_size)
+                write_atomically(self._directory / "signed.json", self._state.model_dump_json().encode())
 
     def _file(self, name: str) -> Path:
         return self._directory / f"{name}.bin"
 
-    def _save(self) -> None:
-        signed = _Signed(shards=self.shards, ids_size=self._ids_size)
-        write_atomically(self._directory / "signed.json", signed.model_dump_json().encode())
-
     def _resume(self) -> None:
-        """Cut off what was written of a shard that was not finished."""
-        state = self._directory / "signed.json"
-        signed = _Signed.model_validate_json(state.read_text()) if state.exists() else _Signed()
-        sizes = self._sizes(signed)
-        for name in sizes:
+        """Load the state, and cut off what was written of an unfinished shard."""
+        path = self._directory / "signed.json"
+        self._state = _State.model_validate_json(path.read_text()) if path.exists() else _State()
+        for name in self._sizes():
             self._file(name).touch()
-        if any(self._file(name).stat().st_size < size for name, size in sizes.items()):
-            signed = _Signed()  # the machine went down before the files were on disk
-        for name, size in self._sizes(signed).items():
+        if any(self._file(name).stat().st_size < size for name, size in self._sizes().items()):
+            self._state = _State()  # the machine stopped before the files were on disk
+        for name, size in self._sizes().items():
             os.truncate(self._file(name), size)
-        self.shards, self._ids_size = signed.shards, signed.ids_size
 
-    def _sizes(self, signed: _Signed) -> dict[str, int]:
-        rows = sum(signed.shards.values())
-        return {**{name: width * rows for name, width in self._widths.items()}, "ids": signed.ids_size}
+    def _sizes(self) -> dict[str, int]:
+        return {**{name: width * len(self) for name, width in self._widths.items()}, "ids": self._state.ids_size}
 
-    def _matrix(self, name: str, kind: type[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
-        columns = self._widths[name] // np.dtype(kind).itemsize
+    def _matrix(self, name: str, dtype: type[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
+        columns = self._widths[name] // np.dtype(dtype).itemsize
         if not len(self):
-            return np.empty((0, columns), dtype=kind)
-        return np.memmap(self._file(name), dtype=kind, mode="r", shape=(len(self), columns))
+            return np.empty((0, columns), dtype=dtype)
+        return np.memmap(self._file(name), dtype=dtype, mode="r", shape=(len(self), columns))
 
     def keys(self) -> NDArray[np.uint64]:
-        """Documents x (1 + bands)."""
+        """Shape [documents, 1 + bands]."""
         return self._matrix("keys", np.uint64)
 
     def signatures(self) -> NDArray[np.uint32]:
-        """Documents x permutations."""
+        """Shape [documents, permutations]."""
         return self._matrix("signatures", np.uint32)
 
     def first(self, shard: InputShard) -> int:
@@ -213,61 +216,60 @@ class _Fingerprints:
         before = list(self.shards).index(shard.name)
         return sum(list(self.shards.values())[:before])
 
-    def names(self, numbers: NDArray[np.int64]) -> pa.Array:
-        """The ids of some documents, given in order of their numbers."""
+    def ids(self, numbers: NDArray[np.int64]) -> pa.Array:
+        """The ids of documents whose numbers are given in ascending order."""
         wanted = np.zeros(len(self), dtype=np.bool_)
         wanted[numbers] = True
         with self._file("ids").open("rb") as file:
             return pa.array((json.loads(line) for line, use in zip(file, wanted, strict=False) if use), pa.string())
 
 
-def _lines(ids: Sequence[str]) -> bytes:
-    return "".join(json.dumps(name) + "\n" for name in ids).encode()
-
-
 def _exact_key(text: str) -> int:
-    same = " ".join(unicodedata.normalize("NFC", text).split())
-    return int.from_bytes(hashlib.blake2b(same.encode(), digest_size=8).digest(), "little")
+    normalised = " ".join(unicodedata.normalize("NFC", text).split())
+    return int.from_bytes(hashlib.blake2b(normalised.encode(), digest_size=8).digest(), "little")
 
 
-def _find_duplicates(prints: _Fingerprints, threshold: float) -> _Duplicates:
-    keys, signed, count = prints.keys(), prints.signatures(), len(prints)
+def _find_duplicates(fingerprints: _Fingerprints, threshold: float) -> _Duplicates:
+    keys, signed, count = fingerprints.keys(), fingerprints.signatures(), len(fingerprints)
     shared = shared_buckets(np.ascontiguousarray(keys[:, column]) for column in range(keys.shape[1]))
-    found = _Duplicates(
+    duplicates = _Duplicates(
         kept_as=np.full(count, -1, dtype=np.int64),
         similarity=np.zeros(count, dtype=np.float32),
-        exact=np.zeros(count, dtype=np.bool_),
-        duplicates=np.zeros(count, dtype=np.int64),
+        is_exact=np.zeros(count, dtype=np.bool_),
+        dropped_for=np.zeros(count, dtype=np.int64),
         cluster=first_of_cluster(shared, count),
     )
-    for document, candidates in _kept_candidates(shared, found.kept_as):
+    for document, candidates in _kept_candidates(shared, duplicates.kept_as):
         similarity = (signed[candidates] == signed[document]).mean(axis=1)
-        exact = (keys[candidates, 0] == keys[document, 0]) & (similarity == 1)  # a collision of hashes is not equal
-        best = int(np.argmax(similarity + exact))  # of those as good, the first
+        # Texts with the same hash may differ (a collision); the same signature as well rules that out.
+        is_exact = (keys[candidates, 0] == keys[document, 0]) & (similarity == 1)
+        best = int(np.argmax(similarity + is_exact))  # the first of the best
         if similarity[best] >= threshold:
-            found.kept_as[document] = candidates[best]
-            found.similarity[document] = similarity[best]
-            found.exact[document] = exact[best]
-            found.duplicates[candidates[best]] += 1
-    return found
+            duplicates.kept_as[document] = candidates[best]
+            duplicates.similarity[document] = similarity[best]
+            duplicates.is_exact[document] = is_exact[best]
+            duplicates.dropped_for[candidates[best]] += 1
+    return duplicates
 
 
 def _kept_candidates(shared: Buckets, kept_as: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Each document that shares a bucket, in input order, with the earlier documents of its buckets that are kept.
 
-    Whether a document is kept is looked up in `kept_as` when the next one is asked for.
+    The caller decides whether a document is kept, in `kept_as`, before it asks for the next one.
     """
+    # Most buckets have one kept document, in an array; the few others (documents that share a band but are not similar
+    # enough to be duplicates) have the rest of theirs in a dict, which would be too large for all.
     first_kept = np.full(shared.total, -1, dtype=np.int64)
-    more_kept: dict[int, list[int]] = {}  # few: documents too little alike to be duplicates seldom share a bucket
+    more_kept: dict[int, list[int]] = {}
     starts = np.flatnonzero(np.diff(shared.documents, prepend=-1)).tolist()
     for start, end in pairwise([*starts, len(shared.documents)]):
-        document, mine = int(shared.documents[start]), shared.buckets[start:end]
-        firsts = first_kept[mine]
+        document, buckets = int(shared.documents[start]), shared.buckets[start:end]
+        firsts = first_kept[buckets]
         candidates = set(firsts[firsts >= 0].tolist())
-        candidates.update(*(more_kept.get(bucket, ()) for bucket in mine.tolist()))
+        candidates.update(*(more_kept.get(bucket, ()) for bucket in buckets.tolist()))
         if candidates:
             yield document, np.array(sorted(candidates), dtype=np.int64)
         if kept_as[document] < 0:
-            first_kept[mine[firsts < 0]] = document
-            for bucket in mine[firsts >= 0].tolist():
+            first_kept[buckets[firsts < 0]] = document
+            for bucket in buckets[firsts >= 0].tolist():
                 more_kept.setdefault(bucket, []).append(document)

@@ -1,7 +1,7 @@
-"""MinHash signatures of texts, and documents that may be near-duplicates by locality-sensitive hashing.
+"""MinHash signatures of texts, and candidates for near-duplicates by locality-sensitive hashing.
 
-The signatures are rensa's R-MinHash: of pages of 2,900 characters it signs 89,000 a second from ready hashes where
-datasketch 2.0 signs 2,000, with no larger an error (root mean square 0.029 against 0.036; 128 permutations).
+The signatures are rensa's R-MinHash. For pages of 2,900 characters it computes 89,000 signatures a second from given
+hashes, datasketch 2.0 2,000; the error is no larger (root mean square 0.029 against 0.036 with 128 permutations).
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from ml_filter.prepare.ngrams import mix, ngram_hashes
+from ml_filter.prepare.ngrams import MULTIPLIER, mix, ngram_hashes
 
 SHINGLE_WORDS = 5
 """As in FineWeb (Penedo et al. 2024) and Lee et al. 2022."""
 RECALL = 0.9
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+"""Lowest probability that two documents whose similarity is the threshold share a band."""
 
 
 def signatures(texts: Sequence[str], permutations: int, seed: int) -> NDArray[np.uint32]:
-    """The signature of each text: texts x permutations. The share of equal places estimates the Jaccard similarity
-    of the sets of word 5-grams with a standard error of at most 0.5 / sqrt(permutations)."""
+    """The signature of each text, [texts, permutations].
+
+    The share of equal entries estimates the Jaccard similarity of the sets of word 5-grams, with a standard error of at
+    most 0.5 / sqrt(permutations).
+    """
     if not texts:
         return np.empty((0, permutations), dtype=np.uint32)
     shingles = ngram_hashes(texts, SHINGLE_WORDS)
@@ -33,23 +36,25 @@ def signatures(texts: Sequence[str], permutations: int, seed: int) -> NDArray[np
 
 
 def rows_per_band(threshold: float, permutations: int) -> int:
-    """The longest band, of those that divide the signature, by which two documents whose similarity is the threshold
-    still share a band with a probability of at least 0.9: 1 - (1 - threshold**rows)**bands."""
-    fitting = [rows for rows in range(1, permutations + 1) if permutations % rows == 0]
-    found = [rows for rows in fitting if 1 - (1 - threshold**rows) ** (permutations // rows) >= RECALL]
-    return max(found, default=1)
+    """The greatest band length that divides the signature and reaches RECALL.
+
+    Two documents of similarity s share one of b bands of r entries with probability 1 - (1 - s**r)**b (Leskovec et al.,
+    Mining of Massive Datasets, section 3.4).
+    """
+    divisors = [rows for rows in range(1, permutations + 1) if permutations % rows == 0]
+    return max((r for r in divisors if 1 - (1 - threshold**r) ** (permutations // r) >= RECALL), default=1)
 
 
 def band_keys(signed: NDArray[np.uint32], rows: int) -> NDArray[np.uint64]:
-    """A hash of each band of each signature: documents x bands."""
+    """A hash of each band of each signature, [documents, bands]."""
     keys = np.zeros((len(signed), signed.shape[1] // rows), dtype=np.uint64)
-    for place in range(rows):
-        keys = mix(keys * _ODD + signed[:, place::rows].astype(np.uint64))
+    for position in range(rows):
+        keys = mix(keys * MULTIPLIER + signed[:, position::rows].astype(np.uint64))
     return keys
 
 
 class Buckets(NamedTuple):
-    """Which documents share a key: parallel arrays in the order of the documents, and the number of buckets."""
+    """The documents that share a key: parallel arrays in the order of the documents, and the number of buckets."""
 
     documents: NDArray[np.int64]
     buckets: NDArray[np.int64]
@@ -57,11 +62,11 @@ class Buckets(NamedTuple):
 
 
 def shared_buckets(keys: Iterable[NDArray[np.uint64]]) -> Buckets:
-    """The buckets that hold two documents or more.
+    """The buckets with at least two documents.
 
     Args:
-        keys: one array for each band, with a key for each document. One is held at a time, with its order: 24 bytes
-            a document; the result takes 16 bytes for each document and band that it shares.
+        keys: for each band, an array with the key of each document. One array is in memory at a time, with its order:
+            24 bytes a document; the result takes 16 bytes for each document and band that it shares.
     """
     documents, buckets, count = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     for column in keys:
@@ -69,17 +74,17 @@ def shared_buckets(keys: Iterable[NDArray[np.uint64]]) -> Buckets:
         ordered = column[order]
         starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(ordered) else order
         sizes = np.diff(np.append(starts, len(ordered)))
-        shared = np.repeat(sizes > 1, sizes)
-        documents.append(order[shared])
-        buckets.append(np.repeat(np.arange(count, count + (sizes > 1).sum()), sizes[sizes > 1]))
-        count += int((sizes > 1).sum())
-    together = np.concatenate(documents)
-    order = np.argsort(together, kind="stable")
-    return Buckets(together[order], np.concatenate(buckets)[order], count)
+        shared_sizes = sizes[sizes > 1]
+        documents.append(order[np.repeat(sizes > 1, sizes)])
+        buckets.append(np.repeat(np.arange(count, count + len(shared_sizes)), shared_sizes))
+        count += len(shared_sizes)
+    all_documents = np.concatenate(documents)
+    order = np.argsort(all_documents, kind="stable")
+    return Buckets(all_documents[order], np.concatenate(buckets)[order], count)
 
 
 def first_of_cluster(shared: Buckets, documents: int) -> NDArray[np.int64]:
-    """For each document the first of its cluster: documents that share a bucket, directly or through others."""
+    """For each document, the first of its cluster: the documents that share a bucket, directly or through others."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -1,9 +1,8 @@
-"""A seeded sample in one pass: the documents whose hash with the seed is smallest.
+"""Draw a seeded sample in one pass: the documents with the smallest hash of id and seed.
 
-The sample does not depend on the order of shards or rows, is the same on every machine, and a document that is
-there twice under one id is taken once. Memory holds ids and keys of the sample, not its texts: candidates are
-written to disk as they come and the final choice is filtered from them, about `size * (1 + ln(corpus / size))`
-rows.
+The sample does not depend on the order of shards or rows, is the same on every machine, and contains each id once.
+Memory holds the ids and keys of the sample, not its texts: candidates are written to disk as they are read, about `size
+* (1 + ln(corpus / size))` rows, and the final selection is filtered from them.
 """
 
 from __future__ import annotations
@@ -32,16 +31,15 @@ Purpose = Literal["sample", "publish", "test", "bounds", "audit", "example"]
 
 
 class _Stratum:
-    """The `size` smallest keys of one stratum; duplicates of an id count once."""
+    """The `size` smallest keys of one stratum; each id counts once."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.seen = 0
-        self._heap: list[tuple[int, str]] = []  # negated key, id: the largest key on top
+        self._heap: list[tuple[int, str]] = []  # negated key and id, so that the greatest key is on top
         self._ids: set[str] = set()
 
     def offer(self, key: int, document_id: str) -> bool:
-        self.seen += 1
+        """Whether the document is a candidate so far."""
         if document_id in self._ids:
             return False
         if len(self._heap) < self.size:
@@ -53,10 +51,9 @@ class _Stratum:
         self._ids.add(document_id)
         return True
 
-    def leave_out(self, others: set[str]) -> None:
-        """Forget the documents that another stratum gives."""
-        self._heap = [(key, document_id) for key, document_id in self._heap if document_id not in others]
-        self._ids -= others
+    def remove(self, ids: set[str]) -> None:
+        """Remove the documents that another stratum contributes."""
+        self._heap = [(key, document_id) for key, document_id in self._heap if document_id not in ids]
 
     def best(self, count: int) -> list[str]:
         return [document_id for _, document_id in heapq.nlargest(count, self._heap)]
@@ -66,26 +63,24 @@ class _Stratum:
 
 
 def shares(available: dict[str, int], size: int) -> dict[str, int]:
-    """How many of `size` each stratum gives: equal parts; what a small stratum lacks, the others give."""
-    given: dict[str, int] = {}
+    """How many of `size` documents each stratum contributes: equal shares; larger strata make up for small ones."""
+    allotted: dict[str, int] = {}
     left = size
     by_size = sorted(available, key=lambda stratum: (available[stratum], stratum))
     for position, stratum in enumerate(by_size):
-        given[stratum] = min(available[stratum], -(-left // (len(by_size) - position)))
-        left -= given[stratum]
-    return given
+        allotted[stratum] = min(available[stratum], -(-left // (len(by_size) - position)))
+        left -= allotted[stratum]
+    return allotted
 
 
 def sample_documents(source: SourceConfig, config: SampleConfig, output: str | Path) -> Manifest:
-    """Draw a sample of a corpus of any size to `output`, in one streaming pass.
+    """Draw a sample from a corpus of any size, in one streaming pass.
 
     Args:
-        source: where the documents are.
-        config: size, seed and the columns to stratify by.
         output: directory or URL of the sample.
 
     Raises:
-        InputError: no document could be read, or a stratification column does not exist.
+        InputError: no document could be read, or a column to stratify by does not exist.
     """
     shards, parents = list_shards(source)
     settings = {"source": source.model_dump(mode="json"), "sample": config.model_dump(mode="json")}
@@ -93,7 +88,7 @@ def sample_documents(source: SourceConfig, config: SampleConfig, output: str | P
         if out.manifest:
             return out.manifest
         strata: dict[str, _Stratum] = {}
-        taken = read = 0
+        sampled = read = 0
         with (
             out.new_shard("candidates") as candidates,
             out.new_rejects(_SHARD) as rejects,
@@ -101,8 +96,7 @@ def sample_documents(source: SourceConfig, config: SampleConfig, output: str | P
         ):
             for shard in shards:
                 for table in read_shard(shard, source, rejects):
-                    keep = _offer(table, config, strata)
-                    candidates.write(table.filter(pa.array(keep)))
+                    candidates.write(table.filter(pa.array(_offer(table, config, strata))))
                     read += table.num_rows
                     bar.advance(table.num_rows)
         if read == 0:
@@ -114,30 +108,28 @@ def sample_documents(source: SourceConfig, config: SampleConfig, output: str | P
                 table = file.read_row_group(group)
                 keep = []
                 for document_id in table.column("id").to_pylist():
-                    first = document_id in chosen
-                    chosen.discard(document_id)
-                    keep.append(first)
+                    keep.append(document_id in chosen)
+                    chosen.discard(document_id)  # an id that is read twice is taken once
                 writer.write(table.filter(pa.array(keep)))
-                taken += sum(keep)
+                sampled += sum(keep)
         candidates.path.unlink()
-        result = out.commit(_SHARD, writer, rejects, {"read": read, "sampled": taken})
+        result = out.commit(_SHARD, writer, rejects, {"read": read, "sampled": sampled})
         return out.finish([(_SHARD, result)])
 
 
 def _offer(table: pa.Table, config: SampleConfig, strata: dict[str, _Stratum]) -> list[bool]:
-    names = strata_of(table, config.by)
-    keep = []
-    for document_id, name in zip(table.column("id").to_pylist(), names, strict=True):
+    is_candidate = []
+    for document_id, name in zip(table.column("id").to_pylist(), strata_of(table, config.by), strict=True):
         stratum = strata.setdefault(name, _Stratum(config.size))
-        keep.append(stratum.offer(sampling_key(document_id, config.seed, "sample"), document_id))
-    return keep
+        is_candidate.append(stratum.offer(sampling_key(document_id, config.seed, "sample"), document_id))
+    return is_candidate
 
 
 def strata_of(table: pa.Table, by: Sequence[str]) -> list[str]:
     """The stratum of each row: its values in the columns `by`, joined.
 
     Raises:
-        InputError: the table lacks one of the columns.
+        InputError: a column does not exist.
     """
     for name in by:
         if name not in table.column_names:
@@ -149,8 +141,8 @@ def strata_of(table: pa.Table, by: Sequence[str]) -> list[str]:
 def sampling_key(name: str, seed: int, purpose: Purpose) -> int:
     """A 64-bit hash of a name and a seed: uniform, and the same on every machine.
 
-    Draws for different purposes have nothing to do with each other. If they had, a sample of a fifth of a corpus, drawn
-    by the smallest keys, would be test documents only.
+    Draws for different purposes are independent. Otherwise a sample of a fifth of a corpus, drawn by the smallest keys,
+    would consist of test documents only.
     """
     salt, person = seed.to_bytes(8, "little", signed=True), purpose.encode()
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt, person=person).digest()
@@ -159,8 +151,8 @@ def sampling_key(name: str, seed: int, purpose: Purpose) -> int:
 
 def _choose(strata: dict[str, _Stratum], size: int) -> set[str]:
     ids: set[str] = set()
-    for name in sorted(strata):  # an id that stands in several strata counts in the first
-        strata[name].leave_out(ids)
+    for name in sorted(strata):  # an id in several strata counts in the first
+        strata[name].remove(ids)
         ids.update(strata[name].best(size))
-    given = shares({name: len(stratum) for name, stratum in strata.items()}, size)
-    return {document_id for name, stratum in strata.items() for document_id in stratum.best(given[name])}
+    allotted = shares({name: len(stratum) for name, stratum in strata.items()}, size)
+    return {document_id for name, stratum in strata.items() for document_id in stratum.best(allotted[name])}

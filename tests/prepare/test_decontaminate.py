@@ -146,7 +146,7 @@ def test_real_gold_is_found_whole_and_nothing_else_is_dropped(tmp_path, shared_d
 
 def test_without_a_document_or_a_gold_text_it_says_which_is_missing(tmp_path):
     source, empty = write(tmp_path / "in.jsonl", [{"text": QUESTION}]), write(tmp_path / "empty.jsonl", [])
-    with pytest.raises(InputError, match=r"no text to keep out could be read from .*empty\.jsonl"):
+    with pytest.raises(InputError, match=r"no document could be read from .*empty\.jsonl"):
         decontaminate_documents(source, DecontaminateConfig(against=[source, empty]), tmp_path / "a")
     with pytest.raises(InputError, match=r"no document could be read from .*empty\.jsonl"):
         decontaminate_documents(empty, DecontaminateConfig(against=[source]), tmp_path / "b")
