@@ -1,7 +1,7 @@
-"""Keep the best of scored documents: by a minimum score, a fraction, or a budget of tokens, over all or by quota.
+"""Keep the best scored documents: by a minimum score, a fraction or a token budget, overall or by quota.
 
-A minimum is read off each document. For the other two the corpus is read twice: first what a choice rests on, to rank
-the documents and find where to cut (choice.py, measure.py, ranking.py, quota.py), then whole, to write what is kept.
+A minimum score is checked document by document. A fraction or budget takes two passes over the corpus: the first
+measures every document (measure.py), ranks them and finds the cut (ranking.py); the second writes what is kept.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,34 +21,37 @@ from numpy.typing import NDArray
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.dropping import DROPPED_DIRECTORY
-from ml_filter.documents.manifest import Manifest
+from ml_filter.documents.manifest import PROGRESS_NAME, Manifest
 from ml_filter.documents.output_directory import OutputDirectory, ShardResult
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.tables import rename_clashing_columns
 from ml_filter.progress import Progress, progress
-from ml_filter.selection.choice import AtLeast, Best, Choice
-from ml_filter.selection.config import FilterConfig
-from ml_filter.selection.corpus import Corpus
-from ml_filter.selection.measure import KEPT, UNSCORED, Measure, find_columns
+from ml_filter.selection.config import FilterConfig, QuotaConfig
+from ml_filter.selection.measure import KEPT, UNSCORED, Corpus, Measure, Measurements, find_columns
+from ml_filter.selection.ranking import Cells, ExternalSort, Totals, cell_of, ranked
 
 REASON_COLUMN = "dropped_reason"
-_WRITTEN = ("read", "kept", "tokens_kept")
-"""Counts that are not about what is dropped."""
+QUOTA_NAME = "quota.parquet"
+"""Beside the shards: one row for each value of the quota's columns."""
+_CUT_NAME = f"{PROGRESS_NAME}/cut.parquet"
+_COUNTS_OF_KEPT = ("read", "kept", "tokens_kept")
+Decision = tuple[NDArray[np.uint8], NDArray[np.uint64]]
+"""For each document of a table: the index of its reason, 0 if it is kept, and its tokens."""
 
 
 def filter_corpus(scored: SourceConfig, config: FilterConfig, output: str | Path) -> Manifest:
-    """Write the documents that are kept, with all their columns; `selection` of the manifest's config says how it went.
+    """Write the kept documents with all their columns. `selection` in the manifest's config describes the result.
 
-    Documents without a score, or without a number that a condition asks for, are not kept, and counted as `unscored`.
-    The others that are not kept are counted as `dropped`, and by reason: `condition:adult<=1`, `below_min_score`,
-    `over_fraction`, `over_budget`, `no_quota` (its value gets nothing), `no_token_count` (null in the token column).
+    Documents without a score, or without a number that a condition needs, are counted as `unscored`. All others that
+    are not kept are counted as `dropped`, and by reason: `condition:adult<=1`, `below_min_score`, `over_fraction`,
+    `over_budget`, `no_quota` (the quota does not name its value), `no_token_count` (null in the token column).
 
-    Ranked by score, ties by a hash of id and seed: which documents are kept does not depend on the order or grouping of
-    the shards. A budget is filled up to the first document that does not fit, by value of the quota's columns; a
-    fraction is rounded down to whole documents.
+    Documents rank by score, ties by a hash of id and seed, so the result does not depend on the order of the shards or
+    on how documents are divided into shards. For each value of the quota's columns, a budget is filled up to the first
+    document that does not fit; a fraction is rounded down to whole documents.
 
     Raises:
-        InputError: a column or criterion is not there or holds something else, or the source changed while it was read.
+        InputError: a column or criterion is missing or has the wrong type, or the corpus changed during the run.
         ConfigError: the tokenizer cannot be loaded.
     """
     corpus = Corpus(scored)
@@ -58,24 +63,152 @@ def filter_corpus(scored: SourceConfig, config: FilterConfig, output: str | Path
         out = stack.enter_context(OutputDirectory(output, "filtered", settings, corpus.parents))
         if out.manifest:
             return out.manifest
-        aside = None
+        dropped = None
         if config.dropped:
-            place = f"{out.path}/{DROPPED_DIRECTORY}"
-            aside = stack.enter_context(OutputDirectory(place, "dropped", settings, corpus.parents))
-        choice = AtLeast(measure) if config.min_score is not None else Best(out, corpus, measure)
-        return _Run(out, aside, corpus, config, choice).write(measure.columns.score)
+            path = f"{out.path}/{DROPPED_DIRECTORY}"
+            dropped = stack.enter_context(OutputDirectory(path, "dropped", settings, corpus.parents))
+        selection = MinScore(measure) if config.min_score is not None else TopRanked(out, corpus, measure)
+        return _Writer(out, dropped, corpus, config, selection).write(measure.columns.score)
 
 
-class _Run:
-    """Writes what is kept, and aside what is not where that is wanted."""
+# --- Deciding --------------------------------------------------------------------------------------------------------
+
+
+class Selection(Protocol):
+    """Decides which documents are kept."""
+
+    @property
+    def reasons(self) -> Sequence[str]:
+        """Why documents are not kept; the first one stands for kept documents."""
+
+    def decide(self, number: int, shard: InputShard, first_row: int, table: pa.Table) -> Decision:
+        """Decide about consecutive documents of shard `number` of the corpus, from row `first_row`."""
+
+    def finish(self, out: OutputDirectory) -> dict[str, Any]:
+        """Write additional files; return the description for the manifest."""
+
+
+class MinScore:
+    """Keeps documents with at least the minimum score."""
+
+    def __init__(self, measure: Measure) -> None:
+        self.measure, self.reasons = measure, measure.reasons
+
+    def decide(self, number: int, shard: InputShard, first_row: int, table: pa.Table) -> Decision:
+        """Decide about the documents of a table."""
+        measured, _ = self.measure(table, shard.uri)
+        return measured["reason"], measured["tokens"]
+
+    def finish(self, out: OutputDirectory) -> dict[str, Any]:
+        """The description for the manifest."""
+        return {"threshold": self.measure.config.min_score}
+
+
+class TopRanked:
+    """Keeps the best documents up to a fraction or a budget.
+
+    The cut of the ranking is found first and saved in the unfinished output, so that a resumed run uses the same one.
+    """
+
+    def __init__(self, out: OutputDirectory, corpus: Corpus, measure: Measure) -> None:
+        self.measure = measure
+        self._by_tokens = measure.config.token_budget is not None
+        self._over, self._no_quota = len(measure.reasons), len(measure.reasons) + 1
+        self.reasons = [*measure.reasons, "over_budget" if self._by_tokens else "over_fraction"]
+        self.reasons += ["no_quota"] if measure.config.quota and measure.config.quota.named else []
+        self._measurements = Measurements(out.scratch, corpus, measure)
+        cut = f"{out.root}/{_CUT_NAME}"
+        if out.fs.exists(cut):
+            self.cells = Cells.from_bytes(out.fs.cat_file(cut))
+        else:
+            self.cells = self._find_cut(corpus, out.scratch / "ranking.bin")
+            out.put_bytes(_CUT_NAME, self.cells.to_bytes())
+
+    def _find_cut(self, corpus: Corpus, scratch: Path) -> Cells:
+        with progress("Measuring", corpus.rows) as bar:
+            for shard in corpus.shards:
+                self._measurements.add(shard, bar)
+        config, totals = self.measure.config, Totals()
+        # A named value may have no documents, but still gets a row in the report.
+        names = [""] if config.quota is None else list(config.quota.named or ())
+        named = pa.table({"cell": pa.array(map(cell_of, names), pa.uint64()), "value": pa.array(names, pa.string())})
+        with ExternalSort(scratch) as ranking:
+            for number, shard in enumerate(corpus.shards):
+                for first_row, block in self._measurements.blocks(shard):
+                    rows = ranked(block, number, first_row)[block["reason"] == 0]
+                    totals.add(rows)
+                    ranking.add(rows)
+            cells = Cells(totals.summed(), named["cell"].to_numpy())
+            cells.set_values(chain([named], map(self._measurements.values, corpus.shards)))
+            cells.set_budgets(config)
+            with progress("Ranking", int(cells.documents.sum())) as bar:
+                for rows in ranking.merged():
+                    cells.fill(rows, by_tokens=self._by_tokens)
+                    bar.advance(len(rows))
+        return cells
+
+    def decide(self, number: int, shard: InputShard, first_row: int, table: pa.Table) -> Decision:
+        """Decide about the documents of a table, from their measurements."""
+        measured = self._measurements.rows(shard, first_row, table.num_rows)
+        rows, reason = ranked(measured, number, first_row), measured["reason"].copy()
+        may_be_kept = reason == 0
+        reason[may_be_kept & ~self.cells.keeps(rows)] = self._over
+        reason[may_be_kept & self.cells.excludes(rows)] = self._no_quota
+        return reason, measured["tokens"]
+
+    def finish(self, out: OutputDirectory) -> dict[str, Any]:
+        """The description for the manifest; with a quota, also writes its table."""
+        cells, quota = self.cells, self.measure.config.quota
+        uncounted = () if self.measure.config.counts_tokens else ("tokens", "kept_tokens")
+        names = [n for n in ("documents", "tokens", "kept_documents", "kept_tokens") if n not in uncounted]
+        sums: dict[str, Any] = {name: int(getattr(cells, name).sum()) for name in names}
+        shortfall = cells.shortfall(by_tokens=self._by_tokens)
+        if quota is None:
+            if shortfall.any():
+                logger.warning(
+                    f"All documents that may be kept have {sums['tokens']:,} tokens, {shortfall.sum():,} less than the "
+                    "budget"
+                )
+            return {"threshold": cells.thresholds()[0].as_py(), **sums}
+        self._warn(quota, shortfall)
+        out.put_bytes(QUOTA_NAME, cells.to_bytes(uncounted))
+        description = {"by": quota.by, "values": len(cells), "lacking": int(shortfall.sum()), "file": QUOTA_NAME}
+        return {**sums, "quota": {**description, "largest": cells.largest(uncounted)}}
+
+    def _warn(self, quota: QuotaConfig, shortfall: NDArray[np.int64]) -> None:
+        cells, columns = self.cells, ", ".join(quota.by)
+        if shortfall.any():
+            logger.warning(
+                f"{(shortfall > 0).sum():,} of {len(cells):,} values of {columns} have too few documents for their "
+                f"quota: {shortfall.sum():,} {'tokens' if self._by_tokens else 'documents'} are missing"
+                + (". Other values got them if they had enough documents" if quota.redistributes else "")
+            )
+        too_small = (cells.budget > 0) & (cells.documents > 0) & (cells.kept_documents == 0)
+        if too_small.any():
+            logger.warning(
+                f"{too_small.sum():,} of {len(cells):,} values of {columns} keep nothing: their best document has more "
+                "tokens than their budget"
+            )
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Writes the kept documents, and the dropped ones to their own directory if requested."""
 
     def __init__(
-        self, out: OutputDirectory, aside: OutputDirectory | None, corpus: Corpus, config: FilterConfig, choice: Choice
+        self,
+        out: OutputDirectory,
+        dropped: OutputDirectory | None,
+        corpus: Corpus,
+        config: FilterConfig,
+        selection: Selection,
     ) -> None:
-        self.out, self.aside, self.corpus, self.config, self.choice = out, aside, corpus, config, choice
+        self.out, self.dropped, self.corpus, self.config, self.selection = out, dropped, corpus, config, selection
 
     def write(self, score_column: str) -> Manifest:
-        """Write the shards that are not done yet, and the manifests."""
+        """Write the unfinished shards and the manifests."""
         results: list[tuple[str, ShardResult]] = []
         with progress("Filtering", self.corpus.rows) as bar:
             for number, shard in enumerate(self.corpus.shards):
@@ -89,57 +222,52 @@ class _Run:
         if counts["read"] == 0:
             raise self.corpus.nothing_read(counts)
         if counts[KEPT] == 0:
-            logger.warning(self._nothing_kept())
-        selection = {"score_column": score_column, "ranked_by": self._ranked_by(), **self.choice.finish(self.out)}
+            reason = "" if self.config.min_score is None else f": no score is at least {self.config.min_score:g}"
+            logger.warning(f"No document of {self.corpus.name} was kept{reason}")
+        selection = {"score_column": score_column, "ranked_by": self._ranked_by(), **self.selection.finish(self.out)}
         self.out.config = {**self.out.config, "selection": selection}
-        if self.aside is not None and self.aside.manifest is None:
-            made = [(shard.name, self.aside.finished_shard(shard.name)) for shard in self.corpus.shards]
-            self.aside.finish([(name, result) for name, result in made if result is not None])
+        if self.dropped is not None and self.dropped.manifest is None:
+            dropped = [(shard.name, self.dropped.done(shard.name)) for shard in self.corpus.shards]
+            self.dropped.finish([(name, result) for name, result in dropped if result is not None])
         return self.out.finish(results)
 
     def _write_shard(self, number: int, shard: InputShard, bar: Progress) -> ShardResult:
-        reasons = self.choice.reasons
-        counts = _counted(reasons, np.empty(0, np.uint8))
+        reasons = self.selection.reasons
+        counts = _count(reasons, np.empty(0, np.uint8))
         if self.config.counts_tokens:
             counts["tokens_kept"] = 0
         with ExitStack() as stack:
-            judge = stack.enter_context(self.choice.of(number, shard))
-            writer = stack.enter_context(self.out.new_shard(shard.name))
-            dropped = stack.enter_context(self.aside.new_shard(shard.name)) if self.aside is not None else None
+            kept = stack.enter_context(self.out.new_shard(shard.name))
+            dropped = stack.enter_context(self.dropped.new_shard(shard.name)) if self.dropped is not None else None
             rejects = stack.enter_context(self.out.new_rejects(shard.name))
-            for first, table in self.corpus.tables(shard, rejects):
-                reason, tokens = judge(first, table)
-                writer.write(table.filter(pa.array(reason == 0)))
+            for first_row, table in self.corpus.tables(shard, rejects):
+                reason, tokens = self.selection.decide(number, shard, first_row, table)
+                kept.write(table.filter(pa.array(reason == 0)))
                 if dropped is not None:
-                    dropped.write(_with_reasons(table, pa.array(reasons).take(pa.array(reason))))
-                counts.update(_counted(reasons, reason))
+                    dropped.write(_dropped_rows(table, pa.array(reasons).take(pa.array(reason))))
+                counts.update(_count(reasons, reason))
                 if self.config.counts_tokens:
                     counts["tokens_kept"] += int(tokens[reason == 0].sum())
                 bar.advance(table.num_rows)
-        if self.aside is not None and dropped is not None:
-            with self.aside.new_rejects(shard.name) as nothing:
+        if self.dropped is not None and dropped is not None:
+            with self.dropped.new_rejects(shard.name) as no_rejects:
                 pass
-            self.aside.commit(shard.name, dropped, nothing, {n: counts[n] for n in counts if n not in _WRITTEN})
-        return self.out.commit(shard.name, writer, rejects, counts)
+            dropped_counts = {name: count for name, count in counts.items() if name not in _COUNTS_OF_KEPT}
+            self.dropped.commit(shard.name, dropped, no_rejects, dropped_counts)
+        return self.out.commit(shard.name, kept, rejects, counts)
 
     def _ranked_by(self) -> str:
         config = self.config
         return f"score / {config.temperature:g} + Gumbel noise of seed {config.seed}" if config.weighted else "score"
 
-    def _nothing_kept(self) -> str:
-        if self.config.min_score is None:
-            return f"nothing was kept of {self.corpus.name}"
-        return f"no document has a score of at least {self.config.min_score:g}: nothing was kept"
 
-
-def _with_reasons(table: pa.Table, reasons: pa.Array) -> pa.Table:
-    """The documents that are not kept, with the reason."""
+def _dropped_rows(table: pa.Table, reasons: pa.Array) -> pa.Table:
     table = rename_clashing_columns(table, (REASON_COLUMN,)).append_column(REASON_COLUMN, reasons)
     return table.filter(pc.not_equal(reasons, KEPT))
 
 
-def _counted(reasons: Sequence[str], reason: NDArray[np.uint8]) -> Counter[str]:
-    """How many documents are kept, unscored, and dropped for each of the other reasons."""
+def _count(reasons: Sequence[str], reason: NDArray[np.uint8]) -> Counter[str]:
+    """How many documents are kept, unscored, and dropped for each other reason."""
     counts: Counter[str] = Counter(read=len(reason), kept=0, dropped=0, unscored=0)
     for name, count in zip(reasons, np.bincount(reason, minlength=len(reasons)).tolist(), strict=True):
         if name in (KEPT, UNSCORED):
