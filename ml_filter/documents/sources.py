@@ -29,6 +29,7 @@ class _File(NamedTuple):
     format: Format
     size: int | None = None
     part: tuple[int, int] = (0, 1)
+    rows: int | None = None
 
 
 def list_shards(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
@@ -49,7 +50,7 @@ def list_shards(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
         files += path_files
         parents.append(Parent(path=path, digest=digest))
     shards = [
-        InputShard(file.uri, file.format, f"{number:05d}-{_stem(file)}", file.size, file.part)
+        InputShard(file.uri, file.format, f"{number:05d}-{_stem(file)}", file.size, file.part, file.rows)
         for number, file in enumerate(files)
     ]
     return shards, parents
@@ -81,7 +82,10 @@ def _files_at(path: str) -> tuple[list[_File], str]:
     if fs.isdir(root):
         manifest = find_manifest(path)
         if manifest is not None:
-            files = [_File(manifest.path_of(shard.path), "parquet", shard.bytes) for shard in manifest.shards]
+            files = [
+                _File(manifest.path_of(shard.path), "parquet", shard.bytes, rows=shard.rows)
+                for shard in manifest.shards
+            ]
             return files, manifest.digest
         if fs.exists(f"{root.rstrip('/')}/{PROGRESS_NAME}"):
             raise InputError(f"{path} contains an unfinished run; run its command again to finish it")

@@ -1,8 +1,8 @@
-"""Measure scored documents: may each be kept, how does it rank, which quota cell is it in, how many tokens has it.
+"""Read and measure scored documents: may each be kept, how does it rank, what is its quota cell, how many tokens.
 
-Documents rank by score; with `weighted` by score / temperature plus Gumbel noise. The first k of that order are a sample
-without replacement with chances in proportion to exp(score / temperature): the exponential keys of Efraimidis and
-Spirakis 2006 (Weighted random sampling with a reservoir, algorithm A) in another form, with the weights of QuRating
+Documents rank by score; with `weighted` by score / temperature plus Gumbel noise. The first k of that order are a
+sample without replacement with chances in proportion to exp(score / temperature): the exponential keys of Efraimidis
+and Spirakis 2006 (Weighted random sampling with a reservoir, algorithm A) in another form, with the weights of QuRating
 (Wettig et al. 2024). The noise and the order of ties come from a hash of id and seed, so that they do not depend on
 which shard a document is in.
 """
@@ -13,7 +13,7 @@ import hashlib
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +25,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.manifest import find_manifest
-from ml_filter.documents.readers import InputShard, installed, known_rows, read_schema, read_shard, read_tables
-from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.readers import InputShard, known_rows, read_schema, read_shard, read_tables
+from ml_filter.documents.rejects import RejectsLog, nothing_read
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.writer import ShardWriter
 from ml_filter.errors import InputError
@@ -57,11 +56,6 @@ _VALUES = pa.schema([("cell", pa.uint64()), ("value", pa.string())])
 # --- Scored documents ------------------------------------------------------------------------------------------------
 
 
-class _ManifestShard(NamedTuple):
-    directory: str
-    rows: int
-
-
 class Corpus:
     """Scored documents, shard by shard. Can be read several times, with the same rows in the same order.
 
@@ -77,7 +71,7 @@ class Corpus:
         self.shards, self.parents = list_shards(source)
         self.rows = known_rows(self.shards)
         """Number of documents; None if unknown."""
-        self._of_manifests = _shards_of_manifests(source)
+        self._has_our_columns = source.text_column == "text" and source.id_column in (None, "id")
 
     @property
     def name(self) -> str:
@@ -92,8 +86,8 @@ class Corpus:
         """
         rejects, is_empty = RejectsLog(), True
         for shard in self.shards:
-            if shard.uri in self._of_manifests:
-                with self._repair_advice(shard):
+            if self._is_checked(shard):
+                with _repair_advice():
                     schema = read_schema(shard.uri)
             else:
                 table = next(read_shard(shard, self.source, rejects), None)
@@ -102,11 +96,10 @@ class Corpus:
                 is_empty = False
                 yield schema
         if is_empty:
-            raise self.nothing_read(rejects.counts)
+            raise nothing_read(self.source.paths, rejects.counts)
 
-    def nothing_read(self, counts: Mapping[str, int]) -> InputError:
-        """The error for a corpus without a readable document."""
-        return InputError(f"no document could be read from {self.name}: {dict(counts)}")
+    def _is_checked(self, shard: InputShard) -> bool:
+        return self._has_our_columns and shard.rows is not None
 
     def tables(
         self, shard: InputShard, rejects: RejectsLog, columns: Sequence[str] | None = None
@@ -119,38 +112,23 @@ class Corpus:
         Raises:
             InputError: a shard of a manifest is missing or damaged.
         """
-        written, first_row = self._of_manifests.get(shard.uri), 0
-        tables = (
-            read_shard(shard, self.source, rejects)
-            if written is None
-            else read_tables(shard.uri, columns, written.rows)
-        )
-        with self._repair_advice(shard):
-            for table in tables:
+        first_row = 0
+        with _repair_advice() if self._is_checked(shard) else nullcontext():
+            for table in (
+                read_tables(shard.uri, columns, shard.rows)
+                if self._is_checked(shard)
+                else read_shard(shard, self.source, rejects)
+            ):
                 yield first_row, table
                 first_row += table.num_rows
 
-    @contextmanager
-    def _repair_advice(self, shard: InputShard) -> Iterator[None]:
-        try:
-            yield
-        except InputError as error:
-            written = self._of_manifests.get(shard.uri)
-            if written is None:
-                raise
-            raise InputError(f"{error}. If it is damaged, delete {written.directory} and score again") from error
 
-
-def _shards_of_manifests(source: SourceConfig) -> dict[str, _ManifestShard]:
-    if source.text_column != "text" or source.id_column not in (None, "id"):
-        return {}
-    shards: dict[str, _ManifestShard] = {}
-    for path in source.paths:
-        if path != installed.URI and not path.startswith("hf://datasets/"):
-            manifest = find_manifest(path)
-            if manifest is not None:
-                shards |= {manifest.path_of(shard.path): _ManifestShard(path, shard.rows) for shard in manifest.shards}
-    return shards
+@contextmanager
+def _repair_advice() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}. If it is damaged, delete the directory of its manifest and score again") from error
 
 
 # --- Columns ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from ml_filter.documents.dropping import DROPPED_DIRECTORY
 from ml_filter.documents.manifest import PROGRESS_NAME, Manifest
 from ml_filter.documents.output_directory import OutputDirectory, ShardResult
 from ml_filter.documents.readers import InputShard
+from ml_filter.documents.rejects import nothing_read
 from ml_filter.documents.tables import rename_clashing_columns
 from ml_filter.progress import Progress, progress
 from ml_filter.selection.config import FilterConfig, QuotaConfig
@@ -74,28 +75,18 @@ def filter_corpus(scored: SourceConfig, config: FilterConfig, output: str | Path
 # --- Deciding --------------------------------------------------------------------------------------------------------
 
 
-class Selection(Protocol):
-    """Decides which documents are kept."""
-
-    @property
-    def reasons(self) -> Sequence[str]:
-        """Why documents are not kept; the first one stands for kept documents."""
-
-    def decide(self, number: int, shard: InputShard, first_row: int, table: pa.Table) -> Decision:
-        """Decide about consecutive documents of shard `number` of the corpus, from row `first_row`."""
-
-    def finish(self, out: OutputDirectory) -> dict[str, Any]:
-        """Write additional files; return the description for the manifest."""
-
-
 class MinScore:
-    """Keeps documents with at least the minimum score."""
+    """Keeps documents with at least the minimum score.
+
+    Attributes:
+        reasons: why documents are not kept; the first one stands for kept documents.
+    """
 
     def __init__(self, measure: Measure) -> None:
         self.measure, self.reasons = measure, measure.reasons
 
     def decide(self, number: int, shard: InputShard, first_row: int, table: pa.Table) -> Decision:
-        """Decide about the documents of a table."""
+        """Decide about consecutive documents of shard `number` of the corpus, from row `first_row`."""
         measured, _ = self.measure(table, shard.uri)
         return measured["reason"], measured["tokens"]
 
@@ -203,7 +194,7 @@ class _Writer:
         dropped: OutputDirectory | None,
         corpus: Corpus,
         config: FilterConfig,
-        selection: Selection,
+        selection: MinScore | TopRanked,
     ) -> None:
         self.out, self.dropped, self.corpus, self.config, self.selection = out, dropped, corpus, config, selection
 
@@ -220,14 +211,14 @@ class _Writer:
                 results.append((shard.name, result))
         counts = sum((Counter(result.counts) for _, result in results), Counter())
         if counts["read"] == 0:
-            raise self.corpus.nothing_read(counts)
+            raise nothing_read(self.corpus.source.paths, counts)
         if counts[KEPT] == 0:
             reason = "" if self.config.min_score is None else f": no score is at least {self.config.min_score:g}"
             logger.warning(f"No document of {self.corpus.name} was kept{reason}")
         selection = {"score_column": score_column, "ranked_by": self._ranked_by(), **self.selection.finish(self.out)}
         self.out.config = {**self.out.config, "selection": selection}
         if self.dropped is not None and self.dropped.manifest is None:
-            dropped = [(shard.name, self.dropped.done(shard.name)) for shard in self.corpus.shards]
+            dropped = [(shard.name, self.dropped.finished_shard(shard.name)) for shard in self.corpus.shards]
             self.dropped.finish([(name, result) for name, result in dropped if result is not None])
         return self.out.finish(results)
 

@@ -1,4 +1,4 @@
-"""Count the tokens of documents: whole documents, without special tokens, in Rust batches on all cores."""
+"""Count the tokens of whole documents, without special tokens, in Rust and on all cores."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-_FILE = "tokenizer.json"
+_FILE_NAME = "tokenizer.json"
 _BATCH_CHARACTERS = 2**21
-"""An encoded batch takes tens of bytes a character."""
+"""An encoded batch takes tens of bytes per character."""
 
 
 class TokenCounter:
-    """A tokenizer, by Hub name or directory; unset: that of the embedded encoder.
+    """A tokenizer, named by Hub name or directory; by default that of the embedded encoder.
 
     Raises:
-        ConfigError: there is no such tokenizer, or it has no fast version.
+        ConfigError: the tokenizer does not exist or has no fast version.
     """
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or EMBEDDED_ENCODER
         self._tokenizer = _load(self.name)
-        self._tokenizer.no_truncation()  # the embedded encoder's says that it cuts at 128
+        self._tokenizer.no_truncation()  # the embedded encoder's tokenizer truncates at 128
         self._tokenizer.no_padding()
 
     @property
@@ -57,41 +57,40 @@ def _load(name: str) -> Tokenizer:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from tokenizers import Tokenizer
 
-    place = _packaged() if name == EMBEDDED_ENCODER else Path(name)
+    directory = _packaged_encoder() if name == EMBEDDED_ENCODER else Path(name)
     try:
-        if not place.is_dir():
-            return Tokenizer.from_file(hf_hub_download(name, _FILE))
-        if (place / _FILE).exists():
-            return Tokenizer.from_file(str(place / _FILE))
-    except LocalEntryNotFoundError as error:  # no way to the Hub
-        raise _unknown(name, error) from error
+        file = directory / _FILE_NAME if directory.is_dir() else Path(hf_hub_download(name, _FILE_NAME))
+        if file.exists():
+            return Tokenizer.from_file(str(file))
+    except LocalEntryNotFoundError as error:  # the Hub cannot be reached
+        raise _cannot_load(name, error) from error
     except EntryNotFoundError:
         pass
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise _unknown(name, error) from error
-    return _converted(name)
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise _cannot_load(name, error) from error
+    return _convert(name)
 
 
-def _converted(name: str) -> Tokenizer:
-    """A tokenizer that comes in other files than tokenizer.json; loads torch, which is why it is tried last."""
+def _convert(name: str) -> Tokenizer:
+    """Load a tokenizer without a tokenizer.json. Tried last, because it imports torch."""
     from transformers import AutoTokenizer
 
     try:
         loaded = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise _unknown(name, error) from error
+        raise _cannot_load(name, error) from error
     if not loaded.is_fast:
-        raise ConfigError(f"tokenizer {name!r} has no fast version; choose another, or give a token column")
+        raise ConfigError(f"tokenizer {name!r} has no fast version; choose another one or set token_column")
     return loaded.backend_tokenizer
 
 
-def _unknown(name: str, error: Exception) -> ConfigError:
-    says = str(error).strip().splitlines()[0]
-    return ConfigError(f"tokenizer {name!r} cannot be loaded; give a Hub name or a directory: {says}")
+def _cannot_load(name: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().splitlines()[0]
+    return ConfigError(f"tokenizer {name!r} cannot be loaded; give a Hub name or a directory: {reason}")
 
 
-def _packaged() -> Path:
-    """The model directory of the package that carries the embedded encoder, found without importing it."""
+def _packaged_encoder() -> Path:
+    """The model directory in the package of the embedded encoder, found without importing it."""
     spec = importlib.util.find_spec(EMBEDDED_ENCODER.replace("-", "_"))
     locations = (spec.submodule_search_locations or []) if spec else []
     return next((Path(location) / "model" for location in locations), Path(EMBEDDED_ENCODER))

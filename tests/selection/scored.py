@@ -1,4 +1,4 @@
-"""Scored documents written straight to disk, and the ranking of them in plain Python."""
+"""Scored documents written directly to disk, and their ranking in plain Python."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Row = dict[str, Any]
 
 
 def rows_of(scores: Sequence[float | None], **columns: Sequence[Any]) -> list[Row]:
-    """Documents with these scores; `tokens` and other columns by name."""
-    made = [{"id": f"d{i}", "text": f"text {i}", "score": score} for i, score in enumerate(scores)]
+    """Documents with these scores and columns."""
+    rows = [{"id": f"d{i}", "text": f"text {i}", "score": score} for i, score in enumerate(scores)]
     for name, values in columns.items():
-        for row, value in zip(made, values, strict=True):
+        for row, value in zip(rows, values, strict=True):
             row[name] = value
-    return made
+    return rows
 
 
 def write_shards(directory: Path, shards: Iterable[Sequence[Row]]) -> SourceConfig:
-    """One Parquet or, every other time, JSON lines file for each list of rows."""
+    """One file per list of rows, alternating between Parquet and JSON lines."""
     directory.mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(shards):
         if number % 2:
@@ -52,7 +52,7 @@ def kept_ids(manifest: Manifest) -> set[str]:
 
 
 def in_order(rows: Iterable[Row], seed: int = 0) -> list[Row]:
-    """Scored rows, the best first; those that score alike by a hash of seed and id."""
+    """Scored rows, best first; ties are ordered by a hash of seed and id."""
     salt = seed.to_bytes(8, "little", signed=True)
 
     def key(row: Row) -> tuple[float, bytes]:
@@ -61,12 +61,12 @@ def in_order(rows: Iterable[Row], seed: int = 0) -> list[Row]:
     return sorted((row for row in rows if row["score"] is not None), key=key)
 
 
-def that_fit(rows: Iterable[Row], budget: int) -> set[str]:
-    """The ids of the first rows that have no more tokens than the budget together."""
-    kept, used = set(), 0
+def ids_within(budget: int, rows: Iterable[Row]) -> set[str]:
+    """The ids of the best rows, up to the first that exceeds the token budget."""
+    ids, used = set(), 0
     for row in in_order(rows):
         used += row["tokens"]
         if used > budget:
             break
-        kept.add(row["id"])
-    return kept
+        ids.add(row["id"])
+    return ids

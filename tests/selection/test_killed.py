@@ -1,4 +1,4 @@
-"""A run that is killed at any instant and called again ends with the same bytes as one that was left alone."""
+"""A selection that is killed at any point and run again gives the same bytes as an undisturbed one."""
 
 import hashlib
 import json
@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,83 +13,143 @@ import pytest
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.documents.readers import text_id
+from ml_filter.selection import select as select_module
+from ml_filter.selection.measure import Measurements
+from tests.kills import Killed, kill_at
 from tests.selection.scored import read_rows, select
 
-SHARDS = 60
-CONFIG = {"token_budget": 40_000, "quota": "language", "weighted": True, "seed": 3, "dropped": True}
-FILTER = f"""
-import sys
-from ml_filter.selection.select import filter_corpus
-from ml_filter.selection.config import FilterConfig
-from ml_filter.documents.config import SourceConfig
-filter_corpus(SourceConfig(paths=[sys.argv[1]]), FilterConfig(**{CONFIG!r}), sys.argv[2])
-"""
+SHARDS, ROWS = 6, 20
+TOP = {"token_budget": 1600, "quota": "language", "weighted": True, "seed": 3, "dropped": True}
+MIN = {"min_score": 3.0}
 
 
-@pytest.fixture
-def corpus(documents, tmp_path) -> Path:
-    """Sixty shards of pieces of real texts, each with a broken line and a document without a score."""
-    drawn = random.Random(0)
-    (tmp_path / "corpus").mkdir()
-    for shard in range(SHARDS):
+def write_corpus(directory: Path, documents, shards: int) -> SourceConfig:
+    """Shards with pieces of real texts, each with a broken line and a document without a score."""
+    generator = random.Random(0)
+    directory.mkdir()
+    for shard in range(shards):
         lines = ["{broken"]
-        for number in range(50):
-            text = f"{shard} {number} " + drawn.choice(documents)["text"][:400]
-            score = None if number == 7 else round(drawn.uniform(0, 5), 1)
-            language = drawn.choice(["deu", "spa", "srp"])
+        for number in range(ROWS):
+            text = f"{shard} {number} " + generator.choice(documents)["text"][:200]
+            score = None if number == 7 else round(generator.uniform(0, 5), 1)
+            language = generator.choice(["deu", "spa", "srp"])
             lines.append(json.dumps({"id": text_id(text), "text": text, "score": score, "language": language}))
-        (tmp_path / "corpus" / f"part-{shard:02d}.jsonl").write_text("\n".join(lines))
-    return tmp_path / "corpus"
+        (directory / f"part-{shard:02d}.jsonl").write_text("\n".join(lines))
+    return SourceConfig(paths=[str(directory)])
+
+
+@pytest.fixture(scope="module")
+def source(documents, tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("source") / "corpus", documents, SHARDS)
 
 
 def digests(root: Path) -> dict[str, str]:
-    """Of all files but locks and manifests, whose dates differ."""
+    """Digests of all files; of manifests without their dates."""
     files = [p for p in root.rglob("*") if p.is_file() and p.name not in (".lock", "manifest.json")]
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-def stages(killed: Path) -> dict[str, Callable[[], int]]:
-    """How far a run is: shards measured, cut found, shards written."""
+    manifests = {str(p): find_manifest(str(p)) for p in (root, root / "dropped")}
+    assert manifests[str(root)] is not None, "the run is not finished"
     return {
-        "measured": lambda: len(list(killed.glob(".progress/scratch/*.measured"))),
-        "cut": lambda: SHARDS * (killed / ".progress" / "cut.parquet").exists(),
-        "written": lambda: len(list(killed.glob("shards/*.parquet"))),
+        **{str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+        **{Path(path).name: manifest.digest for path, manifest in manifests.items() if path != str(root) and manifest},
+        "manifest": manifests[str(root)].digest,
     }
 
 
-def test_killed_at_random_instants_of_both_passes_it_gives_the_same_bytes(corpus, tmp_path):
-    killed, drawn = tmp_path / "killed", random.Random(1)
-    untouched: dict[Path, int] = {}
-    for stage, after in (("measured", 5), ("measured", 35), ("cut", 1), ("written", 8), ("written", 25)):
-        running = subprocess.Popen([sys.executable, "-c", FILTER, str(corpus), str(killed)], stderr=subprocess.DEVNULL)
-        while running.poll() is None and stages(killed)[stage]() < after:
-            time.sleep(0.0005)
-        time.sleep(drawn.uniform(0, 0.03))
-        running.kill()
-        running.wait()
-        assert find_manifest(str(killed)) is None, "finished before it was killed"
-        found = [*killed.glob(".progress/scratch/*.measured"), *killed.glob(".progress/cut.parquet")]
-        assert all(path.stat().st_mtime_ns == made for path, made in untouched.items()), "measured or cut again"
-        untouched |= {path: path.stat().st_mtime_ns for path in found}
-    source = SourceConfig(paths=[str(corpus)])
-    again, whole = select(source, killed, **CONFIG), select(source, tmp_path / "whole", **CONFIG)
-    assert digests(killed) == digests(tmp_path / "whole")
-    assert again.digest == whole.digest
-    dropped = [find_manifest(f"{manifest.root}/dropped") for manifest in (again, whole)]
-    assert dropped[0].digest == dropped[1].digest
-    assert (again.counts["rejected"], again.counts["unscored"]) == (SHARDS, SHARDS)
-    ids = [row["id"] for manifest in (again, dropped[0]) for row in read_rows(manifest)]
-    assert len(ids) == len(set(ids)) == SHARDS * 50
+@pytest.fixture(scope="module")
+def undisturbed(source, tmp_path_factory):
+    """Digests of a selection of top-ranked documents, and of one by minimum score."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    top = select(source, directory / "top", **TOP)
+    assert (top.counts["rejected"], top.counts["unscored"]) == (SHARDS, SHARDS)
+    assert top.counts["kept"] > 0
+    assert top.counts["dropped"] > 0
+    ids = [row["id"] for manifest in (top, find_manifest(f"{top.root}/dropped")) for row in read_rows(manifest)]
+    assert len(ids) == len(set(ids)) == SHARDS * ROWS
+    select(source, directory / "min", **MIN)
+    return {"top": digests(directory / "top"), "min": digests(directory / "min")}
 
 
-def test_a_run_whose_scratch_files_are_lost_goes_on_with_the_same_cut(corpus, tmp_path):
-    killed = tmp_path / "killed"
-    running = subprocess.Popen([sys.executable, "-c", FILTER, str(corpus), str(killed)], stderr=subprocess.DEVNULL)
-    while running.poll() is None and stages(killed)["written"]() < 10:
-        time.sleep(0.0005)
-    running.kill()
-    running.wait()
-    for path in killed.glob(".progress/scratch/*"):  # on a machine without the disk of the first
+@pytest.mark.parametrize(
+    ("when", "name"),
+    [
+        ("before", r"\.progress/cut.parquet"),
+        ("after", r"\.progress/cut.parquet"),
+        ("before", "shards/00003-part-03.parquet"),
+        ("after", "shards/00003-part-03.parquet"),
+        ("after", r"\.progress/00003-part-03.rejects.jsonl"),
+        ("after", r"\.progress/00003-part-03.json"),
+        ("before", "quota.parquet"),
+        ("after", "quota.parquet"),
+        ("before", "manifest.json"),
+        ("after", "manifest.json"),
+    ],
+)
+def test_killed_at_any_commit_of_the_second_pass_it_resumes_to_the_same_bytes(
+    source, undisturbed, tmp_path, when, name
+):
+    with kill_at(when, name), pytest.raises(Killed):
+        select(source, tmp_path / "out", **TOP)
+    select(source, tmp_path / "out", **TOP)
+    assert digests(tmp_path / "out") == undisturbed["top"]
+
+
+@pytest.mark.parametrize("name", ["shards/00003-part-03.parquet", r"\.progress/00003-part-03.json", "manifest.json"])
+def test_a_selection_by_minimum_score_resumes_and_keeps_its_finished_shards(source, undisturbed, tmp_path, name):
+    output = tmp_path / "out"
+    with kill_at("after", name), pytest.raises(Killed):
+        select(source, output, **MIN)
+    times = {path: path.stat().st_mtime_ns for path in output.glob("shards/0000[012]*.parquet")}
+    assert len(times) == 3
+    select(source, output, **MIN)
+    assert digests(output) == undisturbed["min"]
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_killed_in_the_first_pass_it_does_not_measure_finished_shards_again(source, undisturbed, tmp_path, monkeypatch):
+    add = Measurements.add
+
+    def die_after_the_third(self, shard, bar=None):
+        add(self, shard, bar)
+        if shard.name == "00002-part-02":
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Measurements, "add", die_after_the_third)
+        select(source, tmp_path / "out", **TOP)
+    measured = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob(".progress/scratch/*.measured")}
+    assert len(measured) == 3
+    with kill_at("before", r"\.progress/cut.parquet"), pytest.raises(Killed):
+        select(source, tmp_path / "out", **TOP)
+    assert {path: path.stat().st_mtime_ns for path in measured} == measured
+    select(source, tmp_path / "out", **TOP)
+    assert digests(tmp_path / "out") == undisturbed["top"]
+
+
+def test_a_run_that_resumes_without_its_scratch_files_uses_the_same_cut(source, undisturbed, tmp_path, monkeypatch):
+    with kill_at("before", "shards/00003-part-03.parquet"), pytest.raises(Killed):
+        select(source, tmp_path / "out", **TOP)
+    for path in (tmp_path / "out").glob(".progress/scratch/*"):  # as on a machine without the first one's disk
         path.unlink()
-    source = SourceConfig(paths=[str(corpus)])
-    assert select(source, killed, **CONFIG).digest == select(source, tmp_path / "whole", **CONFIG).digest
+    monkeypatch.delattr(select_module.TopRanked, "_find_cut")
+    select(source, tmp_path / "out", **TOP)
+    assert digests(tmp_path / "out") == undisturbed["top"]
+
+
+COMMAND = [sys.executable, "-m", "ml_filter.cli", "filter"]
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_an_output_that_a_rerun_completes(documents, tmp_path):
+    source = write_corpus(tmp_path / "corpus", documents, 300)
+    killed = tmp_path / "killed"
+    call = [*COMMAND, *source.paths, "-o", str(killed), "--token-budget", "40000", "--quota", "language", "--dropped"]
+    for file, count in ((".progress/scratch/*.measured", 50), ("shards/*.parquet", 50)):
+        with subprocess.Popen(call, stderr=subprocess.DEVNULL) as running:
+            while running.poll() is None and len(list(killed.glob(file))) < count:
+                time.sleep(0.001)
+            running.kill()
+        assert find_manifest(str(killed)) is None, "it finished before it was killed"
+    config = {"token_budget": 40_000, "quota": "language", "dropped": True}
+    select(source, killed, **config)
+    select(source, tmp_path / "undisturbed", **config)
+    assert digests(killed) == digests(tmp_path / "undisturbed")

@@ -12,14 +12,14 @@ def test_whole_texts_are_counted_without_special_tokens():
     assert counter.count(["", "a cat", "word " * 5000]).tolist() == [0, 2, 5000]
 
 
-def test_batches_of_any_size_give_the_same_counts(documents):
+def test_counts_do_not_depend_on_the_batch(documents):
     counter = TokenCounter()
-    texts = [row["text"] for row in documents] + ["long " * 500_000, "", "end"]
+    texts = [row["text"] for row in documents[:20]] + ["long " * 420_000, "", "end"]
     assert counter.count(texts).tolist() == [counter.count([text])[0] for text in texts]
     assert counter.count([]).tolist() == []
 
 
-def test_a_tokenizer_is_read_from_a_directory_and_told_apart_by_its_digest(tmp_path):
+def test_a_tokenizer_is_loaded_from_a_directory_and_has_its_own_digest(tmp_path):
     words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.enable_truncation(2)
@@ -30,7 +30,7 @@ def test_a_tokenizer_is_read_from_a_directory_and_told_apart_by_its_digest(tmp_p
     assert counter.digest != TokenCounter().digest
 
 
-def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
+def test_a_directory_without_a_valid_tokenizer_is_an_error(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
     for name in ("broken", "empty"):

@@ -36,6 +36,8 @@ class InputShard:
     size: int | None = None
     part: tuple[int, int] = (0, 1)
     """Number of this shard and number of shards; only a Hub data set has several with the same URI."""
+    rows: int | None = None
+    """Number of rows that a manifest states; None for shards without a manifest."""
 
 
 class Problem(NamedTuple):

@@ -70,6 +70,9 @@ def known_rows(shards: Sequence[InputShard]) -> int | None:
         return None
     rows = 0
     for shard in shards:
+        if shard.rows is not None:
+            rows += shard.rows
+            continue
         try:
             with fsspec.open(shard.uri, "rb") as file:
                 rows += pq.read_metadata(file).num_rows
