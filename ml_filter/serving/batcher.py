@@ -1,7 +1,7 @@
 """Score the documents of many requests together.
 
-Documents wait in the order they came, and one thread scores them batch by batch. A batch is due when it is full or when
-its first document has waited long enough, so what comes while the head is busy makes up the next one.
+Documents queue in order of arrival, and one thread scores them batch by batch. A batch starts when it is full or when
+its first document has waited long enough. Documents that arrive while the head is busy form the next batch.
 """
 
 from __future__ import annotations
@@ -20,124 +20,126 @@ from loguru import logger
 
 from ml_filter.heads.engine import Engine
 from ml_filter.serving.config import ServeConfig
-from ml_filter.serving.documents import Outcome, outcomes_of, unusable
+from ml_filter.serving.documents import Document, ScoredDocument, failed_document, reject_reason, score_documents
 from ml_filter.serving.metrics import Metrics
 
 ENGINE_ERROR = "engine_error"
 
 
 class QueueFull(Exception):
-    """There is no room for so many documents; there may be in `retry_after_s`."""
+    """The queue has no room for these documents; retry after `retry_after_s`."""
 
     def __init__(self, waiting: int, retry_after_s: int) -> None:
-        super().__init__(f"{waiting:,} documents wait already")
+        super().__init__(f"{waiting:,} documents are already waiting")
         self.retry_after_s = retry_after_s
 
 
 @dataclass(eq=False, slots=True)
 class _Waiting:
-    text: str
+    document: Document
     since: float
-    outcome: asyncio.Future[Outcome]
+    result: asyncio.Future[ScoredDocument]
+
+    @property
+    def characters(self) -> int:
+        return len(self.document.text)
 
 
 class Batcher:
-    """The queue before an engine. All but the engine runs in the event loop."""
+    """The queue in front of an engine. Everything but the engine runs in the event loop."""
 
     def __init__(self, engine: Engine, config: ServeConfig, metrics: Metrics, thread: Executor) -> None:
         self._engine, self._config, self._metrics, self._thread = engine, config, metrics, thread
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
-        self._seconds_each = 0.0
+        self._seconds_per_document = 0.0
         metrics.queue.set_function(lambda: len(self._queue))
 
-    async def score(self, texts: Sequence[str]) -> list[Outcome]:
-        """What became of each text, in their order.
+    async def score(self, documents: Sequence[Document]) -> list[ScoredDocument]:
+        """Return the result of each document, in order.
 
-        Of a caller that is cancelled, texts that still wait are not scored.
+        If the caller is cancelled, its documents that still wait are not scored.
 
         Raises:
-            QueueFull: there is no room for these texts; none of them was taken.
+            QueueFull: there is no room for all of these documents; none of them was queued.
         """
-        reasons = [unusable(text) for text in texts]
-        loop = asyncio.get_running_loop()
-        taken = [
-            _Waiting(text, loop.time(), loop.create_future())
-            for text, reason in zip(texts, reasons, strict=True)
-            if reason is None
-        ]
-        if len(self._queue) + len(taken) > self._config.max_queue:
-            raise QueueFull(len(self._queue), max(1, math.ceil(len(self._queue) * self._seconds_each)))
-        self._queue.extend(taken)
+        names, now = self._engine.info.names, asyncio.get_running_loop().time()
+        futures: list[asyncio.Future[ScoredDocument]] = []
+        waiting: list[_Waiting] = []
+        for document in documents:
+            future: asyncio.Future[ScoredDocument] = asyncio.get_running_loop().create_future()
+            futures.append(future)
+            if reason := reject_reason(document.text):
+                future.set_result(failed_document(document, reason, names))
+            else:
+                waiting.append(_Waiting(document, now, future))
+        if len(self._queue) + len(waiting) > self._config.max_queue:
+            raise QueueFull(len(self._queue), max(1, math.ceil(len(self._queue) * self._seconds_per_document)))
+        self._queue.extend(waiting)
         self._arrived.set()
         try:
-            scored = iter(await asyncio.gather(*(one.outcome for one in taken)))
+            scored = await asyncio.gather(*futures)
         except asyncio.CancelledError:
-            self._queue = deque(one for one in self._queue if not one.outcome.cancelled())
+            self._queue = deque(item for item in self._queue if not item.result.cancelled())
             raise
-        outcomes = [next(scored) if reason is None else Outcome(reason=reason) for reason in reasons]
-        for outcome in outcomes:
-            self._metrics.documents.labels("failed" if outcome.reason else "scored", outcome.reason or "").inc()
-        return outcomes
+        for result in scored:
+            self._metrics.documents.labels(result.status, result.reason or "").inc()
+        return scored
 
     async def run(self) -> None:
-        """Score what waits, until cancelled."""
+        """Score queued documents until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            await self._batch_is_due()
-            batch = self._take()
-            if not batch:  # its callers have gone
+            await self._wait_for_batch()
+            batch = self._next_batch()
+            if not batch:  # all of its callers were cancelled
                 continue
             started = time.perf_counter()
-            outcomes = await loop.run_in_executor(self._thread, self._score, [one.text for one in batch])
+            results = await loop.run_in_executor(self._thread, self._score, [item.document for item in batch])
             seconds = time.perf_counter() - started
-            for one, outcome in zip(batch, outcomes, strict=True):
-                if not one.outcome.done():
-                    one.outcome.set_result(outcome)
-            self._seconds_each = seconds / len(batch)
+            for item, result in zip(batch, results, strict=True):
+                if not item.result.done():
+                    item.result.set_result(result)
+            self._seconds_per_document = seconds / len(batch)
             self._metrics.batch_seconds.observe(seconds)
             self._metrics.batch_documents.observe(len(batch))
-            self._metrics.characters.inc(sum(len(one.text) for one in batch))
+            self._metrics.characters.inc(sum(item.characters for item in batch))
 
-    async def _batch_is_due(self) -> None:
+    async def _wait_for_batch(self) -> None:
         while not self._queue:
             self._arrived.clear()
             await self._arrived.wait()
-        until = self._queue[0].since + self._config.max_wait_ms / 1000
-        while not self._is_full() and (left := until - asyncio.get_running_loop().time()) > 0:
+        deadline = self._queue[0].since + self._config.max_wait_ms / 1000
+        while not self._is_full() and (remaining := deadline - asyncio.get_running_loop().time()) > 0:
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), left)
+                await asyncio.wait_for(self._arrived.wait(), remaining)
 
     def _is_full(self) -> bool:
-        config = self._config
         return (
-            len(self._queue) >= config.max_batch
-            or sum(len(one.text) for one in self._queue) >= config.max_batch_characters
+            len(self._queue) >= self._config.max_batch
+            or sum(item.characters for item in self._queue) >= self._config.max_batch_characters
         )
 
-    def _take(self) -> list[_Waiting]:
+    def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         room = self._config.max_batch_characters
         while self._queue and len(batch) < self._config.max_batch:
-            room -= len(self._queue[0].text)
+            room -= self._queue[0].characters
             if batch and room < 0:
                 break
             batch.append(self._queue.popleft())
         return batch
 
-    def _score(self, texts: list[str]) -> list[Outcome]:
-        """In the scoring thread. When the engine fails on a batch, each of its documents is tried alone."""
+    def _score(self, documents: list[Document]) -> list[ScoredDocument]:
+        """Runs in the scoring thread. If the engine fails on a batch, each of its documents is retried alone."""
         try:
-            return outcomes_of(self._engine, texts)
+            return score_documents(self._engine, documents)
         except Exception as error:
-            _log(error, len(texts))
-            if len(texts) > 1:
-                return [outcome for text in texts for outcome in self._score([text])]
-            return [Outcome(reason=f"{ENGINE_ERROR}: {type(error).__name__}")]
-
-
-def _log(error: Exception, documents: int) -> None:
-    """Where the engine failed; not the message, which may hold text of a document."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    logger.error(f"{type(error).__name__} at {place.filename}:{place.lineno} on {documents} documents")
+            # The location only: the message may contain text of a document.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            name = type(error).__name__
+            logger.error(f"{name} at {frame.filename}:{frame.lineno} on {len(documents)} documents")
+            if len(documents) > 1:
+                return [result for document in documents for result in self._score([document])]
+            return [failed_document(documents[0], f"{ENGINE_ERROR}: {name}", self._engine.info.names)]

@@ -1,4 +1,4 @@
-"""What a service says of its head."""
+"""What /info says about the head."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ml_filter.statistics.calibration import ThresholdRow
 
 
 class CriterionDescription(BaseModel):
-    """One score: its range, and how it is to be read.
+    """One criterion: its range, and how to interpret its scores.
 
-    `int_score_from` has the lowest score of each int_score where the head is calibrated (null: no score has it), else
-    is null: int_score is the score rounded. `thresholds` says what keeping the documents from a score upwards gives,
-    on what `fitted_on` says.
+    `int_score_from` maps each int_score to the lowest score that gets it (null: no score does); it is null if the head
+    is not calibrated and int_score is the rounded score. `thresholds` says what a minimum score keeps, measured on the
+    documents that `fitted_on` names.
     """
 
     name: str
@@ -35,7 +35,7 @@ class CriterionDescription(BaseModel):
 
 
 class HeadDescription(BaseModel):
-    """The head, what its labels came from, and what it runs on. Of paths only the last part is told."""
+    """The head, the origin of its labels, and what it runs on. Paths are reduced to their last part."""
 
     head: str
     digest: str
@@ -50,10 +50,10 @@ class HeadDescription(BaseModel):
 
 
 def describe_head(head: Parent, info: HeadInfo, config: ServeConfig) -> HeadDescription:
-    """What `/info` answers.
+    """Describe a head and the limits of the service.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: this machine does not have the device.
     """
     device, dtype = _runs_on(info.engine, config.score)
     runs: list[dict[str, Any]] = info.provenance.get("labels", [])
@@ -73,7 +73,7 @@ def describe_head(head: Parent, info: HeadInfo, config: ServeConfig) -> HeadDesc
         prompts=list(prompts.values()),
         annotators=annotators.split(", ") if annotators else [],
         limits={
-            "documents": config.most_documents,
+            "documents": config.request_documents,
             "body_bytes": config.max_body_bytes,
             "timeout_s": config.timeout_s,
         },
@@ -81,13 +81,13 @@ def describe_head(head: Parent, info: HeadInfo, config: ServeConfig) -> HeadDesc
 
 
 def _describe(criterion: CalibratedCriterion) -> CriterionDescription:
-    made = CriterionDescription.model_validate(criterion.model_dump(include={"name", "low", "high", "threshold"}))
-    if criterion.calibration is None:
-        return made
-    known = criterion.calibration
-    return made.model_copy(
-        update={"int_score_from": known.cuts, "fitted_on": known.fitted_on, "thresholds": known.table}
+    description = CriterionDescription(
+        name=criterion.name, low=criterion.low, high=criterion.high, threshold=criterion.threshold
     )
+    if (calibration := criterion.calibration) is not None:
+        description.int_score_from = calibration.cuts
+        description.fitted_on, description.thresholds = calibration.fitted_on, calibration.table
+    return description
 
 
 def _runs_on(engine: str, config: EngineConfig) -> tuple[str, str]:

@@ -1,10 +1,8 @@
-"""What becomes of single documents: scores by criterion, or the reason why there are none."""
+"""A document in a request, and its scores in the response."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,32 +14,36 @@ from ml_filter.heads.engine import Engine
 DocumentId = StrictStr | StrictInt
 
 
-def _text(value: Any) -> str:
-    """Any text, one with lone surrogates too: that is no fault of the documents beside it."""
+def _any_string(value: Any) -> str:
+    # pydantic's own check rejects lone surrogates, which would fail the whole request instead of one document.
     if not isinstance(value, str):
-        raise ValueError("is no text")
+        raise ValueError("must be a string")
     return value
 
 
-Text = Annotated[str, PlainValidator(_text, json_schema_input_type=str)]
+Text = Annotated[str, PlainValidator(_any_string, json_schema_input_type=str)]
 
 
 class Document(BaseModel):
-    """What is scored. The id of a document without one is a hash of its text, as in a corpus."""
+    """A document to score. Without an id, it gets a hash of its text, as in a corpus."""
 
     id: DocumentId | None = None
     text: Text
 
 
 class CriterionScore(BaseModel):
-    """The score by one criterion; null where the document has none."""
+    """The score for one criterion; null if the document failed."""
 
     score: float | None
     int_score: int | None
 
 
 class ScoredDocument(BaseModel):
-    """What became of a document: scores by criterion, or the reason why there are none."""
+    """The scores of a document by criterion, or the reason why it failed.
+
+    Reasons: `empty_text` and `invalid_utf8`, as in the rejects of a corpus; `no_score` if the head returned no finite
+    score; `engine_error: TYPE` if it raised an exception.
+    """
 
     id: DocumentId
     status: Literal["scored", "failed"]
@@ -49,21 +51,8 @@ class ScoredDocument(BaseModel):
     scores: dict[str, CriterionScore]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Scores [criteria] and whole scores [criteria], or the reason why there are none.
-
-    Reasons: `empty_text` and `invalid_utf8`, as a corpus' rejects have them, `no_score` where the head gave none, and
-    `engine_error` with the kind of the error.
-    """
-
-    scores: tuple[float, ...] = ()
-    int_scores: tuple[int, ...] = ()
-    reason: str | None = None
-
-
-def unusable(text: str) -> str | None:
-    """The reason for which a reader of a corpus would reject the text, if there is one."""
+def reject_reason(text: str) -> str | None:
+    """Why a corpus reader would reject the text; None if it would not."""
     if not text.strip():
         return "empty_text"
     try:
@@ -73,31 +62,35 @@ def unusable(text: str) -> str | None:
     return None
 
 
-def outcomes_of(engine: Engine, texts: Sequence[str]) -> list[Outcome]:
-    """What the engine makes of usable texts, in their order."""
-    scores = engine.score(texts).astype(np.float64)
-    rows = scores.tolist()
-    failed = [not all(map(math.isfinite, of)) for of in rows]
-    whole = [
-        criterion.integer_scores(np.where(failed, criterion.low, column)).tolist()
-        for criterion, column in zip(engine.info.criteria, scores.T, strict=True)
-    ]
-    return [
-        Outcome(reason="no_score") if none else Outcome(tuple(of), int_of)
-        for none, of, int_of in zip(failed, rows, zip(*whole, strict=True), strict=True)
-    ]
+def score_documents(engine: Engine, documents: Sequence[Document]) -> list[ScoredDocument]:
+    """Score documents whose text a corpus reader would accept."""
+    scores = engine.score([document.text for document in documents]).astype(np.float64)
+    failed = np.logical_not(np.isfinite(scores).all(axis=1))
+    int_scores = np.column_stack(
+        [
+            criterion.integer_scores(np.where(failed, criterion.low, column))
+            for criterion, column in zip(engine.info.criteria, scores.T, strict=True)
+        ]
+    )
+    results = []
+    rows = zip(documents, failed.tolist(), scores.tolist(), int_scores.tolist(), strict=True)
+    for document, has_failed, row, int_row in rows:
+        pairs = dict(zip(engine.info.names, zip(row, int_row, strict=True), strict=True))
+        results.append(failed_document(document, "no_score", pairs) if has_failed else _result(document, pairs))
+    return results
 
 
-def scored_document(document: Document, outcome: Outcome, criteria: Sequence[str]) -> ScoredDocument:
-    """A document's outcome with its id and the names of the criteria."""
-    failed = outcome.reason is not None
-    pairs = [(None, None)] * len(criteria) if failed else zip(outcome.scores, outcome.int_scores, strict=True)
+def failed_document(document: Document, reason: str, criteria: Iterable[str]) -> ScoredDocument:
+    """The result of a document that cannot be scored."""
+    return _result(document, dict.fromkeys(criteria, (None, None)), reason)
+
+
+def _result(
+    document: Document, scores: Mapping[str, tuple[float | None, int | None]], reason: str | None = None
+) -> ScoredDocument:
     return ScoredDocument(
         id=text_id(document.text) if document.id is None else document.id,
-        status="failed" if failed else "scored",
-        reason=outcome.reason,
-        scores={
-            name: CriterionScore(score=score, int_score=whole)
-            for name, (score, whole) in zip(criteria, pairs, strict=True)
-        },
+        status="failed" if reason else "scored",
+        reason=reason,
+        scores={name: CriterionScore(score=score, int_score=whole) for name, (score, whole) in scores.items()},
     )

@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus. Every service has a registry of its own."""
+"""Prometheus metrics of a service; docs/serving.md describes them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _DOCUMENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:
-    """Counters, gauges and histograms; docs/serving.md says what each means."""
+    """Counters, gauges and histograms. Each service has its own registry."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self.requests = Counter("ml_filter_requests", "Answered requests", ("path", "code"), registry=registry)
+        self.requests = Counter("ml_filter_requests", "Requests answered", ("path", "code"), registry=registry)
         self.score_seconds = Histogram(
-            "ml_filter_score_seconds", "From a request to /score to its answer", buckets=_SECONDS, registry=registry
+            "ml_filter_score_seconds", "Duration of requests to /score", buckets=_SECONDS, registry=registry
         )
-        self.documents = Counter("ml_filter_documents", "Answered documents", ("status", "reason"), registry=registry)
-        self.characters = Counter("ml_filter_characters", "Characters of scored documents", registry=registry)
+        self.documents = Counter("ml_filter_documents", "Documents answered", ("status", "reason"), registry=registry)
+        self.characters = Counter("ml_filter_characters", "Characters scored", registry=registry)
         self.batch_documents = Histogram(
             "ml_filter_batch_documents", "Documents in a batch", buckets=_DOCUMENTS, registry=registry
         )
@@ -33,33 +33,34 @@ class Metrics:
             "ml_filter_batch_seconds", "Time to score a batch", buckets=_SECONDS, registry=registry
         )
         self.queue = Gauge("ml_filter_queue_documents", "Documents waiting", registry=registry)
-        self.held_bytes = Gauge("ml_filter_held_bytes", "Bytes of requests not answered yet", registry=registry)
-        self.ready = Gauge("ml_filter_ready", "1 if documents are taken", registry=registry)
+        self.held_bytes = Gauge("ml_filter_held_bytes", "Bytes of requests in progress", registry=registry)
+        self.ready = Gauge("ml_filter_ready", "1 if the service accepts documents", registry=registry)
 
 
 class CountRequests:
-    """Counts every request by path and code, those that no route takes among them."""
+    """ASGI middleware that counts every request by path and status code, including requests to unknown paths."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, and count it."""
+        """Pass the request on and count it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started, code = time.perf_counter(), 500
 
-        async def watched(message: Message) -> None:
+        async def send_and_note_code(message: Message) -> None:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, watched)
+            await self.app(scope, receive, send_and_note_code)
         finally:
-            path = scope["path"] if scope["path"] in PATHS else "other"  # what clients make up would fill the memory
+            # One label for all unknown paths: a client could fill the memory with invented ones.
+            path = scope["path"] if scope["path"] in PATHS else "other"
             self.metrics.requests.labels(path, code).inc()
-            if path == PATHS[0]:
+            if path == "/score":
                 self.metrics.score_seconds.observe(time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""Serve a head until a signal ends it."""
+"""Serve a head until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -24,61 +24,61 @@ from ml_filter.serving.describe import HeadDescription, describe_head
 from ml_filter.serving.service import Service
 
 CPU_BATCH_TOKENS = 1024
-"""Of the encoder on a CPU, unless set. The few documents of a batch are padded less so; docs/serving.md has figures."""
+"""Default of `batch_tokens` on a CPU. Small batches need less padding; docs/serving.md has measurements."""
 
 
 def serve_head(head: str | Path, config: ServeConfig, say: Callable[[str], None]) -> None:
-    """Serve a head until SIGTERM or SIGINT, after which the requests that were taken are answered first.
+    """Serve a head until SIGTERM or SIGINT, then answer the requests in progress and return.
 
     Args:
-        head: as `resolve_head` knows it.
-        config: where to listen, limits, batching.
+        head: a directory or Hub name, as in `resolve_head`.
+        config: address, limits and batching.
         say: called with one line when the head is loaded.
 
     Raises:
-        InputError: there is no such head, or no complete one.
-        ConfigError: there is no such device here, or the address cannot be listened on.
+        InputError: the head does not exist or is incomplete.
+        ConfigError: this machine does not have the device, or the address cannot be listened on.
     """
-    directory = resolve_head(head)  # once: a Hub repository may change
-    parent = head_parent(directory)  # a wrong directory is named before anything is listened on
-    with _listen(config) as listening:
-        host, port = listening.getsockname()[:2]
+    directory = resolve_head(head)  # only once: a Hub repository may change
+    parent = head_parent(directory)  # report a wrong directory before listening
+    with _listen(config) as listener:
+        host, port = listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         service = Service(
             lambda: _load(directory, parent, config),
             config,
-            lambda made: say(f"{made.head} is ready at {address} ({made.engine}, {made.device}, {made.dtype})"),
+            lambda about: say(f"{about.head} is ready at {address} ({about.engine}, {about.device}, {about.dtype})"),
         )
-        # No access log: the metrics count requests. Uvicorn's own lines would go to standard error as they are.
+        # No access log: the metrics count requests. log_config=None keeps uvicorn from writing its own format.
         settings = uvicorn.Config(
             create_app(service),
             log_config=None,
             log_level="warning",
             access_log=False,
             ws="none",
-            timeout_graceful_shutdown=math.ceil(config.timeout_s),  # for clients that are slow to take their answer
+            timeout_graceful_shutdown=math.ceil(config.timeout_s),  # for clients that read slowly
         )
-        _Server(settings, service).run(sockets=[listening])
+        _Server(settings, service).run(sockets=[listener])
     if service.error is not None:
         raise service.error
 
 
 class _Server(uvicorn.Server):
-    """Goes on listening after the first signal, to say 503, until all requests that were taken are answered."""
+    """After the first signal, answers new requests with 503 until the requests in progress are done."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal ends the service when it is idle, the second the process at once."""
+        """Stop the service on the first signal, end the process at once on the second."""
         if self.service.stopping:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
         self.service.stopping = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second; true ends the server."""
+        """Called by uvicorn ten times a second; returning true ends the server."""
         idle = self.service.stopping and self.service.open_requests == 0
         self.should_exit = self.should_exit or idle or self.service.error is not None
         return await super().on_tick(counter)
@@ -89,6 +89,7 @@ def _listen(config: ServeConfig) -> socket.socket:
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=2048)
     except OSError as error:
+        # create_server adds the address to strerror, except for names that cannot be resolved.
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise ConfigError(
             f"cannot listen on {config.host} port {config.port}: {reason}; choose another with --host and --port"
@@ -96,7 +97,7 @@ def _listen(config: ServeConfig) -> socket.socket:
 
 
 def _load(directory: Path, parent: Parent, config: ServeConfig) -> tuple[Engine, HeadDescription]:
-    """In the scoring thread, whose threads for matrix products are set here."""
+    """Runs in the scoring thread, because torch sets its number of threads per thread."""
     if config.threads is not None:
         import torch
 
@@ -105,5 +106,5 @@ def _load(directory: Path, parent: Parent, config: ServeConfig) -> tuple[Engine,
     if config.batch_tokens is None and choose_device(config.device).type == "cpu":
         score = score.model_copy(update={"batch_tokens": CPU_BATCH_TOKENS})
     engine = load_engine(directory, score)
-    engine.score(["What is made at the first use is made before the first request."])
+    engine.score(["Warm up: the first call allocates buffers and loads kernels."])
     return engine, describe_head(parent, engine.info, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from ml_filter.documents.config import SourceConfig
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
-from tests.serving.served import Served
+from ml_filter.serving import server
+from tests.serving.servers import ThreadServer
 
 
 @pytest.fixture(scope="session")
@@ -29,28 +31,51 @@ def head(tmp_path_factory) -> str:
     return train_head(SourceConfig(paths=[str(directory / "labelled.jsonl")]), config, directory / "head").directory
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _restored_server() -> Iterator[None]:
+    """Servers of these tests replace how the head is loaded; the module gets its own functions back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "load_engine", server.load_engine)
+        patch.setattr(server, "Service", server.Service)
+        yield
+
+
 @pytest.fixture
-def serve(head, tmp_path_factory) -> Iterator[Callable[..., Served]]:
-    """Start a server with options; it is ended after the test."""
+def serve(head) -> Iterator[Callable[..., ThreadServer]]:
+    """Start a server with settings; it is stopped after the test."""
     with ExitStack() as stack:
 
-        def start(*options: str, head: str = head, **environment: str) -> Served:
-            scratch = tmp_path_factory.mktemp("server")
-            return stack.enter_context(Served(head, scratch, *options, **environment))
+        def start(head: str = head, **settings: object) -> ThreadServer:
+            return stack.enter_context(ThreadServer(head, **settings))
 
         yield start
 
 
 @pytest.fixture(scope="module")
-def shared(head, tmp_path_factory) -> Iterator[Served]:
-    """A server that several tests ask."""
-    with Served(head, tmp_path_factory.mktemp("shared")) as server:
-        yield server
+def shared(head, _restored_server) -> Iterator[ThreadServer]:
+    """A server that many tests ask."""
+    with ThreadServer(head) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def limited(head, _restored_server) -> Iterator[ThreadServer]:
+    """A server that accepts little at once."""
+    limits = {"max_batch": 3, "max_batch_characters": 100, "max_queue": 10}
+    with ThreadServer(head, **limits, max_body_bytes=2000, max_held_bytes=3000) as running:
+        yield running
 
 
 @pytest.fixture
-def gate(serve, tmp_path) -> Iterator[Path]:
-    """A file that is not there: the document `hold GATE` keeps the head busy until it is."""
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads for requests at the same time."""
+    with ThreadPoolExecutor(64) as threads:
+        yield threads
+
+
+@pytest.fixture
+def gate(pool, tmp_path) -> Iterator[Path]:
+    """A file that does not exist yet: the document `hold GATE` keeps the head busy until it does."""
     path = tmp_path / "gate"
     yield path
     path.touch()
