@@ -34,11 +34,11 @@ def write_jsonl(path, rows):
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """A linear head on one layer of the embedded encoder that tells educational from commercial words."""
+def head(small_encoder, tmp_path_factory):
+    """A linear head on the small encoder that tells educational from commercial words."""
     directory, random = tmp_path_factory.mktemp("head"), np.random.default_rng(0)
     rows = [{"text": text_with(label, random), "label": label} for label in random.uniform(0, 5, 100)]
-    config = TrainConfig(label_column="label", layers=1, head=HeadSettings(kind="linear"))
+    config = TrainConfig(label_column="label", encoder=small_encoder, head=HeadSettings(kind="linear"))
     return train_head(write_jsonl(directory / "labels.jsonl", rows), config, directory / "head").directory
 
 
@@ -179,7 +179,7 @@ def test_a_build_that_is_killed_before_each_of_its_stages_resumes_to_the_same_ca
     def killed(*arguments, **settings):
         raise Killed
 
-    for stage in ("score_corpus", "train_head", "choose_bounds", "write_config", "write_whole"):
+    for stage in ("score_corpus", "train_head", "choose_bounds", "write_config", "write_atomically"):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(cascade_module, stage, killed)
             build_cascade(head, corpus, CONFIG, ScoreConfig(), tmp_path / "cascade")
