@@ -63,19 +63,19 @@ def rejected(manifest):
 
 
 def test_a_record_becomes_a_row_for_each_vote(tmp_path):
-    made = converted(lines(tmp_path / "a.jsonl", record()), tmp_path / "out")
-    first, second = rows_of(made)
+    manifest = converted(lines(tmp_path / "a.jsonl", record()), tmp_path / "out")
+    first, second = rows_of(manifest)
     assert (first["document_id"], first["vote"], first["score"], first["status"]) == ("d1", 0, 3.0, "scored")
     assert (second["vote"], second["score"]) == (1, 4.0)
     assert first["annotator"] == "meta-llama/Llama-3.1-8B-Instruct"
     assert (first["prompt"], first["criterion"]) == ("fine_web_edu", "fine_web_edu")
     assert first["raw"] == "Educational score: 3.0"
     assert first["created_at"] == "2025-01-08T17:13:44+00:00"
-    assert (made.counts["documents"], made.counts["scored"], made.counts["failed"]) == (1, 2, 0)
-    [asked] = made.config["prompts"]
-    assert (asked["name"], asked["language"]) == ("fine_web_edu", "ro")
-    assert criteria_of(made) == [Criterion(name="fine_web_edu", low=0, high=5, threshold=3)]
-    assert asked["digest"] == first["prompt_digest"]
+    assert (manifest.counts["documents"], manifest.counts["scored"], manifest.counts["failed"]) == (1, 2, 0)
+    [asked_prompt] = manifest.config["prompts"]
+    assert (asked_prompt["name"], asked_prompt["language"]) == ("fine_web_edu", "ro")
+    assert criteria_of(manifest) == [Criterion(name="fine_web_edu", low=0, high=5, threshold=3)]
+    assert asked_prompt["digest"] == first["prompt_digest"]
 
 
 @pytest.mark.parametrize(
@@ -91,18 +91,18 @@ def test_a_record_becomes_a_row_for_each_vote(tmp_path):
         ({"scores": [7.0]}, "out_of_range"),
     ],
 )
-def test_what_has_no_usable_score_is_failed_and_never_zero(change, error, tmp_path):
-    made = converted(lines(tmp_path / "a.jsonl", record(scores=[2.0]) | change), tmp_path / "out")
-    [row] = rows_of(made)
+def test_a_vote_without_a_usable_score_is_failed_not_zero(change, error, tmp_path):
+    manifest = converted(lines(tmp_path / "a.jsonl", record(scores=[2.0]) | change), tmp_path / "out")
+    [row] = rows_of(manifest)
     assert (row["status"], row["score"], row["error"]) == ("failed", None, error)
-    assert (made.counts["scored"], made.counts["failed"]) == (0, 1)
+    assert (manifest.counts["scored"], manifest.counts["failed"]) == (0, 1)
 
 
-def test_what_an_error_says_is_kept_with_the_score_beside_it(tmp_path):
-    made = converted(
+def test_the_reason_of_a_failed_vote_has_its_errors_and_its_score(tmp_path):
+    manifest = converted(
         lines(tmp_path / "a.jsonl", record(scores=[2.0], errors=[["timed out", "gave up"]])), tmp_path / "o"
     )
-    assert rows_of(made)[0]["reason"] == "timed out; gave up; the file gives the score 2"
+    assert rows_of(manifest)[0]["reason"] == "timed out; gave up; the file gives the score 2"
 
 
 def test_a_numeric_id_and_missing_lists_are_accepted(tmp_path):
@@ -115,7 +115,7 @@ def test_a_numeric_id_and_missing_lists_are_accepted(tmp_path):
     assert manifest.config["prompts"][0]["language"] == "en"
 
 
-def test_what_is_no_record_is_rejected_with_its_line(tmp_path):
+def test_a_malformed_record_is_rejected_with_its_line_number(tmp_path):
     path = lines(
         tmp_path / "a.jsonl",
         record("d1"),
@@ -129,9 +129,9 @@ def test_what_is_no_record_is_rejected_with_its_line(tmp_path):
     )
     with path.open("a") as file:
         file.write(json.dumps(record("d6"))[:150])  # killed while it wrote
-    made = converted(path, tmp_path / "out")
-    assert [row["document_id"] for row in rows_of(made)] == ["d1", "d1", "d5", "d5"]
-    assert rejected(made) == [
+    manifest = converted(path, tmp_path / "out")
+    assert [row["document_id"] for row in rows_of(manifest)] == ["d1", "d1", "d5", "d5"]
+    assert rejected(manifest) == [
         ("line 2", "invalid_json"),
         ("line 3", "malformed_record"),
         ("line 4", "malformed_record"),
@@ -140,19 +140,19 @@ def test_what_is_no_record_is_rejected_with_its_line(tmp_path):
         ("line 8", "malformed_record"),
         ("line 9", "invalid_json"),
     ]
-    assert made.counts["rejected"] == 7
+    assert manifest.counts["rejected"] == 7
 
 
-def test_a_truncated_archive_gives_what_is_whole_and_says_so(tmp_path):
+def test_complete_lines_of_a_truncated_archive_are_converted(tmp_path):
     whole = gzip.compress("".join(json.dumps(record(f"d{n}")) + "\n" for n in range(2000)).encode())
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(whole[: len(whole) // 2])
-    made = converted(path, tmp_path / "out")
-    assert 0 < made.counts["documents"] < 2000
-    assert made.counts["rejected_truncated"] == 1
+    manifest = converted(path, tmp_path / "out")
+    assert 0 < manifest.counts["documents"] < 2000
+    assert manifest.counts["rejected_truncated"] == 1
 
 
-def test_a_name_that_the_file_lacks_must_be_given(tmp_path):
+def test_a_missing_prompt_or_annotator_must_be_named(tmp_path):
     path = lines(tmp_path / "a.jsonl", record(meta_information={}))
     with pytest.raises(
         ConfigError, match=r"a\.jsonl, line 1: the file does not name the prompt; give it with --prompt"
@@ -164,12 +164,12 @@ def test_a_name_that_the_file_lacks_must_be_given(tmp_path):
     assert (row["prompt"], row["annotator"], row["criterion"]) == ("edu", "gpt", "quality")
 
 
-def test_a_file_without_records_is_refused(tmp_path):
+def test_a_file_without_records_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"no record could be read from .*a\.jsonl: \{'invalid_json': 1\}"):
         converted(lines(tmp_path / "a.jsonl", "{"), tmp_path / "out", prompt="p")
 
 
-def test_what_is_written_is_what_the_older_tool_reads(tmp_path):
+def test_a_written_record_has_the_fields_of_the_eurolingua_tool(tmp_path):
     source = write_annotations(tmp_path / "a", [("x", 3.0), ("x", None), ("y", 1.0)], "org/model")
     counts = write_eurolingua(source, tmp_path / "a.jsonl")
     assert counts == {"documents": 2, "scored": 2, "failed": 1}
@@ -201,20 +201,20 @@ VOTES = st.dictionaries(st.text(min_size=1).filter(lambda t: t.isprintable()), s
 
 @settings(max_examples=20, deadline=None)
 @given(VOTES.filter(bool), st.sampled_from(["en", None]))
-def test_annotations_come_back_as_they_were_written(votes, language):
+def test_annotations_survive_a_round_trip(votes, language):
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
+        directory = Path(name)
         given_votes = [(document, score) for document, scores in votes.items() for score in scores]
-        source = write_annotations(place / "a", given_votes, asked=[prompt(language=language)])
-        write_eurolingua(source, place / "a.jsonl")
-        back = converted(place / "a.jsonl", place / "b")
+        source = write_annotations(directory / "a", given_votes, asked=[prompt(language=language)])
+        write_eurolingua(source, directory / "a.jsonl")
+        back = converted(directory / "a.jsonl", directory / "b")
         assert rows_of(back) == rows_of(read_manifest(str(source)))
         assert back.config["prompts"] == read_manifest(str(source)).config["prompts"]
-        write_eurolingua(place / "b", place / "b.jsonl")
-        assert (place / "b.jsonl").read_bytes() == (place / "a.jsonl").read_bytes()
+        write_eurolingua(directory / "b", directory / "b.jsonl")
+        assert (directory / "b.jsonl").read_bytes() == (directory / "a.jsonl").read_bytes()
 
 
-def test_one_criterion_a_file(tmp_path):
+def test_a_file_has_one_criterion(tmp_path):
     votes = [("x", 1.0), ("x", 0.5, None, "danger")]
     source = write_annotations(tmp_path / "a", votes, asked=[prompt(), prompt("danger")])
     with pytest.raises(InputError, match="has scores of danger, quality; choose one with --criterion"):
@@ -246,13 +246,13 @@ FLAT = [
 
 def test_flat_rows_become_annotations_whose_documents_are_the_file(tmp_path):
     path = lines(tmp_path / "flat.jsonl", *FLAT)
-    made = converted(path, tmp_path / "out", prompt="edu", annotator="llama")
-    assert [(r["document_id"], r["annotator"], r["score"], r["error"]) for r in rows_of(made)] == [
+    manifest = converted(path, tmp_path / "out", prompt="edu", annotator="llama")
+    assert [(r["document_id"], r["annotator"], r["score"], r["error"]) for r in rows_of(manifest)] == [
         ("d1", "llama", 2.6, None),
         ("d2", "llama", None, "no_score"),
     ]
-    assert rejected(made) == [("line 3", "empty_text")]
-    scores = aggregate_annotations([made.root], AggregateConfig(), tmp_path / "scores")
+    assert rejected(manifest) == [("line 3", "empty_text")]
+    scores = aggregate_annotations([manifest.root], AggregateConfig(), tmp_path / "scores")
     assert write_fineweb_edu(scores.root, tmp_path / "back.jsonl") == {
         "documents": 2,
         "scored": 1,
@@ -266,9 +266,9 @@ def test_each_column_of_scores_is_an_annotator(tmp_path):
     path = lines(
         tmp_path / "flat.jsonl", {"id": "d1", "text": "a page", "llama": 1, "human": 2.5}, {"text": "b", "llama": 0}
     )
-    made = converted(path, tmp_path / "out", prompt="edu", score_columns=["llama", "human"])
-    found = [(r["annotator"], r["score"], r["status"]) for r in rows_of(made)]
-    assert found == [
+    manifest = converted(path, tmp_path / "out", prompt="edu", score_columns=["llama", "human"])
+    rows = [(r["annotator"], r["score"], r["status"]) for r in rows_of(manifest)]
+    assert rows == [
         ("llama", 1.0, "scored"),
         ("human", 2.5, "scored"),
         ("llama", 0.0, "scored"),
@@ -278,7 +278,7 @@ def test_each_column_of_scores_is_an_annotator(tmp_path):
         converted(path, tmp_path / "never", prompt="edu", score_columns=["llama", "human"], annotator="me")
 
 
-def test_what_flat_rows_lack_is_named(tmp_path):
+def test_missing_settings_of_flat_rows_are_named(tmp_path):
     path = lines(tmp_path / "flat.jsonl", {"id": "d1", "text": "a page", "grade": "good"})
     with pytest.raises(ConfigError, match="does not name the prompt; give it with --prompt"):
         converted(path, tmp_path / "out")
@@ -290,37 +290,37 @@ def test_what_flat_rows_lack_is_named(tmp_path):
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.none() | st.floats(0, 5), min_size=1, max_size=8).filter(lambda v: any(x is not None for x in v)))
-def test_flat_rows_come_back_as_they_were_read(values):
+def test_flat_rows_survive_a_round_trip(values):
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
+        directory = Path(name)
         rows = [{"id": f"d{n}", "text": f"page {n}", "score": value} for n, value in enumerate(values)]
-        made = converted(lines(place / "flat.jsonl", *rows), place / "a", prompt="edu")
-        scores = aggregate_annotations([made.root], AggregateConfig(), place / "scores")
-        write_fineweb_edu(scores.root, place / "back.jsonl")
-        back = [json.loads(line) for line in (place / "back.jsonl").read_text().splitlines()]
+        manifest = converted(lines(directory / "flat.jsonl", *rows), directory / "a", prompt="edu")
+        scores = aggregate_annotations([manifest.root], AggregateConfig(), directory / "scores")
+        write_fineweb_edu(scores.root, directory / "back.jsonl")
+        back = [json.loads(line) for line in (directory / "back.jsonl").read_text().splitlines()]
         assert [{k: v for k, v in row.items() if k != "int_score"} for row in back] == rows
         for row in back:
             assert row["int_score"] is None if row["score"] is None else abs(row["int_score"] - row["score"]) <= 0.5
 
 
-def test_aggregated_scores_are_asked_for_where_annotations_are_given(tmp_path):
+def test_annotations_in_place_of_aggregated_scores_are_an_error(tmp_path):
     source = write_annotations(tmp_path / "a", [("x", 1.0)])
     with pytest.raises(InputError, match="holds annotations, not aggregated scores; make them with aggregate"):
         write_fineweb_edu(source, tmp_path / "a.jsonl")
 
 
-def test_the_real_scores_of_llama_are_read(shared_data, tmp_path):
-    made = converted(
+def test_real_scores_of_llama_are_converted(shared_data, tmp_path):
+    manifest = converted(
         shared_data / "fineweb_edu_llm_scored_1000.jsonl",
         tmp_path / "out",
         prompt="edu",
         score_columns=["llama3_70b_score"],
     )
-    assert (made.counts["documents"], made.counts["scored"], made.counts["rejected"]) == (1000, 1000, 0)
-    assert sum(row["score"] == 0 for row in rows_of(made)) == 136
+    assert (manifest.counts["documents"], manifest.counts["scored"], manifest.counts["rejected"]) == (1000, 1000, 0)
+    assert sum(row["score"] == 0 for row in rows_of(manifest)) == 136
 
 
-def test_flat_rows_without_a_text_are_told_where_scores_alone_are_read(tmp_path):
+def test_flat_rows_without_a_text_get_a_hint(tmp_path):
     path = lines(tmp_path / "scores.jsonl", {"id": "x", "score": 3}, {"id": "y", "score": 4})
     with pytest.raises(InputError, match=r"'missing_text': 2\}; .* a text \(--text-column\): `ml-filter agreement`"):
         converted(path, tmp_path / "out", prompt="edu", annotator="m")

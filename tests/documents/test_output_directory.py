@@ -1,5 +1,4 @@
 import hashlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -9,149 +8,45 @@ from typing import ClassVar
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ml_filter.documents import writer as writer_module
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
-from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import base, read_shard
-from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.output_directory import OutputDirectory, ShardResult
 from ml_filter.documents.sources import list_shards
-from ml_filter.documents.writer import ShardWriter
 from ml_filter.errors import InputError
-
-
-@pytest.fixture
-def small_batches():
-    """Each document is a batch of its own and each batch a row group: the schema widens as late as it can."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "BATCH_ROWS", 1)
-        patch.setattr(writer_module, "ROW_GROUP_BYTES", 1)
-        yield
-
-
-def through_a_shard(rows: list[dict], directory: Path) -> pa.Table:
-    """Rows as JSON lines, read in batches, written to one shard and read again."""
-    source = SourceConfig(paths=[str(directory / "in.jsonl")])
-    Path(source.paths[0]).write_text("".join(json.dumps({"text": "t", **row}) + "\n" for row in rows))
-    [shard] = list_shards(source)[0]
-    with ShardWriter(directory / "out.parquet") as writer:
-        for table in read_shard(shard, source, RejectsLog()):
-            writer.write(table)
-    assert writer.rows == len(rows)
-    assert sorted(path.name for path in directory.iterdir()) == ["in.jsonl", "out.parquet"]
-    return pq.read_table(directory / "out.parquet")
-
-
-# --- Shards whose schema grows ---------------------------------------------------------------------------------------
-
-SPREADS = {
-    "integers, then fractions": ([1, 2.5], [1.0, 2.5]),
-    "nothing, then objects": ([None, {"n": 1}], [None, {"n": 1}]),
-    "objects, then other objects": ([{"n": 1}, {"m": "x"}], [{"n": 1, "m": None}, {"n": None, "m": "x"}]),
-    "empty lists, then texts": ([[], ["a"]], [[], ["a"]]),
-    "lists of objects that differ": ([[{"n": 1}], [{"m": 2}]], [[{"n": 1, "m": None}], [{"n": None, "m": 2}]]),
-    "numbers, then text": ([1, "one", 2.5, None], ["1", "one", "2.5", None]),
-    "text, then objects": (["one", {"n": [1]}], ["one", '{"n": [1]}']),
-    "truth, then numbers": ([True, 3], ["true", "3"]),
-    "objects whose fields clash": ([{"n": 1}, {"n": "one"}], ['{"n": 1}', '{"n": "one"}']),
-    "only empty objects": ([{}, {}], ["{}", "{}"]),
-    "empty objects within": ([[{}], {"n": {}}], ["[{}]", '{"n": {}}']),
-    "empty objects, then full ones": ([{}, {"n": 1}], ["{}", '{"n": 1}']),
-    "integers beyond 64 bits": ([1, 2**70], ["1", str(2**70)]),
-    "integers that a float rounds": ([2**53 + 1, 0.5], [float(2**53), 0.5]),
-}
-
-
-@pytest.mark.parametrize("spread", SPREADS)
-def test_a_column_whose_types_change_after_a_flush_keeps_every_value(small_batches, tmp_path, spread):
-    values, expected = SPREADS[spread]
-    assert through_a_shard([{"v": v} for v in values], tmp_path)["v"].to_pylist() == expected
-
-
-def test_columns_that_appear_later_are_null_before(small_batches, tmp_path):
-    table = through_a_shard([{"a": 1}, {"b": "x"}, {"a": 2, "c": [1]}], tmp_path)
-    assert table.drop_columns(["id", "text"]).to_pylist() == [
-        {"a": 1, "b": None, "c": None},
-        {"a": None, "b": "x", "c": None},
-        {"a": 2, "b": None, "c": [1]},
-    ]
-
-
-def test_types_that_change_before_the_first_flush_give_the_same(tmp_path):
-    values, expected = SPREADS["numbers, then text"]
-    assert through_a_shard([{"v": v} for v in values], tmp_path)["v"].to_pylist() == expected
-
-
-EXACT = 2**53
-SCALAR = st.none() | st.booleans() | st.integers(-EXACT, EXACT) | st.floats(allow_nan=False, allow_infinity=False)
-VALUE = SCALAR | st.text(st.characters(codec="utf-8")) | st.lists(st.integers(-EXACT, EXACT) | st.text("ab"))
-
-
-@settings(max_examples=60, deadline=None)
-@given(rows=st.lists(st.dictionaries(st.sampled_from("vw"), VALUE), min_size=1, max_size=5), at_once=st.integers(1, 3))
-def test_whatever_json_holds_each_value_comes_back_or_as_its_json_text(rows, at_once):
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
-        patch.setattr(base, "BATCH_ROWS", at_once)
-        patch.setattr(writer_module, "ROW_GROUP_BYTES", 1)
-        table = through_a_shard(rows, Path(directory))
-    for before, after in zip(rows, table.to_pylist(), strict=True):
-        for name in before:
-            value, found = before[name], after[name]
-            assert found == value or json.loads(found) == value
-
-
-def test_a_shard_that_does_not_need_a_wider_schema_is_not_written_again(small_batches, tmp_path):
-    opened = []
-    with ShardWriter(tmp_path / "out.parquet") as writer:
-        for value in [1, 0.5, 2, 3, 0.25, 4]:
-            writer.write(pa.table({"v": [value]}))
-            opened.append(writer._writer)
-    assert len({id(w) for w in opened}) == 2
-    assert pq.read_table(tmp_path / "out.parquet")["v"].to_pylist() == [1, 0.5, 2, 3, 0.25, 4]
-
-
-def test_a_shard_that_fails_leaves_no_file(tmp_path):
-    def write_and_fail() -> None:
-        with ShardWriter(tmp_path / "out.parquet") as writer:
-            writer.write(pa.table({"v": [1]}))
-            raise RuntimeError("the disk burns")
-
-    with pytest.raises(RuntimeError, match="the disk burns"):
-        write_and_fail()
-    assert list(tmp_path.iterdir()) == []
-
-
-# --- Output directories ----------------------------------------------------------------------------------------------
+from tests.kills import Killed, kill_at
 
 
 def finished(path, config: dict | None = None, parents: list[Parent] | None = None) -> Manifest:
+    """A run that writes two shards of one document each, or the finished run of an earlier call."""
     with OutputDirectory(path, "documents", config or {}, parents or []) as out:
         if out.manifest:
             return out.manifest
-        with out.new_shard("a") as writer, out.new_rejects("a") as rejects:
-            writer.write(pa.table({"id": ["1"], "text": ["one"]}))
-            rejects.add("corpus", "line 2", "empty_text")
-        return out.finish([("a", out.commit("a", writer, rejects, {"read": 1}))], {"extra": 5})
+        results = [(name, out.finished_shard(name) or write_shard(out, name)) for name in ("a", "b")]
+        return out.finish(results, {"extra": 5})
 
 
-def test_a_finished_run_holds_shards_rejects_and_a_manifest_that_pins_them(tmp_path):
+def write_shard(out: OutputDirectory, name: str) -> ShardResult:
+    with out.new_shard(name) as writer, out.new_rejects(name) as rejects:
+        writer.write(pa.table({"id": [name], "text": ["one"]}))
+        rejects.add("corpus", f"line of {name}", "empty_text")
+    return out.commit(name, writer, rejects, {"read": 1})
+
+
+def test_a_finished_run_has_shards_rejects_and_a_manifest_with_their_digests(tmp_path):
     manifest = finished(tmp_path / "out")
     names = [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert sorted(names) == [".lock", "manifest.json", "rejects.jsonl", "shards/a.parquet"]
+    assert sorted(names) == [".lock", "manifest.json", "rejects.jsonl", "shards/a.parquet", "shards/b.parquet"]
     content = (tmp_path / "out" / "shards" / "a.parquet").read_bytes()
-    [shard] = manifest.shards
+    shard = manifest.shards[0]
     assert (shard.rows, shard.bytes, shard.digest) == (1, len(content), hashlib.sha256(content).hexdigest())
-    assert manifest.counts == {"read": 1, "rejected": 1, "rejected_empty_text": 1, "extra": 5}
+    assert manifest.counts == {"read": 2, "rejected": 2, "rejected_empty_text": 2, "extra": 5}
     assert find_manifest(str(tmp_path / "out")) == manifest
 
 
-def test_a_url_holds_the_same_as_a_directory(tmp_path):
+def test_a_url_gets_the_same_files_as_a_directory(tmp_path):
     at_url, local = finished("memory://finished"), finished(tmp_path / "out")
     assert at_url.digest == local.digest
     memory = fsspec.filesystem("memory")
@@ -159,6 +54,7 @@ def test_a_url_holds_the_same_as_a_directory(tmp_path):
         "/finished/manifest.json",
         "/finished/rejects.jsonl",
         "/finished/shards/a.parquet",
+        "/finished/shards/b.parquet",
     ]
     assert memory.cat("/finished/shards/a.parquet") == (tmp_path / "out" / "shards" / "a.parquet").read_bytes()
 
@@ -166,7 +62,7 @@ def test_a_url_holds_the_same_as_a_directory(tmp_path):
 @pytest.mark.parametrize(
     ("url", "says"), [("foo://x/out", "Protocol not known: foo"), ("oss://bucket/out", "Install ossfs")]
 )
-def test_a_url_whose_driver_is_not_there_is_named(url, says):
+def test_a_url_without_a_driver_is_an_error(url, says):
     with pytest.raises(InputError, match=f"{url}: {says}"):
         OutputDirectory(url, "documents", {}, [])
     with pytest.raises(InputError, match=f"{url}: {says}"):
@@ -190,7 +86,7 @@ class CountingMemory(MemoryFileSystem):
         return super().cat_file(path, *args, **kwargs)
 
 
-def test_what_is_done_of_many_shards_is_listed_once_and_only_that_is_read():
+def test_finished_shards_are_listed_once_and_only_those_are_read():
     names = [f"{number:05d}" for number in range(100)]
     with OutputDirectory("memory://many", "documents", {}, []) as out:
         for name in names[:3]:
@@ -216,9 +112,8 @@ with OutputDirectory("memory://out", "documents", {}, []) as out, out.new_shard(
 """
 
 
-def test_what_a_killed_writer_to_a_url_left_half_made_is_deleted_by_the_next_and_that_of_a_living_one_is_not(
-    tmp_path, monkeypatch
-):
+@pytest.mark.slow
+def test_temporary_files_of_a_killed_writer_to_a_url_are_deleted_and_those_of_a_running_one_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     command, pipe = [sys.executable, "-c", ABANDONED], subprocess.PIPE
@@ -234,16 +129,29 @@ def test_what_a_killed_writer_to_a_url_left_half_made_is_deleted_by_the_next_and
     fsspec.filesystem("memory").rm("/swept", recursive=True)
 
 
-def test_the_manifest_comes_last(tmp_path):
-    out = OutputDirectory(tmp_path / "out", "documents", {}, [])
-    with out:
-        with out.new_shard("a") as writer, out.new_rejects("a") as rejects:
-            writer.write(pa.table({"id": ["1"]}))
-        result = out.commit("a", writer, rejects, {})
-        assert find_manifest(str(tmp_path / "out")) is None
-        out.finish([("a", result)])
-    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert max(made, key=made.__getitem__) == "manifest.json"
+COMMIT_POINTS = [r"\.progress/run\.json", r"shards/b\.parquet", r"\.progress/b\.json", "rejects.jsonl", "manifest.json"]
+
+
+@pytest.mark.parametrize("file", COMMIT_POINTS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_run_killed_at_any_commit_point_gives_the_same_bytes_when_it_is_run_again(tmp_path, when, file):
+    undisturbed = finished(tmp_path / "undisturbed")
+    with pytest.raises(Killed), kill_at(when, file):
+        finished(tmp_path / "killed")
+    is_complete = (when, file) == ("after", "manifest.json")
+    assert (find_manifest(tmp_path / "killed") is not None) == is_complete
+    assert finished(tmp_path / "killed").digest == undisturbed.digest
+    for name in ("shards/a.parquet", "shards/b.parquet", "rejects.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    assert not (tmp_path / "killed/.progress").exists()
+
+
+def test_a_finished_shard_is_not_written_again(tmp_path):
+    with pytest.raises(Killed), kill_at("before", r"shards/b\.parquet"):
+        finished(tmp_path / "out")
+    before = (tmp_path / "out/shards/a.parquet").stat().st_mtime_ns
+    finished(tmp_path / "out")
+    assert (tmp_path / "out/shards/a.parquet").stat().st_mtime_ns == before
 
 
 def test_a_finished_run_is_returned_without_work(tmp_path):
@@ -255,7 +163,7 @@ def test_a_finished_run_is_returned_without_work(tmp_path):
     }
 
 
-def test_a_run_that_was_killed_after_its_manifest_is_tidied_up_by_the_next(tmp_path):
+def test_what_a_kill_after_the_manifest_leaves_is_deleted_by_the_next_run(tmp_path):
     first = finished(tmp_path / "out")
     (tmp_path / "out" / ".progress" / "scratch").mkdir(parents=True)
     assert finished(tmp_path / "out") == first
@@ -263,7 +171,7 @@ def test_a_run_that_was_killed_after_its_manifest_is_tidied_up_by_the_next(tmp_p
 
 
 @pytest.mark.parametrize("other", [{"config": {"seed": 2}}, {"parents": [Parent(path="corpus", digest="changed")]}])
-def test_a_directory_of_other_settings_or_input_is_refused(tmp_path, other):
+def test_a_directory_with_different_settings_or_input_is_refused(tmp_path, other):
     finished(tmp_path / "out")
     with pytest.raises(InputError, match="already contains a finished run with different settings or input"):
         finished(tmp_path / "out", **other)
@@ -273,14 +181,14 @@ def test_a_directory_of_other_settings_or_input_is_refused(tmp_path, other):
         finished(tmp_path / "unfinished", **other)
 
 
-def test_a_digest_in_the_path_gives_other_settings_another_directory(tmp_path):
+def test_digest_in_the_path_gives_each_setting_its_own_directory(tmp_path):
     one, other = (finished(tmp_path / "out-{digest}", {"seed": seed}) for seed in (1, 2))
     assert one.root != other.root
     assert one.root == str(tmp_path / f"out-{one.config_digest[:8]}")
     assert finished(tmp_path / "out-{digest}", {"seed": 1}) == one
 
 
-def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path):
+def test_a_file_in_place_of_the_directory_is_an_error(tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(InputError, match="cannot be a directory"):
         finished(tmp_path / "out")
@@ -295,11 +203,12 @@ with OutputDirectory(sys.argv[1], "documents", {}, []):
 """
 
 
-def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
+@pytest.mark.slow
+def test_a_second_writer_is_refused_while_the_first_is_alive(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(InputError, match="is being written by another process"):
             finished(tmp_path / "out")
         holder.kill()
-    assert finished(tmp_path / "out").rows == 1
+    assert finished(tmp_path / "out").rows == 2

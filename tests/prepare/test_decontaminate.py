@@ -1,7 +1,5 @@
 # ruff: noqa: RUF001
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
 from ml_filter.prepare.config import DecontaminateConfig
@@ -25,8 +24,8 @@ def write(path: Path, rows: list[dict]) -> SourceConfig:
     return SourceConfig(paths=[str(path)])
 
 
-def rows_in(directory: Path, room: str) -> list[dict]:
-    return [row for file in sorted((directory / room).glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+def rows_in(directory: Path, folder: str) -> list[dict]:
+    return [row for file in sorted((directory / folder).glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
 def decontaminate(directory: Path, texts: list[str], gold: list[str], **options) -> tuple[list[str], list[dict]]:
@@ -41,9 +40,9 @@ def decontaminate(directory: Path, texts: list[str], gold: list[str], **options)
     return kept, dropped
 
 
-def test_a_page_that_holds_thirteen_words_of_gold_is_dropped_and_says_of_which(tmp_path):
-    spoken = QUESTION.split()
-    page = "A quiz for friends. " + ", ".join(spoken[3:16]).upper() + "! And more."
+def test_a_page_with_thirteen_words_of_gold_is_dropped_with_its_gold_text(tmp_path):
+    gold_words = QUESTION.split()
+    page = "A quiz for friends. " + ", ".join(gold_words[3:16]).upper() + "! And more."
     kept, dropped = decontaminate(tmp_path, ["unrelated", page], ["something else", QUESTION])
     assert kept == ["0"]
     assert dropped == [
@@ -53,12 +52,12 @@ def test_a_page_that_holds_thirteen_words_of_gold_is_dropped_and_says_of_which(t
             "gold_id": "g1",
             "reason": "ngrams",
             "ngrams": 1,
-            "share": pytest.approx(1 / (len(spoken) - 12)),
+            "share": pytest.approx(1 / (len(gold_words) - 12)),
         }
     ]
 
 
-def test_a_page_that_holds_twelve_words_of_gold_is_kept(tmp_path):
+def test_a_page_with_twelve_words_of_gold_is_kept(tmp_path):
     page = "A quiz: " + " ".join(QUESTION.split()[3:15]) + " or not."
     assert decontaminate(tmp_path, [page], [QUESTION])[0] == ["0"]
 
@@ -73,9 +72,9 @@ def test_a_gold_text_shorter_than_an_ngram_matches_only_the_same_words(tmp_path)
     ]
 
 
-def test_a_smaller_share_of_gold_than_asked_for_is_kept(tmp_path):
-    spoken = QUESTION.split()  # 19 words, 7 n-grams
-    pages = [" ".join(spoken[:count]) for count in (13, 15, 16, 19)]
+def test_a_page_with_less_than_the_share_of_gold_is_kept(tmp_path):
+    gold_words = QUESTION.split()  # 19 words, 7 n-grams
+    pages = [" ".join(gold_words[:count]) for count in (13, 15, 16, 19)]
     kept, dropped = decontaminate(tmp_path, pages, [QUESTION], min_share=0.5)
     assert kept == ["0", "1"]
     assert [(row["ngrams"], row["reason"]) for row in dropped] == [(4, "ngrams"), (7, "whole_text")]
@@ -96,7 +95,7 @@ def test_gold_in_any_script_is_found(tmp_path, gold, page):
     assert dropped["gold_id"] == "g0"
 
 
-def test_the_gold_text_that_is_held_most_is_named_over_all_gold_sets(tmp_path):
+def test_the_gold_text_with_the_greatest_share_over_all_sets_is_named(tmp_path):
     other = "How many moons does the largest planet of our solar system have as far as we know today?"
     source = write(tmp_path / "in.jsonl", [{"id": "both", "text": f"{other} {' '.join(QUESTION.split()[:14])}"}])
     first = write(tmp_path / "a.jsonl", [{"id": "q1", "text": QUESTION}])
@@ -115,8 +114,8 @@ TEXT = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=9).map(" 
 
 def naive(texts: list[str], gold: list[str], n: int) -> list[str]:
     def ngrams(text: str) -> set[tuple[str, ...]]:
-        found = words(text)
-        return {tuple(found[i : i + n]) for i in range(max(1, len(found) - n + 1))}
+        text_words = words(text)
+        return {tuple(text_words[i : i + n]) for i in range(max(1, len(text_words) - n + 1))}
 
     known = set().union(*map(ngrams, gold))
     return [str(i) for i, text in enumerate(texts) if not ngrams(text) & known]
@@ -124,7 +123,7 @@ def naive(texts: list[str], gold: list[str], n: int) -> list[str]:
 
 @settings(max_examples=25, deadline=None)
 @given(texts=st.lists(TEXT, min_size=1, max_size=8), gold=st.lists(TEXT, min_size=1, max_size=3), n=st.integers(1, 4))
-def test_what_is_kept_shares_no_ngram_with_gold_and_with_what_is_dropped_is_the_input(texts, gold, n):
+def test_kept_documents_share_no_ngram_with_gold_and_no_document_is_lost(texts, gold, n):
     with tempfile.TemporaryDirectory() as directory:
         kept, dropped = decontaminate(Path(directory), texts, gold, ngram_words=n)
     assert kept == naive(texts, gold, n)
@@ -144,7 +143,7 @@ def test_real_gold_is_found_whole_and_nothing_else_is_dropped(tmp_path, shared_d
     ]
 
 
-def test_without_a_document_or_a_gold_text_it_says_which_is_missing(tmp_path):
+def test_an_error_names_the_source_without_documents(tmp_path):
     source, empty = write(tmp_path / "in.jsonl", [{"text": QUESTION}]), write(tmp_path / "empty.jsonl", [])
     with pytest.raises(InputError, match=r"no document could be read from .*empty\.jsonl"):
         decontaminate_documents(source, DecontaminateConfig(against=[source, empty]), tmp_path / "a")
@@ -152,7 +151,7 @@ def test_without_a_document_or_a_gold_text_it_says_which_is_missing(tmp_path):
         decontaminate_documents(empty, DecontaminateConfig(against=[source]), tmp_path / "b")
 
 
-def test_other_gold_gives_another_result_and_is_not_taken_for_the_same_run(tmp_path):
+def test_changed_gold_is_not_mistaken_for_the_same_run(tmp_path):
     source, gold = write(tmp_path / "in.jsonl", [{"text": QUESTION}]), write(tmp_path / "g.jsonl", [{"text": "other"}])
     assert decontaminate_documents(source, DecontaminateConfig(against=[gold]), tmp_path / "out").counts["kept"] == 1
     gold = write(tmp_path / "g.jsonl", [{"text": QUESTION}])
@@ -160,17 +159,15 @@ def test_other_gold_gives_another_result_and_is_not_taken_for_the_same_run(tmp_p
         decontaminate_documents(source, DecontaminateConfig(against=[gold]), tmp_path / "out")
 
 
-def test_the_commands_of_a_corpus_in_a_row(tmp_path):
-    def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "ml_filter.cli", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+def test_deduplicate_and_decontaminate_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     texts = [QUESTION, QUESTION.upper(), CHINESE, "Another page, on other things."]
     write(tmp_path / "in.jsonl", [{"id": str(i), "body": text} for i, text in enumerate(texts)])
     write(tmp_path / "gold.jsonl", [{"question": CHINESE}])
-    assert "dropped near" in run("deduplicate", "in.jsonl", "--text-column", "body", "--output", "unique")
-    run("decontaminate", "unique", "--against", "gold.jsonl", "--against-column", "question", "-o", "clean")
+    assert main(["deduplicate", "in.jsonl", "--text-column", "body", "--output", "unique"]) == 0
+    assert "dropped near" in capsys.readouterr().out
+    assert (
+        main(["decontaminate", "unique", "--against", "gold.jsonl", "--against-column", "question", "-o", "clean"]) == 0
+    )
     assert [row["id"] for row in rows_in(tmp_path / "unique", "shards")] == ["0", "2", "3"]
     assert [row["id"] for row in rows_in(tmp_path / "clean", "shards")] == ["0", "3"]

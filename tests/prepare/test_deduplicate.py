@@ -1,10 +1,7 @@
 # ruff: noqa: RUF001
 import json
 import random
-import subprocess
-import sys
 import tempfile
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,11 +13,14 @@ from hypothesis import strategies as st
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
+from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import InputError
+from ml_filter.prepare import deduplicate as deduplicate_module
 from ml_filter.prepare.config import DeduplicateConfig
 from ml_filter.prepare.deduplicate import deduplicate_documents
 from ml_filter.prepare.minhash import Buckets, first_of_cluster, rows_per_band, shared_buckets, signatures
 from ml_filter.prepare.ngrams import ngram_hashes, words
+from tests.kills import Killed, kill_at
 
 LESSON = """Photosynthesis turns light into the energy that a plant can store. Leaves take in carbon dioxide through
 small pores, roots bring water, and chlorophyll catches the light that drives the two together. What comes out is
@@ -48,8 +48,8 @@ def write(directory: Path, *shards: list[dict]) -> SourceConfig:
     return SourceConfig(paths=[str(directory)])
 
 
-def rows_in(directory: Path, room: str) -> list[dict]:
-    return [row for file in sorted((directory / room).glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+def rows_in(directory: Path, folder: str) -> list[dict]:
+    return [row for file in sorted((directory / folder).glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
 def deduplicate(source: SourceConfig, directory: Path, **options) -> tuple[list[dict], list[dict]]:
@@ -68,8 +68,8 @@ def of_texts(directory: Path, *texts: str, **options) -> tuple[list[str], dict[s
 
 
 def shingles(text: str, n: int = 5) -> set[tuple[str, ...]]:
-    found = words(text)
-    return {tuple(found[i : i + n]) for i in range(max(1, len(found) - n + 1))}
+    text_words = words(text)
+    return {tuple(text_words[i : i + n]) for i in range(max(1, len(text_words) - n + 1))}
 
 
 # --- Words and similarity --------------------------------------------------------------------------------------------
@@ -93,13 +93,13 @@ def test_words_are_those_of_the_language(text, expected):
     assert words(text) == expected
 
 
-def test_ngrams_of_a_text_are_equal_exactly_where_their_words_are():
-    [found] = ngram_hashes([f"{LESSON} and again: {LESSON}"], 5)
-    spoken = words(f"{LESSON} and again: {LESSON}")
-    grams = [tuple(spoken[i : i + 5]) for i in range(len(spoken) - 4)]
-    assert len(found) == len(grams)
-    assert len(set(found.tolist())) == len(set(grams)) < len(grams)
-    assert all((found[i] == found[j]) == (grams[i] == grams[j]) for i in range(20) for j in range(len(grams)))
+def test_ngrams_have_equal_hashes_exactly_if_their_words_are_equal():
+    [hashes] = ngram_hashes([f"{LESSON} and again: {LESSON}"], 5)
+    text_words = words(f"{LESSON} and again: {LESSON}")
+    grams = [tuple(text_words[i : i + 5]) for i in range(len(text_words) - 4)]
+    assert len(hashes) == len(grams)
+    assert len(set(hashes.tolist())) == len(set(grams)) < len(grams)
+    assert all((hashes[i] == hashes[j]) == (grams[i] == grams[j]) for i in range(20) for j in range(len(grams)))
 
 
 def test_a_text_shorter_than_an_ngram_is_one_ngram():
@@ -113,10 +113,10 @@ def test_estimated_similarity_is_close_to_the_exact_one(documents):
     texts = [row["text"] for row in documents if len(words(row["text"])) > 50][:30]
     changed = []
     for text in texts:
-        spoken = words(text)
-        for _ in range(rng.randint(0, len(spoken) // 15)):
-            spoken[rng.randrange(len(spoken))] = "changed"
-        changed.append(" ".join(spoken))
+        text_words = words(text)
+        for _ in range(rng.randint(0, len(text_words) // 15)):
+            text_words[rng.randrange(len(text_words))] = "changed"
+        changed.append(" ".join(text_words))
     exact = [
         len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b)) for a, b in zip(texts, changed, strict=True)
     ]
@@ -128,7 +128,7 @@ def test_estimated_similarity_is_close_to_the_exact_one(documents):
 
 
 @given(threshold=st.floats(0.3, 1), permutations=st.sampled_from([64, 128, 120, 256]))
-def test_bands_find_a_pair_at_the_threshold_nine_times_in_ten(threshold, permutations):
+def test_a_pair_at_the_threshold_shares_a_band_nine_times_in_ten(threshold, permutations):
     rows = rows_per_band(threshold, permutations)
     assert permutations % rows == 0
     assert 1 - (1 - threshold**rows) ** (permutations // rows) >= 0.9 or rows == 1
@@ -149,7 +149,7 @@ def test_clusters_are_the_documents_linked_by_shared_keys(keys):
     assert all(a <= b for a, b in pairwise(shared.documents.tolist()))
 
 
-def test_no_document_is_in_a_bucket_alone():
+def test_every_shared_bucket_has_at_least_two_documents():
     assert shared_buckets([np.array([5, 6, 5, 7], dtype=np.uint64)]) == Buckets(
         documents=pytest.approx([0, 2]), buckets=pytest.approx([0, 0]), total=1
     )
@@ -158,14 +158,14 @@ def test_no_document_is_in_a_bucket_alone():
 # --- What is dropped -------------------------------------------------------------------------------------------------
 
 
-def test_the_same_text_is_dropped_whatever_its_spaces_and_its_unicode_form(tmp_path):
+def test_white_space_and_unicode_form_do_not_hide_an_exact_duplicate(tmp_path):
     kept, dropped = of_texts(tmp_path, "Café au lait", "Tea", "Cafe\u0301  au\nlait", "Café au lait")
     assert kept == ["0", "1"]
     assert dropped == {name: {"id": name, "kept_id": "0", "reason": "exact", "similarity": 1.0} for name in ("2", "3")}
 
 
 @pytest.mark.parametrize("text", [LESSON, CHINESE, THAI, SERBIAN], ids=["English", "Chinese", "Thai", "Serbian"])
-def test_a_text_with_a_small_change_is_dropped_and_one_with_another_half_is_not(tmp_path, text):
+def test_a_small_change_is_a_near_duplicate_and_a_changed_half_is_not(tmp_path, text):
     halfway = len(text) // 2
     kept, dropped = of_texts(tmp_path, text, text[:-4] + ".", text[:halfway] + text[:halfway][::-1])
     assert kept == ["0", "2"]
@@ -174,11 +174,11 @@ def test_a_text_with_a_small_change_is_dropped_and_one_with_another_half_is_not(
     assert 0.8 <= dropped["1"]["similarity"] <= 1
 
 
-def test_texts_that_differ_in_one_short_word_alone_are_told_apart(tmp_path):
+def test_texts_of_one_different_word_are_not_duplicates(tmp_path):
     assert of_texts(tmp_path, "Yes", "No", "yes!", "🙂", "🙃", "🙂")[0] == ["0", "1", "3", "4"]
 
 
-def test_a_document_is_dropped_only_for_one_that_is_kept_and_is_as_like_as_it_says(tmp_path):
+def test_a_document_is_dropped_only_for_a_similar_one_that_is_kept(tmp_path):
     a = [f"word{i}" for i in range(200)]
     b = [*a[:-10], *(f"end{i}" for i in range(10))]
     c = [*(f"start{i}" for i in range(10)), *b[10:]]
@@ -194,7 +194,7 @@ def test_a_document_is_dropped_only_for_one_that_is_kept_and_is_as_like_as_it_sa
     assert [(row["id"], row["duplicates"], row["duplicate_cluster"]) for row in kept] == [("a", 1, "a"), ("c", 0, "a")]
 
 
-def test_kept_documents_say_how_many_were_dropped_for_them_and_keep_their_columns(tmp_path):
+def test_kept_documents_count_their_duplicates_and_keep_their_columns(tmp_path):
     source = write(
         tmp_path / "in",
         [{"id": "a", "text": LESSON, "url": "u", "duplicates": 7}, {"id": "b", "text": CHINESE, "url": None}],
@@ -214,7 +214,7 @@ TEXT = st.lists(WORD, min_size=1, max_size=12).map(" ".join)
 
 @settings(max_examples=12, deadline=None)
 @given(shards=st.lists(st.lists(TEXT | st.sampled_from([LESSON, LESSON[:-9]]), max_size=6), min_size=1, max_size=3))
-def test_kept_and_dropped_are_the_input_and_deduplicating_again_drops_nothing(shards):
+def test_no_document_is_lost_and_deduplicating_again_drops_nothing(shards):
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         rows = [[{"id": f"{s}-{i}", "text": text} for i, text in enumerate(shard)] for s, shard in enumerate(shards)]
@@ -239,80 +239,71 @@ def test_kept_and_dropped_are_the_input_and_deduplicating_again_drops_nothing(sh
         assert [row["id"] for row in twice[0]] == kept_ids
 
 
-def test_real_serbian_pages_with_small_changes_are_found_among_hundreds(tmp_path, shared_data):
+def test_changed_copies_of_real_serbian_pages_are_found(tmp_path, shared_data):
     lines = (shared_data / "fineweb2_srp_Cyrl.jsonl").read_bytes().splitlines()
     rows = [json.loads(line) for line in lines[:150]]
     copies = [{"id": f"copy of {row['id']}", "text": row["text"].upper() + " Крај."} for row in rows[:100]]
     long_ones = {f"copy of {row['id']}" for row in rows[:100] if len(words(row["text"])) > 100}
     _, dropped = deduplicate(write(tmp_path / "in", rows, copies), tmp_path / "out")
-    found = {row["id"] for row in dropped if f"copy of {row['kept_id']}" == row["id"]}
+    found_copies = {row["id"] for row in dropped if f"copy of {row['kept_id']}" == row["id"]}
     assert len(long_ones) > 50
-    assert long_ones <= found
-    assert len(dropped) == len(found)
+    assert long_ones <= found_copies
+    assert len(dropped) == len(found_copies)
 
 
-def test_without_a_document_it_says_why(tmp_path):
+def test_a_corpus_without_documents_is_an_error(tmp_path):
     source = write(tmp_path / "in", [{"id": "a", "text": " "}], [])
     with pytest.raises(InputError, match=r"no document could be read .*empty_text 1"):
         deduplicate(source, tmp_path / "out")
 
 
-# --- Killed ----------------------------------------------------------------------------------------------------------
-
-DEDUPLICATE = """
-import sys
-from ml_filter.prepare.deduplicate import deduplicate_documents
-from ml_filter.prepare.config import DeduplicateConfig
-from ml_filter.documents.config import SourceConfig
-deduplicate_documents(SourceConfig(paths=[sys.argv[1]]), DeduplicateConfig(), sys.argv[2])
-"""
-
-
-def corpus(directory: Path, shards: int = 30, rows: int = 150) -> SourceConfig:
-    rng = random.Random(1)
-    texts = [" ".join(rng.choice(LESSON.split()) for _ in range(60)) for _ in range(shards * rows // 2)]
-    made = [
-        [{"id": f"{s}-{i}", "text": rng.choice(texts) + rng.choice(["", " more"])} for i in range(rows)]
-        for s in range(shards)
-    ]
-    return write(directory, *made)
-
-
-def kill_when(source: SourceConfig, output: Path, reached: str) -> None:
-    """Deduplicate in another process and kill it as soon as there is a file that matches."""
-    running = subprocess.Popen(
-        [sys.executable, "-c", DEDUPLICATE, source.paths[0], str(output)], stderr=subprocess.DEVNULL
-    )
-    while running.poll() is None and not list(output.glob(reached)):
-        time.sleep(0.001)
-    running.kill()
-    assert running.wait() != 0
-    assert find_manifest(str(output)) is None
-
-
-def test_killed_while_it_signs_and_while_it_writes_it_gives_the_same_as_undisturbed(tmp_path):
-    source, killed = corpus(tmp_path / "in"), tmp_path / "killed"
-    kill_when(source, killed, ".progress/scratch/signed.json")
-    with (killed / ".progress/scratch/keys.bin").open("ab") as file:
-        file.write(b"half a shard")
-    kill_when(source, killed, ".progress/00002-*.json")
-    again = deduplicate_documents(source, DeduplicateConfig(), killed)
-    whole = deduplicate_documents(source, DeduplicateConfig(), tmp_path / "whole")
-    assert again.digest == whole.digest
-    assert rows_in(killed, "dropped") == rows_in(tmp_path / "whole", "dropped") != []
-    assert not (killed / ".progress").exists()
-
-
-def test_signatures_that_did_not_reach_the_disk_are_made_anew(tmp_path):
-    source, killed = corpus(tmp_path / "in", shards=6), tmp_path / "killed"
-    kill_when(source, killed, ".progress/scratch/signed.json")
-    with (killed / ".progress/scratch/signatures.bin").open("r+b") as file:
-        file.truncate(100)
-    again = deduplicate_documents(source, DeduplicateConfig(), killed)
-    assert again.digest == deduplicate_documents(source, DeduplicateConfig(), tmp_path / "whole").digest
-
-
-def test_the_result_can_lie_at_a_url(tmp_path):
+def test_the_output_may_be_a_url(tmp_path):
     source = write(tmp_path / "in", [{"id": "a", "text": LESSON}, {"id": "b", "text": LESSON}])
     at_url = deduplicate_documents(source, DeduplicateConfig(), "memory://deduplicated")
     assert at_url.digest == deduplicate_documents(source, DeduplicateConfig(), tmp_path / "out").digest
+
+
+# --- Killed ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus(tmp_path) -> SourceConfig:
+    """Five shards of documents, about half of which repeat another."""
+    rng = random.Random(1)
+    texts = [" ".join(rng.choice(LESSON.split()) for _ in range(60)) for _ in range(100)]
+    shards = [
+        [{"id": f"{s}-{i}", "text": rng.choice(texts) + rng.choice(["", " more"])} for i in range(40)] for s in range(5)
+    ]
+    return write(tmp_path / "in", *shards)
+
+
+def kill_after_signing_a_shard(source: SourceConfig, output: Path) -> None:
+    def write_and_kill(path: Path, content: bytes) -> None:
+        write_atomically(path, content)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(deduplicate_module, "write_atomically", write_and_kill)
+        deduplicate_documents(source, DeduplicateConfig(), output)
+
+
+def test_a_run_killed_while_signing_and_while_writing_gives_the_same_bytes(corpus, tmp_path):
+    undisturbed = deduplicate_documents(corpus, DeduplicateConfig(), tmp_path / "undisturbed")
+    killed = tmp_path / "killed"
+    kill_after_signing_a_shard(corpus, killed)
+    with (killed / ".progress/scratch/keys.bin").open("ab") as file:
+        file.write(b"half a shard")
+    with pytest.raises(Killed), kill_at("after", r"\.progress/00002-.*\.json"):
+        deduplicate_documents(corpus, DeduplicateConfig(), killed)
+    assert find_manifest(killed) is None
+    assert deduplicate_documents(corpus, DeduplicateConfig(), killed).digest == undisturbed.digest
+    assert rows_in(killed, "dropped") == rows_in(tmp_path / "undisturbed", "dropped") != []
+    assert not (killed / ".progress").exists()
+
+
+def test_signatures_that_did_not_reach_the_disk_are_computed_again(corpus, tmp_path):
+    undisturbed = deduplicate_documents(corpus, DeduplicateConfig(), tmp_path / "undisturbed")
+    kill_after_signing_a_shard(corpus, tmp_path / "killed")
+    with (tmp_path / "killed/.progress/scratch/signatures.bin").open("r+b") as file:
+        file.truncate(100)
+    assert deduplicate_documents(corpus, DeduplicateConfig(), tmp_path / "killed").digest == undisturbed.digest
