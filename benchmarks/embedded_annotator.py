@@ -15,14 +15,15 @@ from pathlib import Path
 
 import yaml
 
-from ml_filter.agreement.agreement import PairAgreement, measure_agreement
 from ml_filter.agreement.config import AgreementConfig, GateConfig
 from ml_filter.agreement.gate import run_gate
+from ml_filter.agreement.measure import measure_agreement
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.documents.config import SourceConfig
 from ml_filter.logs import configure_logging
+from ml_filter.statistics.pair import PairAgreement
 
 SCORE = {"min": 0, "max": 5}
 COMMON = {"criterion": "educational_value", "language": "en", "score": SCORE, "max_text_chars": 600, "one_line": True}

@@ -16,7 +16,6 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from loguru import logger
 from pydantic import BaseModel
 
@@ -26,6 +25,7 @@ from ml_filter.criterion import Criterion
 from ml_filter.documents.lineage import criteria_config, criteria_of
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.readers import read_tables
 from ml_filter.documents.schema import AGGREGATED_SCHEMA
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
@@ -36,17 +36,16 @@ if TYPE_CHECKING:
 
 ANNOTATORS_NAME = "annotators.json"
 FEW_DOCUMENTS = 250
-"""With 60 documents of simulated juries the mean of the votes mostly orders documents better than dawid-skene, with
-250 it depends on the jury, with 1000 it never does (benchmarks/dawid_skene.py)."""
+"""With 60 documents of simulated annotators the mean of the votes mostly orders documents better than dawid-skene,
+with 250 it depends on the annotators, with 1000 it never does (benchmarks/dawid_skene.py)."""
 _SHARD = "scores"
 _WRITE_ROWS = 10_000
+_NAMES = ("document_id", "criterion", "annotator", "prompt_digest")
 
 
 def majority(votes: Sequence[float]) -> float:
     """The most frequent vote; the mean of those that tie."""
-    counts = Counter(votes)
-    most = max(counts.values())
-    return statistics.fmean(vote for vote, count in counts.items() if count == most)
+    return statistics.fmean(statistics.multimode(votes))
 
 
 METHODS: dict[VoteMethod, Callable[[Sequence[float]], float]] = {
@@ -56,7 +55,7 @@ METHODS: dict[VoteMethod, Callable[[Sequence[float]], float]] = {
     "min": min,
     "max": max,
 }
-"""The methods that look at one document alone; dawid-skene looks at all of them."""
+"""The methods that look at one document at a time; dawid-skene looks at all of them."""
 
 
 class AnnotatorReliability(BaseModel):
@@ -69,8 +68,8 @@ class AnnotatorReliability(BaseModel):
     confusion: list[list[float]]
 
 
-class JuryReliability(BaseModel):
-    """What dawid-skene found for one criterion. `classes` are the whole scores, `priors` the share of each."""
+class CriterionReliability(BaseModel):
+    """The estimates of dawid-skene for one criterion. `classes` are the whole scores, `priors` the share of each."""
 
     criterion: str
     classes: list[int]
@@ -85,19 +84,19 @@ class JuryReliability(BaseModel):
 def aggregate_annotations(annotations: Sequence[str | Path], config: AggregateConfig, output: str | Path) -> Manifest:
     """One score per document and criterion from one or more annotation directories.
 
-    With several annotators or votes on a document they are its jury. `dawid-skene` takes each vote as one of the
-    whole scores of the prompt's range (halves upwards), estimates each annotator's confusion matrix, and gives the
-    mean of a document's posterior as its score; `annotators.json` beside the manifest holds what it found.
+    All votes on a document count, whichever directory or annotator they come from. `dawid-skene` rounds each vote to a
+    whole score of the criterion's range (halves upwards), estimates each annotator's confusion matrix, and gives the
+    mean of a document's posterior as its score; the estimates are written to `annotators.json`.
 
     Memory holds the votes and the documents' ids, not the annotations: about 150 MB for 300,000 votes on 100,000
     documents, 200 MB with `dawid-skene`.
 
     Raises:
-        InputError: a directory holds no annotations, the same votes are there twice, one criterion has different
-            score ranges or thresholds, or no document has the two votes that dawid-skene needs.
+        InputError: a directory holds no annotations, votes are duplicates, one criterion has different score ranges
+            or thresholds, or no document has the two votes that dawid-skene needs.
     """
     manifests = [read_manifest(path, "annotations") for path in annotations]
-    _refuse_the_same(manifests)
+    _refuse_duplicate_directories(manifests)
     criteria = _same_criteria(manifests)
     settings = {**config.model_dump(mode="json"), **criteria_config(criteria.values())}
     parents = [Parent(path=m.root, digest=m.digest) for m in manifests]
@@ -106,21 +105,21 @@ def aggregate_annotations(annotations: Sequence[str | Path], config: AggregateCo
         with out:
             assert out.manifest is not None
             return out.manifest
-    # Before the directory is claimed, so that votes that are refused leave nothing behind.
-    votes = _gather(manifests, config)
+    # Read before the directory is claimed, so that refused votes leave nothing behind.
+    votes = _read_votes(manifests, config)
     posteriors: dict[tuple[int, int], list[float]] = {}
-    found: list[JuryReliability] = []
+    reliability: list[CriterionReliability] = []
     if config.method == "dawid-skene":
-        found = [_fit(votes, number, criteria, posteriors) for number in range(len(votes.criteria))]
+        reliability = [_fit(votes, number, criteria, posteriors) for number in range(len(votes.criteria))]
     with out:
-        if found:
-            content = json.dumps([jury.model_dump() for jury in found], indent=1, ensure_ascii=False)
+        if reliability:
+            content = json.dumps([entry.model_dump() for entry in reliability], indent=1, ensure_ascii=False)
             out.put_bytes(ANNOTATORS_NAME, (content + "\n").encode())
         counts = Counter(
             documents=len(votes.documents), criteria=len(votes.criteria), annotators=len(votes.annotators), scored=0
         )
         with out.new_shard(_SHARD, AGGREGATED_SCHEMA) as writer, out.new_rejects(_SHARD) as rejects:
-            for rows in _in_chunks(_score_each(votes, config.method, criteria, posteriors)):
+            for rows in _in_chunks(_score_documents(votes, config.method, criteria, posteriors)):
                 counts.update(
                     scored=sum(row["score"] is not None for row in rows),
                     failed=sum(row["score"] is None for row in rows),
@@ -131,18 +130,21 @@ def aggregate_annotations(annotations: Sequence[str | Path], config: AggregateCo
         return out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, counts))])
 
 
-def read_reliability(scores: Manifest) -> list[JuryReliability]:
-    """What dawid-skene found, one entry a criterion; empty for other methods."""
+def read_reliability(scores: Manifest) -> list[CriterionReliability]:
+    """The estimates of dawid-skene, one entry per criterion; empty for other methods."""
     if scores.config["method"] != "dawid-skene":
         return []
     with fsspec.open(scores.path_of(ANNOTATORS_NAME), "rb") as file:
-        return [JuryReliability.model_validate(entry) for entry in json.loads(file.read())]
+        return [CriterionReliability.model_validate(entry) for entry in json.loads(file.read())]
 
 
 @dataclass(frozen=True)
 class _Votes:
-    """The names of what is voted on and by whom, and the votes, column by column, sorted so that those on one
-    document and criterion stand together, the lowest first, failed ones (NaN) last."""
+    """The votes, column by column, with documents, criteria and annotators as indices into their names.
+
+    They are sorted so that the votes on one document and criterion are adjacent, the lowest first, failed ones (NaN)
+    last.
+    """
 
     documents: list[str]
     criteria: list[str]
@@ -153,48 +155,48 @@ class _Votes:
     value: NDArray[np.float64]
 
 
-def _gather(manifests: Sequence[Manifest], config: AggregateConfig) -> _Votes:
-    names: dict[str, dict[str, int]] = {n: {} for n in ("document_id", "criterion", "annotator", "prompt_digest")}
+def _read_votes(manifests: Sequence[Manifest], config: AggregateConfig) -> _Votes:
+    indices: dict[str, dict[str, int]] = {name: {} for name in _NAMES}
     parts: list[list[NDArray[Any]]] = []
-    columns = [*names, "vote", "status", "score", "expected_score"]
+    columns = [*_NAMES, "vote", "status", "score", "expected_score"]
     with progress("Aggregating votes", sum(m.rows for m in manifests)) as bar:
         for source, manifest in enumerate(manifests):
             for path in manifest.shard_paths():
-                for batch in pq.ParquetFile(path).iter_batches(columns=columns):
-                    score = batch.column("score")
+                for table in read_tables(path, columns):
+                    score = table["score"]
                     if config.use == "expected":
-                        score = pc.coalesce(batch.column("expected_score"), score)
-                    score = pc.if_else(pc.equal(batch.column("status"), "scored"), score, None)
+                        score = pc.coalesce(table["expected_score"], score)
+                    score = pc.if_else(pc.equal(table["status"], "scored"), score, None)
                     parts.append(
                         [
-                            *(_numbered(batch.column(name).to_pylist(), known) for name, known in names.items()),
-                            batch.column("vote").to_numpy(),
-                            np.full(batch.num_rows, source, dtype=np.int32),
-                            score.to_numpy(zero_copy_only=False),
+                            *(_index_of(table[name].to_pylist(), index) for name, index in indices.items()),
+                            table["vote"].to_numpy(),
+                            np.full(table.num_rows, source, dtype=np.int32),
+                            score.to_numpy(),
                         ]
                     )
-                    bar.advance(batch.num_rows)
+                    bar.advance(table.num_rows)
     if not parts:
-        raise InputError(f"{', '.join(m.root for m in manifests)} holds no votes")
+        raise InputError(f"{', '.join(m.root for m in manifests)} has no votes")
     document, criterion, annotator, prompt, vote, source_of, value = map(np.concatenate, zip(*parts, strict=True))
-    known = {name: list(numbers) for name, numbers in names.items()}
+    names = {name: list(index) for name, index in indices.items()}
     order = np.lexsort((vote, prompt, annotator, document))
     same = np.ones(len(order) - 1, dtype=bool)
     for column in (document, annotator, prompt, vote):
         same &= column[order][1:] == column[order][:-1]
     if same.any():
-        one, other = order[np.flatnonzero(same)[0] :][:2]
-        places = dict.fromkeys(manifests[source_of[row]].root for row in (one, other))
+        first, second = order[np.flatnonzero(same)[0] :][:2]
+        roots = dict.fromkeys(manifests[source_of[row]].root for row in (first, second))
         raise InputError(
-            f"vote {vote[one]} of {known['annotator'][annotator[one]]} on document "
-            f"{known['document_id'][document[one]]!r} is there twice ({' and '.join(places)}) and would count twice; "
-            "leave one out. More votes of one annotator come from annotate --votes"
+            f"vote {vote[first]} of {names['annotator'][annotator[first]]} on document "
+            f"{names['document_id'][document[first]]!r} is a duplicate ({' and '.join(roots)}); aggregate only one of "
+            "the two. To get several votes of one annotator, use annotate --votes"
         )
     order = np.lexsort((value, criterion, document))
     return _Votes(
-        documents=known["document_id"],
-        criteria=known["criterion"],
-        annotators=known["annotator"],
+        documents=names["document_id"],
+        criteria=names["criterion"],
+        annotators=names["annotator"],
         document=document[order].astype(np.int64),
         criterion=criterion[order].astype(np.int64),
         annotator=annotator[order].astype(np.int64),
@@ -202,17 +204,18 @@ def _gather(manifests: Sequence[Manifest], config: AggregateConfig) -> _Votes:
     )
 
 
-def _numbered(values: Iterable[str], known: dict[str, int]) -> NDArray[np.int32]:
-    return np.array([known.setdefault(value, len(known)) for value in values], dtype=np.int32)
+def _index_of(names: Iterable[str], index: dict[str, int]) -> NDArray[np.int32]:
+    """The index of each name; new names get the next ones."""
+    return np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int32)
 
 
-def _score_each(
+def _score_documents(
     votes: _Votes,
     method: VoteMethod,
     criteria: dict[str, Criterion],
     posteriors: dict[tuple[int, int], list[float]],
 ) -> Iterator[dict[str, Any]]:
-    """A row for each document and criterion that was voted on."""
+    """A row for each document and criterion with a vote."""
     starts = np.flatnonzero(np.r_[True, (np.diff(votes.document) != 0) | (np.diff(votes.criterion) != 0)])
     for start, end in zip(starts, [*starts[1:], len(votes.value)], strict=True):
         document, criterion = int(votes.document[start]), int(votes.criterion[start])
@@ -244,47 +247,39 @@ def _in_chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 
 def _fit(
     votes: _Votes, criterion: int, criteria: dict[str, Criterion], posteriors: dict[tuple[int, int], list[float]]
-) -> JuryReliability:
+) -> CriterionReliability:
     """Dawid-Skene on the votes of one criterion; the posteriors go to `posteriors`."""
     name = votes.criteria[criterion]
     low, high = math.ceil(criteria[name].low), math.floor(criteria[name].high)
     chosen = (votes.criterion == criterion) & ~np.isnan(votes.value)
     ids, documents, per_document = np.unique(votes.document[chosen], return_inverse=True, return_counts=True)
-    judges, annotators = np.unique(votes.annotator[chosen], return_inverse=True)
+    annotator_ids, annotators = np.unique(votes.annotator[chosen], return_inverse=True)
     if not len(ids) or per_document.max() < 2:
         raise InputError(
-            f"dawid-skene cannot work on {name}: no document has two votes, and from single votes an annotator's "
-            "errors cannot be told from the truth. Give the annotations of several annotators, annotate with --votes, "
-            "or choose another --method"
+            f"dawid-skene needs documents with at least two votes, and {name} has none. Aggregate the annotations of "
+            "several annotators, annotate with --votes, or use another --method"
         )
     answers = integer_scores(votes.value[chosen], low, high) - low
     result = dawid_skene(documents, annotators, answers, high - low + 1)
-    if per_document.max() < 3:
-        logger.warning(
-            f"{name}: no document has more than two votes; where two disagree, only three or more can tell who errs"
-        )
-    if len(ids) < FEW_DOCUMENTS:
-        logger.warning(
-            f"{name}: {len(ids):,} documents are few to estimate annotators by; under {FEW_DOCUMENTS} the mean of the "
-            "votes is often the better score"
-        )
-    if len(judges) == 1:
-        logger.warning(
-            f"{name}: {votes.annotators[judges[0]]} is the only annotator; its reliability says how consistent it is "
-            "with itself, not how right"
-        )
+    _warn_of_weak_estimates(name, len(ids), int(per_document.max()), [votes.annotators[id_] for id_ in annotator_ids])
     if not result.converged:
-        logger.warning(f"{name}: dawid-skene had not converged after {result.iterations} iterations")
+        logger.warning(f"{name}: dawid-skene did not converge in {result.iterations} iterations")
     for document, posterior in zip(ids.tolist(), result.posterior.tolist(), strict=True):
         posteriors[document, criterion] = posterior
-    return JuryReliability(
+    return CriterionReliability(
         criterion=name,
         classes=list(range(low, high + 1)),
         priors=result.priors.tolist(),
         annotators=[
-            AnnotatorReliability(annotator=votes.annotators[judge], votes=int(count), accuracy=a, confusion=c)
-            for judge, count, a, c in zip(
-                judges, np.bincount(annotators), result.accuracy.tolist(), result.confusion.tolist(), strict=True
+            AnnotatorReliability(
+                annotator=votes.annotators[annotator], votes=int(count), accuracy=accuracy, confusion=confusion
+            )
+            for annotator, count, accuracy, confusion in zip(
+                annotator_ids,
+                np.bincount(annotators),
+                result.accuracy.tolist(),
+                result.confusion.tolist(),
+                strict=True,
             )
         ],
         smoothing=SMOOTHING,
@@ -294,17 +289,32 @@ def _fit(
     )
 
 
-def _refuse_the_same(manifests: Sequence[Manifest]) -> None:
-    places: dict[str, str] = {}
+def _warn_of_weak_estimates(criterion: str, documents: int, most_votes: int, annotators: Sequence[str]) -> None:
+    if most_votes < 3:
+        logger.warning(f"{criterion}: no document has more than two votes; where they differ, neither is more credible")
+    if documents < FEW_DOCUMENTS:
+        logger.warning(
+            f"{criterion}: {documents:,} documents are few to estimate the reliability of annotators; below "
+            f"{FEW_DOCUMENTS} the mean of the votes is often the better score"
+        )
+    if len(annotators) == 1:
+        logger.warning(
+            f"{criterion}: {annotators[0]} is the only annotator; its reliability measures how consistent it is, not "
+            "how accurate"
+        )
+
+
+def _refuse_duplicate_directories(manifests: Sequence[Manifest]) -> None:
+    seen: dict[str, str] = {}
     for manifest in manifests:
-        where = manifest.root.rstrip("/") if "://" in manifest.root else str(Path(manifest.root).resolve())
-        for key in {manifest.digest, where}:
-            if key in places:
+        location = manifest.root.rstrip("/") if "://" in manifest.root else str(Path(manifest.root).resolve())
+        for key in {manifest.digest, location}:
+            if key in seen:
                 raise InputError(
-                    f"{places[key]} and {manifest.root} are the same annotations, and their votes would count twice; "
-                    "give them once"
+                    f"{seen[key]} and {manifest.root} are the same annotations, whose votes would count twice; give "
+                    "only one of them"
                 )
-            places[key] = manifest.root
+            seen[key] = manifest.root
 
 
 def _same_criteria(manifests: Sequence[Manifest]) -> dict[str, Criterion]:

@@ -1,11 +1,9 @@
-"""Measure how well raters agree, overall and by stratum: figures as JSON, a page, and plots."""
+"""How well raters agree, overall and by stratum: the figures, from ratings that are in memory."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.agreement.config import AgreementConfig
-from ml_filter.agreement.ratings import RatedInput, Ratings, read_ratings
-from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.agreement.ratings import RatedInput, Ratings
 from ml_filter.progress import progress
 from ml_filter.statistics.group import GroupAgreement, compare_group
 from ml_filter.statistics.intervals import MIN_DOCUMENTS, Array, Figure, Resampling, mean_figure, too_few
@@ -25,18 +21,18 @@ from ml_filter.statistics.rounding import round_scores
 AGREEMENT_NAME = "agreement.json"
 REPORT_NAME = "agreement.html"
 METHOD = (
-    "Intervals are percentile bootstrap intervals over documents, drawn anew within each stratum, and hold their "
-    "figure; that of a share (agreement, precision, recall, F1, failed) of 0 or 1 reaches to the exact bound of "
-    "Clopper and Pearson 1934. There is none where more resamples have no figure than the interval leaves out. "
-    "Figures of classes take scores rounded, halves upwards, and clamped to the score range where it is known. "
-    "Weighted kappas weigh by the distance of the scores. Group figures leave gold out where there are two other "
-    "raters; Fleiss' kappa and ICC (forms of Shrout and Fleiss 1979) take documents that every rater scored, "
-    "Krippendorff's alpha those that two scored."
+    "Intervals are percentile bootstrap intervals over documents, resampled within each stratum, and include their "
+    "figure. Where a share (agreement, precision, recall, F1, failed) is 0 or 1, its interval reaches to the exact "
+    "bound of Clopper and Pearson 1934. A figure that is undefined in more resamples than the interval leaves out has "
+    "no interval. Figures of classes use scores rounded (halves upwards) and clamped to the score range where it is "
+    "known. Weighted kappas weight by the distance of the scores. Group figures exclude gold if there are two other "
+    "raters; Fleiss' kappa and ICC (forms of Shrout and Fleiss 1979) use the documents that every rater scored, "
+    "Krippendorff's alpha those that at least two scored."
 )
 
 
 class RaterSummary(BaseModel):
-    """What one rater gave: documents scored and failed, mean and spread, documents per class."""
+    """The scores of one rater: documents scored and failed, mean and spread, documents per class."""
 
     name: str
     documents: int
@@ -47,7 +43,7 @@ class RaterSummary(BaseModel):
 
 
 class Section(BaseModel):
-    """Agreement over some documents. With gold, `pairs` has gold as the first reference."""
+    """Agreement over some documents. With gold, gold is the reference of the first pairs."""
 
     documents: int
     share_failed: dict[str, Figure]
@@ -55,12 +51,12 @@ class Section(BaseModel):
     group: GroupAgreement
 
     def compared(self, gold: str | None) -> list[PairAgreement]:
-        """The pairs of interest: with gold, those that it is the reference of; else all."""
+        """With gold, the pairs whose reference it is; without, all pairs."""
         return [pair for pair in self.pairs if gold in (None, pair.reference)]
 
 
 class Agreement(BaseModel):
-    """The content of agreement.json. `strata` holds sections by column, then by its value."""
+    """The content of agreement.json. `strata` holds a section for each value of each column."""
 
     gold: str | None
     raters: list[RaterSummary]
@@ -74,52 +70,32 @@ class Agreement(BaseModel):
 
     def sections(self) -> dict[str, Section]:
         """The sections by name: `overall`, then each stratum as `column=value`."""
-        strata = {f"{column}={value}": one for column, of in self.strata.items() for value, one in of.items()}
+        strata = {
+            f"{column}={value}": section
+            for column, sections in self.strata.items()
+            for value, section in sections.items()
+        }
         return {"overall": self.overall, **strata}
-
-
-def measure_agreement(scores: Sequence[str], config: AgreementConfig, output: str | Path) -> tuple[Agreement, Manifest]:
-    """Compare the raters of annotation directories, score directories and rated tables.
-
-    Writes `agreement.json`, `agreement.html` and plots as .svg. A figure that is undefined is None, with the reason.
-
-    Raises:
-        InputError: an input cannot be read, or nothing can be compared.
-    """
-    from ml_filter.agreement.page import agreement_plots, agreement_report
-
-    ratings, parents = read_ratings(scores, config)
-    with OutputDirectory(output, "agreement", config, parents) as out:
-        if out.manifest:
-            return Agreement.model_validate_json(out.fs.cat_file(f"{out.root}/{AGREEMENT_NAME}")), out.manifest
-        agreement = compare_ratings(ratings, config)
-        plots = agreement_plots(agreement, ratings)
-        out.put_bytes(AGREEMENT_NAME, (agreement.model_dump_json(indent=1) + "\n").encode())
-        for name, svg in plots.items():
-            out.put_bytes(f"{name}.svg", svg.encode())
-        out.put_bytes(REPORT_NAME, agreement_report(agreement, plots).encode())
-        return agreement, out.finish([], _counts(agreement))
 
 
 def compare_ratings(ratings: Ratings, config: AgreementConfig) -> Agreement:
     """All figures of the ratings, overall and in every stratum."""
-    strata = {
-        name: {value: np.array([one == value for one in of]) for value in sorted(set(of))}
-        for name, of in ratings.strata.items()
+    masks = {
+        column: {value: np.array([other == value for other in values]) for value in sorted(set(values))}
+        for column, values in ratings.columns.items()
     }
-    everything = np.ones(len(ratings.documents), dtype=np.bool_)
-    with progress("Comparing ratings", 1 + sum(map(len, strata.values()))) as bar:
+    with progress("Comparing ratings", 1 + sum(map(len, masks.values()))) as bar:
 
         def section(chosen: NDArray[np.bool_]) -> Section:
-            made = _section(ratings, chosen, config)
+            result = _section(ratings, chosen, config)
             bar.advance(1)
-            return made
+            return result
 
         return Agreement(
             gold=ratings.raters[0] if ratings.has_gold else None,
-            raters=rater_summaries(ratings),
-            overall=section(everything),
-            strata={name: {value: section(chosen) for value, chosen in of.items()} for name, of in strata.items()},
+            raters=[_summary(ratings, column) for column in range(len(ratings.raters))],
+            overall=section(np.ones(len(ratings.documents), dtype=np.bool_)),
+            strata={column: {value: section(mask) for value, mask in of.items()} for column, of in masks.items()},
             threshold=config.threshold,
             score_range=ratings.score_range,
             inputs=ratings.inputs,
@@ -154,35 +130,21 @@ def _section(ratings: Ratings, chosen: NDArray[np.bool_], config: AgreementConfi
 
 def _share_failed(scores: Array, failed: NDArray[np.bool_], resampling: Resampling) -> Figure:
     """The share of the documents a rater should have scored, [documents], that got no score."""
-    wanted = np.isfinite(scores) | failed
-    if wanted.sum() < MIN_DOCUMENTS:
-        return too_few(int(wanted.sum()))
-    return mean_figure(failed[wanted], resampling, is_share=True)
-
-
-def rater_summaries(ratings: Ratings) -> list[RaterSummary]:
-    """What each rater gave."""
-    return [_summary(ratings, column) for column in range(len(ratings.raters))]
+    attempted = np.isfinite(scores) | failed
+    if attempted.sum() < MIN_DOCUMENTS:
+        return too_few(int(attempted.sum()))
+    return mean_figure(failed[attempted], resampling, is_share=True)
 
 
 def _summary(ratings: Ratings, column: int) -> RaterSummary:
     scores: Array = ratings.values[:, column]
-    given = scores[np.isfinite(scores)]
-    classes = Counter(round_scores(given, *(ratings.score_range or ())).astype(int).tolist())
+    scores = scores[np.isfinite(scores)]
+    classes = Counter(round_scores(scores, *(ratings.score_range or ())).astype(int).tolist())
     return RaterSummary(
         name=ratings.raters[column],
-        documents=len(given),
+        documents=len(scores),
         failed=int(ratings.failed[:, column].sum()),
-        mean=float(given.mean()) if len(given) else None,
-        standard_deviation=float(given.std(ddof=1)) if len(given) > 1 else None,
+        mean=float(scores.mean()) if len(scores) else None,
+        standard_deviation=float(scores.std(ddof=1)) if len(scores) > 1 else None,
         classes=dict(sorted(classes.items())),
     )
-
-
-def _counts(agreement: Agreement) -> Mapping[str, int]:
-    return {
-        "documents": agreement.overall.documents,
-        "raters": len(agreement.raters),
-        "failed": sum(rater.failed for rater in agreement.raters),
-        "unmatched_rows": sum(one.unmatched_rows for one in agreement.inputs),
-    }

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from ml_filter.config import Seed, StageConfig
 from ml_filter.documents.config import SourceConfig
@@ -19,16 +16,16 @@ VoteMethod = Literal["mean", "median", "majority", "min", "max", "dawid-skene"]
 class AggregateConfig(StageConfig):
     """How the votes on a document become one score."""
 
-    method: VoteMethod = "mean"
+    method: VoteMethod = Field("mean", description="majority averages ties; dawid-skene rounds scores")
     use: Literal["expected", "answer"] = Field(
         "expected",
-        description="expected score from log-probabilities where there is one, or the parsed answer; unset: expected, "
-        "but for majority the answer, since it counts votes that are the same",
+        description="expected: the score expected from log-probabilities, where available; answer: the parsed answer "
+        "(default: expected; for majority: answer)",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _a_majority_is_of_answers(cls, values: Any) -> Any:
+    def _majority_uses_answers(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("use") is None:
             return {**values, "use": "answer" if values.get("method") == "majority" else "expected"}
         return values
@@ -37,8 +34,8 @@ class AggregateConfig(StageConfig):
     def _expected_scores_have_no_majority(self) -> Self:
         if (self.method, self.use) == ("majority", "expected"):
             raise ValueError(
-                "majority counts votes that are the same, and expected scores hardly ever are: leave use out for the "
-                "answers, or choose the method median"
+                "majority counts equal votes, and expected scores are hardly ever equal: remove use to count the "
+                "answers, or use the method median"
             )
         return self
 
@@ -46,43 +43,56 @@ class AggregateConfig(StageConfig):
 class RankConfig(StageConfig):
     """Which documents to annotate next."""
 
-    size: Annotated[int, Field(gt=0)]
-    by: Literal["disagreement", "expected-value"] = "disagreement"
-    threshold: float = Field(3.0, description="documents at or above it are kept; for expected-value")
-    criterion: str | None = Field(None, description="unset: the only one")
+    size: Annotated[int, Field(gt=0, description="number of documents")]
+    by: Literal["disagreement", "expected-value"] = Field(
+        "disagreement",
+        description="disagreement: spread of the votes; expected-value: probability of a wrong decision at the "
+        "threshold",
+    )
+    threshold: float = Field(3.0, description="documents with at least this score are kept; for expected-value")
+    criterion: str | None = Field(None, description="criterion to rank by (default: the only one)")
 
 
 class AgreementConfig(StageConfig):
     """Which ratings are compared, and how."""
 
-    gold: SourceConfig | None = Field(None, description="human ratings; then the reference of every comparison")
-    gold_column: str = "human_score"
+    gold: SourceConfig | None = Field(None, description="human ratings, the reference of every comparison")
+    gold_column: str = Field("human_score", description="column of gold with the ratings")
     rating_columns: list[str] = Field(
-        [], description="columns of a rated table, one rater each (a list column: one each entry); unset: score, scores"
+        [],
+        description="columns of a rated table, each a rater; a list column has one rater per entry (default: score, or "
+        "scores)",
     )
-    id_column: str | None = Field(None, description="of a rated table; unset: id, document_id, a hash of the text")
-    criterion: str | None = Field(None, description="needed where annotations or scores hold several")
+    id_column: str | None = Field(
+        None, description="column of a rated table with the document id (default: id, document_id, or a hash of text)"
+    )
+    criterion: str | None = Field(None, description="criterion to compare (default: the only one)")
     by: list[str] = Field([], description="columns of gold or of rated tables; each of their values is a stratum")
     use: Literal["expected", "answer"] = Field(
-        "expected", description="expected score from log-probabilities where there is one, or the parsed answer"
+        "expected",
+        description="expected: the score expected from log-probabilities, where available; answer: the parsed answer",
     )
-    votes_as_raters: bool = Field(False, description="each vote of an annotator is a rater; else their mean is one")
-    threshold: float = Field(3.0, description="a rounded score at or above counts as good")
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    resamples: Annotated[int, Field(ge=100)] = 1000
-    seed: Seed = 0
+    votes_as_raters: bool = Field(False, description="each vote of an annotator is a rater, instead of their mean")
+    threshold: float = Field(3.0, description="documents with at least this rounded score count as good")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="share of the resamples in an interval")
+    resamples: Annotated[int, Field(ge=100)] = Field(1000, description="bootstrap resamples of the documents")
+    seed: Seed = Field(0, description="seed of the resampling")
 
 
 class GateConfig(AgreementConfig):
-    """What agreement with human gold lets a run go on."""
+    """How well scores must agree with human gold for a run to continue."""
 
-    gold: SourceConfig
-    metric: GateMetric = "spearman"
-    min_agreement: float = Field(0.6, description="what the lower bound of the interval has to reach")
-    min_documents: Annotated[int, Field(ge=3)] = Field(30, description="compared documents, overall and per stratum")
+    gold: SourceConfig = Field(description="human ratings, the reference of every comparison")
+    metric: GateMetric = Field("spearman", description="figure that must reach min_agreement")
+    min_agreement: float = Field(0.6, description="least lower bound of the metric's interval")
+    min_documents: Annotated[int, Field(ge=3)] = Field(
+        30, description="least number of compared documents, overall and per stratum"
+    )
     small_strata: Literal["stop", "report"] = Field(
-        "stop", description="a stratum with fewer documents stops the run, or is only reported as not judged"
+        "stop", description="whether a stratum with fewer documents stops the run, or is only reported"
     )
     max_failed_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.1, description="of the documents to be scored; those that are hard to score are missing in the figure"
+        0.1,
+        description="greatest share of documents without a score; documents that are hard to score would otherwise be "
+        "missing from the metric unnoticed",
     )

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 SMOOTHING = 0.1
 """Votes added to every cell of a confusion matrix, and documents to every class, so that no probability is zero and
-a single surprising vote cannot decide alone. Over simulated juries (benchmarks/dawid_skene.py), this value has the
-lowest mean absolute error of the six tried, from 1e-10 to 2; the differences are small from 250 documents on."""
+a single surprising vote cannot decide alone. Over simulated annotators (benchmarks/dawid_skene.py), this value has
+the lowest mean absolute error of the six tried, from 1e-10 to 2; the differences are small from 250 documents on."""
 TOLERANCE = 1e-6
 MAX_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
 class DawidSkene:
-    """What the votes say.
+    """The estimates.
 
     Attributes:
         posterior: P(true class | votes), [documents, classes]; each row sums to 1.
@@ -34,8 +34,8 @@ class DawidSkene:
         confusion: P(answer | true class) of each annotator, [annotators, true class, answer]; rows sum to 1.
         accuracy: expected share of each annotator's votes that are the true class, [annotators]; NaN without votes.
         log_likelihood: of the votes, in nats.
-        iterations: EM rounds until the end.
-        converged: whether no posterior moved by more than the tolerance in the last round.
+        iterations: EM rounds.
+        converged: whether no posterior changed by more than the tolerance in the last round.
     """
 
     posterior: NDArray[np.float64]
@@ -57,7 +57,7 @@ def dawid_skene(
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
 ) -> DawidSkene:
-    """Fit by EM from the shares of the votes on each document. No random numbers: the same votes, the same result.
+    """Fit by EM, starting from the shares of the votes on each document. Deterministic.
 
     Args:
         documents: the document of each vote, [votes], numbered from 0 without gaps.
@@ -65,10 +65,10 @@ def dawid_skene(
         answers: the class of each vote, [votes], from 0 to `classes` - 1.
         classes: number of classes.
         smoothing: pseudo-count of each cell of a confusion matrix and of each class.
-        tolerance: stop when no posterior moves by more than this.
-        max_iterations: stop then at the latest.
+        tolerance: stop when no posterior changes by more than this.
+        max_iterations: stop after this many rounds in any case.
     """
-    size, judges = int(documents.max()) + 1, int(annotators.max()) + 1
+    size, raters = int(documents.max()) + 1, int(annotators.max()) + 1
     cell = annotators * classes + answers
     posterior = np.bincount(documents * classes + answers, minlength=size * classes).reshape(size, classes)
     posterior = posterior / posterior.sum(axis=1, keepdims=True)
@@ -76,8 +76,8 @@ def dawid_skene(
     def estimate() -> tuple[NDArray[Any], NDArray[Any]]:
         """The M step: priors and confusion matrices from the posteriors."""
         priors = posterior.sum(axis=0) + smoothing
-        votes = np.stack([np.bincount(cell, posterior[documents, k], judges * classes) for k in range(classes)])
-        confusion = votes.reshape(classes, judges, classes).transpose(1, 0, 2) + smoothing
+        votes = np.stack([np.bincount(cell, posterior[documents, k], raters * classes) for k in range(classes)])
+        confusion = votes.reshape(classes, raters, classes).transpose(1, 0, 2) + smoothing
         return priors / priors.sum(), confusion / confusion.sum(axis=2, keepdims=True)
 
     priors, confusion = estimate()
@@ -96,9 +96,9 @@ def dawid_skene(
         converged = bool(np.abs(updated - posterior).max() <= tolerance)
         posterior = updated
         priors, confusion = estimate()
-    votes = np.bincount(annotators, minlength=judges)
-    right = np.bincount(annotators, posterior[documents, answers], minlength=judges)
-    accuracy = np.divide(right, votes, out=np.full(judges, np.nan), where=votes > 0)
+    votes = np.bincount(annotators, minlength=raters)
+    correct = np.bincount(annotators, posterior[documents, answers], minlength=raters)
+    accuracy = np.divide(correct, votes, out=np.full(raters, np.nan), where=votes > 0)
     return DawidSkene(
         posterior=posterior,
         priors=priors,

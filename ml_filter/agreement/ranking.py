@@ -1,4 +1,4 @@
-"""The next documents to annotate: those whose jury disagrees, or where one more vote is worth most."""
+"""Which documents to annotate next: those with the most disagreement, or where one more vote helps most."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import annotated_documents, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import known_rows, read_shard
+from ml_filter.documents.readers import known_rows, read_shard, read_tables
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RANK_COLUMNS = ("rank", "rank_value")
 _TINY = 1e-9
-"""A standard deviation below this is rounding."""
+"""A standard deviation below this is a rounding error."""
 _SHARD = "ranked"
 _BLOCK = 5000
 _COLUMNS = ["document_id", "criterion", "score", "votes", "disagreement", "posterior"]
@@ -39,17 +39,17 @@ _COLUMNS = ["document_id", "criterion", "score", "votes", "disagreement", "poste
 def wrong_decision(
     scores: NDArray[np.float64], votes: NDArray[np.int64], disagreement: NDArray[np.float64], threshold: float
 ) -> NDArray[np.float64]:
-    """How probable it is that keeping or dropping a document at the threshold is wrong, [documents], 0 to 0.5.
+    """The probability that keeping or rejecting a document at the threshold is wrong, [documents], 0 to 0.5.
 
     This is the expected value of perfect information about the document, with a loss of 1 for a wrong decision. The
-    true score is taken as normal around the score with the votes' standard error, whose variance takes the document's
-    votes together with one vote's worth of the variance within documents, pooled over all that have two votes or more
-    (a scaled inverse chi-squared prior of one degree of freedom; Gelman et al. 2013, section 2.6): a single vote has
-    the pooled variance.
+    true score is assumed to be normal around the score, with the standard error of the votes. Its variance combines
+    the document's votes with one vote's worth of the variance within documents, pooled over all documents with two
+    votes or more (a scaled inverse chi-squared prior of one degree of freedom; Gelman et al. 2013, section 2.6). A
+    single vote has the pooled variance.
 
     Args:
         scores: [documents].
-        votes: how many votes stand behind each score, [documents].
+        votes: number of votes of each score, [documents].
         disagreement: their standard deviation, [documents].
         threshold: documents at or above it are kept.
     """
@@ -65,22 +65,22 @@ def wrong_decision(
 def rank_documents(
     scores: str | Path, config: RankConfig, output: str | Path, documents: SourceConfig | None = None
 ) -> Manifest:
-    """Write the documents to annotate next, the first one first, as a document source that annotate takes.
+    """Write the documents to annotate next, most valuable first, as documents that annotate can read.
 
     `rank_value` is, by `disagreement`, the standard deviation of the document's votes; by `expected-value`, the
-    probability that a filter at `threshold` decides wrongly about it: min(p, 1 - p) with p the probability that its
-    true score reaches the threshold, from the posterior where the scores have one, else see `wrong_decision`. Ties go
-    by document id. Documents without a score are not ranked: asking the same again is `annotate --retry-failed`.
-    They are counted and listed in rejects.jsonl as `no_score`.
+    probability that a filter at `threshold` decides wrongly about it: min(p, 1 - p), with p the probability that its
+    true score reaches the threshold, from the posterior if the scores have one, or from `wrong_decision`. Ties are in
+    the order of document ids. Documents without a score are not ranked (use `annotate --retry-failed` for them); they
+    are counted, and listed in rejects.jsonl as `no_score`.
 
     Args:
         scores: directory of aggregated scores.
-        config: how many, by what, and of which criterion.
+        config: how many documents, ranked by what, and the criterion.
         output: directory or URL.
-        documents: where the texts are; not given: those that were annotated, by lineage.
+        documents: where the texts are; None: the documents that were annotated, by lineage.
 
     Raises:
-        InputError: there are no scores to rank by, or their documents cannot be found.
+        InputError: there is no score to rank by, or the ranked documents cannot be found.
     """
     manifest = read_manifest(scores, "scores")
     criterion = only_criterion(manifest, config.criterion)
@@ -103,14 +103,14 @@ def rank_documents(
                     for table in read_shard(shard, documents, RejectsLog()):
                         candidates.write(_take_ranked(table, ranks, values))
                         bar.advance(table.num_rows)
-            for document_id in ranks:  # what was found is gone from it
+            for document_id in ranks:  # _take_ranked removed those it found
                 rejects.add(manifest.root, document_id, "no_document", f"not in {', '.join(documents.paths)}")
         if candidates.rows == 0:
             raise InputError(
-                f"{manifest.root} has no score"
+                f"{manifest.root} has no scores to rank by"
                 if not ranked
-                else f"none of the {len(ranked):,} ranked documents is in {', '.join(documents.paths)}; give the "
-                "documents that were annotated with --documents"
+                else f"none of the {len(ranked):,} ranked documents is in {', '.join(documents.paths)}; use "
+                "--documents to give the documents that were annotated"
             )
         with out.new_shard(_SHARD) as writer:
             for first in range(1, len(ranked) + 1, _BLOCK):
@@ -124,17 +124,18 @@ def _warn_of_ties(values: dict[str, float], ranked: list[str], config: RankConfi
     differ = sum(values[document_id] > _TINY for document_id in ranked)
     if config.by == "disagreement" and differ < len(ranked):
         logger.warning(
-            f"{differ:,} of the {len(ranked):,} ranked documents have votes that differ; the others stand in the order "
-            "of their ids. To tell them apart, annotate with more votes or annotators and aggregate again, or rank "
-            "--by expected-value, which single votes are enough for"
+            f"only {differ:,} of the {len(ranked):,} ranked documents have votes that differ; the others are in the "
+            "order of their ids. Annotate with more votes or annotators and aggregate again, or rank --by "
+            "expected-value, which needs only one vote per document"
         )
 
 
 def _values(manifest: Manifest, criterion: Criterion, config: RankConfig) -> tuple[dict[str, float], list[str]]:
-    """What each document is ranked by, and the documents that have no score."""
+    """The rank value of each document, and the documents that have no score."""
     table = pa.concat_tables(
-        pq.read_table(path, columns=_COLUMNS, filters=pc.field("criterion") == criterion.name)
+        table.filter(pc.equal(table["criterion"], criterion.name))
         for path in manifest.shard_paths()
+        for table in read_tables(path, _COLUMNS)
     )
     without = table.filter(pc.is_null(table.column("score"))).column("document_id").to_pylist()
     table = table.filter(pc.is_valid(table.column("score")))
@@ -153,11 +154,11 @@ def _values(manifest: Manifest, criterion: Criterion, config: RankConfig) -> tup
 
 
 def _take_ranked(table: pa.Table, ranks: dict[str, int], values: dict[str, float]) -> pa.Table:
-    """The ranked documents of a table, each of which is taken out of `ranks`."""
+    """The ranked documents of a table; they are removed from `ranks`, so that a duplicate is not written again."""
     ids = table.column("id").to_pylist()
-    found = [ranks.pop(document_id, None) for document_id in ids]
+    rank = [ranks.pop(document_id, None) for document_id in ids]
     table = table.drop_columns([name for name in RANK_COLUMNS if name in table.column_names])
-    table = table.append_column("rank", pa.array(found, pa.int64()))
+    table = table.append_column("rank", pa.array(rank, pa.int64()))
     table = table.append_column("rank_value", pa.array([values.get(document_id) for document_id in ids], pa.float64()))
     return table.filter(pc.is_valid(table.column("rank")))
 

@@ -11,7 +11,6 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 from loguru import logger
 from numpy.typing import NDArray
 from pydantic import BaseModel
@@ -22,23 +21,25 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.eurolingua import failed_votes
 from ml_filter.documents.lineage import only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
-from ml_filter.documents.readers import read_rows, read_schema, text_id
+from ml_filter.documents.readers import read_rows, read_schema, read_tables, text_id
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 
 NO_STRATUM = "(none)"
-"""The stratum of documents whose column is null or that the table with the column lacks."""
+"""The stratum of documents without a value in the column."""
+Kind = Literal["annotations", "scores", "table", "gold"]
 _ID_COLUMNS = ("id", "document_id")
 _RATING_COLUMNS = ("score", "scores")
 _OUTCOMES = ("score_status", "errors", "document_processing_status")
 """Columns that say which ratings failed."""
+_ANNOTATION_COLUMNS = ("document_id", "annotator", "criterion", "vote", "status", "score", "expected_score")
 
 
 class RatedInput(BaseModel):
-    """One input. An unmatched row is of a document that gold lacks; without gold, that no other input has."""
+    """One input. An unmatched row is of a document that gold does not have; without gold, that no other input has."""
 
     path: str
-    kind: Literal["annotations", "scores", "table", "gold"]
+    kind: Kind
     digest: str
     rows: int
     documents: int
@@ -49,14 +50,14 @@ class RatedInput(BaseModel):
 class Ratings:
     """Ratings by document and rater.
 
-    Args:
+    Attributes:
         documents: D ids.
-        raters: R names; where there is gold, it is the first.
-        values: [D, R] scores, nan where there is none.
-        failed: [D, R] whether the rater was asked and gave no score.
-        strata: for each column of `by`, the stratum of each document.
+        raters: R names; gold, if there is one, is the first.
+        values: [D, R] scores; NaN: no score.
+        failed: [D, R] whether scoring the document failed.
+        columns: for each column of `by`, the value of each document; each value is a stratum.
         has_gold: whether the first rater is gold.
-        score_range: lowest and highest score, where the inputs say it.
+        score_range: lowest and highest score, if the inputs define it.
         inputs: what was read.
     """
 
@@ -64,7 +65,7 @@ class Ratings:
     raters: list[str]
     values: NDArray[np.float64]
     failed: NDArray[np.bool_]
-    strata: dict[str, list[str]]
+    columns: dict[str, list[str]]
     has_gold: bool
     score_range: tuple[float, float] | None
     inputs: list[RatedInput]
@@ -87,73 +88,72 @@ class _Rater:
 @dataclass
 class _Input:
     path: str
-    kind: Literal["annotations", "scores", "table", "gold"]
+    kind: Kind
     digest: str
+    only: Counter[str] | None
+    """The documents of gold, if there is gold: rows of other documents are skipped."""
     raters: dict[Any, _Rater] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
     """Rows of each document that is kept."""
-    left_out: int = 0
-    """Rows of documents that gold lacks."""
-    some_left_out: list[str] = field(default_factory=list)
-    strata: dict[str, dict[str, str]] = field(default_factory=dict)
+    skipped: int = 0
+    some_skipped: list[str] = field(default_factory=list)
+    values: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By column of `by`, the value of each document that has one."""
     columns: set[str] = field(default_factory=set)
     criterion: Criterion | None = None
-    """What the manifest says that was scored; a table says nothing."""
+    """From the manifest; None: a table, which has none."""
 
-    def takes(self, document: str, only: Counter[str] | None) -> bool:
-        """Count a row; false where its document is not among those that are compared."""
-        if only is not None and document not in only:
-            self.left_out += 1
-            if len(self.some_left_out) < 2:
-                self.some_left_out.append(document)
+    def count(self, document: str) -> bool:
+        """Count a row; returns whether its document is kept."""
+        if self.only is not None and document not in self.only:
+            self.skipped += 1
+            if len(self.some_skipped) < 2:
+                self.some_skipped.append(document)
             return False
         self.rows[document] += 1
         return True
 
+    @property
+    def some_ids(self) -> str:
+        return ", ".join(self.some_skipped or list(self.rows)[:2]) or "(no rows)"
+
 
 def read_ratings(scores: Sequence[str], config: AgreementConfig) -> tuple[Ratings, list[Parent]]:
-    """The ratings of all inputs, and what pins their content.
+    """The ratings of all inputs, and the digests that pin their content.
 
-    In a directory of annotations each annotator is a rater (the prompts of one criterion there are its languages, one
-    a document), and its votes on a document are averaged. A directory of scores is a rater, and so is each column of a
-    table; a row that repeats a document counts as a further vote. With gold, only documents that it has are kept, so
-    that a whole corpus of scores can be compared in little memory.
+    In a directory of annotations each annotator is a rater, and its votes on a document are averaged. (Several prompts
+    of one criterion are its languages, one per document.) A directory of scores is a rater, and so is each column of a
+    table; a row that repeats a document counts as a further vote. With gold, only its documents are kept, so that a
+    whole corpus of scores can be compared in little memory.
 
     Raises:
-        InputError: an input cannot be read, several criteria are mixed, or the ids of an input match nothing.
+        InputError: an input cannot be read, has several criteria, or has no document in common with the others.
     """
     inputs = _read_inputs(scores, config)
     _check_join(inputs)
-    ratings = _together(inputs, config)
+    ratings = _join(inputs, config)
     if len(ratings.raters) < 2:
         raise InputError(
-            f"{', '.join(scores)} holds one rater ({', '.join(ratings.raters) or 'none'}); agreement needs two: "
-            "give --gold, another input, or further --rating-columns"
+            f"{', '.join(scores)} has only one rater ({', '.join(ratings.raters) or 'none'}); agreement requires two: "
+            "add --gold, another input, or more --rating-columns"
         )
-    if not (np.isfinite(ratings.values).sum(axis=1) >= 2).any():
-        names = ", ".join(ratings.raters)
-        counts = (", ".join(map(str, one.sum(axis=0))) for one in (np.isfinite(ratings.values), ratings.failed))
-        asked = (np.isfinite(ratings.values) | ratings.failed).sum(axis=0)
-        hint = ", ".join(name for name, count in zip(ratings.raters, asked.tolist(), strict=True) if not count)
+    scored = np.isfinite(ratings.values)
+    if not (scored.sum(axis=1) >= 2).any():
+        counts = [
+            f"{name} ({n_scored:,} scored, {n_failed:,} failed)"
+            for name, n_scored, n_failed in zip(
+                ratings.raters, scored.sum(axis=0), ratings.failed.sum(axis=0), strict=True
+            )
+        ]
         raise InputError(
-            f"no document was scored by two raters: {names} (scored: {'; failed: '.join(counts)})"
-            + f"; {hint} holds nothing: name the right columns with --gold-column or --rating-columns" * bool(hint)
+            f"no document was scored by two raters: {', '.join(counts)}; if a column is empty, name the right ones "
+            "with --gold-column or --rating-columns"
         )
-    return ratings, _parents(inputs)
-
-
-def read_scores(scores: Sequence[str], config: AgreementConfig) -> tuple[Ratings, list[Parent]]:
-    """As `read_ratings`, for what needs no second rater and no document that two have scored.
-
-    Raises:
-        InputError: an input cannot be read, or several criteria are mixed.
-    """
-    inputs = _read_inputs(scores, config)
-    return _together(inputs, config), _parents(inputs)
+    return ratings, [Parent(path=rated.path, digest=rated.digest) for rated in inputs]
 
 
 def require_gold(config: AgreementConfig) -> None:
-    """Read the gold before anything is paid for that is to be compared with it.
+    """Check the gold before paying for annotations that will be compared with it.
 
     Raises:
         InputError: it cannot be read, has no such column, or no rating in it.
@@ -163,23 +163,19 @@ def require_gold(config: AgreementConfig) -> None:
             raise InputError(f"{gold.path} has no rating in {config.gold_column!r}; name the column with --gold-column")
 
 
-def _parents(inputs: Sequence[_Input]) -> list[Parent]:
-    return [Parent(path=one.path, digest=one.digest) for one in inputs]
-
-
 def _read_inputs(scores: Sequence[str], config: AgreementConfig) -> list[_Input]:
-    """All inputs, gold first; with gold, only of the documents that it has."""
+    """All inputs, gold first; with gold, only its documents."""
     gold = _read_table(config.gold, "gold", config, None) if config.gold else None
     only = gold.rows if gold else None
     inputs = [_read_input(SourceConfig(paths=[path]), config, only) for path in scores]
     return [gold, *inputs] if gold else inputs
 
 
-def _together(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
+def _join(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
     """The raters of all inputs, joined by document."""
-    raters = [rater for one in inputs for rater in one.raters.values()]
-    has_gold = any(one.kind == "gold" for one in inputs)
-    documents = sorted({document for one in inputs for document in one.rows})
+    raters = [rater for rated in inputs for rater in rated.raters.values()]
+    has_gold = any(rated.kind == "gold" for rated in inputs)
+    documents = sorted({document for rated in inputs for document in rated.rows})
     rows = {document: row for row, document in enumerate(documents)}
     values = np.full((len(documents), len(raters)), np.nan)
     failed = np.zeros(values.shape, dtype=np.bool_)
@@ -188,17 +184,18 @@ def _together(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
             values[rows[document], column] = statistics.fmean(votes)
         for document in rater.failed - rater.votes.keys():
             failed[rows[document], column] = True
-    names, score_range = _names(raters), _score_range(inputs)
-    _warn_of_scores_outside(score_range, names, values)
+    names, score_range = _shortest_names(raters), _score_range(inputs)
+    if score_range:
+        _warn_of_scores_outside(score_range, names, values)
     return Ratings(
         documents=documents,
         raters=names,
         values=values,
         failed=failed,
-        strata={name: _strata(name, inputs, documents) for name in config.by},
+        columns={column: _values_of(column, inputs, documents) for column in config.by},
         has_gold=has_gold,
         score_range=score_range,
-        inputs=[_summary(one, inputs, has_gold) for one in inputs],
+        inputs=[_summary(rated, inputs, has_gold) for rated in inputs],
     )
 
 
@@ -206,8 +203,7 @@ def _together(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
 
 
 def _read_input(source: SourceConfig, config: AgreementConfig, only: Counter[str] | None) -> _Input:
-    path = source.paths[0]
-    manifest = find_manifest(path)
+    manifest = find_manifest(source.paths[0])
     if manifest is not None and manifest.kind == "annotations":
         return _read_annotations(manifest, config, only)
     if manifest is not None and manifest.kind == "scores":
@@ -216,168 +212,157 @@ def _read_input(source: SourceConfig, config: AgreementConfig, only: Counter[str
 
 
 def _read_annotations(manifest: Manifest, config: AgreementConfig, only: Counter[str] | None) -> _Input:
-    made = _Input(manifest.root, "annotations", manifest.digest)
-    made.criterion = only_criterion(manifest, config.criterion)
-    criterion = made.criterion.name
-    prompts = [prompt["name"] for prompt in manifest.config["prompts"] if prompt["criterion"] == criterion]
-    asked = prompts[0] if len(prompts) == 1 else criterion
-    columns = ["document_id", "annotator", "criterion", "vote", "status", "score", "expected_score"]
+    criterion = only_criterion(manifest, config.criterion)
+    rated = _Input(manifest.root, "annotations", manifest.digest, only, criterion=criterion)
+    prompts = [prompt["name"] for prompt in manifest.config["prompts"] if prompt["criterion"] == criterion.name]
+    prompt = prompts[0] if len(prompts) == 1 else criterion.name
     for path in manifest.shard_paths():
-        for batch in pq.ParquetFile(path).iter_batches(columns=columns):
-            for row in batch.to_pylist():
-                if row["criterion"] != criterion or not made.takes(row["document_id"], only):
+        for table in read_tables(path, _ANNOTATION_COLUMNS):
+            for row in table.to_pylist():
+                if row["criterion"] != criterion.name or not rated.count(row["document_id"]):
                     continue
+                annotator = row["annotator"]
                 vote = f" vote {row['vote']}" if config.votes_as_raters else ""
-                key = (row["annotator"], vote)
-                if key not in made.raters:
-                    names = (
-                        row["annotator"],
-                        f"{row['annotator']} / {asked}",
-                        f"{row['annotator']} in {manifest.root}",
-                    )
-                    made.raters[key] = _Rater(tuple(name + vote for name in names))
+                names = (annotator, f"{annotator} / {prompt}", f"{annotator} in {manifest.root}")
+                rater = rated.raters.setdefault((annotator, vote), _Rater(tuple(name + vote for name in names)))
                 score = row["expected_score"] if config.use == "expected" else None
                 score = row["score"] if score is None else score
-                made.raters[key].add(row["document_id"], score if row["status"] == "scored" else None)
-    return made
+                rater.add(row["document_id"], score if row["status"] == "scored" else None)
+    return rated
 
 
 def _read_scores(manifest: Manifest, config: AgreementConfig, only: Counter[str] | None) -> _Input:
-    made = _Input(manifest.root, "scores", manifest.digest)
+    criterion = only_criterion(manifest, config.criterion)
+    rated = _Input(manifest.root, "scores", manifest.digest, only, criterion=criterion)
     path = PurePosixPath(manifest.root)
-    rater = made.raters["score"] = _Rater((path.name, f"{path.parent.name}/{path.name}", manifest.root))
-    made.criterion = only_criterion(manifest, config.criterion)
+    rater = rated.raters["score"] = _Rater((path.name, f"{path.parent.name}/{path.name}", manifest.root))
     for shard in manifest.shard_paths():
-        for batch in pq.ParquetFile(shard).iter_batches(columns=["document_id", "criterion", "score"]):
-            for row in batch.to_pylist():
-                if row["criterion"] == made.criterion.name and made.takes(row["document_id"], only):
+        for table in read_tables(shard, ("document_id", "criterion", "score")):
+            for row in table.to_pylist():
+                if row["criterion"] == criterion.name and rated.count(row["document_id"]):
                     rater.add(row["document_id"], row["score"])
-    return made
+    return rated
 
 
 def _read_table(
     source: SourceConfig, kind: Literal["table", "gold"], config: AgreementConfig, only: Counter[str] | None
 ) -> _Input:
     shards, parents = list_shards(source)
-    label = ", ".join(source.paths)
-    made = _Input(label, kind, "+".join(parent.digest for parent in parents))
-    wanted = [config.gold_column] if kind == "gold" else config.rating_columns
-    needed = {*(wanted or _RATING_COLUMNS), *config.by, *_ID_COLUMNS, *_OUTCOMES, source.text_column}
+    path = ", ".join(source.paths)
+    rated = _Input(path, kind, "+".join(parent.digest for parent in parents), only)
+    rated.values = {name: {} for name in config.by}
+    rating_columns = [config.gold_column] if kind == "gold" else config.rating_columns
+    needed = {*(rating_columns or _RATING_COLUMNS), *config.by, *_ID_COLUMNS, *_OUTCOMES, source.text_column}
     needed |= {source.id_column} if source.id_column else set()
-    made.strata = {name: {} for name in config.by}
+    stem = f"{'gold ' if kind == 'gold' else ''}{PurePosixPath(path).name}"
     for shard in shards:
         if shard.format == "parquet":
-            made.columns.update(read_schema(shard.uri).names)
-        for place, row in read_rows(shard, needed):
-            made.columns.update(row)
-            document = _document_id(place, row, source)
-            if not made.takes(document, only):
+            rated.columns.update(read_schema(shard.uri).names)
+        for location, row in read_rows(shard, needed):
+            rated.columns.update(row)
+            document = _document_id(location, row, source)
+            if not rated.count(document):
                 continue
             for name in config.by:
                 if row.get(name) is not None:
-                    made.strata[name][document] = str(row[name])
-            for column in wanted or [name for name in _RATING_COLUMNS if name in row][:1]:
-                failed = _failed(place, column, row) if kind == "table" else []
-                for number, (name, value) in enumerate(_cells(column, row.get(column))):
-                    rater = made.raters.get(name)
-                    if rater is None:
-                        stem = f"{'gold ' if kind == 'gold' else ''}{PurePosixPath(label).name}"
-                        rater = made.raters[name] = _Rater((name, f"{stem}: {name}", f"{label}: {name}"))
-                    score = _number(place, column, value)
-                    if failed[number : number + 1] == [True]:
+                    rated.values[name][document] = str(row[name])
+            for column in rating_columns or [name for name in _RATING_COLUMNS if name in row][:1]:
+                failed = _failed(location, column, row) if kind == "table" else []
+                for index, (name, value) in enumerate(_cells(column, row.get(column))):
+                    rater = rated.raters.setdefault(name, _Rater((name, f"{stem}: {name}", f"{path}: {name}")))
+                    score = _number(location, column, value)
+                    if failed[index : index + 1] == [True]:
                         rater.add(document, None)
                     elif score is not None:
                         rater.add(document, score)
-    missing = [name for name in wanted if name not in made.columns]
-    if missing or not (wanted or made.columns & set(_RATING_COLUMNS)):
+    missing = [name for name in rating_columns if name not in rated.columns]
+    if missing or not (rating_columns or rated.columns & set(_RATING_COLUMNS)):
         absent = f"no column {missing[0]!r}" if missing else "no column score or scores"
         raise InputError(
-            f"{label} has {absent}; it has {', '.join(sorted(made.columns)) or 'no rows'}; name the ratings with "
+            f"{path} has {absent}; it has {', '.join(sorted(rated.columns)) or 'no rows'}; name the ratings with "
             f"{'--gold-column' if kind == 'gold' else '--rating-columns'}"
         )
-    repeated = [document for document, rows in made.rows.items() if rows > 1]
+    repeated = [document for document, rows in rated.rows.items() if rows > 1]
     if repeated:
         logger.warning(
-            f"{label}: {len(repeated):,} documents have several rows, such as {repeated[0]!r}; the ratings of a column "
-            "are averaged over them"
+            f"{path}: documents with several rows, whose ratings are averaged: {len(repeated):,}, such as "
+            f"{repeated[0]!r}"
         )
-    return made
+    return rated
 
 
-def _failed(place: str, column: str, row: dict[str, Any]) -> list[bool]:
-    """Which of a column's ratings failed, where the row says so: any other that is null is just not there."""
+def _failed(location: str, column: str, row: dict[str, Any]) -> list[bool]:
+    """Which of a column's ratings failed, if the row says so; any other null is a missing rating."""
     if column == "score":
         return [row.get("score_status") == "failed" and row.get("score") is None]
     try:
         return (failed_votes(row) if column == "scores" else None) or []
     except ValueError as error:
-        raise InputError(f"{place}: {error}") from error
+        raise InputError(f"{location}: {error}") from error
 
 
 def _cells(column: str, value: Any) -> list[tuple[str, Any]]:
-    """A list holds one rating for each of several raters, told apart by position."""
-    return [(f"{column}[{i}]", one) for i, one in enumerate(value)] if isinstance(value, list) else [(column, value)]
+    """A list has one rating for each of several raters, identified by their index."""
+    return [(f"{column}[{i}]", item) for i, item in enumerate(value)] if isinstance(value, list) else [(column, value)]
 
 
-def _document_id(place: str, row: dict[str, Any], source: SourceConfig) -> str:
+def _document_id(location: str, row: dict[str, Any], source: SourceConfig) -> str:
     names = [source.id_column] if source.id_column else _ID_COLUMNS
     for name in names:
         if row.get(name) is not None:
             return str(row[name])
     if isinstance(row.get(source.text_column), str):
         return text_id(row[source.text_column])
-    raise InputError(f"{place} has no {' or '.join(names)}; name the column of the document's id")
+    raise InputError(f"{location} has no {' or '.join(names)}; name the column of the document id")
 
 
-def _number(place: str, column: str, value: Any) -> float | None:
+def _number(location: str, column: str, value: Any) -> float | None:
     if value is None:
         return None
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{place}: column {column!r} holds {value!r}, not a number") from None
+        raise InputError(f"{location}: {value!r} in column {column!r} is not a number") from None
     if math.isinf(number):
-        raise InputError(f"{place}: column {column!r} holds {value!r}, which is no score")
+        raise InputError(f"{location}: {value!r} in column {column!r} is not a finite number")
     return None if math.isnan(number) else number
 
 
 # --- All inputs together ---------------------------------------------------------------------------------------------
 
 
-def _others(one: _Input, inputs: Sequence[_Input]) -> set[str]:
-    return {document for other in inputs if other is not one for document in other.rows}
+def _documents_of_others(rated: _Input, inputs: Sequence[_Input]) -> set[str]:
+    return {document for other in inputs if other is not rated for document in other.rows}
 
 
 def _check_join(inputs: Sequence[_Input]) -> None:
-    """Several inputs must share ids, or their figures would be of nothing."""
-    for one in inputs[1:]:
-        if one.rows.keys().isdisjoint(_others(one, inputs)):
-            mine = one.some_left_out or list(one.rows)[:2]
-            theirs = list(inputs[0].rows)[:2]
+    """Several inputs must share document ids, or there would be nothing to compare."""
+    for rated in inputs[1:]:
+        if rated.rows.keys().isdisjoint(_documents_of_others(rated, inputs)):
             raise InputError(
-                f"no document of {one.path} is in another input: its ids are like {', '.join(mine) or '(no rows)'}, "
-                f"those of {inputs[0].path} like {', '.join(theirs) or '(no rows)'}; "
-                "name the right columns with --id-column and --gold-id-column"
+                f"{rated.path} has no document in common with the other inputs: its ids look like {rated.some_ids}, "
+                f"those of {inputs[0].path} like {inputs[0].some_ids}; name the right columns with --id-column and "
+                "--gold-id-column"
             )
 
 
-def _summary(one: _Input, inputs: Sequence[_Input], with_gold: bool) -> RatedInput:
-    unmatched = one.left_out
-    if len(inputs) > 1 and (one.kind == "gold" or not with_gold):
-        others = _others(one, inputs)
-        unmatched += sum(count for document, count in one.rows.items() if document not in others)
+def _summary(rated: _Input, inputs: Sequence[_Input], with_gold: bool) -> RatedInput:
+    unmatched = rated.skipped
+    if len(inputs) > 1 and (rated.kind == "gold" or not with_gold):
+        others = _documents_of_others(rated, inputs)
+        unmatched += sum(count for document, count in rated.rows.items() if document not in others)
     return RatedInput(
-        path=one.path,
-        kind=one.kind,
-        digest=one.digest,
-        rows=one.rows.total() + one.left_out,
-        documents=len(one.rows),
+        path=rated.path,
+        kind=rated.kind,
+        digest=rated.digest,
+        rows=rated.rows.total() + rated.skipped,
+        documents=len(rated.rows),
         unmatched_rows=unmatched,
     )
 
 
-def _names(raters: Sequence[_Rater]) -> list[str]:
-    """The shortest names that tell the raters apart."""
+def _shortest_names(raters: Sequence[_Rater]) -> list[str]:
+    """The shortest names that are unique."""
     lengths = [0] * len(raters)
     while True:
         names = [rater.names[length] for rater, length in zip(raters, lengths, strict=True)]
@@ -386,37 +371,34 @@ def _names(raters: Sequence[_Rater]) -> list[str]:
             return names
         for i in clashes:
             if lengths[i] + 1 == len(raters[i].names):
-                raise InputError(f"{names[i]} is given twice")
+                raise InputError(f"{names[i]} is a duplicate; give each input once")
             lengths[i] += 1
 
 
-def _strata(column: str, inputs: Sequence[_Input], documents: Sequence[str]) -> list[str]:
-    known = [one.strata[column] for one in inputs if column in one.columns]
-    if not known:
-        columns = sorted({name for one in inputs for name in one.columns})
+def _values_of(column: str, inputs: Sequence[_Input], documents: Sequence[str]) -> list[str]:
+    """The value of each document in a column, from the first input that has one."""
+    sources = [rated.values[column] for rated in inputs if column in rated.columns]
+    if not sources:
+        columns = sorted({name for rated in inputs for name in rated.columns})
         raise InputError(f"no table has the column {column!r} to compare by; there are {', '.join(columns) or 'none'}")
-    return [next((of[document] for of in known if document in of), NO_STRATUM) for document in documents]
+    return [next((source[document] for source in sources if document in source), NO_STRATUM) for document in documents]
 
 
 def _warn_of_scores_outside(
-    score_range: tuple[float, float] | None, names: Sequence[str], values: NDArray[np.float64]
+    score_range: tuple[float, float], names: Sequence[str], values: NDArray[np.float64]
 ) -> None:
-    """Say whose scores are not on the scale of the prompt."""
-    if score_range is None:
-        return
     low, high = score_range
-    for name, given in zip(names, values.T, strict=True):
-        outside = given[(given < low - 0.5) | (given >= high + 0.5)]
+    for name, scores in zip(names, values.T, strict=True):
+        outside = scores[(scores < low - 0.5) | (scores >= high + 0.5)]
         if len(outside):
             logger.warning(
-                f"{name}: {len(outside):,} of {np.isfinite(given).sum():,} scores lie outside the range of {low:g} to "
-                f"{high:g}, such as {outside[0]:g}; figures of classes take the nearest score within, all others take "
-                "them as they are"
+                f"{name}: {len(outside):,} of {np.isfinite(scores).sum():,} scores are outside the range {low:g} to "
+                f"{high:g}, such as {outside[0]:g}; figures of classes clamp them to the range, others use them as is"
             )
 
 
 def _score_range(inputs: Sequence[_Input]) -> tuple[float, float] | None:
-    ranges = {one.criterion.bounds: one.path for one in inputs if one.criterion}
+    ranges = {rated.criterion.bounds: rated.path for rated in inputs if rated.criterion}
     if len(ranges) > 1:
         raise InputError(
             "the inputs have different score ranges: "

@@ -67,8 +67,8 @@ def aggregate(
     config = AggregateConfig(method=cast("VoteMethod", method), use=cast(Any, use))
     manifest = aggregate_annotations(annotations, config, output)
     show(manifest)
-    for jury in read_reliability(manifest):
-        show_reliability(jury)
+    for reliability in read_reliability(manifest):
+        show_reliability(reliability)
 
 
 @app.command(
@@ -131,7 +131,7 @@ def convert(
 ) -> None:
     """Read or write the annotations of other tools: EuroLingua's JSON lines, flat rows as in FineWeb-Edu.
 
-    Flat rows are read as documents and need a text; agreement and plot read scores without one as they are.
+    Flat rows are read as documents and need a text; agreement reads scores without one as they are.
     """
     from ml_filter.documents.config import ConvertConfig, SourceConfig
     from ml_filter.documents.convert import convert_to_annotations, write_eurolingua, write_fineweb_edu
@@ -186,8 +186,8 @@ def agreement(
     seed: Annotated[int, typer.Option(help="Seed of the resampling")] = 0,
 ) -> None:
     """Measure how well raters agree, with intervals: figures as JSON, a page, and plots."""
-    from ml_filter.agreement.agreement import measure_agreement
     from ml_filter.agreement.config import AgreementConfig
+    from ml_filter.agreement.measure import measure_agreement
     from ml_filter.documents.config import SourceConfig
 
     config = AgreementConfig(
@@ -206,41 +206,3 @@ def agreement(
     )
     measured, manifest = measure_agreement(scores, config, output)
     show_agreement(measured, manifest.root)
-
-
-@app.command(
-    epilog=example(
-        "ml-filter plot runs/llama runs/qwen --output runs/plots",
-        "ml-filter plot gold.jsonl --rating-columns human_score,llama3_70b_score --output runs/plots",
-        "ml-filter plot runs/scored runs/filtered --output runs/plots",
-    )
-)
-def plot(
-    scores: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SCORES...",
-            help="Directories of annotations, aggregated scores, scored or filtered corpora, and files of ratings",
-        ),
-    ],
-    output: Output,
-    rating_columns: RatingColumns = "",
-    id_column: IdColumn = None,
-    criterion: Criterion = None,
-    use: Use = "expected",
-    votes_as_raters: VotesAsRaters = False,
-) -> None:
-    """Draw how scores are distributed, by annotator, file or corpus, and by how much annotators differ."""
-    from ml_filter.agreement.config import AgreementConfig
-    from ml_filter.agreement.plotting import REPORT_NAME, plot_scores
-
-    config = AgreementConfig(
-        rating_columns=names_in(rating_columns),
-        id_column=id_column,
-        criterion=criterion,
-        use=cast(Any, use),
-        votes_as_raters=votes_as_raters,
-    )
-    manifest = plot_scores(scores, config, output)
-    show(manifest)
-    print(f"page: {manifest.path_of(REPORT_NAME)}")

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ml_filter.agreement.aggregate import JuryReliability
+    from ml_filter.agreement.aggregate import CriterionReliability
     from ml_filter.agreement.agreement import Agreement
     from ml_filter.annotation.batch import Submission
     from ml_filter.annotation.estimate import Estimate, Range
@@ -63,13 +63,13 @@ def show_table(title: str, path: str, counts: Mapping[str, int], figures: Mappin
     _as_it_is(console, f"in {path}")
 
 
-def show_reliability(jury: JuryReliability) -> None:
+def show_reliability(reliability: CriterionReliability) -> None:
     """How reliable dawid-skene found each annotator of one criterion, the most reliable first."""
-    table = Table(title=f"{jury.criterion}: annotators", title_justify="left", box=None)
+    table = Table(title=f"{reliability.criterion}: annotators", title_justify="left", box=None)
     table.add_column("annotator", style="dim")
     table.add_column("votes", justify="right")
     table.add_column("accuracy", justify="right")
-    for annotator in sorted(jury.annotators, key=lambda found: -found.accuracy):
+    for annotator in sorted(reliability.annotators, key=lambda found: -found.accuracy):
         table.add_row(annotator.annotator, f"{annotator.votes:,}", f"{annotator.accuracy:.3f}")
     Console().print(table)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from ml_filter.agreement.agreement import AGREEMENT_NAME, Agreement, compare_ratings
-from ml_filter.agreement.agreement import REPORT_NAME as AGREEMENT_REPORT_NAME
+from ml_filter.agreement.agreement import Agreement, compare_ratings
+from ml_filter.agreement.measure import write_agreement
 from ml_filter.agreement.ratings import Ratings, read_ratings, require_gold
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.collecting import FAILED_NAME
@@ -111,7 +111,6 @@ def compare_annotators(
         InputError: the gold cannot be read or holds no rating; before anything is asked.
         EndpointError, InputError: as `annotate_documents` and `read_ratings`.
     """
-    from ml_filter.agreement.page import agreement_plots, agreement_report
     from ml_filter.evaluation.comparison_page import comparison_report
 
     settings = settings or Settings()
@@ -150,11 +149,7 @@ def compare_annotators(
                 examples=_examples(source, ratings, manifests, config.examples),
                 agreement=agreement,
             )
-            plots = agreement_plots(agreement, ratings)
-            for plot, svg in plots.items():
-                out.put_bytes(f"{plot}.svg", svg.encode())
-            out.put_bytes(AGREEMENT_NAME, (agreement.model_dump_json(indent=1) + "\n").encode())
-            out.put_bytes(AGREEMENT_REPORT_NAME, agreement_report(agreement, plots).encode())
+            plots = write_agreement(out, agreement, ratings)
             out.put_bytes(COMPARISON_NAME, (comparison.model_dump_json(indent=1) + "\n").encode())
             out.put_bytes(REPORT_NAME, comparison_report(comparison, plots).encode())
             out.finish([], {"documents": sides[0].documents, "failed": sum(side.failed for side in sides)})

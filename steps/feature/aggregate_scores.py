@@ -23,6 +23,6 @@ def aggregate_scores(
 
 def _reliability(manifest: Manifest) -> dict[str, dict[str, float]]:
     return {
-        f"reliability_{jury.criterion}": {found.annotator: found.accuracy for found in jury.annotators}
-        for jury in read_reliability(manifest)
+        f"reliability_{reliability.criterion}": {found.annotator: found.accuracy for found in reliability.annotators}
+        for reliability in read_reliability(manifest)
     }

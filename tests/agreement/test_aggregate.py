@@ -36,8 +36,8 @@ def scores(manifest: Manifest) -> dict[tuple[str, str], dict]:
 def aggregated(votes: list[tuple], method: str) -> dict[str, dict]:
     with tempfile.TemporaryDirectory() as directory:
         source = write_annotations(Path(directory) / "a", votes)
-        made = aggregate_annotations([source], AggregateConfig(method=method), Path(directory) / "out")
-        return {document: row for (document, _), row in scores(made).items()}
+        manifest = aggregate_annotations([source], AggregateConfig(method=method), Path(directory) / "out")
+        return {document: row for (document, _), row in scores(manifest).items()}
 
 
 # --- what holds for every set of votes -------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def aggregated(votes: list[tuple], method: str) -> dict[str, dict]:
 
 @settings(max_examples=15, deadline=None)
 @given(VOTES.filter(bool), SIMPLE, st.randoms(use_true_random=False))
-def test_the_order_of_votes_changes_nothing(votes, method, order):
+def test_order_of_votes_does_not_matter(votes, method, order):
     assert aggregated(order.sample(votes, len(votes)), method) == aggregated(votes, method)
 
 
@@ -67,7 +67,7 @@ def test_failed_votes_are_counted_and_never_change_a_score(votes, method):
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=9))
-def test_every_method_stays_between_the_lowest_and_the_highest_vote(votes):
+def test_every_method_stays_between_lowest_and_highest_vote(votes):
     low, high = METHODS["min"](votes), METHODS["max"](votes)
     assert (low, high) == (min(votes), max(votes))
     for method in ("mean", "median", "majority"):
@@ -75,11 +75,11 @@ def test_every_method_stays_between_the_lowest_and_the_highest_vote(votes):
 
 
 @given(st.floats(0, 5), st.integers(1, 5), SIMPLE)
-def test_votes_that_agree_give_what_they_agree_on(score, count, method):
+def test_equal_votes_give_that_score(score, count, method):
     assert METHODS[method]([score] * count) == pytest.approx(score)
 
 
-def test_ties_of_the_majority_are_averaged():
+def test_majority_averages_ties():
     assert majority([1, 1, 4, 4, 2]) == 2.5
     assert majority([1, 4, 4]) == 4
 
@@ -87,7 +87,7 @@ def test_ties_of_the_majority_are_averaged():
 # --- directories, juries and criteria --------------------------------------------------------------------------------
 
 
-def test_the_expected_score_is_preferred_and_the_answer_can_be_asked_for(tmp_path):
+def test_expected_score_is_the_default_and_the_answer_an_option(tmp_path):
     source = write_annotations(tmp_path / "a", [("x", 5.0, 3.2), ("y", 4.0)])
     expected = aggregate_annotations([source], AggregateConfig(), tmp_path / "expected")
     answer = aggregate_annotations([source], AggregateConfig(use="answer"), tmp_path / "answer")
@@ -95,19 +95,19 @@ def test_the_expected_score_is_preferred_and_the_answer_can_be_asked_for(tmp_pat
     assert [row["score"] for row in scores(answer).values()] == [5.0, 4.0]
 
 
-def test_a_majority_is_of_the_answers_not_of_expected_scores(tmp_path):
+def test_majority_counts_answers_not_expected_scores(tmp_path):
     votes = [("x", 4.0, 4.01), ("x", 4.0, 3.98), ("x", 1.0, 1.2)]
     source = write_annotations(tmp_path / "a", votes)
     config = AggregateConfig(method="majority")
-    made = aggregate_annotations([source], config, tmp_path / "majority")
-    assert scores(made)["x", "quality"]["score"] == 4.0
+    manifest = aggregate_annotations([source], config, tmp_path / "majority")
+    assert scores(manifest)["x", "quality"]["score"] == 4.0
     assert config.use == AggregateConfig(method="majority", use=None).use == "answer"
     assert AggregateConfig(use=None).use == AggregateConfig(method="median").use == "expected"
-    with pytest.raises(ValidationError, match="expected scores hardly ever are: leave use out"):
+    with pytest.raises(ValidationError, match="expected scores are hardly ever equal: remove use"):
         AggregateConfig(method="majority", use="expected")
 
 
-def test_a_jury_is_one_set_of_votes_in_any_order(tmp_path):
+def test_annotations_of_several_annotators_count_in_any_order(tmp_path):
     a = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)], "llama")
     b = write_annotations(tmp_path / "b", [("x", 4.0), ("z", None)], "qwen")
     c = write_annotations(tmp_path / "c", [("x", 4.0)], "mistral")
@@ -120,35 +120,35 @@ def test_a_jury_is_one_set_of_votes_in_any_order(tmp_path):
     assert [parent.path for parent in one.parents] == [str(a), str(b), str(c)]
 
 
-def test_the_criteria_of_one_directory_are_kept_apart(tmp_path):
+def test_criteria_of_one_directory_are_aggregated_separately(tmp_path):
     votes = [("x", 1.0, None, "quality"), ("x", 0.5, None, "danger"), ("y", None, None, "danger")]
     asked = [prompt(), prompt("danger")]
-    made = aggregate_annotations(
+    manifest = aggregate_annotations(
         [write_annotations(tmp_path / "a", votes, asked=asked)], AggregateConfig(), tmp_path / "o"
     )
-    assert {key: row["score"] for key, row in scores(made).items()} == {
+    assert {key: row["score"] for key, row in scores(manifest).items()} == {
         ("x", "quality"): 1.0,
         ("x", "danger"): 0.5,
         ("y", "danger"): None,
     }
-    assert (made.counts["documents"], made.counts["scored"], made.counts["failed"]) == (2, 2, 1)
-    assert criteria_of(made) == [DANGER, QUALITY]
+    assert (manifest.counts["documents"], manifest.counts["scored"], manifest.counts["failed"]) == (2, 2, 1)
+    assert criteria_of(manifest) == [DANGER, QUALITY]
 
 
-def test_the_same_directory_never_counts_twice(tmp_path):
+def test_same_directory_given_twice_is_an_error(tmp_path):
     a = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)])
     shutil.copytree(a, tmp_path / "copy")
     (tmp_path / "link").symlink_to(a)
     for again in (a, f"{a}/", tmp_path / "b" / ".." / "a", tmp_path / "copy", tmp_path / "link"):
         (tmp_path / "b").mkdir(exist_ok=True)
-        with pytest.raises(InputError, match="are the same annotations, and their votes would count twice"):
+        with pytest.raises(InputError, match="are the same annotations, whose votes would count twice"):
             aggregate_annotations([a, again], AggregateConfig(), tmp_path / "out")
 
 
-def test_directories_that_share_votes_are_refused_by_name(tmp_path):
+def test_duplicate_votes_in_two_directories_are_an_error(tmp_path):
     a = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)])
     b = write_annotations(tmp_path / "b", [("y", 2.0), ("z", 3.0)])
-    with pytest.raises(InputError, match=rf"vote 0 of m on document 'y' is there twice \({a} and {b}\)"):
+    with pytest.raises(InputError, match=rf"vote 0 of m on document 'y' is a duplicate \({a} and {b}\)"):
         aggregate_annotations([a, b], AggregateConfig(), tmp_path / "out")
     assert aggregate_annotations([a], AggregateConfig(), tmp_path / "out").counts["votes"] == 2  # nothing stays behind
 
@@ -156,12 +156,12 @@ def test_directories_that_share_votes_are_refused_by_name(tmp_path):
 def test_two_prompts_of_one_annotator_are_two_votes(tmp_path):
     english = write_annotations(tmp_path / "en", [("x", 1.0)])
     german = write_annotations(tmp_path / "de", [("x", 2.0)], asked=[prompt(language="de")])
-    made = aggregate_annotations([english, german], AggregateConfig(), tmp_path / "out")
-    assert scores(made)["x", "quality"]["score"] == 1.5
-    assert made.counts["annotators"] == 1
+    manifest = aggregate_annotations([english, german], AggregateConfig(), tmp_path / "out")
+    assert scores(manifest)["x", "quality"]["score"] == 1.5
+    assert manifest.counts["annotators"] == 1
 
 
-def test_different_score_ranges_of_one_criterion_are_refused(tmp_path):
+def test_different_score_ranges_of_one_criterion_are_an_error(tmp_path):
     a = write_annotations(tmp_path / "a", [("x", 4.0)])
     b = write_annotations(tmp_path / "b", [("x", 1.0)], "other", criteria=[UNIT])
     with pytest.raises(
@@ -170,7 +170,7 @@ def test_different_score_ranges_of_one_criterion_are_refused(tmp_path):
         aggregate_annotations([a, b], AggregateConfig(), tmp_path / "out")
 
 
-def test_what_is_not_annotations_is_refused(tmp_path):
+def test_input_other_than_annotations_is_an_error(tmp_path):
     a = write_annotations(tmp_path / "a", [("x", 4.0)])
     aggregate_annotations([a], AggregateConfig(), tmp_path / "scores")
     with pytest.raises(InputError, match="holds scores, not annotations"):
@@ -179,7 +179,7 @@ def test_what_is_not_annotations_is_refused(tmp_path):
         aggregate_annotations([tmp_path / "nowhere"], AggregateConfig(), tmp_path / "out")
 
 
-def test_done_again_it_is_the_same_and_another_method_is_refused_the_directory(tmp_path):
+def test_finished_output_is_reused_and_other_settings_are_an_error(tmp_path):
     draw = random.Random(5)
     source = write_annotations(tmp_path / "a", [("x", draw.uniform(0, 5)) for _ in range(5)])
     first = aggregate_annotations([source], AggregateConfig(), tmp_path / "out")
@@ -192,8 +192,8 @@ def test_done_again_it_is_the_same_and_another_method_is_refused_the_directory(t
 
 
 @pytest.fixture
-def jury(tmp_path):
-    """Two judges who agree, and one who says 1 to everything; the third fails on one document."""
+def annotators(tmp_path):
+    """Two annotators who agree, and one who says 1 to everything and fails on one document."""
     truth = {f"d{n:02}": float(n % 4) for n in range(40)}
     good = write_annotations(tmp_path / "good", list(truth.items()), "good")
     fair = write_annotations(tmp_path / "fair", [(d, 2.0 if d == "d00" else s) for d, s in truth.items()], "fair")
@@ -201,10 +201,10 @@ def jury(tmp_path):
     return [good, fair, lazy]
 
 
-def test_dawid_skene_weighs_annotators_by_their_reliability(jury, tmp_path):
-    made = aggregate_annotations(jury, AggregateConfig(method="dawid-skene"), tmp_path / "out")
-    mean = aggregate_annotations(jury, AggregateConfig(), tmp_path / "mean")
-    three = scores(made)["d03", "quality"]
+def test_dawid_skene_weights_annotators_by_their_reliability(annotators, tmp_path):
+    manifest = aggregate_annotations(annotators, AggregateConfig(method="dawid-skene"), tmp_path / "out")
+    mean = aggregate_annotations(annotators, AggregateConfig(), tmp_path / "mean")
+    three = scores(manifest)["d03", "quality"]
     assert three["score"] == pytest.approx(3.0, abs=0.01)
     assert scores(mean)["d03", "quality"]["score"] == pytest.approx(7 / 3)
     assert three["posterior"][3] > 0.99
@@ -212,16 +212,16 @@ def test_dawid_skene_weighs_annotators_by_their_reliability(jury, tmp_path):
     assert three["score"] == pytest.approx(sum(k * p for k, p in enumerate(three["posterior"])))
     assert three["disagreement"] == pytest.approx(pstdev([3, 3, 1]))
     assert scores(mean)["d03", "quality"]["posterior"] is None
-    last = scores(made)["d39", "quality"]
+    last = scores(manifest)["d39", "quality"]
     assert (last["votes"], last["failed_votes"]) == (2, 1)
 
 
-def test_the_reliability_of_each_annotator_is_written_beside_the_manifest(jury, tmp_path):
-    made = aggregate_annotations(jury, AggregateConfig(method="dawid-skene"), tmp_path / "out")
-    [found] = read_reliability(made)
-    assert found.classes == [0, 1, 2, 3, 4, 5]
-    assert found.converged
-    good, fair, lazy = found.annotators
+def test_reliability_of_each_annotator_is_written(annotators, tmp_path):
+    manifest = aggregate_annotations(annotators, AggregateConfig(method="dawid-skene"), tmp_path / "out")
+    [reliability] = read_reliability(manifest)
+    assert reliability.classes == [0, 1, 2, 3, 4, 5]
+    assert reliability.converged
+    good, fair, lazy = reliability.annotators
     assert (good.annotator, fair.annotator, lazy.annotator) == ("good", "fair", "lazy")
     assert good.accuracy > 0.98
     assert lazy.accuracy == pytest.approx(10 / 39, abs=0.01)
@@ -232,23 +232,23 @@ def test_the_reliability_of_each_annotator_is_written_beside_the_manifest(jury, 
     assert json.loads((tmp_path / "out" / "annotators.json").read_text())[0]["criterion"] == "quality"
 
 
-def test_answers_become_whole_scores_with_halves_upwards(tmp_path):
+def test_dawid_skene_rounds_halves_up(tmp_path):
     a = write_annotations(tmp_path / "a", [("x", 2.5), ("y", 1.0), ("z", 0.0)], "a")
     b = write_annotations(tmp_path / "b", [("x", 3.0), ("y", 1.0), ("z", 0.0)], "b")
-    made = aggregate_annotations([a, b], AggregateConfig(method="dawid-skene"), tmp_path / "out")
-    assert scores(made)["x", "quality"]["score"] == pytest.approx(3.0, abs=0.05)
-    assert scores(made)["x", "quality"]["disagreement"] == 0.25  # of the votes as they were given
+    manifest = aggregate_annotations([a, b], AggregateConfig(method="dawid-skene"), tmp_path / "out")
+    assert scores(manifest)["x", "quality"]["score"] == pytest.approx(3.0, abs=0.05)
+    assert scores(manifest)["x", "quality"]["disagreement"] == 0.25  # of the votes as they were given
 
 
-def test_a_document_whose_votes_all_failed_stays_without_score(jury, tmp_path):
+def test_document_whose_votes_all_failed_has_no_score(annotators, tmp_path):
     more = write_annotations(tmp_path / "more", [("lost", None)], "more")
-    made = aggregate_annotations([*jury, more], AggregateConfig(method="dawid-skene"), tmp_path / "out")
-    lost = scores(made)["lost", "quality"]
+    manifest = aggregate_annotations([*annotators, more], AggregateConfig(method="dawid-skene"), tmp_path / "out")
+    lost = scores(manifest)["lost", "quality"]
     assert (lost["score"], lost["posterior"], lost["votes"], lost["failed_votes"]) == (None, None, 0, 1)
 
 
-def test_single_votes_cannot_tell_errors_from_the_truth(tmp_path):
+def test_dawid_skene_needs_two_votes_on_a_document(tmp_path):
     alone = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 4.0)])
-    with pytest.raises(InputError, match=r"no document has two votes.*several annotators.*--votes.*another --method"):
+    with pytest.raises(InputError, match=r"at least two votes.*several annotators.*--votes.*another --method"):
         aggregate_annotations([alone], AggregateConfig(method="dawid-skene"), tmp_path / "out")
     aggregate_annotations([alone], AggregateConfig(), tmp_path / "out")  # nothing of the refused run is in the way

@@ -1,11 +1,6 @@
-"""Agreement measured from files: what is written, by strata, resumed, and shown."""
+"""Agreement measured from files: the output, strata, resumed runs, and the page."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from ml_filter.agreement.agreement import AGREEMENT_NAME, REPORT_NAME, Agreement, compare_ratings, measure_agreement
+from ml_filter.agreement.agreement import AGREEMENT_NAME, REPORT_NAME, Agreement, compare_ratings
 from ml_filter.agreement.config import AgreementConfig
+from ml_filter.agreement.measure import measure_agreement
 from ml_filter.agreement.page import agreement_plots, agreement_report
 from ml_filter.agreement.ratings import Ratings, read_ratings
 from ml_filter.cli.app import app
@@ -23,11 +19,12 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import InputError
 from ml_filter.statistics.intervals import Figure
+from tests.kills import Killed, kill_at
 from tests.written import write_annotations
 
 
-def judged(path: Path, documents: int = 60) -> str:
-    """Documents in two languages with a human score, a good judge, and one that is good in English only."""
+def rated_file(path: Path, documents: int = 60) -> str:
+    """Documents in two languages with a human score, a good rater, and one that is good in English only."""
     random = np.random.default_rng(0)
     rows = []
     for number in range(documents):
@@ -42,14 +39,14 @@ def judged(path: Path, documents: int = 60) -> str:
 
 
 def config(path: str, **options) -> AgreementConfig:
-    given = {"gold": SourceConfig(paths=[path]), "rating_columns": ["good", "english only"], "resamples": 100}
-    return AgreementConfig(**{**given, "by": ["language"], **options})
+    options = {"rating_columns": ["good", "english only"], "resamples": 100, "by": ["language"], **options}
+    return AgreementConfig(gold=SourceConfig(paths=[path]), **options)
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> tuple[Agreement, Path]:
     directory = tmp_path_factory.mktemp("measured")
-    path = judged(directory / "judged.jsonl")
+    path = rated_file(directory / "rated.jsonl")
     return measure_agreement([path], config(path), directory / "out")[0], directory / "out"
 
 
@@ -57,7 +54,7 @@ def without_config(agreement: Agreement) -> dict:
     return agreement.model_dump(exclude={"config", "inputs"})
 
 
-def test_the_directory_holds_figures_page_plots_and_a_manifest(measured):
+def test_output_has_figures_page_plots_and_manifest(measured):
     agreement, directory = measured
     names = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
     plots = {
@@ -75,12 +72,12 @@ def test_the_directory_holds_figures_page_plots_and_a_manifest(measured):
     assert spearman["documents"] == 60
     manifest = read_manifest(str(directory))
     assert (manifest.kind, manifest.counts["documents"], manifest.counts["raters"]) == ("agreement", 60, 3)
-    assert [parent.digest for parent in manifest.parents] == [one["digest"] for one in written["inputs"]]
+    assert [parent.digest for parent in manifest.parents] == [rated["digest"] for rated in written["inputs"]]
     for name in plots:
         assert (directory / name).read_text().startswith("<svg")
 
 
-def test_the_page_needs_no_other_file_and_shows_figures_beside_their_documents(measured):
+def test_page_is_self_contained_and_shows_figures_and_plots(measured):
     agreement, directory = measured
     page = (directory / REPORT_NAME).read_text()
     assert page.count("<svg") == 5
@@ -92,7 +89,7 @@ def test_the_page_needs_no_other_file_and_shows_figures_beside_their_documents(m
     assert "nan" not in page
 
 
-def test_strata_are_measured_on_their_own_documents(measured):
+def test_stratum_has_the_figures_of_its_documents(measured):
     agreement, directory = measured
     both = agreement.strata["language"]
     assert {name: section.documents for name, section in both.items()} == {"de": 20, "en": 40}
@@ -102,13 +99,13 @@ def test_strata_are_measured_on_their_own_documents(measured):
     assert spearman["de"][gold_good] > 0.8
     assert max(spearman["de"][gold_english_only], spearman["de"][good_english_only]) < 0.6
     german = directory.parent / "german.jsonl"
-    rows = map(json.loads, (directory.parent / "judged.jsonl").read_text().splitlines())
+    rows = map(json.loads, (directory.parent / "rated.jsonl").read_text().splitlines())
     german.write_text("".join(json.dumps(row) + "\n" for row in rows if row["language"] == "de"))
     alone, _ = measure_agreement([str(german)], config(str(german), by=[]), directory.parent / "german")
     assert alone.overall == both["de"]
 
 
-def test_gold_is_the_reference_and_no_member_of_the_group(measured):
+def test_gold_is_the_reference_and_not_in_the_group(measured):
     agreement, _ = measured
     assert agreement.gold == "human_score"
     assert [(pair.reference, pair.rater) for pair in agreement.overall.pairs] == [
@@ -119,8 +116,8 @@ def test_gold_is_the_reference_and_no_member_of_the_group(measured):
     assert agreement.overall.group.raters == ["good", "english only"]
 
 
-def test_with_one_rater_gold_is_in_the_group(tmp_path):
-    path = judged(tmp_path / "judged.jsonl")
+def test_gold_is_in_the_group_if_there_is_one_other_rater(tmp_path):
+    path = rated_file(tmp_path / "rated.jsonl")
     agreement, _ = measure_agreement([path], config(path, rating_columns=["good"]), tmp_path / "out")
     assert agreement.overall.group.raters == ["human_score", "good"]
 
@@ -135,7 +132,7 @@ def ratings_of(scores: list[tuple[float, ...]], failed: np.ndarray) -> Ratings:
         raters=["a", "b", "c"],
         values=np.array(scores),
         failed=failed,
-        strata={"half": [str(i % 2) for i in range(len(scores))]},
+        columns={"half": [str(i % 2) for i in range(len(scores))]},
         has_gold=False,
         score_range=(0, 5),
         inputs=[],
@@ -144,22 +141,23 @@ def ratings_of(scores: list[tuple[float, ...]], failed: np.ndarray) -> Ratings:
 
 @settings(max_examples=10, deadline=None)
 @given(SCORES, st.integers(0, 2**36))
-def test_what_failed_changes_no_figure_but_the_share_that_failed(scores, bits):
+def test_failed_documents_change_only_the_share_failed(scores, bits):
     drawn = np.array([[bool(bits >> (3 * i + j) & 1) for j in range(3)] for i in range(len(scores))])
     failed = drawn & np.isnan(np.array(scores))
     options = AgreementConfig(resamples=100)
     some = compare_ratings(ratings_of(scores, failed), options)
     none = compare_ratings(ratings_of(scores, np.zeros_like(failed)), options)
-    for one, other in [(some.overall, none.overall), *((some.strata["half"][h], none.strata["half"][h]) for h in "01")]:
-        assert one.model_dump(exclude={"share_failed"}) == other.model_dump(exclude={"share_failed"})
+    for name, section in some.sections().items():
+        other = none.sections()[name]
+        assert section.model_dump(exclude={"share_failed"}) == other.model_dump(exclude={"share_failed"})
     for column, rater in enumerate("abc"):
-        asked = (np.isfinite(np.array(scores)[:, column]) | failed[:, column]).sum()
+        attempted = (np.isfinite(np.array(scores)[:, column]) | failed[:, column]).sum()
         share: Figure = some.overall.share_failed[rater]
-        assert share.value == (pytest.approx(failed[:, column].sum() / asked) if asked >= 3 else None)
+        assert share.value == (pytest.approx(failed[:, column].sum() / attempted) if attempted >= 3 else None)
         assert some.raters[column].failed == failed[:, column].sum()
 
 
-def test_failed_annotations_are_counted_and_are_no_ratings(tmp_path):
+def test_failed_annotations_are_counted_but_not_compared(tmp_path):
     votes = [(f"d{i}", float(i % 6)) for i in range(20)]
     a = write_annotations(tmp_path / "a", votes, annotator="a")
     b = write_annotations(tmp_path / "b", [(d, None if i < 5 else s) for i, (d, s) in enumerate(votes)], annotator="b")
@@ -170,9 +168,9 @@ def test_failed_annotations_are_counted_and_are_no_ratings(tmp_path):
     assert (agreement.raters[1].documents, agreement.raters[1].failed, manifest.counts["failed"]) == (15, 5, 5)
 
 
-def test_called_again_it_reads_what_is_there_and_other_settings_are_refused(measured, tmp_path):
+def test_finished_output_is_reused_and_other_settings_are_an_error(measured, tmp_path):
     agreement, directory = measured
-    path = str(directory.parent / "judged.jsonl")
+    path = str(directory.parent / "rated.jsonl")
     before = (directory / AGREEMENT_NAME).stat().st_mtime_ns
     assert measure_agreement([path], config(path), directory)[0] == agreement
     assert (directory / AGREEMENT_NAME).stat().st_mtime_ns == before
@@ -184,32 +182,20 @@ def test_called_again_it_reads_what_is_there_and_other_settings_are_refused(meas
     assert without_config(other) != without_config(agreement)
 
 
-def test_killed_it_leaves_nothing_that_looks_finished_and_called_again_it_finishes(tmp_path):
-    path = judged(tmp_path / "judged.jsonl", 200)
-    slow = config(path, resamples=300)
-    script = (
-        "from ml_filter.agreement.agreement import measure_agreement\n"
-        "from ml_filter.agreement.config import AgreementConfig\n"
-        f"config = AgreementConfig.model_validate_json({slow.model_dump_json()!r})\n"
-        f"measure_agreement([{path!r}], config, {str(tmp_path / 'out')!r})\n"
-    )
-    run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out" / ".progress" / "run.json").exists():
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(run.pid, signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
+@pytest.mark.parametrize("file", ["distribution.svg", AGREEMENT_NAME, REPORT_NAME, "manifest.json"])
+def test_killed_run_is_unfinished_and_can_be_repeated(file, measured, tmp_path):
+    agreement, directory = measured
+    path = str(directory.parent / "rated.jsonl")
+    with kill_at("before", file), pytest.raises(Killed):
+        measure_agreement([path], config(path), tmp_path / "out")
     with pytest.raises(InputError, match="has not finished"):
         read_manifest(str(tmp_path / "out"))
-    killed, _ = measure_agreement([path], slow, tmp_path / "out")
-    assert killed == measure_agreement([path], slow, tmp_path / "undisturbed")[0]
+    assert measure_agreement([path], config(path), tmp_path / "out")[0] == agreement
     for name in (AGREEMENT_NAME, REPORT_NAME):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == (directory / name).read_bytes()
 
 
-def test_names_and_undefined_figures_show_on_the_page_as_text(tmp_path):
+def test_page_escapes_names_and_explains_undefined_figures(tmp_path):
     rows = [{"id": str(i), "<b>human</b>": i % 5, "constant": 3} for i in range(10)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -222,19 +208,19 @@ def test_names_and_undefined_figures_show_on_the_page_as_text(tmp_path):
     assert "Spearman: one of the raters gave every document the same score." in page
 
 
-def test_raters_without_a_common_document_are_shown_without_figures(tmp_path):
+def test_raters_without_a_common_document_have_no_figures(tmp_path):
     rows = [{"id": str(i), "a": i % 5, "b": i % 4 if i < 5 else None, "c": None if i < 5 else 1} for i in range(10)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = AgreementConfig(rating_columns=["a", "b", "c"], resamples=100)
     agreement, _ = measure_agreement([str(path)], options, tmp_path / "out")
-    lonely = agreement.overall.pairs[2]
-    assert (lonely.reference, lonely.rater, lonely.documents) == ("b", "c", 0)
-    assert {figure.reason for figure in lonely.figures.values()} == {"too few documents (0); at least 3 are required"}
+    pair = agreement.overall.pairs[2]
+    assert (pair.reference, pair.rater, pair.documents) == ("b", "c", 0)
+    assert {figure.reason for figure in pair.figures.values()} == {"too few documents (0); at least 3 are required"}
 
 
-def test_the_command_prints_a_short_table_and_where_the_rest_is(tmp_path):
-    path = judged(tmp_path / "judged.jsonl")
+def test_command_prints_a_table_and_the_output_directory(tmp_path):
+    path = rated_file(tmp_path / "rated.jsonl")
     call = ["agreement", path, "--rating-columns", "good, english only", "--gold", path, "--by", "language"]
     done = CliRunner().invoke(app, [*call, "--resamples", "100", "-o", str(tmp_path / "out")], env={"COLUMNS": "120"})
     assert done.exit_code == 0, done.output

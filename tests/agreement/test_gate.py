@@ -1,4 +1,4 @@
-"""The gate: what goes through, what is stopped, and what it says then."""
+"""The gate: what passes, what is stopped, and the reasons it gives."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.agreement import AGREEMENT_NAME, REPORT_NAME, Agreement
 from ml_filter.agreement.config import AggregateConfig, GateConfig
-from ml_filter.agreement.gate import check_gate, run_gate
+from ml_filter.agreement.gate import run_gate
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import GateFailed, InputError
 from ml_filter.statistics.metrics import PAIR_FIGURES, GateMetric
@@ -18,31 +18,37 @@ from tests.written import write_annotations
 
 
 def gold_of(path: Path, documents: int = 90) -> SourceConfig:
-    """Documents in two languages with human scores and those of four judges."""
+    """Documents in two languages with human scores and those of four raters."""
     random = np.random.default_rng(0)
     human = random.integers(0, 6, documents)
-    judges = {
+    raters = {
         "good": np.clip(human + random.normal(0, 0.7, documents), 0, 5),
         "weak": np.clip(human + random.normal(0, 4, documents), 0, 5),
         "constant": np.full(documents, 3.0),
     }
-    judges["good in English"] = np.where(np.arange(documents) % 3 == 0, judges["weak"], judges["good"])
+    raters["good in English"] = np.where(np.arange(documents) % 3 == 0, raters["weak"], raters["good"])
     with path.open("w") as file:
         for i in range(documents):
             row = {"id": f"d{i}", "human_score": int(human[i]), "language": "de" if i % 3 == 0 else "en"}
-            file.write(json.dumps(row | {name: float(scores[i]) for name, scores in judges.items()}) + "\n")
+            file.write(json.dumps(row | {name: float(scores[i]) for name, scores in raters.items()}) + "\n")
     return SourceConfig(paths=[str(path)])
 
 
-def gate(tmp_path: Path, *judges: str, **options):
+def require(*arguments):
+    result = run_gate(*arguments)
+    result.require()
+    return result
+
+
+def gate(tmp_path: Path, *raters: str, **options):
     gold = SourceConfig(paths=[str(tmp_path / "gold.jsonl")])
     if not (tmp_path / "gold.jsonl").exists():
         gold_of(tmp_path / "gold.jsonl")
-    config = GateConfig(gold=gold, rating_columns=list(judges), **{"resamples": 200, **options})
-    return check_gate(gold.paths[0], config, tmp_path / "out-{digest}")
+    config = GateConfig(gold=gold, rating_columns=list(raters), **{"resamples": 200, **options})
+    return require(gold.paths[0], config, tmp_path / "out-{digest}")
 
 
-def test_a_good_judge_goes_through(tmp_path):
+def test_good_rater_passes(tmp_path):
     result = gate(tmp_path, "good", min_agreement=0.8, by=["language"])
     assert result.passed
     assert [(check.stratum, check.figure.documents, check.outcome) for check in result.checks] == [
@@ -55,7 +61,7 @@ def test_a_good_judge_goes_through(tmp_path):
     assert result.figures()["good/overall"] > 0.8
 
 
-def test_a_weak_judge_is_stopped_with_a_reason_that_says_it_all(tmp_path):
+def test_weak_rater_is_stopped_with_the_figure_and_its_interval(tmp_path):
     with pytest.raises(GateFailed) as raised:
         gate(tmp_path, "weak")
     assert raised.value.exit_code == 1
@@ -65,21 +71,21 @@ def test_a_weak_judge_is_stopped_with_a_reason_that_says_it_all(tmp_path):
     )
     assert str(raised.value) == (
         f"{tmp_path}/gold.jsonl does not pass the gate: weak, overall: Spearman is {figure.value:.3f} on 90 documents, "
-        f"95% interval {figure.low:.3f} to {figure.high:.3f}: its lower bound is under 0.6. "
+        f"95% interval {figure.low:.3f} to {figure.high:.3f}; its lower bound is below 0.6. "
         f"All figures: {directory}/{REPORT_NAME}"
     )
     assert (directory / REPORT_NAME).exists()
 
 
-def test_it_is_the_lower_bound_that_counts(tmp_path):
+def test_lower_bound_decides(tmp_path):
     measured = gate(tmp_path, "good", min_agreement=0).checks[0].figure
     between = (measured.low + measured.value) / 2
-    with pytest.raises(GateFailed, match="lower bound is under"):
+    with pytest.raises(GateFailed, match="lower bound is below"):
         gate(tmp_path, "good", min_agreement=between)
     assert gate(tmp_path, "good", min_agreement=measured.low).passed
 
 
-def test_a_judge_that_is_weak_in_one_language_is_stopped_there(tmp_path):
+def test_rater_that_is_weak_in_one_stratum_is_stopped(tmp_path):
     assert gate(tmp_path, "good in English").passed
     with pytest.raises(GateFailed) as raised:
         gate(tmp_path, "good in English", by=["language"])
@@ -88,48 +94,48 @@ def test_a_judge_that_is_weak_in_one_language_is_stopped_there(tmp_path):
     assert "overall" not in str(raised.value)
 
 
-def test_every_rater_has_to_pass(tmp_path):
+def test_every_rater_must_pass(tmp_path):
     with pytest.raises(GateFailed, match=r"gate: weak, overall") as raised:
         gate(tmp_path, "good", "weak")
     assert "good, overall" not in str(raised.value)
 
 
-def test_a_constant_judge_is_stopped_because_nothing_can_be_told(tmp_path):
-    with pytest.raises(GateFailed, match=r"constant, overall: Spearman cannot be told on 90 documents \(one of the"):
+def test_constant_rater_is_stopped_because_its_figure_is_undefined(tmp_path):
+    with pytest.raises(GateFailed, match=r"constant, overall: Spearman is undefined on 90 documents \(one of the"):
         gate(tmp_path, "constant")
 
 
 @pytest.mark.parametrize(
-    ("good", "metric", "says"),
+    ("good", "metric", "reason"),
     [
-        (1, "spearman", "Spearman cannot be told on 60 documents (no interval: the figure is undefined in"),
-        (1, "recall_at_threshold", "recall at the threshold cannot be told on 60 documents (no interval"),
+        (1, "spearman", "Spearman is undefined on 60 documents (no interval: the figure is undefined in"),
+        (1, "recall_at_threshold", "recall at the threshold is undefined on 60 documents (no interval"),
         (5, "recall_at_threshold", "recall at the threshold is 1.000 on 60 documents, 95% interval 0.478 to 1.000"),
     ],
 )
-def test_a_judge_that_is_right_on_a_few_good_documents_is_not_proven_good(good, metric, says, tmp_path):
-    rows = [{"id": str(i), "human_score": 5 * (i < good), "judge": 5 * (i < good)} for i in range(60)]
+def test_few_good_documents_do_not_prove_agreement(good, metric, reason, tmp_path):
+    rows = [{"id": str(i), "human_score": 5 * (i < good), "rater": 5 * (i < good)} for i in range(60)]
     (tmp_path / "gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(GateFailed) as raised:
-        gate(tmp_path, "judge", metric=metric)
-    assert says in str(raised.value)
+        gate(tmp_path, "rater", metric=metric)
+    assert reason in str(raised.value)
 
 
-def test_another_metric_can_decide(tmp_path):
+def test_metric_can_be_chosen(tmp_path):
     assert gate(tmp_path, "good", metric="agreement_at_threshold", min_agreement=0.7).passed
     with pytest.raises(GateFailed, match="Cohen's kappa is"):
         gate(tmp_path, "weak", metric="kappa", min_agreement=0.5)
 
 
-def test_every_figure_of_two_raters_where_more_is_better_can_decide(tmp_path):
+def test_metrics_are_all_figures_of_which_more_is_better(tmp_path):
     metrics = get_args(GateMetric)
     assert set(metrics) == set(PAIR_FIGURES) - {"mae", "mse", "mean_difference"}
     for metric in metrics:
         assert gate(tmp_path, "good", metric=metric, min_agreement=0.1).checks[0].figure.low >= 0.1
 
 
-def test_a_stratum_with_too_few_documents_stops_the_run_unless_it_is_only_to_be_reported(tmp_path):
-    with pytest.raises(GateFailed, match=r"language=de: Spearman stands on 30 documents, 31 are needed"):
+def test_small_stratum_stops_the_run_unless_it_is_only_reported(tmp_path):
+    with pytest.raises(GateFailed, match=r"language=de: Spearman has only 30 documents; at least 31 are required"):
         gate(tmp_path, "good", by=["language"], min_documents=31)
     result = gate(tmp_path, "good", by=["language"], min_documents=31, small_strata="report")
     assert result.passed
@@ -137,41 +143,41 @@ def test_a_stratum_with_too_few_documents_stops_the_run_unless_it_is_only_to_be_
 
 
 def test_too_few_documents_overall_always_stop_the_run(tmp_path):
-    with pytest.raises(GateFailed, match="overall: Spearman stands on 90 documents, 100 are needed"):
+    with pytest.raises(GateFailed, match="overall: Spearman has only 90 documents; at least 100 are required"):
         gate(tmp_path, "good", min_documents=100, small_strata="report")
 
 
-def test_aggregated_scores_are_judged_on_the_documents_that_did_not_fail(tmp_path):
+def test_aggregated_scores_are_compared_on_the_documents_that_did_not_fail(tmp_path):
     gold = gold_of(tmp_path / "gold.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "gold.jsonl").read_text().splitlines()]
     votes = [(row["id"], None if i < 10 else row["good"]) for i, row in enumerate(rows)]
     annotations = write_annotations(tmp_path / "a", [*votes, *((f"other{i}", 1.0) for i in range(500))])
     scores = aggregate_annotations([annotations], AggregateConfig(), tmp_path / "scores")
-    result = check_gate(scores, GateConfig(gold=gold, resamples=200, max_failed_share=0.2), tmp_path / "out-{digest}")
+    result = require(scores, GateConfig(gold=gold, resamples=200, max_failed_share=0.2), tmp_path / "out-{digest}")
     assert result.checks[0].figure.documents == 80
     written = Agreement.model_validate_json((Path(result.report).parent / AGREEMENT_NAME).read_text())
     assert written.overall.share_failed["scores"].value == pytest.approx(10 / 90)
-    assert {one.kind: one.unmatched_rows for one in written.inputs} == {"gold": 0, "scores": 500}
+    assert {rated.kind: rated.unmatched_rows for rated in written.inputs} == {"gold": 0, "scores": 500}
 
 
-def test_a_judge_that_left_the_hard_documents_out_is_stopped(tmp_path):
+def test_too_many_failed_documents_stop_the_run(tmp_path):
     gold = gold_of(tmp_path / "gold.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "gold.jsonl").read_text().splitlines()]
     annotations = write_annotations(
         tmp_path / "a", [(r["id"], None if i < 10 else r["good"]) for i, r in enumerate(rows)]
     )
-    with pytest.raises(GateFailed, match=r"11\.1% failed, at most 10\.0% may"):
-        check_gate(annotations, GateConfig(gold=gold, resamples=200), tmp_path / "out-{digest}")
+    with pytest.raises(GateFailed, match=r"11\.1% failed; at most 10\.0% is allowed"):
+        require(annotations, GateConfig(gold=gold, resamples=200), tmp_path / "out-{digest}")
 
 
-def test_a_gate_without_gold_for_the_scores_is_an_error_not_a_pass(tmp_path):
+def test_scores_without_gold_are_an_error(tmp_path):
     gold = gold_of(tmp_path / "gold.jsonl")
     annotations = write_annotations(tmp_path / "a", [("elsewhere", 3.0)])
-    with pytest.raises(InputError, match="its ids are like elsewhere"):
-        check_gate(str(annotations), GateConfig(gold=gold), tmp_path / "out")
+    with pytest.raises(InputError, match="its ids look like elsewhere"):
+        require(str(annotations), GateConfig(gold=gold), tmp_path / "out")
 
 
-def test_callers_can_record_the_result_before_it_stops_them(tmp_path):
+def test_result_of_a_failed_gate_can_be_recorded_first(tmp_path):
     gold = gold_of(tmp_path / "gold.jsonl")
     config = GateConfig(gold=gold, rating_columns=["weak"], resamples=200)
     result = run_gate(gold.paths[0], config, tmp_path / "out")
@@ -180,15 +186,15 @@ def test_callers_can_record_the_result_before_it_stops_them(tmp_path):
         result.require()
 
 
-def test_the_recorded_llm_score_passes_against_the_humans_and_noise_does_not(shared_data, tmp_path):
+def test_scores_of_llama_pass_against_humans_and_noise_does_not(shared_data, tmp_path):
     gold = SourceConfig(paths=[str(shared_data / "edu_human_gold_dev.jsonl")])
     config = GateConfig(gold=gold, rating_columns=["llama3_70b_score"])
-    check = check_gate(gold.paths[0], config, tmp_path / "llm").checks[0]
+    check = require(gold.paths[0], config, tmp_path / "llm").checks[0]
     assert check.figure.documents == 255
     assert 0.6 < check.figure.low < 0.697 < check.figure.high < 0.8
     assert check.figure.value == pytest.approx(0.69703, abs=1e-5)
     ids = [json.loads(line)["id"] for line in (shared_data / "edu_human_gold_dev.jsonl").read_text().splitlines()]
     noise = np.random.default_rng(0).integers(0, 6, len(ids)).astype(float)
-    judge = write_annotations(tmp_path / "judge", list(zip(ids, noise.tolist(), strict=True)), annotator="noise")
+    annotations = write_annotations(tmp_path / "noise", list(zip(ids, noise.tolist(), strict=True)), annotator="noise")
     with pytest.raises(GateFailed, match=r"noise, overall: Spearman is -?0\.\d+ on 255 documents"):
-        check_gate(str(judge), GateConfig(gold=gold), tmp_path / "noise")
+        require(str(annotations), GateConfig(gold=gold), tmp_path / "out")

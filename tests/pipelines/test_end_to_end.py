@@ -215,7 +215,7 @@ def test_the_gate_stops_a_judge_before_the_sample_is_paid_for_and_lets_one_throu
     stopped = workspace.run("annotation", *arguments)
     assert stopped.returncode == 1
     assert "does not pass the gate: scores-" in stopped.stderr
-    assert "its lower bound is under 0.6" in stopped.stderr
+    assert "its lower bound is below 0.6" in stopped.stderr
     annotated = workspace.only("annotations-*")
     assert read_manifest(str(annotated)).counts["documents"] == 40
     assert workspace.only("agreement-*/agreement.html").exists()

@@ -1,4 +1,4 @@
-"""The commands on juries and older formats, from the command line to what lies on disk."""
+"""Commands that combine annotations of several annotators and older formats, from the command line to the files."""
 
 import json
 
@@ -24,18 +24,18 @@ def pages(tmp_path):
     return path
 
 
-def test_from_an_older_file_to_the_next_documents_to_annotate(pages, tmp_path):
+def test_older_file_becomes_scores_and_the_next_documents_to_annotate(pages, tmp_path):
     annotations, scores = tmp_path / "people", tmp_path / "scores"
     out = ml_filter(
         "convert", pages, "--to", "annotations", "--prompt", "edu", "--score-column", "human", "-o", annotations
     )
     assert "20" in out
-    judges = []
+    others = []
     for name in ("good", "lazy"):
         votes = [(f"d{n}", float(n % 5) if name == "good" else 1.0) for n in range(20)]
         asked = [{**prompt("edu"), "digest": name}]
-        judges.append(write_annotations(tmp_path / name, votes, name, asked, pages))
-    out = ml_filter("aggregate", annotations, *judges, "--method", "dawid-skene", "--output", scores)
+        others.append(write_annotations(tmp_path / name, votes, name, asked, pages))
+    out = ml_filter("aggregate", annotations, *others, "--method", "dawid-skene", "--output", scores)
     assert out.index("good") < out.index("lazy")  # the most reliable first
     ml_filter("rank", scores, "--by", "expected-value", "--size", "3", "--output", tmp_path / "next")
     ml_filter("convert", scores, "--to", "fineweb-edu", "--output", tmp_path / "flat.jsonl")
