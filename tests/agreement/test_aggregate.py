@@ -184,7 +184,7 @@ def test_finished_output_is_reused_and_other_settings_are_an_error(tmp_path):
     source = write_annotations(tmp_path / "a", [("x", draw.uniform(0, 5)) for _ in range(5)])
     first = aggregate_annotations([source], AggregateConfig(), tmp_path / "out")
     assert aggregate_annotations([source], AggregateConfig(), tmp_path / "out") == first
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="with different settings or input"):
         aggregate_annotations([source], AggregateConfig(method="median"), tmp_path / "out")
 
 

@@ -174,7 +174,7 @@ def test_finished_output_is_reused_and_other_settings_are_an_error(measured, tmp
     before = (directory / AGREEMENT_NAME).stat().st_mtime_ns
     assert measure_agreement([path], config(path), directory)[0] == agreement
     assert (directory / AGREEMENT_NAME).stat().st_mtime_ns == before
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="with different settings or input"):
         measure_agreement([path], config(path, threshold=2), directory)
     again = measure_agreement([path], config(path), tmp_path / "again")[0]
     assert again == agreement  # the seed fixes the intervals

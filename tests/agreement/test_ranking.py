@@ -138,7 +138,7 @@ def test_criterion_must_be_chosen_if_there_are_several(tmp_path, pages):
 def test_missing_documents_are_rejects_or_an_error(tmp_path, pages):
     without_text = write_annotations(tmp_path / "a", [("split", 1.0), ("nowhere", 2.0)])
     scores = aggregate_annotations([without_text], AggregateConfig(), tmp_path / "scores").root
-    with pytest.raises(InputError, match="scores without text; give the documents they belong to with --documents"):
+    with pytest.raises(InputError, match="scores without text; name their documents with --documents"):
         rank_documents(scores, RankConfig(size=2), tmp_path / "next")
     manifest = rank_documents(scores, RankConfig(size=2), tmp_path / "next", SourceConfig(paths=[str(pages)]))
     assert [row["id"] for row in ranked(manifest)] == ["split"]
