@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,17 @@ import pytest
 import yaml
 
 from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.annotation.ledger import Ledger
 from ml_filter.documents.config import SourceConfig
-from tests.annotation.misbehaving import PROMPT, Asked, MisbehavingServer, Reply
+from tests.annotation.misbehaving import PROMPT, MisbehavingServer, Reply, Request
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[Asked], Reply | dict[str, Any]]], MisbehavingServer]]:
+def serve() -> Iterator[Callable[[Callable[[Request], Reply | dict[str, Any]]], MisbehavingServer]]:
     """Start servers that answer by a rule; all are stopped after the test."""
     servers: list[MisbehavingServer] = []
 
-    def start(answer: Callable[[Asked], Reply | dict[str, Any]]) -> MisbehavingServer:
+    def start(answer: Callable[[Request], Reply | dict[str, Any]]) -> MisbehavingServer:
         server = MisbehavingServer(answer)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         servers.append(server)
@@ -71,3 +73,20 @@ def asking(prompt_file: Callable[..., str]) -> Callable[..., AnnotateConfig]:
         return AnnotateConfig.model_validate({**fields, **changes})
 
     return configure
+
+
+@pytest.fixture
+def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Interrupt the next run as Ctrl-C does, as soon as it has recorded a number of answers. Later runs go on."""
+
+    def arm(answers: int) -> None:
+        record, recorded = Ledger.record, count(1)
+
+        def record_then_interrupt(self: Ledger, *arguments: Any) -> None:
+            record(self, *arguments)
+            if next(recorded) == answers:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Ledger, "record", record_then_interrupt)
+
+    return arm

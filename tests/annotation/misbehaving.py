@@ -26,7 +26,7 @@ PROMPT: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """One request; a GET has no body. A document marks itself by `[id]`; `nth` counts the requests about it, from 1."""
 
     document: str
@@ -91,10 +91,10 @@ class MisbehavingServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, answer: Callable[[Asked], Reply | dict[str, Any]]) -> None:
+    def __init__(self, answer: Callable[[Request], Reply | dict[str, Any]]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer = answer
-        self.requests: list[Asked] = []
+        self.requests: list[Request] = []
         self.finished: Counter[str] = Counter()
         self.keys: set[str | None] = set()
         self.lock = threading.Lock()
@@ -107,7 +107,7 @@ class MisbehavingServer(ThreadingHTTPServer):
     @property
     def asked(self) -> Counter[str]:
         """Requests by document."""
-        return Counter(asked.document for asked in self.requests)
+        return Counter(request.document for request in self.requests)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that are killed in the middle of a request are what some tests are about."""
@@ -126,10 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
         marks: Sequence[str] = re.findall(r"\[(\w+)\]", json.dumps(body))
         with self.server.lock:
             document = marks[-1] if marks else "?"
-            asked = Asked(document, self.server.asked[document] + 1, self.path, body)
-            self.server.requests.append(asked)
+            request = Request(document, self.server.asked[document] + 1, self.path, body)
+            self.server.requests.append(request)
             self.server.keys.add(self.headers["Authorization"])
-        reply = self.server.answer(asked)
+        reply = self.server.answer(request)
         if not isinstance(reply, Reply):
             reply = Reply(reply)
         self.server.over.wait(60 if reply.fault == "hang" else reply.delay_s)
@@ -155,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = reply.fault in ("truncate", "close")
         self.wfile.flush()
         with self.server.lock:
-            self.server.finished[asked.document] += 1
+            self.server.finished[request.document] += 1
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""

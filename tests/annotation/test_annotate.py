@@ -29,7 +29,7 @@ from ml_filter.config import Settings, problems_in
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
-from tests.annotation.misbehaving import Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
+from tests.annotation.misbehaving import Reply, Request, chat, chat_logprobs, completion, legacy_logprobs, refused
 
 KEY = "sk-the-very-secret-key"
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(KEY))
@@ -46,12 +46,12 @@ def rows(manifest: Manifest) -> list[dict[str, Any]]:
     return pq.read_table(manifest.shard_paths()[0]).to_pylist()
 
 
-def always(reply: Any) -> Callable[[Asked], Reply]:
-    return lambda asked: reply if isinstance(reply, Reply) else Reply(reply)
+def always(reply: Any) -> Callable[[Request], Reply]:
+    return lambda request: reply if isinstance(reply, Reply) else Reply(reply)
 
 
-def only(document: str, reply: Any) -> Callable[[Asked], Reply]:
-    return lambda asked: always(reply if asked.document == document else GOOD)(asked)
+def only(document: str, reply: Any) -> Callable[[Request], Reply]:
+    return lambda request: always(reply if request.document == document else GOOD)(request)
 
 
 # --- Every document comes out once, in its place ---------------------------------------------------------------------
@@ -59,10 +59,10 @@ def only(document: str, reply: Any) -> Callable[[Asked], Reply]:
 
 def test_answers_that_come_in_any_order_are_written_in_input_order(serve, pages, asking, tmp_path):
     delay = random.Random(1)
-    server = serve(lambda asked: Reply(chat(f"Score: {int(asked.document[1:]) % 6}"), delay_s=delay.random() / 20))
-    made = annotate_documents(pages(40), asking(server, max_concurrency=10), tmp_path / "out", SETTINGS)
+    server = serve(lambda request: Reply(chat(f"Score: {int(request.document[1:]) % 6}"), delay_s=delay.random() / 20))
+    manifest = annotate_documents(pages(40), asking(server, max_concurrency=10), tmp_path / "out", SETTINGS)
     assert list(server.finished) != sorted(server.finished, key=lambda d: int(d[1:]))
-    assert [(row["document_id"], row["score"]) for row in rows(made)] == [(f"d{i}", i % 6) for i in range(40)]
+    assert [(row["document_id"], row["score"]) for row in rows(manifest)] == [(f"d{i}", i % 6) for i in range(40)]
     assert set(server.asked.values()) == {1}
 
 
@@ -75,17 +75,17 @@ def test_the_prompt_is_found_by_its_digest_after_its_file_was_edited(serve, page
     assert len(list((tmp_path / "out/prompts").iterdir())) == 2
     server.answer = always(GOOD)
     again = asking(server, prompts=files, retry_failed=True)
-    made = annotate_documents(source, again, tmp_path / "out", SETTINGS)
+    manifest = annotate_documents(source, again, tmp_path / "out", SETTINGS)
     prompt_file(text="Is it good?\n{text}")
     kept = {load_prompt(str(path)).digest: path.name for path in (tmp_path / "out/prompts").iterdir()}
-    assert kept == {row["prompt_digest"]: f"{row['prompt']}-{row['prompt_digest'][:8]}.yaml" for row in rows(made)}
+    assert kept == {row["prompt_digest"]: f"{row['prompt']}-{row['prompt_digest'][:8]}.yaml" for row in rows(manifest)}
     assert len(kept) == 2
 
 
 def test_no_more_requests_than_allowed_are_in_flight(serve, pages, asking, tmp_path):
     flying, most = 0, 0
 
-    def answer(asked: Asked) -> Reply:
+    def answer(request: Request) -> Reply:
         nonlocal flying, most
         with server.lock:
             flying += 1
@@ -103,14 +103,14 @@ def test_no_more_requests_than_allowed_are_in_flight(serve, pages, asking, tmp_p
 def test_a_request_says_what_the_prompt_and_the_configuration_say(serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(GOOD))
     prompt = prompt_file(system="Be strict.", max_tokens=9, top_logprobs=4)
-    given = asking(server, prompts=[prompt], temperature=0.5, seed=7, model="the-model")
-    annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
-    [asked] = server.requests
-    assert asked.path == "/v1/chat/completions"
-    system, user = asked.body.pop("messages")
+    config = asking(server, prompts=[prompt], temperature=0.5, seed=7, model="the-model")
+    annotate_documents(pages(1), config, tmp_path / "out", SETTINGS)
+    [request] = server.requests
+    assert request.path == "/v1/chat/completions"
+    system, user = request.body.pop("messages")
     assert system == {"role": "system", "content": "Be strict."}
     assert "[d0] a page about subject 0" in user["content"]
-    assert asked.body == {
+    assert request.body == {
         "model": "the-model",
         "max_tokens": 9,
         "temperature": 0.5,
@@ -123,25 +123,25 @@ def test_a_request_says_what_the_prompt_and_the_configuration_say(serve, pages, 
 def test_each_endpoint_may_have_its_own_name_for_the_model_and_its_own_key(serve, pages, asking, tmp_path, monkeypatch):
     mine, theirs = serve(always(Reply(GOOD, delay_s=0.02))), serve(always(Reply(GOOD, delay_s=0.02)))
     entry = {"url": theirs.url, "model": "vendor/the-model-fp8", "api_key_env": "VENDOR_KEY"}
-    given = asking(mine, endpoints=[mine.url, entry], model="the-model")
+    config = asking(mine, endpoints=[mine.url, entry], model="the-model")
     source, settings = pages(20), SETTINGS.model_copy(update={"api_key": SecretStr("the-usual-key")})
     with pytest.raises(ConfigError, match=f"variable VENDOR_KEY, which holds the key of {theirs.url}, is not set"):
-        annotate_documents(source, given, tmp_path / "out", settings)
+        annotate_documents(source, config, tmp_path / "out", settings)
     monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
-    made = annotate_documents(source, given, tmp_path / "out", settings)
+    manifest = annotate_documents(source, config, tmp_path / "out", settings)
     assert (mine.keys, theirs.keys) == ({"Bearer the-usual-key"}, {"Bearer a-key-of-the-vendor"})
-    assert {asked.body["model"] for asked in mine.requests} == {"the-model"}
-    assert {asked.body["model"] for asked in theirs.requests} == {"vendor/the-model-fp8"}
-    assert {row["annotator"] for row in rows(made)} == {"the-model"}
+    assert {request.body["model"] for request in mine.requests} == {"the-model"}
+    assert {request.body["model"] for request in theirs.requests} == {"vendor/the-model-fp8"}
+    assert {row["annotator"] for row in rows(manifest)} == {"the-model"}
     assert not any(b"a-key-of-the-vendor" in file.read_bytes() for file in (tmp_path / "out").rglob("*.*"))
 
 
 def test_a_key_that_an_endpoint_refuses_is_named_by_its_variable(serve, pages, asking, tmp_path, monkeypatch):
     server = serve(lambda _: refused(401, "wrong key"))
     monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
-    given = asking(server, endpoints=[{"url": server.url, "api_key_env": "VENDOR_KEY"}])
+    config = asking(server, endpoints=[{"url": server.url, "api_key_env": "VENDOR_KEY"}])
     with pytest.raises(EndpointError, match=r"rejected the key \(401\); set VENDOR_KEY$"):
-        annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
+        annotate_documents(pages(1), config, tmp_path / "out", SETTINGS)
 
 
 def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated():
@@ -158,17 +158,19 @@ def test_without_wish_for_log_probabilities_none_are_asked_for(serve, pages, ask
 
 
 def test_each_vote_on_a_document_has_a_seed_and_a_row_of_its_own(serve, pages, asking, tmp_path):
-    server = serve(lambda asked: chat(f"Score: {asked.body['seed'] - 100}"))
-    made = annotate_documents(pages(3), asking(server, votes=3, temperature=1.0, seed=100), tmp_path / "out", SETTINGS)
+    server = serve(lambda request: chat(f"Score: {request.body['seed'] - 100}"))
+    manifest = annotate_documents(
+        pages(3), asking(server, votes=3, temperature=1.0, seed=100), tmp_path / "out", SETTINGS
+    )
     expected = [(f"d{i}", vote, float(vote)) for i in range(3) for vote in range(3)]
-    assert [(row["document_id"], row["vote"], row["score"]) for row in rows(made)] == expected
+    assert [(row["document_id"], row["vote"], row["score"]) for row in rows(manifest)] == expected
 
 
 def test_every_row_says_who_answered_what_and_at_which_cost(serve, pages, asking, tmp_path):
-    server = serve(lambda asked: Reply(GOOD, delay_s=0.05))
-    given = asking(server)
-    [row] = rows(annotate_documents(pages(1), given, tmp_path / "out", SETTINGS))
-    prompt = load_prompt(given.prompts[0])
+    server = serve(lambda request: Reply(GOOD, delay_s=0.05))
+    config = asking(server)
+    [row] = rows(annotate_documents(pages(1), config, tmp_path / "out", SETTINGS))
+    prompt = load_prompt(config.prompts[0])
     assert (row["annotator"], row["prompt"], row["prompt_digest"]) == ("m", "short", prompt.digest)
     assert (row["raw"], row["reason"], row["error"]) == ("It explains. Score: 3", "It explains.", None)
     assert (row["prompt_tokens"], row["completion_tokens"], row["attempts"]) == (10, 5, 1)
@@ -189,8 +191,8 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_choice_reads_both_forms_of_log_probabilities(form, serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(completion(" good", FORMS[form])))
-    made = annotate_documents(pages(1), asking(server, prompts=[prompt_file(**CHOICE)]), tmp_path / "out", SETTINGS)
-    [row] = rows(made)
+    manifest = annotate_documents(pages(1), asking(server, prompts=[prompt_file(**CHOICE)]), tmp_path / "out", SETTINGS)
+    [row] = rows(manifest)
     assert row["score"] == 4.0
     assert row["expected_score"] == pytest.approx((4 * 0.6 + 1 * 0.3) / 0.9)
     assert server.requests[0].path == "/v1/completions"
@@ -201,8 +203,8 @@ def test_a_choice_from_a_server_without_log_probabilities_fails_and_is_not_a_sco
     serve, pages, asking, prompt_file, tmp_path
 ):
     server = serve(always(completion(" good")))
-    made = annotate_documents(pages(1), asking(server, prompts=[prompt_file(**CHOICE)]), tmp_path / "out", SETTINGS)
-    assert [(row["status"], row["error"], row["score"]) for row in rows(made)] == [("failed", "no_logprobs", None)]
+    manifest = annotate_documents(pages(1), asking(server, prompts=[prompt_file(**CHOICE)]), tmp_path / "out", SETTINGS)
+    assert [(row["status"], row["error"], row["score"]) for row in rows(manifest)] == [("failed", "no_logprobs", None)]
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -227,8 +229,8 @@ ODD_BUT_USABLE = {
 @pytest.mark.parametrize("case", ODD_BUT_USABLE)
 def test_oddities_beside_the_answer_do_not_cost_the_answer(case, serve, pages, asking, tmp_path):
     server = serve(always(ODD_BUT_USABLE[case]))
-    made = annotate_documents(pages(1), asking(server), tmp_path / "out", SETTINGS)
-    assert [(row["score"], row["expected_score"]) for row in rows(made)] == [(3.0, None)]
+    manifest = annotate_documents(pages(1), asking(server), tmp_path / "out", SETTINGS)
+    assert [(row["score"], row["expected_score"]) for row in rows(manifest)] == [(3.0, None)]
 
 
 UNUSABLE = {
@@ -258,49 +260,49 @@ UNUSABLE = {
 def test_a_bad_answer_fails_its_document_alone_with_a_code_and_a_null_score(case, serve, pages, asking, tmp_path):
     reply, error = UNUSABLE[case]
     server = serve(only("d1", reply))
-    made = annotate_documents(pages(3), asking(server, timeout_s=0.5), tmp_path / "out", SETTINGS)
-    first, bad, last = rows(made)
+    manifest = annotate_documents(pages(3), asking(server, timeout_s=0.5), tmp_path / "out", SETTINGS)
+    first, bad, last = rows(manifest)
     assert (first["score"], last["score"]) == (3.0, 3.0)
     assert (bad["document_id"], bad["status"], bad["error"]) == ("d1", "failed", error)
     assert bad["score"] is None
     assert bad["expected_score"] is None
     assert bad["reason"]
-    assert (made.counts["documents"], made.counts["scored"], made.counts["failed"]) == (3, 2, 1)
+    assert (manifest.counts["documents"], manifest.counts["scored"], manifest.counts["failed"]) == (3, 2, 1)
 
 
 # --- Retries ---------------------------------------------------------------------------------------------------------
 
 
-def test_retry_after_is_heeded(serve, pages, asking, tmp_path):
+def test_retry_after_is_respected(serve, pages, asking, tmp_path):
     at: list[float] = []
 
-    def answer(asked: Asked) -> Reply:
+    def answer(request: Request) -> Reply:
         at.append(time.monotonic())
-        return refused(429, "slow down", Retry_After="2") if asked.nth == 1 else Reply(GOOD)
+        return refused(429, "slow down", Retry_After="1") if request.nth == 1 else Reply(GOOD)
 
     server = serve(answer)
-    made = annotate_documents(pages(1), asking(server, max_retries=1, max_outage_s=9), tmp_path / "out", SETTINGS)
-    assert [(row["score"], row["attempts"]) for row in rows(made)] == [(3.0, 2)]
-    assert at[1] - at[0] >= 2
+    manifest = annotate_documents(pages(1), asking(server, max_retries=1, max_outage_s=9), tmp_path / "out", SETTINGS)
+    assert [(row["score"], row["attempts"]) for row in rows(manifest)] == [(3.0, 2)]
+    assert at[1] - at[0] >= 1
 
 
 def test_passing_trouble_is_tried_again(serve, pages, asking, tmp_path):
-    server = serve(lambda asked: refused(500, "out of memory") if asked.nth == 1 else GOOD)
-    made = annotate_documents(pages(3), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
-    assert [(row["score"], row["attempts"]) for row in rows(made)] == [(3.0, 2)] * 3
+    server = serve(lambda request: refused(500, "out of memory") if request.nth == 1 else GOOD)
+    manifest = annotate_documents(pages(3), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
+    assert [(row["score"], row["attempts"]) for row in rows(manifest)] == [(3.0, 2)] * 3
 
 
 def test_a_refusal_is_not_asked_again_and_counts_as_one_attempt(serve, pages, asking, tmp_path):
     server = serve(always(refused(400, "no such parameter")))
-    made = annotate_documents(pages(2), asking(server, max_retries=3), tmp_path / "out", SETTINGS)
-    assert [row["attempts"] for row in rows(made)] == [1, 1]
+    manifest = annotate_documents(pages(2), asking(server, max_retries=3), tmp_path / "out", SETTINGS)
+    assert [row["attempts"] for row in rows(manifest)] == [1, 1]
     assert len(server.requests) == 2
 
 
 def test_the_attempts_of_a_document_that_stays_without_answer_are_counted(serve, pages, asking, tmp_path):
     server = serve(always(Reply(None, fault="reset")))
-    made = annotate_documents(pages(1), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
-    assert [(row["error"], row["attempts"]) for row in rows(made)] == [("connection_error", 2)]
+    manifest = annotate_documents(pages(1), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
+    assert [(row["error"], row["attempts"]) for row in rows(manifest)] == [("connection_error", 2)]
     assert len(server.requests) == 2
 
 
@@ -310,21 +312,21 @@ def test_the_attempts_of_a_document_that_stays_without_answer_are_counted(serve,
 @pytest.mark.parametrize("fault", ["reset", "hang", None])
 def test_an_outage_ends_the_run_and_the_next_one_finishes_it(fault, serve, pages, asking, tmp_path):
     down = Reply({"error": {"message": "down"}}, 503, fault=fault)
-    server = serve(lambda asked: Reply(GOOD) if int(asked.document[1:]) < 5 else down)
-    given, source = asking(server, max_concurrency=8, timeout_s=0.3, max_retries=5), pages(60)
+    server = serve(lambda request: Reply(GOOD) if int(request.document[1:]) < 5 else down)
+    config, source = asking(server, max_concurrency=8, timeout_s=0.3, max_retries=5), pages(60)
     with pytest.raises(EndpointError, match=r"has not answered for \d+ s .* run the same command again"):
-        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+        annotate_documents(source, config, tmp_path / "out", SETTINGS)
     assert find_manifest(str(tmp_path / "out")) is None
     server.answer = always(GOOD)
-    made = annotate_documents(source, given, tmp_path / "out", SETTINGS)
-    assert made.counts["scored"] == 60
+    manifest = annotate_documents(source, config, tmp_path / "out", SETTINGS)
+    assert manifest.counts["scored"] == 60
     assert {server.asked[f"d{i}"] for i in range(5)} == {1}
 
 
 def test_refusals_are_no_outage_for_they_are_answers(serve, pages, asking, tmp_path):
-    server = serve(lambda asked: refused(400 if int(asked.document[1:]) % 3 == 0 else 500, "no"))
-    made = annotate_documents(pages(60), asking(server), tmp_path / "out", SETTINGS)
-    assert made.counts["failed"] == 60
+    server = serve(lambda request: refused(400 if int(request.document[1:]) % 3 == 0 else 500, "no"))
+    manifest = annotate_documents(pages(60), asking(server), tmp_path / "out", SETTINGS)
+    assert manifest.counts["failed"] == 60
 
 
 @pytest.mark.parametrize(
@@ -345,16 +347,16 @@ def test_a_wrong_key_or_model_ends_the_run_at_once_and_names_the_setting(reply, 
 
 
 def test_a_run_whose_every_request_is_refused_alike_ends_with_the_reason(serve, pages, asking, tmp_path):
-    server = serve(lambda asked: refused(400, f"Unsupported parameter: 'seed' (request req-{asked.document})"))
-    given, source = asking(server), pages(200)
+    server = serve(lambda request: refused(400, f"Unsupported parameter: 'seed' (request req-{request.document})"))
+    config, source = asking(server), pages(200)
     with pytest.raises(
         EndpointError,
         match=r"rejected the first 20 requests.*Unsupported parameter: 'seed'.*extra_body",
     ):
-        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+        annotate_documents(source, config, tmp_path / "out", SETTINGS)
     assert 20 <= len(server.requests) <= 24
     server.answer = always(GOOD)
-    again = given.model_copy(update={"retry_failed": True})
+    again = config.model_copy(update={"retry_failed": True})
     assert annotate_documents(source, again, tmp_path / "out", SETTINGS).counts["scored"] == 200
 
 
@@ -366,9 +368,9 @@ def test_a_refusal_without_a_word_is_one_like_the_others(serve, pages, asking, t
 
 @pytest.mark.parametrize("other", [GOOD, refused(400, "another reason")], ids=["an answer", "another refusal"])
 def test_refusals_among_which_is_something_else_end_no_run(other, serve, pages, asking, tmp_path):
-    server = serve(lambda asked: other if asked.document == "d10" else refused(400, "this page is not allowed"))
-    made = annotate_documents(pages(28), asking(server, max_concurrency=1), tmp_path / "out", SETTINGS)
-    assert made.counts["documents"] == 28
+    server = serve(lambda request: other if request.document == "d10" else refused(400, "this page is not allowed"))
+    manifest = annotate_documents(pages(28), asking(server, max_concurrency=1), tmp_path / "out", SETTINGS)
+    assert manifest.counts["documents"] == 28
 
 
 def test_a_column_missing_in_a_later_file_is_an_input_error(serve, asking, tmp_path):
@@ -381,29 +383,31 @@ def test_a_column_missing_in_a_later_file_is_an_input_error(serve, asking, tmp_p
 
 
 def test_too_many_failures_end_the_run_and_the_next_one_asks_only_for_them(serve, pages, asking, tmp_path):
-    server = serve(lambda asked: refused(400, "no") if asked.document in ("d2", "d5") and asked.nth == 1 else GOOD)
-    given, source = asking(server, max_failed_share=0.1), pages(10)
+    server = serve(
+        lambda request: refused(400, "no") if request.document in ("d2", "d5") and request.nth == 1 else GOOD
+    )
+    config, source = asking(server, max_failed_share=0.1), pages(10)
     with pytest.raises(TooManyFailures, match=r"2 of 10 answers failed \(bad_request 2\)"):
-        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+        annotate_documents(source, config, tmp_path / "out", SETTINGS)
     with pytest.raises(TooManyFailures, match="run again with --retry-failed"):
-        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+        annotate_documents(source, config, tmp_path / "out", SETTINGS)
     assert len(server.requests) == 10
     failed = [json.loads(line) for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
     assert [(row["document_id"], row["error"], row["reason"]) for row in failed] == [
         ("d2", "bad_request", "no"),
         ("d5", "bad_request", "no"),
     ]
-    again = given.model_copy(update={"retry_failed": True})
-    made = annotate_documents(source, again, tmp_path / "out", SETTINGS)
-    assert made.counts["scored"] == 10
+    again = config.model_copy(update={"retry_failed": True})
+    manifest = annotate_documents(source, again, tmp_path / "out", SETTINGS)
+    assert manifest.counts["scored"] == 10
     assert {document for document, times in server.asked.items() if times == 2} == {"d2", "d5"}
 
 
 def test_the_failures_of_a_finished_run_may_be_asked_again_too(serve, pages, asking, tmp_path):
-    server = serve(lambda asked: refused(400, "no") if asked.document == "d2" and asked.nth == 1 else GOOD)
-    given, source = asking(server), pages(5)
-    assert annotate_documents(source, given, tmp_path / "out", SETTINGS).counts["failed"] == 1
-    again = given.model_copy(update={"retry_failed": True})
+    server = serve(lambda request: refused(400, "no") if request.document == "d2" and request.nth == 1 else GOOD)
+    config, source = asking(server), pages(5)
+    assert annotate_documents(source, config, tmp_path / "out", SETTINGS).counts["failed"] == 1
+    again = config.model_copy(update={"retry_failed": True})
     assert annotate_documents(source, again, tmp_path / "out", SETTINGS).counts["scored"] == 5
     assert annotate_documents(source, again, tmp_path / "out", SETTINGS).counts["scored"] == 5
     assert server.asked == {"d0": 1, "d1": 1, "d2": 2, "d3": 1, "d4": 1}
@@ -411,8 +415,8 @@ def test_the_failures_of_a_finished_run_may_be_asked_again_too(serve, pages, ask
 
 def test_failures_up_to_the_tolerated_share_are_no_reason_to_stop(serve, pages, asking, tmp_path):
     server = serve(only("d2", chat("Who knows?")))
-    made = annotate_documents(pages(10), asking(server, max_failed_share=0.1), tmp_path / "out", SETTINGS)
-    assert made.counts["failed"] == 1
+    manifest = annotate_documents(pages(10), asking(server, max_failed_share=0.1), tmp_path / "out", SETTINGS)
+    assert manifest.counts["failed"] == 1
 
 
 # --- Budget ----------------------------------------------------------------------------------------------------------
@@ -424,21 +428,21 @@ SPARING = {"max_tokens": 5}
 
 def test_a_budget_that_is_enough_is_used(serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(GOOD))
-    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=180)
-    made = annotate_documents(pages(10), given, tmp_path / "out", SETTINGS)
-    assert made.counts["prompt_tokens"] + made.counts["completion_tokens"] == 150
+    config = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=180)
+    manifest = annotate_documents(pages(10), config, tmp_path / "out", SETTINGS)
+    assert manifest.counts["prompt_tokens"] + manifest.counts["completion_tokens"] == 150
 
 
 @pytest.mark.parametrize("usage", [None, {"prompt_tokens": None, "completion_tokens": None}])
 def test_the_budget_holds_over_runs_and_with_many_in_flight(usage, serve, pages, asking, prompt_file, tmp_path):
     answer = GOOD if usage is None else {**GOOD, "usage": usage}
-    server, source = serve(lambda asked: Reply(answer, delay_s=0.02)), pages(40)
-    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=300, max_concurrency=30)
+    server, source = serve(lambda request: Reply(answer, delay_s=0.02)), pages(40)
+    config = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=300, max_concurrency=30)
     for _ in range(2):
         with pytest.raises(TooManyFailures, match=r"300 tokens \(--budget-tokens\) is used up: .* not asked again"):
-            annotate_documents(source, given, tmp_path / "out", SETTINGS)
+            annotate_documents(source, config, tmp_path / "out", SETTINGS)
         assert 5 <= len(server.requests) <= 20
-    more = given.model_copy(update={"budget_tokens": 3_000})
+    more = config.model_copy(update={"budget_tokens": 3_000})
     assert annotate_documents(source, more, tmp_path / "out", SETTINGS).counts["scored"] == 40
     assert set(server.asked.values()) == {1}
 
@@ -448,18 +452,20 @@ def test_money_has_a_budget_too_and_needs_prices(serve, pages, asking, prompt_fi
     with pytest.raises(ValueError, match="budget_usd needs usd_per_million_prompt_tokens"):
         asking(server, budget_usd=1.0)
     prices = {"usd_per_million_prompt_tokens": 1e4, "usd_per_million_completion_tokens": 2e4}  # 20 cents a request
-    given = asking(server, prompts=[prompt_file(**SPARING)], budget_usd=2.1, **prices)
+    config = asking(server, prompts=[prompt_file(**SPARING)], budget_usd=2.1, **prices)
     with pytest.raises(TooManyFailures, match=r"2\.10 USD \(--budget-usd\)"):
-        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+        annotate_documents(source, config, tmp_path / "out", SETTINGS)
     assert 8 <= len(server.requests) <= 10
 
 
 def test_tokens_of_failed_answers_are_spent_even_when_they_are_asked_again(serve, pages, asking, prompt_file, tmp_path):
     server, source = serve(always(chat("Who knows?"))), pages(4)
-    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=150, max_failed_share=0.0, retry_failed=True)
+    config = asking(
+        server, prompts=[prompt_file(**SPARING)], budget_tokens=150, max_failed_share=0.0, retry_failed=True
+    )
     for least in (4, 8, 9):
         with pytest.raises(TooManyFailures):
-            annotate_documents(source, given, tmp_path / "out", SETTINGS)
+            annotate_documents(source, config, tmp_path / "out", SETTINGS)
         assert least <= len(server.requests) <= min(least, 9) + 1
 
 
@@ -483,13 +489,13 @@ def half_empty(request, tmp_path) -> SourceConfig:
 
 def test_a_document_without_text_fails_and_is_not_missing(half_empty, serve, asking, tmp_path):
     server = serve(always(GOOD))
-    made = annotate_documents(half_empty, asking(server, votes=2, temperature=1.0), tmp_path / "out", SETTINGS)
-    found = [(row["document_id"], row["vote"], row["status"], row["error"]) for row in rows(made)]
+    manifest = annotate_documents(half_empty, asking(server, votes=2, temperature=1.0), tmp_path / "out", SETTINGS)
+    found = [(row["document_id"], row["vote"], row["status"], row["error"]) for row in rows(manifest)]
     assert found == [(f"d{i}", vote, "scored", None) for i in range(3) for vote in range(2)] + [
         (one, vote, "failed", "no_text") for one in "abc" for vote in range(2)
     ]
     assert set(server.asked) == {"d0", "d1", "d2"}
-    assert (made.counts["documents"], made.counts["failed_no_text"], made.counts["rejected"]) == (6, 6, 2)
+    assert (manifest.counts["documents"], manifest.counts["failed_no_text"], manifest.counts["rejected"]) == (6, 6, 2)
 
 
 def test_documents_without_text_count_towards_the_share_that_fails(half_empty, serve, asking, tmp_path):
@@ -518,56 +524,56 @@ EMPTY = chat("")
 )
 @pytest.mark.usefixtures("hasty")
 def test_tries_that_failed_and_may_have_cost_count_towards_the_cap(bad, serve, pages, asking, prompt_file, tmp_path):
-    def answer(asked: Asked) -> Any:
+    def answer(request: Request) -> Any:
         return bad if len(server.requests) % 3 == 0 else GOOD
 
     server, source = serve(answer), pages(60)
     changes = {"budget_tokens": 600, "max_concurrency": 8, "max_retries": 4, "timeout_s": 0.5}
-    given = asking(server, prompts=[prompt_file(**SPARING)], **changes)
+    config = asking(server, prompts=[prompt_file(**SPARING)], **changes)
     for _ in range(2):
         with pytest.raises(TooManyFailures, match="is used up"):
-            annotate_documents(source, given, tmp_path / "out", SETTINGS)
+            annotate_documents(source, config, tmp_path / "out", SETTINGS)
         assert 20 <= len(server.requests) <= 600 / 15
 
 
 @pytest.mark.usefixtures("hasty")
 def test_what_was_paid_is_reported_with_all_tries_and_answers_asked_again(serve, pages, asking, tmp_path):
     wrong = {("d1", 1): EMPTY, ("d2", 1): chat("Who knows?"), ("d3", 1): refused(500, "no"), ("d4", 1): EMPTY}
-    server, source = serve(lambda asked: wrong.get((asked.document, asked.nth), GOOD)), pages(6)
-    given = asking(server, max_retries=1)
-    made = annotate_documents(source, given, tmp_path / "out", SETTINGS)
-    assert (made.counts["scored"], made.counts["failed_unparsable_score"]) == (5, 1)
-    assert (made.counts["prompt_tokens"], made.counts["completion_tokens"]) == (80, 40)
-    assert [row["prompt_tokens"] for row in rows(made)] == [10, 20, 10, 10, 20, 10]
-    made = annotate_documents(source, given.model_copy(update={"retry_failed": True}), tmp_path / "out", SETTINGS)
-    assert made.counts["scored"] == 6
-    assert (made.counts["prompt_tokens"], made.counts["completion_tokens"]) == (90, 45)
-    assert "tokens_unreported" not in made.counts
+    server, source = serve(lambda request: wrong.get((request.document, request.nth), GOOD)), pages(6)
+    config = asking(server, max_retries=1)
+    manifest = annotate_documents(source, config, tmp_path / "out", SETTINGS)
+    assert (manifest.counts["scored"], manifest.counts["failed_unparsable_score"]) == (5, 1)
+    assert (manifest.counts["prompt_tokens"], manifest.counts["completion_tokens"]) == (80, 40)
+    assert [row["prompt_tokens"] for row in rows(manifest)] == [10, 20, 10, 10, 20, 10]
+    manifest = annotate_documents(source, config.model_copy(update={"retry_failed": True}), tmp_path / "out", SETTINGS)
+    assert manifest.counts["scored"] == 6
+    assert (manifest.counts["prompt_tokens"], manifest.counts["completion_tokens"]) == (90, 45)
+    assert "tokens_unreported" not in manifest.counts
 
 
 def test_tokens_that_no_server_reported_are_told_apart_from_those_that_were_paid(
     serve, pages, asking, prompt_file, tmp_path
 ):
     server = serve(only("d1", Reply(GOOD, fault="hang")))
-    given = asking(server, prompts=[prompt_file(**SPARING)], timeout_s=0.3)
-    made = annotate_documents(pages(3), given, tmp_path / "out", SETTINGS)
-    assert (made.counts["prompt_tokens"], made.counts["completion_tokens"]) == (20, 10)
-    assert 15 <= made.counts["tokens_unreported"] <= 60
-    assert rows(made)[1]["prompt_tokens"] is None
+    config = asking(server, prompts=[prompt_file(**SPARING)], timeout_s=0.3)
+    manifest = annotate_documents(pages(3), config, tmp_path / "out", SETTINGS)
+    assert (manifest.counts["prompt_tokens"], manifest.counts["completion_tokens"]) == (20, 10)
+    assert 15 <= manifest.counts["tokens_unreported"] <= 60
+    assert rows(manifest)[1]["prompt_tokens"] is None
 
 
 def test_a_run_may_finish_at_its_budget_and_a_later_one_asks_for_the_rest(serve, pages, asking, prompt_file, tmp_path):
     server, source = serve(always(GOOD)), pages(20)
-    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200, at_budget="finish", retry_failed=True)
-    made = annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    config = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200, at_budget="finish", retry_failed=True)
+    manifest = annotate_documents(source, config, tmp_path / "out", SETTINGS)
     asked = len(server.requests)
     assert asked * 15 <= 200
-    assert (made.counts["scored"], made.counts["failed_not_asked"]) == (asked, 20 - asked)
-    assert made.rows == 20
-    missing = [row for row in rows(made) if row["status"] == "failed"]
+    assert (manifest.counts["scored"], manifest.counts["failed_not_asked"]) == (asked, 20 - asked)
+    assert manifest.rows == 20
+    missing = [row for row in rows(manifest) if row["status"] == "failed"]
     assert {(row["error"], row["score"], row["attempts"]) for row in missing} == {("not_asked", None, 0)}
     assert "200 tokens (--budget-tokens) had no room" in missing[0]["reason"]
-    more = given.model_copy(update={"budget_tokens": 2_000})
+    more = config.model_copy(update={"budget_tokens": 2_000})
     assert annotate_documents(source, more, tmp_path / "out", SETTINGS).counts["scored"] == 20
     assert set(server.asked.values()) == {1}
 
@@ -576,27 +582,27 @@ def test_a_run_that_finishes_at_its_budget_ends_by_the_tolerated_share_each_time
     serve, pages, asking, prompt_file, tmp_path
 ):
     server, source = serve(always(GOOD)), pages(20)
-    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200, at_budget="finish")
-    strict = given.model_copy(update={"max_failed_share": 0.05})
+    config = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200, at_budget="finish")
+    strict = config.model_copy(update={"max_failed_share": 0.05})
     for _ in range(2):
         with pytest.raises(TooManyFailures, match=r"not_asked .* with a higher budget and --retry-failed") as ended:
             annotate_documents(source, strict, tmp_path / "out", SETTINGS)
         assert "the other answers can be used" in str(ended.value)
-        made = find_manifest(str(tmp_path / "out"))
-        assert made is not None
-        assert made.counts["failed_not_asked"] == 20 - len(server.requests)
-    assert annotate_documents(source, given, tmp_path / "out", SETTINGS) == made
+        manifest = find_manifest(str(tmp_path / "out"))
+        assert manifest is not None
+        assert manifest.counts["failed_not_asked"] == 20 - len(server.requests)
+    assert annotate_documents(source, config, tmp_path / "out", SETTINGS) == manifest
 
 
 def test_a_run_that_was_stopped_by_its_budget_can_be_finished_without_asking(
     serve, pages, asking, prompt_file, tmp_path
 ):
     server, source = serve(always(GOOD)), pages(20)
-    given = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200)
+    config = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200)
     with pytest.raises(TooManyFailures, match=r"higher budget.*--at-budget finish"):
-        annotate_documents(source, given, tmp_path / "out", SETTINGS)
+        annotate_documents(source, config, tmp_path / "out", SETTINGS)
     asked = len(server.requests)
-    finish = given.model_copy(update={"at_budget": "finish"})
+    finish = config.model_copy(update={"at_budget": "finish"})
     assert annotate_documents(source, finish, tmp_path / "out", SETTINGS).counts["scored"] == asked
 
 
@@ -605,10 +611,10 @@ def test_a_run_that_was_stopped_by_its_budget_can_be_finished_without_asking(
 
 def test_a_finished_run_asks_nothing_more_even_of_a_dead_endpoint(serve, pages, asking, tmp_path):
     server = serve(always(GOOD))
-    given, source = asking(server), pages(5)
-    first = annotate_documents(source, given, tmp_path / "out", SETTINGS)
+    config, source = asking(server), pages(5)
+    first = annotate_documents(source, config, tmp_path / "out", SETTINGS)
     server.answer = always(Reply(None, fault="reset"))
-    assert annotate_documents(source, given, tmp_path / "out", SETTINGS) == first
+    assert annotate_documents(source, config, tmp_path / "out", SETTINGS) == first
     assert len(server.requests) == 5
 
 
@@ -626,7 +632,7 @@ def test_a_finished_run_asks_nothing_more_even_of_a_dead_endpoint(serve, pages, 
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_settings_are_refused_a_directory_that_is_taken(change, finished, serve, pages, asking, tmp_path):
     source = pages(2)
-    server = serve(lambda asked: GOOD if finished or asked.document == "d0" else chat("no idea"))
+    server = serve(lambda request: GOOD if finished or request.document == "d0" else chat("no idea"))
     if finished:
         annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
     else:
@@ -641,7 +647,7 @@ def test_other_settings_are_refused_a_directory_that_is_taken(change, finished, 
 @pytest.mark.parametrize("first", ["no such column", "no answer", "all refused"])
 def test_a_directory_in_which_nothing_was_answered_is_free_for_mended_settings(first, serve, pages, asking, tmp_path):
     source = pages(25)
-    server = serve(lambda asked: refused(400, "Unsupported parameter: 'seed'") if "seed" in asked.body else GOOD)
+    server = serve(lambda request: refused(400, "Unsupported parameter: 'seed'") if "seed" in request.body else GOOD)
     mended = asking(server, extra_body={"seed": None})
     with pytest.raises(MlFilterError):
         if first == "no such column":
@@ -652,8 +658,8 @@ def test_a_directory_in_which_nothing_was_answered_is_free_for_mended_settings(f
             annotate_documents(source, dead, tmp_path / "out", SETTINGS)
         else:
             annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
-    made = annotate_documents(source, mended, tmp_path / "out", SETTINGS)
-    assert (made.counts["scored"], made.counts["failed"]) == (25, 0)
+    manifest = annotate_documents(source, mended, tmp_path / "out", SETTINGS)
+    assert (manifest.counts["scored"], manifest.counts["failed"]) == (25, 0)
 
 
 def test_a_directory_that_is_taken_names_its_ledger_and_how_its_answers_are_used(serve, pages, asking, tmp_path):
@@ -683,10 +689,11 @@ def command(server: Any, source: SourceConfig, prompt: str, out: Path) -> list[s
     return [*line, "--endpoint", server.url, "--model", "m", "--max-concurrency", "5", "--output", str(out)]
 
 
+@pytest.mark.slow
 def test_after_a_kill_only_requests_on_their_way_are_made_again(serve, pages, asking, prompt_file, tmp_path):
     out, source = tmp_path / "out", pages(60)
     # the 31st document and those after it hang, so that the kill meets exactly five requests on their way
-    server = serve(lambda asked: Reply(GOOD, fault="hang" if int(asked.document[1:]) >= 30 else None))
+    server = serve(lambda request: Reply(GOOD, fault="hang" if int(request.document[1:]) >= 30 else None))
     line = command(server, source, prompt_file(), out)
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         while len(server.requests) < 35:
@@ -695,7 +702,7 @@ def test_after_a_kill_only_requests_on_their_way_are_made_again(serve, pages, as
         with pytest.raises(InputError, match="being written by another process"):
             annotate_documents(source, asking(server), out, SETTINGS)
         os.kill(running.pid, signal.SIGKILL)
-    on_their_way = {asked.document for asked in server.requests} - set(server.finished)
+    on_their_way = {request.document for request in server.requests} - set(server.finished)
     assert on_their_way == {f"d{i}" for i in range(30, 35)}
     with Ledger(out / "ledger.sqlite") as ledger:
         [kept] = ledger._db.execute("SELECT COUNT(*) FROM answers WHERE status = 'scored'").fetchone()
@@ -716,8 +723,8 @@ def test_a_document_whose_id_came_before_is_rejected_and_not_asked(serve, asking
     texts = [("a", "[a] first"), ("b", "[b] page"), ("a", "[c] other text"), ("a", "[a] first")]
     path.write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in texts))
     server = serve(always(GOOD))
-    made = annotate_documents(SourceConfig(paths=[str(path)]), asking(server), tmp_path / "out", SETTINGS)
-    assert [row["document_id"] for row in rows(made)] == ["a", "b"]
+    manifest = annotate_documents(SourceConfig(paths=[str(path)]), asking(server), tmp_path / "out", SETTINGS)
+    assert [row["document_id"] for row in rows(manifest)] == ["a", "b"]
     assert server.asked == {"a": 1, "b": 1}
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     assert [(reject["place"], reject["reason"]) for reject in rejects] == [("a", "duplicate_id")] * 2
@@ -743,8 +750,8 @@ def test_endpoint_and_model_may_come_from_the_environment(serve, pages, prompt_f
     with pytest.raises(ConfigError, match="--model or set ML_FILTER_MODEL"):
         annotate_documents(pages(1), AnnotateConfig(prompts=[prompt_file()]), tmp_path / "out")
     monkeypatch.setenv("ML_FILTER_MODEL", "from-the-environment")
-    made = annotate_documents(pages(1), AnnotateConfig(prompts=[prompt_file()]), tmp_path / "out")
-    assert rows(made)[0]["annotator"] == "from-the-environment"
+    manifest = annotate_documents(pages(1), AnnotateConfig(prompts=[prompt_file()]), tmp_path / "out")
+    assert rows(manifest)[0]["annotator"] == "from-the-environment"
 
 
 # --- The key ---------------------------------------------------------------------------------------------------------
@@ -752,9 +759,9 @@ def test_endpoint_and_model_may_come_from_the_environment(serve, pages, prompt_f
 
 @pytest.mark.parametrize("url", [f"http://me:{KEY}@host/v1", f"http://{KEY}@host/v1", f"http://host/v1?key={KEY}"])
 def test_a_key_in_an_endpoints_url_is_refused_before_it_is_written_anywhere(url, pages, tmp_path):
-    for given in (url, {"url": url}):
+    for endpoint in (url, {"url": url}):
         with pytest.raises(ValidationError, match="put the key into ML_FILTER_API_KEY") as caught:
-            AnnotateConfig.model_validate({"endpoints": [given]})
+            AnnotateConfig.model_validate({"endpoints": [endpoint]})
         assert KEY not in f"{caught.value}{problems_in(caught.value, 'annotate')}"
     settings = Settings(_env_file=None, endpoint=f"http://fine/v1,{url}", model="m", api_key=None)
     with pytest.raises(ConfigError, match=r"ML_FILTER_ENDPOINT: url: .*put the key into ML_FILTER_API_KEY") as told:
@@ -783,7 +790,7 @@ def test_the_key_reaches_the_server_and_no_file_message_or_log(serve, pages, ask
         refused(429, f"quota of {KEY} exceeded"),
         Reply(f"<html>{KEY}</html>".encode(), headers={"Content-Type": "text/html"}),
     ]
-    server = serve(lambda asked: (troubles + [Reply(GOOD)] * 9)[int(asked.document[1:])])
+    server = serve(lambda request: (troubles + [Reply(GOOD)] * 9)[int(request.document[1:])])
     source = pages(8)
     try:
         with pytest.raises(TooManyFailures) as caught:

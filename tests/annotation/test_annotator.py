@@ -1,4 +1,4 @@
-"""What is asked of a server, and what is made of whatever it answers."""
+"""What is asked of a server, and how whatever it answers is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,16 @@ from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import criteria_of
 from ml_filter.errors import ConfigError, EndpointError, TooManyFailures
-from tests.annotation.misbehaving import PROMPT, Asked, Reply, chat, chat_logprobs, completion, legacy_logprobs, refused
+from tests.annotation.misbehaving import (
+    PROMPT,
+    Reply,
+    Request,
+    chat,
+    chat_logprobs,
+    completion,
+    legacy_logprobs,
+    refused,
+)
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 GOOD = chat("Score: 3")
@@ -41,7 +50,9 @@ def rows(manifest: Any) -> list[dict[str, Any]]:
 
 def test_json_is_asked_for_with_its_schema(serve, pages, asking, prompt_file, tmp_path):
     server = serve(lambda _: chat('{"reason": "It explains.", "score": 4}'))
-    made = annotate_documents(pages(1), asking(server, prompts=[prompt_file(**AS_JSON)]), tmp_path / "out", SETTINGS)
+    manifest = annotate_documents(
+        pages(1), asking(server, prompts=[prompt_file(**AS_JSON)]), tmp_path / "out", SETTINGS
+    )
     assert server.requests[0].body["response_format"] == {
         "type": "json_schema",
         "json_schema": {
@@ -58,19 +69,21 @@ def test_json_is_asked_for_with_its_schema(serve, pages, asking, prompt_file, tm
             },
         },
     }
-    assert [(row["score"], row["reason"]) for row in rows(made)] == [(4.0, "It explains.")]
+    assert [(row["score"], row["reason"]) for row in rows(manifest)] == [(4.0, "It explains.")]
 
 
 def test_a_written_choice_is_held_to_the_choices_and_read(serve, pages, asking, prompt_file, tmp_path):
-    server = serve(lambda asked: chat(" Good\n" if asked.document == "d0" else "neither"))
-    made = annotate_documents(pages(2), asking(server, prompts=[prompt_file(**WRITTEN)]), tmp_path / "out", SETTINGS)
+    server = serve(lambda request: chat(" Good\n" if request.document == "d0" else "neither"))
+    manifest = annotate_documents(
+        pages(2), asking(server, prompts=[prompt_file(**WRITTEN)]), tmp_path / "out", SETTINGS
+    )
     assert server.requests[0].body["structured_outputs"] == {"choice": ["bad", "good"]}
     assert "logprobs" not in server.requests[0].body
-    assert [(row["score"], row["error"]) for row in rows(made)] == [(5.0, None), (None, "unparsable_score")]
+    assert [(row["score"], row["error"]) for row in rows(manifest)] == [(5.0, None), (None, "unparsable_score")]
 
 
-def without_structure(asked: Asked) -> Reply | dict[str, Any]:
-    if {"response_format", "structured_outputs"} & asked.body.keys():
+def without_structure(request: Request) -> Reply | dict[str, Any]:
+    if {"response_format", "structured_outputs"} & request.body.keys():
         return refused(400, "Unrecognized request argument supplied: response_format")
     return chat('{"reason": "It explains.", "score": 4}')
 
@@ -82,37 +95,37 @@ def test_a_server_that_refuses_structure_is_asked_without_and_warned_about_once(
     sink = logger.add(warnings.append, level="WARNING")
     server = serve(without_structure)
     try:
-        given = asking(server, prompts=[prompt_file(**AS_JSON)])
-        made = annotate_documents(pages(20), given, tmp_path / "out", SETTINGS)
+        config = asking(server, prompts=[prompt_file(**AS_JSON)])
+        manifest = annotate_documents(pages(20), config, tmp_path / "out", SETTINGS)
     finally:
         logger.remove(sink)
-    assert [(row["score"], row["attempts"]) for row in rows(made)] == [(4.0, 1)] * 20
+    assert [(row["score"], row["attempts"]) for row in rows(manifest)] == [(4.0, 1)] * 20
     assert len(server.requests) <= 24
     assert len(warnings) == 1
     assert "does not support structured output" in warnings[0]
 
 
 def test_where_structure_is_a_must_its_refusal_ends_the_run(serve, pages, asking, prompt_file, tmp_path):
-    given = asking(serve(without_structure), prompts=[prompt_file(**AS_JSON)], structured="on")
+    config = asking(serve(without_structure), prompts=[prompt_file(**AS_JSON)], structured="on")
     with pytest.raises(EndpointError, match=r"does not support structured output .*\(--structured\) to auto or off"):
-        annotate_documents(pages(3), given, tmp_path / "out", SETTINGS)
+        annotate_documents(pages(3), config, tmp_path / "out", SETTINGS)
 
 
 def test_where_structure_is_off_none_is_asked_for(serve, pages, asking, prompt_file, tmp_path):
     server = serve(without_structure)
-    given = asking(server, prompts=[prompt_file(**AS_JSON)], structured="off")
-    assert annotate_documents(pages(3), given, tmp_path / "out", SETTINGS).counts["scored"] == 3
+    config = asking(server, prompts=[prompt_file(**AS_JSON)], structured="off")
+    assert annotate_documents(pages(3), config, tmp_path / "out", SETTINGS).counts["scored"] == 3
     assert len(server.requests) == 3
 
 
 # --- Fields that a server wants otherwise ----------------------------------------------------------------------------
 
 
-def like_a_reasoning_model(asked: Asked) -> Reply | dict[str, Any]:
-    if "max_tokens" in asked.body:
+def like_a_reasoning_model(request: Request) -> Reply | dict[str, Any]:
+    if "max_tokens" in request.body:
         message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
         return refused(400, message)
-    if {"temperature", "seed"} & asked.body.keys():
+    if {"temperature", "seed"} & request.body.keys():
         return refused(400, "Unsupported value: 'temperature' does not support 0.0 with this model.")
     return GOOD
 
@@ -124,8 +137,8 @@ def test_fields_that_a_server_refuses_are_renamed_or_left_out(serve, pages, aski
     server = serve(like_a_reasoning_model)
     as_usual = annotate_documents(pages(2), asking(server), tmp_path / "usual", SETTINGS)
     assert [row["error"] for row in rows(as_usual)] == ["bad_request"] * 2
-    made = annotate_documents(pages(2), asking(server, extra_body=RENAMED), tmp_path / "renamed", SETTINGS)
-    assert made.counts["scored"] == 2
+    manifest = annotate_documents(pages(2), asking(server, extra_body=RENAMED), tmp_path / "renamed", SETTINGS)
+    assert manifest.counts["scored"] == 2
     body = server.requests[-1].body
     assert body["max_completion_tokens"] == 900
     assert not {"max_tokens", "temperature", "seed"} & body.keys()
@@ -134,8 +147,8 @@ def test_fields_that_a_server_refuses_are_renamed_or_left_out(serve, pages, aski
 def test_extra_fields_go_before_all_others_structure_among_them(serve, pages, asking, prompt_file, tmp_path):
     server = serve(lambda _: chat('{"reason": "It explains.", "score": 4}'))
     extra = {"response_format": {"type": "json_object"}, "top_p": 0.5, "chat_template_kwargs": {"thinking": None}}
-    given = asking(server, prompts=[prompt_file(**AS_JSON)], extra_body=extra, top_p=0.9)
-    annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
+    config = asking(server, prompts=[prompt_file(**AS_JSON)], extra_body=extra, top_p=0.9)
+    annotate_documents(pages(1), config, tmp_path / "out", SETTINGS)
     assert {name: server.requests[0].body[name] for name in extra} == extra
 
 
@@ -149,9 +162,9 @@ def test_an_answer_may_be_as_long_as_the_extra_fields_say(serve, pages, asking, 
 def test_extra_fields_are_part_of_the_ledgers_key_and_their_absence_leaves_it(serve, pages, asking, tmp_path):
     server = serve(lambda _: GOOD)
     ledger = tmp_path / "ledger.sqlite"
-    given = asking(server, ledger=str(ledger))
-    annotate_documents(pages(1), given, tmp_path / "usual", SETTINGS)
-    annotate_documents(pages(1), given.model_copy(update={"extra_body": RENAMED}), tmp_path / "renamed", SETTINGS)
+    config = asking(server, ledger=str(ledger))
+    annotate_documents(pages(1), config, tmp_path / "usual", SETTINGS)
+    annotate_documents(pages(1), config.model_copy(update={"extra_body": RENAMED}), tmp_path / "renamed", SETTINGS)
     with sqlite3.connect(ledger) as db:
         questions = {question for (question,) in db.execute("SELECT question FROM answers")}
     assert len(questions) == len(server.requests) == 2
@@ -235,8 +248,8 @@ def test_usage_that_cannot_be_is_unknown(usage, serve, pages, asking, tmp_path):
 
 def test_half_a_surrogate_pair_in_a_json_reason_is_no_reason_to_stop(serve, pages, asking, prompt_file, tmp_path):
     server = serve(lambda _: chat('{"reason": "half \\ud83d of it", "score": 3}'))
-    given = asking(server, prompts=[prompt_file(**AS_JSON)])
-    [row] = rows(annotate_documents(pages(1), given, tmp_path / "out", SETTINGS))
+    config = asking(server, prompts=[prompt_file(**AS_JSON)])
+    [row] = rows(annotate_documents(pages(1), config, tmp_path / "out", SETTINGS))
     assert (row["score"], row["reason"]) == (3.0, "half ? of it")
 
 
@@ -245,7 +258,7 @@ def test_half_a_surrogate_pair_in_a_json_reason_is_no_reason_to_stop(serve, page
 
 @pytest.fixture
 def languages(tmp_path) -> Callable[..., SourceConfig]:
-    """Pages d0, d1, ... in the languages given."""
+    """Pages d0, d1, ... in the languages config."""
 
     def write(*codes: Any) -> SourceConfig:
         path = tmp_path / "languages.jsonl"
@@ -259,33 +272,33 @@ def languages(tmp_path) -> Callable[..., SourceConfig]:
 def test_each_document_gets_the_prompt_in_its_language_or_the_first(serve, asking, prompt_file, languages, tmp_path):
     prompts = [prompt_file("english"), prompt_file("german", language="de"), prompt_file("chinese", language="zho")]
     source = languages("deu_Latn", "en", "fra_Latn", None, "de-AT", "DE", "zho_Hans", "zh", "unknown", "", "??")
-    made = annotate_documents(source, asking(serve(lambda _: GOOD), prompts=prompts), tmp_path / "out", SETTINGS)
-    assert [row["prompt"] for row in rows(made)] == [
+    manifest = annotate_documents(source, asking(serve(lambda _: GOOD), prompts=prompts), tmp_path / "out", SETTINGS)
+    assert [row["prompt"] for row in rows(manifest)] == [
         *("german", "english", "english", "english", "german", "german"),
         *("chinese", "chinese", "english", "english", "english"),
     ]
-    assert {row["criterion"] for row in rows(made)} == {"educational_value"}
+    assert {row["criterion"] for row in rows(manifest)} == {"educational_value"}
 
 
 def test_documents_without_language_get_the_first_prompt(serve, pages, asking, prompt_file, tmp_path):
     prompts = [prompt_file("english"), prompt_file("german", language="de")]
-    made = annotate_documents(pages(3), asking(serve(lambda _: GOOD), prompts=prompts), tmp_path / "out", SETTINGS)
-    assert [row["prompt"] for row in rows(made)] == ["english"] * 3
+    manifest = annotate_documents(pages(3), asking(serve(lambda _: GOOD), prompts=prompts), tmp_path / "out", SETTINGS)
+    assert [row["prompt"] for row in rows(manifest)] == ["english"] * 3
 
 
 def test_several_criteria_in_one_run_are_rows_of_their_own(serve, asking, prompt_file, languages, tmp_path):
     harm = {"criterion": "harm", "text": "How harmful is this?\n{text}"}
     prompts = [prompt_file("english"), prompt_file("german", language="de"), prompt_file("harm", **harm)]
-    server = serve(lambda asked: chat(f"Score: {1 if 'harmful' in str(asked.body) else 4}"))
-    made = annotate_documents(languages("de", "en"), asking(server, prompts=prompts), tmp_path / "out", SETTINGS)
-    assert [(row["document_id"], row["criterion"], row["prompt"], row["score"]) for row in rows(made)] == [
+    server = serve(lambda request: chat(f"Score: {1 if 'harmful' in str(request.body) else 4}"))
+    manifest = annotate_documents(languages("de", "en"), asking(server, prompts=prompts), tmp_path / "out", SETTINGS)
+    assert [(row["document_id"], row["criterion"], row["prompt"], row["score"]) for row in rows(manifest)] == [
         ("d0", "educational_value", "german", 4.0),
         ("d0", "harm", "harm", 1.0),
         ("d1", "educational_value", "english", 4.0),
         ("d1", "harm", "harm", 1.0),
     ]
-    assert made.counts["documents"] == 2
-    assert [prompt["criterion"] for prompt in made.config["prompts"]] == ["educational_value"] * 2 + ["harm"]
+    assert manifest.counts["documents"] == 2
+    assert [prompt["criterion"] for prompt in manifest.config["prompts"]] == ["educational_value"] * 2 + ["harm"]
 
 
 @pytest.mark.parametrize(
@@ -297,42 +310,42 @@ def test_several_criteria_in_one_run_are_rows_of_their_own(serve, asking, prompt
     ],
 )
 def test_prompts_between_which_none_can_choose_are_refused(changes, says, serve, pages, asking, prompt_file, tmp_path):
-    given = asking(serve(lambda _: GOOD), prompts=[prompt_file("one"), prompt_file("two", **changes)])
+    config = asking(serve(lambda _: GOOD), prompts=[prompt_file("one"), prompt_file("two", **changes)])
     with pytest.raises(ConfigError, match=says):
-        annotate_documents(pages(1), given, tmp_path / "out", SETTINGS)
+        annotate_documents(pages(1), config, tmp_path / "out", SETTINGS)
 
 
 # --- Two outputs, one ledger -----------------------------------------------------------------------------------------
 
 
 def test_a_shared_ledger_pays_nothing_twice(serve, pages, asking, tmp_path):
-    server = serve(lambda asked: Reply(GOOD))
-    given = asking(server, ledger=str(tmp_path / "shared" / "ledger.sqlite"), temperature=1.0)
-    annotate_documents(pages(5), given, tmp_path / "one", SETTINGS)
-    more_votes = given.model_copy(update={"votes": 3})
-    made = annotate_documents(pages(5), more_votes, tmp_path / "two", SETTINGS)
-    assert (made.rows, len(server.requests)) == (15, 15)
-    made = annotate_documents(pages(8), more_votes, tmp_path / "three", SETTINGS)
-    assert (made.rows, len(server.requests)) == (24, 24)
-    assert sorted(asked.body["seed"] for asked in server.requests) == [0] * 8 + [1] * 8 + [2] * 8
+    server = serve(lambda request: Reply(GOOD))
+    config = asking(server, ledger=str(tmp_path / "shared" / "ledger.sqlite"), temperature=1.0)
+    annotate_documents(pages(5), config, tmp_path / "one", SETTINGS)
+    more_votes = config.model_copy(update={"votes": 3})
+    manifest = annotate_documents(pages(5), more_votes, tmp_path / "two", SETTINGS)
+    assert (manifest.rows, len(server.requests)) == (15, 15)
+    manifest = annotate_documents(pages(8), more_votes, tmp_path / "three", SETTINGS)
+    assert (manifest.rows, len(server.requests)) == (24, 24)
+    assert sorted(request.body["seed"] for request in server.requests) == [0] * 8 + [1] * 8 + [2] * 8
 
 
 @pytest.mark.parametrize("change", [{"temperature": 0.5}, {"seed": 1}, {"model": "other"}, {"top_p": 0.5}])
 def test_a_shared_ledger_never_gives_the_answers_to_another_question(change, serve, pages, asking, tmp_path):
-    server = serve(lambda asked: Reply(GOOD))
-    given = asking(server, ledger=str(tmp_path / "ledger.sqlite"), temperature=1.0)
-    annotate_documents(pages(2), given, tmp_path / "one", SETTINGS)
-    annotate_documents(pages(2), given.model_copy(update=change), tmp_path / "two", SETTINGS)
+    server = serve(lambda request: Reply(GOOD))
+    config = asking(server, ledger=str(tmp_path / "ledger.sqlite"), temperature=1.0)
+    annotate_documents(pages(2), config, tmp_path / "one", SETTINGS)
+    annotate_documents(pages(2), config.model_copy(update=change), tmp_path / "two", SETTINGS)
     assert len(server.requests) == 4
 
 
 def test_the_manifest_of_a_run_says_what_its_prompts_ask(serve, pages, asking, tmp_path):
-    made = annotate_documents(pages(1), asking(serve(lambda _: GOOD)), Path(tmp_path / "out"), SETTINGS)
-    [prompt] = made.config["prompts"]
+    manifest = annotate_documents(pages(1), asking(serve(lambda _: GOOD)), Path(tmp_path / "out"), SETTINGS)
+    [prompt] = manifest.config["prompts"]
     assert prompt == {
         "name": "short",
         "digest": SHORT.digest,
         "criterion": "educational_value",
         "language": "en",
     }
-    assert criteria_of(made) == [Criterion(name="educational_value", low=0, high=5, threshold=2.5)]
+    assert criteria_of(manifest) == [Criterion(name="educational_value", low=0, high=5, threshold=2.5)]

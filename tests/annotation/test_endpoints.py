@@ -1,4 +1,4 @@
-"""Several endpoints behind one door: what is asked of a server that slows down, refuses, dies and comes back."""
+"""A pool of endpoints: which requests a server gets that slows down, rejects, dies and comes back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ml_filter.annotation import endpoints
 from ml_filter.annotation.client import Endpoint, RequestFailed
 from ml_filter.annotation.endpoints import Circuit, EndpointPool
 from ml_filter.errors import EndpointError
-from tests.annotation.misbehaving import Asked, MisbehavingServer, Reply, chat, refused
+from tests.annotation.misbehaving import MisbehavingServer, Reply, Request, chat, refused
 
 # --- The circuit -----------------------------------------------------------------------------------------------------
 
@@ -76,8 +76,8 @@ def ask(urls: Sequence[str], documents: Sequence[str], *, in_flight: int = 20, *
     return asyncio.run(asyncio.wait_for(run(), timeout=20))
 
 
-def echo(asked: Asked) -> Reply:
-    return Reply(chat(asked.document), delay_s=0.01)
+def echo(request: Request) -> Reply:
+    return Reply(chat(request.document), delay_s=0.01)
 
 
 def closed_port() -> str:
@@ -99,14 +99,14 @@ def test_a_server_that_is_dead_for_a_while_costs_no_document_and_few_requests(do
     died: list[float] = []
     while_dead = 0
 
-    def answer(asked: Asked) -> Reply:
+    def answer(request: Request) -> Reply:
         nonlocal while_dead
         if len(server.requests) > 60 and not died:
             died.append(time.monotonic())
         if died and time.monotonic() < died[0] + 2.5:
             while_dead += 1
             return down
-        return echo(asked)
+        return echo(request)
 
     server: MisbehavingServer = serve(answer)
     assert ask([server.url], DOCUMENTS) == DOCUMENTS
@@ -124,7 +124,7 @@ def test_an_endpoint_that_never_answered_ends_the_run_soon_and_names_the_setting
 
 @pytest.mark.usefixtures("impatient")
 def test_everyone_who_waits_hears_of_an_outage_that_lasts_too_long(serve):
-    server = serve(lambda asked: echo(asked) if len(server.requests) <= 50 else Reply(None, fault="reset"))
+    server = serve(lambda request: echo(request) if len(server.requests) <= 50 else Reply(None, fault="reset"))
     results = ask([server.url], DOCUMENTS, in_flight=100, max_outage_s=2)
     answered = [result for result in results if isinstance(result, str)]
     assert len(answered) == 50
@@ -134,7 +134,7 @@ def test_everyone_who_waits_hears_of_an_outage_that_lasts_too_long(serve):
 
 @pytest.mark.usefixtures("impatient")
 def test_when_one_of_two_endpoints_dies_the_other_takes_over(serve):
-    dying = serve(lambda asked: echo(asked) if len(dying.requests) <= 20 else Reply(None, fault="reset"))
+    dying = serve(lambda request: echo(request) if len(dying.requests) <= 20 else Reply(None, fault="reset"))
     well = serve(echo)
     assert ask([dying.url, well.url], DOCUMENTS, max_retries=1) == DOCUMENTS
     assert len(well.requests) >= 180
@@ -148,8 +148,8 @@ def test_an_endpoint_that_is_dead_from_the_start_does_not_spoil_the_other(serve)
 
 @pytest.mark.usefixtures("impatient")
 def test_a_try_that_failed_waits_for_room_at_another_endpoint(serve):
-    broken = serve(lambda asked: refused(500, "out of memory"))
-    busy = serve(lambda asked: Reply(chat(asked.document), delay_s=0.2))
+    broken = serve(lambda request: refused(500, "out of memory"))
+    busy = serve(lambda request: Reply(chat(request.document), delay_s=0.2))
     assert ask([broken.url, busy.url], DOCUMENTS[:40], max_retries=1) == DOCUMENTS[:40]
 
 
@@ -164,9 +164,9 @@ def test_an_endpoint_that_refuses_key_or_model_is_taken_out_and_the_others_go_on
     finally:
         logger.remove(sink)
     assert len(wrong.requests) <= 20
-    [warning] = [warning for warning in warnings if "not asked any more" in warning]
+    [warning] = [warning for warning in warnings if "The run continues without it" in warning]
     assert wrong.url in warning
-    assert f"goes on with {well.url}" in warning
+    assert f"continues without it, with {well.url}" in warning
 
 
 @pytest.mark.usefixtures("impatient")
@@ -188,7 +188,7 @@ def test_an_endpoint_that_limits_the_rate_is_left_alone_while_the_other_works(se
 @pytest.mark.usefixtures("impatient")
 def test_a_rate_limit_of_a_day_is_not_waited_for_longer_than_an_outage(serve):
     server = serve(
-        lambda asked: refused(429, "quota", Retry_After="86400") if len(server.requests) < 5 else echo(asked)
+        lambda request: refused(429, "quota", Retry_After="86400") if len(server.requests) < 5 else echo(request)
     )
     assert ask([server.url], ["a"], max_outage_s=0.5) == ["a"]
 
@@ -196,7 +196,9 @@ def test_a_rate_limit_of_a_day_is_not_waited_for_longer_than_an_outage(serve):
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("others", [0, 100])
 def test_documents_that_no_server_can_answer_fail_and_are_no_outage(others, serve):
-    server = serve(lambda asked: refused(500, "assertion failed") if asked.document.startswith("bad") else echo(asked))
+    server = serve(
+        lambda request: refused(500, "assertion failed") if request.document.startswith("bad") else echo(request)
+    )
     documents = [f"bad{i}" for i in range(12)] + DOCUMENTS[:others]
     results = ask([server.url], documents, max_retries=2, max_outage_s=1.0)
     assert [error.code for error in results[:12] if isinstance(error, RequestFailed)] == ["server_error"] * 12
@@ -205,11 +207,11 @@ def test_documents_that_no_server_can_answer_fail_and_are_no_outage(others, serv
 
 @pytest.mark.usefixtures("impatient")
 def test_a_rate_limit_costs_a_tenth_of_a_try(serve):
-    server = serve(lambda asked: refused(429, "slow down") if len(server.requests) < 12 else echo(asked))
+    server = serve(lambda request: refused(429, "slow down") if len(server.requests) < 12 else echo(request))
     assert ask([server.url], ["a"], max_retries=2) == ["a"]
     assert server.asked["a"] > 3
 
 
 def test_an_answer_of_the_wrong_form_is_tried_again(serve):
-    server = serve(lambda asked: Reply({"choices": []}) if asked.nth == 1 else echo(asked))
+    server = serve(lambda request: Reply({"choices": []}) if request.nth == 1 else echo(request))
     assert ask([server.url], ["a"], max_retries=1) == ["a"]

@@ -1,8 +1,6 @@
 """The bill before the run: what it says, what it rests on, and that the pilot is not paid twice."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,13 +11,14 @@ from pydantic import SecretStr
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import AnnotateConfig, EstimateConfig
 from ml_filter.annotation.estimate import ESTIMATE_NAME, Estimate, Range, estimate_bill
+from ml_filter.cli import main
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, TooManyFailures
 from ml_filter.pipeline.bill import annotator_runs, estimate_pipeline, source_to_annotate
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents
-from tests.annotation.misbehaving import Asked, Reply, chat, refused
+from tests.annotation.misbehaving import Reply, Request, chat, refused
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr("sk-the-key"))
 PRICES = {"usd_per_million_prompt_tokens": 100.0, "usd_per_million_completion_tokens": 1000.0}
@@ -34,8 +33,8 @@ def tokens_of(document: str) -> int:
     return 100 + int(document[1:]) * 37 % 100
 
 
-def uneven(asked: Asked) -> dict[str, Any]:
-    return chat("Score: 3", usage=usage(tokens_of(asked.document), 5))
+def uneven(request: Request) -> dict[str, Any]:
+    return chat("Score: 3", usage=usage(tokens_of(request.document), 5))
 
 
 def pilot(documents: int, **changes: Any) -> EstimateConfig:
@@ -43,38 +42,40 @@ def pilot(documents: int, **changes: Any) -> EstimateConfig:
 
 
 def test_the_bill_is_the_pilot_scaled_to_all_documents(serve, pages, asking):
-    server = serve(lambda asked: chat("Score: 3", usage=usage(200, 10)))
-    made = estimate_bill(pages(40), asking(server, **PRICES), pilot(10), settings=SETTINGS)
-    assert (made.documents, made.pilot.documents, len(server.requests)) == (40, 10, 10)
-    assert made.requests == Range(value=40, low=40, high=40)
-    assert made.prompt_tokens == Range(value=8000, low=8000, high=8000)
-    assert made.completion_tokens == Range(value=400, low=400, high=400)
-    assert made.usd is not None
-    assert made.usd.value == pytest.approx(8000 * 100e-6 + 400 * 1000e-6)
-    assert made.pilot.usd == pytest.approx(made.usd.value / 4)
+    server = serve(lambda request: chat("Score: 3", usage=usage(200, 10)))
+    estimate = estimate_bill(pages(40), asking(server, **PRICES), pilot(10), settings=SETTINGS)
+    assert (estimate.documents, estimate.pilot.documents, len(server.requests)) == (40, 10, 10)
+    assert estimate.requests == Range(value=40, low=40, high=40)
+    assert estimate.prompt_tokens == Range(value=8000, low=8000, high=8000)
+    assert estimate.completion_tokens == Range(value=400, low=400, high=400)
+    assert estimate.usd is not None
+    assert estimate.usd.value == pytest.approx(8000 * 100e-6 + 400 * 1000e-6)
+    assert estimate.pilot.usd == pytest.approx(estimate.usd.value / 4)
 
 
 def test_the_interval_holds_what_the_run_then_uses(serve, pages, asking, tmp_path):
     server = serve(uneven)
-    given = asking(server, max_concurrency=16, **PRICES)
-    made = estimate_bill(pages(200), given, pilot(50), output=tmp_path / "out", settings=SETTINGS)
-    counts = annotate_documents(pages(200), given, tmp_path / "out", SETTINGS).counts
-    assert made.prompt_tokens is not None
-    assert made.usd is not None
-    assert made.prompt_tokens.low < counts["prompt_tokens"] < made.prompt_tokens.high
-    assert made.usd.low < given.usd(counts["prompt_tokens"], counts["completion_tokens"]) < made.usd.high
-    assert made.prompt_tokens.high - made.prompt_tokens.low < 0.2 * made.prompt_tokens.value
+    config = asking(server, max_concurrency=16, **PRICES)
+    estimate = estimate_bill(pages(200), config, pilot(50), output=tmp_path / "out", settings=SETTINGS)
+    counts = annotate_documents(pages(200), config, tmp_path / "out", SETTINGS).counts
+    assert estimate.prompt_tokens is not None
+    assert estimate.usd is not None
+    assert estimate.prompt_tokens.low < counts["prompt_tokens"] < estimate.prompt_tokens.high
+    assert estimate.usd.low < config.usd(counts["prompt_tokens"], counts["completion_tokens"]) < estimate.usd.high
+    assert estimate.prompt_tokens.high - estimate.prompt_tokens.low < 0.2 * estimate.prompt_tokens.value
 
 
 @pytest.mark.parametrize("where", ["output", "ledger"])
 def test_the_run_does_not_pay_for_the_pilots_answers_again(where, serve, pages, asking, tmp_path):
     server = serve(uneven)
-    given = asking(server, **({"ledger": str(tmp_path / "shared.sqlite")} if where == "ledger" else {}))
+    config = asking(server, **({"ledger": str(tmp_path / "shared.sqlite")} if where == "ledger" else {}))
     output = tmp_path / "annotations" if where == "output" else None
-    made = estimate_bill(pages(12), given, pilot(5), output=output, settings=SETTINGS)
-    assert made.pilot.ledger == str(tmp_path / ("shared.sqlite" if where == "ledger" else "annotations/ledger.sqlite"))
+    estimate = estimate_bill(pages(12), config, pilot(5), output=output, settings=SETTINGS)
+    assert estimate.pilot.ledger == str(
+        tmp_path / ("shared.sqlite" if where == "ledger" else "annotations/ledger.sqlite")
+    )
     assert len(server.requests) == 5
-    annotations = annotate_documents(pages(12), given, tmp_path / "annotations", SETTINGS)
+    annotations = annotate_documents(pages(12), config, tmp_path / "annotations", SETTINGS)
     assert annotations.counts["scored"] == 12
     assert set(server.asked.values()) == {1}
 
@@ -105,8 +106,8 @@ def test_a_finished_estimate_is_not_made_again_and_another_configuration_is(serv
 
 
 def test_votes_and_windows_are_requests_of_their_own(serve, pages, asking, prompt_file):
-    server = serve(lambda asked: chat("Score: 3", usage=usage(10, 1)))
-    given = asking(
+    server = serve(lambda request: chat("Score: 3", usage=usage(10, 1)))
+    config = asking(
         server,
         prompts=[prompt_file(max_text_chars=20)],
         votes=2,
@@ -114,75 +115,77 @@ def test_votes_and_windows_are_requests_of_their_own(serve, pages, asking, promp
         long_documents="windows",
         max_windows=2,
     )
-    made = estimate_bill(pages(30), given, pilot(10), settings=SETTINGS)
-    assert made.requests.value == 30 * 2 * 2
-    assert made.prompt_tokens is not None
-    assert made.prompt_tokens.value == 1200
+    estimate = estimate_bill(pages(30), config, pilot(10), settings=SETTINGS)
+    assert estimate.requests.value == 30 * 2 * 2
+    assert estimate.prompt_tokens is not None
+    assert estimate.prompt_tokens.value == 1200
 
 
 def test_failed_requests_are_named_and_do_not_pull_the_means_down(serve, pages, asking):
-    def answer(asked: Asked) -> Reply:
-        number = int(asked.document[1:])
+    def answer(request: Request) -> Reply:
+        number = int(request.document[1:])
         if number % 4 == 0:
             return refused(400, "maximum context length exceeded")
         return Reply(chat("no idea" if number % 4 == 1 else "Score: 3", usage=usage(100, 7)))
 
-    made = estimate_bill(pages(40), asking(serve(answer)), pilot(40), settings=SETTINGS)
-    assert made.pilot.errors == {"context_too_long": 10, "unparsable_score": 10}
-    assert (made.pilot.requests, made.pilot.answered) == (40, 30)
-    assert made.prompt_tokens is not None
-    assert made.prompt_tokens.value == pytest.approx(40 * 100)
-    assert made.pilot.prompt_tokens == 30 * 100
-    [note] = [note for note in made.notes if "failed" in note]
+    estimate = estimate_bill(pages(40), asking(serve(answer)), pilot(40), settings=SETTINGS)
+    assert estimate.pilot.errors == {"context_too_long": 10, "unparsable_score": 10}
+    assert (estimate.pilot.requests, estimate.pilot.answered) == (40, 30)
+    assert estimate.prompt_tokens is not None
+    assert estimate.prompt_tokens.value == pytest.approx(40 * 100)
+    assert estimate.pilot.prompt_tokens == 30 * 100
+    [note] = [note for note in estimate.notes if "failed" in note]
     assert note == "20 of 40 requests of the pilot failed: context_too_long 10, unparsable_score 10"
 
 
 def test_a_pilot_without_any_answer_gives_no_bill(serve, pages, asking, tmp_path):
-    server = serve(lambda asked: refused(400, "no"))
+    server = serve(lambda request: refused(400, "no"))
     with pytest.raises(TooManyFailures, match=r"none of the pilot's 4 requests was answered: bad_request 4"):
         estimate_bill(pages(9), asking(server), pilot(4), output=tmp_path, settings=SETTINGS)
     assert not (tmp_path / ESTIMATE_NAME).exists()
 
 
 def test_hours_are_measured_and_say_at_which_concurrency(serve, pages, asking):
-    server = serve(lambda asked: Reply(uneven(asked), delay_s=0.1))
-    made = estimate_bill(pages(100), asking(server, max_concurrency=2), pilot(20), settings=SETTINGS)
-    assert made.hours is not None
-    assert made.pilot.in_flight == pytest.approx(2, abs=0.3)
-    assert made.hours.value == pytest.approx(made.pilot.seconds / 20 * 100 / 3600)
-    assert made.pilot.seconds >= 1.0
-    assert made.hours.low <= made.hours.value <= made.hours.high
-    assert not any("upper bound" in note for note in made.notes)
+    server = serve(lambda request: Reply(uneven(request), delay_s=0.1))
+    estimate = estimate_bill(pages(100), asking(server, max_concurrency=2), pilot(20), settings=SETTINGS)
+    assert estimate.hours is not None
+    assert estimate.pilot.in_flight == pytest.approx(2, abs=0.3)
+    assert estimate.hours.value == pytest.approx(estimate.pilot.seconds / 20 * 100 / 3600)
+    assert estimate.pilot.seconds >= 1.0
+    assert estimate.hours.low <= estimate.hours.value <= estimate.hours.high
+    assert not any("upper bound" in note for note in estimate.notes)
 
 
 def test_hours_of_a_pilot_that_cannot_fill_the_concurrency_are_called_an_upper_bound(serve, pages, asking):
-    made = estimate_bill(pages(9), asking(serve(uneven), max_concurrency=100), pilot(5), settings=SETTINGS)
-    assert any("upper bound" in note and "100" in note for note in made.notes)
+    estimate = estimate_bill(pages(9), asking(serve(uneven), max_concurrency=100), pilot(5), settings=SETTINGS)
+    assert any("upper bound" in note and "100" in note for note in estimate.notes)
 
 
 def test_what_is_not_known_is_none_and_said(serve, pages, asking):
     silent = {**chat("Score: 3"), "usage": None}
-    made = estimate_bill(pages(9), asking(serve(lambda asked: silent), **PRICES), pilot(5), settings=SETTINGS)
-    assert (made.prompt_tokens, made.completion_tokens, made.usd) == (None, None, None)
-    assert any("no token counts" in note for note in made.notes)
-    made = estimate_bill(pages(9), asking(serve(uneven)), pilot(5), settings=SETTINGS)
-    assert made.usd is None
-    assert any("usd_per_million_prompt_tokens" in note for note in made.notes)
-    assert any("not kept" in note for note in made.notes)
+    estimate = estimate_bill(pages(9), asking(serve(lambda request: silent), **PRICES), pilot(5), settings=SETTINGS)
+    assert (estimate.prompt_tokens, estimate.completion_tokens, estimate.usd) == (None, None, None)
+    assert any("no token counts" in note for note in estimate.notes)
+    estimate = estimate_bill(pages(9), asking(serve(uneven)), pilot(5), settings=SETTINGS)
+    assert estimate.usd is None
+    assert any("usd_per_million_prompt_tokens" in note for note in estimate.notes)
+    assert any("not kept" in note for note in estimate.notes)
 
 
 def test_a_single_document_has_no_interval(serve, pages, asking):
-    made = estimate_bill(pages(9), asking(serve(uneven)), pilot(1), settings=SETTINGS)
-    assert made.prompt_tokens is not None
-    assert (made.prompt_tokens.low, made.prompt_tokens.high) == (None, None)
+    estimate = estimate_bill(pages(9), asking(serve(uneven)), pilot(1), settings=SETTINGS)
+    assert estimate.prompt_tokens is not None
+    assert (estimate.prompt_tokens.low, estimate.prompt_tokens.high) == (None, None)
 
 
 def test_a_budget_holds_for_the_pilot_too(serve, pages, asking):
-    server = serve(lambda asked: chat("Score: 3", usage=usage(100, 10)))
-    made = estimate_bill(pages(50), asking(server, budget_tokens=2000, max_concurrency=1), pilot(40), settings=SETTINGS)
-    assert made.pilot.documents == len(server.requests) < 19
-    assert made.prompt_tokens is not None
-    assert made.prompt_tokens.value == pytest.approx(5000)
+    server = serve(lambda request: chat("Score: 3", usage=usage(100, 10)))
+    estimate = estimate_bill(
+        pages(50), asking(server, budget_tokens=2000, max_concurrency=1), pilot(40), settings=SETTINGS
+    )
+    assert estimate.pilot.documents == len(server.requests) < 19
+    assert estimate.prompt_tokens is not None
+    assert estimate.prompt_tokens.value == pytest.approx(5000)
     with pytest.raises(TooManyFailures, match=r"budget of 10 tokens .* before one document"):
         estimate_bill(pages(50), asking(server, budget_tokens=10), pilot(4), settings=SETTINGS)
 
@@ -244,23 +247,26 @@ def test_the_pilot_on_the_gold_is_kept_where_the_pipeline_annotates_it(pipeline,
     runs = annotator_runs(parameters, first, output=None, settings=SETTINGS)
     estimate_pipeline(runs, pilot(5), SETTINGS)
     gold = SourceConfig.model_validate(pipeline["gate"]["gold"])
-    made = annotate_documents(gold, first, f"{pipeline['output']}/annotations-{{digest}}", SETTINGS)
-    assert (made.counts["scored"], made.counts["prompt_tokens"]) == (10, 900)
-    assert made.root == runs[2].output
+    manifest = annotate_documents(gold, first, f"{pipeline['output']}/annotations-{{digest}}", SETTINGS)
+    assert (manifest.counts["scored"], manifest.counts["prompt_tokens"]) == (10, 900)
+    assert manifest.root == runs[2].output
 
 
-def test_the_command_shows_a_line_for_each_run_of_a_pipeline_and_what_the_budgets_allow(pipeline, pages, tmp_path):
+def test_the_command_shows_a_line_for_each_run_of_a_pipeline_and_what_the_budgets_allow(
+    pipeline, pages, tmp_path, capsys
+):
     config = tmp_path / "annotation.yaml"
     config.write_text(yaml.safe_dump({"parameters": {**pipeline, "source": pages(30).model_dump()}}))
-    command = [sys.executable, "-m", "ml_filter.cli", "estimate", "--pilot", "3", "--config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert main(["estimate", "--pilot", "3", "--config", str(config)]) == 0
+    shown = capsys.readouterr().out
     for words in ("4 annotator runs", "jury-1", "gold-jury-1", "3,300", "0.9300", "in all at most 14,000 tokens"):
-        assert words in done.stdout
+        assert words in shown
 
 
-def test_the_command_estimates_a_pipelines_configuration_and_annotate_shows_the_cost(serve, pages, asking, tmp_path):
-    server = serve(lambda asked: chat("Score: 3", usage=usage(1000, 100)))
+def test_the_command_estimates_a_pipelines_configuration_and_annotate_shows_the_cost(
+    serve, pages, asking, tmp_path, capsys
+):
+    server = serve(lambda request: chat("Score: 3", usage=usage(1000, 100)))
     source = pages(30)
     annotate = asking(server, **PRICES).model_dump(mode="json")
     parameters = {"source": source.model_dump(), "sample": {"size": 20}, "output": str(tmp_path / "runs")}
@@ -269,10 +275,8 @@ def test_the_command_estimates_a_pipelines_configuration_and_annotate_shows_the_
     output = str(tmp_path / "annotations")
 
     def ml_filter(*arguments: str) -> str:
-        command = [sys.executable, "-m", "ml_filter.cli", *arguments, "--config", str(config), "--output", output]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert main([*arguments, "--config", str(config), "--output", output]) == 0
+        return capsys.readouterr().out
 
     shown = ml_filter("estimate", "--pilot", "5")
     assert "estimated from 5 of 20 documents" in shown
@@ -302,9 +306,10 @@ def test_a_source_that_is_read_counts_what_can_be_annotated(serve, asking, tmp_p
         ("parameters: {sorce: {paths: [nowhere.jsonl]}}\n", "wrong.yaml: sorce: Extra inputs are not permitted"),
     ],
 )
-def test_a_pipelines_file_needs_no_section_for_the_annotator_and_what_is_wrong_in_it_is_told(content, says, tmp_path):
+def test_a_pipelines_file_needs_no_section_for_the_annotator_and_what_is_wrong_in_it_is_told(
+    content, says, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "wrong.yaml").write_text(content)
-    command = [sys.executable, "-m", "ml_filter.cli", "estimate", "--config", "wrong.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-    assert says in done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["estimate", "--config", "wrong.yaml"]) == 2
+    assert says in capsys.readouterr().err

@@ -203,9 +203,10 @@ for number in range(int(sys.argv[2]), 10**9):
 """
 
 
+@pytest.mark.slow
 def test_every_answer_that_was_recorded_survives_kills_at_any_instant(tmp_path):
     path, last, rng = tmp_path / "ledger.sqlite", -1, random.Random(5)
-    for _ in range(4):
+    for _ in range(2):
         line = [sys.executable, "-c", WRITER, str(path), str(last + 1)]
         with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
@@ -216,4 +217,4 @@ def test_every_answer_that_was_recorded_survives_kills_at_any_instant(tmp_path):
         with Ledger(path) as ledger:
             keys = [Key(f"d{number}", "text", "question", 0) for number in range(last + 1)]
             assert all(ledger.statuses(key) == {0: "scored"} for key in keys)
-    assert last > 100
+    assert last > 50

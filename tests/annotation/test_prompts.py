@@ -82,7 +82,7 @@ def test_whatever_shapes_question_or_reading_changes_the_digest(change):
 
 
 def test_a_changed_copy_keeps_nothing_that_was_worked_out_before():
-    asked = (
+    original = (
         SHORT.digest,
         SHORT.render("x"),
         SHORT.scores_in("a 4, score: 3"),
@@ -97,7 +97,7 @@ def test_a_changed_copy_keeps_nothing_that_was_worked_out_before():
         changed.frame_bytes,
         changed.clean("=========="),
     )
-    assert all(a != b for a, b in zip(asked, told, strict=True))
+    assert all(a != b for a, b in zip(original, told, strict=True))
     assert SHORT.model_copy().digest == SHORT.digest
 
 
@@ -313,11 +313,11 @@ def test_what_reaches_the_server_is_one_message_with_the_document_inside(documen
     (tmp_path / "page.jsonl").write_text(json.dumps({"id": "d", "text": document}) + "\n")
     given = asking(server, prompts=[name])
     annotate_documents(SourceConfig(paths=[str(tmp_path / "page.jsonl")]), given, tmp_path / "out", SETTINGS)
-    [asked] = server.requests
+    [request] = server.requests
     if name.endswith("_small"):
-        question = asked.body["prompt"]
+        question = request.body["prompt"]
     else:
-        [message] = asked.body["messages"]
+        [message] = request.body["messages"]
         assert message["role"] == "user"
         question = message["content"]
         [row] = pq.read_table(tmp_path / "out" / "shards").to_pylist()

@@ -1,12 +1,7 @@
 """Translation of documents and prompts against a server that translates word by word, or badly."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,20 +20,20 @@ from ml_filter.annotation.translate.prompts import prompt_problem
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
-from tests.annotation.misbehaving import Asked, Reply, chat, refused
+from tests.annotation.misbehaving import Reply, Request, chat, refused
 
 ENGLISH = "the cell is a small part of life and it makes energy from light"
 GERMAN = "die Zelle ist ein kleiner Teil von Leben und sie macht Energie aus Licht"
 WORDS = dict(zip(ENGLISH.split(), GERMAN.split(), strict=False))
 
 
-def question(asked: Asked) -> str:
-    return asked.body["messages"][-1]["content"]
+def question(request: Request) -> str:
+    return request.body["messages"][-1]["content"]
 
 
-def material(asked: Asked) -> str:
-    fence = "++++++++++" if "++++++++++" in question(asked) else "=========="
-    return question(asked).split(f"\n{fence}\n")[1]
+def material(request: Request) -> str:
+    fence = "++++++++++" if "++++++++++" in question(request) else "=========="
+    return question(request).split(f"\n{fence}\n")[1]
 
 
 def german(text: str) -> str:
@@ -47,8 +42,8 @@ def german(text: str) -> str:
     return re.sub(rf"({keep})|[A-Za-z]+", lambda m: m[1] or WORDS.get(m[0], m[0] + "en"), text)
 
 
-def translator(asked: Asked) -> dict:
-    return chat(german(material(asked)))
+def translator(request: Request) -> dict:
+    return chat(german(material(request)))
 
 
 def config(server, **changes) -> TranslateConfig:
@@ -72,8 +67,8 @@ def rows_of(manifest) -> dict[str, dict]:
 def test_a_gold_document_keeps_its_label_its_other_columns_and_its_original(serve, tmp_path):
     server = serve(translator)
     source = gold(tmp_path, {"id": "d1", "text": ENGLISH, "language": "en", "human_score": 4, "url": "http://x"})
-    [made] = translate_documents(source, ["de"], config(server), tmp_path / "out")
-    row = rows_of(made)["d1"]
+    [manifest] = translate_documents(source, ["de"], config(server), tmp_path / "out")
+    row = rows_of(manifest)["d1"]
     assert row == {
         "id": "d1",
         "text": german(ENGLISH),
@@ -87,17 +82,19 @@ def test_a_gold_document_keeps_its_label_its_other_columns_and_its_original(serv
         "translation_error": None,
         "translation_reason": None,
     }
-    assert made.counts["translated"] == made.counts["documents"] == 1
+    assert manifest.counts["translated"] == manifest.counts["documents"] == 1
     assert "into German" in question(server.requests[0])
 
 
 def test_each_language_gets_its_own_directory_which_is_a_source_like_any_other(serve, tmp_path, asking):
     server = serve(
-        lambda asked: translator(asked) if "+" in question(asked) or "=" in question(asked) else chat("Score: 3")
+        lambda request: (
+            translator(request) if "+" in question(request) or "=" in question(request) else chat("Score: 3")
+        )
     )
     source = gold(tmp_path, {"id": "d1", "text": ENGLISH})
-    made = translate_documents(source, ["de", "es"], config(server), tmp_path / "out")
-    assert [rows_of(one)["d1"]["language"] for one in made] == ["de", "es"]
+    manifests = translate_documents(source, ["de", "es"], config(server), tmp_path / "out")
+    assert [rows_of(manifest)["d1"]["language"] for manifest in manifests] == ["de", "es"]
     annotated = annotate_documents(
         SourceConfig(paths=[str(tmp_path / "out" / "de")]), asking(server), tmp_path / "scores"
     )
@@ -107,13 +104,13 @@ def test_each_language_gets_its_own_directory_which_is_a_source_like_any_other(s
 def test_a_document_in_the_target_language_is_not_asked_about(serve, tmp_path):
     server = serve(translator)
     rows = [{"id": "d1", "text": GERMAN, "language": "deu_Latn"}, {"id": "d2", "text": ENGLISH, "language": "eng_Latn"}]
-    [made] = translate_documents(gold(tmp_path, *rows), ["de"], config(server), tmp_path / "out")
-    assert rows_of(made)["d1"]["text"] == rows_of(made)["d1"]["text_original"] == GERMAN
-    assert {one: row["translation_status"] for one, row in rows_of(made).items()} == {
+    [manifest] = translate_documents(gold(tmp_path, *rows), ["de"], config(server), tmp_path / "out")
+    assert rows_of(manifest)["d1"]["text"] == rows_of(manifest)["d1"]["text_original"] == GERMAN
+    assert {one: row["translation_status"] for one, row in rows_of(manifest).items()} == {
         "d1": "unchanged",
         "d2": "translated",
     }
-    assert made.counts["unchanged"] == 1
+    assert manifest.counts["unchanged"] == 1
     assert len(server.requests) == 1
 
 
@@ -130,17 +127,19 @@ BAD = {
 
 @pytest.mark.parametrize("how", BAD)
 def test_a_bad_translation_fails_its_document_with_the_reason_and_without_a_text(serve, tmp_path, how):
-    server = serve(lambda asked: chat(BAD[how](material(asked))) if asked.document == "bad" else translator(asked))
+    server = serve(
+        lambda request: chat(BAD[how](material(request))) if request.document == "bad" else translator(request)
+    )
     text = f"{ENGLISH}. {ENGLISH}."
     source = gold(tmp_path, {"id": "bad", "text": f"[bad] {text}"}, {"id": "good", "text": f"[good] {text}"})
-    [made] = translate_documents(source, ["de"], config(server), tmp_path / "out")
-    rows = rows_of(made)
+    [manifest] = translate_documents(source, ["de"], config(server), tmp_path / "out")
+    rows = rows_of(manifest)
     assert rows["good"]["translation_status"] == "translated"
     assert rows["bad"]["text"] is None
     assert rows["bad"]["translation_error"] == "suspicious_translation"
     assert rows["bad"]["translation_reason"]
     assert rows["bad"]["text_original"] == f"[bad] {text}"
-    assert made.counts["failed_suspicious_translation"] == 1
+    assert manifest.counts["failed_suspicious_translation"] == 1
 
 
 @pytest.mark.parametrize(
@@ -154,50 +153,56 @@ def test_a_bad_translation_fails_its_document_with_the_reason_and_without_a_text
     ],
 )
 def test_what_cannot_be_translated_is_failed_and_counted_never_missing(serve, tmp_path, reply, code):
-    server = serve(lambda asked: reply)
-    [made] = translate_documents(gold(tmp_path, {"id": "d", "text": ENGLISH}), ["de"], config(server), tmp_path / "out")
-    assert rows_of(made)["d"]["translation_error"] == code
-    assert (made.counts["failed"], made.counts[f"failed_{code}"]) == (1, 1)
+    server = serve(lambda request: reply)
+    [manifest] = translate_documents(
+        gold(tmp_path, {"id": "d", "text": ENGLISH}), ["de"], config(server), tmp_path / "out"
+    )
+    assert rows_of(manifest)["d"]["translation_error"] == code
+    assert (manifest.counts["failed"], manifest.counts[f"failed_{code}"]) == (1, 1)
 
 
 def test_a_document_without_text_is_failed_and_not_asked_about(serve, tmp_path):
     server = serve(translator)
     source = gold(tmp_path, {"id": "d", "text": ENGLISH}, {"id": "empty", "text": ""})
-    [made] = translate_documents(source, ["de"], config(server), tmp_path / "out")
-    row = rows_of(made)["empty"]
+    [manifest] = translate_documents(source, ["de"], config(server), tmp_path / "out")
+    row = rows_of(manifest)["empty"]
     assert (row["text"], row["translation_status"], row["translation_error"]) == (None, "failed", "no_text")
     assert len(server.requests) == 1
 
 
 def test_a_translation_that_was_cut_off_is_no_translation(serve, tmp_path):
-    def cut_off(asked: Asked) -> dict:
-        answer = translator(asked)
+    def cut_off(request: Request) -> dict:
+        answer = translator(request)
         answer["choices"][0]["finish_reason"] = "length"
         return answer
 
     source = gold(tmp_path, {"id": "d", "text": ENGLISH})
-    [made] = translate_documents(source, ["de"], config(serve(cut_off)), tmp_path / "out")
-    assert rows_of(made)["d"]["translation_error"] == "answer_cut_off"
+    [manifest] = translate_documents(source, ["de"], config(serve(cut_off)), tmp_path / "out")
+    assert rows_of(manifest)["d"]["translation_error"] == "answer_cut_off"
 
 
 def test_a_long_document_is_translated_in_pieces_and_joined_with_its_paragraphs(serve, tmp_path):
     server = serve(translator)
     text = "\n\n".join([ENGLISH] * 10)
     source = gold(tmp_path, {"id": "d", "text": text})
-    [made] = translate_documents(source, ["de"], config(server, piece_chars=200), tmp_path / "out")
-    assert rows_of(made)["d"]["text"] == german(text)
+    [manifest] = translate_documents(source, ["de"], config(server, piece_chars=200), tmp_path / "out")
+    assert rows_of(manifest)["d"]["text"] == german(text)
     assert len(server.requests) == 4
-    assert all(len(material(asked)) <= 202 for asked in server.requests)
+    assert all(len(material(request)) <= 202 for request in server.requests)
 
 
 def test_one_bad_piece_fails_the_whole_document_and_only_that_piece_is_asked_again(serve, tmp_path):
     texts = [f"[p{i}] {ENGLISH} {ENGLISH}" for i in range(3)]
-    server = serve(lambda asked: chat("nein") if (asked.document, asked.nth) == ("p1", 1) else translator(asked))
+    server = serve(
+        lambda request: chat("nein") if (request.document, request.nth) == ("p1", 1) else translator(request)
+    )
     source = gold(tmp_path, {"id": "d", "text": "\n\n".join(texts)})
-    [made] = translate_documents(source, ["de"], config(server, piece_chars=200), tmp_path / "out")
-    assert rows_of(made)["d"]["text"] is None
-    [made] = translate_documents(source, ["de"], config(server, piece_chars=200, retry_failed=True), tmp_path / "out")
-    assert rows_of(made)["d"]["text"] == german("\n\n".join(texts))
+    [manifest] = translate_documents(source, ["de"], config(server, piece_chars=200), tmp_path / "out")
+    assert rows_of(manifest)["d"]["text"] is None
+    [manifest] = translate_documents(
+        source, ["de"], config(server, piece_chars=200, retry_failed=True), tmp_path / "out"
+    )
+    assert rows_of(manifest)["d"]["text"] == german("\n\n".join(texts))
     assert server.asked == {"p0": 1, "p1": 2, "p2": 1}
 
 
@@ -210,20 +215,22 @@ def test_a_document_cannot_end_the_fence_or_begin_a_message(serve, tmp_path):
 
 
 def test_the_fence_that_a_model_repeats_is_no_part_of_the_translation(serve, tmp_path):
-    server = serve(lambda asked: chat(f"==========\n{german(material(asked))}\n=========="))
-    [made] = translate_documents(gold(tmp_path, {"id": "d", "text": ENGLISH}), ["de"], config(server), tmp_path / "out")
-    assert rows_of(made)["d"]["text"] == german(ENGLISH)
+    server = serve(lambda request: chat(f"==========\n{german(material(request))}\n=========="))
+    [manifest] = translate_documents(
+        gold(tmp_path, {"id": "d", "text": ENGLISH}), ["de"], config(server), tmp_path / "out"
+    )
+    assert rows_of(manifest)["d"]["text"] == german(ENGLISH)
 
 
 def test_a_column_with_the_name_of_one_of_ours_is_kept_under_another(serve, tmp_path):
     source = gold(tmp_path, {"id": "d", "text": ENGLISH, "text_original": "Alte Fassung"})
-    [made] = translate_documents(source, ["de"], config(serve(translator)), tmp_path / "out")
-    assert rows_of(made)["d"]["input_text_original"] == "Alte Fassung"
-    assert rows_of(made)["d"]["text_original"] == ENGLISH
+    [manifest] = translate_documents(source, ["de"], config(serve(translator)), tmp_path / "out")
+    assert rows_of(manifest)["d"]["input_text_original"] == "Alte Fassung"
+    assert rows_of(manifest)["d"]["text_original"] == ENGLISH
 
 
 def test_too_many_failures_in_one_language_do_not_keep_the_other_from_being_made(serve, tmp_path):
-    server = serve(lambda asked: chat("") if "into German" in question(asked) else translator(asked))
+    server = serve(lambda request: chat("") if "into German" in question(request) else translator(request))
     source = gold(tmp_path, {"id": "d", "text": ENGLISH})
     with pytest.raises(TooManyFailures, match="de: 1 of 1 answers failed"):
         translate_documents(source, ["de", "es"], config(server, max_failed_share=0.1), tmp_path / "out")
@@ -231,31 +238,17 @@ def test_too_many_failures_in_one_language_do_not_keep_the_other_from_being_made
     assert not (tmp_path / "out" / "de" / "manifest.json").exists()
 
 
-RUN = """
-import sys
-from ml_filter.annotation.translate import translate_documents
-from ml_filter.config import Settings
-from ml_filter.documents.config import SourceConfig
-from ml_filter.annotation.config import TranslateConfig
-config = TranslateConfig(endpoints=[sys.argv[2]], model="m", max_concurrency=4)
-translate_documents(SourceConfig(paths=[sys.argv[1]]), ["de"], config, sys.argv[3])
-"""
-
-
-def test_a_run_that_is_killed_pays_for_no_translation_twice_and_loses_no_document(serve, tmp_path):
-    server = serve(lambda asked: Reply(translator(asked), delay_s=0.05))
-    source = gold(tmp_path, *({"id": f"d{i}", "text": f"[d{i}] {ENGLISH}"} for i in range(60)))
-    command = [sys.executable, "-c", RUN, source.paths[0], server.url, str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while server.finished.total() < 20 and process.poll() is None:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    [made] = translate_documents(source, ["de"], TranslateConfig(endpoints=[server.url], model="m"), tmp_path / "out")
-    assert set(rows_of(made)) == {f"d{i}" for i in range(60)}
-    assert made.counts["translated"] == 60
-    # only requests that were in flight at the kill may be asked again
-    assert 60 <= len(server.requests) <= 60 + 4
+def test_an_interrupted_run_resumes_and_pays_for_no_translation_twice(serve, tmp_path, interrupt_after):
+    server = serve(translator)
+    source = gold(tmp_path, *({"id": f"d{i}", "text": f"[d{i}] {ENGLISH}"} for i in range(30)))
+    settings = TranslateConfig(endpoints=[server.url], model="m", max_concurrency=4)
+    interrupt_after(10)
+    with pytest.raises(KeyboardInterrupt):
+        translate_documents(source, ["de"], settings, tmp_path / "out")
+    [manifest] = translate_documents(source, ["de"], settings, tmp_path / "out")
+    assert set(rows_of(manifest)) == {f"d{i}" for i in range(30)}
+    assert manifest.counts["translated"] == 30
+    assert 30 <= len(server.requests) < 30 + 4  # only requests in flight at the interruption are made again
 
 
 # --- checks
@@ -329,14 +322,19 @@ def prompt(tmp_path):
 def test_a_translated_prompt_asks_the_same_in_another_language(serve, tmp_path, prompt):
     server = serve(translator)
     [path] = translate_prompt(prompt, ["de"], config(server), tmp_path / "prompts")
-    original, made = load_prompt(prompt), load_prompt(str(path))
+    original, translated = load_prompt(prompt), load_prompt(str(path))
     assert path.name == "lessons_de.yaml"
-    assert (made.name, made.language, made.criterion, made.score) == ("lessons_de", "de", "lessons", original.score)
-    assert made.text == german(original.text)
-    assert made.system == german(original.system)
-    assert made.description == "Howen usefulen (translated from lessons by m)"
-    assert [match[1] for match in made.scores_in("Score: 4")] == ["4"]
-    assert prompts_by_criterion([original, made])["lessons"].keys() == {"en", "de"}
+    assert (translated.name, translated.language, translated.criterion, translated.score) == (
+        "lessons_de",
+        "de",
+        "lessons",
+        original.score,
+    )
+    assert translated.text == german(original.text)
+    assert translated.system == german(original.system)
+    assert translated.description == "Howen usefulen (translated from lessons by m)"
+    assert [match[1] for match in translated.scores_in("Score: 4")] == ["4"]
+    assert prompts_by_criterion([original, translated])["lessons"].keys() == {"en", "de"}
     assert original.digest in path.read_text().splitlines()[0]
 
 
@@ -356,17 +354,21 @@ LOSSES = {
 def test_a_prompt_that_has_lost_a_part_is_asked_again_and_told_then_refused_and_not_written(
     serve, tmp_path, prompt, loss
 ):
-    server = serve(lambda asked: chat(german(LOSSES[loss](material(asked)))))
+    server = serve(lambda request: chat(german(LOSSES[loss](material(request)))))
     with pytest.raises(TooManyFailures, match=r"\(no file was written\) to de: refused_translation: the text: "):
         translate_prompt(prompt, ["de"], config(server), tmp_path / "prompts")
     assert not list(tmp_path.glob("prompts/*"))
-    assert ["An earlier translation was refused" in question(asked) for asked in server.requests] == [False, True, True]
+    assert ["An earlier translation was refused" in question(request) for request in server.requests] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_a_prompt_that_is_right_at_the_second_try_is_written(serve, tmp_path, prompt):
-    def second_time_right(asked: Asked) -> dict:
-        again = "was refused" in question(asked)
-        return translator(asked) if again else chat(german(material(asked)).replace("Score:", "Note:"))
+    def second_time_right(request: Request) -> dict:
+        again = "was refused" in question(request)
+        return translator(request) if again else chat(german(material(request)).replace("Score:", "Note:"))
 
     [path] = translate_prompt(prompt, ["de"], config(serve(second_time_right)), tmp_path / "p.yaml")
     assert load_prompt(str(path)).language == "de"
@@ -375,20 +377,20 @@ def test_a_prompt_that_is_right_at_the_second_try_is_written(serve, tmp_path, pr
 def test_a_refused_language_does_not_keep_the_others_from_being_written_nor_are_they_asked_again(
     serve, tmp_path, prompt
 ):
-    server = serve(lambda asked: chat("?") if "into Spanish" in question(asked) else translator(asked))
+    server = serve(lambda request: chat("?") if "into Spanish" in question(request) else translator(request))
     for _ in range(2):
         with pytest.raises(TooManyFailures, match="es: "):
             translate_prompt(prompt, ["de", "es"], config(server), tmp_path / "prompts")
     assert [path.name for path in (tmp_path / "prompts").iterdir()] == ["lessons_de.yaml"]
-    assert sum("into German" in question(asked) for asked in server.requests) == 3  # text, system, description
+    assert sum("into German" in question(request) for request in server.requests) == 3  # text, system, description
 
 
 def test_a_prompt_is_translated_within_the_budget_and_what_was_paid_for_is_written(serve, tmp_path, prompt):
     """Each request is reserved with all it may write, 300 tokens; it takes 300 and a failed one costs as much."""
 
-    def answer(asked: Asked) -> dict:
+    def answer(request: Request) -> dict:
         usage = {"prompt_tokens": 100, "completion_tokens": 200}
-        return chat("?" if "into Spanish" in question(asked) else german(material(asked)), usage=usage)
+        return chat("?" if "into Spanish" in question(request) else german(material(request)), usage=usage)
 
     server = serve(answer)
     capped = config(server, budget_tokens=2500, max_tokens=300, max_concurrency=1)
@@ -403,9 +405,9 @@ def test_a_prompt_is_translated_within_the_budget_and_what_was_paid_for_is_writt
 
 
 def test_a_translated_prompt_is_kept_when_the_endpoint_goes_away_before_the_others_are_done(serve, tmp_path, prompt):
-    def answer(asked: Asked) -> Reply | dict:
-        if "into German" in question(asked):
-            return translator(asked)
+    def answer(request: Request) -> Reply | dict:
+        if "into German" in question(request):
+            return translator(request)
         return Reply({"error": {"message": "no more"}}, 401, delay_s=2.0)
 
     server = serve(answer)
@@ -427,7 +429,7 @@ def test_a_prompt_whose_answer_cannot_be_checked_is_not_translated(serve, tmp_pa
         translate_prompt(unclear, ["de"], config(server), tmp_path)
     with pytest.raises(ConfigError, match="translate it by hand"):
         translate_prompt("educational_value_small", ["de"], config(server), tmp_path)
-    with pytest.raises(ConfigError, match="is in English already"):
+    with pytest.raises(ConfigError, match="is already in English"):
         translate_prompt("educational_value", ["en"], config(server), tmp_path)
     assert not server.requests
 
@@ -438,10 +440,10 @@ def test_a_json_prompt_keeps_the_keys_of_its_answer(serve, tmp_path, prompt_file
     with pytest.raises(TooManyFailures, match='it has lost "score"'):
         translate_prompt(path, ["de"], config(serve(translator)), tmp_path / "a")
     careful = serve(
-        lambda asked: chat(german(material(asked)).replace("scoreen", "score").replace("reasonen", "reason"))
+        lambda request: chat(german(material(request)).replace("scoreen", "score").replace("reasonen", "reason"))
     )
-    [made] = translate_prompt(path, ["de"], config(careful), tmp_path / "b")
-    assert load_prompt(str(made)).mode == "json"
+    [translated] = translate_prompt(path, ["de"], config(careful), tmp_path / "b")
+    assert load_prompt(str(translated)).mode == "json"
 
 
 @pytest.mark.parametrize("language", ["de", "es"])
@@ -469,6 +471,6 @@ def test_the_key_of_the_environment_is_sent(serve, tmp_path):
     server = serve(translator)
     settings = Settings(endpoint=server.url, model="m", api_key="secret-key-of-mine")
     source = gold(tmp_path, {"id": "d", "text": ENGLISH})
-    [made] = translate_documents(source, ["de"], TranslateConfig(), tmp_path / "out", settings)
+    [manifest] = translate_documents(source, ["de"], TranslateConfig(), tmp_path / "out", settings)
     assert server.keys == {"Bearer secret-key-of-mine"}
-    assert "secret" not in made.to_json()
+    assert "secret" not in manifest.to_json()

@@ -1,4 +1,4 @@
-"""Annotation under fire, the small form of the benchmark: a misbehaving server, and a run that is killed and killed."""
+"""A small version of the benchmark: a run that is killed repeatedly while it asks a misbehaving server."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "annotation_under_fire.py"
 FAULTS = ("server_error", "hang", "malformed", "cut_off", "reset", "rate_limited")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_loses_nothing_and_repeats_no_finished_call():
     size = ("--documents", "150", "--kills", "5", "--dead", "3", "--latency", "0.1", "--timeout", "1.5")
     command = [
