@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
@@ -60,7 +60,6 @@ from ml_filter.statistics.intervals import exact_upper_bound
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_Value = TypeVar("_Value", str, str | None)
 FIRST_STAGE_DIRECTORY, ENCODER_DIRECTORY = "student", "encoder"
 """Names in the saved format."""
 _SCRATCH_NAME = ".cascade"
@@ -161,7 +160,7 @@ def _build(
     bounds = choose_bounds(proposing, testing, threshold, config.max_changed, config.confidence)
     cascade = CascadeInfo(
         **asdict(bounds),
-        **asdict(scope),
+        **scope,
         threshold=threshold,
         audit_share=config.audit_share,
         seed=config.seed,
@@ -271,89 +270,64 @@ def _boldest_bounds(pairs: ScorePairs, threshold: float, mistakes: int) -> tuple
     return best[1], best[2]
 
 
-class _Document(NamedTuple):
-    first_stage: float
-    encoder: float
-    script: str
-    language: str | None
-    source: str | None
-    length: int
+def _find_scope(sample: pa.Table, config: CascadeConfig) -> dict[str, Any]:
+    """Which documents the first-stage model may decide, as fields of CascadeInfo; None for columns that are missing."""
+
+    def frequent(name: str, min_count: float) -> list[str | None] | None:
+        if name not in sample.column_names:
+            return None
+        counts = sample[name].value_counts().to_pylist()
+        return sorted((row["values"] for row in counts if row["counts"] >= min_count), key=str)
+
+    min_count = config.min_script_share * sample.num_rows
+    return {
+        "scripts": frequent("script", min_count),
+        "languages": frequent("language", min_count),
+        "sources": frequent("source", 1),
+        "longest": int(np.quantile(sample["length"].to_numpy(), config.length_quantile)),
+    }
 
 
-@dataclass(frozen=True)
-class _Scope:
-    """Which documents the first-stage model may decide; None if the sample has no such column: any value is allowed."""
-
-    scripts: list[str]
-    languages: list[str | None] | None
-    sources: list[str | None] | None
-    longest: int
-    """Characters."""
-
-    @classmethod
-    def of(cls, sample: Sequence[_Document], config: CascadeConfig, columns: Set[str]) -> _Scope:
-        """The scope that a sample supports; `columns` are those that it has."""
-        min_count = config.min_script_share * len(sample)
-        return cls(
-            scripts=_frequent([document.script for document in sample], min_count),
-            languages=_frequent([document.language for document in sample], min_count)
-            if "language" in columns
-            else None,
-            sources=_frequent([document.source for document in sample], 1) if "source" in columns else None,
-            longest=int(np.quantile([document.length for document in sample], config.length_quantile)),
-        )
-
-    def __contains__(self, document: _Document) -> bool:
-        return (
-            document.script in self.scripts
-            and document.length <= self.longest
-            and (self.languages is None or document.language in self.languages)
-            and (self.sources is None or document.source in self.sources)
-        )
-
-
-def _frequent(values: Sequence[_Value], min_count: float) -> list[_Value]:
-    return sorted((value for value, count in Counter(values).items() if count >= min_count), key=str)
+def _in_scope(documents: pa.Table, scope: dict[str, Any]) -> NDArray[np.bool_]:
+    mask = pc.less_equal(documents["length"], scope["longest"])
+    for name in ("script", "language", "source"):
+        if (values := scope[f"{name}s"]) is not None:
+            mask = pc.and_(mask, pc.is_in(documents[name], value_set=pa.array(values, documents[name].type)))
+    in_scope: NDArray[np.bool_] = mask.to_numpy()
+    return in_scope
 
 
 def _score_held_out(
     first_stage: str, labels: SourceConfig, train: TrainConfig, config: CascadeConfig
-) -> tuple[ScorePairs, _Scope, NDArray[np.bool_]]:
+) -> tuple[ScorePairs, dict[str, Any], NDArray[np.bool_]]:
     """Both scores of the documents that did not train the first-stage model, their scope, and which are for testing.
 
     Near duplicates fall into the same part, so that the test documents are new to the model and to the bounds.
     """
     engine = load_engine(first_stage, ScoreConfig())
-    documents: list[_Document] = []
+    tables: list[pa.Table] = []
     test_keys: list[int] = []
     bounds_keys: list[int] = []
-    columns: set[str] = set()
     groups = Groups(train.near_duplicates)
     with progress("Scoring with the first-stage model") as bar:
         for chunk in LabelledDocuments(labels, train.label_column):
-            scores = engine.score(chunk.texts)[:, 0]
             groups.add(chunk)
             test_keys += [sampling_key(group, train.seed, "test") for group in chunk.groups]
             bounds_keys += [sampling_key(group, config.seed, "bounds") for group in chunk.groups]
-            columns |= chunk.strata.keys()
-            missing = [None] * len(chunk.texts)
-            languages, sources = (chunk.strata.get(name, missing) for name in ("language", "source"))
-            rows = zip(chunk.texts, scores, chunk.labels[:, 0], languages, sources, strict=True)
-            documents += [
-                _Document(float(score), float(label), script_of(text), language, source, len(text))
-                for text, score, label, language, source in rows
-            ]
+            columns = {
+                "first_stage": engine.score(chunk.texts)[:, 0].astype(np.float64),
+                "encoder": chunk.labels[:, 0].astype(np.float64),
+                "script": [script_of(text) for text in chunk.texts],
+                "length": [len(text) for text in chunk.texts],
+            }
+            tables.append(pa.table({**columns, **chunk.strata}))
             bar.advance(len(chunk.ids))
     is_held_out = for_test(groups.draw(test_keys), train.test_share)
     is_test: NDArray[np.bool_] = (groups.draw(bounds_keys) % 2 == 0)[is_held_out]
-    held_out = [document for document, chosen in zip(documents, is_held_out, strict=True) if chosen]
-    scope = _Scope.of([doc for doc, tests in zip(held_out, is_test, strict=True) if not tests], config, columns)
-    pairs = ScorePairs(
-        np.array([document.first_stage for document in held_out]),
-        np.array([document.encoder for document in held_out]),
-        np.array([document in scope for document in held_out]),
-    )
-    return pairs, scope, is_test
+    documents = pa.concat_tables(tables, promote_options="permissive").filter(pa.array(is_held_out))
+    scope = _find_scope(documents.filter(pa.array(~is_test)), config)
+    first_stage_scores, encoder_scores = (documents[name].to_numpy() for name in ("first_stage", "encoder"))
+    return ScorePairs(first_stage_scores, encoder_scores, _in_scope(documents, scope)), scope, is_test
 
 
 def _read_info(directory: Path) -> HeadInfo:
@@ -401,6 +375,4 @@ def _copy_head(directory: Path, target: Path) -> None:
     for file in head_files(directory):
         copy = target / file.relative_to(directory)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        temporary = copy.with_name(f".{copy.name}.tmp")
-        shutil.copyfile(file, temporary)
-        os.replace(temporary, copy)
+        shutil.copyfile(file, copy)  # a copy cut short by a kill is overwritten, because the build starts over

@@ -41,16 +41,16 @@ class _Resources(NamedTuple):
     cpus: float
     gpus: float
 
+    @classmethod
+    def of(cls, resources: Mapping[str, float]) -> _Resources:
+        return cls(resources.get("CPU", 0), resources.get("GPU", 0))
+
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
 
 
-def _resources(resources: Mapping[str, float]) -> _Resources:
-    return _Resources(resources.get("CPU", 0), resources.get("GPU", 0))
-
-
 class RayWorkers(Workers):
-    """Actors on a running Ray cluster, or on one that is started for this run.
+    """Actors on a running Ray cluster, or on a cluster that is started for this run.
 
     Raises:
         ConfigError: Ray is not installed, no cluster answers at the address, or no node is large enough for a worker.
@@ -83,7 +83,7 @@ class RayWorkers(Workers):
         import ray
 
         cpus, gpus = self.request
-        nodes = [_resources(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        nodes = [_Resources.of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
         if not any(node.cpus >= cpus and node.gpus >= gpus for node in nodes):
             available = "; ".join(f"{count} with {node}" for node, count in Counter(nodes).most_common())
             raise ConfigError(
@@ -148,7 +148,7 @@ class RayWorkers(Workers):
         if not done:
             logger.warning(
                 f"No worker is ready after {_READY_WITHIN_S:.0f} s. Each requests {self.request} of the cluster, which "
-                f"has {_resources(ray.available_resources())} free. Still waiting"
+                f"has {_Resources.of(ray.available_resources())} free. Still waiting"
             )
             done, _ = ray.wait(calls, num_returns=1)
         self._is_any_ready = True

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Literal
@@ -154,7 +154,8 @@ def score_with(
         InputError: no worker could be started, or the output of the workers does not appear here.
         MlFilterError: an error that every worker would have.
     """
-    schedule = _Schedule(workers, shards, out, attempts, advance)
+    largest_first = deque(sorted(shards, key=lambda shard: -(shard.size or 0)))
+    schedule = _Schedule(workers, largest_first, out, attempts, advance, to_start=deque(range(workers.count)))
     try:
         while schedule.has_work():
             schedule.assign_shards()
@@ -183,29 +184,24 @@ def _wait_until_visible(out: OutputDirectory, shards: Sequence[InputShard]) -> N
             time.sleep(_POLL_S)
 
 
+@dataclass
 class _Schedule:
     """Tracks which worker has which shard, and how often each died."""
 
-    def __init__(
-        self,
-        workers: Workers,
-        shards: Sequence[InputShard],
-        out: OutputDirectory,
-        attempts: int,
-        advance: Callable[[int], None],
-    ) -> None:
-        self.workers, self.out, self.attempts, self.advance = workers, out, attempts, advance
-        self.waiting = deque(sorted(shards, key=lambda shard: -(shard.size or 0)))
-        self.to_start = deque(range(workers.count))
-        self.idle: deque[int] = deque()
-        self.assigned: dict[int, InputShard] = {}
-        self.reported: Counter[int] = Counter()
-        """By worker: documents of the assigned shard that it reported."""
-        self.deaths: Counter[str] = Counter()
-        """By shard: workers that died on it."""
-        self.failed_starts: Counter[int] = Counter()
-        """By worker: deaths in a row without a shard."""
-        self.abandoned = 0
+    workers: Workers
+    waiting: deque[InputShard]
+    out: OutputDirectory
+    attempts: int
+    advance: Callable[[int], None]
+    to_start: deque[int]
+    idle: deque[int] = field(default_factory=deque)
+    assigned: dict[int, InputShard] = field(default_factory=dict)
+    reported: Counter[int] = field(default_factory=Counter)
+    """By worker: documents of the assigned shard that it reported."""
+    deaths: Counter[str] = field(default_factory=Counter)
+    """By shard: workers that died on it."""
+    failed_starts: Counter[int] = field(default_factory=Counter)
+    """By worker: deaths in a row without a shard."""
 
     def has_work(self) -> bool:
         return bool(self.waiting or self.assigned)
@@ -260,8 +256,7 @@ class _Schedule:
             logger.warning(f"A worker died before it got a shard ({reason}); starting another one")
             self.to_start.append(worker)
             return
-        self.abandoned += 1
-        remaining = self.workers.count - self.abandoned
+        remaining = sum(self.failed_starts[number] < self.attempts for number in range(self.workers.count))
         if not remaining:
             raise InputError(f"every worker died before it got a shard; last cause: {reason}")
         logger.warning(f"{self.attempts} workers in a row died before they got a shard; continuing with {remaining}")
