@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +16,9 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_filter.errors import ConfigError
@@ -42,12 +47,45 @@ class Settings(BaseSettings):
     comet_api_key: SecretStr | None = Field(None, validation_alias="COMET_API_KEY")
 
 
-class StageConfig(BaseModel):
-    """Base of the stage configurations: unknown keys are refused, so that a typo is an error.
+@dataclass(frozen=True)
+class Cli:
+    """How a setting appears on the command line, as in `Annotated[list[str], Cli("--prompt")]`.
 
-    What was given is not repeated in errors: it may be a key in the wrong place."""
+    Attributes:
+        name: of the option; None: from the setting's name, so that `max_tokens` is `--max-tokens`.
+        metavar: placeholder of the value in --help; None: from the type.
+        comma_separated: `--by language,source` is the same as `--by language --by source`.
+        options: of a nested section, the options for its settings, as in {"paths": "--gold"}. Sections have none else.
+    """
+
+    name: str | None = None
+    metavar: str | None = None
+    comma_separated: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+class StageConfig(BaseModel):
+    """Base of the stage configurations: unknown keys are errors, so that a typo is not ignored.
+
+    Errors do not repeat the input: a secret may be in the wrong place.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            unknown = [name for name in values if name not in cls.model_fields]
+            if unknown:
+                raise ValueError("; ".join(unknown_key(name, cls.model_fields) for name in unknown))
+        return values
+
+
+def unknown_key(name: str, known: Iterable[str]) -> str:
+    """An error message with the known name that is most like the unknown one."""
+    matches = get_close_matches(str(name), list(known), n=1)
+    return f"unknown key {str(name)!r}" + (f" (did you mean {matches[0]!r}?)" if matches else "")
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -59,11 +97,64 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, An
     return found
 
 
+def problem_text(error: ErrorDetails) -> str:
+    """What pydantic found wrong, without its prefix for errors of our own."""
+    return error["msg"].removeprefix("Value error, ")
+
+
 def problems_in(error: ValidationError, whole: str) -> str:
-    """What is wrong with which setting, in one line; `whole` names what was validated, for problems of no one field."""
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc'])) or whole}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-    )
+    """The problems of a validation in one line; `whole` names what was validated, for problems of no single setting."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or whole}: {problem_text(e)}" for e in error.errors())
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """The name and value in `sample.size=500`. The value is YAML.
+
+    Raises:
+        ConfigError: the text is not of this form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"{text!r} is not of the form NAME=VALUE, as in sample.size=500")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: {value!r} is not YAML: {error}") from error
+
+
+def with_overrides(settings: Mapping[str, Any], overrides: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A copy of the settings with other values; the name `sample.size` is the setting `size` of the section `sample`.
+
+    Raises:
+        ConfigError: a name leads through a value that is not a section.
+    """
+    merged = copy.deepcopy(dict(settings))
+    for name, value in overrides:
+        *sections, last = name.split(".")
+        section = merged
+        for part in sections:
+            if section.get(part) is None:
+                section[part] = {}
+            section = section[part]
+            if not isinstance(section, dict):
+                raise ConfigError(f"{name}: {part} is a value, not a section with settings")
+        section[last] = value
+    return merged
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file; of the file of a pipeline, those under `parameters`.
+
+    Raises:
+        ConfigError: as `read_yaml`, or `parameters` is not a section.
+    """
+    content = read_yaml(path)
+    if "parameters" not in content:
+        return content
+    parameters = content["parameters"] or {}
+    if not isinstance(parameters, dict):
+        raise ConfigError(f"configuration file {path}: parameters is {parameters!r}, not a section with settings")
+    return parameters
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

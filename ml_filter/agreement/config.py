@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ml_filter.config import Seed, StageConfig
+from ml_filter.config import Cli, Seed, StageConfig
 from ml_filter.documents.config import SourceConfig
 from ml_filter.statistics.metrics import GateMetric
 
@@ -56,9 +56,11 @@ class RankConfig(StageConfig):
 class AgreementConfig(StageConfig):
     """Which ratings are compared, and how."""
 
-    gold: SourceConfig | None = Field(None, description="human ratings, the reference of every comparison")
+    gold: Annotated[
+        SourceConfig | None, Cli(metavar="FILE", options={"paths": "--gold", "id_column": "--gold-id-column"})
+    ] = Field(None, description="human ratings, the reference of every comparison")
     gold_column: str = Field("human_score", description="column of gold with the ratings")
-    rating_columns: list[str] = Field(
+    rating_columns: Annotated[list[str], Cli(comma_separated=True)] = Field(
         [],
         description="columns of a rated table, each a rater; a list column has one rater per entry (default: score, or "
         "scores)",
@@ -67,7 +69,9 @@ class AgreementConfig(StageConfig):
         None, description="column of a rated table with the document id (default: id, document_id, or a hash of text)"
     )
     criterion: str | None = Field(None, description="criterion to compare (default: the only one)")
-    by: list[str] = Field([], description="columns of gold or of rated tables; each of their values is a stratum")
+    by: Annotated[list[str], Cli(comma_separated=True)] = Field(
+        [], description="columns of gold or of rated tables; each of their values is a stratum"
+    )
     use: Literal["expected", "answer"] = Field(
         "expected",
         description="expected: the score expected from log-probabilities, where available; answer: the parsed answer",

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ml_filter.config import Seed, StageConfig
+from ml_filter.config import Cli, Seed, StageConfig
 
 
 def base_url(url: str) -> str:
@@ -41,7 +41,7 @@ class EndpointConfig(StageConfig):
 class AskConfig(StageConfig):
     """How an LLM is asked, for scores, labels and translations."""
 
-    endpoints: list[str | EndpointConfig] = Field(
+    endpoints: Annotated[list[str | EndpointConfig], Cli("--endpoint", "URL")] = Field(
         [],
         description="base URLs of endpoints that serve the same model (default: ML_FILTER_ENDPOINT, else the embedded "
         "annotator)",
@@ -78,9 +78,11 @@ class AskConfig(StageConfig):
     max_concurrency: Annotated[int, Field(ge=1)] = Field(
         256, description="upper bound on the requests in flight; the actual number adapts to the server"
     )
-    timeout_s: Annotated[float, Field(gt=0)] = Field(120.0, description="time-out of a request in seconds")
+    timeout_s: Annotated[float, Field(gt=0), Cli("--timeout")] = Field(
+        120.0, description="time-out of a request in seconds"
+    )
     max_retries: Annotated[int, Field(ge=0)] = Field(5, description="retries of a request that failed")
-    max_outage_s: Annotated[float, Field(gt=0)] = Field(
+    max_outage_s: Annotated[float, Field(gt=0), Cli("--max-outage")] = Field(
         600.0, description="seconds to wait for an endpoint that has stopped answering"
     )
     max_failed_share: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -145,7 +147,7 @@ class AskConfig(StageConfig):
 class AnnotateConfig(AskConfig):
     """How an LLM scores documents against prompts."""
 
-    prompts: Annotated[list[str], Field(min_length=1)] = Field(
+    prompts: Annotated[list[str], Field(min_length=1), Cli("--prompt", "PROMPT")] = Field(
         ["educational_value"],
         description="prompt names or files; of several prompts for one criterion, a document gets the one in its "
         "language, else the first",
@@ -179,7 +181,7 @@ class EstimateConfig(StageConfig):
     """How the cost of an annotation is estimated."""
 
     pilot: Annotated[int, Field(ge=1)] = Field(50, description="documents to ask about")
-    seed: Seed = Field(
+    seed: Annotated[Seed, Cli("--pilot-seed")] = Field(
         20_431,
         description="seed that draws the pilot; should differ from the sample's, so that the pilot is random in it",
     )
@@ -220,4 +222,6 @@ class LabelConfig(AskConfig):
     labels: Annotated[list[str], Field(min_length=1)] = Field(
         ["domain"], description="names or files of label lists; each is a facet with a question per document"
     )
-    by: list[str] = Field([], description="columns to group the report by (default: the source files)")
+    by: Annotated[list[str], Cli(comma_separated=True)] = Field(
+        [], description="columns to group the report by (default: the source files)"
+    )

@@ -8,7 +8,7 @@ import sqlite3
 import sys
 from collections.abc import Sequence
 
-from ml_filter.cli import documents, bill, annotation, llm, agreement, training, inference, serving
+from ml_filter.cli import documents, bill, annotation, agreement, training, inference
 from ml_filter.cli.app import app
 from ml_filter.errors import MlFilterError
 

@@ -6,15 +6,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ml_filter.config import StageConfig
+from ml_filter.config import Cli, StageConfig
 from ml_filter.criterion import Criterion, ScoreBounds
 
 
 class SourceConfig(StageConfig):
     """Where documents are, and which columns hold their id and text."""
 
-    paths: Annotated[list[str], Field(min_length=1)] = ["installed:"]
-    text_column: str = "text"
+    paths: Annotated[list[str], Field(min_length=1)] = Field(
+        ["installed:"],
+        description="files, globs, directories or URLs (Parquet, JSONL or CSV[.gz|.zst], WARC, WET), "
+        "hf://datasets/OWNER/NAME, or installed: for the documents that every machine has",
+    )
+    text_column: str = Field("text", description="column with the text")
     id_column: str | None = Field(None, description="unset: `id` if it exists, else a hash of the text")
     split: str = Field("train", description="split of a Hub data set")
     subset: str | None = Field(None, description="configuration name of a Hub data set")
@@ -30,8 +34,10 @@ class ConvertConfig(StageConfig):
     prompt: str | None = None
     criterion: str | None = Field(None, description="unset: the name of the prompt")
     language: str | None = Field(None, description="of the prompt")
-    score_columns: Annotated[list[str], Field(min_length=1)] = ["score"]
-    score_range: ScoreBounds | None = Field(None, description="lowest and highest score (default: 0 and 5)")
+    score_columns: Annotated[list[str], Field(min_length=1), Cli("--score-column", comma_separated=True)] = ["score"]
+    score_range: Annotated[ScoreBounds | None, Cli(metavar="LOW HIGH")] = Field(
+        None, description="lowest and highest score (default: 0 and 5)"
+    )
     threshold: float | None = Field(
         None, description="a document with at least this score is good (default: the middle of score_range, or 3)"
     )

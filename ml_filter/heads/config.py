@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from ml_filter.config import Seed, StageConfig
+from ml_filter.config import Cli, Seed, StageConfig
 from ml_filter.criterion import ScoreBounds
 from ml_filter.statistics.metrics import ComparisonMetric
 
@@ -118,7 +118,7 @@ class TrainConfig(StageConfig):
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = Field(
         0.8, description="documents of this estimated Jaccard similarity are on one side of every split"
     )
-    score_range: ScoreBounds | None = Field(
+    score_range: Annotated[ScoreBounds | None, Cli(metavar="LOW HIGH")] = Field(
         None, description="lowest and highest label, for labels that ml-filter did not make (default: 0 and 5)"
     )
     threshold: float | None = Field(
@@ -184,8 +184,19 @@ class SearchSpace(StageConfig):
 class SearchConfig(StageConfig):
     """How the settings of a head are searched, by cross-validation on the training documents."""
 
-    train: TrainConfig = Field(TrainConfig(), description="the first trial; what is not searched stays as it is here")
-    space: SearchSpace = SearchSpace()
+    train: Annotated[
+        TrainConfig,
+        Cli(
+            options={
+                "label_column": "--label-column",
+                "encoder": "--encoder",
+                "criterion": "--criterion",
+                "score_range": "--score-range",
+                "seed": "--seed",
+            }
+        ),
+    ] = Field(TrainConfig(), description="the first trial; what is not searched stays as it is here")
+    space: Annotated[SearchSpace, Cli(options={"engine": "--engine"})] = SearchSpace()
     trials: Annotated[int, Field(ge=1)] = 40
     metric: ComparisonMetric = Field("spearman", description="the mean over the criteria; more is better")
     resamples: Annotated[int, Field(ge=100)] = Field(200, description="for the standard errors")

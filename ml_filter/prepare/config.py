@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from ml_filter.config import Seed, StageConfig
+from ml_filter.config import Cli, Seed, StageConfig
 from ml_filter.documents.config import SourceConfig
 
 
@@ -15,7 +15,9 @@ class SampleConfig(StageConfig):
 
     size: Annotated[int, Field(gt=0, description="number of documents")]
     seed: Seed = Field(0, description="another seed draws another sample")
-    by: list[str] = Field([], description="columns over whose values to spread the sample")
+    by: Annotated[list[str], Cli(comma_separated=True)] = Field(
+        [], description="columns over whose values to spread the sample"
+    )
 
 
 class DeduplicateConfig(StageConfig):
@@ -31,10 +33,26 @@ class DeduplicateConfig(StageConfig):
 class DecontaminateConfig(StageConfig):
     """When a document counts as containing a text of an evaluation set."""
 
-    against: Annotated[list[SourceConfig], Field(min_length=1)]
+    against: Annotated[
+        list[SourceConfig],
+        Field(min_length=1),
+        Cli(
+            metavar="SOURCE",
+            options={
+                "paths": "--against",
+                "text_column": "--against-column",
+                "subset": "--against-subset",
+            },
+        ),
+    ] = Field(description="sources of texts to keep out, such as human gold")
     ngram_words: Annotated[int, Field(ge=1)] = Field(
         13, description="words in an n-gram; 13 as in GPT-3 (Brown et al. 2020, appendix C)"
     )
     min_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="lowest share of a text's n-grams in a document that is dropped; 0: a single n-gram"
     )
+
+    @field_validator("against", mode="before")
+    @classmethod
+    def _one_source_is_a_list(cls, against: Any) -> Any:
+        return [against] if isinstance(against, dict) else against

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from ml_filter.config import Seed, StageConfig
+from ml_filter.config import Cli, Seed, StageConfig
 
 
 class Condition(StageConfig):
@@ -42,7 +42,7 @@ class QuotaConfig(StageConfig):
     A value is written `deu`, or `deu/web` with two columns; that of documents without a value is "".
     """
 
-    by: Annotated[list[str], Field(min_length=1)] = Field(
+    by: Annotated[list[str], Field(min_length=1), Cli(comma_separated=True)] = Field(
         description="columns; `host` and `domain` are derived from `url` if there is no such column"
     )
     split: Literal["equal", "proportional"] = Field(
@@ -103,10 +103,12 @@ class FilterConfig(StageConfig):
         None, description="keep the best documents with at most this many tokens in total"
     )
     criterion: str | None = Field(None, description="criterion to rank by; default: the only one")
-    conditions: Annotated[list[Condition], Field(max_length=100)] = Field(
+    conditions: Annotated[list[Condition], Field(max_length=100), Cli("--where", "CONDITION")] = Field(
         [], description="conditions that a kept document must meet, such as adult<=1"
     )
-    quota: QuotaConfig | None = Field(None, description="columns among whose values to divide what is kept")
+    quota: Annotated[
+        QuotaConfig | None, Cli(options={"by": "--quota", "split": "--quota-split", "shares": "--quota-share"})
+    ] = Field(None, description="columns among whose values to divide what is kept")
     weighted: bool = Field(
         False, description="draw documents at random, with a chance that grows with the score, instead of ranking them"
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ml_filter.config import StageConfig
+from ml_filter.config import Cli, StageConfig
 from ml_filter.heads.config import EngineConfig
 
 
@@ -38,7 +38,9 @@ class ServeConfig(StageConfig):
     max_held_bytes: Annotated[int, Field(ge=1)] = Field(
         256 * 2**20, description="maximum bytes of all requests in progress"
     )
-    timeout_s: Annotated[float, Field(gt=0)] = Field(30.0, description="seconds until a request fails with 504")
+    timeout_s: Annotated[float, Field(gt=0), Cli("--timeout")] = Field(
+        30.0, description="seconds until a request fails with 504"
+    )
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:

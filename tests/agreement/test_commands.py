@@ -38,9 +38,9 @@ def test_older_file_becomes_scores_and_the_next_documents_to_annotate(pages, tmp
     out = ml_filter("aggregate", annotations, *others, "--method", "dawid-skene", "--output", scores)
     assert out.index("good") < out.index("lazy")  # the most reliable first
     ml_filter("rank", scores, "--by", "expected-value", "--size", "3", "--output", tmp_path / "next")
-    ml_filter("convert", scores, "--to", "fineweb-edu", "--output", tmp_path / "flat.jsonl")
-    flat = (tmp_path / "flat.jsonl").read_text().splitlines()
+    ml_filter("convert", scores, "--to", "fineweb-edu", "--output", tmp_path / "flat")
+    flat = (tmp_path / "flat" / "fineweb-edu.jsonl").read_text().splitlines()
     assert [json.loads(line)["int_score"] for line in flat] == [n % 5 for n in range(20)]
-    ml_filter("convert", annotations, "--to", "eurolingua", "--output", tmp_path / "older.jsonl")
-    ml_filter("convert", tmp_path / "older.jsonl", "--to", "annotations", "--output", tmp_path / "back")
+    ml_filter("convert", annotations, "--to", "eurolingua", "--output", tmp_path / "older")
+    ml_filter("convert", tmp_path / "older" / "eurolingua.jsonl", "--to", "annotations", "--output", tmp_path / "back")
     assert json.loads((tmp_path / "back" / "manifest.json").read_text())["counts"]["scored"] == 20
