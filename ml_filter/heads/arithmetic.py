@@ -1,13 +1,12 @@
-"""Matrix products that come out the same however many threads share them."""
+"""Make matrix products independent of the number of threads."""
 
 import os
 
 
 def steady_arithmetic() -> None:
-    """Have matrix products come out the same whatever the number of threads, in processes that start from now on too.
+    """Make MKL return the same bits with any number of threads, in this process and in those it starts.
 
-    MKL reads this when it is first used, so it is said before any model is loaded: in its strict mode each element is
-    summed in one order (Intel oneMKL Developer Guide, Conditional Numerical Reproducibility). It costs no time that
-    could be measured.
+    MKL reads the variable when it is first used, so call this before a model is loaded. In its strict mode each element
+    is summed in one order (Intel oneMKL Developer Guide, Conditional Numerical Reproducibility), at no measurable cost.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

@@ -1,4 +1,4 @@
-"""Run a model over texts in batches of like length under a token budget, and give results in input order."""
+"""Run a model over texts in batches of similar length under a token budget; results keep the order of the texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches, longest first, each with at most `batch_tokens` tokens after padding (at least one text).
+    """Batches of indices, longest texts first, each with at most `batch_tokens` padded tokens, but at least one text.
 
     Longest first, so that a batch that does not fit into memory fails at the start and not at the end.
     """
@@ -40,78 +40,75 @@ def run_in_batches(
     device: torch.device,
     on_shrink: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float32]:
-    """`forward(input_ids, attention_mask)` over all texts; its rows [texts, ...] in the order of the texts.
+    """Call `forward(input_ids, attention_mask)` on all texts; returns its rows [texts, ...] in the order of the texts.
 
-    Where the device has no memory for a batch, batches get half as large.
+    If the device runs out of memory, the batch and those after it are halved.
 
     Args:
-        on_shrink: is told how many padded tokens a batch may have then.
+        on_shrink: called with the new limit of padded tokens per batch.
 
     Raises:
-        torch.OutOfMemoryError: it has none for a single text either.
+        torch.OutOfMemoryError: a single text does not fit either.
     """
     import torch
 
     encoded = token_ids(texts, tokenizer, max_tokens)
+    lengths = [len(ids) for ids in encoded]
     padding = tokenizer.pad_token_id or 0
-    waiting = deque(length_batches([len(ids) for ids in encoded], batch_tokens))
-    made: list[tuple[list[int], torch.Tensor]] = []
+    waiting = deque(length_batches(lengths, batch_tokens))
+    outputs: list[tuple[list[int], torch.Tensor]] = []
     with torch.inference_mode():
         while waiting:
             indices = waiting.popleft()
             try:
-                batch = _padded([encoded[index] for index in indices], padding, device)
-                made.append((indices, forward(*batch).float()))
+                batch = _pad([encoded[index] for index in indices], padding, device)
+                outputs.append((indices, forward(*batch).float()))
                 continue
             except torch.OutOfMemoryError:
                 if len(indices) == 1:
                     raise
-            # Here and not above, where the error still holds what the forward has allocated.
-            half, lengths = len(indices) // 2, [len(ids) for ids in encoded]
+            # Outside the except block, where the exception still references the tensors of the failed forward.
+            half = len(indices) // 2
             batch_tokens = half * max(lengths[index] for index in indices)
-            logger.warning(f"{device} has no memory for {len(indices)} texts at once: going on with {half}")
-            waiting = _smaller([indices, *waiting], batch_tokens, lengths)
+            logger.warning(f"{device} is out of memory with {len(indices)} texts per batch; continuing with {half}")
+            remaining = [index for batch_indices in (indices, *waiting) for index in batch_indices]
+            waiting = deque(
+                [remaining[position] for position in positions]
+                for positions in length_batches([lengths[index] for index in remaining], batch_tokens)
+            )
             on_shrink(batch_tokens)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    # Only now are results waited for: a GPU had the next batch while the CPU made the one after it.
-    if not made:
+    # Copied to the host only now: waiting for each result would leave the GPU idle while the next batch is padded.
+    if not outputs:
         return np.empty((0,), dtype=np.float32)
-    results = np.empty((len(encoded), *made[0][1].shape[1:]), dtype=np.float32)
-    for indices, rows in made:
+    results = np.empty((len(encoded), *outputs[0][1].shape[1:]), dtype=np.float32)
+    for indices, rows in outputs:
         results[indices] = rows.cpu().numpy()
     return results
 
 
-def _padded(encoded: Sequence[Sequence[int]], padding: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(encoded: Sequence[Sequence[int]], padding: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask [texts, longest], on the device."""
     import torch
 
     ids = np.full((len(encoded), max(map(len, encoded))), padding, dtype=np.int64)
     mask = np.zeros_like(ids)
-    for row, one in enumerate(encoded):
-        ids[row, : len(one)] = one
-        mask[row, : len(one)] = 1
+    for row, row_ids in enumerate(encoded):
+        ids[row, : len(row_ids)] = row_ids
+        mask[row, : len(row_ids)] = 1
     both = torch.from_numpy(np.stack([ids, mask]))
     both = both.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else both.to(device)
     return both[0], both[1]
 
 
-def _smaller(batches: Sequence[list[int]], batch_tokens: int, lengths: Sequence[int]) -> deque[list[int]]:
-    """The same texts in batches of at most `batch_tokens` tokens."""
-    places = [index for batch in batches for index in batch]
-    of = length_batches([lengths[index] for index in places], batch_tokens)
-    return deque([places[at] for at in batch] for batch in of)
-
-
 def split_windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int, windows: int
 ) -> tuple[list[str], list[int]]:
-    """Pieces of at most `max_tokens` tokens, at most `windows` of each text, and the index of the text of each piece.
+    """Split each text into at most `windows` pieces that fit into `max_tokens` with prefix and special tokens.
 
-    Special tokens and the text prefix are among these tokens, not in the pieces.
-
-    One window is the text itself, whose end the tokenizer cuts off.
+    Returns the pieces, and for each piece the index of its text. With one window the pieces are the texts themselves,
+    which are truncated when they are tokenised.
     """
     if windows == 1:
         return list(texts), list(range(len(texts)))
@@ -122,7 +119,8 @@ def split_windows(
     pieces: list[str] = []
     owners: list[int] = []
     for index, (text, offsets) in enumerate(zip(texts, encoded["offset_mapping"], strict=True)):
-        starts = [offsets[at][0] for at in range(0, len(offsets), room)] or [0]
+        # Each piece ends where the next one starts, so that no white space between two tokens is lost.
+        starts = [offsets[position][0] for position in range(0, len(offsets), room)] or [0]
         ends = [*starts[1:], offsets[-1][1] if offsets else len(text)]
         pieces += [text[start:end] for start, end in zip(starts, ends, strict=True)]
         owners += [index] * len(starts)
@@ -132,13 +130,17 @@ def split_windows(
 def combine_windows(
     scores: NDArray[Any], owners: NDArray[np.int64], texts: int, combine: Literal["mean", "max"]
 ) -> NDArray[Any]:
-    """Scores [windows, criteria] to scores [texts, criteria]: the mean or the highest of each text's windows."""
+    """Combine scores [windows, criteria] into scores [texts, criteria]: the mean or maximum of each text's windows.
+
+    `owners` [windows] has the index of each window's text. Every text has at least one window, so that no sum stays
+    empty; the mean weights all windows of a text equally, including a short last one.
+    """
     if len(scores) == texts:
         return scores
     if combine == "max":
-        made = np.full((texts, scores.shape[1]), -np.inf, scores.dtype)
-        np.maximum.at(made, owners, scores)
-        return made
-    made = np.zeros((texts, scores.shape[1]), scores.dtype)
-    np.add.at(made, owners, scores)
-    return made / np.bincount(owners, minlength=texts)[:, None]
+        highest = np.full((texts, scores.shape[1]), -np.inf, scores.dtype)
+        np.maximum.at(highest, owners, scores)
+        return highest
+    sums = np.zeros((texts, scores.shape[1]), scores.dtype)
+    np.add.at(sums, owners, scores)
+    return sums / np.bincount(owners, minlength=texts)[:, None]

@@ -1,4 +1,4 @@
-"""Which device and which number type a model runs in."""
+"""Choose the device and the number type a model runs in."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ml_filter.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a setting means; `auto` takes the first accelerator, else the CPU.
+    """The device for a setting; `auto` is the first accelerator, or the CPU if there is none.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: this machine does not have the device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -29,18 +29,18 @@ def choose_device(name: str) -> torch.device:
 
 
 def usual_batch_tokens(device: torch.device) -> int:
-    """Padded tokens of a batch: a CPU gains nothing from more; a GPU does, and gets less where its memory ends."""
+    """Default limit of padded tokens per batch: a CPU gains nothing from more, a GPU does."""
     return 65_536 if device.type == "cuda" else 4096
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """The number of this process among those that torchrun or srun started on this machine, 0 without them."""
-    found = (environment[name] for name in ("LOCAL_RANK", "SLURM_LOCALID") if name in environment)
-    return int(next(found, 0))
+    """Number of this process among those that torchrun or srun started on this machine; 0 without them."""
+    ranks = (environment[name] for name in ("LOCAL_RANK", "SLURM_LOCALID") if name in environment)
+    return int(next(ranks, 0))
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The encoder's type; `auto` is bfloat16 where the hardware multiplies it natively, else float32."""
+    """The encoder's number type; `auto` is bfloat16 if the hardware multiplies it natively, else float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     is_native = False

@@ -1,9 +1,9 @@
-"""A cache of embeddings on disk: each text is put through a frozen encoder once, whatever heads are fitted on it.
+"""A cache of embeddings on disk: a text is embedded once, however many heads are fitted on it.
 
-One directory for each encoder, depth, length and number type, named by a digest of all these and of the encoder's
-weights. `vectors` holds rows of float32, `keys` the digest of each row's text; `chunks` gains a line when the rows of
-a chunk are on disk, and what stands behind its last whole line does not count. So a run that was killed goes on with
-the next chunk, and its batches, and with them the last bit of every number, are those of an undisturbed run.
+There is one directory for each combination of encoder, layers, length and number type, named by the digest of these.
+`vectors` has rows of float32 and `keys` the digest of each row's text. `chunks` gets a line with the number of rows
+once a chunk is on disk; rows beyond its last complete line are ignored and cut off. A run that was killed therefore
+continues with the next chunk, and its batches, and so every bit of its numbers, equal those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ _BLOCK_ROWS = 4096
 class EmbeddingStore:
     """Embeddings [rows, width] by text.
 
+    Several runs may use a store at the same time: `rows_of` holds a lock while it embeds, so that no text is embedded
+    twice.
+
     Args:
         root: directory of all stores.
-        identity: what the embeddings depend on besides the text.
-        width: numbers an embedding has.
-        embed: texts to embeddings [texts, width], called for texts that are not in the store.
+        identity: everything the embeddings depend on besides the text.
+        width: length of an embedding.
+        embed: texts to embeddings [texts, width]; called for texts that are not in the store.
 
-    Several runs may use a store at the same time: each holds the lock for one call's texts, embedding among them, so
-    that no text is embedded by two.
+    Attributes:
+        embedded: number of texts that were embedded, not read from the store.
     """
 
     def __init__(
@@ -55,15 +58,14 @@ class EmbeddingStore:
         self.width, self._embed = width, embed
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.directory / ".lock")
-        self._waited = False
+        self._has_waited = False
         self._rows: dict[bytes, int] = {}
         self.embedded = 0
-        """Texts that were put through the encoder, and not found."""
 
     def __enter__(self) -> EmbeddingStore:
         self._chunks, self._keys = self._path("chunks").open("a+b"), self._path("keys").open("a+b")
         self._vectors = self._path("vectors").open("ab")
-        with self._alone():
+        with self._exclusive():
             return self
 
     def __exit__(
@@ -73,10 +75,10 @@ class EmbeddingStore:
             file.close()
 
     def rows_of(self, texts: Sequence[str]) -> list[int]:
-        """The row of each text; those that are new are embedded, in one call, and are on disk on return."""
+        """The row of each text. New texts are embedded in one call and are on disk on return."""
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
         if any(key not in self._rows for key in keys):
-            with self._alone():
+            with self._exclusive():
                 self._add({key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows})
         return [self._rows[key] for key in keys]
 
@@ -101,32 +103,32 @@ class EmbeddingStore:
         return np.memmap(self._path("vectors"), np.float32, "r", shape=(len(self._rows), self.width))
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """The lock, with all that other runs have added taken in."""
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the lock, with the rows of other runs read."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            if not self._waited:
-                logger.info(f"Another run adds embeddings to {self.directory}: taking turns with it, chunk by chunk")
-            self._waited = True
+            if not self._has_waited:
+                logger.info(f"Another run is adding embeddings to {self.directory}; taking turns, chunk by chunk")
+            self._has_waited = True
             self._lock.acquire()
         try:
-            self._catch_up()
+            self._read_new_rows()
             yield
         finally:
             self._lock.release()
 
-    def _catch_up(self) -> None:
-        """Take in new rows, and cut off what a killed run left behind its last finished chunk."""
+    def _read_new_rows(self) -> None:
+        """Read the rows of other runs, and cut off what a killed run wrote after its last finished chunk."""
         self._chunks.seek(0)
-        whole = [line for line in self._chunks.read().splitlines(keepends=True) if line.endswith(b"\n")]
-        rows = int(whole[-1]) if whole else 0
-        self._chunks.truncate(sum(map(len, whole)))
+        complete = [line for line in self._chunks.read().splitlines(keepends=True) if line.endswith(b"\n")]
+        rows = int(complete[-1]) if complete else 0
+        self._chunks.truncate(sum(map(len, complete)))
         self._keys.truncate(rows * _KEY_BYTES)
         self._vectors.truncate(rows * self.width * 4)
-        known = len(self._rows)
-        self._keys.seek(known * _KEY_BYTES)
-        for row in range(known, rows):
+        first_new = len(self._rows)
+        self._keys.seek(first_new * _KEY_BYTES)
+        for row in range(first_new, rows):
             self._rows[self._keys.read(_KEY_BYTES)] = row
 
     def _path(self, name: str) -> Path:
@@ -135,30 +137,35 @@ class EmbeddingStore:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Some rows and columns of a store, in an order of their own; blocks are read when they are asked for."""
+    """Some rows and columns of a store, in any order; they are read from disk when indexed.
+
+    Attributes:
+        vectors: [rows of the store, width of the store].
+        rows: the chosen rows.
+        columns: the chosen columns; None is all.
+    """
 
     vectors: NDArray[np.float32]
     rows: NDArray[np.int64]
     columns: NDArray[np.int64] | None = None
-    """None: all."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Documents and width."""
+        """Rows and columns."""
         return len(self.rows), self.vectors.shape[1] if self.columns is None else len(self.columns)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, places: Any) -> NDArray[np.float32]:
-        """The embeddings at `places`, a slice or an array, in memory."""
-        block = np.asarray(self.vectors[self.rows[places]])
+    def __getitem__(self, indices: Any) -> NDArray[np.float32]:
+        """The embeddings at `indices` (a slice or an array), in memory."""
+        block = np.asarray(self.vectors[self.rows[indices]])
         return block if self.columns is None else np.ascontiguousarray(block[:, self.columns])
 
-    def take(self, places: NDArray[Any]) -> Embeddings:
-        """The same rows fewer: `places` is a mask or an array of indices; nothing is read."""
-        return Embeddings(self.vectors, self.rows[places], self.columns)
+    def take(self, indices: NDArray[Any]) -> Embeddings:
+        """The embeddings at `indices` (a mask or an array), without reading them."""
+        return Embeddings(self.vectors, self.rows[indices], self.columns)
 
     def blocks(self) -> list[slice]:
-        """Slices that cover all rows, each small enough for memory."""
+        """Slices that together cover all rows, each small enough for memory."""
         return [slice(start, min(start + _BLOCK_ROWS, len(self))) for start in range(0, len(self), _BLOCK_ROWS)]

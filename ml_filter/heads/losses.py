@@ -1,4 +1,4 @@
-"""What a head's logits cost against labels, missing labels masked."""
+"""The loss of a head's logits against labels; missing labels are masked."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ if TYPE_CHECKING:
 def head_loss(
     head: Head, logits: list[torch.Tensor], labels: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Weighted mean loss over the labels that are there.
+    """Weighted mean loss over the labels that are not missing.
 
-    Squared error for a regression. For classes the label is a soft target on the two whole scores around it, so that
-    the mean of several votes keeps its meaning; cross-entropy for classification, binary cross-entropies at every cut
-    for ordinal (the cumulative link's likelihood with independent cuts).
+    Regression: squared error. Otherwise the label is a soft target on the two whole scores around it, so that a mean
+    of several votes keeps its meaning: cross-entropy for classification; for ordinal the sum of binary cross-entropies
+    at all cuts (the likelihood of the cumulative link model if the cuts were independent).
 
     Args:
-        head: whose logits they are.
-        logits: of each criterion, [batch, ...].
-        labels: [batch, criteria]; nan where there is none.
-        weights: [batch, criteria], or None: all alike.
+        head: the head that returned the logits.
+        logits: for each criterion, [batch, ...].
+        labels: [batch, criteria]; nan is missing.
+        weights: [batch, criteria]; None weights all labels equally.
     """
     total = labels.new_zeros(())
-    share = labels.new_zeros(())
-    for place, (criterion, of) in enumerate(zip(head.criteria, logits, strict=True)):
-        known = ~labels[:, place].isnan()
-        wanted, made = labels[known, place].clamp(criterion.low, criterion.high), of[known]
+    total_weight = labels.new_zeros(())
+    for index, (criterion, criterion_logits) in enumerate(zip(head.criteria, logits, strict=True)):
+        is_labelled = ~labels[:, index].isnan()
+        target = labels[is_labelled, index].clamp(criterion.low, criterion.high)
+        output = criterion_logits[is_labelled]
         if head.task == "regression":
-            losses = (made.squeeze(1) - wanted) ** 2
+            losses = (output.squeeze(1) - target) ** 2
         elif head.task == "ordinal":
-            reached = (wanted[:, None] - torch.tensor(criterion.values[:-1], device=wanted.device)).clamp(0, 1)
-            losses = functional.binary_cross_entropy_with_logits(made, reached, reduction="none").sum(1)
+            reached = (target[:, None] - torch.tensor(criterion.values[:-1], device=target.device)).clamp(0, 1)
+            losses = functional.binary_cross_entropy_with_logits(output, reached, reduction="none").sum(1)
         else:
-            values = torch.tensor(criterion.values, device=wanted.device)
-            target = (1 - (wanted[:, None] - values).abs()).clamp(min=0)
-            losses = functional.cross_entropy(made, target, reduction="none")
-        weight = torch.ones_like(losses) if weights is None else weights[known, place]
+            values = torch.tensor(criterion.values, device=target.device)
+            soft_target = (1 - (target[:, None] - values).abs()).clamp(min=0)
+            losses = functional.cross_entropy(output, soft_target, reduction="none")
+        weight = torch.ones_like(losses) if weights is None else weights[is_labelled, index]
         total = total + (losses * weight).sum()
-        share = share + weight.sum()
-    return total / share.clamp(min=1e-12)
+        total_weight = total_weight + weight.sum()
+    return total / total_weight.clamp(min=1e-12)

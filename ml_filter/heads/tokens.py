@@ -1,7 +1,7 @@
-"""Token ids of texts, cut to what a model reads: of a long text only as much is tokenised as is kept.
+"""Token ids of texts, truncated to what a model reads. Only as much of a long text is tokenised as is kept.
 
-Some encoders were trained with words before each text that say what it is (E5's `passage: `). The tokenizer that is
-handed around carries them, so that training, scoring and serving read the same.
+Some encoders were trained with a prefix before each text that says what it is (E5's `passage: `). The prefix is stored
+on the tokenizer, so that training, scoring and serving read the same.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PREFIX = "ml_filter_text_prefix"
-_CHARACTERS_A_TOKEN = 6
-"""More than most languages have; texts that turn out to have more are tokenised again, further."""
+_CHARACTERS_PER_TOKEN = 6
+"""More than in most languages. A text that needs more characters is tokenised again, four times as far."""
 _SPACE = re.compile(r"\s")
-_FAR = 1000
-"""No white space for so many characters: the text is tokenised whole."""
+_SPACE_WITHIN = 1000
+"""A text without white space in so many characters is tokenised to its end."""
 _PROBE = (
     "Water boils at 100 degrees, doesn't it?  Größe und Übermaß.\n\nВода кључа на сто степени; 水は百度で沸騰する。 "  # noqa: RUF001
     "الماء يغلي عند مئة درجة\tपानी सौ डिग्री पर उबलता है — <b>№ 5</b> \u200b e\u0301 ﬁn 😀 😀. "
@@ -27,40 +27,40 @@ _PROBE = (
 
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[list[int]]:
-    """The ids [texts][tokens] that the tokenizer gives when it truncates to `max_tokens`, special tokens among them.
+    """The ids [texts][tokens] that the tokenizer returns with truncation to `max_tokens`, including special tokens.
 
-    Where the tokens of a text's beginning, up to white space, are the first tokens of the text, as a probe tells, the
-    rest is left out and the Rust tokenizer is asked directly; else the tokenizer is called as usual.
+    If cutting a text at white space leaves the tokens before the cut unchanged (a probe decides), only the start of a
+    long text is tokenised, by the Rust tokenizer directly. Otherwise this is `usual_ids`.
     """
     texts = _with_prefix(texts, tokenizer)
-    if not _keeps_prefixes(tokenizer):
+    if not _can_cut(tokenizer):
         return _whole_ids(texts, tokenizer, max_tokens)
-    made: list[list[int]] = [[] for _ in texts]
-    waiting, size = list(range(len(texts))), _CHARACTERS_A_TOKEN * max_tokens
+    ids: list[list[int]] = [[] for _ in texts]
+    waiting, size = list(range(len(texts))), _CHARACTERS_PER_TOKEN * max_tokens
     while waiting:
-        parts = [_cut(texts[place], size) for place in waiting]
-        short = []
-        for place, part, ids in zip(waiting, parts, _fast_ids(parts, tokenizer, max_tokens), strict=True):
-            if len(ids) < max_tokens and len(part) < len(texts[place]):
-                short.append(place)
+        starts = [_start_of(texts[index], size) for index in waiting]
+        too_short = []
+        for index, start, start_ids in zip(waiting, starts, _fast_ids(starts, tokenizer, max_tokens), strict=True):
+            if len(start_ids) < max_tokens and len(start) < len(texts[index]):
+                too_short.append(index)
             else:
-                made[place] = ids
-        waiting, size = short, 4 * size
-    return made
+                ids[index] = start_ids
+        waiting, size = too_short, 4 * size
+    return ids
 
 
 def usual_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[list[int]]:
-    """The same by the tokenizer's own call, of whole texts."""
+    """The same ids from the tokenizer's ordinary call, which reads whole texts."""
     return _whole_ids(_with_prefix(texts, tokenizer), tokenizer, max_tokens)
 
 
 def set_text_prefix(tokenizer: PreTrainedTokenizerBase, prefix: str) -> None:
-    """From now on the functions of this module read `prefix` before each text."""
+    """Put `prefix` before each text that this module tokenises with this tokenizer."""
     vars(tokenizer)[_PREFIX] = prefix
 
 
 def prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens the prefix takes."""
+    """Number of tokens of the prefix."""
     ids: list[int] = tokenizer(_prefix(tokenizer), add_special_tokens=False)["input_ids"]
     return len(ids)
 
@@ -86,25 +86,28 @@ def _fast_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_toke
     return [encoding.ids for encoding in rust.encode_batch_fast(texts)]
 
 
-def _cut(text: str, size: int) -> str:
+def _start_of(text: str, size: int) -> str:
     """At least `size` characters of a text, up to white space."""
     if len(text) <= size:
         return text
-    space = _SPACE.search(text, size, size + _FAR)
+    space = _SPACE.search(text, size, size + _SPACE_WITHIN)
     return text if space is None else text[: space.start()]
 
 
 @lru_cache(maxsize=16)
-def _keeps_prefixes(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether leaving out the rest of a text leaves its first tokens as they are, and the direct way gives the same."""
+def _can_cut(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a cut at white space leaves the tokens before it unchanged, and the Rust call returns the usual ids.
+
+    Tested on a text in several scripts, cut at each white space. Tokenizers whose tokens reach across white space
+    fail the test, and so do slow tokenizers, which have no Rust part.
+    """
     if not tokenizer.is_fast:
         return False
-    spaces = [space.start() for space in _SPACE.finditer(_PROBE)]
-    parts = [_PROBE[:space] for space in spaces if space]
-    whole = _whole_ids([_PROBE], tokenizer, len(_PROBE) * 4)[0]
-    for part, ids in zip(parts, _fast_ids(parts, tokenizer, len(_PROBE) * 4), strict=True):
-        # As long as the part's own end, with its special token, does not count.
+    limit = len(_PROBE) * 4
+    starts = [_PROBE[: space.start()] for space in _SPACE.finditer(_PROBE) if space.start()]
+    for start, ids in zip(starts, _fast_ids(starts, tokenizer, limit), strict=True):
+        # Truncated to the same number of tokens, both end with the same special token.
         tokens = len(ids) - tokenizer.num_special_tokens_to_add()
-        if tokens and _fast_ids([part], tokenizer, len(ids)) != _whole_ids([_PROBE], tokenizer, len(ids)):
+        if tokens and _fast_ids([start], tokenizer, len(ids)) != _whole_ids([_PROBE], tokenizer, len(ids)):
             return False
-    return _fast_ids([_PROBE], tokenizer, len(_PROBE) * 4)[0] == whole
+    return _fast_ids([_PROBE], tokenizer, limit) == _whole_ids([_PROBE], tokenizer, limit)

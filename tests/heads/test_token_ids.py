@@ -1,4 +1,6 @@
-"""Only the beginning of a long text is tokenised, and the ids are those of the whole text, cut."""
+"""Only the start of a long text is tokenised; the ids equal those of the whole text, truncated."""
+
+import copy
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ml_filter.heads.config import EMBEDDED_ENCODER
 from ml_filter.heads.encoder import load_encoder
-from ml_filter.heads.tokens import _keeps_prefixes, prefix_tokens, set_text_prefix, token_ids, usual_ids
+from ml_filter.heads.tokens import _can_cut, prefix_tokens, set_text_prefix, token_ids, usual_ids
 
 WORDS = ["Water", "boils", "größer", "Вода", "кључа", "水が沸く", "الماء", "पानी", "don't", "3.14", "ﬁn", "😀"]
 
@@ -20,51 +22,57 @@ def tokenizer():
     return load_encoder(EMBEDDED_ENCODER).tokenizer
 
 
-def byte_pairs(pre_tokenizer):
-    """A byte-pair tokenizer, trained on the words."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizer
-    made.train_from_iterator(
+@pytest.fixture(scope="module")
+def tokenizer_with_prefix(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    set_text_prefix(tokenizer, "passage: ")
+    return tokenizer
+
+
+def train_bpe(pre_tokenizer):
+    """A byte-pair tokenizer trained on WORDS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.train_from_iterator(
         WORDS * 3, BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     )
-    return PreTrainedTokenizerFast(tokenizer_object=made)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 @given(st.lists(st.sampled_from([*WORDS, "\n", "  ", "\t"]), max_size=400), st.integers(3, 40))
-def test_ids_are_those_of_the_whole_text(tokenizer, words, most):
+def test_ids_equal_those_of_the_whole_text(tokenizer, words, max_tokens):
     texts = [" ".join(words), "".join(words), ""]
-    assert token_ids(texts, tokenizer, most) == usual_ids(texts, tokenizer, most)
+    assert token_ids(texts, tokenizer, max_tokens) == usual_ids(texts, tokenizer, max_tokens)
 
 
 @given(st.text(max_size=600), st.integers(3, 20))
-def test_whatever_the_text(tokenizer, text, most):
-    assert token_ids([text], tokenizer, most) == usual_ids([text], tokenizer, most)
+def test_ids_equal_those_of_any_text(tokenizer, text, max_tokens):
+    assert token_ids([text], tokenizer, max_tokens) == usual_ids([text], tokenizer, max_tokens)
 
 
 @given(st.lists(st.sampled_from([*WORDS, "\n"]), max_size=400), st.integers(6, 40))
-def test_a_prefix_is_read_as_if_it_stood_in_the_text(words, most):
-    tokenizer = load_encoder(EMBEDDED_ENCODER).tokenizer
+def test_a_prefix_is_tokenised_with_the_text(tokenizer, tokenizer_with_prefix, words, max_tokens):
     texts = [" ".join(words), ""]
-    wanted = token_ids(["passage: " + text for text in texts], tokenizer, most)
-    set_text_prefix(tokenizer, "passage: ")
-    assert token_ids(texts, tokenizer, most) == usual_ids(texts, tokenizer, most) == wanted
-    assert prefix_tokens(tokenizer) == 2
+    expected = token_ids(["passage: " + text for text in texts], tokenizer, max_tokens)
+    assert token_ids(texts, tokenizer_with_prefix, max_tokens) == expected
+    assert usual_ids(texts, tokenizer_with_prefix, max_tokens) == expected
+    assert prefix_tokens(tokenizer_with_prefix) == 2
 
 
-def test_the_embedded_encoders_tokenizer_reads_only_what_it_needs(tokenizer):
-    assert _keeps_prefixes(tokenizer)
+def test_the_embedded_encoder_allows_cutting_texts(tokenizer):
+    assert _can_cut(tokenizer)
 
 
 @pytest.mark.parametrize("add_prefix_space", [False, True])
-def test_so_does_one_of_byte_pairs(add_prefix_space):
-    tokenizer = byte_pairs(pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space))
-    assert _keeps_prefixes(tokenizer)
+def test_byte_pair_tokenizers_allow_cutting_texts(add_prefix_space):
+    tokenizer = train_bpe(pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space))
+    assert _can_cut(tokenizer)
     texts = [" ".join(np.random.default_rng(seed).choice(WORDS, 300)) for seed in range(5)]
     assert token_ids(texts, tokenizer, 12) == usual_ids(texts, tokenizer, 12)
 
 
-def test_one_whose_tokens_reach_across_white_space_gets_whole_texts():
-    tokenizer = byte_pairs(
+def test_texts_are_not_cut_if_tokens_reach_across_white_space():
+    tokenizer = train_bpe(
         pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(r"\.\s"), "isolated"),
@@ -76,7 +84,7 @@ def test_one_whose_tokens_reach_across_white_space_gets_whole_texts():
     assert token_ids(texts, tokenizer, 12) == usual_ids(texts, tokenizer, 12)
 
 
-def test_a_text_of_few_tokens_a_character_is_read_further(tokenizer):
+def test_a_start_with_too_few_tokens_is_extended(tokenizer):
     text = "internationalisation " * 400 + "end " * 50
     assert token_ids([text], tokenizer, 500) == usual_ids([text], tokenizer, 500)
     spaces = "a" + " " * 20_000 + "b"
