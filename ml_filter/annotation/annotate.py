@@ -11,10 +11,9 @@ from ml_filter.annotation.asking import Asking
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.connection import annotator_name
 from ml_filter.annotation.parsing import Answer, read_verdict
-from ml_filter.annotation.plan import Plan
+from ml_filter.annotation.plan import Call, Plan, Task
 from ml_filter.annotation.prompts import Prompt, load_prompt, prompts_by_criterion
 from ml_filter.annotation.run import run
-from ml_filter.annotation.task import Call, Task
 from ml_filter.annotation.windows import combine
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from ml_filter.annotation.annotator import Annotator
 from ml_filter.annotation.budget import Budget, Spending
 from ml_filter.annotation.client import Endpoint, RequestFailed
+from ml_filter.annotation.collecting import Recorder
 from ml_filter.annotation.connection import open_endpoints, open_pool
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.parsing import Answer
-from ml_filter.annotation.plan import OpenCalls, Plan
-from ml_filter.annotation.recording import Recorder
-from ml_filter.annotation.task import Call
+from ml_filter.annotation.plan import Call, OpenCalls, Plan
 from ml_filter.config import Settings
 from ml_filter.errors import EndpointError, MlFilterError
 from ml_filter.progress import progress

@@ -6,6 +6,7 @@ request and becomes the bottleneck (benchmarks/annotation_throughput.py).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -158,14 +159,11 @@ class Client:
 
 
 async def _content(response: aiohttp.ClientResponse) -> bytes:
-    parts, size = [], 0
-    async for part in response.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > _MAX_BYTES:
-            detail = f"the answer is longer than {_MAX_BYTES:,} bytes"
-            raise RequestFailed("malformed_answer", detail, may_cost=True)
-    return b"".join(parts)
+    try:
+        await response.content.readexactly(_MAX_BYTES + 1)
+    except asyncio.IncompleteReadError as complete:
+        return complete.partial
+    raise RequestFailed("malformed_answer", f"the answer is longer than {_MAX_BYTES:,} bytes", may_cost=True)
 
 
 def failure_of(endpoint: Endpoint, status: int, content: bytes, retry_after: str | None) -> Exception:

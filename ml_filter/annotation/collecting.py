@@ -1,20 +1,25 @@
-"""Collecting: write the answers of the ledger as rows of the output, and check whether the result is complete."""
+"""Collecting: record answers in the ledger, write them as rows of the output, and check whether it is complete."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import pyarrow as pa
 from loguru import logger
 
-from ml_filter.annotation.budget import Budget
-from ml_filter.annotation.ledger import Ledger
-from ml_filter.annotation.plan import Plan, Vote
-from ml_filter.annotation.recording import failed_row
+from ml_filter.annotation.budget import NO_TOKENS, Budget, Usage
+from ml_filter.annotation.client import RequestFailed
+from ml_filter.annotation.ledger import Key, Ledger
+from ml_filter.annotation.parsing import Answer, AnswerError
+from ml_filter.annotation.plan import Call, Plan, Vote
+from ml_filter.annotation.prompts import Question
 from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.errors import InputError, TooManyFailures
 
 FAILED_NAME = "failed.jsonl"
@@ -23,6 +28,54 @@ NOT_ASKED = "not_asked"
 """Error code of a vote that the budget had no room for."""
 NOT_ASKED_COUNT = f"failed_{NOT_ASKED}"
 _FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason", "attempts")
+
+
+def failed_row(annotator: str, question: Question, key: Key, **fields: Any) -> dict[str, Any]:
+    """A row without an answer; `fields` say why."""
+    return dict.fromkeys(ANNOTATION_SCHEMA.names) | {
+        "document_id": key.document_id,
+        "annotator": annotator,
+        "prompt": question.name,
+        "prompt_digest": question.digest,
+        "criterion": question.criterion,
+        "vote": key.vote,
+        "status": "failed",
+        "windows": 0,
+        "truncated": False,
+        "attempts": 0,
+        "created_at": datetime.now(UTC).isoformat(),
+        **fields,
+    }
+
+
+class Recorder:
+    """Writes the outcomes of calls to the ledger. `failed` counts those without a usable answer."""
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        self.plan, self.ledger, self.failed = plan, ledger, 0
+
+    def record(
+        self, call: Call, outcome: Answer | RequestFailed, used: Usage | None, assumed: Usage = NO_TOKENS
+    ) -> None:
+        """Write one outcome with the tokens of all its tries: `used` as reported, `assumed` without a report."""
+        task = self.plan.task
+        row = failed_row(
+            self.plan.annotator, call.question, call.key, windows=call.windows, truncated=call.truncated
+        ) | {"attempts": outcome.attempts}
+        if used is not None:
+            row |= {"prompt_tokens": int(used.prompt), "completion_tokens": int(used.completion)}
+        if isinstance(outcome, RequestFailed):
+            row |= {"error": outcome.code, "reason": str(outcome)}
+        else:
+            row |= {"raw": outcome.text, "latency_s": outcome.latency_s}
+            try:
+                row |= {"status": task.done, **task.read(outcome, call)}
+            except AnswerError as error:
+                row |= {"error": error.code, "reason": str(error)}
+        if row["error"]:
+            self.failed += 1
+            logger.debug(f"{call.key.document_id}: {row['error']}: {row['reason']}")
+        self.ledger.record(call.key, call.window, row, (math.ceil(assumed.prompt), math.ceil(assumed.completion)))
 
 
 class Collection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,7 +12,6 @@ from itertools import count
 from typing import Any, Generic, TypeVar
 
 from loguru import logger
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from ml_filter.annotation.budget import Spending
 from ml_filter.annotation.client import Client, Endpoint, RequestFailed, reported_usage
@@ -30,7 +29,6 @@ _PING: dict[str, dict[str, Any]] = {
 _FIRST_ANSWER_WITHIN_S = 30.0
 _ENDPOINT_FAULT = 0.1
 """What a try counts if it failed because of the endpoint and not because of the request."""
-_BACKOFF = wait_exponential_jitter(multiplier=0.5, max=30.0, jitter=1.0)
 
 
 class Circuit:
@@ -79,10 +77,6 @@ class _State:
 
 
 T = TypeVar("T")
-
-
-class _Excluded(Exception):
-    """The endpoint is no longer used; the request goes to another one."""
 
 
 @dataclass(frozen=True)
@@ -163,36 +157,27 @@ class EndpointPool:
         """
         attempts, spent = 0, 0.0  # requests made, and tries in the sense of `max_retries`
         failed_at: _State | None = None
-        failure: RequestFailed | None = None
-
-        def stop(_: RetryCallState) -> bool:
-            return spent > self.max_retries
-
-        async def once() -> Response[T]:
-            nonlocal attempts, spent, failed_at, failure
-            if failure and spending and not await spending.has_room():
-                spent = math.inf
-                raise failure
+        while True:
             state = await self._room(failed_at)
             attempts += 1
             start, sent_among = time.monotonic(), state.in_flight
             try:
                 endpoint = state.endpoint
-                payload = await self.client.post(endpoint, endpoint.url(path), body_for(endpoint))
-                answer = _read(read, payload)
+                answer = _read(read, await self.client.post(endpoint, endpoint.url(path), body_for(endpoint)))
+            except EndpointError as error:
+                self._exclude(state, error)
+                continue  # at another endpoint
             except RequestFailed as error:
                 if self._failed(state, error, path):
                     spent += _ENDPOINT_FAULT
                 else:  # an empty answer is paid for like any other, and likely to repeat: at most two retries
                     spent += max(1.0, self.max_retries / 2) if error.code == "empty_answer" else 1.0
-                failed_at, failure = state, error
                 error.attempts = attempts
                 if spending:
                     spending.failed(error)
-                raise
-            except EndpointError as error:
-                self._exclude(state, error)
-                raise
+                if error.refused or spent > self.max_retries:
+                    raise
+                failed_at, failure = state, error
             else:
                 now = time.monotonic()
                 self._answered(state, now)
@@ -201,20 +186,9 @@ class EndpointPool:
             finally:
                 state.in_flight -= 1
                 self._wake()
-
-        # The first try without tenacity, which takes half as long as sending a request: most need no second try.
-        try:
-            return await once()
-        except (RequestFailed, _Excluded) as error:
-            first: list[Exception] = [error]
-
-        async def again() -> Response[T]:
-            if first:
-                raise first.pop()
-            return await once()
-
-        retrying = AsyncRetrying(stop=stop, wait=_BACKOFF, retry=retry_if_exception(_is_retryable), reraise=True)
-        return await retrying(again)
+            await asyncio.sleep(_backoff_s(attempts))
+            if spending and not await spending.has_room():
+                raise failure
 
     async def _room(self, failed_at: _State | None) -> _State:
         """The least loaded endpoint with room for a request. Avoids the endpoint that has just failed the request, as
@@ -243,8 +217,8 @@ class EndpointPool:
         if not left:
             self._unusable = error
         self._wake(everyone=True)
-        if left:
-            raise _Excluded from error
+        if not left:
+            raise error
 
     def _wake(self, *, everyone: bool = False) -> None:
         now = time.monotonic()
@@ -334,8 +308,9 @@ def outage(endpoints: Sequence[Endpoint], silent_s: float, last: str) -> Endpoin
     )
 
 
-def _is_retryable(error: BaseException) -> bool:
-    return isinstance(error, _Excluded) or (isinstance(error, RequestFailed) and not error.refused)
+def _backoff_s(attempts: int) -> float:
+    """Seconds before the next try; random, so that requests that failed together do not return together."""
+    return min(0.5 * 2.0 ** (min(attempts, 10) - 1) + random.random(), 30.0)  # noqa: S311
 
 
 def _read(read: Callable[[dict[str, Any]], T], payload: dict[str, Any]) -> T:

@@ -125,12 +125,12 @@ def _expected_at(match: re.Match[str], answer: Answer, prompt: Prompt) -> float 
         if position <= offset < position + len(token.text):
             if token.text.strip() != match[1]:
                 return None  # the score shares its token with other text, or continues in the next
-            values: dict[float, list[float]] = {}
+            weights = []
             for text, logprob in token.top.items():
                 value = _number(text.strip()) if re.fullmatch(r"\s*(\d+|\w)\s*", text) else None
                 if value is not None and prompt.score.min <= value <= prompt.score.max:
-                    values.setdefault(value, []).append(logprob)
-            return weighted_mean([(value, logsumexp(logprobs)) for value, logprobs in values.items()])
+                    weights.append((value, logprob))
+            return weighted_mean(weights)
         position += len(token.text)
     return None
 
@@ -163,15 +163,10 @@ def _read_written_choice(answer: Answer, prompt: Prompt) -> Verdict:
     raise AnswerError("unparsable_score", f"{answer.text.strip()[:_SHOWN_CHARS]!r} is not one of the choices")
 
 
-def logsumexp(values: Sequence[float]) -> float:
-    """log(sum(exp(v))), numerically stable."""
-    top = max(values)
-    return top + math.log(sum(math.exp(value - top) for value in values))
-
-
 def weighted_mean(weights: Sequence[tuple[float, float]]) -> float | None:
     """The mean of (value, log-weight) pairs weighted by exp(log-weight); None without pairs."""
     if not weights:
         return None
-    total = logsumexp([weight for _, weight in weights])
-    return sum(value * math.exp(weight - total) for value, weight in weights)
+    top = max(weight for _, weight in weights)  # exp of the difference cannot underflow for all of them
+    shares = [math.exp(weight - top) for _, weight in weights]
+    return sum(value * share for (value, _), share in zip(weights, shares, strict=True)) / sum(shares)

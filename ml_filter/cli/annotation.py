@@ -71,8 +71,7 @@ def translate(
 )
 def label(docs: Docs, output: Output, label: LabelConfig) -> None:
     """Let an LLM label documents from lists of defined labels, and report the distribution of the labels."""
-    from ml_filter.annotation.label import label_documents
-    from ml_filter.annotation.label_report import REPORT_NAME
+    from ml_filter.annotation.label import REPORT_NAME, label_documents
 
     with keep_answers():
         manifest = label_documents(docs, label, output)

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 from loguru import logger
 from pydantic import SecretStr, ValidationError
-from tenacity import wait_none
 
 from ml_filter.annotation import endpoints
 from ml_filter.annotation.annotate import annotate_documents
@@ -39,7 +38,7 @@ GOOD = chat("It explains. Score: 3")
 @pytest.fixture
 def hasty(monkeypatch):
     """Tries follow each other at once."""
-    monkeypatch.setattr(endpoints, "_BACKOFF", wait_none())
+    monkeypatch.setattr(endpoints, "_backoff_s", lambda attempts: 0.0)
 
 
 def rows(manifest: Manifest) -> list[dict[str, Any]]:

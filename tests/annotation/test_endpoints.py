@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from loguru import logger
 from pydantic import SecretStr
-from tenacity import wait_random
 
 from ml_filter.annotation import endpoints
 from ml_filter.annotation.client import Endpoint, RequestFailed
@@ -50,7 +49,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(endpoints, "_OPEN_AFTER_S", 0.2)
     monkeypatch.setattr(endpoints, "_PING_AFTER_S", (0.1, 1.0))
     monkeypatch.setattr(endpoints, "_FIRST_ANSWER_WITHIN_S", 3.0)
-    monkeypatch.setattr(endpoints, "_BACKOFF", wait_random(0.05, 0.15))
+    monkeypatch.setattr(endpoints, "_backoff_s", lambda attempts: random.uniform(0.05, 0.15))
 
 
 def ask(urls: Sequence[str], documents: Sequence[str], *, in_flight: int = 20, **changes: Any) -> list[Any]:

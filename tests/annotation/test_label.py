@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_filter.annotation.config import LabelConfig
-from ml_filter.annotation.label import label_documents
+from ml_filter.annotation.label import DISTRIBUTION_NAME, REPORT_NAME, Tally, label_documents
 from ml_filter.annotation.label_lists import LabelList, label_question, load_labels, read_labels
-from ml_filter.annotation.label_report import DISTRIBUTION_NAME, REPORT_NAME, Tally
 from ml_filter.annotation.parsing import AnswerError
 from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_filter.annotation.parsing import Answer, AnswerError, Token, Verdict, logsumexp, read_verdict, weighted_mean
+from ml_filter.annotation.parsing import Answer, AnswerError, Token, Verdict, read_verdict, weighted_mean
 from ml_filter.annotation.prompts import Calibration, Prompt
 from tests.annotation.misbehaving import PROMPT
 
@@ -312,12 +312,6 @@ def test_the_expected_score_lies_between_the_numbers_it_is_made_of(top):
     expected = read_verdict(answer, SHORT).expected_score
     assert expected is not None
     assert min(map(float, top)) - 1e-9 <= expected <= max(map(float, top)) + 1e-9
-
-
-@given(st.lists(st.floats(-50, 50), min_size=1, max_size=8))
-def test_logsumexp_is_the_logarithm_of_the_sum(values):
-    assert logsumexp(values) == pytest.approx(math.log(sum(map(math.exp, values))), abs=1e-9)
-    assert logsumexp([value - 5000 for value in values]) == pytest.approx(logsumexp(values) - 5000)
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(-800, 0)), min_size=1, max_size=8), st.floats(-1000, 1000))

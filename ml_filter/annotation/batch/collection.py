@@ -17,13 +17,12 @@ from ml_filter.annotation.batch.directory import ENDED_EARLY, BatchDirectory, ho
 from ml_filter.annotation.batch.files import requests_table
 from ml_filter.annotation.budget import Budget, reported
 from ml_filter.annotation.client import Endpoint, RequestFailed
+from ml_filter.annotation.collecting import Recorder
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.ledger import Key, Ledger
 from ml_filter.annotation.parsing import Answer, AnswerError
-from ml_filter.annotation.plan import Plan
-from ml_filter.annotation.recording import Recorder
+from ml_filter.annotation.plan import Call, Plan
 from ml_filter.annotation.run import run
-from ml_filter.annotation.task import Call
 from ml_filter.config import Settings
 from ml_filter.documents.manifest import Manifest, read_manifest
 from ml_filter.errors import ConfigError, InputError, TooManyFailures

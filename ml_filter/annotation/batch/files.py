@@ -22,10 +22,9 @@ from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.config import AnnotateConfig, BatchConfig, EndpointConfig
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.parsing import Answer
-from ml_filter.annotation.plan import OpenCalls, Plan
+from ml_filter.annotation.plan import Call, OpenCalls, Plan
 from ml_filter.annotation.prompts import Question
 from ml_filter.annotation.run import open_ledger
-from ml_filter.annotation.task import Call
 from ml_filter.annotation.tokenizers import LocalTokenizer
 from ml_filter.annotation.windows import Windows
 from ml_filter.config import Settings
