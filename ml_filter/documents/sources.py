@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import fsspec
 
@@ -24,36 +25,24 @@ _KNOWN = ".parquet, .jsonl[.gz|.zst], .csv[.gz|.zst], .tsv[.gz|.zst], .warc[.gz]
 _HUB_DATA_SET = re.compile(r"^hf://datasets/(?P<name>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/?$")
 
 
-class _File(NamedTuple):
-    uri: str
-    format: Format
-    size: int | None = None
-    part: tuple[int, int] = (0, 1)
-    rows: int | None = None
-
-
 def list_shards(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
     """The input shards of a source in a fixed order, and a digest of the content of each path.
 
     Raises:
         InputError: a path does not exist, matches nothing, is not finished or has an unknown format.
     """
-    files: list[_File] = []
+    unnamed: list[InputShard] = []
     parents: list[Parent] = []
     for path in source.paths:
         if path == installed.URI:
-            path_files, digest = [_File(path, "installed")], installed.fingerprint()
+            shards, digest = [InputShard(path, "installed")], installed.fingerprint()
         elif match := _HUB_DATA_SET.match(path):
-            path_files, digest = _hub_files(match["name"], match["revision"], source)
+            shards, digest = _hub_files(match["name"], match["revision"], source)
         else:
-            path_files, digest = _files_at(path)
-        files += path_files
+            shards, digest = _files_at(path)
+        unnamed += shards
         parents.append(Parent(path=path, digest=digest))
-    shards = [
-        InputShard(file.uri, file.format, f"{number:05d}-{_stem(file)}", file.size, file.part, file.rows)
-        for number, file in enumerate(files)
-    ]
-    return shards, parents
+    return [replace(shard, name=f"{number:05d}-{_stem(shard)}") for number, shard in enumerate(unnamed)], parents
 
 
 def shard_state(shard: InputShard) -> str | None:
@@ -69,21 +58,21 @@ def shard_state(shard: InputShard) -> str | None:
         return None
 
 
-def _stem(file: _File) -> str:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(file.uri.rstrip("/:")).name)
+def _stem(shard: InputShard) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(shard.uri.rstrip("/:")).name)
     name = re.sub(r"(\.(parquet|jsonl|ndjson|json|csv|tsv|gz|zst|warc|wet))+$", "", name)
-    number, parts = file.part
+    number, parts = shard.part
     return f"{name}-{number}" if parts > 1 else name
 
 
-def _files_at(path: str) -> tuple[list[_File], str]:
+def _files_at(path: str) -> tuple[list[InputShard], str]:
     """The files of a path or URL and a digest of their state."""
     fs, root = file_system_of(path)
     if fs.isdir(root):
         manifest = find_manifest(path)
         if manifest is not None:
             files = [
-                _File(manifest.path_of(shard.path), "parquet", shard.bytes, rows=shard.rows)
+                InputShard(manifest.path_of(shard.path), "parquet", size=shard.bytes, rows=shard.rows)
                 for shard in manifest.shards
             ]
             return files, manifest.digest
@@ -111,7 +100,7 @@ def _files_at(path: str) -> tuple[list[_File], str]:
             info = {}
         uri = name if "://" not in path else fs.unstrip_protocol(name)
         states.append([uri, *_state_of(info)])
-        files.append(_File(uri, file_format, info.get("size")))
+        files.append(InputShard(uri, file_format, size=info.get("size")))
     return files, digest_of(states)
 
 
@@ -127,8 +116,8 @@ def _format_of(name: str) -> Format | None:
     return next((file_format for pattern, file_format in _FORMATS if re.search(pattern, name)), None)
 
 
-def _hub_files(name: str, revision: str | None, source: SourceConfig) -> tuple[list[_File], str]:
+def _hub_files(name: str, revision: str | None, source: SourceConfig) -> tuple[list[InputShard], str]:
     revision = hub.pinned_revision(name, revision)
     parts = int(hub.open_data_set(name, revision, source).num_shards)
-    files = [_File(f"hf://datasets/{name}@{revision}", "hub", None, (number, parts)) for number in range(parts)]
+    files = [InputShard(f"hf://datasets/{name}@{revision}", "hub", part=(number, parts)) for number in range(parts)]
     return files, digest_of([name, revision, source.subset, source.split])

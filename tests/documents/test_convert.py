@@ -15,6 +15,7 @@ from ml_filter.agreement.config import AggregateConfig
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import ConvertConfig, SourceConfig
 from ml_filter.documents.convert import convert_to_annotations, write_eurolingua, write_fineweb_edu
+from ml_filter.documents.eurolingua import failed_votes
 from ml_filter.documents.lineage import criteria_of
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError, InputError
@@ -324,3 +325,11 @@ def test_flat_rows_without_a_text_get_a_hint(tmp_path):
     path = lines(tmp_path / "scores.jsonl", {"id": "x", "score": 3}, {"id": "y", "score": 4})
     with pytest.raises(InputError, match=r"'missing_text': 2\}; .* a text \(--text-column\): `ml-filter agreement`"):
         converted(path, tmp_path / "out", prompt="edu", annotator="m")
+
+
+def test_failed_votes_of_a_record_are_known_without_converting_it():
+    votes = record(scores=[1.0, None], document_processing_status=["success", "error_server"])
+    assert failed_votes(votes) == [False, True]
+    assert failed_votes({"document_id": "d1", "scores": [1.0]}) is None
+    with pytest.raises(ValueError, match=r"malformed record: scores\.0"):
+        failed_votes(record(scores=["good"]))

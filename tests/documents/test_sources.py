@@ -8,7 +8,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, read_shard
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.sources import list_shards
+from ml_filter.documents.sources import list_shards, shard_state
 from ml_filter.errors import InputError
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents
@@ -135,3 +135,21 @@ def test_an_unfinished_output_directory_is_an_error(tmp_path):
         out.commit("a", writer, rejects, {"read": 1})
     with pytest.raises(InputError, match="contains an unfinished run"):
         shards_of(tmp_path / "out")
+
+
+def test_a_state_changes_with_the_shard_and_is_none_without_its_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("{}")
+    [shard] = shards_of(path)
+    before = shard_state(shard)
+    path.write_text("{} {}")
+    assert shard_state(shard) not in (before, None)
+    path.unlink()
+    assert shard_state(shard) is None
+    installed, hub = InputShard("installed:", "installed"), InputShard("hf://datasets/a/b@c", "hub")
+    assert shard_state(installed) == shard_state(installed) != shard_state(hub)
+
+
+def test_a_dangling_link_is_listed_for_its_reader_to_report(tmp_path):
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+    assert [shard.name for shard in shards_of(tmp_path)] == ["00000-a"]

@@ -32,7 +32,7 @@ class InputShard:
 
     uri: str
     format: Format
-    name: str
+    name: str = ""
     size: int | None = None
     part: tuple[int, int] = (0, 1)
     """Number of this shard and number of shards; only a Hub data set has several with the same URI."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import fsspec
 import pyarrow as pa
@@ -66,17 +66,15 @@ def _opened(uri: str) -> Iterator[pq.ParquetFile]:
 
 def known_rows(shards: Sequence[InputShard]) -> int | None:
     """How many rows the shards have, for progress bars; None: it is not known without reading them."""
-    if len(shards) > _COUNTED_SHARDS or any(shard.format != "parquet" for shard in shards):
+    unknown = [shard for shard in shards if shard.rows is None]
+    if len(unknown) > _COUNTED_SHARDS or any(shard.format != "parquet" for shard in unknown):
         return None
-    rows = 0
-    for shard in shards:
-        if shard.rows is not None:
-            rows += shard.rows
-            continue
+    rows = sum(shard.rows or 0 for shard in shards)
+    for shard in unknown:
         try:
-            with fsspec.open(shard.uri, "rb") as file:
-                rows += pq.read_metadata(file).num_rows
-        except (pa.ArrowException, OSError):  # reading it will report what is wrong with it
+            with _opened(shard.uri) as file:
+                rows += file.metadata.num_rows
+        except InputError:  # reading it will report what is wrong with it
             return None
     return rows
 
@@ -87,16 +85,11 @@ def read_documents(uri: str, source: SourceConfig, rejects: RejectsLog, keep_bla
     Raises:
         InputError: a column that the source configuration names does not exist.
     """
-    try:
-        raw = fsspec.open(uri, "rb").open()
-    except OSError as error:
-        rejects.add(uri, "file", "unreadable", f"{type(error).__name__}: {error}")
-        return
-    with raw:
+    with ExitStack() as stack:
         try:
-            file = pq.ParquetFile(raw, pre_buffer=True)
-        except (pa.ArrowException, OSError) as error:
-            rejects.add(uri, "file", "unreadable", str(error))
+            file = stack.enter_context(_opened(uri))
+        except InputError as error:
+            rejects.add(uri, "file", "unreadable", str(error.__cause__))
             return
         names = file.schema_arrow.names
         for column in filter(None, (source.text_column, source.id_column)):

@@ -1,11 +1,12 @@
 import csv
+import gzip
 import io
 
 import pytest
 
 from ml_filter.documents.readers import text_id
 from ml_filter.errors import InputError
-from tests.documents.readers.reading import compress
+from tests.documents.readers.reading import compress, varied_rows
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
@@ -44,3 +45,27 @@ def test_a_missing_text_column_is_an_error_that_lists_the_columns(read, tmp_path
     with pytest.raises(InputError, match=r"a\.csv has no column 'text'; it has id, body"):
         read(path)
     assert read(path, text_column="body").texts == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,text\n1,one\n".encode("utf-16"), "is not UTF-8; save it as UTF-8"),
+        (b"id,id\n1,one\n", "has a duplicate column 'id'; rename one of them"),
+        (b"\nid,text\n", "begins with an empty line; the first line must name the columns"),
+        (b'"id" x,text\n', "line 1: .*; the first line must name the columns"),
+    ],
+)
+def test_a_first_line_that_does_not_name_the_columns_is_an_error(read, tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / "a.csv")
+
+
+def test_complete_rows_of_a_truncated_archive_are_read(read, tmp_path):
+    content = gzip.compress("".join(f"{row['id']},{row['text']}\n" for row in varied_rows(2000)).encode())
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"id,text\n") + content[: len(content) // 2])
+    result = read(tmp_path / "a.csv.gz")
+    assert result.rows == varied_rows(2000)[: len(result.rows)]
+    assert len(result.rows) > 500
+    assert result.reasons == ["truncated"]

@@ -1,4 +1,5 @@
 import gzip
+from dataclasses import replace
 
 import fsspec
 import pyarrow as pa
@@ -6,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.readers import text_id
+from ml_filter.documents.readers import known_rows, read_shard, text_id
+from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from tests.documents.readers.reading import lines
 
@@ -72,3 +74,30 @@ def test_a_shard_deleted_before_it_is_read_is_a_reject(read, tmp_path):
     (tmp_path / "a.jsonl").unlink()
     result = read(shards=shards)
     assert (result.texts, result.reasons) == (["b.jsonl"], ["unreadable"])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_blank_documents_with_an_id_are_kept_on_request(tmp_path, kind):
+    rows = [{"id": "a", "text": " "}, {"id": "b", "text": None}, {"id": None, "text": ""}, {"id": "c", "text": "one"}]
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(lines(*rows)) if kind == "jsonl" else pq.write_table(pa.Table.from_pylist(rows), path)
+    source, rejects = SourceConfig(paths=[str(path)]), RejectsLog()
+    [table] = read_shard(list_shards(source)[0][0], source, rejects, keep_blank=True)
+    assert table.select(["id", "text"]).to_pylist() == [
+        {"id": "a", "text": ""},
+        {"id": "b", "text": ""},
+        {"id": "c", "text": "one"},
+    ]
+    assert rejects.total == 1
+
+
+def test_rows_are_counted_without_reading_them_only_in_parquet(tmp_path):
+    for name, rows in (("a", 3), ("b", 2)):
+        pq.write_table(pa.table({"text": ["t"] * rows}), tmp_path / f"{name}.parquet")
+    shards, _ = list_shards(SourceConfig(paths=[str(tmp_path)]))
+    assert known_rows(shards) == 5
+    assert known_rows([replace(shards[0], rows=7), shards[1]]) == 9
+    (tmp_path / "b.parquet").write_bytes(b"damaged")
+    assert known_rows(shards) is None
+    (tmp_path / "c.jsonl").write_text("")
+    assert known_rows(list_shards(SourceConfig(paths=[str(tmp_path / "c.jsonl")]))[0]) is None
