@@ -1,4 +1,4 @@
-"""Encoders by name: a Hub model, a local directory, or one that a Python package carries."""
+"""Load encoders by name: a Hub model, a local directory, or an installed Python package that contains one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ Pooling = Literal["mean", "cls"]
 class Encoder:
     """A transformers encoder with its tokenizer and the pooling it was trained with.
 
-    `name` is as `shown_name` gives it.
+    Attributes:
+        name: as returned by `shown_name`.
+        model: in float32.
+        tokenizer: of the model.
+        pooling: how token states become one vector.
+        text_prefix: the prefix of documents in its training, according to its files.
     """
 
     name: str
@@ -33,19 +38,18 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     pooling: Pooling
     text_prefix: str = ""
-    """What was put before each document in its training, as far as its files say."""
 
     @property
     def depth(self) -> int:
-        """Transformer layers, and the index of the last hidden state."""
+        """Number of transformer layers, which is also the index of the last hidden state."""
         return int(self.model.config.num_hidden_layers)
 
     @property
     def max_tokens(self) -> int:
-        """Tokens that it reads, special tokens among them, as far as its files say."""
+        """How many tokens it reads, including special tokens, according to its files."""
         limits = [
             getattr(self.model.config, "max_position_embeddings", None),
-            self.tokenizer.model_max_length,  # a very large number where the files are silent
+            self.tokenizer.model_max_length,  # a very large number if the files have no limit
         ]
         if self.model.config.model_type in _OFFSET_POSITIONS and limits[0]:
             limits[0] -= _OFFSET_POSITIONS[self.model.config.model_type]
@@ -54,11 +58,11 @@ class Encoder:
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _OFFSET_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
-"""Position embeddings that are never used, as numbering starts behind the padding's."""
+"""These models number positions after the padding index, so that their first position embeddings are never used."""
 
 
 def weights_digest(encoder: Encoder) -> str:
-    """SHA-256 of an encoder's weights and vocabulary, wherever it was loaded from."""
+    """SHA-256 of an encoder's weights and vocabulary. It does not depend on where the encoder was loaded from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.model.state_dict().items()):
         digest.update(name.encode())
@@ -71,35 +75,35 @@ def load_encoder(name: str) -> Encoder:
     """Load an encoder in float32.
 
     Args:
-        name: directory, Hub name, or the name of an installed package with a `model` directory inside.
+        name: directory, Hub name, or name of an installed package that contains a `model` directory.
 
     Raises:
-        ConfigError: there is no such encoder, or it cannot be downloaded.
+        ConfigError: the encoder does not exist, or it cannot be downloaded.
     """
     from transformers import AutoModel, AutoTokenizer
 
     steady_arithmetic()
-    place = _packaged(name) or name
+    path = _path_in_package(name) or name
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(place)
-            model = AutoModel.from_pretrained(place)
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModel.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"encoder {name!r} is no directory, no installed package and cannot be had from the Hub: "
+            f"encoder {name!r} is not a directory or an installed package, and cannot be downloaded from the Hub: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return Encoder(shown_name(name), model.float().eval(), tokenizer, _pooling(place), _document_prompt(place))
+    return Encoder(shown_name(name), model.float().eval(), tokenizer, _pooling(path), _document_prompt(path))
 
 
 def shown_name(name: str) -> str:
-    """An encoder's name in what is saved: of a directory its own name, no path of this machine."""
+    """An encoder's name as it is saved: only the last part of a directory, so that no local path is published."""
     return Path(name).absolute().name if Path(name).is_dir() else name
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Load and save models without the library's own progress bars."""
+    """Load and save models without the progress bars of transformers."""
     from transformers.utils import logging
 
     if not logging.is_progress_bar_enabled():
@@ -112,8 +116,8 @@ def quiet_transformers() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def _packaged(name: str) -> str | None:
-    """The model directory of a package, found without importing the package."""
+def _path_in_package(name: str) -> str | None:
+    """The `model` directory of an installed package, which is not imported."""
     if "/" in name or Path(name).exists():
         return None
     spec = importlib.util.find_spec(name.replace("-", "_"))
@@ -123,37 +127,37 @@ def _packaged(name: str) -> str | None:
     return None
 
 
-def _pooling(place: str) -> Pooling:
-    """What a sentence-transformers directory says of its pooling; mean where nothing is said."""
-    return "cls" if _said(place, "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean"
+def _pooling(path: str) -> Pooling:
+    """The pooling in the files of sentence-transformers; the mean by default."""
+    return "cls" if _read_json(path, "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean"
 
 
-def _document_prompt(place: str) -> str:
-    """The prompt that sentence-transformers' `encode_document` would take; none where none is said."""
-    said = _said(place, "config_sentence_transformers.json")
-    prompts = said.get("prompts") or {}
+def _document_prompt(path: str) -> str:
+    """The prompt that sentence-transformers' `encode_document` would use; empty by default."""
+    config = _read_json(path, "config_sentence_transformers.json")
+    prompts = config.get("prompts") or {}
     names = [name for name in _DOCUMENT_PROMPTS if prompts.get(name)]
-    return str(prompts.get(names[0] if names else said.get("default_prompt_name")) or "")
+    return str(prompts.get(names[0] if names else config.get("default_prompt_name")) or "")
 
 
-def _said(place: str, name: str) -> dict[str, Any]:
-    """What a JSON file beside a model says; nothing where there is no such file."""
+def _read_json(path: str, name: str) -> dict[str, Any]:
+    """A JSON file beside a model, local or on the Hub; empty if there is no such file."""
     from transformers.utils.hub import cached_file
 
-    found = cached_file(
-        place,
+    file = cached_file(
+        path,
         name,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    says: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8")) if found is not None else {}
-    return says
+    content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else {}
+    return content
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """Token states [batch, tokens, width] to one float32 vector a document [batch, width]."""
+    """Token states [batch, tokens, width] to one float32 vector per document [batch, width]."""
     if pooling == "cls":
         return states[:, 0].float()
-    # As a matrix product, which sums in float32 also where the states are bfloat16.
+    # A matrix product sums in float32 even if the states are bfloat16; `sum` would not.
     summed = (mask.unsqueeze(1).to(states.dtype) @ states).squeeze(1)
     return summed.float() / mask.sum(1, keepdim=True).clamp(min=1).float()

@@ -1,4 +1,4 @@
-"""Encoders run by OpenVINO, which on CPUs is faster than torch: above all its attention."""
+"""Run an encoder with OpenVINO, whose attention on CPUs is faster than torch's."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class OpenVinoModel:
-    """Token ids to scores: the encoder by OpenVINO on as many threads as torch has, the head by torch in float32.
+    """Token ids to scores: OpenVINO runs the encoder on as many threads as torch uses; torch runs the head in float32.
 
     Raises:
-        ConfigError: OpenVINO is not installed, or cannot run this encoder.
+        ConfigError: OpenVINO is not installed, or it cannot run this encoder.
     """
 
     def __init__(self, model: HeadModel, dtype: torch.dtype) -> None:
@@ -36,30 +36,30 @@ class OpenVinoModel:
                     "INFERENCE_PRECISION_HINT": _PRECISION[dtype],
                     "INFERENCE_NUM_THREADS": torch.get_num_threads(),
                     "NUM_STREAMS": 1,
-                    "ENABLE_CPU_PINNING": False,  # several workers would pin themselves to the same cores
+                    "ENABLE_CPU_PINNING": False,  # several workers would all pin to the same cores
                 },
             )
-        except Exception as error:  # of any kind, by what in the encoder it does not know
+        except Exception as error:  # OpenVINO raises many types for operations it does not know
             name = model.config.encoder_name or "this encoder"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(f"OpenVINO cannot run {name} ({reason}): score with --engine torch") from error
+            raise ConfigError(f"OpenVINO cannot run {name} ({reason}); use --engine torch") from error
         self._request = compiled.create_infer_request()
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Scores [batch, criteria], float32, as the head gives them."""
-        made = self._request.infer([input_ids.numpy(), attention_mask.numpy()], share_inputs=True)
-        return self.model.read(torch.from_numpy(made[0]))
+        """Scores [batch, criteria], float32, not clamped."""
+        outputs = self._request.infer([input_ids.numpy(), attention_mask.numpy()], share_inputs=True)
+        return self.model.read(torch.from_numpy(outputs[0]))
 
 
 def _import() -> Any:
-    # OpenVINO reports its import to its makers, over the network and unasked, unless this package is missing.
+    # OpenVINO sends telemetry when it is imported, unless this package is missing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ImportError as error:
         raise ConfigError(
-            f"engine openvino needs the package openvino, which cannot be imported ({error}): install it, or score "
-            "with --engine torch"
+            f"--engine openvino needs the package openvino, which cannot be imported ({error}); install it, or use "
+            "--engine torch"
         ) from error
     return openvino
 
@@ -74,7 +74,7 @@ class _Encode(nn.Module):
 
 
 def _converted(model: HeadModel) -> Any:
-    """OpenVINO's model of the encoder, for batches of any shape."""
+    """The encoder as an OpenVINO model, for batches of any shape."""
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -83,7 +83,7 @@ def _converted(model: HeadModel) -> Any:
     logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tracing: the self-test compares what comes out
+            warnings.simplefilter("ignore")  # about tracing; the self-test compares the outputs
             decoder = TorchScriptPythonDecoder(_Encode(model).eval(), example_input=example)
             frontend = FrontEndManager().load_by_framework("pytorch")
             return frontend.convert(frontend.load(decoder))

@@ -1,4 +1,4 @@
-"""Ridge regression on embeddings that lie on disk, in memory that does not grow with their number."""
+"""Ridge regression on embeddings on disk; its memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Rows(Protocol):
-    """Features [n, width] that are read in parts: an array, one mapped from disk, or rows of an embedding store."""
+    """Features [n, width] that are read in parts: an array, a memory map, or rows of an embedding store."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Documents and width."""
+        """Rows and width."""
 
-    def __getitem__(self, places: Any, /) -> NDArray[np.float32]:
-        """Some rows: a slice or an array of indices."""
+    def __getitem__(self, indices: Any, /) -> NDArray[np.float32]:
+        """The rows at `indices`, a slice or an array."""
 
 
 ALPHAS = tuple(float(a) for a in np.logspace(0, 5, 16))
@@ -36,11 +36,12 @@ def fit_ridge(
     standardise: bool = True,
     alphas: Sequence[float] = ALPHAS,
 ) -> tuple[NDArray[np.float64], float, float]:
-    """Fit labels [n] from features [n, width] under document weights [n] of mean 1.
+    """Fit labels [n] to features [n, width] with document weights [n] of mean 1.
 
-    Returns coefficients [width], bias and the chosen penalty. The penalty minimises the exact leave-one-out error
-    (scikit-learn's RidgeCV) on at most 10,000 documents, and grows with the number of documents; the coefficients are
-    then solved from the normal equations over all of them, block by block.
+    Returns coefficients [width], bias and the chosen penalty. The penalty minimises the exact leave-one-out error of
+    scikit-learn's RidgeCV, which needs no folds and so no random split. RidgeCV keeps a copy of all features in memory:
+    it sees at most 10,000 documents, and its penalty is scaled to the number of all documents. The coefficients are the
+    solution of the normal equations over all documents, summed block by block.
     """
     from scipy.linalg import solve
     from sklearn.linear_model import RidgeCV
@@ -51,13 +52,13 @@ def fit_ridge(
     search = RidgeCV(alphas=alphas).fit((features[chosen] - mean) / scale, labels[chosen], weights[chosen])
     alpha = float(search.alpha_) * count / len(chosen)
 
-    # A constant feature of its own, without penalty, is the bias.
+    # The bias is the coefficient of a constant feature without penalty.
     gram, moment = np.zeros((width + 1, width + 1)), np.zeros(width + 1)
     for start in range(0, count, _ROWS):
         part = slice(start, start + _ROWS)
-        standard = np.column_stack([(features[part] - mean) / scale, np.ones(len(labels[part]))])
-        gram += standard.T @ (standard * weights[part, None])
-        moment += standard.T @ (labels[part] * weights[part])
+        block = np.column_stack([(features[part] - mean) / scale, np.ones(len(labels[part]))])
+        gram += block.T @ (block * weights[part, None])
+        moment += block.T @ (labels[part] * weights[part])
     gram[np.diag_indices(width)] += alpha
     solution = solve(gram, moment, assume_a="pos")
     coefficients = solution[:-1] / scale
@@ -65,7 +66,7 @@ def fit_ridge(
 
 
 def mean_and_scale(features: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation [width] of each feature; 1 in place of a deviation of 0."""
+    """Mean and standard deviation [width] of each feature; a deviation of 0 becomes 1."""
     count, width = features.shape
     total, squares = np.zeros(width), np.zeros(width)
     for start in range(0, count, _ROWS):
@@ -80,6 +81,6 @@ def mean_and_scale(features: Rows) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 def label_weights(labels: NDArray[np.float64], balance: float) -> NDArray[np.float64]:
     """Weights [n] of mean 1: the frequency of each rounded label to the power of `-balance`."""
-    _, place, counts = np.unique(np.round(labels), return_inverse=True, return_counts=True)
-    weights = counts[place].astype(np.float64) ** -balance
+    _, label_class, counts = np.unique(np.round(labels), return_inverse=True, return_counts=True)
+    weights = counts[label_class].astype(np.float64) ** -balance
     return cast("NDArray[np.float64]", weights / weights.mean())
