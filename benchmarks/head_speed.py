@@ -34,10 +34,11 @@ from ml_filter.heads.config import EMBEDDED_ENCODER, HeadSettings, TrainConfig
 from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.encoder import load_encoder
 from ml_filter.heads.engine import load_engine
+from ml_filter.heads.label_table import read_label_table
 from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.model import HeadModel
 from ml_filter.heads.tokens import token_ids
-from ml_filter.heads.train import take_up, train_head
+from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
 
 RATE, FURTHER, RESAMPLES = 1e-3, (40, 80, 160), 2000
@@ -92,7 +93,7 @@ def main() -> None:
 def trained_on(labels: Path) -> tuple[list[str], NDArray[np.float32]]:
     """Texts and labels of the documents that `ml-filter train` does not keep for its test."""
     config, texts = HEADS["default"], list[str]()
-    known = take_up(LabelledDocuments(SourceConfig(paths=[str(labels)]), LABEL), texts.extend, config)
+    known = read_label_table(LabelledDocuments(SourceConfig(paths=[str(labels)]), LABEL), texts.extend, config)
     places = np.flatnonzero(~known.is_test)
     return [texts[place] for place in places], known.labels[places, 0].astype(np.float32)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ml_filter.documents.manifest import Manifest
     from ml_filter.evaluation.compare import Comparison
     from ml_filter.evaluation.evaluate import HeadEvaluation
-    from ml_filter.heads.search import Search
+    from ml_filter.heads.search_result import Search
     from ml_filter.heads.train import TrainedHead
     from ml_filter.pipeline.bill import PipelineBill
     from ml_filter.statistics.intervals import Figure
@@ -229,7 +229,7 @@ def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
 
 def show_search(search: Search, manifest: Manifest) -> None:
     """The best trials with their standard errors, and how they compare with the default."""
-    from ml_filter.heads.search import ranking
+    from ml_filter.heads.search_result import ranking
     from ml_filter.statistics.metrics import PAIR_FIGURES
 
     rows = []

@@ -35,6 +35,7 @@ from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.engine import CascadeInfo, load_engine
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, write_config
+from ml_filter.heads.label_table import choose_test_documents
 from ml_filter.heads.labels import Groups, LabelledDocuments
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.profile import script_of
@@ -42,10 +43,9 @@ from ml_filter.heads.train import (
     TRAINING_NAME,
     TrainedHead,
     TrainingResult,
-    alone_in,
-    for_test,
     head_files,
     head_parent,
+    lock_directory,
     read_head,
     train_head,
 )
@@ -119,7 +119,7 @@ def build_cascade(
     criterion = _criterion(_read_info(directory), config)
     _, parents = list_shards(source)
     digest = digest_of([config.model_dump(mode="json"), head_parent(directory).digest, [p.digest for p in parents]])
-    with alone_in(with_digest(output, digest)) as target:
+    with lock_directory(with_digest(output, digest)) as target:
         if not (target / TRAINING_NAME).exists():
             _build(directory, criterion, source, config, score, target, digest)
         cascade = read_head(target)
@@ -322,7 +322,7 @@ def _score_held_out(
             }
             tables.append(pa.table({**columns, **chunk.strata}))
             bar.advance(len(chunk.ids))
-    is_held_out = for_test(groups.draw(test_keys), train.test_share)
+    is_held_out = choose_test_documents(groups.draw(test_keys), train.test_share)
     is_test: NDArray[np.bool_] = (groups.draw(bounds_keys) % 2 == 0)[is_held_out]
     documents = pa.concat_tables(tables, promote_options="permissive").filter(pa.array(is_held_out))
     scope = _find_scope(documents.filter(pa.array(~is_test)), config)

@@ -2,11 +2,6 @@
 
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,26 +14,22 @@ from pydantic import ValidationError
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score
 
+from ml_filter.cli import main
 from ml_filter.config import read_yaml
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import InputError
+from ml_filter.heads import search as search_module
 from ml_filter.heads.config import HeadSettings, SearchConfig, SearchSpace, TrainConfig
+from ml_filter.heads.cross_validation import CrossValidation
+from ml_filter.heads.label_table import LabelTable, read_label_table
 from ml_filter.heads.labels import Groups, Labelled, LabelledDocuments
 from ml_filter.heads.members import EncoderMember
-from ml_filter.heads.search import (
-    BEST_NAME,
-    REPORT_NAME,
-    Search,
-    Trial,
-    _Judge,
-    config_of,
-    ranking,
-    search_head,
-    settings_of,
-)
-from ml_filter.heads.train import KnownLabels, take_up, train_head
+from ml_filter.heads.search import BEST_NAME, REPORT_NAME, STUDY_NAME, config_of, search_head, settings_of
+from ml_filter.heads.search_result import Search, Trial, ranking
+from ml_filter.heads.train import train_head
+from tests.kills import Killed
 
 # Of this seed every trial has a figure: a stack of heads that rank the wrong way round would have none.
 TRAIN = TrainConfig(label_column="label", max_tokens=32, layers=2, head=HeadSettings(kind="linear", epochs=3), seed=1)
@@ -110,8 +101,8 @@ def test_the_settings_of_the_best_are_what_train_takes_as_they_are(searched, sou
     search, output = searched
     best = TrainConfig.model_validate(read_yaml(output / BEST_NAME))
     assert best == config_of(TRAIN, search.trials[search.best].settings)
-    command = [sys.executable, "-m", "ml_filter.cli", "train", *source.paths, "--config", str(output / BEST_NAME)]
-    subprocess.run([*command, "--output", str(tmp_path / "head")], check=True, capture_output=True)
+    command = ["train", *source.paths, "--config", str(output / BEST_NAME), "--output", str(tmp_path / "head")]
+    assert main(command) == 0
     assert train_head(source, best, tmp_path / "head").training.test_documents == search.test_documents
 
 
@@ -127,7 +118,7 @@ def test_a_finished_search_is_read_and_not_done_again(searched, source):
     before = (output / "search.json").stat().st_mtime_ns
     assert search_head(source, CONFIG, output)[0] == search
     assert (output / "search.json").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="other|different settings"):
         search_head(source, CONFIG.model_copy(update={"seed": 1}), output)
 
 
@@ -136,7 +127,7 @@ def test_a_finished_search_is_read_and_not_done_again(searched, source):
 
 def test_labels_and_texts_of_the_test_documents_change_nothing(rows, source, searched, tmp_path):
     search, _ = searched
-    is_test = take_up(LabelledDocuments(source, "label"), lambda texts: None, TRAIN).is_test
+    is_test = read_label_table(LabelledDocuments(source, "label"), lambda texts: None, TRAIN).is_test
     assert (int((~is_test).sum()), int(is_test.sum())) == (search.documents, search.test_documents)
     changed = [
         {**row, "text": row["text"][::-1], "label": 5 - row["label"]} if kept_apart else row
@@ -146,15 +137,15 @@ def test_labels_and_texts_of_the_test_documents_change_nothing(rows, source, sea
     assert outcomes(again) == outcomes(search)
 
 
-def judge(labels: np.ndarray, groups: np.ndarray, **config) -> _Judge:
+def validation(labels: np.ndarray, groups: np.ndarray, **config) -> CrossValidation:
     """Of documents that are all trained on."""
     count = len(labels)
-    known = KnownLabels(
-        **{field.name: np.zeros(count) for field in fields(KnownLabels)}
+    known = LabelTable(
+        **{field.name: np.zeros(count) for field in fields(LabelTable)}
         | {"labels": labels[:, None], "weights": np.ones((count, 1)), "is_test": np.zeros(count, bool)}
         | {"groups": groups.astype(np.uint64)}
     )
-    return _Judge(CHEAP.model_copy(update=config), [CRITERION], known)
+    return CrossValidation(CHEAP.model_copy(update=config), [CRITERION], known)
 
 
 def grouped(hosts: list[str], texts: list[int]) -> np.ndarray:
@@ -172,7 +163,7 @@ def grouped(hosts: list[str], texts: list[int]) -> np.ndarray:
 def test_hosts_and_near_duplicates_are_in_one_fold(documents):
     hosts, texts, labels = (np.array(column) for column in zip(*documents, strict=True))
     try:
-        folds = judge(labels.astype(float), grouped([f"{host}.org" for host in hosts], texts.tolist()))._folds
+        folds = validation(labels.astype(float), grouped([f"{host}.org" for host in hosts], texts.tolist()))._folds
     except InputError:
         folds = np.zeros(len(documents), int)  # all of them hang together
     for one, other in itertools.combinations(range(len(documents)), 2):
@@ -182,7 +173,7 @@ def test_hosts_and_near_duplicates_are_in_one_fold(documents):
 
 def test_folds_are_alike_in_their_labels():
     labels = np.repeat([0.0, 1.0, 4.0], [50, 30, 20])
-    folds = judge(labels, np.random.default_rng(0).permutation(100))._folds
+    folds = validation(labels, np.random.default_rng(0).permutation(100))._folds
     for label, wanted in ((0, 10), (1, 6), (4, 4)):
         assert np.bincount(folds[labels == label]).tolist() == [wanted] * 5
 
@@ -200,7 +191,7 @@ def test_the_figure_is_that_of_the_libraries(seed, metric):
         "macro_f1_at_threshold": f1_score(labels >= 3, whole >= 3, average="macro"),
     }[metric]
     rated = made if metric == "spearman" else whole
-    assert judge(labels, np.arange(60), metric=metric).figures(rated[:, None])[0] == pytest.approx(wanted)
+    assert validation(labels, np.arange(60), metric=metric).figures(rated[:, None])[0] == pytest.approx(wanted)
 
 
 def test_more_pages_of_the_same_hosts_do_not_make_a_figure_surer():
@@ -209,7 +200,7 @@ def test_more_pages_of_the_same_hosts_do_not_make_a_figure_surer():
     made = labels + random.normal(0, 2, 100)
     errors = []
     for copies in (1, 4):
-        one = judge(np.repeat(labels, copies), np.repeat(np.arange(100), copies))
+        one = validation(np.repeat(labels, copies), np.repeat(np.arange(100), copies))
         errors.append(one.figures(np.repeat(made, copies)[:, None])[1:].std())
     assert errors[0] == pytest.approx(errors[1])
 
@@ -218,13 +209,13 @@ def test_whole_scores_come_from_calibrations_that_did_not_see_the_document():
     random = np.random.default_rng(0)
     labels = random.integers(0, 6, 200).astype(float)
     scores = np.clip(labels / 2 + random.normal(0, 0.3, 200), 0, 5)
-    one = judge(labels, np.arange(200), metric="macro_f1")
-    whole = one._whole(scores, 0)
+    one = validation(labels, np.arange(200), metric="macro_f1")
+    whole = one._round(scores, 0)
     assert np.abs(whole - labels).mean() < np.abs(np.round(scores) - labels).mean() / 2
     inside = one._folds == one._folds[7]
     one._labels[inside] = 5 - one._labels[inside]
-    assert one._whole(scores, 0)[inside].tolist() == whole[inside].tolist()
-    assert one._whole(scores, 0)[~inside].tolist() != whole[~inside].tolist()
+    assert one._round(scores, 0)[inside].tolist() == whole[inside].tolist()
+    assert one._round(scores, 0)[~inside].tolist() != whole[~inside].tolist()
 
 
 def test_fewer_layers_are_columns_of_all(rows, tmp_path):
@@ -271,7 +262,7 @@ def test_what_was_tried_before_is_not_tried_again(source, tmp_path):
 def test_a_figure_that_no_trial_has_is_named(rows, tmp_path):
     bad = [{**row, "label": row["label"] / 5} for row in rows]  # none of them reaches 3
     config = CHEAP.model_copy(update={"trials": 2, "metric": "f1_at_threshold"})
-    with pytest.raises(InputError, match="no trial of 2 has a figure: F1 at the threshold is undefined on these"):
+    with pytest.raises(InputError, match="no trial of 2 has a figure: F1 at the threshold is undefined for these"):
         search_head(written(tmp_path / "bad.jsonl", bad), config, tmp_path / "search")
 
 
@@ -285,12 +276,12 @@ def test_documents_of_one_host_cannot_be_searched_on(rows, tmp_path):
             search_head(source, CHEAP.model_copy(update={"train": train, "trials": 1}), tmp_path / f"search-{seed}")
         except InputError as error:
             refused.append(str(error))
-    assert any("all labelled documents are of one host" in reason for reason in refused)
+    assert any("all labelled documents are from one host" in reason for reason in refused)
 
 
 def test_hosts_that_share_near_duplicates_are_one_and_cannot_be_searched_on(rows, tmp_path):
     two = [{**row, "url": f"https://{'a' if i % 3 else 'b'}.org/"} for i, row in enumerate(rows)]
-    with pytest.raises(InputError, match="are of 1 host or group of near-duplicates, which are never split"):
+    with pytest.raises(InputError, match="are from 1 host or group of near-duplicates, which are never split"):
         search_head(written(tmp_path / "two.jsonl", two), CHEAP, tmp_path / "search")
 
 
@@ -304,7 +295,7 @@ def test_a_search_does_not_train_encoders():
     [
         ([0.60, 0.61], 0.02, "the default is as good: Spearman 0.600 against 0.610 of trial 1, less than one standard"),
         ([0.60, 0.65], 0.02, "trial 1 is better than the default: Spearman 0.600 against 0.650 of trial 1, more than"),
-        ([0.60, 0.65], None, "Spearman 0.600 against 0.650 of trial 1; too few hosts to tell whether that is chance"),
+        ([0.60, 0.65], None, "Spearman 0.600 against 0.650 of trial 1; too few hosts to rule out chance"),
         ([None, 0.65], 0.02, "the default has no figure (no luck); trial 1 is the best"),
         ([0.60, 0.55], 0.02, "the default is the best of 2 trials"),
     ],
@@ -335,33 +326,41 @@ def test_the_verdict_goes_by_one_standard_error_of_the_best(values, error, says)
 # --- Killed ----------------------------------------------------------------------------------------------------------
 
 
-def search_command(source: SourceConfig, output: Path) -> list[str]:
-    config = output.parent / "search.yaml"
-    config.write_text(json.dumps(CONFIG.model_dump(mode="json")))
-    command = [sys.executable, "-m", "ml_filter.cli", "search", *source.paths]
-    return [*command, "--config", str(config), "--output", str(output)]
+def killed_at_call(patch: pytest.MonkeyPatch, owner: object, name: str, calls: int) -> None:
+    """Let a function raise `Killed` instead of doing its work the last of so many times."""
+    function, countdown = getattr(owner, name), iter(range(calls - 1, -1, -1))
+
+    def counted(*arguments):
+        if next(countdown) == 0:
+            raise Killed(name)
+        return function(*arguments)
+
+    patch.setattr(owner, name, counted)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_trials_of_an_undisturbed_search(searched, source, tmp_path):
     search, undisturbed = searched
     output = tmp_path / "search"
-    command = search_command(source, output)
-    journal = output / ".progress" / "scratch" / "study.jsonl"
-    finished: list[dict] = []
-    for entries in (1, 40, 75):
-        running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while running.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < entries):
-            time.sleep(0.002)
-        os.kill(running.pid, signal.SIGKILL)
-        running.wait()
-        kept = [line for line in journal.read_text().splitlines() if '"outcome"' in line]
-        assert kept[: len(finished)] == finished  # none of them was done again
-        finished = kept
-        with journal.open("a") as file:
-            file.write('{"op_code": 5, "tri')  # a line that was cut off in mid write
-    assert 0 < len(finished) < 14
-    subprocess.run(command, check=True, capture_output=True)
-    again = Search.model_validate_json((output / "search.json").read_text())
+    study = output / ".progress" / "scratch" / STUDY_NAME
+    points = [
+        (CrossValidation, "predict", 1),  # during the default
+        (CrossValidation, "predict", 3),  # during a trial
+        (search_module, "_tell", 3),  # a trial was running (told as failed), one finished, one has its result
+    ]
+    for owner, name, calls in points:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            killed_at_call(patch, owner, name, calls)
+            search_head(source, CONFIG, output)
+        with study.open("a") as file:
+            file.write('{"op_code": 5, "tri')  # an incomplete line
+        study.with_suffix(".jsonl.lock").symlink_to(study)
+    results = study.read_text().count('"result"')
+    assert 0 < results < CONFIG.trials
+    with pytest.MonkeyPatch.context() as patch:
+        # No trial that has a result runs again.
+        killed_at_call(patch, search_module, "_run_trial", CONFIG.trials - results + 1)
+        again, _ = search_head(source, CONFIG, output)
     assert outcomes(again) == outcomes(search)
     assert read_manifest(str(output)).digest == read_manifest(str(undisturbed)).digest
     assert (output / BEST_NAME).read_text() == (undisturbed / BEST_NAME).read_text()
@@ -371,21 +370,22 @@ def test_killed_again_and_again_it_ends_with_the_trials_of_an_undisturbed_search
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_tries_the_engines_it_is_given_and_prints_the_best_and_the_verdict(source, tmp_path):
-    command = [sys.executable, "-m", "ml_filter.cli", "search", *source.paths, "--label-column", "label"]
-    command += ["--engine", "hashing", "--trials", "3", "--metric", "pearson", "--output", str(tmp_path / "search")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "COLUMNS": "150"})
+def test_the_command_tries_the_engines_it_is_given_and_prints_the_best_and_the_verdict(
+    source, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "150")
+    command = ["search", *source.paths, "--label-column", "label", "--engine", "hashing", "--trials", "3"]
+    assert main([*command, "--metric", "pearson", "--output", str(tmp_path / "search")]) == 0
+    printed = capsys.readouterr().out
     search = Search.model_validate_json((tmp_path / "search" / "search.json").read_text())
     assert {trial.settings["engine"] for trial in search.trials} == {"hashing"}
     assert search.metric == "pearson"
     for trial in search.trials:
-        assert f"{trial.value:.3f}" in done.stdout
-        assert f"engine hashing, balance {trial.settings['balance']}" in done.stdout
-    assert search.verdict in done.stdout
+        assert f"{trial.value:.3f}" in printed
+        assert f"engine hashing, balance {trial.settings['balance']}" in printed
+    assert search.verdict in printed
 
 
-def test_a_metric_that_there_is_not_is_answered_with_those_there_are(source, tmp_path):
-    command = [sys.executable, "-m", "ml_filter.cli", "search", *source.paths, "--metric", "beauty"]
-    done = subprocess.run([*command, "--output", str(tmp_path)], check=False, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "metric: Input should be 'spearman', 'pearson'" in done.stderr
+def test_an_unknown_metric_is_refused_with_the_known_ones(source, tmp_path, capsys):
+    assert main(["search", *source.paths, "--metric", "beauty", "--output", str(tmp_path)]) == 2
+    assert "metric: Input should be 'spearman', 'pearson'" in capsys.readouterr().err

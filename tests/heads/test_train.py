@@ -16,9 +16,10 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.evaluate import evaluate_head
 from ml_filter.heads.config import TrainConfig
+from ml_filter.heads.label_table import choose_test_documents
 from ml_filter.heads.load import load_model
 from ml_filter.heads.model import HeadModel
-from ml_filter.heads.train import for_test, read_head, train_head
+from ml_filter.heads.train import read_head, train_head
 
 CONFIG = TrainConfig(label_column="label", max_tokens=64)
 
@@ -178,7 +179,7 @@ def test_evaluation_writes_figures_page_and_each_documents_score(head, labelled,
 def test_hosts_go_to_the_test_whole_and_as_near_to_the_share_as_they_let(keys, data):
     sizes = [data.draw(st.integers(1, 40)) for _ in keys]
     groups = np.repeat(np.array(keys, np.uint64), sizes)
-    chosen = for_test(groups, 0.2)
+    chosen = choose_test_documents(groups, 0.2)
     assert all(len(set(chosen[groups == key])) == 1 for key in np.unique(groups))
     assert not chosen.all()
     assert abs(chosen.sum() - 0.2 * len(groups)) <= 0.2 * len(groups)  # never farther than without any
