@@ -47,6 +47,23 @@ def documents() -> list[dict[str, str]]:
     return [{"id": row["id"], "text": row["text"], "source": row["source"]} for row in islice(read_installed(), 60)]
 
 
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two random layers with the tokenizer of the embedded encoder: loads and runs in milliseconds."""
+    import torch
+    from transformers import BertModel
+
+    from ml_filter.heads.config import EMBEDDED_ENCODER
+    from ml_filter.heads.encoder import load_encoder
+    from tests.small import small_bert
+
+    directory = str(tmp_path_factory.mktemp("small-encoder"))
+    torch.manual_seed(0)
+    BertModel(small_bert()).save_pretrained(directory)
+    load_encoder(EMBEDDED_ENCODER).tokenizer.save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture
 def labelled(tmp_path: Path, documents: list[dict[str, str]]) -> Path:
     """The documents with a label that their text bears out: how much of it is prose rather than signs."""

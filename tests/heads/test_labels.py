@@ -102,7 +102,7 @@ def test_hosts_sources_and_languages_come_along(tmp_path):
 
 def test_a_criterion_of_labels_that_have_none_is_refused(tmp_path):
     source = SourceConfig(paths=[str(pages(tmp_path / "pages.jsonl", "x"))])
-    with pytest.raises(InputError, match=r"criteria \(danger\) are chosen, but .* holds no aggregated scores"):
+    with pytest.raises(InputError, match=r"has no aggregated scores to choose criteria from \(danger\)"):
         LabelledDocuments(source, "score", criteria="danger")
 
 
@@ -135,9 +135,9 @@ def test_a_vote_that_stands_alone_does_not_outrank_three_that_nearly_agree(tmp_p
 def test_agreement_is_not_trusted_where_there_is_none_to_go_by(tmp_path):
     source = pages(tmp_path / "pages.jsonl", "x", "y")
     scores = aggregated(tmp_path, write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)], source=source))
-    with pytest.raises(InputError, match="no document has several votes of quality"):
+    with pytest.raises(InputError, match="requires several votes for a document, but none has them for quality"):
         LabelledDocuments(scores, "score", trust_agreement=True)
-    with pytest.raises(InputError, match="trust_agreement weighs aggregated scores by their votes"):
+    with pytest.raises(InputError, match="trust_agreement requires aggregated scores"):
         LabelledDocuments(SourceConfig(paths=[str(source)]), "score", trust_agreement=True)
 
 
@@ -157,7 +157,7 @@ def test_the_labels_manifest_defines_the_criteria(two_criteria):
     ]
     [stricter] = LabelledDocuments(two_criteria, "score", criteria="quality", threshold=4).criteria
     assert stricter.threshold == 4
-    with pytest.raises(InputError, match="has scores of danger from 0 to 1, not from 0 to 5: leave score_range out"):
+    with pytest.raises(InputError, match="has scores of danger from 0 to 1, not from 0 to 5; leave score_range out"):
         LabelledDocuments(two_criteria, "score", score_range=(0, 5))
 
 

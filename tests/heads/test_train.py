@@ -1,9 +1,6 @@
+"""Training a head: what is saved, how documents are split, and which labels are refused."""
+
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +12,38 @@ from hypothesis import strategies as st
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.evaluate import evaluate_head
+from ml_filter.heads import train
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.label_table import choose_test_documents
 from ml_filter.heads.load import load_model
 from ml_filter.heads.model import HeadModel
-from ml_filter.heads.train import read_head, train_head
+from ml_filter.heads.train import TrainedHead, read_head, train_head
+from tests.kills import Killed
 
-CONFIG = TrainConfig(label_column="label", max_tokens=64)
+
+def written(path: Path, rows: list[dict]) -> SourceConfig:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SourceConfig(paths=[str(path)])
 
 
-@pytest.fixture
-def head(labelled, tmp_path):
-    return train_head(SourceConfig(paths=[str(labelled)]), CONFIG, tmp_path / "head")
+@pytest.fixture(scope="module")
+def config(small_encoder) -> TrainConfig:
+    return TrainConfig(label_column="label", encoder=small_encoder, max_tokens=64)
+
+
+@pytest.fixture(scope="module")
+def source(documents, tmp_path_factory) -> SourceConfig:
+    """Documents labelled by how much of their text is prose rather than signs."""
+    rows = [
+        {**row, "label": round(5 * sum(c.isalpha() or c.isspace() for c in row["text"]) / len(row["text"]), 3)}
+        for row in documents
+    ]
+    return written(tmp_path_factory.mktemp("labels") / "labelled.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def head(source, config, tmp_path_factory) -> TrainedHead:
+    return train_head(source, config, tmp_path_factory.mktemp("trained") / "head")
 
 
 def test_torch_multiplies_two_matrices():
@@ -54,67 +71,57 @@ def test_it_holds_no_path_of_the_machine_that_trained_it(head):
     assert "site-packages" not in (Path(head.directory) / "config.json").read_text()
 
 
-def test_training_twice_gives_the_same_weights(head, labelled, tmp_path):
-    again = train_head(SourceConfig(paths=[str(labelled)]), CONFIG, tmp_path / "again")
+def test_training_twice_gives_the_same_weights(head, source, config, tmp_path):
+    again = train_head(source, config, tmp_path / "again")
     assert again.digest == head.digest
 
 
-def test_exact_duplicates_never_stand_on_both_sides_of_the_split(documents, tmp_path):
-    path = tmp_path / "twice.jsonl"
+def test_exact_duplicates_are_on_one_side_of_the_split(documents, config, tmp_path):
     rows = [
         {"id": f"{row['id']}-{copy}", "text": row["text"], "label": i % 5}
         for copy in (1, 2)
         for i, row in enumerate(documents)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    training = train_head(SourceConfig(paths=[str(path)]), CONFIG, tmp_path / "head").training
+    training = train_head(written(tmp_path / "twice.jsonl", rows), config, tmp_path / "head").training
     assert training.train_documents % 2 == 0
     assert training.test_documents % 2 == 0
 
 
 @pytest.mark.parametrize("engine", ["hashing", "stack"])
-def test_near_duplicates_without_url_never_stand_on_both_sides_of_a_split(documents, tmp_path, engine):
+def test_near_duplicates_without_url_are_on_one_side_of_every_split(documents, config, tmp_path, engine):
     changes = [str, str.upper, str.lower, str.title, lambda text: f" {text}\n", lambda text: text.replace(" ", "  ")]
     texts = [row["text"][:600] for row in documents[:30]]
     rows = [{"text": change(text), "label": i % 6} for i, text in enumerate(texts) for change in changes]
-    path = tmp_path / "variants.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = TrainConfig(engine=engine, label_column="label", max_tokens=64)
-    training = train_head(SourceConfig(paths=[str(path)]), config, tmp_path / "head").training
+    source = written(tmp_path / "variants.jsonl", rows)
+    training = train_head(source, config.model_copy(update={"engine": engine}), tmp_path / "head").training
     assert training.train_documents % 6 == training.test_documents % 6 == 0
     # The labels mean nothing: a head that is right about them has seen the document.
     assert training.test["label"].accuracy < 0.5
     assert training.cross_validated["label"].accuracy < 0.5
 
 
-def test_a_finished_head_is_not_trained_again_and_other_settings_are_refused(head, labelled):
+def test_a_finished_head_is_not_trained_again_and_other_settings_are_refused(head, source, config):
     weights = Path(head.directory) / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    source = SourceConfig(paths=[str(labelled)])
-    assert train_head(source, CONFIG, head.directory) == head
+    assert train_head(source, config, head.directory) == head
     assert weights.stat().st_mtime_ns == before
-    with pytest.raises(InputError, match="other labels or settings"):
-        train_head(source, CONFIG.model_copy(update={"seed": 7}), head.directory)
+    with pytest.raises(InputError, match="already has a head with other labels or settings"):
+        train_head(source, config.model_copy(update={"seed": 7}), head.directory)
 
 
-def test_killed_in_mid_training_it_is_not_a_head_and_a_second_call_makes_one(head, labelled, tmp_path):
-    command = [sys.executable, "-m", "ml_filter.cli", "train", str(labelled), "--label-column", "label"]
-    config = tmp_path / "train.yaml"
-    config.write_text("max_tokens: 64\n")
-    command += ["--config", str(config), "--output", str(tmp_path / "killed")]
-    environment = {**os.environ, "ML_FILTER_EMBEDDING_DIR": str(tmp_path / "embeddings")}
-    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
-    while running.poll() is None and not list((tmp_path / "embeddings").glob("*/keys")):
-        time.sleep(0.01)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+@pytest.mark.parametrize("point", ["read_label_table", "_evaluate", "write_atomically"])
+def test_a_killed_training_leaves_no_head_and_the_next_call_makes_the_same(head, source, config, tmp_path, point):
+    def kill(*arguments):
+        raise Killed(point)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train, point, kill)
+        train_head(source, config, tmp_path / "killed")
     with pytest.raises(InputError, match="no trained head"):
         read_head(tmp_path / "killed")
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    assert train_head(SourceConfig(paths=[str(labelled)]), CONFIG, tmp_path / "killed").digest == head.digest
-    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
-        path.name for path in Path(head.directory).iterdir()
-    }
+    assert train_head(source, config, tmp_path / "killed").digest == head.digest
+    files = [{path.name for path in Path(directory).iterdir()} for directory in (tmp_path / "killed", head.directory)]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(
@@ -124,18 +131,16 @@ def test_killed_in_mid_training_it_is_not_a_head_and_a_second_call_makes_one(hea
         ([{"text": f"text {i}", "label": 2} for i in range(40)], "nothing to learn"),
         ([{"text": f"text {i}", "label": i} for i in range(40)], "outside the score range"),
         ([{"text": f"text {i}", "other": i} for i in range(40)], "no label column 'label'; it has id, text, other"),
-        ([{"text": f"text {i}", "label": "good"} for i in range(40)], "no column of numbers"),
+        ([{"text": f"text {i}", "label": "good"} for i in range(40)], "not numeric"),
         (
             [{"text": f"text {i}", "label": i % 5, "url": "https://www.one.org/"} for i in range(40)],
-            "the 40 labelled documents are of 1 host or .* none is left for the test; give labels of more hosts",
+            "the 40 labelled documents are from 1 host or .* none is left for the test; add labels from more hosts",
         ),
     ],
 )
-def test_labels_that_cannot_teach_are_refused_with_the_reason(rows, says, tmp_path):
-    path = tmp_path / "labels.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_labels_that_cannot_train_a_head_are_refused_with_the_reason(rows, says, config, tmp_path):
     with pytest.raises(InputError, match=says):
-        train_head(SourceConfig(paths=[str(path)]), CONFIG, tmp_path / "head")
+        train_head(written(tmp_path / "labels.jsonl", rows), config, tmp_path / "head")
 
 
 def test_a_criterion_that_is_labelled_on_two_hosts_only_is_named(documents, tmp_path):
@@ -144,29 +149,22 @@ def test_a_criterion_that_is_labelled_on_two_hosts_only_is_named(documents, tmp_
         {**row, "a": i % 6, "b": i % 5 if i < 30 else None, "url": f"https://{host}"}
         for i, (row, host) in enumerate(zip(documents, hosts, strict=True))
     ]
-    path = tmp_path / "labels.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    refused = []
-    for seed in range(8):  # with some, one of the two hosts is the test's
+    source, refused = written(tmp_path / "labels.jsonl", rows), []
+    for seed in range(8):  # with some seeds, one of the two hosts is for the test
         config = TrainConfig(engine="hashing", label_column=["a", "b"], seed=seed)
         try:
-            train_head(SourceConfig(paths=[str(path)]), config, tmp_path / f"head-{seed}")
+            train_head(source, config, tmp_path / f"head-{seed}")
         except InputError as error:
             refused.append(str(error))
-    assert any("a label of b to train on are all in one fold, as they are of one host" in why for why in refused)
+    assert any("with a label of b are in one fold, because they are from one or a few hosts" in why for why in refused)
 
 
-def test_an_unknown_encoder_is_named(labelled, tmp_path):
+def test_an_unknown_encoder_is_named(source, tmp_path):
     with pytest.raises(ConfigError, match=r"'\./no-such-encoder'"):
-        train_head(
-            SourceConfig(paths=[str(labelled)]),
-            TrainConfig(label_column="label", encoder="./no-such-encoder"),
-            tmp_path / "head",
-        )
+        train_head(source, TrainConfig(label_column="label", encoder="./no-such-encoder"), tmp_path / "head")
 
 
-def test_evaluation_writes_figures_page_and_each_documents_score(head, labelled, tmp_path):
-    source = SourceConfig(paths=[str(labelled)])
+def test_evaluation_writes_figures_page_and_each_documents_score(head, source, tmp_path):
     evaluation, manifest = evaluate_head(head.directory, source, "label", tmp_path / "evaluation")
     assert evaluation.documents == manifest.rows == 60
     assert evaluation.spearman is not None
@@ -176,7 +174,7 @@ def test_evaluation_writes_figures_page_and_each_documents_score(head, labelled,
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=8, unique=True), st.data())
-def test_hosts_go_to_the_test_whole_and_as_near_to_the_share_as_they_let(keys, data):
+def test_test_documents_are_whole_hosts_and_close_to_their_share(keys, data):
     sizes = [data.draw(st.integers(1, 40)) for _ in keys]
     groups = np.repeat(np.array(keys, np.uint64), sizes)
     chosen = choose_test_documents(groups, 0.2)

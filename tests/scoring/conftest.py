@@ -6,17 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import BertModel
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.heads.config import EMBEDDED_ENCODER, TrainConfig
-from ml_filter.heads.encoder import load_encoder
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
 from tests.scoring.corpora import output_digests, write_corpus
-from tests.small import small_bert
 
 
 @pytest.fixture(scope="session")
@@ -32,16 +28,6 @@ def hashing_head(labelled_by_length, tmp_path_factory) -> str:
     """A head without an encoder, which scores a thousand documents per second."""
     config = TrainConfig(engine="hashing", label_column="label")
     return train_head(labelled_by_length, config, tmp_path_factory.mktemp("hashing") / "head").directory
-
-
-@pytest.fixture(scope="session")
-def small_encoder(tmp_path_factory) -> str:
-    """Two random layers with the tokenizer of the embedded encoder: loads and runs in milliseconds."""
-    directory = str(tmp_path_factory.mktemp("small-encoder"))
-    torch.manual_seed(0)
-    BertModel(small_bert()).save_pretrained(directory)
-    load_encoder(EMBEDDED_ENCODER).tokenizer.save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="session")
