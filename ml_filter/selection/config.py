@@ -43,7 +43,7 @@ class QuotaConfig(StageConfig):
     """
 
     by: Annotated[list[str], Field(min_length=1), Cli(comma_separated=True)] = Field(
-        description="columns; `host` and `domain` are derived from `url` if there is no such column"
+        description="columns; `host` and `domain` are derived from `url` unless they are columns"
     )
     split: Literal["equal", "proportional"] = Field(
         "equal", description="how to split a token budget: equally, or in proportion to the tokens of each value"

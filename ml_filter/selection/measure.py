@@ -144,7 +144,7 @@ class Columns(NamedTuple):
 
 
 def find_columns(config: FilterConfig, schemas: Iterable[pa.Schema], corpus: str) -> Columns:
-    """Find the columns that a configuration refers to. Some shards may lack some of them.
+    """Find the columns that a configuration refers to. Each must be in at least one shard.
 
     Raises:
         InputError: no shard has a column or criterion, or there are several criteria and none is chosen.

@@ -73,7 +73,7 @@ def workers_writing(output: Path, shard: str = "*") -> list[int]:
     return [pid for pid in {int(path.parent.name.rpartition("-")[2]) for path in paths} if is_alive(pid)]
 
 
-def wait_for_worker(output: Path, running: subprocess.Popen[str]) -> int:
+def wait_for_worker(output: Path, running: subprocess.Popen[str] | None = None) -> int:
     """The process id of a worker that has just begun to write a shard."""
     pids: list[int] = []
     wait_until(lambda: pids.extend(workers_writing(output)) or pids, running)

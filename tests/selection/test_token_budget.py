@@ -356,7 +356,7 @@ def remove_a_row(shard: Path, _: str) -> None:
 def test_a_damaged_shard_of_a_manifest_ends_the_run_until_it_is_repaired(config, damage, column, message, tmp_path):
     rows = rows_of([float(i % 7) for i in range(60)])
     scored = select(write_shards(tmp_path / "in", [rows[:20], rows[20:40], rows[40:]]), tmp_path / "ours", min_score=0)
-    whole = select(SourceConfig(paths=[scored.root]), tmp_path / "whole", **config)
+    undamaged = select(SourceConfig(paths=[scored.root]), tmp_path / "whole", **config)
     shard = Path(scored.shard_paths()[1])
     good = shard.read_bytes()
     damage(shard, column)
@@ -364,7 +364,7 @@ def test_a_damaged_shard_of_a_manifest_ends_the_run_until_it_is_repaired(config,
         select(SourceConfig(paths=[scored.root]), tmp_path / "out", **config)
     assert find_manifest(str(tmp_path / "out")) is None
     shard.write_bytes(good)
-    assert select(SourceConfig(paths=[scored.root]), tmp_path / "out", **config).digest == whole.digest
+    assert select(SourceConfig(paths=[scored.root]), tmp_path / "out", **config).digest == undamaged.digest
 
 
 def test_a_shard_that_grows_between_the_two_passes_is_an_error(tmp_path):
