@@ -5,14 +5,14 @@ A WET record holds a text. The main text of a page in a WARC record is extracted
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
-import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.readers.base import Problem, Record, Row
+from ml_filter.documents.readers.base import TRUNCATION_ERRORS, Problem, Record, Row
 
 
 def read_records(raw: IO[bytes], uri: str, source: SourceConfig) -> Iterator[Record]:
@@ -70,22 +70,17 @@ def _document(record: Any, body: bytes, text_column: str) -> Row | Problem:
 def _truncation_after(raw: IO[bytes], position: int) -> str | None:
     """Whether the file ends inside a record after `position`: FastWARC takes such an end for the end of the file."""
     raw.seek(position)
-    block = raw.read(2**20)
-    if not block.startswith(b"\x1f\x8b"):
+    is_gzip = raw.read(2) == b"\x1f\x8b"
+    raw.seek(position)
+    if not is_gzip:
         return _plain_truncation_after(raw, position)
-    member = zlib.decompressobj(wbits=31)
-    while block:
-        try:
-            member.decompress(block)
-        except zlib.error as error:
-            return str(error)
-        if member.eof:
-            block = member.unused_data or raw.read(2**20)
-            if block:
-                member = zlib.decompressobj(wbits=31)
-        else:
-            block = raw.read(2**20)
-    return None if member.eof else "the archive ends inside a record"
+    try:
+        with gzip.open(raw) as stream:
+            while stream.read(2**20):
+                pass
+    except TRUNCATION_ERRORS as error:
+        return str(error)
+    return None
 
 
 def _plain_truncation_after(raw: IO[bytes], position: int) -> str | None:
