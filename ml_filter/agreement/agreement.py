@@ -96,7 +96,7 @@ def compare_ratings(ratings: Ratings, config: AgreementConfig) -> Agreement:
             raters=[_summary(ratings, column) for column in range(len(ratings.raters))],
             overall=section(np.ones(len(ratings.documents), dtype=np.bool_)),
             strata={column: {value: section(mask) for value, mask in of.items()} for column, of in masks.items()},
-            threshold=config.threshold,
+            threshold=ratings.threshold,
             score_range=ratings.score_range,
             inputs=ratings.inputs,
             config=config.model_dump(mode="json"),
@@ -114,7 +114,7 @@ def _section(ratings: Ratings, chosen: NDArray[np.bool_], config: AgreementConfi
             names[b],
             values[:, [a, b]],
             score_range=ratings.score_range,
-            threshold=config.threshold,
+            threshold=ratings.threshold,
             resampling=resampling,
         )
         for a, b in combinations(range(len(names)), 2)

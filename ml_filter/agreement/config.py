@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ml_filter.config import Cli, Seed, StageConfig
+from ml_filter.criterion import ScoreBounds
 from ml_filter.documents.config import SourceConfig
 from ml_filter.statistics.metrics import GateMetric
 
@@ -49,7 +50,11 @@ class RankConfig(StageConfig):
         description="disagreement: spread of the votes; expected-value: probability of a wrong decision at the "
         "threshold",
     )
-    threshold: float = Field(3.0, description="documents with at least this score are kept; for expected-value")
+    threshold: float | None = Field(
+        None,
+        description="documents with at least this score are kept; for expected-value (default: the threshold of the "
+        "criterion)",
+    )
     criterion: str | None = Field(None, description="criterion to rank by (default: the only one)")
 
 
@@ -77,7 +82,14 @@ class AgreementConfig(StageConfig):
         description="expected: the score expected from log-probabilities, where available; answer: the parsed answer",
     )
     votes_as_raters: bool = Field(False, description="each vote of an annotator is a rater, instead of their mean")
-    threshold: float = Field(3.0, description="documents with at least this rounded score count as good")
+    score_range: ScoreBounds | None = Field(
+        None, description="lowest and highest score, if no input was made by ml-filter (default: not known)"
+    )
+    threshold: float | None = Field(
+        None,
+        description="documents with at least this rounded score count as good (default: the threshold of the inputs' "
+        "criterion; if no input was made by ml-filter the middle of score_range, or 3)",
+    )
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="share of the resamples in an interval")
     resamples: Annotated[int, Field(ge=100)] = Field(1000, description="bootstrap resamples of the documents")
     seed: Seed = Field(0, description="seed of the resampling")

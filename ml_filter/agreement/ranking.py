@@ -139,17 +139,18 @@ def _values(manifest: Manifest, criterion: Criterion, config: RankConfig) -> tup
     )
     without = table.filter(pc.is_null(table.column("score"))).column("document_id").to_pylist()
     table = table.filter(pc.is_valid(table.column("score")))
+    threshold = criterion.threshold if config.threshold is None else config.threshold
     disagreement = table.column("disagreement").to_numpy()
     if config.by == "disagreement":
         values = disagreement
     elif manifest.config["method"] == "dawid-skene":
         lowest = math.ceil(criterion.low)
         posterior = np.array(table.column("posterior").to_pylist()).reshape(len(table), -1)
-        reached = posterior[:, lowest + np.arange(posterior.shape[1]) >= config.threshold].sum(axis=1)
+        reached = posterior[:, lowest + np.arange(posterior.shape[1]) >= threshold].sum(axis=1)
         values = np.clip(np.minimum(reached, 1 - reached), 0, 0.5)
     else:
         votes = table.column("votes").to_numpy()
-        values = wrong_decision(table.column("score").to_numpy(), votes, disagreement, config.threshold)
+        values = wrong_decision(table.column("score").to_numpy(), votes, disagreement, threshold)
     return dict(zip(table.column("document_id").to_pylist(), values.tolist(), strict=True)), without
 
 

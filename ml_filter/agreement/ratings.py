@@ -58,6 +58,7 @@ class Ratings:
         columns: for each column of `by`, the value of each document; each value is a stratum.
         has_gold: whether the first rater is gold.
         score_range: lowest and highest score, if the inputs define it.
+        threshold: documents with at least this rounded score count as good.
         inputs: what was read.
     """
 
@@ -68,6 +69,7 @@ class Ratings:
     columns: dict[str, list[str]]
     has_gold: bool
     score_range: tuple[float, float] | None
+    threshold: float
     inputs: list[RatedInput]
 
 
@@ -132,6 +134,7 @@ def read_ratings(scores: Sequence[str], config: AgreementConfig) -> tuple[Rating
     inputs = _read_inputs(scores, config)
     _check_join(inputs)
     ratings = _join(inputs, config)
+    _check_thresholds(inputs, config)
     if len(ratings.raters) < 2:
         raise InputError(
             f"{', '.join(scores)} has only one rater ({', '.join(ratings.raters) or 'none'}); agreement requires two: "
@@ -184,7 +187,7 @@ def _join(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
             values[rows[document], column] = statistics.fmean(votes)
         for document in rater.failed - rater.votes.keys():
             failed[rows[document], column] = True
-    names, score_range = _shortest_names(raters), _score_range(inputs)
+    names, (score_range, threshold) = _shortest_names(raters), _scale(inputs, config)
     if score_range:
         _warn_of_scores_outside(score_range, names, values)
     return Ratings(
@@ -195,6 +198,7 @@ def _join(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
         columns={column: _values_of(column, inputs, documents) for column in config.by},
         has_gold=has_gold,
         score_range=score_range,
+        threshold=threshold,
         inputs=[_summary(rated, inputs, has_gold) for rated in inputs],
     )
 
@@ -397,11 +401,30 @@ def _warn_of_scores_outside(
             )
 
 
-def _score_range(inputs: Sequence[_Input]) -> tuple[float, float] | None:
+def _scale(inputs: Sequence[_Input], config: AgreementConfig) -> tuple[tuple[float, float] | None, float]:
+    """Score range (None: not known) and threshold: those of the inputs' criterion, or those in the configuration.
+
+    Raises:
+        InputError: the score ranges of the inputs and the configuration differ.
+    """
     ranges = {rated.criterion.bounds: rated.path for rated in inputs if rated.criterion}
+    if config.score_range:
+        ranges.setdefault(config.score_range, "score_range")
     if len(ranges) > 1:
         raise InputError(
             "the inputs have different score ranges: "
             + "; ".join(f"{path} from {low:g} to {high:g}" for (low, high), path in ranges.items())
         )
-    return next(iter(ranges), None)
+    default = Criterion.of_labels("score", config.score_range, config.threshold).threshold
+    thresholds = [] if config.threshold is not None else [r.criterion.threshold for r in inputs if r.criterion]
+    return next(iter(ranges), None), next(iter(thresholds), default)
+
+
+def _check_thresholds(inputs: Sequence[_Input], config: AgreementConfig) -> None:
+    thresholds = {rated.criterion.threshold: rated.path for rated in inputs if rated.criterion}
+    if len(thresholds) > 1 and config.threshold is None:
+        raise InputError(
+            "the inputs have different thresholds: "
+            + "; ".join(f"{path} {threshold:g}" for threshold, path in thresholds.items())
+            + "; choose one with --threshold"
+        )

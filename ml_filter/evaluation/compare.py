@@ -247,7 +247,7 @@ def _failed_by_code(manifest: Manifest) -> dict[str, int]:
 def _differences(ratings: Ratings, config: CompareConfig) -> list[Difference]:
     resampling = Resampling(confidence=config.confidence, resamples=config.resamples, seed=config.seed)
     rows: Array = ratings.values[np.isfinite(ratings.values).all(axis=1)]
-    against = compare_against(rows, score_range=ratings.score_range, threshold=config.threshold, resampling=resampling)
+    against = compare_against(rows, score_range=ratings.score_range, threshold=ratings.threshold, resampling=resampling)
     gold, *names = ratings.raters
     alone = [
         compare_pair(
@@ -255,7 +255,7 @@ def _differences(ratings: Ratings, config: CompareConfig) -> list[Difference]:
             name,
             rows[:, [0, column]],
             score_range=ratings.score_range,
-            threshold=config.threshold,
+            threshold=ratings.threshold,
             resampling=resampling,
         ).figures
         for column, name in enumerate(names, start=1)

@@ -135,6 +135,7 @@ def ratings_of(scores: list[tuple[float, ...]], failed: np.ndarray) -> Ratings:
         columns={"half": [str(i % 2) for i in range(len(scores))]},
         has_gold=False,
         score_range=(0, 5),
+        threshold=3,
         inputs=[],
     )
 

@@ -82,7 +82,7 @@ def test_ties_in_disagreement_are_logged(tmp_path, pages):
 
 @pytest.mark.parametrize("method", ["mean", "dawid-skene"])
 def test_by_expected_value_the_most_uncertain_decisions_come_first(method, tmp_path, pages):
-    config = RankConfig(size=4, by="expected-value", threshold=3)
+    config = RankConfig(size=4, by="expected-value")  # with the threshold of the criterion, 3
     rows = ranked(rank_documents(several_annotators(tmp_path, pages, method), config, tmp_path / "next"))
     order = [row["id"] for row in rows]
     assert all(0 <= row["rank_value"] <= 0.5 for row in rows)

@@ -296,6 +296,35 @@ def test_gold_without_ratings_is_an_error(tmp_path):
         read(table(tmp_path / "a.jsonl", [{"id": "x", "score": 1}]), gold=gold)
 
 
+def test_range_and_threshold_are_those_of_the_criterion(tmp_path):
+    strict = Criterion(name="quality", low=0, high=4, threshold=2)
+    for name in "ab":
+        write_annotations(tmp_path / name, [("x", 4.0)], annotator=name, criteria=[strict])
+    ratings = read(tmp_path / "a", tmp_path / "b")
+    assert (ratings.score_range, ratings.threshold) == ((0, 4), 2)
+    assert read(tmp_path / "a", tmp_path / "b", threshold=3).threshold == 3
+    with pytest.raises(InputError, match=r"different score ranges: .*b from 0 to 4; score_range from 0 to 5"):
+        read(tmp_path / "a", tmp_path / "b", score_range=(0, 5))
+
+
+def test_range_and_threshold_of_tables_are_those_of_the_settings(tmp_path):
+    rated = table(tmp_path / "a.jsonl", [{"id": "x", "a": 1, "b": 2}])
+    columns = ["a", "b"]
+    ratings = read(rated, rating_columns=columns)
+    assert (ratings.score_range, ratings.threshold) == (None, 3)
+    ratings = read(rated, rating_columns=columns, score_range=(0, 3))
+    assert (ratings.score_range, ratings.threshold) == ((0, 3), 1.5)
+
+
+def test_different_thresholds_are_an_error_unless_one_is_chosen(tmp_path):
+    write_annotations(tmp_path / "a", [("x", 4.0)], annotator="a")
+    strict = Criterion(name="quality", low=0, high=5, threshold=4)
+    write_annotations(tmp_path / "b", [("x", 1.0)], annotator="b", criteria=[strict])
+    with pytest.raises(InputError, match=r"different thresholds: .*a 3; .*b 4; choose one with --threshold"):
+        read(tmp_path / "a", tmp_path / "b")
+    assert read(tmp_path / "a", tmp_path / "b", threshold=4).threshold == 4
+
+
 def test_different_score_ranges_are_an_error(tmp_path):
     write_annotations(tmp_path / "a", [("x", 4.0)], annotator="a")
     write_annotations(
