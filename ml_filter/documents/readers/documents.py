@@ -7,7 +7,7 @@ reader never stops at bad input: it rejects the piece and continues where it can
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import fsspec
@@ -60,7 +60,7 @@ def read_records(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -
     Raises:
         InputError: a Parquet file is damaged, or a CSV file has no column of a name in the source configuration.
     """
-    for location, record in records_of(shard, source):
+    for location, record in _records_of(shard, source):
         if isinstance(record, Problem):
             rejects.add(shard.uri, location, *record)
             continue
@@ -71,18 +71,13 @@ def read_records(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -
         yield location, record
 
 
-def records_of(shard: InputShard, source: SourceConfig, columns: Collection[str] | None = None) -> Iterator[Record]:
-    """Each row of a shard, or the problem with it, with its location; `columns` are those to read from Parquet.
-
-    Raises:
-        InputError: a Parquet file is damaged.
-    """
+def _records_of(shard: InputShard, source: SourceConfig) -> Iterator[Record]:
     if shard.format == "installed":
         yield from ((row["id"], row) for row in installed.read_installed())
     elif shard.format == "hub":
         yield from hub.read_records(shard, source)
     elif shard.format == "parquet":
-        rows = (row for table in parquet.read_tables(shard.uri, columns) for row in table.to_pylist())
+        rows = (row for table in parquet.read_tables(shard.uri) for row in table.to_pylist())
         yield from ((f"row {number}", row) for number, row in enumerate(rows))
     else:
         try:

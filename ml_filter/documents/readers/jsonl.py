@@ -21,8 +21,12 @@ from ml_filter.documents.readers.base import (
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_records(raw: IO[bytes], uri: str, source: SourceConfig) -> Iterator[Record]:
-    """The JSON object of each line; blank lines are skipped."""
+def read_records(raw: IO[bytes], uri: str, source: SourceConfig, *, allow_surrogates: bool = False) -> Iterator[Record]:
+    """The JSON object of each line; blank lines are skipped.
+
+    Args:
+        allow_surrogates: accept strings that are not Unicode text, which Arrow cannot store.
+    """
     limit = line_limit(source)
     stream = decompressed(raw, uri)
     number = 0
@@ -35,12 +39,12 @@ def read_records(raw: IO[bytes], uri: str, source: SourceConfig) -> Iterator[Rec
                     size += len(piece)
                 yield f"line {number}", Problem("text_too_long", f"a line of at least {size:,} bytes")
             elif line.strip():
-                yield f"line {number}", _parsed(line)
+                yield f"line {number}", _parsed(line, allow_surrogates)
     except TRUNCATION_ERRORS as error:
         yield f"after line {number}", Problem("truncated", str(error))
 
 
-def _parsed(line: bytes) -> Row | Problem:
+def _parsed(line: bytes, allow_surrogates: bool) -> Row | Problem:
     try:
         row = json.loads(line)
     except UnicodeDecodeError as error:
@@ -49,6 +53,6 @@ def _parsed(line: bytes) -> Row | Problem:
         return Problem("invalid_json", f"not JSON: {error}")
     if not isinstance(row, dict):
         return Problem("invalid_json", f"a JSON {type(row).__name__}, not an object")
-    if _SURROGATE_ESCAPE.search(line) and has_lone_surrogates(row):
+    if not allow_surrogates and _SURROGATE_ESCAPE.search(line) and has_lone_surrogates(row):
         return Problem("invalid_utf8", "lone surrogates")
     return row

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+import fsspec
+
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.readers.base import InputShard, Problem, Row
-from ml_filter.documents.readers.documents import records_of
+from ml_filter.documents.readers import csv, jsonl
+from ml_filter.documents.readers.base import InputShard, Problem, Record, Row
+from ml_filter.documents.readers.parquet import read_tables
 from ml_filter.documents.rejects import DAMAGE
 from ml_filter.errors import InputError
 
@@ -25,10 +28,14 @@ def read_rows(shard: InputShard, columns: Collection[str] | None = None) -> Iter
     Raises:
         InputError: a row cannot be read, or the shard has another format.
     """
-    if shard.format not in ("parquet", "jsonl", "csv"):
+    if shard.format == "parquet":
+        rows = (row for table in read_tables(shard.uri, columns) for row in table.to_pylist())
+        yield from ((f"{shard.uri}, row {number}", row) for number, row in enumerate(rows))
+        return
+    if shard.format not in ("jsonl", "csv"):
         raise InputError(f"{shard.uri}: tables are read from Parquet, JSON lines and CSV, not from {shard.format}")
     try:
-        for location, record in records_of(shard, _LIMITS, columns):
+        for location, record in _records(shard):
             if isinstance(record, Problem):
                 if record.reason in DAMAGE:
                     raise InputError(f"{shard.uri} cannot be read: {location}: {record.detail}")
@@ -36,3 +43,11 @@ def read_rows(shard: InputShard, columns: Collection[str] | None = None) -> Iter
             yield f"{shard.uri}, {location}", record
     except OSError as error:
         raise InputError(f"{shard.uri} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _records(shard: InputShard) -> Iterator[Record]:
+    with fsspec.open(shard.uri, "rb") as raw:
+        if shard.format == "csv":
+            yield from csv.read_records(raw, shard.uri, _LIMITS)
+        else:
+            yield from jsonl.read_records(raw, shard.uri, _LIMITS, allow_surrogates=True)

@@ -56,3 +56,8 @@ def test_a_table_without_its_expected_rows_is_an_error(tmp_path):
     assert [table.to_pylist() for table in read_tables(path, ["id"], 2)] == [[{"id": "a"}, {"id": "b"}]]
     with pytest.raises(InputError, match="has 2 rows; its manifest states 3"):
         next(read_tables(path, None, 3))
+
+
+def test_a_string_with_lone_surrogates_is_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud800", "score": 1}')
+    assert rows_in(tmp_path / "a.jsonl") == [(f"{tmp_path}/a.jsonl, line 1", {"text": "\ud800", "score": 1})]
