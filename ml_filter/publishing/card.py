@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,14 +14,15 @@ from ml_filter.annotation.prompts import kept_prompt
 from ml_filter.documents.lineage import ancestors, annotation_runs
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.publishing.config import PublishConfig
+from ml_filter.rendering.html import render_text
 from ml_filter.statistics.intervals import Figure
 from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
 
 CARD_NAME = "README.md"
 _PAIRS = ("spearman", "kappa_quadratic", "exact_agreement", "agreement_at_threshold")
-_SAMPLING = ("temperature", "top_p", "seed", "extra_body", "structured", "chat_template", "context_tokens")
-_WINDOWS = ("max_windows", "combine_windows")
 _GROUP = ("alpha_ordinal", "alpha_interval", "icc_2_1")
+_SAMPLING = ("temperature", "top_p", "seed", "extra_body", "structured", "chat_template", "context_tokens")
+_WINDOWS = ("long_documents", "max_windows", "combine_windows")
 
 
 def write_card(
@@ -35,36 +35,30 @@ def write_card(
     agreements: Sequence[Agreement],
     columns: Sequence[str],
 ) -> str:
-    """The text of the card.
+    """Return the text of the card.
 
     Args:
         config: title, license, shares.
-        criteria: what the scores are of.
-        scores: of the aggregated scores.
-        parents: what the data set was made from.
-        by_split: documents by rounded score, for each criterion and split that is not empty.
+        criteria: names of the criteria.
+        scores: manifest of the aggregated scores.
+        parents: inputs of the data set.
+        by_split: by criterion and split that is not empty, the number of documents with each rounded score.
         counts: documents read, left out and grouped.
-        agreements: figures to state.
-        columns: of the data set.
+        agreements: agreement figures to state.
+        columns: columns of the data set.
     """
     title = config.title or f"Documents labelled for {', '.join(criteria).replace('_', ' ')}"
-    splits = list(next(iter(by_split.values())))
+    data_files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in next(iter(by_split.values()))]
     header = {
         "license": config.license,
         "pretty_name": title,
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits],
-            }
-        ],
+        "configs": [{"config_name": "default", "data_files": data_files}],
     }
     runs = _runs(scores, criteria)
-    behind = {made.digest: made for made in [scores, *ancestors(scores)]}
-    kinds = {digest: made.kind for digest, made in behind.items()}
-    lineage = {**kinds, **{p.digest: kinds.get(p.digest, "input") for p in parents}}
-    return render_card(
-        "data_card.md",
+    kinds = {manifest.digest: manifest.kind for manifest in [scores, *ancestors(scores)]}
+    lineage = {**kinds, **{parent.digest: kinds.get(parent.digest, "input") for parent in parents}}
+    return render_text(
+        "publishing/templates/data_card.md",
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(),
         title=title,
         config=config,
@@ -73,7 +67,7 @@ def write_card(
         prompts={prompt["digest"]: prompt for run in runs for prompt in run["prompts"]},
         method=scores.config["method"],
         use=scores.config["use"],
-        classes={one: sorted({name for of in splits.values() for name in of}) for one, splits in by_split.items()},
+        classes={name: sorted(set().union(*splits.values())) for name, splits in by_split.items()},
         by_split=by_split,
         counts=counts,
         agreements=agreements,
@@ -82,56 +76,37 @@ def write_card(
         columns=columns,
         lineage=lineage,
         code_version=__version__,
+        figure=figure_text,
     )
 
 
 def _runs(scores: Manifest, criteria: Sequence[str]) -> list[dict[str, Any]]:
-    """The annotation runs, each with its sampling settings in words and the text of its prompts; None: not kept."""
-    manifests = [made for made in ancestors(scores) if made.kind == "annotations"]
+    """The annotation runs, each with its sampling settings and prompts; a prompt's text is None if it was not kept."""
+    manifests = [manifest for manifest in ancestors(scores) if manifest.kind == "annotations"]
     runs = []
-    for made, run in zip(manifests, annotation_runs(scores), strict=True):
-        names = _SAMPLING + ("long_documents", *_WINDOWS) * (made.config.get("long_documents") == "windows")
-        settings = {name.replace("_", " "): made.config.get(name) for name in names}
-        said = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, {}))
-        asked = [prompt for prompt in run["prompts"] if prompt["criterion"] in criteria]
-        prompts = [{**prompt, "kept": _kept_text(made, prompt)} for prompt in asked]
-        runs.append({**run, "settings": said, "prompts": prompts})
+    for manifest, run in zip(manifests, annotation_runs(scores), strict=True):
+        names = _SAMPLING + _WINDOWS * (manifest.config.get("long_documents") == "windows")
+        values = {name.replace("_", " "): manifest.config.get(name) for name in names}
+        settings = ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, {}))
+        prompts = [
+            {**prompt, "text": _prompt_text(manifest, prompt)}
+            for prompt in run["prompts"]
+            if prompt["criterion"] in criteria
+        ]
+        runs.append({**run, "settings": settings, "prompts": prompts})
     return runs
 
 
-def _kept_text(made: Manifest, prompt: Mapping[str, Any]) -> str | None:
+def _prompt_text(annotations: Manifest, prompt: Mapping[str, Any]) -> str | None:
     try:
-        with fsspec.open(made.path_of(kept_prompt(prompt["name"], prompt["digest"])), "rb") as file:
+        with fsspec.open(annotations.path_of(kept_prompt(prompt["name"], prompt["digest"])), "rb") as file:
             return str(file.read().decode()).strip()
-    except FileNotFoundError:  # converted, or of an older version
+    except FileNotFoundError:  # annotations that were converted from another tool have no prompt files
         return None
 
 
-def fenced(text: str) -> str:
-    """Text as a block of code in Markdown, whatever stands in it."""
-    longest = max(map(len, re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}yaml\n{text}\n{fence}"
-
-
-def render_card(template: str, **values: Any) -> str:
-    """A card from its template; a value that the template misses is an error."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ml_filter.publishing"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # Markdown, not HTML
-    )
-    environment.filters["fenced"] = fenced
-    environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
-    return environment.get_template(template).render(figure=figure_text, **values)
-
-
 def figure_text(figure: Figure) -> str:
-    """The figure with its interval, or why there is none."""
+    """The figure with its interval, or why it is missing."""
     if figure.value is None:
         return f"- ({figure.reason})"
     return f"{figure.value:.3f}" + ("" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]")

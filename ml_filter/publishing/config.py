@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from ml_filter.config import Seed, StageConfig
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PublishConfig(StageConfig):
     """How scored documents become a labelled data set."""
 
-    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    seed: Seed = 0
-    criterion: str | list[str] | None = Field(None, description="unset: all there are")
+    validation_share: Share = Field(0.1, description="share of the documents in the validation split")
+    test_share: Share = Field(0.1, description="share of the documents in the test split")
+    seed: Seed = Field(0, description="seed of the splits")
+    criterion: str | list[str] | None = Field(None, description="criteria to publish; default: all")
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.8, description="documents of this estimated Jaccard similarity are kept in one split"
+        0.8, description="keep documents with at least this estimated Jaccard similarity in the same split"
     )
-    license: str = Field("unknown", description="identifier for the data card, such as odc-by")
-    title: str | None = Field(None, description="of the data card; unset: from the criterion")
+    license: str = Field("unknown", description="license identifier for the data card, such as odc-by")
+    title: str | None = Field(None, description="title of the data card; default: made from the criteria")
     agreement: str | list[str] | None = Field(
-        None, description="agreement.json, or its directory, for the data card; several: one of each criterion"
+        None, description="agreement.json or its directory, for the data card; one per criterion"
     )
-    push: str | None = Field(None, description="OWNER/NAME of a Hub data set to upload to")
-    private: bool = Field(False, description="on the Hub; one that is there and public is refused")
+    push: str | None = Field(None, description="Hub data set to upload to, as OWNER/NAME")
+    private: bool = Field(False, description="create the Hub data set as private; fail if it exists and is public")
 
     @field_validator("criterion", "agreement")
     @classmethod
-    def _one_is_one(cls, names: str | list[str] | None) -> str | list[str] | None:
-        """A list of one name and the name are the same configuration."""
+    def _single_name(cls, names: str | list[str] | None) -> str | list[str] | None:
+        """A name and a list of that name are the same configuration, with the same digest."""
         return names[0] if isinstance(names, list) and len(names) == 1 else names or None
 
     @model_validator(mode="after")
-    def _leaves_something_to_train_on(self) -> PublishConfig:
+    def _leaves_training_documents(self) -> Self:
         if self.validation_share + self.test_share >= 1:
-            raise ValueError("validation_share and test_share leave nothing to train on")
+            raise ValueError("validation_share and test_share leave no training documents; their sum must be below 1")
         return self

@@ -12,7 +12,6 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from loguru import logger
 from numpy.typing import NDArray
 
@@ -22,7 +21,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import annotated_documents, criteria_config, criteria_of, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, Shard, digest_of, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory, ShardResult
-from ml_filter.documents.readers import read_shard
+from ml_filter.documents.readers import read_shard, read_tables
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.tables import cast_table, rename_clashing_columns, union_schema
@@ -40,7 +39,8 @@ from ml_filter.publishing.push import hub_api, push_to_hub
 SPLITS = ("train", "validation", "test")
 LABEL_COLUMNS = ("score", "votes", "disagreement")
 _PERMUTATIONS = 128
-_ELSEWHERE = {"push", "private"}  # where the data set goes does not change what it holds
+_DESTINATION = {"push", "private"}
+"""Settings that do not change the content of the data set."""
 
 
 def publish_labels(
@@ -48,45 +48,45 @@ def publish_labels(
 ) -> Manifest:
     """Join aggregated scores with their documents and write train, validation and test as `data/SPLIT-*.parquet`.
 
-    Every column of the documents, plus `score`, `votes` and `disagreement`; of several criteria `score_<criterion>`,
-    `votes_<criterion>` and `disagreement_<criterion>` of each, null where a document has none. Near-duplicates (they
-    share a band of their MinHash signatures, or `duplicate_cluster`) and documents of one host are in one split.
-    Documents without any score are counted and left out; a document that is there twice under one id counts once.
-    `README.md` is the data card. With `config.push` the data set is uploaded to the Hub afterwards.
+    The rows have every column of the documents, plus `score`, `votes` and `disagreement`. With several criteria these
+    are `score_<criterion>`, `votes_<criterion>` and `disagreement_<criterion>`, null if a document has no score.
+    Near-duplicates (a common MinHash band, or the same `duplicate_cluster`) and documents of one host are in the same
+    split. Documents without any score are counted and left out; so are repetitions of an id. `README.md` is the data
+    card. With `config.push`, the data set is then uploaded to the Hub.
 
-    Memory holds the scores and about 200 bytes a labelled document; the documents are read twice.
+    Holds the scores and about 200 bytes per labelled document in memory, and reads the documents twice.
 
     Args:
         scores: directory of aggregated scores.
         config: shares of the splits, criteria, data card, Hub.
         output: directory or URL.
-        documents: the documents of the scores; not given: those that were annotated, by lineage.
+        documents: the documents of the scores; default: the documents that were annotated, by lineage.
 
     Raises:
-        InputError: scores, documents or agreement cannot be read, no document has a score, or the Hub refuses.
-        ConfigError: there is to be an upload, but no token.
+        InputError: scores, documents or agreement cannot be read, no document has a score, or the Hub rejects the
+            upload.
+        ConfigError: there is no token for the upload.
     """
-    api = hub_api(config.push) if config.push else None  # what is missing shows before the work
+    api = hub_api(config.push) if config.push else None  # first, so that a missing token costs no work
     manifest = read_manifest(scores, "scores")
-    chosen = [only_criterion(manifest, name) for name in names_of(config.criterion)] or criteria_of(manifest)
-    criteria = [criterion.name for criterion in chosen]
+    criteria = [only_criterion(manifest, name) for name in names_of(config.criterion)] or criteria_of(manifest)
     documents = documents or annotated_documents(manifest)
     _, parents = list_shards(documents)
     parents.append(Parent(path=manifest.root, digest=manifest.digest))
-    agreements = [_read_agreement(path) for path in names_of(config.agreement)]
-    parents += [
-        Parent(path=path, digest=digest_of(one.model_dump(mode="json")))
-        for path, one in zip(names_of(config.agreement), agreements, strict=True)
-    ]
+    agreements = []
+    for path in names_of(config.agreement):
+        agreements.append(_read_agreement(path))
+        parents.append(Parent(path=path, digest=digest_of(agreements[-1].model_dump(mode="json"))))
     settings = {
         "documents": documents.model_dump(mode="json"),
-        "publish": config.model_dump(mode="json", exclude=_ELSEWHERE),
-        **criteria_config(chosen),
+        "publish": config.model_dump(mode="json", exclude=_DESTINATION),
+        **criteria_config(criteria),
     }
     with OutputDirectory(output, "labelled", settings, parents) as out:
         published = out.manifest
         if published is None:
-            published = _publish(out, _Labelled(manifest, criteria, documents), config, agreements)
+            labelled = _Labelled(manifest, [criterion.name for criterion in criteria], documents)
+            published = _publish(out, labelled, config, agreements)
     if api and config.push:
         push_to_hub(api, published, config.push, private=config.private)
     return published
@@ -98,52 +98,57 @@ def _read_agreement(path: str) -> Agreement:
         with fsspec.open(name, "rb") as file:
             return Agreement.model_validate_json(file.read())
     except (OSError, ValueError) as error:
-        raise InputError(f"{name} holds no agreement figures (`ml-filter agreement` writes them): {error}") from error
+        raise InputError(
+            f"{name} is not the result of an agreement measurement; write one with `ml-filter agreement`: {error}"
+        ) from error
 
 
 class _Labelled:
-    """Streams the documents that have a score, each once, with the columns of the label."""
+    """Streams the documents that have a score, each once, with the label columns.
+
+    Attributes:
+        labels: one row per document id, the label columns of all criteria side by side.
+        columns: names of the label columns.
+        score_columns: those that hold scores, one per criterion.
+        counts: what the last pass over the documents left out.
+    """
 
     def __init__(self, scores: Manifest, criteria: Sequence[str], documents: SourceConfig) -> None:
         self.scores, self.criteria, self.documents = scores, criteria, documents
-        tables = [
-            pq.read_table(path, columns=["document_id", "criterion", *LABEL_COLUMNS]) for path in scores.shard_paths()
-        ]
-        labels = pa.concat_tables(tables)
-        # One criterion needs no name beside it; of several each has columns of its own, as in scored documents.
-        endings = [""] if len(criteria) == 1 else [f"_{criterion}" for criterion in criteria]
-        of_each = [
-            labels.filter(pc.equal(labels["criterion"], criterion))
+        columns = ["document_id", "criterion", *LABEL_COLUMNS]
+        votes = pa.concat_tables(table for path in scores.shard_paths() for table in read_tables(path, columns))
+        # A single criterion needs no suffix; several have columns of their own, as in scored documents.
+        suffixes = [""] if len(criteria) == 1 else [f"_{criterion}" for criterion in criteria]
+        by_criterion = [
+            votes.filter(pc.equal(votes["criterion"], criterion))
             .drop_columns(["criterion"])
-            .rename_columns(["document_id", *(f"{name}{ending}" for name in LABEL_COLUMNS)])
-            for criterion, ending in zip(criteria, endings, strict=True)
+            .rename_columns(["document_id", *(f"{name}{suffix}" for name in LABEL_COLUMNS)])
+            for criterion, suffix in zip(criteria, suffixes, strict=True)
         ]
-        self.labels = reduce(lambda one, other: one.join(other, "document_id", join_type="full outer"), of_each)
+        self.labels = reduce(lambda left, right: left.join(right, "document_id", join_type="full outer"), by_criterion)
         self.columns = [name for name in self.labels.column_names if name != "document_id"]
-        self.score_columns = [f"score{ending}" for ending in endings]
-        ids = self.labels["document_id"].to_pylist()
-        valid = [self.labels[name].is_valid() for name in self.score_columns]
-        self._scored = reduce(pc.or_, valid).to_pylist()
-        self._row_of = {name: row for row, name in enumerate(ids)}
+        self.score_columns = [f"score{suffix}" for suffix in suffixes]
+        self._has_score = reduce(pc.or_, (self.labels[name].is_valid() for name in self.score_columns)).to_pylist()
+        self._row_of = {name: row for row, name in enumerate(self.labels["document_id"].to_pylist())}
         self.counts: Counter[str] = Counter()
 
     def tables(self) -> Iterator[pa.Table]:
-        """The labelled documents; `counts` says what the last pass left out."""
+        """Read the documents once."""
         self.counts = Counter(read=0, labelled=0, failed=0, not_annotated=0, repeated=0)
-        left = np.ones(len(self._row_of), dtype=np.bool_)
+        is_unseen = np.ones(len(self._row_of), dtype=np.bool_)
         for shard in list_shards(self.documents)[0]:
             for table in read_shard(shard, self.documents, RejectsLog()):
                 kept, rows = [], []
-                for number, name in enumerate(table["id"].to_pylist()):
+                for index, name in enumerate(table["id"].to_pylist()):
                     row = self._row_of.get(name)
                     if row is None:
                         self.counts["not_annotated"] += 1
-                    elif not left[row]:
+                    elif not is_unseen[row]:
                         self.counts["repeated"] += 1
                     else:
-                        left[row] = False
-                        if self._scored[row]:
-                            kept.append(number)
+                        is_unseen[row] = False
+                        if self._has_score[row]:
+                            kept.append(index)
                             rows.append(row)
                         else:
                             self.counts["failed"] += 1
@@ -153,44 +158,49 @@ class _Labelled:
                     for name in self.columns:
                         labelled = labelled.append_column(name, self.labels[name].take(rows))
                     yield labelled
-        self.counts["scores_without_document"] = int(left.sum())
+        self.counts["scores_without_document"] = int(is_unseen.sum())
 
 
 class _Facts:
-    """What a split needs to know of the labelled documents, in order."""
+    """What the split depends on, by labelled document in the order of reading.
+
+    Attributes:
+        schema: of all documents.
+        groups: documents with the same number belong to the same split.
+        scores: [documents, criteria], nan if a document has no score.
+        classes: the scores, rounded, halves up.
+        order: seeded random keys.
+    """
 
     def __init__(self, labelled: _Labelled, config: PublishConfig) -> None:
         self.schema = pa.schema([])
         rows = rows_per_band(config.near_duplicates, _PERMUTATIONS)
-        keys, scores, order = [], [], []
-        read = 0
+        keys, scores = [], []
+        order: list[int] = []
         with progress("Grouping documents", len(labelled.labels)) as bar:
             for table in labelled.tables():
                 self.schema = union_schema(self.schema, table.schema)
-                signed = signatures(table["text"].to_pylist(), _PERMUTATIONS, 0)
-                columns = [
-                    name_keys([host_of(url) for url in _column(table, "url")], read),
-                    name_keys(_column(table, CLUSTER_COLUMN), read),
-                ]
-                keys.append(np.column_stack([band_keys(signed, rows), *columns]))
+                minhashes = signatures(table["text"].to_pylist(), _PERMUTATIONS, 0)
+                hosts = name_keys([host_of(url) for url in _strings(table, "url")], len(order))
+                clusters = name_keys(_strings(table, CLUSTER_COLUMN), len(order))
+                keys.append(np.column_stack([band_keys(minhashes, rows), hosts, clusters]))
                 scores.append(np.column_stack([table[name].to_numpy() for name in labelled.score_columns]))
                 order += [sampling_key(name, config.seed, "publish") for name in table["id"].to_pylist()]
-                read += table.num_rows
                 bar.advance(table.num_rows)
-        if not read:
+        if not order:
             raise InputError(
                 f"no document of {', '.join(labelled.documents.paths)} has a score of "
                 f"{' or '.join(labelled.criteria)} in {labelled.scores.root}: {dict(labelled.counts)}; "
-                "name the documents that were annotated with --documents"
+                "pass the documents that were annotated with --documents"
             )
         self.groups = group_documents(np.concatenate(keys))
         self.scores: NDArray[np.float64] = np.concatenate(scores)
-        """[documents, criteria], nan: none."""
         self.classes: NDArray[np.float64] = np.floor(self.scores + 0.5)
         self.order = np.array(order, dtype=np.uint64)
 
 
-def _column(table: pa.Table, name: str) -> list[str | None]:
+def _strings(table: pa.Table, name: str) -> list[str | None]:
+    """A column's values; None for values that are not strings and if the column is missing."""
     if name not in table.column_names:
         return [None] * table.num_rows
     return [value if isinstance(value, str) else None for value in table[name].to_pylist()]
@@ -201,48 +211,59 @@ def _publish(
 ) -> Manifest:
     facts = _Facts(labelled, config)
     shares = [1 - config.validation_share - config.test_share, config.validation_share, config.test_share]
-    split = assign_splits(facts.groups, facts.classes, facts.order, shares)
-    sizes = np.bincount(split, minlength=len(SPLITS)).tolist()
-    written = [name for name, size in zip(SPLITS, sizes, strict=True) if size]
-    for name, size, share in zip(SPLITS, sizes, shares, strict=True):
-        if share and not size:
-            logger.warning(f"{name} is empty: the {len(split):,} documents fall into too few groups")
-    with ExitStack() as open_files:
-        writers = {name: open_files.enter_context(out.new_shard(name, facts.schema)) for name in written}
-        first = 0
-        for table in labelled.tables():
-            numbers = split[first : first + table.num_rows]
-            for name, writer in writers.items():
-                writer.write(cast_table(table.filter(pa.array(numbers == SPLITS.index(name))), facts.schema))
-            first += table.num_rows
-    results = []
-    for name, writer in writers.items():
-        relative = f"data/{name}-00000-of-00001.parquet"
-        digest, size = file_digest(writer.path), writer.path.stat().st_size
-        out.put_file(writer.path, relative)
-        shard = Shard(path=relative, rows=writer.rows, bytes=size, digest=digest)
-        results.append((name, ShardResult(shard=shard, counts={name: writer.rows})))
+    split_of_row = assign_splits(facts.groups, facts.classes, facts.order, shares)
+    sizes = np.bincount(split_of_row, minlength=len(SPLITS)).tolist()
+    splits = {name: number for number, name in enumerate(SPLITS) if sizes[number]}
+    for name, share in zip(SPLITS, shares, strict=True):
+        if share and name not in splits:
+            logger.warning(f"{name} is empty: the {len(split_of_row):,} documents form too few groups")
+    results = _write_splits(out, labelled, facts.schema, split_of_row, splits)
     _, group_sizes = np.unique(facts.groups, return_counts=True)
-    smallest = min(share for share in shares if share) * len(split)
+    smallest_split = min(share for share in shares if share) * len(split_of_row)
     counts = {
         **labelled.counts,
         "groups": len(group_sizes),
         "documents_in_largest_group": int(group_sizes.max()),
-        "groups_larger_than_a_split": int((group_sizes > smallest).sum()),
+        "groups_larger_than_a_split": int((group_sizes > smallest_split).sum()),
     }
     if len(labelled.criteria) > 1:
         scored = np.isfinite(facts.scores).sum(axis=0).tolist()
         counts |= {f"labelled_{name}": count for name, count in zip(labelled.criteria, scored, strict=True)}
     by_split = {
         criterion: {
-            name: Counter(column[(split == number) & np.isfinite(column)].astype(int).tolist())
-            for number, name in enumerate(SPLITS)
-            if name in written
+            name: Counter(classes[(split_of_row == number) & np.isfinite(classes)].astype(int).tolist())
+            for name, number in splits.items()
         }
-        for criterion, column in zip(labelled.criteria, facts.classes.T, strict=True)
+        for criterion, classes in zip(labelled.criteria, facts.classes.T, strict=True)
     }
     card = write_card(
         config, labelled.criteria, labelled.scores, out.parents, by_split, counts, agreements, facts.schema.names
     )
     out.put_bytes(CARD_NAME, card.encode())
     return out.finish(results, counts)
+
+
+def _write_splits(
+    out: OutputDirectory,
+    labelled: _Labelled,
+    schema: pa.Schema,
+    split_of_row: NDArray[np.int_],
+    splits: dict[str, int],
+) -> list[tuple[str, ShardResult]]:
+    """Write each split that is not empty to a file, in a second pass over the documents."""
+    with ExitStack() as open_files:
+        writers = {name: open_files.enter_context(out.new_shard(name, schema)) for name in splits}
+        first_row = 0
+        for table in labelled.tables():
+            numbers = split_of_row[first_row : first_row + table.num_rows]
+            for name, writer in writers.items():
+                writer.write(cast_table(table.filter(pa.array(numbers == splits[name])), schema))
+            first_row += table.num_rows
+    results = []
+    for name, writer in writers.items():
+        path = f"data/{name}-00000-of-00001.parquet"
+        digest, size = file_digest(writer.path), writer.path.stat().st_size
+        out.put_file(writer.path, path)
+        shard = Shard(path=path, rows=writer.rows, bytes=size, digest=digest)
+        results.append((name, ShardResult(shard=shard, counts={name: writer.rows})))
+    return results

@@ -1,4 +1,4 @@
-"""The model card of a head: README.md with the Hub's YAML header, filled from what the head says of itself."""
+"""The model card of a head: README.md with the Hub's YAML header, filled from the files of the head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ml_filter.config import flat_settings
 from ml_filter.documents.lineage import annotation_summary
 from ml_filter.heads.info import CONFIG_NAME, CROSSED, HELD_OUT, CalibratedCriterion, HeadInfo, read_info
-from ml_filter.publishing.card import figure_text, render_card
+from ml_filter.publishing.card import figure_text
+from ml_filter.rendering.html import render_text
 from ml_filter.statistics.metrics import PAIR_FIGURES
 from ml_filter.statistics.quality import Quality
 
@@ -31,7 +32,7 @@ _FIGURES = (
     "f1_at_threshold",
 )
 _INDEXED = {"spearman": "spearmanr", "pearson": "pearsonr", "mae": "mae", "macro_f1": "f1"}
-"""Figures of the header's model index, and their names on the Hub."""
+"""Figures of the header's model index, with their names on the Hub."""
 _ENGINES = {
     "encoder": "a transformer encoder and a head on its pooled hidden states",
     "hashing": "a linear model on hashed n-grams",
@@ -43,20 +44,18 @@ _ENGINES = {
 def write_model_card(
     head: TrainedHead, name: str, evaluations: Sequence[HeadEvaluation] = (), license: str = "unknown"
 ) -> str:
-    """The text of the card.
-
-    It names no place on this machine: of labels and documents it gives the last part of the path, and the digest.
+    """Return the text of the card. Of local paths it states only the last part, with the digest.
 
     Args:
         head: the head.
         name: OWNER/NAME on the Hub.
-        evaluations: of the head, on human gold or other labels.
-        license: identifier, such as apache-2.0.
+        evaluations: evaluations of the head on human gold or other labels.
+        license: license identifier, such as apache-2.0.
     """
     info = read_info(head.directory)
     runs: list[dict[str, Any]] = list(head.training.lineage)
-    return render_card(
-        "model_card.md",
+    return render_text(
+        "publishing/templates/model_card.md",
         header=_header(info, name, evaluations, license),
         name=name,
         engine=_ENGINES[info.engine],
@@ -65,7 +64,7 @@ def write_model_card(
         reads=_reads(Path(head.directory), info),
         head=head,
         runs=runs,
-        made_by=annotation_summary(runs),
+        annotators=annotation_summary(runs)["annotator"] if runs else None,
         languages=sorted({prompt["language"] for run in runs for prompt in run["prompts"] if prompt["language"]}),
         evaluations=evaluations,
         evaluated=_evaluated(head, evaluations),
@@ -73,6 +72,7 @@ def write_model_card(
         good_from=_good_from,
         figures={figure: PAIR_FIGURES[figure] for figure in _FIGURES},
         local_name=local_name,
+        figure=figure_text,
     )
 
 
@@ -92,7 +92,7 @@ _STEP_BY_STEP = {"learning_rate", "weight_decay", "epochs", "patience"}
 
 
 def settings_of_head(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a `TrainConfig` that bear on a head of its engine; the others are defaults that nothing read."""
+    """The settings of a `TrainConfig` that affect a head of its kind; the others are unused defaults."""
     engine = training.get("engine")
     if engine == "static":
         kept = {name: training[name] for name in (*_OF_EVERY_HEAD, "encoder") if name in training}
@@ -110,7 +110,7 @@ def settings_of_head(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reads(directory: Path, info: HeadInfo) -> str | None:
-    """How much of a text the head reads; None where it does not say."""
+    """How much of a text the head reads; None if its config does not say."""
     own = json.loads((directory / CONFIG_NAME).read_text())
     if info.engine in ("hashing", "static"):
         characters = own[info.engine].get("max_characters")
@@ -143,7 +143,7 @@ def _header(info: HeadInfo, name: str, evaluations: Sequence[HeadEvaluation], li
     ]
     card = ModelCardData(
         license=license,
-        # The Hub knows nothing of an encoder that is a directory here.
+        # Only names on the Hub: it rejects local directories.
         base_model=encoder if re.fullmatch(r"[\w.-]+/[\w.-]+", encoder) else None,
         pipeline_tag="text-classification",
         library_name="ml-filter",
@@ -155,22 +155,25 @@ def _header(info: HeadInfo, name: str, evaluations: Sequence[HeadEvaluation], li
 
 
 def _evaluated(head: TrainedHead, evaluations: Sequence[HeadEvaluation]) -> list[tuple[str, str, Evaluation]]:
-    """Criterion, labels and figures: of training, then of the evaluations."""
+    """Rows of criterion, labels and figures: those of training, then the evaluations."""
     training = head.training
     tuned = read_info(head.directory).provenance.get("training", {}).get("finetune")
     crossed = HELD_OUT if tuned else CROSSED
-    found: list[tuple[str, str, Evaluation]] = []
+    rows: list[tuple[str, str, Evaluation]] = []
     for name in training.test:
-        found.append((name, crossed.removeprefix("the training "), training.cross_validated[name]))
-        found.append((name, "documents kept apart from training", training.test[name]))
-    return found + [(of.criterion, f"{local_name(of.labels)}, {of.label_column}", of) for of in evaluations]
+        rows.append((name, crossed.removeprefix("the training "), training.cross_validated[name]))
+        rows.append((name, "held-out documents", training.test[name]))
+    for evaluation in evaluations:
+        labels = f"{local_name(evaluation.labels)}, {evaluation.label_column}"
+        rows.append((evaluation.criterion, labels, evaluation))
+    return rows
 
 
 def _good_from(criterion: CalibratedCriterion) -> float:
-    """The lowest score whose int_score reaches the threshold; where none does, the one that rounds to it."""
-    whole = math.ceil(criterion.threshold)
-    cut = criterion.calibration.cuts.get(whole) if criterion.calibration else None
-    return whole - 0.5 if cut is None else cut
+    """The lowest score whose int_score reaches the threshold; if no score does, the lowest that rounds to it."""
+    int_score = math.ceil(criterion.threshold)
+    cut = criterion.calibration.cuts.get(int_score) if criterion.calibration else None
+    return int_score - 0.5 if cut is None else cut
 
 
 def _value_of(evaluation: Evaluation, name: str) -> str:
@@ -181,5 +184,5 @@ def _value_of(evaluation: Evaluation, name: str) -> str:
 
 
 def local_name(paths: str) -> str:
-    """The last part of each of the paths, comma-separated; names on the Hub as they are."""
+    """Reduce comma-separated paths to their last parts; names on the Hub stay as they are."""
     return ", ".join(path if path.startswith("hf://") else PurePosixPath(path).name for path in paths.split(", "))

@@ -1,4 +1,4 @@
-"""Upload a labelled data set to the Hugging Face Hub."""
+"""Upload to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -19,31 +19,20 @@ def hub_api(name: str) -> HfApi:
     """The Hub's client, with the token of HF_TOKEN or `hf auth login`.
 
     Raises:
-        ConfigError: there is no token to push to `name` with.
+        ConfigError: there is no token to push to `name`.
     """
     from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
-        raise ConfigError(f"pushing to {name} needs a token that may write: set HF_TOKEN, or run `hf auth login`")
+        raise ConfigError(f"pushing to {name} requires a token with write access: set HF_TOKEN or run `hf auth login`")
     return HfApi()
 
 
 def push_to_hub(api: HfApi, labelled: Manifest, name: str, private: bool) -> str:
-    """Upload the splits and the data card in one commit.
+    """Upload the splits and the data card of a local directory that `publish_labels` wrote, as one commit.
 
-    The manifest stays here, since it names local paths; the card holds its digests.
-
-    Args:
-        api: of the Hub.
-        labelled: of a local directory that `publish_labels` made.
-        name: OWNER/NAME.
-        private: make the data set private where it is new, and refuse one that is public.
-
-    Returns:
-        The URL of the data set.
-
-    Raises:
-        InputError: the Hub cannot be reached or refuses, or the data set is public but should be private.
+    The manifest is not uploaded, because it names local paths; the card has its digests. Arguments, return value and
+    errors as in `upload_to_hub`.
     """
     return upload_to_hub(
         api, name, "dataset", labelled.root, private=private, upload=lambda: _upload(api, labelled, name)
@@ -59,36 +48,39 @@ def upload_to_hub(
     private: bool,
     upload: Callable[[], None],
 ) -> str:
-    """Make a repository where there is none, and upload to it.
+    """Create a repository if it does not exist, and upload to it.
 
     Args:
-        api: of the Hub.
+        api: the Hub's client.
         name: OWNER/NAME.
-        kind: of repository.
-        directory: where what is pushed lies complete.
-        private: make the repository private where it is new, and refuse one that is public.
-        upload: does it.
+        kind: kind of repository.
+        directory: the local directory, for error messages.
+        private: create the repository as private; fail if it exists and is public.
+        upload: uploads the files.
 
     Returns:
         The URL of the repository.
 
     Raises:
-        InputError: the Hub cannot be reached or refuses, or the repository is public but should be private.
+        InputError: the Hub cannot be reached or rejects the upload, or the repository is public but must be private.
     """
-    what = {"dataset": "data set", "model": "head"}[kind]
+    label = {"dataset": "data set", "model": "head"}[kind]
     try:
         url = api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
-        exposed = private and not api.repo_info(name, repo_type=kind).private
-        if not exposed:
+        is_exposed = private and not api.repo_info(name, repo_type=kind).private
+        if not is_exposed:
             upload()
-    except Exception as error:  # the Hub client raises some twenty kinds, down to those of its HTTP library
+    except Exception as error:  # the Hub client raises some twenty types, including those of its HTTP library
         raise InputError(
-            f"{name} could not be pushed: {type(error).__name__}: {' '.join(str(error).split())}. The {what} is "
-            f"complete in {directory}; check the name, the network and that the token may write, and run the "
-            "command again"
+            f"{name} could not be pushed: {type(error).__name__}: {' '.join(str(error).split())}. The {label} is "
+            f"complete in {directory}; check the name, the network and the token's write access, then run the command "
+            "again"
         ) from error
-    if exposed:
-        raise InputError(f"{name} is public on the Hub, and the {what} is to be private; nothing was uploaded")
+    if is_exposed:
+        raise InputError(
+            f"{name} is public on the Hub, but the {label} must be private; nothing was uploaded. Make the repository "
+            "private or choose another name"
+        )
     logger.info(f"pushed to {url}")
     return str(url)
 

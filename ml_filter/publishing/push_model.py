@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ml_filter.evaluation.evaluate import HeadEvaluation
 
 _KEPT = {".gitattributes"}
-"""What the Hub puts into a repository itself."""
+"""Files that the Hub adds to a repository itself."""
 
 
 def push_model(
@@ -31,22 +31,23 @@ def push_model(
     evaluations: Sequence[str | Path] = (),
     license: str = "unknown",
 ) -> str:
-    """Upload a head's files and its model card in one commit; files of an earlier head that it lacks are deleted.
+    """Upload the files of a head and its model card as one commit, which deletes all other files of the repository.
 
-    `training.json` is uploaded without the places of the labels on this machine.
+    `training.json` is uploaded without the local paths of the labels.
 
     Args:
-        directory: the head, as `resolve_head` knows it.
+        directory: directory or Hub name of the head, as in `resolve_head`.
         name: OWNER/NAME on the Hub.
-        private: make the repository private where it is new, and refuse one that is public.
+        private: create the repository as private; fail if it exists and is public.
         evaluations: directories that `ml-filter evaluate` wrote for this head; the card states their figures.
-        license: identifier for the card, such as apache-2.0.
+        license: license identifier for the card, such as apache-2.0.
 
     Returns:
         The URL of the repository.
 
     Raises:
-        InputError: there is no such head, an evaluation is of another one, or the Hub cannot be reached or refuses.
+        InputError: the head does not exist, an evaluation belongs to another head, or the Hub cannot be reached or
+            rejects the upload.
         ConfigError: there is no token.
     """
     head = read_head(resolve_head(directory))
@@ -58,24 +59,27 @@ def push_model(
 
 
 def read_evaluation(directory: str | Path, head: TrainedHead) -> HeadEvaluation:
-    """The figures that `ml-filter evaluate` wrote for a head.
+    """Read the figures that `ml-filter evaluate` wrote for a head.
 
     Raises:
-        InputError: there are none, or they are of another head.
+        InputError: the directory is not an evaluation, or is that of another head.
     """
     from ml_filter.evaluation.evaluate import EVALUATION_NAME, HeadEvaluation
 
     manifest = read_manifest(directory, "predictions")
     evaluation = HeadEvaluation.model_validate_json(Path(manifest.path_of(EVALUATION_NAME)).read_text())
     if evaluation.head_digest != head.digest:
-        raise InputError(f"{directory} is the evaluation of another head ({evaluation.head}), not of {head.directory}")
+        raise InputError(
+            f"{directory} evaluates another head ({evaluation.head}), not {head.directory}; run `ml-filter evaluate` "
+            "on this head"
+        )
     return evaluation
 
 
 def _upload(api: HfApi, name: str, head: TrainedHead, card: str) -> None:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    files: dict[str, str | bytes] = {CARD_NAME: card.encode(), TRAINING_NAME: _without_places(head)}
+    files: dict[str, str | bytes] = {CARD_NAME: card.encode(), TRAINING_NAME: _without_local_paths(head)}
     for path in head_files(head.directory):
         files.setdefault(path.relative_to(head.directory).as_posix(), str(path))
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -89,7 +93,7 @@ def _upload(api: HfApi, name: str, head: TrainedHead, card: str) -> None:
     api.create_commit(name, operations, commit_message=f"Head, weights {head.digest[:12]}")
 
 
-def _without_places(head: TrainedHead) -> bytes:
+def _without_local_paths(head: TrainedHead) -> bytes:
     training = head.training.model_copy(deep=True)
     for parent in training.parents:
         parent.path = local_name(parent.path)

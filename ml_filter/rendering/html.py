@@ -1,7 +1,8 @@
-"""Fill the HTML templates. Values are escaped; pages need no other file and no network."""
+"""Render templates: HTML pages that need no other file and no network, and Markdown."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,25 +11,39 @@ if TYPE_CHECKING:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def _environment(*, autoescape: bool) -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ml_filter", ""),
-        autoescape=True,
+        autoescape=autoescape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["number"] = lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
+    environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
+    environment.filters["fenced"] = _fenced
     return environment
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template, named by its path below `ml_filter`, such as `agreement/templates/agreement.html`."""
-    return _environment().get_template(template).render(**values)
+    """Render a page, with all values escaped.
+
+    Args:
+        template: path below `ml_filter`, such as `agreement/templates/agreement.html`.
+        values: variables of the template; a missing one raises `jinja2.UndefinedError`.
+    """
+    return _environment(autoescape=True).get_template(template).render(**values)
 
 
 def render_text(template: str, **values: Any) -> str:
-    """The text of a template, with nothing escaped."""
-    return _environment().overlay(autoescape=False).get_template(template).render(**values)
+    """Render Markdown; nothing is escaped. The filter `cell` makes a value safe for a cell of a table."""
+    return _environment(autoescape=False).get_template(template).render(**values)
+
+
+def _fenced(text: str) -> str:
+    """A YAML code block. Its fence is longer than any run of backticks in the text."""
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}yaml\n{text}\n{fence}"

@@ -1,6 +1,6 @@
-"""A Hub of one's own on the loopback: the endpoints that filling a repository and downloading one need, and no others.
+"""A Hub on the loopback interface, with the endpoints for uploading to a repository and downloading from one.
 
-Every file comes in within the commit, as small ones do on the real Hub; its storage of large ones (Xet) is not here.
+Every file is uploaded in the commit, as small files are on the real Hub; its storage of large files (Xet) is missing.
 """
 
 from __future__ import annotations
@@ -9,17 +9,28 @@ import base64
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 TOKEN = "hf_of_the_test"
 
 
 class Hub(ThreadingHTTPServer):
-    """Holds data sets and models as {name: {path: content}}; `private` says which were made so.
+    """The repositories, and what happened to them.
 
-    These are their main branches. `tags` holds other revisions of models, as {name: {tag: {path: content}}}.
-    `downloads` are the paths of the files that were fetched.
+    Attributes:
+        data_sets: main branches, as {name: {path: content}}.
+        models: the same for models.
+        private: whether a repository is private, by name.
+        tags: other revisions of models, as {name: {tag: {path: content}}}.
+        commits: messages of the commits.
+        downloads: paths of the files that were downloaded.
+        refuse: status code for every request that needs a token; None: no such request fails.
     """
 
     daemon_threads = True
@@ -54,14 +65,30 @@ class Hub(ThreadingHTTPServer):
         self.server_close()
 
 
+@contextmanager
+def local_hub(cache: Path) -> Iterator[Hub]:
+    """Run a Hub that `huggingface_hub` uses in this process, with an empty cache and a token."""
+    from huggingface_hub import constants
+
+    with Hub() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        url_template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url_template)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        patch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
 def commit_of(files: dict[str, bytes]) -> str:
-    """A commit's name, as on the Hub 40 hexadecimal digits."""
+    """The hash of a commit: 40 hexadecimal digits, as on the Hub."""
     listed = sorted((path, _object_id(content)) for path, content in files.items())
     return hashlib.sha1(repr(listed).encode()).hexdigest()
 
 
 def _object_id(content: bytes) -> str:
-    """Names a file's content; length, beginning and end tell those of a test apart, and weights are large."""
+    """The hash of a file. Length, beginning and end suffice to distinguish the files of a test; weights are large."""
     return hashlib.sha1(b"%d " % len(content) + content[:4096] + content[-4096:]).hexdigest()
 
 
@@ -87,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def _repository(self, path: str) -> tuple[dict[str, dict[str, bytes]], str]:
-        """The repositories of a path's kind, and what comes after the kind."""
+        """The repositories of the kind that a path names, and the rest of the path."""
         kind, _, rest = path.removeprefix("/api/").partition("/")
         return {"datasets": self.server.data_sets, "models": self.server.models}.get(kind, {}), rest
 
@@ -103,26 +130,26 @@ class _Handler(BaseHTTPRequestHandler):
             return
         hub, path = self.server, self.path.partition("?")[0]
         if path == "/api/repos/create":
-            asked = json.loads(content)
-            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
-            data_set = asked.get("type") == "dataset"
+            request = json.loads(content)
+            name = f"{request['organization']}/{request['name']}" if request.get("organization") else request["name"]
+            data_set = request.get("type") == "dataset"
             held, url = (hub.data_sets, f"{hub.url}/datasets/{name}") if data_set else (hub.models, f"{hub.url}/{name}")
             if name in held:
                 self._answer(409, {"error": "exists", "url": url})
                 return
-            held[name], hub.private[name] = {}, asked.get("visibility") == "private"
+            held[name], hub.private[name] = {}, request.get("visibility") == "private"
             self._answer(200, {"url": url})
         elif path == "/api/validate-yaml":
             self._answer(200, {"errors": [], "warnings": []})
         elif path.endswith("/preupload/main"):
-            asked = json.loads(content)["files"]
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked]
+            request = json.loads(content)["files"]
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in request]
             self._answer(200, {"files": files})
         elif path.endswith("/commit/main"):
             held, name = self._repository(path.removesuffix("/commit/main"))
             self._commit(held[name], path, content)
         else:
-            self._answer(404, {"error": f"POST {path} is not there"})
+            self._answer(404, {"error": f"POST {path} does not exist"})
 
     def do_GET(self) -> None:
         hub, path = self.server, self.path.partition("?")[0]
@@ -138,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         files = hub.find(name, revision) if held is hub.models else held.get(name)
         if files is None:
             code = "RevisionNotFound" if name in held else "RepoNotFound"
-            self._answer(404, {"error": f"GET {path} is not there"}, {"X-Error-Code": code})
+            self._answer(404, {"error": f"GET {path} does not exist"}, {"X-Error-Code": code})
         elif tree:
             listing = [
                 {"type": "file", "path": file, "size": len(content), "oid": _object_id(content)}
@@ -152,12 +179,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _file(self, name: str, rest: str) -> None:
-        """A file of a model's revision, or only its headers."""
+        """Send a file of a revision of a model; only its headers for HEAD."""
         revision, _, path = rest.partition("/")
         files = self.server.find(name, revision)
         if files is None or path not in files:
             code = "RepoNotFound" if name not in self.server.models else "EntryNotFound"
-            self._answer(404, {"error": f"{path} is not there"}, {"X-Error-Code": code})
+            self._answer(404, {"error": f"{path} does not exist"}, {"X-Error-Code": code})
             return
         etag = f'"{_object_id(files[path])}"'
         self._answer(200, files[path], {"ETag": etag, "X-Repo-Commit": commit_of(files)})

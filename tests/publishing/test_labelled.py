@@ -1,9 +1,5 @@
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 from itertools import combinations
 from pathlib import Path
 
@@ -16,6 +12,7 @@ from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.agreement import measure_agreement
 from ml_filter.agreement.config import AggregateConfig, AgreementConfig
 from ml_filter.annotation.prompts import Prompt, keep_prompts, load_prompt
+from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory
@@ -28,6 +25,7 @@ from ml_filter.prepare.config import DeduplicateConfig
 from ml_filter.prepare.deduplicate import deduplicate_documents
 from ml_filter.publishing.config import PublishConfig
 from ml_filter.publishing.labelled import SPLITS, publish_labels
+from tests.kills import Killed, kill_at
 from tests.publishing.hub_server import TOKEN, Hub
 from tests.written import prompt, write_annotations
 
@@ -38,7 +36,7 @@ def corpus(path: Path, rows: list[dict]) -> Path:
 
 
 def scored(directory: Path, source: Path, votes: list[tuple], **options) -> Path:
-    """Aggregated scores of a corpus, by way of annotations."""
+    """Aggregate annotations of a corpus with the given votes."""
     write_annotations(directory / "annotations", votes, source=source, **options)
     aggregate_annotations([directory / "annotations"], AggregateConfig(), directory / "scores")
     return directory / "scores"
@@ -46,11 +44,11 @@ def scored(directory: Path, source: Path, votes: list[tuple], **options) -> Path
 
 def rows_of(directory: Path) -> dict[str, list[dict]]:
     """The rows of each split."""
-    found = {}
+    rows = {}
     for split in SPLITS:
         file = directory / f"data/{split}-00000-of-00001.parquet"
-        found[split] = pq.read_table(file).to_pylist() if file.exists() else []
-    return found
+        rows[split] = pq.read_table(file).to_pylist() if file.exists() else []
+    return rows
 
 
 def split_of(directory: Path) -> dict[str, str]:
@@ -59,7 +57,7 @@ def split_of(directory: Path) -> dict[str, str]:
 
 @pytest.fixture
 def pages(documents) -> list[dict]:
-    """100 documents: 60 real texts, 20 of them once more with small changes, and 4 hosts of 5 pages each."""
+    """100 documents: 60 real texts, near-duplicates of 20 of them, and 4 hosts with 5 pages each."""
     rows = [{"id": f"d{i}", "text": row["text"], "url": f"https://site{i}.org/"} for i, row in enumerate(documents)]
     rows += [{"id": f"copy{i}", "text": f"{documents[i]['text']} The end.", "url": None} for i in range(20)]
     texts = [" ".join(f"page{i}word{n}" for n in range(20)) for i in range(20)]
@@ -72,10 +70,10 @@ def scores(tmp_path, pages) -> Path:
     return scored(tmp_path, source, [(row["id"], i % 5) for i, row in enumerate(pages)])
 
 
-# --- What is published -----------------------------------------------------------------------------------------------
+# --- Rows and columns ------------------------------------------------------------------------------------------------
 
 
-def test_documents_with_a_score_are_published_and_the_others_counted(tmp_path, pages):
+def test_documents_with_a_score_are_published_and_the_others_are_counted(tmp_path, pages):
     source = corpus(tmp_path / "in.jsonl", [*pages, pages[0]])
     votes = [(row["id"], i % 5) for i, row in enumerate(pages[:-2])] + [(pages[-2]["id"], None), ("elsewhere", 3)]
     manifest = publish_labels(scored(tmp_path, source, votes), PublishConfig(), tmp_path / "out")
@@ -83,20 +81,20 @@ def test_documents_with_a_score_are_published_and_the_others_counted(tmp_path, p
     left_out = ("read", "labelled", "failed", "not_annotated", "repeated", "scores_without_document")
     assert [manifest.counts[name] for name in left_out] == [101, 98, 1, 1, 1, 1]
     assert {name: manifest.counts[name] for name in SPLITS} == {name: len(rows[name]) for name in SPLITS}
-    published = {row["id"]: row for of in rows.values() for row in of}
+    published = {row["id"]: row for split_rows in rows.values() for row in split_rows}
     assert len(published) == manifest.rows == 98
     assert published["d7"] == {**pages[7], "score": 2.0, "votes": 1, "disagreement": 0.0}
 
 
-def test_a_published_data_set_loads_as_one_of_the_hub(tmp_path, scores, monkeypatch):
+def test_a_published_data_set_loads_with_the_datasets_library(tmp_path, scores):
     import datasets
 
     publish_labels(scores, PublishConfig(), tmp_path / "out")
     loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
-    assert {split: of.to_list() for split, of in loaded.items()} == rows_of(tmp_path / "out")
+    assert {split: data.to_list() for split, data in loaded.items()} == rows_of(tmp_path / "out")
 
 
-def test_a_published_data_set_is_a_source_again(tmp_path, scores, pages):
+def test_a_published_data_set_is_a_source(tmp_path, scores, pages):
     publish_labels(scores, PublishConfig(), tmp_path / "out")
     source = SourceConfig(paths=[str(tmp_path / "out")])
     read = [
@@ -120,12 +118,12 @@ def test_columns_that_only_some_documents_have_are_in_every_split(tmp_path, page
     schemas = [pq.read_schema(file) for file in sorted((tmp_path / "out/data").glob("*.parquet"))]
     assert len(schemas) == 3
     assert schemas[0] == schemas[1] == schemas[2]
-    rows = {row["id"]: row for of in rows_of(tmp_path / "out").values() for row in of}
+    rows = {row["id"]: row for rows in rows_of(tmp_path / "out").values() for row in rows}
     assert (rows["d3"]["input_score"], rows["d3"]["score"], rows["d9"]["tags"]) == ("mine", 1.0, ["a"])
     assert (rows["z"]["n"], rows["z"]["url"]) == (7, None)
 
 
-def test_several_criteria_are_columns_beside_each_other(tmp_path, pages):
+def test_several_criteria_become_columns_of_the_same_rows(tmp_path, pages):
     asked = [prompt("quality"), prompt("danger")]
     source = corpus(tmp_path / "in.jsonl", [{**row, "votes_danger": "mine"} for row in pages])
     votes = [(row["id"], i % 5, None, "quality") for i, row in enumerate(pages[:-1])]
@@ -141,7 +139,7 @@ def test_several_criteria_are_columns_beside_each_other(tmp_path, pages):
         measure_agreement([str(directory)], measured, tmp_path / criterion)
     config = PublishConfig(agreement=[str(tmp_path / "quality"), str(tmp_path / "danger")])
     manifest = publish_labels(directory, config, tmp_path / "out")
-    rows = {row["id"]: row for of in rows_of(tmp_path / "out").values() for row in of}
+    rows = {row["id"]: row for rows in rows_of(tmp_path / "out").values() for row in rows}
     assert len(rows) == manifest.rows == manifest.counts["labelled_quality"] == 99
     assert manifest.counts["labelled_danger"] == 73
     assert list(rows["d1"])[-7:] == [
@@ -159,10 +157,10 @@ def test_several_criteria_are_columns_beside_each_other(tmp_path, pages):
     card = (tmp_path / "out/README.md").read_text()
     assert "99 documents with scores for **danger**, **quality**" in card
     assert "| danger | documents | score 0 | score 1 |" in card
-    assert "quality, against human_score, with 95%" in card
+    assert "quality: agreement with human_score, with 95%" in card
 
 
-def test_what_is_published_of_several_criteria_trains_a_head_of_them(tmp_path, pages):
+def test_a_data_set_of_several_criteria_labels_a_head_with_several_criteria(tmp_path, pages):
     source = corpus(tmp_path / "in.jsonl", pages)
     votes = [(row["id"], i % 2, None, name) for name in ("quality", "danger") for i, row in enumerate(pages)]
     directory = scored(tmp_path, source, votes, asked=[prompt("quality"), prompt("danger")])
@@ -173,7 +171,7 @@ def test_what_is_published_of_several_criteria_trains_a_head_of_them(tmp_path, p
     assert labels == {row["id"]: [i % 2, i % 2] for i, row in enumerate(pages)}
 
 
-def test_one_criterion_of_several_is_published(tmp_path, pages):
+def test_one_of_several_criteria_can_be_published_alone(tmp_path, pages):
     asked = [prompt("quality"), prompt("toxicity")]
     source = corpus(tmp_path / "in.jsonl", pages)
     votes = [(row["id"], score, None, name) for row in pages for name, score in [("quality", 4), ("toxicity", 1)]]
@@ -185,11 +183,11 @@ def test_one_criterion_of_several_is_published(tmp_path, pages):
     assert "quality_en" not in (tmp_path / "out/README.md").read_text()
 
 
-# --- How it is split -------------------------------------------------------------------------------------------------
+# --- Splits ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_near_duplicates_and_documents_of_a_host_are_in_one_split(tmp_path, scores, pages, seed):
+def test_near_duplicates_and_documents_of_a_host_are_in_the_same_split(tmp_path, scores, pages, seed):
     config = PublishConfig(seed=seed, validation_share=0.25, test_share=0.25)
     manifest = publish_labels(scores, config, tmp_path / "out")
     split = split_of(tmp_path / "out")
@@ -201,7 +199,7 @@ def test_near_duplicates_and_documents_of_a_host_are_in_one_split(tmp_path, scor
     assert manifest.counts["documents_in_largest_group"] == 5
 
 
-def test_documents_linked_by_a_duplicate_that_was_dropped_are_in_one_split(tmp_path):
+def test_documents_linked_by_a_dropped_duplicate_are_in_the_same_split(tmp_path):
     start = [f"word{i}" for i in range(200)]
     middle = [*start[:-10], *(f"end{i}" for i in range(10))]
     end = [*(f"start{i}" for i in range(10)), *middle[10:]]
@@ -212,7 +210,7 @@ def test_documents_linked_by_a_duplicate_that_was_dropped_are_in_one_split(tmp_p
     deduplicate_documents(SourceConfig(paths=[str(corpus(tmp_path / "in.jsonl", rows))]), config, tmp_path / "kept")
     kept = pq.read_table(tmp_path / "kept/shards").to_pylist()
     directory = scored(tmp_path, tmp_path / "kept", [(row["id"], 1) for row in kept])
-    # So high that only the clusters of the deduplication link these documents.
+    # At this similarity only the clusters of the deduplication link the documents.
     publish_labels(directory, PublishConfig(near_duplicates=1, test_share=0.4), tmp_path / "out")
     split = split_of(tmp_path / "out")
     linked = [(a, b) for a, b in combinations(kept, 2) if a["duplicate_cluster"] == b["duplicate_cluster"]]
@@ -221,7 +219,7 @@ def test_documents_linked_by_a_duplicate_that_was_dropped_are_in_one_split(tmp_p
     assert len(set(split.values())) == 3
 
 
-def test_the_split_is_the_same_whatever_the_order_of_the_documents(tmp_path, scores, pages):
+def test_the_splits_do_not_depend_on_the_order_of_the_documents(tmp_path, scores, pages):
     publish_labels(scores, PublishConfig(), tmp_path / "a")
     other = SourceConfig(paths=[str(corpus(tmp_path / "other.jsonl", pages[::-1]))])
     publish_labels(scores, PublishConfig(), tmp_path / "b", other)
@@ -229,7 +227,7 @@ def test_the_split_is_the_same_whatever_the_order_of_the_documents(tmp_path, sco
     assert split_of(tmp_path / "a") == split_of(tmp_path / "b") != split_of(tmp_path / "c")
 
 
-def test_a_host_larger_than_a_split_is_reported_and_an_empty_split_left_out(tmp_path, pages):
+def test_a_host_larger_than_a_split_is_counted_and_empty_splits_are_left_out(tmp_path, pages):
     rows = [{**row, "url": "https://one.org/"} for row in pages]
     directory = scored(tmp_path, corpus(tmp_path / "in.jsonl", rows), [(row["id"], 1) for row in rows])
     manifest = publish_labels(directory, PublishConfig(), tmp_path / "out")
@@ -275,7 +273,7 @@ def test_the_card_states_labels_splits_agreement_and_lineage(tmp_path, pages, sc
     assert str(tmp_path) not in card
 
 
-def test_the_card_states_what_was_asked_and_how_it_was_sampled(tmp_path, pages):
+def test_the_card_states_prompts_and_sampling_settings(tmp_path, pages):
     asked = load_prompt("educational_value_json").model_copy(update={"description": "With a fence: ```"})
     entry = {**prompt("educational_value"), "name": asked.name, "digest": asked.digest}
     source = corpus(tmp_path / "in.jsonl", pages)
@@ -292,107 +290,85 @@ def test_the_card_states_what_was_asked_and_how_it_was_sampled(tmp_path, pages):
     assert Prompt.model_validate(yaml.safe_load(block)) == asked
 
 
-def test_without_its_text_the_card_says_so_of_a_prompt(tmp_path, scores):
+def test_the_card_says_that_the_text_of_a_prompt_was_not_kept(tmp_path, scores):
     publish_labels(scores, PublishConfig(), tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
-    assert "Its text (digest `digest of quality_en`) was not kept with the annotations." in card
+    assert "The text of this prompt (digest `digest of quality_en`) was not kept with the annotations." in card
     assert "| `digest of quality_en` | not recorded |" in card
 
 
-def test_without_agreement_and_license_the_card_says_so(tmp_path, scores):
+def test_the_card_says_that_agreement_and_license_are_missing(tmp_path, scores):
     publish_labels(scores, PublishConfig(), tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     assert "license: unknown" in card
     assert "Not measured." in card
 
 
-# --- Errors and kills ------------------------------------------------------------------------------------------------
+# --- Errors and resuming ---------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_published_is_said(tmp_path, pages, scores):
+def test_unusable_input_is_an_error_that_names_it(tmp_path, pages, scores):
     with pytest.raises(InputError, match="holds annotations, not aggregated scores"):
         publish_labels(tmp_path / "annotations", PublishConfig(), tmp_path / "out")
-    with pytest.raises(InputError, match=r"nowhere/agreement\.json holds no agreement figures"):
+    with pytest.raises(InputError, match=r"nowhere/agreement\.json is not the result of an agreement measurement"):
         publish_labels(scores, PublishConfig(agreement="nowhere"), tmp_path / "out")
     other = SourceConfig(paths=[str(corpus(tmp_path / "other.jsonl", [{"id": "x", "text": "t"}]))])
     with pytest.raises(InputError, match=r"no document of .*other\.jsonl has a score of quality in .*scores"):
         publish_labels(scores, PublishConfig(), tmp_path / "out", other)
 
 
-PUBLISH = """
-import sys
-from ml_filter.publishing.config import PublishConfig
-from ml_filter.publishing.labelled import publish_labels
-publish_labels(sys.argv[1], PublishConfig(), sys.argv[2])
-"""
-
-
-def test_killed_while_it_writes_it_gives_the_same_as_undisturbed(tmp_path):
-    rows = [{"id": f"d{i}", "text": " ".join(f"w{i}x{n}" for n in range(40))} for i in range(4000)]
-    directory = scored(tmp_path, corpus(tmp_path / "in.jsonl", rows), [(row["id"], 1) for row in rows])
-    killed = tmp_path / "killed"
-    running = subprocess.Popen([sys.executable, "-c", PUBLISH, str(directory), str(killed)], stderr=subprocess.DEVNULL)
-    while running.poll() is None and not list(killed.glob("data/*")):
-        time.sleep(0.001)
-    running.kill()
-    assert running.wait() != 0
-    assert find_manifest(str(killed)) is None
-    again = publish_labels(directory, PublishConfig(), killed)
-    assert again.digest == publish_labels(directory, PublishConfig(), tmp_path / "whole").digest
-    assert (killed / "README.md").read_bytes() == (tmp_path / "whole/README.md").read_bytes()
+@pytest.mark.parametrize("commit_point", ["data/train-.*", "data/test-.*", "README.md", "manifest.json"])
+def test_a_killed_run_gives_the_same_result_when_it_is_repeated(tmp_path, scores, commit_point):
+    with pytest.raises(Killed), kill_at("before", commit_point):
+        publish_labels(scores, PublishConfig(), tmp_path / "killed")
+    assert find_manifest(str(tmp_path / "killed")) is None
+    resumed = publish_labels(scores, PublishConfig(), tmp_path / "killed")
+    undisturbed = publish_labels(scores, PublishConfig(), tmp_path / "undisturbed")
+    assert resumed.digest == undisturbed.digest
+    cards = [(tmp_path / name / "README.md").read_bytes() for name in ("killed", "undisturbed")]
+    assert cards[0] == cards[1]
 
 
 # --- The Hub ---------------------------------------------------------------------------------------------------------
 
 
-def publish_command(scores: Path, output: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
-    inherited = {name: value for name, value in os.environ.items() if name not in names}
-    return subprocess.run(
-        [sys.executable, "-m", "ml_filter.cli", "publish", str(scores), "--output", str(output), *options],
-        env={**inherited, "HF_HOME": str(output.parent / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def publish(scores: Path, output: Path, *options: str) -> int:
+    return main(["publish", str(scores), "--output", str(output), *options])
 
 
-def test_a_push_uploads_data_and_card_and_not_what_names_local_paths(tmp_path, scores):
-    with Hub() as hub:
-        hub.data_sets["owner/set"], hub.private["owner/set"] = {"data/train-00000-of-00002.parquet": b"older"}, True
-        pushed = publish_command(
-            scores, tmp_path / "out", "--push", "owner/set", "--private", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN
-        )
-        new = publish_command(scores, tmp_path / "out", "--push", "owner/new", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
-        exposed = publish_command(
-            scores, tmp_path / "out", "--push", "owner/new", "--private", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN
-        )
-    assert (pushed.returncode, new.returncode, exposed.returncode) == (0, 0, 2)
-    assert "owner/new is public on the Hub" in exposed.stderr
+def test_a_push_uploads_data_and_card_but_no_local_paths(tmp_path, scores, hub: Hub, capsys):
+    hub.data_sets["owner/set"], hub.private["owner/set"] = {"data/train-00000-of-00002.parquet": b"older"}, True
+    assert publish(scores, tmp_path / "out", "--push", "owner/set", "--private") == 0
+    assert publish(scores, tmp_path / "out", "--push", "owner/new") == 0
+    assert publish(scores, tmp_path / "out", "--push", "owner/new", "--private") == 2
+    captured = capsys.readouterr()
+    assert "owner/new is public on the Hub, but the data set must be private; nothing was uploaded" in captured.err
     files = ["README.md", *(f"data/{name}-00000-of-00001.parquet" for name in SPLITS)]
     local = {name: (tmp_path / "out" / name).read_bytes() for name in files}
     assert hub.data_sets == {"owner/set": local, "owner/new": local}
     assert hub.private == {"owner/set": True, "owner/new": False}
     assert len(hub.commits) == 2
-    assert TOKEN not in pushed.stdout + pushed.stderr + new.stderr
+    assert TOKEN not in captured.out + captured.err
 
 
-def test_a_push_that_fails_says_why_and_leaves_the_data_set_complete(tmp_path, scores):
-    with Hub() as hub:
-        hub.refuse = 403
-        refused = publish_command(scores, tmp_path / "out", "--push", "o/n", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
-    gone = publish_command(scores, tmp_path / "out", "--push", "o/n", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
-    assert (refused.returncode, gone.returncode) == (2, 2)
-    assert "o/n could not be pushed: HfHubHTTPError: 403 Forbidden" in refused.stderr
-    assert "this token may not write" in refused.stderr
-    assert "o/n could not be pushed: ConnectError" in gone.stderr
-    assert TOKEN not in refused.stdout + refused.stderr + gone.stdout + gone.stderr
+def test_a_failed_push_says_why_and_leaves_the_data_set_complete(tmp_path, scores, hub: Hub, capsys):
+    hub.refuse = 403
+    assert publish(scores, tmp_path / "out", "--push", "o/n") == 2
+    captured = capsys.readouterr()
+    assert "o/n could not be pushed: HfHubHTTPError: 403 Forbidden" in captured.err
+    assert "this token may not write" in captured.err
+    assert TOKEN not in captured.out + captured.err
     assert find_manifest(str(tmp_path / "out")) is not None
 
 
-def test_without_a_token_nothing_is_started(tmp_path, scores, monkeypatch):
+def test_a_hub_that_cannot_be_reached_is_an_error(tmp_path, scores, hub: Hub, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert publish(scores, tmp_path / "out", "--push", "o/n") == 2
+    assert "o/n could not be pushed: ConnectError" in capsys.readouterr().err
+
+
+def test_a_missing_token_is_an_error_before_any_work(tmp_path, scores, monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(ConfigError, match="pushing to o/n needs a token that may write: set HF_TOKEN"):
+    with pytest.raises(ConfigError, match="pushing to o/n requires a token with write access: set HF_TOKEN"):
         publish_labels(scores, PublishConfig(push="o/n"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
