@@ -1,4 +1,4 @@
-"""Settings of the environment, the base of every configuration, and YAML files."""
+"""Settings from the environment, the base class of all configurations, and YAML files."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Settings(BaseSettings):
-    """What the environment provides. Read when called for, never at import."""
+    """Settings from the environment and `.env`. Read them when they are needed, never at import."""
 
     model_config = SettingsConfigDict(env_prefix="ML_FILTER_", env_file=".env", extra="ignore")
 
     cache_dir: Path = Field(
         default_factory=lambda: Path.home() / ".cache" / "ml_filter",
-        description="where the embedded annotator's weights are kept",
+        description="directory of the embedded annotator's weights",
     )
     embedding_dir: Path = Field(
         default_factory=lambda data: data["cache_dir"] / "embeddings",
-        description="where the embeddings of labelled documents are kept, for the next head",
+        description="directory of embeddings of labelled documents, which the next head reuses",
     )
     endpoint: str | None = Field(
-        None, description="OpenAI-compatible base URL, or several with commas; unset: the embedded annotator"
+        None, description="OpenAI-compatible base URL, or several separated by commas; default: the embedded annotator"
     )
     model: str | None = Field(None, description="model name at the endpoint")
-    api_key: SecretStr | None = Field(None, description="key of the endpoint")
+    api_key: SecretStr | None = Field(None, description="API key of the endpoint")
     comet_api_key: SecretStr | None = Field(None, validation_alias="COMET_API_KEY")
 
 
@@ -89,16 +89,16 @@ def unknown_key(name: str, known: Iterable[str]) -> str:
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by name, those of a section with its name and a dot before them."""
-    found: dict[str, Any] = {}
+    """Flatten nested settings; the names of sections and settings are joined with dots."""
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
-        of = f"{prefix}{name}"
-        found |= flat_settings(value, f"{of}.") if isinstance(value, Mapping) else {of: value}
-    return found
+        path = f"{prefix}{name}"
+        flat |= flat_settings(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return flat
 
 
 def problem_text(error: ErrorDetails) -> str:
-    """What pydantic found wrong, without its prefix for errors of our own."""
+    """The message of an error, without the prefix that pydantic adds to our own."""
     return error["msg"].removeprefix("Value error, ")
 
 
@@ -161,7 +161,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: the file does not exist, cannot be read or holds no mapping.
+        ConfigError: the file does not exist, cannot be read or is not a mapping.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -172,10 +172,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration file {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"configuration file {path} holds no settings")
+        raise ConfigError(f"configuration file {path} must contain a mapping of settings")
     return content
 
 
-def names_of(given: str | list[str] | None) -> list[str]:
-    """What a setting names that takes one name, or several, or none."""
-    return [given] if isinstance(given, str) else given or []
+def names_of(names: str | list[str] | None) -> list[str]:
+    """The names in a setting that accepts one name, a list, or None."""
+    return [names] if isinstance(names, str) else names or []

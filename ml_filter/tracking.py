@@ -1,4 +1,4 @@
-"""Experiment tracking through Comet: the same record online, in an offline archive, or nowhere."""
+"""Experiment tracking with Comet: record a run online, in an offline archive, or not at all."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from pydantic import Field
 
 from ml_filter.config import Settings, StageConfig
 from ml_filter.errors import ConfigError
 
-if TYPE_CHECKING:
-    pass
-
-TrackingMode = Literal["off", "auto", "offline", "online"]
-
 
 class TrackingConfig(StageConfig):
-    """Comet: `online` needs COMET_API_KEY, `offline` writes an archive, `auto` goes online where there is a key."""
+    """Experiment tracking with Comet."""
 
-    mode: TrackingMode = "off"
-    project: str = "ml-filter"
-    directory: str = "runs/comet"
+    mode: Literal["off", "auto", "offline", "online"] = Field(
+        "off", description="online requires COMET_API_KEY; offline writes an archive; auto is online if there is a key"
+    )
+    project: str = Field("ml-filter", description="Comet project")
+    directory: str = Field("runs/comet", description="directory of offline archives")
 
 
 _AXES = ("step", "epoch")
@@ -30,14 +29,15 @@ _AXES = ("step", "epoch")
 
 @dataclass
 class RunRecord:
-    """What is recorded of a run.
+    """The record of a run.
 
     Attributes:
         metrics: figures by name.
         parameters: settings and digests by name, without secrets.
-        history: rows of the curves, as training goes on: `step`, `epoch` where known, and the figures at that point,
-            such as `loss`, `learning_rate`, `grad_norm`. What is None is not drawn.
-        confusions: by name of the labels, the classes and documents by label (rows) and score (columns).
+        history: points of the training curves: `step`, `epoch` if known, and figures such as `loss`, `learning_rate`
+            and `grad_norm`. Figures that are None are not drawn.
+        confusions: confusion matrices by name of the labels: the classes, and the number of documents by label (rows)
+            and score (columns).
         pages: HTML by file name.
     """
 
@@ -52,22 +52,22 @@ def track_run(config: TrackingConfig, name: str, record: RunRecord, settings: Se
     """Record one run.
 
     Args:
-        config: off, auto, offline or online, and the project.
-        name: the run's name.
-        record: what there is to record.
-        settings: holds the key; read from the environment when not given.
+        config: mode, project and directory.
+        name: name of the run.
+        record: what to record.
+        settings: settings with the key; default: read from the environment.
 
     Returns:
-        The experiment's URL, the path of the offline archive, or "off".
+        The URL of the experiment, the path of the offline archive, or "off".
 
     Raises:
-        ConfigError: mode is online and there is no COMET_API_KEY.
+        ConfigError: the mode is online and COMET_API_KEY is not set.
     """
     if config.mode == "off":
         return "off"
     settings = settings or Settings()
     online = config.mode == "online" or (config.mode == "auto" and bool(settings.comet_api_key))
-    # Half of its imports would report errors to a third party, offline too.
+    # Importing comet_ml would otherwise report errors to a third party, even offline.
     os.environ.setdefault("COMET_ERROR_TRACKING_ENABLE", "false")
     import comet_ml
 
@@ -86,7 +86,7 @@ def track_run(config: TrackingConfig, name: str, record: RunRecord, settings: Se
     )
     if online:
         if not settings.comet_api_key:  # absent or empty
-            raise ConfigError("tracking.mode is online, and COMET_API_KEY is not set; set it, or use offline or off")
+            raise ConfigError("tracking.mode is online but COMET_API_KEY is not set; set it, or use offline or off")
         experiment = comet_ml.start(
             api_key=settings.comet_api_key.get_secret_value(),
             project_name=config.project,
@@ -106,18 +106,18 @@ def track_run(config: TrackingConfig, name: str, record: RunRecord, settings: Se
 def _log(experiment: Any, record: RunRecord) -> None:
     experiment.log_metrics(record.metrics)
     experiment.log_parameters(record.parameters)
-    for of, (classes, matrix) in record.confusions.items():
+    for name, (classes, matrix) in record.confusions.items():
         experiment.log_confusion_matrix(
             matrix=matrix,
-            labels=[str(name) for name in classes],
-            title=f"Rounded scores against labels: {of}",
+            labels=[str(label) for label in classes],
+            title=f"Rounded scores against labels: {name}",
             row_label="label",
             column_label="score",
-            file_name=f"confusion-{of}.json",
+            file_name=f"confusion-{name}.json",
         )
     for name, page in record.pages.items():
         experiment.log_asset_data(page, name=name)
-    # The curves last: Comet gives what comes after a step that step.
+    # The curves come last: Comet assigns a step to everything that is logged after it.
     for row in record.history:
         drawn = {name: value for name, value in row.items() if name not in _AXES and value is not None}
         experiment.log_metrics(drawn, **{axis: row[axis] for axis in _AXES if row.get(axis) is not None})

@@ -1,4 +1,4 @@
-"""What reaches Comet: exactly the figures of the run, and no secret."""
+"""Comet gets exactly the figures of the run, and no secrets."""
 
 import json
 import zipfile
@@ -25,33 +25,35 @@ ANNOTATIONS = Manifest(
         "seed": 1,
     },
 )
-OTHER_JUDGE = ANNOTATIONS.model_copy(update={"config": {**ANNOTATIONS.config, "annotator": "n"}})
+OTHER_ANNOTATOR = ANNOTATIONS.model_copy(update={"config": {**ANNOTATIONS.config, "annotator": "n"}})
 SCORES = Manifest(kind="scores", counts={"documents": 4, "votes": 3})
 
 
-def recorded(archive: str) -> dict[str, Any]:
-    """What an offline archive holds: metrics, parameters, points of the curves, and files by name."""
-    found: dict[str, Any] = {"metrics": {}, "parameters": {}, "curves": [], "files": {}}
-    with zipfile.ZipFile(archive) as content:
-        for message in map(json.loads, content.read("messages.json").decode().splitlines()):
+def read_archive(archive: str) -> dict[str, Any]:
+    """Content of an offline archive: metrics, parameters, points of the curves, and files by name."""
+    content: dict[str, Any] = {"metrics": {}, "parameters": {}, "curves": [], "files": {}}
+    with zipfile.ZipFile(archive) as archive_file:
+        for message in map(json.loads, archive_file.read("messages.json").decode().splitlines()):
             payload = message["payload"]
             if message["type"] == "metric_msg":
                 metric = payload["metric"]
                 name, value = metric["metricName"], metric["metricValue"]
-                if name == "process duration":  # Comet's own, when it measures one
+                if name == "process duration":  # measured by Comet itself
                     continue
                 if metric["step"] is None:
-                    found["metrics"][name] = value
+                    content["metrics"][name] = value
                 else:
-                    found["curves"].append((name, metric["step"], metric["epoch"], value))
+                    content["curves"].append((name, metric["step"], metric["epoch"], value))
             elif message["type"] == "parameter_msg" and payload["param"]["source"] == "manual":
-                found["parameters"][payload["param"]["paramName"]] = payload["param"]["paramValue"]
+                content["parameters"][payload["param"]["paramName"]] = payload["param"]["paramValue"]
             elif message["type"] == "file_upload":
-                found["files"][payload["additional_params"]["fileName"]] = content.read(payload["file_path"]).decode()
-    return found
+                content["files"][payload["additional_params"]["fileName"]] = archive_file.read(
+                    payload["file_path"]
+                ).decode()
+    return content
 
 
-def test_metrics_are_the_counts_of_each_stage_and_parameters_say_what_made_them():
+def test_metrics_are_the_counts_of_each_stage_and_parameters_name_its_inputs():
     record = record_run([ANNOTATIONS, SCORES])
     assert record.metrics == {
         "annotations_documents": 4.0,
@@ -69,8 +71,8 @@ def test_metrics_are_the_counts_of_each_stage_and_parameters_say_what_made_them(
     }
 
 
-def test_every_judge_of_a_jury_is_a_parameter():
-    assert record_run([ANNOTATIONS, OTHER_JUDGE]).parameters["annotator"] == "m, n"
+def test_all_annotators_are_recorded():
+    assert record_run([ANNOTATIONS, OTHER_ANNOTATOR]).parameters["annotator"] == "m, n"
 
 
 def test_the_record_of_a_head_has_its_figures_settings_digests_and_curves(tmp_path, labelled):
@@ -102,14 +104,14 @@ RECORD = RunRecord(
 )
 
 
-def test_the_offline_archive_holds_figures_curves_matrix_and_page_and_nothing_of_the_key(tmp_path, monkeypatch):
+def test_the_offline_archive_contains_figures_curves_matrix_and_page_but_not_the_key(tmp_path, monkeypatch):
     monkeypatch.setenv("COMET_API_KEY", KEY)
     config = TrackingConfig(mode="offline", directory=str(tmp_path / "deep" / "comet"))
     archive = track_run(config, "a run", RECORD)
     assert [str(path) for path in (tmp_path / "deep" / "comet").iterdir()] == [archive]
-    found = recorded(archive)
-    assert (found["metrics"], found["parameters"]) == (RECORD.metrics, RECORD.parameters)
-    assert sorted(found["curves"]) == [
+    content = read_archive(archive)
+    assert (content["metrics"], content["parameters"]) == (RECORD.metrics, RECORD.parameters)
+    assert sorted(content["curves"]) == [
         ("eval_loss", 20, 1.0, 1.75),
         ("grad_norm", 10, 0.5, 1.5),
         ("grad_norm", 20, 1.0, 0.5),
@@ -118,16 +120,16 @@ def test_the_offline_archive_holds_figures_curves_matrix_and_page_and_nothing_of
         ("loss", 10, 0.5, 2.5),
         ("loss", 20, 1.0, 1.25),
     ]
-    assert found["files"].keys() == {"evaluation.html", "confusion-gold.json"}
-    assert found["files"]["evaluation.html"] == "<p>the report</p>"
-    matrix = json.loads(found["files"]["confusion-gold.json"])
+    assert content["files"].keys() == {"evaluation.html", "confusion-gold.json"}
+    assert content["files"]["evaluation.html"] == "<p>the report</p>"
+    matrix = json.loads(content["files"]["confusion-gold.json"])
     assert (matrix["matrix"], matrix["labels"]) == ([[5, 1], [2, 7]], ["0", "3"])
     assert (matrix["rowLabel"], matrix["columnLabel"]) == ("label", "score")
-    with zipfile.ZipFile(archive) as content:
-        assert not any(KEY.encode() in content.read(name) for name in content.namelist())
+    with zipfile.ZipFile(archive) as archive_file:
+        assert not any(KEY.encode() in archive_file.read(name) for name in archive_file.namelist())
 
 
-def test_errors_are_reported_to_nobody(tmp_path, monkeypatch):
+def test_comets_error_reports_are_disabled(tmp_path, monkeypatch):
     monkeypatch.delenv("COMET_ERROR_TRACKING_ENABLE", raising=False)
     track_run(TrackingConfig(mode="offline", directory=str(tmp_path)), "a run", RunRecord())
     from comet_ml import error_tracking
@@ -135,27 +137,27 @@ def test_errors_are_reported_to_nobody(tmp_path, monkeypatch):
     assert not error_tracking.enabled_in_config()
 
 
-def test_each_offline_run_has_an_archive_of_its_own(tmp_path):
+def test_each_offline_run_has_its_own_archive(tmp_path):
     config = TrackingConfig(mode="offline", directory=str(tmp_path))
     first, second = (track_run(config, "a run", RunRecord({"n": n})) for n in (1.0, 2.0))
-    assert [recorded(path)["metrics"] for path in (first, second)] == [{"n": 1.0}, {"n": 2.0}]
+    assert [read_archive(path)["metrics"] for path in (first, second)] == [{"n": 1.0}, {"n": 2.0}]
 
 
 def test_auto_without_a_key_is_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("COMET_API_KEY", "")
     config = TrackingConfig(mode="auto", directory=str(tmp_path))
     archive = track_run(config, "a run", RunRecord({"n": 1.0}), Settings(_env_file=None))
-    assert recorded(archive)["metrics"] == {"n": 1.0}
+    assert read_archive(archive)["metrics"] == {"n": 1.0}
 
 
-def test_off_does_nothing(tmp_path, monkeypatch):
+def test_off_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert track_run(TrackingConfig(), "a run", RunRecord({"n": 1.0})) == "off"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", [None, ""])
-def test_online_without_a_key_is_refused_before_anything_is_sent(key, tmp_path, monkeypatch):
+def test_online_without_a_key_is_an_error(key, tmp_path, monkeypatch):
     monkeypatch.delenv("COMET_API_KEY", raising=False)
     if key is not None:
         monkeypatch.setenv("COMET_API_KEY", key)

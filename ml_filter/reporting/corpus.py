@@ -1,21 +1,20 @@
-"""What a scored corpus looks like, and what was kept of it: each document is read once, none is kept in memory."""
+"""Summarise a scored corpus and what was kept of it, reading each document once and keeping none in memory."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from heapq import heappush, heapreplace
-from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from ml_filter.criterion import Criterion
 from ml_filter.documents.manifest import Manifest
-from ml_filter.heads.info import CalibratedCriterion
+from ml_filter.documents.readers import read_tables
 from ml_filter.heads.profile import BINS, Profile, script_of
 from ml_filter.prepare.sampling import sampling_key
 from ml_filter.progress import progress
@@ -24,11 +23,10 @@ STRATA = ("language", "source", "dump")
 BINS_PER_POINT = 4
 EXAMPLES = 3
 NEAR = 0.25
-"""Documents with a score this close to the threshold are near it."""
+"""Documents whose score is this close to the threshold count as near it."""
 OTHERS = "(others)"
-_MOST_VALUES = 1000
-_EXCERPT = 400
-_ROWS = 1000
+_MAX_VALUES = 1000
+_EXCERPT_CHARACTERS = 400
 
 
 class Example(BaseModel):
@@ -40,12 +38,18 @@ class Example(BaseModel):
 
 
 class ScoreSummary(BaseModel):
-    """The scores of one criterion: a histogram and, for each integer score, a count and a few random documents."""
+    """The scores of one criterion: a histogram and, by integer score, a count and a few random documents."""
 
     edges: list[float]
     counts: list[int]
     by_score: dict[int, int] = {}
     examples: dict[int, list[Example]] = {}
+
+    @classmethod
+    def empty(cls, criterion: Criterion) -> ScoreSummary:
+        """A histogram without scores."""
+        bins = int((criterion.high - criterion.low) * BINS_PER_POINT)
+        return cls(edges=np.linspace(criterion.low, criterion.high, bins + 1).tolist(), counts=[0] * bins)
 
 
 class Stratum(BaseModel):
@@ -68,14 +72,15 @@ class CorpusSummary(BaseModel):
     """A corpus and what was kept of it.
 
     Attributes:
-        documents: scored, and failed.
+        documents: number of documents, failed ones included.
+        failed: documents without a score.
         characters: of all texts.
         kept_characters: of the texts that were kept.
         scores: by criterion.
-        strata: by column and value, as far as the documents have such columns.
-        profile: to be compared with that of the training documents.
-        above: documents a little above the threshold, where there is one for all.
-        below: documents a little below it.
+        strata: by column and value, for the columns of `STRATA` that the documents have.
+        profile: to compare with the profile of the training documents.
+        above: documents just above the threshold, if one threshold applies to all documents.
+        below: documents just below it.
     """
 
     documents: int
@@ -89,15 +94,15 @@ class CorpusSummary(BaseModel):
     below: list[Example] = []
 
 
-class _Drawn:
-    """A few documents, those whose seeded hashes are smallest: random, and the same every time."""
+class _Sample:
+    """A few random documents: those with the smallest seeded hashes, so that every run draws the same."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._heap: list[tuple[int, str, float, str]] = []
 
-    def offer(self, document: str, score: float, text: str) -> None:
-        item = (-sampling_key(document, self._seed, "example"), document, score, text[:_EXCERPT])
+    def offer(self, document_id: str, score: float, text: str) -> None:
+        item = (-sampling_key(document_id, self._seed, "example"), document_id, score, text[:_EXCERPT_CHARACTERS])
         if len(self._heap) < EXAMPLES:
             heappush(self._heap, item)
         elif item > self._heap[0]:
@@ -105,135 +110,142 @@ class _Drawn:
 
     @property
     def examples(self) -> list[Example]:
-        return [Example(id=i, score=s, excerpt=text) for _, i, s, text in sorted(self._heap, reverse=True)]
+        return [
+            Example(id=name, score=score, excerpt=text) for _, name, score, text in sorted(self._heap, reverse=True)
+        ]
 
 
 def summarise_corpus(
     scored: Manifest,
     filtered: Manifest,
-    criteria: Sequence[CalibratedCriterion],
+    criteria: Sequence[Criterion],
     ranked_by: str,
     threshold: float | None,
     *,
     seed: int = 0,
 ) -> CorpusSummary:
-    """Read a scored corpus, and what was kept of it, once each.
+    """Read a scored corpus and what was kept of it, once each.
 
     Args:
-        scored: of the scored corpus.
-        filtered: of what was kept.
-        criteria: of the head.
+        scored: manifest of the scored corpus.
+        filtered: manifest of the kept documents.
+        criteria: criteria of the head.
         ranked_by: the criterion of examples and strata.
-        threshold: on its score, where there is one for all documents.
-        seed: draws the examples.
+        threshold: on the score of that criterion; None if no single threshold applies to all documents.
+        seed: seed of the examples.
     """
-    main = next(criterion for criterion in criteria if criterion.name == ranked_by)
-    profile = Profile.of(criteria)
-    scores = {criterion.name: _empty(criterion) for criterion in criteria}
-    drawn: dict[int, _Drawn] = {}
-    above, below = _Drawn(seed), _Drawn(seed)
-    strata: dict[str, dict[str, Stratum]] = {}
-    failed = characters = 0
+    summary = _Summary(criteria, ranked_by, threshold, seed)
     with progress("Reporting", scored.rows + filtered.rows) as bar:
-        for table in _tables(scored, ["id", "text", *_score_columns(criteria), *STRATA]):
-            texts = table["text"].to_pylist()
-            characters += sum(map(len, texts))
-            profile.add_texts([len(text.encode("utf-8", "surrogatepass")) for text in texts], map(script_of, texts))
-            for criterion in criteria:
-                column = _score_column(criterion, criteria)
-                values = table[column].to_numpy(zero_copy_only=False).astype(np.float64)
-                profile.add_scores(criterion, values)
-                _add(scores[criterion.name], criterion, values)
-                if criterion is not main:
-                    continue
-                whole = table[f"int_{column}"].to_pylist()
-                failed += int(np.isnan(values).sum())
-                for document, score, label, text in zip(table["id"].to_pylist(), values, whole, texts, strict=True):
-                    if label is None:
-                        continue
-                    drawn.setdefault(label, _Drawn(seed)).offer(document, float(score), text)
-                    if threshold is not None and abs(score - threshold) <= NEAR:
-                        (above if score >= threshold else below).offer(document, float(score), text)
-                scores[criterion.name].by_score = _counted(scores[criterion.name].by_score, whole)
-                _stratify(strata, table, criterion, values)
+        for table in _tables(scored, ["id", "text", *summary.score_columns, *STRATA]):
+            summary.add_scored(table)
             bar.advance(table.num_rows)
-        kept_characters = 0
         for table in _tables(filtered, ["text", *STRATA]):
-            kept_characters += pc.sum(pc.utf8_length(table["text"])).as_py() or 0
-            for column, values in _values(table):
-                for value, count in Counter(values).items():
-                    of = strata.get(column, {})
-                    of[value if value in of else OTHERS].kept += count
+            summary.add_kept(table)
             bar.advance(table.num_rows)
-    scores[main.name].examples = {label: drawn[label].examples for label in sorted(drawn)}
-    return CorpusSummary(
-        documents=sum(profile.scripts.values()),
-        failed=failed,
-        characters=characters,
-        kept_characters=kept_characters,
-        scores=scores,
-        strata={column: of for column, of in strata.items() if len(of) > 1},
-        profile=profile,
-        above=above.examples,
-        below=below.examples,
-    )
+    return summary.result()
 
 
-def _empty(criterion: CalibratedCriterion) -> ScoreSummary:
-    bins = int((criterion.high - criterion.low) * BINS_PER_POINT)
-    edges = [float(edge) for edge in np.linspace(criterion.low, criterion.high, bins + 1)]
-    return ScoreSummary(edges=edges, counts=[0] * bins)
+class _Summary:
+    """Accumulates a `CorpusSummary` table by table."""
+
+    def __init__(self, criteria: Sequence[Criterion], ranked_by: str, threshold: float | None, seed: int) -> None:
+        self._columns = {
+            criterion.name: "score" if len(criteria) == 1 else f"score_{criterion.name}" for criterion in criteria
+        }
+        self._criteria, self._threshold, self._seed = criteria, threshold, seed
+        self._ranked_by = next(criterion for criterion in criteria if criterion.name == ranked_by)
+        self._profile = Profile.of(criteria)
+        self._scores = {criterion.name: ScoreSummary.empty(criterion) for criterion in criteria}
+        self._by_score: Counter[int] = Counter()
+        self._samples: dict[int, _Sample] = {}
+        self._above, self._below = _Sample(seed), _Sample(seed)
+        self._strata: dict[str, dict[str, Stratum]] = {}
+        self._failed = self._characters = self._kept_characters = 0
+
+    @property
+    def score_columns(self) -> list[str]:
+        """The columns with scores and integer scores."""
+        return [f"{prefix}{column}" for column in self._columns.values() for prefix in ("", "int_")]
+
+    def add_scored(self, table: pa.Table) -> None:
+        """Count documents of the scored corpus."""
+        texts = table["text"].to_pylist()
+        self._characters += sum(map(len, texts))
+        sizes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
+        self._profile.add_texts(sizes, map(script_of, texts))
+        for criterion in self._criteria:
+            scores = table[self._columns[criterion.name]].to_numpy(zero_copy_only=False).astype(np.float64)
+            self._profile.add_scores(criterion, scores)
+            summary = self._scores[criterion.name]
+            summary.counts = _add_to_histogram(summary.counts, scores, criterion)
+            if criterion is self._ranked_by:
+                self._failed += int(np.isnan(scores).sum())
+                self._add_examples(table, texts, scores)
+                self._add_strata(table, scores)
+
+    def _add_examples(self, table: pa.Table, texts: list[str], scores: NDArray[np.float64]) -> None:
+        int_scores = table[f"int_{self._columns[self._ranked_by.name]}"].to_pylist()
+        for name, score, int_score, text in zip(table["id"].to_pylist(), scores, int_scores, texts, strict=True):
+            if int_score is None:
+                continue
+            self._by_score[int_score] += 1
+            self._samples.setdefault(int_score, _Sample(self._seed)).offer(name, float(score), text)
+            if self._threshold is not None and abs(score - self._threshold) <= NEAR:
+                (self._above if score >= self._threshold else self._below).offer(name, float(score), text)
+
+    def _add_strata(self, table: pa.Table, scores: NDArray[np.float64]) -> None:
+        for column, values in _stratum_values(table):
+            strata = self._strata.setdefault(column, {})
+            for value in dict.fromkeys(values):
+                # Bounded: a column such as a URL has a value per document.
+                is_new_and_full = value not in strata and len(strata) >= _MAX_VALUES
+                stratum = strata.setdefault(OTHERS if is_new_and_full else value, Stratum())
+                stratum_scores = scores[[row_value == value for row_value in values]]
+                finite = stratum_scores[np.isfinite(stratum_scores)]
+                stratum.documents += len(stratum_scores)
+                stratum.failed += len(stratum_scores) - len(finite)
+                stratum.total += float(finite.sum())
+                stratum.scores = _add_to_histogram(stratum.scores, finite, self._ranked_by)
+
+    def add_kept(self, table: pa.Table) -> None:
+        """Count documents that were kept."""
+        self._kept_characters += pc.sum(pc.utf8_length(table["text"])).as_py() or 0
+        for column, values in _stratum_values(table):
+            strata = self._strata.get(column, {})
+            for value, count in Counter(values).items():
+                strata[value if value in strata else OTHERS].kept += count
+
+    def result(self) -> CorpusSummary:
+        """The summary of all tables."""
+        ranking = self._scores[self._ranked_by.name]
+        ranking.by_score = dict(sorted(self._by_score.items()))
+        ranking.examples = {int_score: sample.examples for int_score, sample in sorted(self._samples.items())}
+        return CorpusSummary(
+            documents=sum(self._profile.scripts.values()),
+            failed=self._failed,
+            characters=self._characters,
+            kept_characters=self._kept_characters,
+            scores=self._scores,
+            strata={column: strata for column, strata in self._strata.items() if len(strata) > 1},
+            profile=self._profile,
+            above=self._above.examples,
+            below=self._below.examples,
+        )
 
 
-def _add(summary: ScoreSummary, criterion: CalibratedCriterion, values: Any) -> None:
-    there = values[np.isfinite(values)]
-    found = np.histogram(there, len(summary.counts), (criterion.low, criterion.high))[0]
-    summary.counts = [a + int(b) for a, b in zip(summary.counts, found, strict=True)]
-
-
-def _counted(counts: Mapping[int, int], labels: Sequence[int | None]) -> dict[int, int]:
-    return dict(sorted((Counter(counts) + Counter(label for label in labels if label is not None)).items()))
-
-
-def _score_columns(criteria: Sequence[CalibratedCriterion]) -> list[str]:
-    names = [_score_column(criterion, criteria) for criterion in criteria]
-    return [*names, *(f"int_{name}" for name in names)]
-
-
-def _score_column(criterion: CalibratedCriterion, criteria: Sequence[CalibratedCriterion]) -> str:
-    return "score" if len(criteria) == 1 else f"score_{criterion.name}"
+def _add_to_histogram(counts: Sequence[int], scores: NDArray[np.float64], criterion: Criterion) -> list[int]:
+    """Counts in equal bins over the range of a criterion, plus those of more scores; nan is not counted."""
+    added = np.histogram(scores[np.isfinite(scores)], len(counts), (criterion.low, criterion.high))[0]
+    return [count + int(more) for count, more in zip(counts, added, strict=True)]
 
 
 def _tables(manifest: Manifest, columns: Sequence[str]) -> Iterator[pa.Table]:
-    for path in manifest.shard_paths():
-        with fsspec.open(path, "rb") as raw:
-            file = pq.ParquetFile(raw)
-            there = [name for name in file.schema_arrow.names if name in columns]
-            for batch in file.iter_batches(_ROWS, columns=there):
-                yield pa.Table.from_batches([batch])
+    for path, shard in zip(manifest.shard_paths(), manifest.shards, strict=True):
+        yield from read_tables(path, columns, shard.rows)
 
 
-def _values(table: pa.Table) -> Iterator[tuple[str, list[str]]]:
-    """The values of the columns that tell documents apart, as text; missing ones are empty."""
+def _stratum_values(table: pa.Table) -> Iterator[tuple[str, list[str]]]:
+    """The columns of `STRATA` that a table has, with their values as text; missing values are empty."""
     for column in STRATA:
         if column in table.column_names:
             yield column, ["" if value is None else str(value) for value in table[column].to_pylist()]
-
-
-def _stratify(
-    strata: dict[str, dict[str, Stratum]], table: pa.Table, criterion: CalibratedCriterion, scores: Any
-) -> None:
-    for column, values in _values(table):
-        of = strata.setdefault(column, {})
-        for value in dict.fromkeys(values):
-            if value not in of and len(of) >= _MOST_VALUES:
-                stratum = of.setdefault(OTHERS, Stratum())
-            else:
-                stratum = of.setdefault(value, Stratum())
-            here = scores[[one == value for one in values]]
-            there = here[np.isfinite(here)]
-            stratum.documents += len(here)
-            stratum.failed += len(here) - len(there)
-            stratum.total += float(there.sum())
-            found = np.histogram(there, BINS, (criterion.low, criterion.high))[0]
-            stratum.scores = [a + int(b) for a, b in zip(stratum.scores, found, strict=True)]

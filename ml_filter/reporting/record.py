@@ -1,4 +1,4 @@
-"""What of a run goes to experiment tracking."""
+"""The record of a run for experiment tracking."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ def record_run(
     evaluations: Sequence[Manifest] = (),
     decision: Decision | None = None,
 ) -> RunRecord:
-    """The record of a run: counts of each stage, digests of what made them, the head and how it does.
+    """Collect counts and digests of each stage, and figures, settings and curves of the head.
 
     Args:
         manifests: of the stages.
-        head: trained in the run: figures on its test documents, settings, curves.
-        evaluations: directories that `evaluate_head` wrote for the head, one a criterion: figures, confusion matrix,
-            page.
-        decision: whether it is promoted, and why.
+        head: the head that was trained in the run.
+        evaluations: directories that `evaluate_head` wrote for the head, one per criterion.
+        decision: whether the head is promoted, and why.
     """
     record = RunRecord()
     for manifest in manifests:
         record.metrics |= {f"{manifest.kind}_{name}": float(count) for name, count in manifest.counts.items()}
         record.parameters[f"{manifest.kind}_digest"] = manifest.digest
-    # A jury is behind the scores; the annotations that the run hands over are of its first member.
-    jury = [run for manifest in manifests if manifest.kind == "scores" for run in annotation_runs(manifest)]
-    record.parameters |= annotation_summary(jury or [m.config for m in manifests if m.kind == "annotations"])
+    # The scores know every annotator; the annotations passed to the run may be those of the first one only.
+    runs = [run for manifest in manifests if manifest.kind == "scores" for run in annotation_runs(manifest)]
+    record.parameters |= annotation_summary(runs or [m.config for m in manifests if m.kind == "annotations"])
     if head is not None:
         _add_head(record, head)
     for evaluation in evaluations:
@@ -55,9 +54,9 @@ def _add_head(record: RunRecord, head: TrainedHead) -> None:
     training = head.training
     record.history = training.history
     for criterion, evaluation in training.test.items():
-        of = f"{criterion}_" if len(training.test) > 1 else ""
-        record.metrics |= evaluation.figures(f"head_{of}")
-        record.confusions[f"{of}test"] = _confusion(evaluation)
+        prefix = f"{criterion}_" if len(training.test) > 1 else ""
+        record.metrics |= evaluation.figures(f"head_{prefix}")
+        record.confusions[f"{prefix}test"] = _confusion(evaluation)
     record.parameters |= {
         "head_digest": head.digest,
         "labels_digest": ", ".join(parent.digest for parent in training.parents),
@@ -71,12 +70,12 @@ def _add_evaluation(record: RunRecord, manifest: Manifest, *, several: bool) -> 
 
     with fsspec.open(manifest.path_of(EVALUATION_NAME), "rb") as file:
         evaluation = HeadEvaluation.model_validate_json(file.read())
-    of = f"{evaluation.criterion}_" if several else ""
+    prefix = f"{evaluation.criterion}_" if several else ""
     with fsspec.open(manifest.path_of(REPORT_NAME), "rb") as file:
-        record.pages[f"{of}{REPORT_NAME}"] = file.read().decode()
-    record.metrics |= evaluation.figures(f"gold_{of}")
-    record.parameters[f"{of}evaluation_digest"] = manifest.digest
-    record.confusions[f"{of}gold"] = _confusion(evaluation)
+        record.pages[f"{prefix}{REPORT_NAME}"] = file.read().decode()
+    record.metrics |= evaluation.figures(f"gold_{prefix}")
+    record.parameters[f"{prefix}evaluation_digest"] = manifest.digest
+    record.confusions[f"{prefix}gold"] = _confusion(evaluation)
 
 
 def _confusion(evaluation: Evaluation) -> tuple[list[int], list[list[int]]]:

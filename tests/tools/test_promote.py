@@ -20,7 +20,7 @@ from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import text_keys
 from ml_filter.heads.train import train_head
 from ml_filter.logs import configure_logging
-from tests.test_tracking import recorded
+from tests.test_tracking import read_archive
 from tools.promote import main
 from tools.run import main as run_pipeline
 
@@ -353,7 +353,7 @@ def assert_tracked(version) -> None:
     """The run's archive holds the head's figures and settings, the digests, the evaluation's page and matrix."""
     run = next(iter(version.pipeline_runs.values()))
     archive = run.steps["track_run"].run_metadata["experiment"]
-    found = recorded(archive)
+    found = read_archive(archive)
     evaluation = run.steps["evaluate_head"].run_metadata
     assert found["metrics"]["gold_spearman"] == pytest.approx(evaluation["figures"]["spearman"])
     assert found["parameters"]["head_digest"] == version.run_metadata["weights_digest"]
