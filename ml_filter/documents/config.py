@@ -19,22 +19,28 @@ class SourceConfig(StageConfig):
         "hf://datasets/OWNER/NAME, or installed: for the documents that every machine has",
     )
     text_column: str = Field("text", description="column with the text")
-    id_column: str | None = Field(None, description="unset: `id` if it exists, else a hash of the text")
+    id_column: str | None = Field(
+        None, description="column with the id (default: id if it exists, else a hash of the text)"
+    )
     split: str = Field("train", description="split of a Hub data set")
-    subset: str | None = Field(None, description="configuration name of a Hub data set")
+    subset: str | None = Field(None, description="subset (configuration) of a Hub data set (default: its default one)")
     max_text_bytes: Annotated[int, Field(gt=0)] = Field(
-        10 * 2**20, description="a longer document is rejected as `text_too_long`"
+        10 * 2**20, description="longest text in bytes; a longer one is rejected as text_too_long"
     )
 
 
 class ConvertConfig(StageConfig):
     """What a file of another tool does not say about its annotations; what it says takes precedence."""
 
-    annotator: str | None = None
-    prompt: str | None = None
-    criterion: str | None = Field(None, description="unset: the name of the prompt")
-    language: str | None = Field(None, description="of the prompt")
-    score_columns: Annotated[list[str], Field(min_length=1), Cli("--score-column", comma_separated=True)] = ["score"]
+    annotator: str | None = Field(
+        None, description="who scored (default: the annotator in the file; for flat rows, the score column)"
+    )
+    prompt: str | None = Field(None, description="name of the prompt (default: the prompt in the file)")
+    criterion: str | None = Field(None, description="what was scored (default: the name of the prompt)")
+    language: str | None = Field(None, description="language of the prompt (default: the language in the file)")
+    score_columns: Annotated[list[str], Field(min_length=1), Cli("--score-column", comma_separated=True)] = Field(
+        ["score"], description="score columns of flat rows, each an annotator"
+    )
     score_range: Annotated[ScoreBounds | None, Cli(metavar="LOW HIGH")] = Field(
         None, description="lowest and highest score (default: 0 and 5)"
     )
