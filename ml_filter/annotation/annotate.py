@@ -22,7 +22,7 @@ from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 
 
-class ScoreTask(Task):
+class _ScoreTask(Task):
     """Scores for the criteria of prompts. A document gets, for each criterion, the prompt in its language or the first.
 
     Raises:
@@ -39,7 +39,6 @@ class ScoreTask(Task):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The prompts and the criteria that they define."""
         return {
             "prompts": [
                 {
@@ -54,17 +53,14 @@ class ScoreTask(Task):
         }
 
     def questions_for(self, language: str | None) -> list[Prompt]:
-        """For each criterion the prompt in the document's language, else the first."""
         return [prompts.get(language or "") or next(iter(prompts.values())) for prompts in self._criteria.values()]
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
-        """Score, expected score and reason."""
         assert isinstance(call.question, Prompt)
         verdict = read_verdict(answer, call.question)
         return {"score": verdict.score, "expected_score": verdict.expected_score, "reason": verdict.reason}
 
     def join(self, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Combine the scores of the windows by `combine_windows`."""
         row = super().join(answers)
         if len(answers) > 1 and not row["error"]:
             for name in ("score", "expected_score"):
@@ -76,7 +72,7 @@ class ScoreTask(Task):
 
 def annotation_plan(source: SourceConfig, config: AnnotateConfig, annotator: str) -> Plan:
     """What has to be asked to annotate documents."""
-    return Plan(source, config, ScoreTask(config), annotator)
+    return Plan(source, config, _ScoreTask(config), annotator)
 
 
 def annotate_documents(

@@ -1,4 +1,4 @@
-"""One request to one OpenAI-compatible endpoint: its answer, or the reason why there is no usable one.
+"""One request to one OpenAI-compatible endpoint: its answer, or the reason for having no usable one.
 
 Built on aiohttp because with 1,000 requests in flight the client of the openai library needs five times as long per
 request and becomes the bottleneck (benchmarks/annotation_throughput.py).

@@ -118,7 +118,7 @@ class Collection:
         return self.counts
 
     def _row(self, vote: Vote) -> dict[str, Any] | None:
-        """The row of a vote; None while it lacks an answer."""
+        """The row of a vote; None while an answer is missing."""
         annotator = self.plan.annotator
         if not vote.text:
             reason = "the document has no text"

@@ -30,7 +30,7 @@ class AdaptiveLimit:
 
     1. Slow start, as in TCP (RFC 5681). The limit grows two- to fourfold per round trip until a round trip adds less
        than 10% throughput.
-    2. Landing. The limit falls to 1.5 times the requests that the server was working on (Little's law: rate times
+    2. Landing. The limit drops to 1.5 times the requests that the server was working on (Little's law: rate times
        latency of the idle server) or, since a server that batches slows down without a queue, to the geometric mean
        of that and the limit before.
     3. Climbing. Steps of 10%, longer ones while they pay: a step up must add a fifth of its size in throughput, a step

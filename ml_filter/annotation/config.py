@@ -212,7 +212,7 @@ class TranslateConfig(AskConfig):
         (0.33, 3.0), description="allowed length of a translation relative to the original, in characters"
     )
     tries: Annotated[int, Field(ge=1)] = Field(
-        3, description="attempts per prompt; each one after the first is told what was wrong"
+        3, description="attempts per prompt; each retry includes the reason why the last one was rejected"
     )
 
 

@@ -53,7 +53,7 @@ def label_documents(
         settings: endpoint and key of the environment; None: read from the environment.
     """
     settings = settings or Settings()
-    plan = Plan(source, config, LabelTask(config), annotator_name(config, settings))
+    plan = Plan(source, config, _LabelTask(config), annotator_name(config, settings))
     for shard, table in plan.tables(RejectsLog()):
         missing = [name for name in config.by if name not in table.column_names]
         if missing:
@@ -62,7 +62,7 @@ def label_documents(
     return run(plan, Asking(settings), output)
 
 
-class LabelTask(Task):
+class _LabelTask(Task):
     """Labels from label lists; each list is a facet with its own question and row.
 
     Raises:
@@ -89,7 +89,6 @@ class LabelTask(Task):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The facets with their labels, and the columns that the report is grouped by."""
         facets = [
             {"name": question.name, "digest": question.digest, "labels": question.facet.names}
             for question in self.questions
@@ -97,14 +96,12 @@ class LabelTask(Task):
         return {"facets": facets, "by": self._by}
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
-        """The labels."""
         assert isinstance(call.question, LabelQuestion)
         return {"labels": read_labels(answer.text, call.question)}
 
     def table(
         self, shard: InputShard, documents: pa.Table, rows: list[dict[str, Any]], counts: Counter[str]
     ) -> pa.Table:
-        """One row per document and facet; also counts the labels for the report."""
         columns = {name: _values(documents, name) for name in self._by} or {"file": [shard.uri] * documents.num_rows}
         index = {document_id: number for number, document_id in enumerate(documents["id"].to_pylist())}
         for row in rows:
@@ -114,7 +111,6 @@ class LabelTask(Task):
         return super().table(shard, documents, rows, counts)
 
     def write_report(self, out: OutputDirectory, annotator: str) -> None:
-        """Write the distribution of the labels."""
         write_distribution(Distribution(annotator=annotator, facets=list(self._facets.values())), out)
 
 

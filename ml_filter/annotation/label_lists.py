@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ml_filter.annotation.parsing import AnswerError
+from ml_filter.annotation.prompt_files import LABELS, shipped_file
 from ml_filter.annotation.prompts import Question
 from ml_filter.config import problems_in, read_yaml
 from ml_filter.errors import ConfigError
@@ -95,23 +95,13 @@ class LabelQuestion(Question):
         return {name.casefold(): name for name in self.facet.names}
 
 
-def label_directory() -> Path:
-    """The label lists that ship with the project."""
-    return Path(__file__).resolve().parents[2] / "configs" / "labels"
-
-
 def load_labels(name_or_file: str) -> LabelList:
     """Load a label list by the name of a shipped list or by the path of a YAML file.
 
     Raises:
         ConfigError: the list does not exist, or a field of the file is invalid.
     """
-    path = Path(name_or_file)
-    if path.suffix not in (".yaml", ".yml"):
-        path = label_directory() / f"{name_or_file}.yaml"
-        if not path.exists():
-            names = ", ".join(sorted(file.stem for file in label_directory().glob("*.yaml")))
-            raise ConfigError(f"unknown label list {name_or_file!r}; use one of {names}, or the path of a .yaml file")
+    path = shipped_file(name_or_file, LABELS, "label list")
     try:
         return LabelList.model_validate(read_yaml(path))
     except ValidationError as error:

@@ -7,7 +7,7 @@ run to a few hundred answers a second.
 The key covers everything that shapes an answer, so answers to another prompt, model or text never mix, and a ledger can
 be shared between outputs.
 
-Tokens are never subtracted: an answer that is replaced or dropped was paid for all the same.
+Tokens are never subtracted: an answer that is replaced or dropped was still paid for.
 """
 
 from __future__ import annotations

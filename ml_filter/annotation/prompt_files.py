@@ -1,4 +1,4 @@
-"""Find prompt files by name, without loading them as prompts."""
+"""Find prompt and label files by name, without loading them."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from pathlib import Path
 from ml_filter.config import read_yaml
 from ml_filter.errors import ConfigError
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PROMPTS, LABELS = CONFIGS / "prompts", CONFIGS / "labels"
+"""The prompts and label lists that ship with the project."""
 
-def prompt_directory() -> Path:
-    """The prompts that ship with the project."""
-    return Path(__file__).resolve().parents[2] / "configs" / "prompts"
 
-
-def prompt_file(name_or_file: str) -> Path:
-    """Path of a prompt: the given YAML file, or the shipped prompt with the given name.
+def shipped_file(name_or_file: str, directory: Path, kind: str) -> Path:
+    """The given YAML file, or the file with the given name in a directory of shipped files.
 
     Raises:
-        ConfigError: no shipped prompt has that name.
+        ConfigError: no shipped file has that name.
     """
     path = Path(name_or_file)
     if path.suffix in (".yaml", ".yml"):
         return path
-    path = prompt_directory() / f"{name_or_file}.yaml"
+    path = directory / f"{name_or_file}.yaml"
     if not path.exists():
-        names = ", ".join(sorted(file.stem for file in prompt_directory().glob("*.yaml")))
-        raise ConfigError(f"unknown prompt {name_or_file!r}; use one of {names}, or the path of a .yaml file")
+        names = ", ".join(sorted(file.stem for file in directory.glob("*.yaml")))
+        raise ConfigError(f"unknown {kind} {name_or_file!r}; use one of {names}, or the path of a .yaml file")
     return path
+
+
+def prompt_file(name_or_file: str) -> Path:
+    """Path of a prompt; raises as `shipped_file`."""
+    return shipped_file(name_or_file, PROMPTS, "prompt")
 
 
 def criterion_of(name_or_file: str) -> str:

@@ -26,7 +26,7 @@ class AnswerSource(Protocol):
     """How to ask for failed answers again; continued by `with --retry-failed`."""
 
     def fill(self, plan: Plan, ledger: Ledger, budget: Budget) -> None:
-        """Put the answers that can be had into the ledger."""
+        """Put the available answers into the ledger."""
 
     def check_open(self, open_votes: int, output: str) -> None:
         """Raise TooManyFailures if it is known why votes are still open."""
@@ -37,7 +37,7 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path) -> Manifest:
 
     Raises:
         TooManyFailures: the failed share is above `max_failed_share`, or the budget is used up. Answers stay in the
-            ledger; with `at_budget` finish the output is complete all the same.
+            ledger; with `at_budget` finish the output is complete nevertheless.
         EndpointError: no endpoint answers, or all requests are rejected with the same error.
         InputError: the source is wrong, or the output directory is not local, in use or taken.
     """

@@ -31,7 +31,7 @@ def source_to_annotate(parameters: Mapping[str, Any]) -> SourceConfig:
         ConfigError: the parameters have neither a source nor a sample.
     """
     if not {"source", "sample"} & parameters.keys():
-        raise ConfigError("there are no documents to annotate; give DOCS, or a --config with a source or a sample")
+        raise ConfigError("no documents to annotate: give DOCS, or a --config with a source or a sample")
     source = SourceConfig.model_validate(parameters.get("source", {}))
     if "sample" not in parameters:
         return source

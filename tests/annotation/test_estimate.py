@@ -299,7 +299,7 @@ def test_a_source_that_is_read_counts_what_can_be_annotated(serve, asking, tmp_p
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("parameters:\n", "there are no documents to annotate"),
+        ("parameters:\n", "no documents to annotate"),
         ("parameters: {source: 3}\n", "SourceConfig: Input should be"),
         ("parameters: {source: {paths: [nowhere.jsonl]}, jury: 3}\n", "jury must be a list of annotators"),
         ("parameters: {source: {paths: [nowhere.jsonl]}}\n", "nowhere.jsonl does not exist"),

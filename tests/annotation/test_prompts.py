@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.prompt_files import prompt_directory
+from ml_filter.annotation.prompt_files import PROMPTS
 from ml_filter.annotation.prompts import (
     SCORE_PATTERNS,
     SLOT,
@@ -27,7 +27,7 @@ from tests.annotation.misbehaving import PROMPT, chat
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 
 SHORT = Prompt.model_validate(PROMPT)
-SHIPPED = sorted(path.stem for path in prompt_directory().glob("*.yaml"))
+SHIPPED = sorted(path.stem for path in PROMPTS.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)

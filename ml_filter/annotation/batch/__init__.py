@@ -11,8 +11,7 @@ requests of a batch that ended early, and only those, are submitted again on dem
 """
 
 from ml_filter.annotation.batch.collection import batch_usd, collect_batch
-from ml_filter.annotation.batch.directory import Submission
 from ml_filter.annotation.batch.files import write_batch
-from ml_filter.annotation.batch.submission import batch_status, submit_batch
+from ml_filter.annotation.batch.submission import Submission, batch_status, submit_batch
 
 __all__ = ["Submission", "batch_status", "batch_usd", "collect_batch", "submit_batch", "write_batch"]

@@ -13,8 +13,8 @@ from loguru import logger
 from pydantic import SecretStr
 
 from ml_filter.annotation.annotate import annotation_plan
-from ml_filter.annotation.batch.directory import ENDED_EARLY, BatchDirectory, hold, outcome_of
 from ml_filter.annotation.batch.files import requests_table
+from ml_filter.annotation.batch.submission import ENDED_EARLY, BatchDirectory, hold, outcome_of
 from ml_filter.annotation.budget import Budget, reported
 from ml_filter.annotation.client import Endpoint, RequestFailed
 from ml_filter.annotation.collecting import Recorder
@@ -47,7 +47,7 @@ def collect_batch(
         settings: endpoint and key of the environment; None: read from the environment.
 
     Raises:
-        TooManyFailures: requests are still open, or too many failed. The answers are in the ledger all the same.
+        TooManyFailures: requests are still open, or too many failed. The answers that came are in the ledger.
         EndpointError: the provider cannot be reached, or a download was interrupted.
         InputError: a prompt has changed, the batch was not submitted, or a file has no results of this batch.
     """

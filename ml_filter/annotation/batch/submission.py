@@ -1,25 +1,224 @@
-"""Submit a batch: upload each file and make it a batch exactly once, and follow its status."""
+"""Submit a batch: upload each file and make it a batch exactly once, follow its status and download its results."""
 
 from __future__ import annotations
 
+import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from ml_filter.annotation.batch.directory import ENDED_EARLY, BatchDirectory, Submission, hold, outcome_of
-from ml_filter.annotation.batch.files import WRITE_AGAIN
+from ml_filter.annotation.annotator import read_answer
+from ml_filter.annotation.batch.files import WRITE_AGAIN, requests_table
+from ml_filter.annotation.client import Endpoint, RequestFailed, failure_of
+from ml_filter.annotation.config import AnnotateConfig, BatchConfig
+from ml_filter.annotation.connection import configured_endpoints
+from ml_filter.annotation.parsing import Answer
 from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.manifest import read_manifest
 from ml_filter.documents.writer import write_atomically
-from ml_filter.errors import EndpointError, InputError
+from ml_filter.errors import ConfigError, EndpointError, InputError
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
+SUBMITTED_NAME = "submitted.json"
+ENDED_EARLY = {"failed", "expired", "cancelled"}
+ENDED = {"completed", *ENDED_EARLY}
+_NOT_ASKED = {"batch_expired", "batch_cancelled"}
 _SETTLED_S = 30.0
 """How long the creation of a batch may take to show in the provider's list after it was interrupted."""
+
+
+class Submission(BaseModel):
+    """A file of requests and its state at the provider."""
+
+    file: str
+    url: str
+    requests: int
+    remote_name: str
+    upload_began: float | None = None
+    file_id: str | None = None
+    create_began: float | None = None
+    batch_id: str | None = None
+    status: str = "not submitted"
+    completed: int = 0
+    failed: int = 0
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    problem: str | None = None
+    resubmitted: bool = False
+    """The batch ended early, and its unanswered requests are in another file."""
+
+
+_SUBMISSIONS = TypeAdapter(list[Submission])
+
+
+class BatchDirectory:
+    """A batch directory, held by one process; use `hold`."""
+
+    def __init__(self, directory: str | Path, settings: Settings) -> None:
+        self.path, self.settings = Path(directory), settings
+        self.manifest = read_manifest(directory, "batch")
+        self.annotate = AnnotateConfig.model_validate(self.manifest.config["annotate"])
+        self.source = SourceConfig.model_validate(self.manifest.config["source"])
+        self.config = BatchConfig.model_validate(self.manifest.config["batch"])
+        state = self.path / SUBMITTED_NAME
+        try:
+            self.submissions = _SUBMISSIONS.validate_json(state.read_bytes()) if state.exists() else self._new()
+        except ValidationError as error:
+            raise InputError(
+                f"{state} is damaged: {error.errors()[0]['msg']}. It records which batches exist at the provider; "
+                "restore it from a copy, because without it all requests would be submitted, and paid for, again"
+            ) from error
+
+    def _new(self) -> list[Submission]:
+        with requests_table(self.path) as db:
+            files = db.execute("SELECT name, url, requests, token FROM files ORDER BY name").fetchall()
+        return [
+            Submission(file=name, url=url, requests=requests, remote_name=f"ml-filter-{token}-{name}")
+            for name, url, requests, token in files
+        ]
+
+    def save(self) -> None:
+        """Write the state of the submissions to disk."""
+        write_atomically(self.path / SUBMITTED_NAME, _SUBMISSIONS.dump_json(self.submissions, indent=1))
+
+    @property
+    def running(self) -> list[Submission]:
+        """The submissions whose batches have not ended, as far as is known."""
+        return [batch for batch in self.submissions if batch.batch_id is not None and batch.status not in ENDED]
+
+    def endpoint(self) -> Endpoint:
+        """The endpoint that the batch goes to: the first one configured.
+
+        Raises:
+            ConfigError: no endpoint is configured.
+        """
+        endpoints = configured_endpoints(self.annotate, self.settings)
+        if not endpoints:
+            raise ConfigError("no endpoint to submit to; set ML_FILTER_ENDPOINT, or use --endpoint when you write")
+        return endpoints[0]
+
+    @contextmanager
+    def provider(self) -> Iterator[OpenAI]:
+        """A client of the provider. Its errors become EndpointError."""
+        import openai
+
+        endpoint = self.endpoint()
+        client = openai.OpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key.get_secret_value())
+        try:
+            yield client
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            variable = endpoint.key_name or "ML_FILTER_API_KEY"
+            raise EndpointError(f"{endpoint.base_url} rejected the key; set {variable}") from error
+        except openai.APIError as error:
+            message = endpoint.public(str(error)).rstrip(".")
+            raise EndpointError(
+                f"{endpoint.base_url}: {message}. Finished work is kept; run the same command again"
+            ) from error
+        finally:
+            client.close()
+
+    def refresh(self) -> None:
+        """Update the state of running batches from the provider."""
+        if not self.running:
+            return
+        with self.provider() as client:
+            for submission in self.running:
+                assert submission.batch_id is not None
+                batch = client.batches.retrieve(submission.batch_id)
+                submission.status = batch.status
+                submission.output_file_id, submission.error_file_id = batch.output_file_id, batch.error_file_id
+                if batch.request_counts:
+                    submission.completed, submission.failed = (
+                        batch.request_counts.completed,
+                        batch.request_counts.failed,
+                    )
+                if batch.errors and batch.errors.data:
+                    problems = "; ".join(f"{error.code}: {error.message}" for error in batch.errors.data)
+                    submission.problem = problems[:1000]
+                self.save()
+
+    def results_of(self, submission: Submission) -> dict[str, Path]:
+        """Where the result files of a batch are stored, by their ids at the provider."""
+        files = {"output": submission.output_file_id, "errors": submission.error_file_id}
+        folder, stem = self.path / "results", Path(submission.file).stem
+        return {file_id: folder / f"{stem}-{kind}.jsonl" for kind, file_id in files.items() if file_id}
+
+    def download(self) -> list[Path]:
+        """The result files of all batches that have ended; each is downloaded once."""
+        ended = [submission for submission in self.submissions if submission.status in ENDED]
+        results = {file_id: path for submission in ended for file_id, path in self.results_of(submission).items()}
+        missing = {file_id: path for file_id, path in results.items() if not path.exists()}
+        if missing:
+            with self.provider() as client:
+                for file_id, path in missing.items():
+                    _download(client, file_id, path)
+        return list(results.values())
+
+
+@contextmanager
+def hold(directory: str | Path, settings: Settings | None) -> Iterator[BatchDirectory]:
+    """A batch directory for this process alone.
+
+    Raises:
+        InputError: the directory is not a batch, is damaged, or is in use by another process.
+    """
+    read_manifest(directory, "batch")
+    lock = FileLock(Path(directory) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{directory} is in use by another process; wait for it") from None
+    try:
+        yield BatchDirectory(directory, settings or Settings())
+    finally:
+        lock.release()
+
+
+def _download(client: OpenAI, file_id: str, path: Path) -> None:
+    import openai
+
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    size = client.files.retrieve(file_id).bytes
+    try:
+        with client.files.with_streaming_response.content(file_id) as response:
+            response.stream_to_file(temporary)
+    except (openai.APIError, OSError):
+        raise
+    except Exception as error:  # the library does not wrap errors of the transport while a stream is read
+        raise EndpointError(f"the download of {file_id} was interrupted ({error}); run the command again") from error
+    received = temporary.stat().st_size
+    if size and received != size:
+        raise EndpointError(
+            f"the download of {file_id} ended after {received:,} of {size:,} bytes; run the command again"
+        )
+    os.replace(temporary, path)
+
+
+def outcome_of(result: dict[str, Any], endpoint: Endpoint) -> Answer | RequestFailed | None:
+    """The outcome in a line of results; None if the request was never sent to the model."""
+    response, error = result.get("response") or {}, result.get("error")
+    if isinstance(error, dict) and error.get("code") in _NOT_ASKED:
+        return None
+    status, body = response.get("status_code"), response.get("body")
+    if error or not isinstance(status, int) or status >= 400:
+        failure = failure_of(endpoint, status if isinstance(status, int) else 500, orjson.dumps(error or body), None)
+        if isinstance(failure, RequestFailed):
+            return failure
+        return RequestFailed("bad_request", str(failure), refused=True)
+    try:
+        return read_answer(cast("dict[str, Any]", body))
+    except (AttributeError, LookupError, TypeError, ValueError) as malformed:
+        return RequestFailed("malformed_answer", f"{type(malformed).__name__}: {malformed}")
 
 
 def submit_batch(
@@ -78,7 +277,7 @@ def _add_unanswered(batch: BatchDirectory) -> None:
 
 
 def _unanswered(batch: BatchDirectory, ended: Submission) -> Submission | None:
-    """The requests of a file that were never sent to the model, as a new file; None if there are none."""
+    """The requests of a file that were never sent to the model, as a new file; None if all were."""
     endpoint, answered = batch.endpoint(), set()
     for path in batch.results_of(ended).values():
         for line in path.read_bytes().splitlines():
@@ -131,7 +330,7 @@ def _create(batch: BatchDirectory, submission: Submission, client: OpenAI, resub
                 raise EndpointError(
                     f"it is unknown whether {submission.file} was submitted: an earlier run was interrupted, and the "
                     f"endpoint does not list batches. Look for a batch of file {submission.file_id} at the provider; "
-                    "if there is none, run again with --resubmit"
+                    "run again with --resubmit if no such batch exists"
                 ) from error
             existing = None
         if existing:

@@ -62,7 +62,7 @@ def translate_documents(
     """
     settings = settings or Settings()
     annotator = annotator_name(config, settings)
-    tasks = {language: TranslationTask(language, config, annotator) for language in languages}
+    tasks = {language: _TranslationTask(language, config, annotator) for language in languages}
     manifests, failures = [], []
     for language, task in tasks.items():
         try:
@@ -74,7 +74,7 @@ def translate_documents(
     return manifests
 
 
-class TranslationTask(Task):
+class _TranslationTask(Task):
     """A translation into one language, for documents in other languages."""
 
     kind, shard, done, doing = "translation", "documents", "translated", "Translating"
@@ -95,7 +95,6 @@ class TranslationTask(Task):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Language, question and accepted length ratio."""
         return {
             "language": self.language,
             "question": self.questions[0].digest,
@@ -103,15 +102,12 @@ class TranslationTask(Task):
         }
 
     def questions_for(self, language: str | None) -> Sequence[Question]:
-        """No question about documents that already have the language."""
         return [] if language is not None and language == default_code(self.language) else self.questions
 
     async def windows(self, annotator: Annotator, question: Question) -> Windows:
-        """Pieces of at most `piece_chars` characters, which cover the complete document."""
         return _Pieces(self.config, question, annotator.tokenizer, question.max_text_chars)
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
-        """The translation of a piece, if it passes all checks."""
         translation = without_fence(answer.text)
         if not translation:
             raise AnswerError("empty_answer", "the answer is empty")
@@ -125,7 +121,6 @@ class TranslationTask(Task):
         return {"text": translation + call.piece[len(call.piece.rstrip()) :]}
 
     def join(self, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The translations of all pieces, joined."""
         row = super().join(answers)
         if row["status"] == self.done:
             row["text"] = "".join(answer["text"] for answer in answers)
@@ -134,7 +129,6 @@ class TranslationTask(Task):
     def table(
         self, shard: InputShard, documents: pa.Table, rows: list[dict[str, Any]], counts: Counter[str]
     ) -> pa.Table:
-        """The documents with their translations."""
         by_id = {row["document_id"]: row for row in rows}
         unchanged = {"status": "unchanged"}
         results = [by_id.get(document_id, unchanged) for document_id in documents["id"].to_pylist()]

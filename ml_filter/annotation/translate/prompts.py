@@ -18,7 +18,7 @@ from ml_filter.annotation.collecting import NOT_ASKED
 from ml_filter.annotation.config import TranslateConfig
 from ml_filter.annotation.connection import annotator_name, open_endpoints, open_pool
 from ml_filter.annotation.parsing import Answer, AnswerError
-from ml_filter.annotation.prompt_files import prompt_directory
+from ml_filter.annotation.prompt_files import PROMPTS
 from ml_filter.annotation.prompts import SLOT, Prompt, Question, as_yaml, language_code, load_prompt
 from ml_filter.annotation.translate.checks import language_name, suspicion, without_fence
 from ml_filter.config import Settings
@@ -46,7 +46,7 @@ def is_prompt(source: str) -> bool:
     """Whether a source is a prompt: a YAML file, or the name of a shipped prompt if no such file exists."""
     if source.endswith((".yaml", ".yml")):
         return True
-    return not Path(source).exists() and (prompt_directory() / f"{source}.yaml").exists()
+    return not Path(source).exists() and (PROMPTS / f"{source}.yaml").exists()
 
 
 def translate_prompt(
