@@ -5,15 +5,9 @@ from typing import Any, NamedTuple
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
-from ml_filter.agreement.config import AggregateConfig, GateConfig
-from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.config import names_of
-from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.pipeline.config import golds_of
-from ml_filter.prepare.config import DecontaminateConfig, DeduplicateConfig, SampleConfig
-from ml_filter.publishing.config import PublishConfig
-from ml_filter.tracking import TrackingConfig
+from ml_filter.pipeline.config import AnnotationPipelineConfig, check_criteria, golds_of, held_out_documents
 from steps.feature.aggregate_scores import aggregate_scores
 from steps.feature.annotate_documents import annotate_documents
 from steps.feature.decontaminate_documents import decontaminate_documents
@@ -25,81 +19,66 @@ from steps.track_run import track_run
 
 
 class Features(NamedTuple):
-    """What the feature steps make: the sample, its annotations by the first annotator, and the aggregated scores."""
+    """Results of the feature steps: the sample, the annotations of the first annotator, and the aggregated scores."""
 
     sample: Manifest
     annotations: Manifest
     scores: Manifest
 
 
-def feature_steps(
-    source: SourceConfig,
-    sample: SampleConfig,
-    deduplicate: DeduplicateConfig | None,
-    decontaminate: DecontaminateConfig | None,
-    annotate: AnnotateConfig,
-    jury: list[AnnotateConfig],
-    aggregate: AggregateConfig,
-    gate: list[GateConfig],
-    publish: PublishConfig | None,
-    output: str,
-) -> Features:
-    """Sample and clean documents, annotate, aggregate, publish. Where there are gates, the gold documents are
-    annotated first, and the sample only if the scores of the gold pass, so that a bad annotator costs no more."""
-    sampled = documents = sample_documents(source, sample, output)
-    if deduplicate is not None:
-        documents = deduplicate_documents(documents, deduplicate, output)
-    if decontaminate is not None:
-        documents = decontaminate_documents(documents, decontaminate, output)
-    passed = gate_steps(gate, [annotate, *jury], aggregate, output)
+def feature_steps(config: AnnotationPipelineConfig) -> Features:
+    """Sample and clean documents, annotate, aggregate, publish.
+
+    Gates come before the annotation of the sample, so that a bad annotator costs no more than their gold.
+    """
+    check_criteria(config)
+    sampled = documents = sample_documents(config.source, config.sample, config.output)
+    if config.deduplicate is not None:
+        documents = deduplicate_documents(documents, config.deduplicate, config.output)
+    if (held_out := held_out_documents(config)) is not None:
+        documents = decontaminate_documents(documents, held_out, config.output)
+    gates = gate_steps(config)
     annotations = [
-        annotate_documents(one, output, documents=documents, id=f"annotate_documents_{n}", after=passed or None)
-        for n, one in enumerate([annotate, *jury], 1)
+        annotate_documents(
+            annotator, config.output, documents=documents, id=f"annotate_documents_{number}", after=gates or None
+        )
+        for number, annotator in enumerate(config.annotators, 1)
     ]
-    scores = aggregate_scores(annotations, aggregate, output)
-    if publish is not None:
-        published = names_of(publish.criterion)
-        gates = [
-            one
-            for one, of in zip(passed, gate, strict=True)
-            if not published or of.criterion is None or of.criterion in published
-        ]
-        publish_labels(scores, documents, publish, output, gates=gates)
+    scores = aggregate_scores(annotations, config.aggregate, config.output)
+    if config.publish is not None:
+        publish_labels(scores, documents, config.publish, config.output, gates=_published(gates, config))
     return Features(sampled, annotations[0], scores)
 
 
-def gate_steps(
-    gates: list[GateConfig], annotators: list[AnnotateConfig], aggregate: AggregateConfig, output: str
-) -> list[Any]:
-    """Annotate the gold documents, once where gates share them, and stop the run where a gate does not let it pass."""
-    of_gold = {"of": "gold_"}
-    golds, scores = golds_of(gates), []
-    for before, gold in enumerate(golds):
+def gate_steps(config: AnnotationPipelineConfig) -> list[Any]:
+    """Annotate the gold, once where gates share it, and stop the run if a gate does not pass."""
+    gold_names = {"of": "gold_"}
+    golds, scores = golds_of(config.gate), []
+    for index, gold in enumerate(golds):
         annotations = [
-            annotate_documents.with_options(substitutions=of_gold)(
-                one, output, source=gold, id=f"annotate_gold_{before * len(annotators) + n}"
+            annotate_documents.with_options(substitutions=gold_names)(
+                annotator, config.output, source=gold, id=f"annotate_gold_{index * len(config.annotators) + number}"
             )
-            for n, one in enumerate(annotators, 1)
+            for number, annotator in enumerate(config.annotators, 1)
         ]
-        name = f"aggregate_gold_{before + 1}" if before else "aggregate_gold"
-        scores.append(aggregate_scores.with_options(substitutions=of_gold)(annotations, aggregate, output, id=name))
-    return [gate_on_agreement(scores[golds.index(gate.gold)], gate, output) for gate in gates]
+        name = f"aggregate_gold_{index + 1}" if index else "aggregate_gold"
+        aggregate = aggregate_scores.with_options(substitutions=gold_names)
+        scores.append(aggregate(annotations, config.aggregate, config.output, id=name))
+    return [gate_on_agreement(scores[golds.index(gate.gold)], gate, config.output) for gate in config.gate]
+
+
+def _published(gates: list[Any], config: AnnotationPipelineConfig) -> list[Any]:
+    """The gates of the criteria that are published."""
+    criteria = {*names_of(config.publish.criterion if config.publish else None)}
+    return [
+        gate
+        for gate, settings in zip(gates, config.gate, strict=True)
+        if not criteria or settings.criterion is None or settings.criterion in criteria
+    ]
 
 
 @pipeline(name="annotation", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
-def annotation_pipeline(
-    source: SourceConfig,
-    sample: SampleConfig,
-    deduplicate: DeduplicateConfig | None,
-    decontaminate: DecontaminateConfig | None,
-    annotate: AnnotateConfig,
-    jury: list[AnnotateConfig],
-    aggregate: AggregateConfig,
-    gate: list[GateConfig],
-    publish: PublishConfig | None,
-    tracking: TrackingConfig,
-    output: str,
-) -> None:
+def annotation_pipeline(config: AnnotationPipelineConfig) -> None:
     """Sample documents, let LLMs score them, check the scores against human gold, publish a labelled data set."""
-    made = feature_steps(source, sample, deduplicate, decontaminate, annotate, jury, aggregate, gate, publish, output)
-    track_run(tracking, sample=made.sample, annotations=made.annotations, scores=made.scores)
+    features = feature_steps(config)
+    track_run(config.tracking, **features._asdict())

@@ -3,11 +3,7 @@
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
-from ml_filter.documents.config import SourceConfig
-from ml_filter.evaluation.config import PromoteConfig
-from ml_filter.heads.config import TrainConfig
-from ml_filter.pipeline.config import columns_of
-from ml_filter.tracking import TrackingConfig
+from ml_filter.pipeline.config import TrainingPipelineConfig
 from steps.track_run import track_run
 from steps.training.evaluate_head import evaluate_head
 from steps.training.promote_head import promote_head
@@ -16,24 +12,17 @@ from steps.training.train_head import train_head
 
 
 @pipeline(name="training", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
-def training_pipeline(
-    labels: SourceConfig,
-    train: TrainConfig,
-    tracking: TrackingConfig,
-    output: str,
-    gold: SourceConfig | None = None,
-    gold_label_column: str | dict[str, str] = "human_score",
-    promote: PromoteConfig | None = None,
-) -> None:
-    """Fit a head, evaluate it, register it as a version of the configured model, promote it if it is better."""
-    head = train_head(train, output, labels=labels)
-    evaluations, decision = [], None
+def training_pipeline(config: TrainingPipelineConfig) -> None:
+    """Train a head, evaluate it, register it as a version of the configured model, promote it if it is better."""
+    gold, promote, output = config.gold, config.promote, config.output
+    head = train_head(config.train, output, labels=config.labels)
+    evaluations, decision = {}, None
     if gold is not None:
-        columns = columns_of(gold_label_column, promote)
-        of = {name: evaluate_head(head, gold, column, output, name)[1] for name, column in columns.items()}
-        evaluations = list(of.values())
+        for criterion, column in config.gold_columns.items():
+            _, evaluations[criterion] = evaluate_head(head, gold, column, output, criterion)
         if promote is not None:
-            decision, _ = promote_head(head, gold, columns[promote.criterion], promote, output, of[promote.criterion])
-    tracked = track_run(tracking, head=head, evaluations=evaluations, decision=decision)
+            column = config.gold_columns[promote.criterion]
+            decision, _ = promote_head(head, gold, column, promote, output, evaluations[promote.criterion])
+    tracked = track_run(config.tracking, head=head, evaluations=list(evaluations.values()), decision=decision)
     if promote is not None and promote.required:
         require_promotion(decision, after=tracked)

@@ -1,4 +1,4 @@
-"""Run a pipeline: its YAML, with values from the command line in their places. The body of the poe tasks."""
+"""Run a pipeline from its YAML file, with overrides from the command line. The body of the `run-*-pipeline` tasks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from ml_filter.config import problems_in, read_yaml
+from ml_filter.config import parse_override, problems_in, read_settings, read_yaml, unknown_key, with_overrides
 from ml_filter.errors import ConfigError, MlFilterError
 from ml_filter.logs import configure_logging
 from ml_filter.pipeline.config import (
@@ -24,148 +24,136 @@ from ml_filter.pipeline.config import (
     EndToEndPipelineConfig,
     ScoringPipelineConfig,
     TrainingPipelineConfig,
+    check_criteria,
 )
 from tools.task import run_task
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from zenml.models import PipelineRunResponse
+
+Config = TypeVar("Config", bound=BaseModel)
 
 _ROOT = Path(__file__).resolve().parents[1]
 _CONFIGS = _ROOT / "configs"
-_SHOWN = ("read", "rejected", "sampled", "documents", "scored", "failed", "kept", "dropped", "spearman", "mae")
-"""Counts and figures of the summary at the end."""
+_SUMMARY = ("read", "rejected", "sampled", "documents", "scored", "failed", "kept", "dropped", "spearman", "mae")
+"""Counts and figures in the summary at the end."""
 
 
 @dataclass(frozen=True)
-class _Pipeline:
+class Pipeline:
+    """A pipeline that the tasks can run: its configuration and its help."""
+
     config: type[BaseModel]
-    what: str
+    description: str
     example: str
 
 
 PIPELINES = {
-    "annotation": _Pipeline(
+    "annotation": Pipeline(
         AnnotationPipelineConfig,
         "Sample documents, let an LLM score them against a prompt, aggregate the votes.",
         "run-annotation-pipeline source.paths='[\"crawl/*.warc.gz\"]' sample.size=5000",
     ),
-    "training": _Pipeline(
+    "training": Pipeline(
         TrainingPipelineConfig,
-        "Fit a head on labelled documents, evaluate it, register it as a version of the model.",
+        "Train a head on labelled documents, evaluate it, register it as a version of the model.",
         "run-training-pipeline labels.paths='[labelled.jsonl]' train.label_column=llama3_70b_score",
     ),
-    "scoring": _Pipeline(
+    "scoring": Pipeline(
         ScoringPipelineConfig,
         "Score a corpus with a head, keep the best, write the report.",
         "run-scoring-pipeline head=runs/head-1a2b3c4d source.paths='[\"corpus/*.parquet\"]' filter.min_score=2.5",
     ),
-    "end_to_end": _Pipeline(
+    "end_to_end": Pipeline(
         EndToEndPipelineConfig,
-        "The whole way: sample and annotate the source, train a head, score the source, keep the best.",
+        "Sample and annotate the source, train a head, score the source, keep the best.",
         "run-end-to-end-pipeline sample.size=1000 filter.min_score=2.5",
     ),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one pipeline; returns the exit code: 0 done, 1 failures above the tolerated share, 2 bad input."""
+    """Run a pipeline; returns the exit code: 0 done, 1 failures above the tolerated share, 2 bad input."""
     return run_task(_parser(), _run, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="poetry poe", description="Run a pipeline of ml_filter.")
     commands = parser.add_subparsers(dest="pipeline", required=True)
-    for name, known in PIPELINES.items():
-        sections = ", ".join(known.config.model_fields)
+    for name, pipeline in PIPELINES.items():
         command = commands.add_parser(
             name,
             prog=f"poetry poe run-{name.replace('_', '-')}-pipeline",
-            description=known.what,
-            epilog=f"example: poetry poe {known.example}",
+            description=pipeline.description,
+            epilog=f"example: poetry poe {pipeline.example}",
         )
         command.add_argument(
-            "values", nargs="*", metavar="NAME=VALUE", help=f"a setting of the YAML, its value as YAML; of: {sections}"
+            "overrides",
+            nargs="*",
+            metavar="NAME=VALUE",
+            help="override a setting of the file; nested settings with dots, the value as YAML. Sections: "
+            + ", ".join(pipeline.config.model_fields),
         )
         command.add_argument("--config", type=Path, metavar="FILE", help=f"default: configs/{name}.yaml")
         command.add_argument("--run-name", metavar="NAME", help="name of the run in the dashboard")
     return parser
 
 
-def merged_config(path: Path, values: Sequence[str], config: type[BaseModel]) -> dict[str, Any]:
-    """A run configuration with the values of the command line in their places, checked.
+def read_config(path: Path, overrides: Sequence[str], config: type[Config]) -> Config:
+    """The configuration of a pipeline, from the `parameters` of its file and the overrides NAME=VALUE.
 
     Raises:
-        ConfigError: the file or a value is wrong; says which setting.
+        ConfigError: the file or an override is wrong; names the setting.
     """
-    content = read_yaml(path)
-    _check_keys(path, content, config)
-    parameters: dict[str, Any] = content.setdefault("parameters", {})
-    for value in values:
-        name, equals, text = value.partition("=")
-        if not equals:
-            raise ConfigError(f"{value!r} is not of the form NAME=VALUE, as in sample.size=500")
-        *sections, last = name.split(".")
-        place = parameters
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"{name}: {section} is a value and has no settings of its own")
-        try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{name}: {text!r} is not YAML: {error}") from error
+    settings = with_overrides(read_settings(path), map(parse_override, overrides))
     try:
-        checked = config.model_validate(parameters)
+        return config.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"{path}: {problems_in(error, 'parameters')}") from error
-    content["parameters"] = checked.model_dump(mode="json")
-    return content
 
 
-def _check_keys(path: Path, content: dict[str, Any], config: type[BaseModel]) -> None:
-    """Refuse what stands beside `parameters` and nothing reads: ZenML passes over it without a word."""
+def _run_options(path: Path, config: type[BaseModel]) -> dict[str, Any]:
+    """What the file says beside `parameters`, for ZenML, which ignores unknown keys."""
     from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 
-    known = list(PipelineRunConfiguration.model_fields)
+    content = read_yaml(path)
     for name in content:
-        if name in known:
-            continue
-        if name in config.model_fields:
-            raise ConfigError(f"{path}: {name} is a parameter of the pipeline: put it under `parameters:`")
-        near = get_close_matches(str(name), [*known, *config.model_fields], n=1)
-        meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-        raise ConfigError(f"{path}: nothing reads {name}{meant}")
+        if name in config.model_fields and name not in PipelineRunConfiguration.model_fields:
+            raise ConfigError(f"{path}: {name} is a setting of the pipeline; put it under `parameters:`")
+        if name not in PipelineRunConfiguration.model_fields:
+            raise ConfigError(f"{path}: {unknown_key(name, PipelineRunConfiguration.model_fields)}")
+    return {name: value for name, value in content.items() if name != "parameters"}
 
 
-def _run(given: argparse.Namespace) -> None:
-    name = given.pipeline
-    content = merged_config(given.config or _CONFIGS / f"{name}.yaml", given.values, PIPELINES[name].config)
+def _run(arguments: argparse.Namespace) -> None:
+    name, path = arguments.pipeline, arguments.config or _CONFIGS / f"{arguments.pipeline}.yaml"
+    options = _run_options(path, PIPELINES[name].config)
+    config = read_config(path, arguments.overrides, PIPELINES[name].config)
+    if isinstance(config, AnnotationPipelineConfig):
+        check_criteria(config)
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as in ml_filter.cli
-    from importlib import import_module
-
     from zenml.utils.source_utils import set_custom_source_root
 
     set_custom_source_root(str(_ROOT))
     pipeline = getattr(import_module(f"pipelines.{name}"), f"{name}_pipeline")
     configure_logging(to_standard_logging=True)
     started = time.monotonic()
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        yaml.safe_dump(content, file, sort_keys=False)
-    try:
-        run = pipeline.with_options(config_path=file.name, run_name=given.run_name)()
-    except Exception as error:
-        reason = _domain_error(error)
-        if reason is None:
-            raise
-        raise reason from None
-    finally:
-        Path(file.name).unlink()
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(options, file, sort_keys=False)
+        file.flush()
+        try:
+            run = pipeline.with_options(config_path=file.name, run_name=arguments.run_name)(config)
+        except Exception as error:
+            reason = _domain_error(error)
+            if reason is None:
+                raise
+            raise reason from None
     if run is not None:
-        _summary(run, time.monotonic() - started)
+        _print_summary(run, time.monotonic() - started)
 
 
 def _domain_error(error: BaseException | None) -> MlFilterError | None:
+    """The error of ours that ZenML wrapped in its own."""
     while error is not None:
         if isinstance(error, MlFilterError):
             return error
@@ -173,24 +161,22 @@ def _domain_error(error: BaseException | None) -> MlFilterError | None:
     return None
 
 
-def _summary(run: PipelineRunResponse, seconds: float) -> None:
-    """The short table at the end: what each step counted and where its files are."""
+def _print_summary(run: PipelineRunResponse, seconds: float) -> None:
+    """A table with the counts and the path of each step."""
     from rich.console import Console
     from rich.table import Table
     from zenml.client import Client
 
     run = Client().get_pipeline_run(run.id)
-    table = Table("stage", "result", "where", title=f"{run.name}: {run.status.value} in {seconds:,.0f} s", box=None)
+    table = Table("stage", "result", "path", title=f"{run.name}: {run.status.value} in {seconds:,.0f} s", box=None)
     for name, step in run.steps.items():
         metadata: dict[str, Any] = dict(step.run_metadata)
         counts = metadata.get("counts") or {k: round(v, 3) for k, v in metadata.get("figures", {}).items()}
-        if not (counts or "path" in metadata):
-            continue
-        shown = {key.replace("_", " "): value for key, value in counts.items() if key in _SHOWN and value}
-        result = ", ".join(f"{key} {_number(value)}" for key, value in shown.items())
-        table.add_row(name, result, str(metadata.get("path", "")))
-    console = Console(width=max(Console().width, 150))
-    console.print(table)
+        if counts or "path" in metadata:
+            shown = {key.replace("_", " "): value for key, value in counts.items() if key in _SUMMARY and value}
+            result = ", ".join(f"{key} {_number(value)}" for key, value in shown.items())
+            table.add_row(name, result, str(metadata.get("path", "")))
+    Console(width=max(Console().width, 150)).print(table)
 
 
 def _number(value: float) -> str:

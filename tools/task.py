@@ -1,4 +1,4 @@
-"""What the poe tasks have in common: arguments in, an exit code out."""
+"""Shared by the poe tasks: parse arguments, run the task, return an exit code."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ml_filter.errors import MlFilterError
 
 
 def run_task(parser: ArgumentParser, task: Callable[[Namespace], None], arguments: Sequence[str] | None = None) -> int:
-    """Parse the arguments and do the task; an error ends it with its reason and exit code.
+    """Parse the arguments and run the task. Errors are printed and become the exit code.
 
     Args:
         arguments: None: those of the process.
     """
-    given = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args([argument for argument in given if argument != "--"])  # poe hands on its own "--"
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args([argument for argument in arguments if argument != "--"])  # poe passes its own "--"
     os.environ.setdefault("ZENML_ANALYTICS_OPT_IN", "false")
     os.environ.setdefault("ZENML_AUTO_OPEN_DASHBOARD", "false")
     os.environ.setdefault("ZENML_ENABLE_RICH_TRACEBACK", "false")

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from ml_filter.agreement.config import AggregateConfig, GateConfig
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.prompt_files import criterion_of
 from ml_filter.config import StageConfig, names_of
 from ml_filter.documents.config import SourceConfig
+from ml_filter.errors import ConfigError
 from ml_filter.evaluation.config import PromoteConfig
 from ml_filter.heads.config import TrainConfig
 from ml_filter.prepare.config import DecontaminateConfig, DeduplicateConfig, SampleConfig
@@ -26,151 +23,155 @@ from ml_filter.tracking import TrackingConfig
 
 
 class _PipelineConfig(StageConfig):
-    output: str = Field("runs", description="directory under which each stage gets one of its own")
-    tracking: TrackingConfig = TrackingConfig()
-
-
-def as_gates(given: Any) -> list[Any]:
-    """What stands under `gate`: none, one gate or a list of them, as a list."""
-    return [] if given is None else given if isinstance(given, list) else [given]
-
-
-def golds_of(gates: Sequence[GateConfig]) -> list[SourceConfig]:
-    """The gold of the gates, each once, though gates may share it."""
-    golds: list[SourceConfig] = []
-    for gate in gates:
-        if gate.gold not in golds:
-            golds.append(gate.gold)
-    return golds
+    output: str = Field("runs", description="directory with a subdirectory for the result of each stage")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="where figures and pages of the run are recorded")
 
 
 class AnnotationPipelineConfig(_PipelineConfig):
     """Parameters of the annotation pipeline."""
 
-    source: SourceConfig = SourceConfig()
-    sample: SampleConfig
-    deduplicate: DeduplicateConfig | None = DeduplicateConfig()
-    decontaminate: DecontaminateConfig | None = Field(None, description="the gold of the gates is always kept out")
-    annotate: AnnotateConfig = AnnotateConfig()
-    jury: list[AnnotateConfig] = Field([], description="more annotators, beside `annotate`")
-    aggregate: AggregateConfig = AggregateConfig()
-    gate: list[GateConfig] = Field(
-        [], description="the gold documents are annotated first, and must pass; one gate, or a list of them"
+    source: SourceConfig = Field(SourceConfig(), description="documents to sample from")
+    sample: SampleConfig = Field(description="how the sample is drawn")
+    deduplicate: DeduplicateConfig | None = Field(
+        DeduplicateConfig(), description="how duplicates are dropped; null keeps them"
     )
-    publish: PublishConfig | None = Field(None, description="write, and where told push, a labelled data set")
+    decontaminate: DecontaminateConfig | None = Field(
+        None, description="texts to keep out of the sample; the gold of the gates is always kept out"
+    )
+    annotate: AnnotateConfig = Field(AnnotateConfig(), description="the first annotator")
+    jury: list[AnnotateConfig] = Field([], description="further annotators")
+    aggregate: AggregateConfig = Field(AggregateConfig(), description="how votes become scores")
+    gate: list[GateConfig] = Field(
+        [], description="a gate or a list of gates: their gold is annotated first and the scores must agree with it"
+    )
+    publish: PublishConfig | None = Field(None, description="a labelled data set to write (default: none)")
 
     @field_validator("gate", mode="before")
     @classmethod
-    def _one_gate_is_a_list(cls, given: Any) -> Any:
-        return as_gates(given)
+    def _one_gate_is_a_list(cls, gate: Any) -> Any:
+        return as_gates(gate)
 
-    @model_validator(mode="after")
-    def _keep_gold_out(self) -> Self:
-        """What the gates measure with never gets into the sample, whatever else is kept out."""
-        against = list(self.decontaminate.against) if self.decontaminate else []
-        against += [gold for gold in golds_of(self.gate) if gold not in against]
-        if against:
-            settings = self.decontaminate or DecontaminateConfig(against=against)
-            # The model is frozen for those who use it; this is still its making.
-            object.__setattr__(self, "decontaminate", settings.model_copy(update={"against": against}))
-        return self
+    @property
+    def annotators(self) -> list[AnnotateConfig]:
+        """The first annotator and the jury."""
+        return [self.annotate, *self.jury]
 
-    @model_validator(mode="after")
-    def _choose_of_several_criteria(self) -> Self:
-        """Which criterion is meant must be clear before anything is paid for."""
-        found = list(dict.fromkeys(criterion_of(name) for one in (self.annotate, *self.jury) for name in one.prompts))
-        for setting, criterion in self._choices():
-            if criterion is None and len(found) > 1:
-                raise ValueError(f"{setting} is unset, and the prompts score {', '.join(found)}: set it to one of them")
-            if criterion is not None and criterion not in found:
-                raise ValueError(f"{setting} is {criterion!r}, and the prompts score {', '.join(found)}")
-        return self
 
-    def _choices(self) -> list[tuple[str, str | None]]:
-        """The settings that choose a criterion, and what they choose."""
-        one = len(self.gate) == 1
-        chosen = [
-            (f"gate.criterion{'' if one else f' (of gate {n})'}", g.criterion) for n, g in enumerate(self.gate, 1)
-        ]
-        published = names_of(self.publish.criterion) if self.publish else []
-        return [*chosen, *(("publish.criterion", name) for name in published)]
+def as_gates(gate: Any) -> list[Any]:
+    """The value of `gate` as a list: it may be none, one gate or a list of them."""
+    return [] if gate is None else gate if isinstance(gate, list) else [gate]
+
+
+def golds_of(gates: Sequence[GateConfig]) -> list[SourceConfig]:
+    """The gold of the gates without repetitions, since gates may share it."""
+    return list({gate.gold.model_dump_json(): gate.gold for gate in gates}.values())
+
+
+def held_out_documents(config: AnnotationPipelineConfig) -> DecontaminateConfig | None:
+    """What is kept out of the sample: the configured texts and always the gold of the gates; None if nothing is."""
+    against = list(config.decontaminate.against) if config.decontaminate else []
+    against += [gold for gold in golds_of(config.gate) if gold not in against]
+    if not against:
+        return None
+    settings = config.decontaminate or DecontaminateConfig(against=against)
+    return settings.model_copy(update={"against": against})
+
+
+def check_criteria(config: AnnotationPipelineConfig) -> None:
+    """Check that every setting that chooses a criterion chooses one that the prompts score.
+
+    Reads the prompt files. The pipelines call it before anything is paid for.
+
+    Raises:
+        ConfigError: a choice is unknown, or missing although the prompts score several criteria.
+    """
+    prompts = [prompt for annotator in config.annotators for prompt in annotator.prompts]
+    criteria = list(dict.fromkeys(map(criterion_of, prompts)))
+    for setting, criterion in _criterion_settings(config):
+        if criterion is None and len(criteria) > 1:
+            raise ConfigError(f"{setting} is not set, and the prompts score {', '.join(criteria)}: choose one of them")
+        if criterion is not None and criterion not in criteria:
+            raise ConfigError(f"{setting} is {criterion!r}, but the prompts score {', '.join(criteria)}")
+
+
+def _criterion_settings(config: AnnotationPipelineConfig) -> list[tuple[str, str | None]]:
+    """The settings that choose a criterion, and their values."""
+    gates = [(f"gate.criterion (of gate {number})", gate.criterion) for number, gate in enumerate(config.gate, 1)]
+    if len(gates) == 1:
+        gates = [("gate.criterion", config.gate[0].criterion)]
+    published = names_of(config.publish.criterion) if config.publish else []
+    settings = [*gates, *(("publish.criterion", name) for name in published)]
+    if isinstance(config, EndToEndPipelineConfig):
+        trained = names_of(config.train.criterion)
+        # A head that is trained on one criterion has only that one to filter by.
+        filtered = config.filter.criterion or (trained[0] if len(trained) == 1 else None)
+        settings += [*(("train.criterion", name) for name in trained), ("filter.criterion", filtered)]
+    return settings
 
 
 class TrainingPipelineConfig(_PipelineConfig):
-    """Parameters of the training pipeline. `labels` is a labelled source or a directory of aggregated scores."""
+    """Parameters of the training pipeline."""
 
-    labels: SourceConfig
-    train: TrainConfig = TrainConfig()
-    gold: SourceConfig | None = Field(None, description="documents with human labels to evaluate on as well")
+    labels: SourceConfig = Field(description="labelled documents, or a directory of aggregated scores")
+    train: TrainConfig = Field(TrainConfig(), description="how the head is trained")
+    gold: SourceConfig | None = Field(None, description="documents with human labels, for another evaluation")
     gold_label_column: str | dict[str, str] = Field(
-        "human_score", description="of a head of several criteria, {criterion: column} for each that gold has labels of"
+        "human_score", description="column of gold with the labels; for several criteria {criterion: column}"
     )
-    promote: PromoteConfig | None = Field(None, description="needs gold; unset: the version stays without a stage")
+    promote: PromoteConfig | None = Field(
+        None, description="when the head replaces the current one; requires gold (default: the version gets no stage)"
+    )
 
     @model_validator(mode="after")
     def _promotion_needs_gold(self) -> Self:
         if self.promote is not None and self.gold is None:
-            raise ValueError("promote needs gold: a head without human labels to pass on is never promoted")
+            raise ValueError("promote requires gold: a head is only promoted if it agrees with human labels")
         return self
 
     @model_validator(mode="after")
     def _criteria_have_columns(self) -> Self:
-        """Said before anything is trained, as far as it is known then."""
         names = self.train.label_column if self.train.criterion is None else self.train.criterion
-        several, columns = names if isinstance(names, list) else [], self.gold_columns
-        if self.gold is not None and several and not set(columns) <= set(several):
+        criteria, columns = names if isinstance(names, list) else [], self.gold_columns
+        if self.gold is not None and criteria and not set(columns) <= set(criteria):
             raise ValueError(
-                f"the head has the criteria {', '.join(several)}: give gold_label_column as {{criterion: column}} of "
+                f"the head has the criteria {', '.join(criteria)}: set gold_label_column to {{criterion: column}} for "
                 "these"
             )
         if self.promote is not None and self.promote.criterion not in columns:
             raise ValueError(
-                f"promote.criterion: choose one of {', '.join(map(str, columns))}, which gold has labels of"
+                f"promote.criterion: choose one of {', '.join(map(str, columns))}, which gold has labels for"
             )
         return self
 
     @property
     def gold_columns(self) -> dict[str | None, str]:
-        """The column of the gold for each criterion; of None: the head's only one."""
-        return columns_of(self.gold_label_column, self.promote)
-
-
-def columns_of(label_column: str | dict[str, str], promote: PromoteConfig | None) -> dict[str | None, str]:
-    """The column of the gold for each criterion that has one; of None: the head's only one."""
-    columns: dict[str | None, str] = {}
-    if isinstance(label_column, dict):
-        columns.update(label_column.items())
-        return columns
-    return {promote.criterion if promote else None: label_column}
+        """The column of the gold for each criterion that has one; None is the only criterion of a head."""
+        if isinstance(self.gold_label_column, dict):
+            return dict(self.gold_label_column.items())
+        return {self.promote.criterion if self.promote else None: self.gold_label_column}
 
 
 class ScoringPipelineConfig(_PipelineConfig):
     """Parameters of the scoring pipeline."""
 
     head: str = Field(description="directory of a trained head, hf://OWNER/NAME[@REVISION], or zenml:MODEL@VERSION")
-    source: SourceConfig = SourceConfig()
-    score: ScoreConfig = ScoreConfig()
+    source: SourceConfig = Field(SourceConfig(), description="the corpus")
+    score: ScoreConfig = Field(ScoreConfig(), description="how the corpus is scored")
     cascade: CascadeConfig | None = Field(
-        None, description="build a cascade, whose first-stage model decides the clear cases; default: no cascade"
+        None, description="build a cascade, whose first-stage model decides the clear cases (default: no cascade)"
     )
     shard_groups: Annotated[int, Field(ge=1)] = Field(
-        1, description="steps that share the shards, at the same time where the orchestrator runs steps so"
+        1, description="number of steps that share the shards; an orchestrator may run them at the same time"
     )
     usd_per_worker_hour: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="what an hour of one worker costs; the report says what scoring cost then"
+        None, description="price of one worker hour, to report what scoring cost (default: not reported)"
     )
-    filter: FilterConfig
+    filter: FilterConfig = Field(description="which documents are kept")
 
 
 class EndToEndPipelineConfig(AnnotationPipelineConfig):
-    """Parameters of the end-to-end pipeline: samples, trains on and scores the same source."""
+    """Parameters of the end-to-end pipeline, which samples, trains on and scores the same source."""
 
-    train: TrainConfig = TrainConfig()
-    score: ScoreConfig = ScoreConfig()
-    filter: FilterConfig
-
-    def _choices(self) -> list[tuple[str, str | None]]:
-        """As above; the head has the criteria that it is trained on, and the filter ranks by one of them."""
-        trained = names_of(self.train.criterion)
-        ranked = self.filter.criterion or (trained[0] if len(trained) == 1 else None)
-        return [*super()._choices(), *(("train.criterion", name) for name in trained), ("filter.criterion", ranked)]
+    train: TrainConfig = Field(TrainConfig(), description="how the head is trained")
+    score: ScoreConfig = Field(ScoreConfig(), description="how the source is scored")
+    filter: FilterConfig = Field(description="which documents are kept")

@@ -1,4 +1,4 @@
-"""What the annotation pipeline is told before it runs, and how its steps hang together."""
+"""The annotation pipeline: checks before it runs, the order of its steps, and a run with two annotators."""
 
 import csv
 import json
@@ -12,80 +12,87 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml_filter.errors import ConfigError
-from ml_filter.pipeline.config import AnnotationPipelineConfig, EndToEndPipelineConfig
+from ml_filter.pipeline.config import (
+    AnnotationPipelineConfig,
+    EndToEndPipelineConfig,
+    check_criteria,
+    held_out_documents,
+)
 from tests.annotation.misbehaving import PROMPT, MisbehavingServer, chat
 from tests.test_tracking import recorded
-from tools.run import merged_config
+from tools.run import read_config
 
 TWO = "annotate.prompts=[educational_value, adult_content]"
 
 
-def config(tmp_path, *values, of=AnnotationPipelineConfig):
-    """The checked parameters of a run on a file of settings and values as on the command line."""
+def config(tmp_path, *overrides, of=AnnotationPipelineConfig):
+    """The configuration of a run with a sample of five documents and these overrides."""
     path = tmp_path / "annotation.yaml"
     path.write_text(json.dumps({"parameters": {"sample": {"size": 5}}}))
-    return of.model_validate(merged_config(path, values, of)["parameters"])
+    return read_config(path, overrides, of)
 
 
-def against(tmp_path, *values):
-    decontaminate = config(tmp_path, *values).decontaminate
-    return decontaminate and [source.paths for source in decontaminate.against]
+def against(tmp_path, *overrides):
+    held_out = held_out_documents(config(tmp_path, *overrides))
+    return held_out and [source.paths for source in held_out.against]
 
 
 # --- Several criteria ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("overrides", "message"),
     [
-        (["gate.gold.paths=[gold.jsonl]"], "gate.criterion is unset, and the prompts score educational_value, adult_c"),
+        (["gate.gold.paths=[gold.jsonl]"], "gate.criterion is not set, and the prompts score educational_value, adult"),
         (
             ["gate=[{gold: {paths: [g.jsonl]}, criterion: adult_content}, {gold: {paths: [g.jsonl]}}]"],
-            r"gate.criterion \(of gate 2\) is unset",
+            r"gate.criterion \(of gate 2\) is not set",
         ),
-        (["publish.criterion=beauty"], "publish.criterion is 'beauty', and the prompts score educational_value, adult"),
-        (["publish.criterion=[adult_content, beauty]"], "publish.criterion is 'beauty', and the prompts score educat"),
+        (["publish.criterion=beauty"], "publish.criterion is 'beauty', but the prompts score educational_value, adult"),
+        (["publish.criterion=[adult_content, beauty]"], "publish.criterion is 'beauty', but the prompts score educat"),
     ],
 )
-def test_which_of_several_criteria_is_meant_is_asked_before_anything_is_paid_for(values, says, tmp_path):
-    with pytest.raises(ConfigError, match=says):
-        config(tmp_path, TWO, *values)
+def test_a_missing_or_unknown_criterion_is_an_error_before_anything_is_paid_for(overrides, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        check_criteria(config(tmp_path, TWO, *overrides))
 
 
 def test_one_criterion_needs_no_name_and_several_need_none_where_nothing_chooses(tmp_path):
-    assert config(tmp_path, "publish.seed=1", "gate.gold.paths=[gold.jsonl]").gate[0].criterion is None
-    assert config(tmp_path, TWO).publish is None
-    assert config(tmp_path, TWO, "publish.seed=1").publish.criterion is None
+    check_criteria(config(tmp_path, "publish.seed=1", "gate.gold.paths=[gold.jsonl]"))
+    check_criteria(config(tmp_path, TWO))
+    check_criteria(config(tmp_path, TWO, "publish.seed=1"))
 
 
-def test_the_prompts_of_the_jury_count_and_languages_are_one_criterion(tmp_path):
+def test_prompts_of_the_jury_count_and_languages_are_one_criterion(tmp_path):
     german = "annotate.prompts=[educational_value, educational_value_de]"
-    assert config(tmp_path, german, "gate.gold.paths=[gold.jsonl]").gate
+    check_criteria(config(tmp_path, german, "gate.gold.paths=[gold.jsonl]"))
     with pytest.raises(ConfigError, match="the prompts score educational_value, adult_content"):
-        config(tmp_path, german, "gate.gold.paths=[gold.jsonl]", "jury=[{prompts: [adult_content]}]")
+        check_criteria(config(tmp_path, german, "gate.gold.paths=[gold.jsonl]", "jury=[{prompts: [adult_content]}]"))
 
 
-def test_the_whole_way_asks_by_which_criterion_to_filter(tmp_path):
-    values = [TWO, "filter.min_score=3"]
-    with pytest.raises(ConfigError, match=r"filter\.criterion is unset"):
-        config(tmp_path, *values, of=EndToEndPipelineConfig)
-    assert config(tmp_path, *values, "filter.criterion=adult_content", of=EndToEndPipelineConfig).filter
-    assert config(tmp_path, *values, "train.criterion=adult_content", of=EndToEndPipelineConfig).filter
+def test_the_end_to_end_pipeline_needs_the_criterion_to_filter_by(tmp_path):
+    def check(*overrides):
+        check_criteria(config(tmp_path, TWO, "filter.min_score=3", *overrides, of=EndToEndPipelineConfig))
+
+    with pytest.raises(ConfigError, match=r"filter\.criterion is not set"):
+        check()
+    check("filter.criterion=adult_content")
+    check("train.criterion=adult_content")
     with pytest.raises(ConfigError, match=r"train\.criterion is 'beauty'"):
-        config(tmp_path, *values, "train.criterion=beauty", of=EndToEndPipelineConfig)
+        check("train.criterion=beauty")
 
 
 # --- Gold stays out of the sample ------------------------------------------------------------------------------------
 
 
-def test_the_gold_of_the_gates_is_kept_out_of_the_sample_whatever_else_is(tmp_path):
+def test_the_gold_of_the_gates_is_held_out_together_with_configured_texts(tmp_path):
     gold = "gate.gold.paths=[gold.jsonl]"
     assert against(tmp_path) is None
     assert against(tmp_path, gold) == [["gold.jsonl"]]
     assert against(tmp_path, gold, "decontaminate=null") == [["gold.jsonl"]]
-    elsewhere = "decontaminate={against: [{paths: [eval.jsonl]}], ngram_words: 8}"
-    assert against(tmp_path, gold, elsewhere) == [["eval.jsonl"], ["gold.jsonl"]]
-    assert config(tmp_path, gold, elsewhere).decontaminate.ngram_words == 8
+    texts = "decontaminate={against: [{paths: [eval.jsonl]}], ngram_words: 8}"
+    assert against(tmp_path, gold, texts) == [["eval.jsonl"], ["gold.jsonl"]]
+    assert held_out_documents(config(tmp_path, gold, texts)).ngram_words == 8
     assert against(tmp_path, gold, "decontaminate.against=[{paths: [gold.jsonl]}]") == [["gold.jsonl"]]
     gates = "gate=[{gold: {paths: [a.jsonl]}}, {gold: {paths: [b.jsonl]}}, {gold: {paths: [a.jsonl]}}]"
     assert against(tmp_path, gates) == [["a.jsonl"], ["b.jsonl"]]
@@ -108,7 +115,7 @@ def test_every_gate_stands_before_the_sample_and_gold_that_gates_share_is_annota
         "publish.criterion=[educational_value]",
     )
     pipeline = annotation_pipeline.copy()
-    pipeline.prepare(**{name: getattr(checked, name) for name in AnnotationPipelineConfig.model_fields})
+    pipeline.prepare(checked)
     steps = {name: step.upstream_steps for name, step in pipeline.invocations.items()}
     gates = {"gate_on_agreement", "gate_on_agreement_2", "gate_on_agreement_3"}
     assert {name for name in steps if "gold" in name} == {
