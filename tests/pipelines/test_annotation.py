@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -189,17 +186,11 @@ def two_criteria(tmp_path, judge):
     ]
 
 
-def test_several_criteria_are_gated_published_and_tracked_in_one_run(tmp_path, two_criteria):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ZENML", "ML_FILTER"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.run", "annotation", *two_criteria],
-        cwd=Path(__file__).parents[2],
-        env={**kept, "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.mark.zenml
+@pytest.mark.filterwarnings("ignore")  # ZenML's own
+def test_several_criteria_are_gated_published_and_tracked_in_one_run(tmp_path, two_criteria, run):
+    code, printed = run("annotation", *two_criteria)
+    assert code == 0, printed
     [labelled] = (tmp_path / "runs").glob("labelled-*")
     published = {row["id"]: row for file in labelled.glob("data/*.parquet") for row in pq.read_table(file).to_pylist()}
     assert {n: (row["score_quality"], row["score_danger"]) for n, row in published.items()} == {

@@ -1,0 +1,48 @@
+"""A ZenML store for the tests of a module, and pipelines that run in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ml_filter.logs import configure_logging
+from tools.run import main
+
+
+def _reset_zenml() -> None:
+    from zenml.client import Client
+    from zenml.config.global_config import GlobalConfiguration
+
+    GlobalConfiguration._reset_instance()
+    Client._reset_instance()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Iterator[Path]:
+    """The directory of an empty ZenML store."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("ZENML")]:
+            patch.delenv(name)
+        path = tmp_path_factory.mktemp("zenml")
+        patch.setenv("ZENML_CONFIG_PATH", str(path))
+        patch.setenv("ZENML_ANALYTICS_OPT_IN", "false")
+        _reset_zenml()
+        yield path
+    _reset_zenml()
+    configure_logging()  # a pipeline hands log lines to ZenML
+
+
+@pytest.fixture
+def run(store, capsys):
+    """Run a pipeline; returns the exit code and what is printed."""
+
+    def run_pipeline(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = main(arguments)
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run_pipeline
