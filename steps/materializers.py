@@ -1,4 +1,4 @@
-"""How artifacts are stored: manifests and heads in forms of their own, with previews, and never by cloudpickle."""
+"""Store manifests and heads as JSON and safetensors, with previews, never by cloudpickle."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class _WithPreview(BaseMaterializer):
 
 
 class ManifestMaterializer(_WithPreview):
-    """Stores the manifest; the shards stay where they are, pinned by their digests."""
+    """Stores the manifest. The shards stay where they are; the manifest has their digests."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Manifest,)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
     SKIP_REGISTRATION: ClassVar[bool] = False
 
     def save(self, data: Manifest) -> None:
-        """Write the manifest and where its directory is."""
+        """Write the manifest and the path of its directory."""
         self._write(f"{self.uri}/{MANIFEST_NAME}", data.to_json().encode())
         self._write(f"{self.uri}/{_ROOT}", data.root.encode())
 
@@ -75,19 +75,19 @@ class ManifestMaterializer(_WithPreview):
         }
 
     def compute_content_hash(self, data: Manifest) -> str:
-        """The manifest's own digest: equal content, equal hash, wherever it lies."""
+        """The digest of the manifest, which does not depend on its directory."""
         return data.digest
 
 
 class HeadMaterializer(_WithPreview):
-    """Stores the head's files (safetensors, JSON), so that a model version holds the model itself."""
+    """Stores the files of the head, so that a model version contains the model."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (TrainedHead,)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.MODEL
     SKIP_REGISTRATION: ClassVar[bool] = False
 
     def save(self, data: TrainedHead) -> None:
-        """Copy the model's files to the store."""
+        """Copy the files of the head to the store."""
         files = head_files(data.directory)
         names = [file.relative_to(data.directory).as_posix() for file in files]
         for name, file in zip(names, files, strict=True):
@@ -98,13 +98,13 @@ class HeadMaterializer(_WithPreview):
         self._write(f"{self.uri}/{_DIGEST}", data.digest.encode())
 
     def load(self, data_type: type[Any]) -> TrainedHead:
-        """The head where it was trained if it is still there unchanged, else a copy out of the store."""
+        """Return the head in its original directory if that is unchanged, else a copy from the store."""
         trained_in = self._read(f"{self.uri}/{_ROOT}").decode()
         stored = self._read(f"{self.uri}/{TRAINING_NAME}")
-        known = Path(trained_in) / TRAINING_NAME
-        if known.exists() and known.read_bytes() == stored:
+        original = Path(trained_in) / TRAINING_NAME
+        if original.exists() and original.read_bytes() == stored:
             head = read_head(trained_in)
-            if head.digest == self._stored_digest():
+            if head.digest == self._read(f"{self.uri}/{_DIGEST}").decode():
                 return head
         directory = Path(tempfile.mkdtemp(prefix="ml_filter-head-"))
         for name in json.loads(self._read(f"{self.uri}/{_FILES}")):
@@ -112,17 +112,12 @@ class HeadMaterializer(_WithPreview):
             (directory / name).write_bytes(self._read(f"{self.uri}/{name}"))
         return read_head(directory)
 
-    def _stored_digest(self) -> str | None:
-        """Of the head's files as they were saved; None: by an older version, which did not write it down."""
-        path = f"{self.uri}/{_DIGEST}"
-        return self._read(path).decode() if self.artifact_store.exists(path) else None
-
     def save_visualizations(self, data: TrainedHead) -> dict[str, VisualizationType]:
-        """The figures of the evaluation on documents kept apart."""
+        """The figures on held-out documents."""
         return self._save_preview(render("heads/templates/head.html", head=data))
 
     def extract_metadata(self, data: TrainedHead) -> dict[str, Any]:
-        """Where the head is, its digest, and its figures."""
+        """Directory, digest and figures of the head."""
         return {"path": data.directory, "digest": data.digest, **data.training.evaluation.figures()}
 
     def compute_content_hash(self, data: TrainedHead) -> str:

@@ -1,10 +1,10 @@
-"""The names of artifacts in the ZenML store, and of a directory that several steps share, in one place."""
+"""Names of artifacts in the ZenML store, and of the directory that several steps share."""
 
 from enum import StrEnum
 
 
 class Artifact(StrEnum):
-    """Names of step outputs. `{of}` is nothing for the sample and `gold_` for the gate's gold documents."""
+    """Names of step outputs. `{of}` is empty for the sample and `gold_` for the gold documents of a gate."""
 
     SAMPLE = "sample"
     DEDUPLICATED = "deduplicated"
@@ -26,5 +26,5 @@ class Artifact(StrEnum):
 
 
 def scored_directory(output: str) -> str:
-    """Where scored documents go, whichever step scores them; the run fills in the digest."""
+    """The directory of scored documents; the run fills in the digest."""
     return f"{output}/scored-{{digest}}"

@@ -1,11 +1,13 @@
-"""The versions of a head in ZenML: which one is in staging or production, and which ones were in production before.
+"""The versions of a head in ZenML: promote them to staging or production, and roll back.
 
-A version that goes to production gets `production_history` as metadata: the versions that were in production up to it,
-the oldest first, itself last. A rollback takes the last one off. What is done by other means is not recorded there.
+A version that is promoted to production gets the metadata `production_history`: the versions that have been in
+production, oldest first, itself last. A rollback removes the last entry. Changes by other means, such as the dashboard,
+are not recorded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -28,61 +30,64 @@ DECISION = "decision"
 COMPARED_WITH = "compared_with"
 _HISTORY = "production_history"
 _ROLLED_BACK = "rolled_back"
+_NO_HEAD = "{} has no head because its training did not finish"
 
 
 def versions_of(model: str) -> list[ModelVersionResponse]:
-    """The versions of a model, the oldest first.
+    """The versions of a model, oldest first.
 
     Raises:
-        InputError: there is no such model.
+        InputError: the model does not exist.
     """
-    models = {one.name for one in depaginate(Client().list_models)}
-    if model not in models:
-        known = f"there is {', '.join(sorted(models))}" if models else "there are none; a training pipeline makes them"
-        raise InputError(f"there is no model {model!r}: {known}")
+    names = {item.name for item in depaginate(Client().list_models)}
+    if model not in names:
+        existing = f"existing models: {', '.join(sorted(names))}" if names else "run a training pipeline to create one"
+        raise InputError(f"unknown model {model!r}; {existing}")
     versions = depaginate(Client().list_model_versions, model=model, hydrate=True)
     return sorted(versions, key=lambda version: version.number)
 
 
 def find_version(model: str, name: str) -> ModelVersionResponse:
-    """A version of a model by its number, name or stage.
+    """Find a version of a model by its number, name or stage.
 
     Raises:
-        InputError: there is no such model or version; says which ones there are.
+        InputError: the model or version does not exist; the message lists those that do.
     """
     versions = versions_of(model)
     for version in versions:
         if name in (str(version.number), version.name) or (name in get_args(Stage) and name == version.stage):
             return version
-    known = f"it has {', '.join(map(_named, versions))}" if versions else "it has none"
-    raise InputError(f"{model} has no version {name!r}; {known}")
+    raise InputError(f"{model} has no version {name!r}; existing versions: {_listed(versions)}")
 
 
-def _named(version: ModelVersionResponse) -> str:
-    return f"{version.number} ({version.stage})" if version.stage else str(version.number)
+def _listed(versions: Iterable[ModelVersionResponse]) -> str:
+    names = [f"{version.number} ({version.stage})" if version.stage else str(version.number) for version in versions]
+    return ", ".join(names) or "none"
 
 
 def in_stage(model: str, *stages: Stage) -> ModelVersionResponse | None:
-    """The version in the first of the stages that has one."""
+    """The version in the first of these stages that is occupied."""
     by_stage = {version.stage: version for version in versions_of(model)}
     return next((by_stage[stage] for stage in stages if stage in by_stage), None)
 
 
 def head_of(version: ModelVersionResponse) -> TrainedHead:
-    """The head of a version, where it was trained or copied out of the store.
+    """Load the head of a version.
 
     Raises:
-        InputError: the version has none.
+        InputError: the version has no head.
     """
     artifact = version.get_artifact(Artifact.HEAD)
     if artifact is None:
-        raise InputError(f"version {version.number} of {version.model.name} has no head: its training did not finish")
+        raise InputError(
+            f"version {version.number} of {version.model.name} has no head because its training did not finish"
+        )
     head: TrainedHead = artifact.load()
     return head
 
 
 def predictions_of(version: ModelVersionResponse) -> Manifest | None:
-    """What the version's head said of the gold of its training, where there was gold."""
+    """The predictions of a version's head on the gold of its training run; None if the run had no gold."""
     artifact = version.get_artifact(Artifact.GOLD_PREDICTIONS)
     if artifact is None:
         return None
@@ -91,12 +96,12 @@ def predictions_of(version: ModelVersionResponse) -> Manifest | None:
 
 
 def find_head(name: str) -> TrainedHead:
-    """The head of a name: `zenml:MODEL@VERSION` in ZenML's model store, else as `resolve_head` knows it.
+    """Load a head: `zenml:MODEL[@VERSION]` from ZenML's store, any other name as in `resolve_head`.
 
-    The version is a number, name or stage; without one it is the one in production, else in staging.
+    VERSION is a number, name or stage. Default: the version in production, else the one in staging.
 
     Raises:
-        InputError: there is no such head; says which versions there are.
+        InputError: the head does not exist; the message lists the versions that do.
     """
     if not name.startswith(ZENML):
         return read_head(resolve_head(name))
@@ -105,110 +110,113 @@ def find_head(name: str) -> TrainedHead:
         return head_of(find_version(model, version))
     current = in_stage(model, "production", "staging")
     if current is None:
-        known = ", ".join(map(_named, versions_of(model))) or "none"
-        raise InputError(f"no version of {model} is in production or staging; name one of {known}, as in {name}@1")
+        raise InputError(
+            f"no version of {model} is in production or staging; choose a version, as in {name}@1 (existing versions: "
+            f"{_listed(versions_of(model))})"
+        )
     return head_of(current)
 
 
 def set_stage(version: ModelVersionResponse, stage: Stage, reason: str) -> ModelVersionResponse | None:
-    """Put a version in a stage; the one that was there is archived and returned."""
+    """Move a version to a stage. The version that was there is archived and returned."""
     model = version.model.name
     before = in_stage(model, stage)
     if stage == "production":
         earlier = _history(before) if before else []
-        # The history goes first: killed in between, production still knows its own.
+        # The history is recorded first: after a kill in between, the version in production still has its own history.
         _record(version, _HISTORY, [*earlier, _entry(version, reason)])
     version.set_stage(stage, force=True)
     return before
 
 
 def promote(model: str, name: str, stage: Stage, *, force: bool, reason: str | None) -> str:
-    """Put a version in a stage if the decision that its pipeline recorded allows it now; returns what was done.
+    """Move a version to a stage if the decision of its training run allows it, and return what was done.
 
-    It does where the version was promoted, and the head that it was compared with is the one that it replaces, or
-    there is none to replace.
+    The decision allows it if it was positive and compared the version with the one that is in production now, or if
+    there is nothing to replace.
 
     Args:
         model: name of the model.
         name: number, name or stage of the version.
-        stage: where it is to go.
-        force: whatever was decided.
-        reason: for the record; needed to force.
+        stage: the new stage.
+        force: ignore the decision.
+        reason: recorded with the version; required with `force`.
 
     Raises:
-        ConfigError: forced without a reason.
-        InputError: there is no such version, it is there already, or the decision does not allow it.
+        ConfigError: `force` without a reason.
+        InputError: the version does not exist or is already in this stage, or the decision does not allow it.
     """
     if force and not reason:
-        raise ConfigError("--force needs --reason, which is kept with the version")
+        raise ConfigError("--force requires --reason, which is recorded with the version")
     version = find_version(model, name)
-    called = f"version {version.number} of {model}"
+    label = f"version {version.number} of {model}"
     if version.stage == stage:
-        raise InputError(f"{called} is in {stage} already")
+        raise InputError(f"{label} is already in {stage}")
     if version.stage == "production":
-        raise InputError(f"{called} is in production; to take it out, roll back or promote another version")
+        raise InputError(f"{label} is in production; to replace it, roll back or promote another version")
     if version.get_artifact(Artifact.HEAD) is None:
-        raise InputError(f"{called} has no head: its training did not finish")
-    allowed = None if force else _allowed(version, called)
+        raise InputError(_NO_HEAD.format(label))
+    allowed = None if force else _allowing_reasons(version, label)
     before = set_stage(version, stage, reason or allowed or "")
-    return f"{called} is in {stage}" + (f", version {before.number} is archived" if before else "")
+    return f"{label} is now in {stage}" + (f"; version {before.number} is archived" if before else "")
 
 
-def _allowed(version: ModelVersionResponse, called: str) -> str:
-    """Why the recorded decision allows the promotion against the head that is in production now, or an InputError."""
-    otherwise = "or use --force with --reason"
+def _allowing_reasons(version: ModelVersionResponse, label: str) -> str:
+    """The reasons of the recorded decision; an InputError if it does not allow the promotion."""
     decision: Any = version.run_metadata.get(DECISION)
     if decision is None:
         raise InputError(
-            f"{called} was never compared: run the training pipeline with gold and promote settings, {otherwise}"
+            f"{label} has not been compared with another head; run the training pipeline with the settings gold and "
+            "promote, or use --force with --reason"
         )
     reasons = "; ".join(decision["reasons"])
     rolled_back: Any = version.run_metadata.get(_ROLLED_BACK)
     if rolled_back is not None:
-        raise InputError(f"{called} was rolled back (reason: {rolled_back['reason']}): {otherwise.removeprefix('or ')}")
+        raise InputError(f"{label} was rolled back (reason: {rolled_back['reason']}); use --force with --reason")
     if not decision["promoted"]:
-        raise InputError(f"{called} was not promoted: {reasons}. Train a better one, {otherwise}")
+        raise InputError(f"{label} was not promoted: {reasons}. Train a better head, or use --force with --reason")
     production = in_stage(version.model.name, "production")
     compared = decision[COMPARED_WITH]
     if production is not None and production.number != compared:
         raise InputError(
-            f"{called} was compared with {f'version {compared}' if compared else 'no head'}, but version "
-            f"{production.number} is in production now: run the training pipeline again, {otherwise}"
+            f"{label} was compared with {f'version {compared}' if compared else 'no head'}, but version "
+            f"{production.number} is in production now; run the training pipeline again, or use --force with --reason"
         )
     return reasons
 
 
 def roll_back(model: str, reason: str | None) -> str:
-    """Put the version in production that was there before the present one; returns what was done.
+    """Return the previous version to production, and return what was done.
 
     Raises:
-        InputError: there is no such model, nothing is in production or was before, or it has been deleted.
+        InputError: the model does not exist, no version is or was in production before, or the previous version was
+            deleted.
     """
     versions = {version.number: version for version in versions_of(model)}
-    known = ", ".join(map(_named, versions.values())) or "none"
-    present = in_stage(model, "production")
-    if present is None:
-        raise InputError(f"no version of {model} is in production: there is nothing to roll back; it has {known}")
-    *history, _ = _history(present)
+    existing = f"existing versions: {_listed(versions.values())}"
+    current = in_stage(model, "production")
+    if current is None:
+        raise InputError(f"nothing to roll back: no version of {model} is in production; {existing}")
+    *history, _ = _history(current)
     if not history:
         raise InputError(
-            f"version {present.number} of {model} is the first in production: there is nothing to roll back to; "
-            f"promote another version; it has {known}"
+            f"nothing to roll back to: version {current.number} of {model} is the first in production; promote another "
+            f"version ({existing})"
         )
     number = history[-1]["version"]
     if number not in versions:
         raise InputError(
-            f"version {number} of {model}, which was in production before, has been deleted; promote another version; "
-            f"it has {known}"
+            f"version {number} of {model}, which was in production before, has been deleted; promote another version "
+            f"({existing})"
         )
     _record(versions[number], _HISTORY, history)
-    _record(present, _ROLLED_BACK, _entry(versions[number], reason or "not given"))
+    _record(current, _ROLLED_BACK, _entry(versions[number], reason or "not given"))
     versions[number].set_stage("production", force=True)
-    return f"version {number} of {model} is in production again, version {present.number} is archived"
+    return f"version {number} of {model} is in production again; version {current.number} is archived"
 
 
 def _history(version: ModelVersionResponse) -> list[dict[str, Any]]:
-    """The entries up to a version in production, itself last; only itself where someone else put it there."""
+    """The history of a version in production, itself last; only itself if it was set by other means."""
     history: Any = version.run_metadata.get(_HISTORY)
     return list(history) if history else [_entry(version, "not recorded")]
 

@@ -1,4 +1,4 @@
-"""The ZenML side: how artifacts are stored."""
+"""How ZenML stores the outputs of steps."""
 
 import importlib
 import pkgutil
@@ -12,14 +12,15 @@ steps = importlib.import_module("steps")
 def all_steps():
     from zenml.steps import BaseStep
 
-    found = {}
+    result = {}
     for module in pkgutil.walk_packages(steps.__path__, "steps."):
         for name, value in vars(importlib.import_module(module.name)).items():
             if isinstance(value, BaseStep):
-                found[name] = value
-    return found
+                result[name] = value
+    return result
 
 
+@pytest.mark.zenml
 @pytest.mark.filterwarnings("ignore")
 def test_no_step_output_is_cloudpickled():
     from zenml.materializers.cloudpickle_materializer import CloudpickleMaterializer
@@ -29,8 +30,8 @@ def test_no_step_output_is_cloudpickled():
     for name, step in all_steps().items():
         for output, annotation in step.entrypoint_definition.outputs.items():
             kind = annotation.resolved_annotation
-            for one in typing.get_args(kind) if typing.get_origin(kind) is typing.Union else (kind,):
-                materializer = materializer_registry[one]
+            for item in typing.get_args(kind) if typing.get_origin(kind) is typing.Union else (kind,):
+                materializer = materializer_registry[item]
                 assert not issubclass(materializer, CloudpickleMaterializer), f"{name}.{output} would be pickled"
                 checked += 1
     assert checked >= 9
