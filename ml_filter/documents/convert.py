@@ -25,7 +25,7 @@ from ml_filter.documents.lineage import annotated_documents, criteria_config, on
 from ml_filter.documents.manifest import Manifest, digest_of, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, read_records, read_shard, read_tables
-from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.rejects import RejectsLog, describe_counts
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.tables import json_text
@@ -71,7 +71,6 @@ def convert_to_annotations(source: SourceConfig, config: ConvertConfig, output: 
         if out.manifest:
             return out.manifest
         counts: Counter[str] = Counter(documents=0, scored=0, failed=0)
-        documents: set[str] = set()
         keys: set[tuple[str, ...]] = set()
         pending: list[dict[str, Any]] = []
         with out.new_shard(_SHARD, ANNOTATION_SCHEMA) as writer, out.new_rejects(_SHARD) as rejects:
@@ -81,14 +80,13 @@ def convert_to_annotations(source: SourceConfig, config: ConvertConfig, output: 
                     rejects.add(uri, location, "duplicate_id", f"{key[0]} came before")
                     continue
                 keys.add(key)
-                documents.add(key[0])
                 counts.update(row["status"] for row in rows)
                 pending += rows
                 if len(pending) >= _WRITE_ROWS:
                     writer.write(pa.Table.from_pylist(pending, schema=ANNOTATION_SCHEMA))
                     pending = []
             writer.write(pa.Table.from_pylist(pending, schema=ANNOTATION_SCHEMA))
-        counts["documents"] = len(documents)
+        counts["documents"] = len({key[0] for key in keys})
         return out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, counts))])
 
 
@@ -114,14 +112,12 @@ def _survey(
         prompts.add((first["prompt_digest"], first["prompt"], first["criterion"], first["language"]))
         votes = max(votes, len(rows))
     if not votes:
-        hint = (
-            "; a flat row is a document and needs a text (--text-column): `ml-filter agreement` and `plot` read scores "
-            "without a text"
-        )
-        raise InputError(
-            f"no record could be read from {', '.join(source.paths)}: {dict(rejects.counts)}"
-            f"{hint if 'missing_text' in rejects.counts else ''}"
-        )
+        message = f"no record could be read from {', '.join(source.paths)}: {describe_counts(rejects.counts)}"
+        if "missing_text" in rejects.counts:
+            message += (
+                "; flat rows need a text (--text-column); `ml-filter agreement` and `plot` read scores without one"
+            )
+        raise InputError(message)
     return {
         "annotator": ", ".join(annotators),
         "votes": votes,

@@ -66,8 +66,12 @@ def nothing_read(paths: Sequence[str], counts: Mapping[str, int], option: str = 
         option: names the column that holds the text.
     """
     reasons = {name.removeprefix("rejected_"): n for name, n in counts.items() if n and name != "rejected"}
-    message = f"no document could be read from {', '.join(paths)}: "
-    message += ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "the source is empty"
-    if reasons.keys() & {"missing_text", "no_text"}:
-        message += f"; name the column that holds the text with {option}"
-    return InputError(message)
+    hint = (
+        f"; name the column that holds the text with {option}" if reasons.keys() & {"missing_text", "no_text"} else ""
+    )
+    return InputError(f"no document could be read from {', '.join(paths)}: {describe_counts(reasons)}{hint}")
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """The reasons with a count other than 0, such as `missing_text 2, empty_text 1`."""
+    return ", ".join(f"{reason} {n:,}" for reason, n in counts.items() if n) or "the source is empty"

@@ -166,7 +166,7 @@ def test_a_missing_prompt_or_annotator_must_be_named(tmp_path):
 
 
 def test_a_file_without_records_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"no record could be read from .*a\.jsonl: \{'invalid_json': 1\}"):
+    with pytest.raises(InputError, match=r"no record could be read from .*a\.jsonl: invalid_json 1"):
         converted(lines(tmp_path / "a.jsonl", "{"), tmp_path / "out", prompt="p")
 
 
@@ -323,7 +323,9 @@ def test_real_scores_of_llama_are_converted(shared_data, tmp_path):
 
 def test_flat_rows_without_a_text_get_a_hint(tmp_path):
     path = lines(tmp_path / "scores.jsonl", {"id": "x", "score": 3}, {"id": "y", "score": 4})
-    with pytest.raises(InputError, match=r"'missing_text': 2\}; .* a text \(--text-column\): `ml-filter agreement`"):
+    with pytest.raises(
+        InputError, match=r"missing_text 2; flat rows need a text \(--text-column\); `ml-filter agreement`"
+    ):
         converted(path, tmp_path / "out", prompt="edu", annotator="m")
 
 
