@@ -82,7 +82,7 @@ class AgreementConfig(StageConfig):
         description="expected: the score expected from log-probabilities, where available; answer: the parsed answer",
     )
     votes_as_raters: bool = Field(False, description="each vote of an annotator is a rater, instead of their mean")
-    score_range: ScoreBounds | None = Field(
+    score_range: Annotated[ScoreBounds | None, Cli(metavar="LOW HIGH")] = Field(
         None, description="lowest and highest score, if no input was made by ml-filter (default: not known)"
     )
     threshold: float | None = Field(

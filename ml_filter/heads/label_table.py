@@ -101,7 +101,7 @@ def check_labels(table: LabelTable, criteria: Sequence[Criterion]) -> None:
     """Refuse labels that cannot train a head.
 
     Raises:
-        InputError: the labels of a criterion are too few, outside its score range, or all the same.
+        InputError: the labels of a criterion are too few, outside its score range, or identical.
     """
     for column, criterion in enumerate(criteria):
         labelled = ~np.isnan(table.labels[:, column])

@@ -5,7 +5,7 @@ are read and embedded, but no trial is fitted or scored on them. Documents are e
 differ in them.
 
 The draws of a trial depend on the search's seed, its number and the results before it. So a search that was killed
-continues with the trial that was running, and has the trials of one that was not.
+continues with the trial that was running, and ends with the same trials as one that was not.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def search_head(
         documents: the documents of aggregated scores (default: those that were annotated).
 
     Raises:
-        InputError: labels are missing, too few, all the same or from one host, or no trial has a figure.
+        InputError: labels are missing, too few, identical or from one host, or no trial has a figure.
         ConfigError: the encoder cannot be loaded.
     """
     data = open_labels(labels, config.train, documents)

@@ -92,7 +92,7 @@ def train_head(
         documents: the documents of aggregated scores (default: those that were annotated).
 
     Raises:
-        InputError: labels are missing, too few or all the same, or `output` has another head.
+        InputError: labels are missing, too few or identical, or `output` has another head.
         ConfigError: the encoder cannot be loaded.
     """
     data = open_labels(labels, config, documents)
