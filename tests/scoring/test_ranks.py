@@ -123,4 +123,4 @@ def test_an_invalid_rank_is_an_error(rank, world_size, environment, message):
 def test_the_command_says_that_other_ranks_are_not_finished(hashing_head, corpus, tmp_path, capsys):
     options = ["--rank", "0", "--world-size", "6", "--output", str(tmp_path / "out")]
     assert main(["score", hashing_head, str(corpus), *options]) == 0
-    assert "not yet those of all others" in capsys.readouterr().out
+    assert "the shards of this rank are done" in capsys.readouterr().out

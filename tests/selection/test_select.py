@@ -327,8 +327,8 @@ def test_the_command_prints_thresholds_by_quota(tmp_path, capsys):
             ["--keep-fraction", "0.1", "--quota", "source"],
             "has no column 'source' for the quota; available columns: id, text, score",
         ),
-        (["--keep-fraction", "0.1", "--quota-split", "equal"], "need --quota"),
-        (["--token-budget", "5", "--quota", "id", "--quota-share", "deu"], "is not of the form VALUE=SHARE"),
+        (["--keep-fraction", "0.1", "--quota-split", "equal"], "quota.by: Field required"),
+        (["--token-budget", "5", "--quota", "id", "--quota-share", "deu"], "deu"),
         (["--token-budget", "5", "--tokenizer", "BROKEN"], "cannot be loaded; give a Hub name or a directory"),
     ],
 )
