@@ -56,7 +56,7 @@ def only(document: str, reply: Any) -> Callable[[Request], Reply]:
 # --- Every document comes out once, in its place ---------------------------------------------------------------------
 
 
-def test_answers_that_come_in_any_order_are_written_in_input_order(serve, pages, asking, tmp_path):
+def test_answers_arrive_in_any_order_and_are_written_in_input_order(serve, pages, asking, tmp_path):
     delay = random.Random(1)
     server = serve(lambda request: Reply(chat(f"Score: {int(request.document[1:]) % 6}"), delay_s=delay.random() / 20))
     manifest = annotate_documents(pages(40), asking(server, max_concurrency=10), tmp_path / "out", SETTINGS)
@@ -65,7 +65,9 @@ def test_answers_that_come_in_any_order_are_written_in_input_order(serve, pages,
     assert set(server.asked.values()) == {1}
 
 
-def test_the_prompt_is_found_by_its_digest_after_its_file_was_edited(serve, pages, asking, prompt_file, tmp_path):
+def test_the_output_keeps_the_prompt_that_was_used_after_its_file_is_edited(
+    serve, pages, asking, prompt_file, tmp_path
+):
     server = serve(always(refused(400, "no")))
     files = [prompt_file(), prompt_file("adult", criterion="adult")]
     source, stopped = pages(1), asking(server, prompts=files, max_failed_share=0)
@@ -81,7 +83,7 @@ def test_the_prompt_is_found_by_its_digest_after_its_file_was_edited(serve, page
     assert len(kept) == 2
 
 
-def test_no_more_requests_than_allowed_are_in_flight(serve, pages, asking, tmp_path):
+def test_max_concurrency_bounds_the_requests_in_flight(serve, pages, asking, tmp_path):
     flying, most = 0, 0
 
     def answer(request: Request) -> Reply:
@@ -99,7 +101,7 @@ def test_no_more_requests_than_allowed_are_in_flight(serve, pages, asking, tmp_p
     assert most == 3
 
 
-def test_a_request_says_what_the_prompt_and_the_configuration_say(serve, pages, asking, prompt_file, tmp_path):
+def test_a_request_has_the_fields_of_the_prompt_and_the_configuration(serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(GOOD))
     prompt = prompt_file(system="Be strict.", max_tokens=9, top_logprobs=4)
     config = asking(server, prompts=[prompt], temperature=0.5, seed=7, model="the-model")
@@ -119,7 +121,7 @@ def test_a_request_says_what_the_prompt_and_the_configuration_say(serve, pages, 
     }
 
 
-def test_each_endpoint_may_have_its_own_name_for_the_model_and_its_own_key(serve, pages, asking, tmp_path, monkeypatch):
+def test_each_endpoint_can_have_its_own_model_name_and_key(serve, pages, asking, tmp_path, monkeypatch):
     mine, theirs = serve(always(Reply(GOOD, delay_s=0.02))), serve(always(Reply(GOOD, delay_s=0.02)))
     entry = {"url": theirs.url, "model": "vendor/the-model-fp8", "api_key_env": "VENDOR_KEY"}
     config = asking(mine, endpoints=[mine.url, entry], model="the-model")
@@ -135,7 +137,7 @@ def test_each_endpoint_may_have_its_own_name_for_the_model_and_its_own_key(serve
     assert not any(b"a-key-of-the-vendor" in file.read_bytes() for file in (tmp_path / "out").rglob("*.*"))
 
 
-def test_a_key_that_an_endpoint_refuses_is_named_by_its_variable(serve, pages, asking, tmp_path, monkeypatch):
+def test_a_rejected_key_is_reported_with_its_environment_variable(serve, pages, asking, tmp_path, monkeypatch):
     server = serve(lambda _: refused(401, "wrong key"))
     monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
     config = asking(server, endpoints=[{"url": server.url, "api_key_env": "VENDOR_KEY"}])
@@ -143,20 +145,20 @@ def test_a_key_that_an_endpoint_refuses_is_named_by_its_variable(serve, pages, a
         annotate_documents(pages(1), config, tmp_path / "out", SETTINGS)
 
 
-def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated():
+def test_a_key_given_as_variable_name_is_rejected_and_not_repeated_in_the_error():
     with pytest.raises(ValidationError) as caught:
         AnnotateConfig(endpoints=[{"url": "http://x/v1", "api_key_env": "sk-secret"}])
     assert "api_key_env" in problems_in(caught.value, "annotate")
     assert "sk-secret" not in problems_in(caught.value, "annotate")
 
 
-def test_without_wish_for_log_probabilities_none_are_asked_for(serve, pages, asking, prompt_file, tmp_path):
+def test_log_probabilities_are_not_requested_unless_configured(serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(GOOD))
     annotate_documents(pages(1), asking(server, prompts=[prompt_file(top_logprobs=0)]), tmp_path / "out", SETTINGS)
     assert not {"logprobs", "top_logprobs"} & server.requests[0].body.keys()
 
 
-def test_each_vote_on_a_document_has_a_seed_and_a_row_of_its_own(serve, pages, asking, tmp_path):
+def test_each_vote_has_its_own_seed_and_row(serve, pages, asking, tmp_path):
     server = serve(lambda request: chat(f"Score: {request.body['seed'] - 100}"))
     manifest = annotate_documents(
         pages(3), asking(server, votes=3, temperature=1.0, seed=100), tmp_path / "out", SETTINGS
@@ -165,7 +167,7 @@ def test_each_vote_on_a_document_has_a_seed_and_a_row_of_its_own(serve, pages, a
     assert [(row["document_id"], row["vote"], row["score"]) for row in rows(manifest)] == expected
 
 
-def test_every_row_says_who_answered_what_and_at_which_cost(serve, pages, asking, tmp_path):
+def test_a_row_records_annotator_prompt_answer_and_cost(serve, pages, asking, tmp_path):
     server = serve(lambda request: Reply(GOOD, delay_s=0.05))
     config = asking(server)
     [row] = rows(annotate_documents(pages(1), config, tmp_path / "out", SETTINGS))
@@ -188,7 +190,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_choice_reads_both_forms_of_log_probabilities(form, serve, pages, asking, prompt_file, tmp_path):
+def test_choice_mode_reads_both_formats_of_log_probabilities(form, serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(completion(" good", FORMS[form])))
     manifest = annotate_documents(pages(1), asking(server, prompts=[prompt_file(**CHOICE)]), tmp_path / "out", SETTINGS)
     [row] = rows(manifest)
@@ -198,9 +200,7 @@ def test_a_choice_reads_both_forms_of_log_probabilities(form, serve, pages, aski
     assert server.requests[0].body["max_tokens"] == 1
 
 
-def test_a_choice_from_a_server_without_log_probabilities_fails_and_is_not_a_score(
-    serve, pages, asking, prompt_file, tmp_path
-):
+def test_choice_mode_fails_without_log_probabilities(serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(completion(" good")))
     manifest = annotate_documents(pages(1), asking(server, prompts=[prompt_file(**CHOICE)]), tmp_path / "out", SETTINGS)
     assert [(row["status"], row["error"], row["score"]) for row in rows(manifest)] == [("failed", "no_logprobs", None)]
@@ -226,7 +226,7 @@ ODD_BUT_USABLE = {
 
 
 @pytest.mark.parametrize("case", ODD_BUT_USABLE)
-def test_oddities_beside_the_answer_do_not_cost_the_answer(case, serve, pages, asking, tmp_path):
+def test_an_answer_with_odd_other_fields_is_used(case, serve, pages, asking, tmp_path):
     server = serve(always(ODD_BUT_USABLE[case]))
     manifest = annotate_documents(pages(1), asking(server), tmp_path / "out", SETTINGS)
     assert [(row["score"], row["expected_score"]) for row in rows(manifest)] == [(3.0, None)]
@@ -256,7 +256,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_a_bad_answer_fails_its_document_alone_with_a_code_and_a_null_score(case, serve, pages, asking, tmp_path):
+def test_a_bad_answer_fails_only_its_own_document_with_an_error_code(case, serve, pages, asking, tmp_path):
     reply, error = UNUSABLE[case]
     server = serve(only("d1", reply))
     manifest = annotate_documents(pages(3), asking(server, timeout_s=0.5), tmp_path / "out", SETTINGS)
@@ -285,20 +285,20 @@ def test_retry_after_is_respected(serve, pages, asking, tmp_path):
     assert at[1] - at[0] >= 1
 
 
-def test_passing_trouble_is_tried_again(serve, pages, asking, tmp_path):
+def test_temporary_errors_are_retried(serve, pages, asking, tmp_path):
     server = serve(lambda request: refused(500, "out of memory") if request.nth == 1 else GOOD)
     manifest = annotate_documents(pages(3), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
     assert [(row["score"], row["attempts"]) for row in rows(manifest)] == [(3.0, 2)] * 3
 
 
-def test_a_refusal_is_not_asked_again_and_counts_as_one_attempt(serve, pages, asking, tmp_path):
+def test_a_rejected_request_is_not_retried(serve, pages, asking, tmp_path):
     server = serve(always(refused(400, "no such parameter")))
     manifest = annotate_documents(pages(2), asking(server, max_retries=3), tmp_path / "out", SETTINGS)
     assert [row["attempts"] for row in rows(manifest)] == [1, 1]
     assert len(server.requests) == 2
 
 
-def test_the_attempts_of_a_document_that_stays_without_answer_are_counted(serve, pages, asking, tmp_path):
+def test_the_attempts_of_a_failed_document_are_counted(serve, pages, asking, tmp_path):
     server = serve(always(Reply(None, fault="reset")))
     manifest = annotate_documents(pages(1), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
     assert [(row["error"], row["attempts"]) for row in rows(manifest)] == [("connection_error", 2)]
@@ -309,7 +309,7 @@ def test_the_attempts_of_a_document_that_stays_without_answer_are_counted(serve,
 
 
 @pytest.mark.parametrize("fault", ["reset", "hang", None])
-def test_an_outage_ends_the_run_and_the_next_one_finishes_it(fault, serve, pages, asking, tmp_path):
+def test_an_outage_ends_the_run_and_the_next_run_finishes_it(fault, serve, pages, asking, tmp_path):
     down = Reply({"error": {"message": "down"}}, 503, fault=fault)
     server = serve(lambda request: Reply(GOOD) if int(request.document[1:]) < 5 else down)
     config, source = asking(server, max_concurrency=8, timeout_s=0.3, max_retries=5), pages(60)
@@ -322,7 +322,7 @@ def test_an_outage_ends_the_run_and_the_next_one_finishes_it(fault, serve, pages
     assert {server.asked[f"d{i}"] for i in range(5)} == {1}
 
 
-def test_refusals_are_no_outage_for_they_are_answers(serve, pages, asking, tmp_path):
+def test_rejections_are_not_an_outage(serve, pages, asking, tmp_path):
     server = serve(lambda request: refused(400 if int(request.document[1:]) % 3 == 0 else 500, "no"))
     manifest = annotate_documents(pages(60), asking(server), tmp_path / "out", SETTINGS)
     assert manifest.counts["failed"] == 60
@@ -336,7 +336,9 @@ def test_refusals_are_no_outage_for_they_are_answers(serve, pages, asking, tmp_p
         (refused(404, f"The model does not exist for {KEY}"), "ML_FILTER_MODEL"),
     ],
 )
-def test_a_wrong_key_or_model_ends_the_run_at_once_and_names_the_setting(reply, names, serve, pages, asking, tmp_path):
+def test_a_wrong_key_or_model_ends_the_run_immediately_and_names_the_setting(
+    reply, names, serve, pages, asking, tmp_path
+):
     server = serve(always(reply))
     with pytest.raises(EndpointError, match=names) as caught:
         annotate_documents(pages(60), asking(server, max_retries=5), tmp_path / "out", SETTINGS)
@@ -345,7 +347,7 @@ def test_a_wrong_key_or_model_ends_the_run_at_once_and_names_the_setting(reply, 
     assert KEY not in str(caught.value)
 
 
-def test_a_run_whose_every_request_is_refused_alike_ends_with_the_reason(serve, pages, asking, tmp_path):
+def test_a_run_ends_when_its_first_requests_are_rejected_with_the_same_error(serve, pages, asking, tmp_path):
     server = serve(lambda request: refused(400, f"Unsupported parameter: 'seed' (request req-{request.document})"))
     config, source = asking(server), pages(200)
     with pytest.raises(
@@ -359,14 +361,14 @@ def test_a_run_whose_every_request_is_refused_alike_ends_with_the_reason(serve, 
     assert annotate_documents(source, again, tmp_path / "out", SETTINGS).counts["scored"] == 200
 
 
-def test_a_refusal_without_a_word_is_one_like_the_others(serve, pages, asking, tmp_path):
+def test_rejections_without_a_message_count_as_the_same_error(serve, pages, asking, tmp_path):
     server = serve(always(Reply(b"", 400)))
     with pytest.raises(EndpointError, match="rejected the first 20 requests with the same error"):
         annotate_documents(pages(60), asking(server), tmp_path / "out", SETTINGS)
 
 
 @pytest.mark.parametrize("other", [GOOD, refused(400, "another reason")], ids=["an answer", "another refusal"])
-def test_refusals_among_which_is_something_else_end_no_run(other, serve, pages, asking, tmp_path):
+def test_rejections_with_anything_else_among_them_do_not_end_the_run(other, serve, pages, asking, tmp_path):
     server = serve(lambda request: other if request.document == "d10" else refused(400, "this page is not allowed"))
     manifest = annotate_documents(pages(28), asking(server, max_concurrency=1), tmp_path / "out", SETTINGS)
     assert manifest.counts["documents"] == 28
@@ -381,7 +383,7 @@ def test_a_column_missing_in_a_later_file_is_an_input_error(serve, asking, tmp_p
         annotate_documents(SourceConfig(paths=[str(corpus)]), asking(serve(always(GOOD))), tmp_path / "out", SETTINGS)
 
 
-def test_too_many_failures_end_the_run_and_the_next_one_asks_only_for_them(serve, pages, asking, tmp_path):
+def test_too_many_failures_end_the_run_and_retry_failed_asks_only_for_them(serve, pages, asking, tmp_path):
     server = serve(
         lambda request: refused(400, "no") if request.document in ("d2", "d5") and request.nth == 1 else GOOD
     )
@@ -402,7 +404,7 @@ def test_too_many_failures_end_the_run_and_the_next_one_asks_only_for_them(serve
     assert {document for document, times in server.asked.items() if times == 2} == {"d2", "d5"}
 
 
-def test_the_failures_of_a_finished_run_may_be_asked_again_too(serve, pages, asking, tmp_path):
+def test_the_failures_of_a_finished_run_can_be_retried(serve, pages, asking, tmp_path):
     server = serve(lambda request: refused(400, "no") if request.document == "d2" and request.nth == 1 else GOOD)
     config, source = asking(server), pages(5)
     assert annotate_documents(source, config, tmp_path / "out", SETTINGS).counts["failed"] == 1
@@ -412,7 +414,7 @@ def test_the_failures_of_a_finished_run_may_be_asked_again_too(serve, pages, ask
     assert server.asked == {"d0": 1, "d1": 1, "d2": 2, "d3": 1, "d4": 1}
 
 
-def test_failures_up_to_the_tolerated_share_are_no_reason_to_stop(serve, pages, asking, tmp_path):
+def test_failures_up_to_max_failed_share_are_tolerated(serve, pages, asking, tmp_path):
     server = serve(only("d2", chat("Who knows?")))
     manifest = annotate_documents(pages(10), asking(server, max_failed_share=0.1), tmp_path / "out", SETTINGS)
     assert manifest.counts["failed"] == 1
@@ -425,7 +427,7 @@ SPARING = {"max_tokens": 5}
 """A prompt whose requests use 10 + 5 tokens, and reserve some 11 + 5."""
 
 
-def test_a_budget_that_is_enough_is_used(serve, pages, asking, prompt_file, tmp_path):
+def test_a_sufficient_budget_does_not_stop_the_run(serve, pages, asking, prompt_file, tmp_path):
     server = serve(always(GOOD))
     config = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=180)
     manifest = annotate_documents(pages(10), config, tmp_path / "out", SETTINGS)
@@ -433,7 +435,9 @@ def test_a_budget_that_is_enough_is_used(serve, pages, asking, prompt_file, tmp_
 
 
 @pytest.mark.parametrize("usage", [None, {"prompt_tokens": None, "completion_tokens": None}])
-def test_the_budget_holds_over_runs_and_with_many_in_flight(usage, serve, pages, asking, prompt_file, tmp_path):
+def test_the_budget_holds_across_runs_and_with_many_requests_in_flight(
+    usage, serve, pages, asking, prompt_file, tmp_path
+):
     answer = GOOD if usage is None else {**GOOD, "usage": usage}
     server, source = serve(lambda request: Reply(answer, delay_s=0.02)), pages(40)
     config = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=300, max_concurrency=30)
@@ -446,7 +450,7 @@ def test_the_budget_holds_over_runs_and_with_many_in_flight(usage, serve, pages,
     assert set(server.asked.values()) == {1}
 
 
-def test_money_has_a_budget_too_and_needs_prices(serve, pages, asking, prompt_file, tmp_path):
+def test_a_budget_in_usd_needs_prices(serve, pages, asking, prompt_file, tmp_path):
     server, source = serve(always(GOOD)), pages(40)
     with pytest.raises(ValueError, match="budget_usd needs usd_per_million_prompt_tokens"):
         asking(server, budget_usd=1.0)
@@ -457,7 +461,7 @@ def test_money_has_a_budget_too_and_needs_prices(serve, pages, asking, prompt_fi
     assert 8 <= len(server.requests) <= 10
 
 
-def test_tokens_of_failed_answers_are_spent_even_when_they_are_asked_again(serve, pages, asking, prompt_file, tmp_path):
+def test_tokens_of_failed_answers_count_towards_the_budget(serve, pages, asking, prompt_file, tmp_path):
     server, source = serve(always(chat("Who knows?"))), pages(4)
     config = asking(
         server, prompts=[prompt_file(**SPARING)], budget_tokens=150, max_failed_share=0.0, retry_failed=True
@@ -497,7 +501,7 @@ def test_a_document_without_text_fails_and_is_not_missing(half_empty, serve, ask
     assert (manifest.counts["documents"], manifest.counts["failed_no_text"], manifest.counts["rejected"]) == (6, 6, 2)
 
 
-def test_documents_without_text_count_towards_the_share_that_fails(half_empty, serve, asking, tmp_path):
+def test_documents_without_text_count_as_failed(half_empty, serve, asking, tmp_path):
     server = serve(always(GOOD))
     with pytest.raises(TooManyFailures, match=r"3 of 6 answers failed \(no_text 3\)"):
         annotate_documents(half_empty, asking(server, max_failed_share=0.1), tmp_path / "out", SETTINGS)
@@ -522,7 +526,9 @@ EMPTY = chat("")
     ids=["empty", "empty without usage", "malformed", "no JSON", "cut off", "too late"],
 )
 @pytest.mark.usefixtures("hasty")
-def test_tries_that_failed_and_may_have_cost_count_towards_the_cap(bad, serve, pages, asking, prompt_file, tmp_path):
+def test_failed_tries_that_may_have_cost_something_count_towards_the_budget(
+    bad, serve, pages, asking, prompt_file, tmp_path
+):
     def answer(request: Request) -> Any:
         return bad if len(server.requests) % 3 == 0 else GOOD
 
@@ -536,7 +542,7 @@ def test_tries_that_failed_and_may_have_cost_count_towards_the_cap(bad, serve, p
 
 
 @pytest.mark.usefixtures("hasty")
-def test_what_was_paid_is_reported_with_all_tries_and_answers_asked_again(serve, pages, asking, tmp_path):
+def test_reported_tokens_include_retries_and_replaced_answers(serve, pages, asking, tmp_path):
     wrong = {("d1", 1): EMPTY, ("d2", 1): chat("Who knows?"), ("d3", 1): refused(500, "no"), ("d4", 1): EMPTY}
     server, source = serve(lambda request: wrong.get((request.document, request.nth), GOOD)), pages(6)
     config = asking(server, max_retries=1)
@@ -550,9 +556,7 @@ def test_what_was_paid_is_reported_with_all_tries_and_answers_asked_again(serve,
     assert "tokens_unreported" not in manifest.counts
 
 
-def test_tokens_that_no_server_reported_are_told_apart_from_those_that_were_paid(
-    serve, pages, asking, prompt_file, tmp_path
-):
+def test_unreported_tokens_are_counted_separately(serve, pages, asking, prompt_file, tmp_path):
     server = serve(only("d1", Reply(GOOD, fault="hang")))
     config = asking(server, prompts=[prompt_file(**SPARING)], timeout_s=0.3)
     manifest = annotate_documents(pages(3), config, tmp_path / "out", SETTINGS)
@@ -561,7 +565,7 @@ def test_tokens_that_no_server_reported_are_told_apart_from_those_that_were_paid
     assert rows(manifest)[1]["prompt_tokens"] is None
 
 
-def test_a_run_may_finish_at_its_budget_and_a_later_one_asks_for_the_rest(serve, pages, asking, prompt_file, tmp_path):
+def test_a_run_can_finish_at_its_budget_and_a_later_one_asks_for_the_rest(serve, pages, asking, prompt_file, tmp_path):
     server, source = serve(always(GOOD)), pages(20)
     config = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200, at_budget="finish", retry_failed=True)
     manifest = annotate_documents(source, config, tmp_path / "out", SETTINGS)
@@ -577,7 +581,7 @@ def test_a_run_may_finish_at_its_budget_and_a_later_one_asks_for_the_rest(serve,
     assert set(server.asked.values()) == {1}
 
 
-def test_a_run_that_finishes_at_its_budget_ends_by_the_tolerated_share_each_time(
+def test_a_run_that_finished_at_its_budget_checks_max_failed_share_each_time(
     serve, pages, asking, prompt_file, tmp_path
 ):
     server, source = serve(always(GOOD)), pages(20)
@@ -593,9 +597,7 @@ def test_a_run_that_finishes_at_its_budget_ends_by_the_tolerated_share_each_time
     assert annotate_documents(source, config, tmp_path / "out", SETTINGS) == manifest
 
 
-def test_a_run_that_was_stopped_by_its_budget_can_be_finished_without_asking(
-    serve, pages, asking, prompt_file, tmp_path
-):
+def test_a_run_stopped_by_its_budget_can_be_finished_without_requests(serve, pages, asking, prompt_file, tmp_path):
     server, source = serve(always(GOOD)), pages(20)
     config = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=200)
     with pytest.raises(TooManyFailures, match=r"higher budget.*--at-budget finish"):
@@ -608,7 +610,7 @@ def test_a_run_that_was_stopped_by_its_budget_can_be_finished_without_asking(
 # --- Again, killed, and beside another run ---------------------------------------------------------------------------
 
 
-def test_a_finished_run_asks_nothing_more_even_of_a_dead_endpoint(serve, pages, asking, tmp_path):
+def test_a_finished_run_sends_no_requests(serve, pages, asking, tmp_path):
     server = serve(always(GOOD))
     config, source = asking(server), pages(5)
     first = annotate_documents(source, config, tmp_path / "out", SETTINGS)
@@ -629,7 +631,7 @@ def test_a_finished_run_asks_nothing_more_even_of_a_dead_endpoint(serve, pages, 
     ids=lambda change: next(iter(change)),
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_other_settings_are_refused_a_directory_that_is_taken(change, finished, serve, pages, asking, tmp_path):
+def test_a_directory_of_a_run_with_different_settings_is_refused(change, finished, serve, pages, asking, tmp_path):
     source = pages(2)
     server = serve(lambda request: GOOD if finished or request.document == "d0" else chat("no idea"))
     if finished:
@@ -644,7 +646,7 @@ def test_other_settings_are_refused_a_directory_that_is_taken(change, finished, 
 
 
 @pytest.mark.parametrize("first", ["no such column", "no answer", "all refused"])
-def test_a_directory_in_which_nothing_was_answered_is_free_for_mended_settings(first, serve, pages, asking, tmp_path):
+def test_a_directory_without_any_answer_can_be_used_with_corrected_settings(first, serve, pages, asking, tmp_path):
     source = pages(25)
     server = serve(lambda request: refused(400, "Unsupported parameter: 'seed'") if "seed" in request.body else GOOD)
     mended = asking(server, extra_body={"seed": None})
@@ -661,7 +663,7 @@ def test_a_directory_in_which_nothing_was_answered_is_free_for_mended_settings(f
     assert (manifest.counts["scored"], manifest.counts["failed"]) == (25, 0)
 
 
-def test_a_directory_that_is_taken_names_its_ledger_and_how_its_answers_are_used(serve, pages, asking, tmp_path):
+def test_the_error_for_a_taken_directory_says_how_to_reuse_its_ledger(serve, pages, asking, tmp_path):
     server, source = serve(always(GOOD)), pages(3)
     annotate_documents(source, asking(server, temperature=1.0), tmp_path / "out", SETTINGS)
     more = asking(server, temperature=1.0, votes=2)
@@ -674,7 +676,7 @@ def test_a_directory_that_is_taken_names_its_ledger_and_how_its_answers_are_used
     assert len(server.requests) == 6
 
 
-def test_a_changed_word_in_the_prompt_is_another_prompt(serve, pages, asking, prompt_file, tmp_path):
+def test_a_changed_prompt_needs_another_directory(serve, pages, asking, prompt_file, tmp_path):
     server, source = serve(always(GOOD)), pages(2)
     annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
     described = prompt_file(description="Says more about it.")
@@ -689,7 +691,7 @@ def command(server: Any, source: SourceConfig, prompt: str, out: Path) -> list[s
 
 
 @pytest.mark.slow
-def test_after_a_kill_only_requests_on_their_way_are_made_again(serve, pages, asking, prompt_file, tmp_path):
+def test_after_a_kill_only_requests_in_flight_are_made_again(serve, pages, asking, prompt_file, tmp_path):
     out, source = tmp_path / "out", pages(60)
     # the 31st document and those after it hang, so that the kill meets exactly five requests on their way
     server = serve(lambda request: Reply(GOOD, fault="hang" if int(request.document[1:]) >= 30 else None))
@@ -717,7 +719,7 @@ def test_after_a_kill_only_requests_on_their_way_are_made_again(serve, pages, as
 # --- Input -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_document_whose_id_came_before_is_rejected_and_not_asked(serve, asking, tmp_path):
+def test_a_document_with_a_duplicate_id_is_rejected(serve, asking, tmp_path):
     path = tmp_path / "pages.jsonl"
     texts = [("a", "[a] first"), ("b", "[b] page"), ("a", "[c] other text"), ("a", "[a] first")]
     path.write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in texts))
@@ -741,7 +743,7 @@ def test_a_source_without_any_document_is_an_input_error(serve, asking, tmp_path
         annotate_documents(source, asking(serve(always(GOOD))), tmp_path / "out", SETTINGS)
 
 
-def test_endpoint_and_model_may_come_from_the_environment(serve, pages, prompt_file, tmp_path, monkeypatch):
+def test_endpoint_and_model_can_come_from_the_environment(serve, pages, prompt_file, tmp_path, monkeypatch):
     server = serve(always(GOOD))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ML_FILTER_ENDPOINT", server.url)
@@ -757,7 +759,7 @@ def test_endpoint_and_model_may_come_from_the_environment(serve, pages, prompt_f
 
 
 @pytest.mark.parametrize("url", [f"http://me:{KEY}@host/v1", f"http://{KEY}@host/v1", f"http://host/v1?key={KEY}"])
-def test_a_key_in_an_endpoints_url_is_refused_before_it_is_written_anywhere(url, pages, tmp_path):
+def test_a_key_in_the_url_of_an_endpoint_is_rejected(url, pages, tmp_path):
     for endpoint in (url, {"url": url}):
         with pytest.raises(ValidationError, match="put the key into ML_FILTER_API_KEY") as caught:
             AnnotateConfig.model_validate({"endpoints": [endpoint]})
@@ -768,7 +770,7 @@ def test_a_key_in_an_endpoints_url_is_refused_before_it_is_written_anywhere(url,
     assert KEY not in "".join(traceback.format_exception(told.value))
 
 
-def test_white_space_around_a_key_is_no_part_of_it_and_a_broken_key_is_told(serve, pages, asking, tmp_path):
+def test_white_space_around_a_key_is_ignored_and_an_invalid_key_is_reported(serve, pages, asking, tmp_path):
     """Secrets from files tend to end with a line break."""
     server = serve(always(GOOD))
     settings = Settings(_env_file=None, endpoint=None, model=None, api_key=SecretStr(f" {KEY}\n"))
@@ -780,7 +782,7 @@ def test_white_space_around_a_key_is_no_part_of_it_and_a_broken_key_is_told(serv
     assert KEY not in str(caught.value)
 
 
-def test_the_key_reaches_the_server_and_no_file_message_or_log(serve, pages, asking, tmp_path):
+def test_the_key_is_in_no_file_message_or_log(serve, pages, asking, tmp_path):
     logged: list[str] = []
     sink = logger.add(logged.append, level="TRACE")
     troubles = [

@@ -48,7 +48,7 @@ def rows(manifest: Any) -> list[dict[str, Any]]:
 # --- Structured output -----------------------------------------------------------------------------------------------
 
 
-def test_json_is_asked_for_with_its_schema(serve, pages, asking, prompt_file, tmp_path):
+def test_json_mode_sends_its_schema(serve, pages, asking, prompt_file, tmp_path):
     server = serve(lambda _: chat('{"reason": "It explains.", "score": 4}'))
     manifest = annotate_documents(
         pages(1), asking(server, prompts=[prompt_file(**AS_JSON)]), tmp_path / "out", SETTINGS
@@ -72,7 +72,7 @@ def test_json_is_asked_for_with_its_schema(serve, pages, asking, prompt_file, tm
     assert [(row["score"], row["reason"]) for row in rows(manifest)] == [(4.0, "It explains.")]
 
 
-def test_a_written_choice_is_held_to_the_choices_and_read(serve, pages, asking, prompt_file, tmp_path):
+def test_a_written_choice_is_constrained_and_read(serve, pages, asking, prompt_file, tmp_path):
     server = serve(lambda request: chat(" Good\n" if request.document == "d0" else "neither"))
     manifest = annotate_documents(
         pages(2), asking(server, prompts=[prompt_file(**WRITTEN)]), tmp_path / "out", SETTINGS
@@ -88,7 +88,7 @@ def without_structure(request: Request) -> Reply | dict[str, Any]:
     return chat('{"reason": "It explains.", "score": 4}')
 
 
-def test_a_server_that_refuses_structure_is_asked_without_and_warned_about_once(
+def test_without_support_for_structured_output_the_run_continues_with_one_warning(
     serve, pages, asking, prompt_file, tmp_path
 ):
     warnings: list[str] = []
@@ -105,13 +105,13 @@ def test_a_server_that_refuses_structure_is_asked_without_and_warned_about_once(
     assert "does not support structured output" in warnings[0]
 
 
-def test_where_structure_is_a_must_its_refusal_ends_the_run(serve, pages, asking, prompt_file, tmp_path):
+def test_structured_on_requires_support_by_the_server(serve, pages, asking, prompt_file, tmp_path):
     config = asking(serve(without_structure), prompts=[prompt_file(**AS_JSON)], structured="on")
     with pytest.raises(EndpointError, match=r"does not support structured output .*\(--structured\) to auto or off"):
         annotate_documents(pages(3), config, tmp_path / "out", SETTINGS)
 
 
-def test_where_structure_is_off_none_is_asked_for(serve, pages, asking, prompt_file, tmp_path):
+def test_structured_off_sends_no_constraints(serve, pages, asking, prompt_file, tmp_path):
     server = serve(without_structure)
     config = asking(server, prompts=[prompt_file(**AS_JSON)], structured="off")
     assert annotate_documents(pages(3), config, tmp_path / "out", SETTINGS).counts["scored"] == 3
@@ -133,7 +133,7 @@ def like_a_reasoning_model(request: Request) -> Reply | dict[str, Any]:
 RENAMED = {"max_tokens": None, "max_completion_tokens": 900, "temperature": None, "seed": None}
 
 
-def test_fields_that_a_server_refuses_are_renamed_or_left_out(serve, pages, asking, tmp_path):
+def test_extra_body_renames_and_removes_fields(serve, pages, asking, tmp_path):
     server = serve(like_a_reasoning_model)
     as_usual = annotate_documents(pages(2), asking(server), tmp_path / "usual", SETTINGS)
     assert [row["error"] for row in rows(as_usual)] == ["bad_request"] * 2
@@ -144,7 +144,7 @@ def test_fields_that_a_server_refuses_are_renamed_or_left_out(serve, pages, aski
     assert not {"max_tokens", "temperature", "seed"} & body.keys()
 
 
-def test_extra_fields_go_before_all_others_structure_among_them(serve, pages, asking, prompt_file, tmp_path):
+def test_extra_body_overrides_all_other_fields(serve, pages, asking, prompt_file, tmp_path):
     server = serve(lambda _: chat('{"reason": "It explains.", "score": 4}'))
     extra = {"response_format": {"type": "json_object"}, "top_p": 0.5, "chat_template_kwargs": {"thinking": None}}
     config = asking(server, prompts=[prompt_file(**AS_JSON)], extra_body=extra, top_p=0.9)
@@ -152,14 +152,14 @@ def test_extra_fields_go_before_all_others_structure_among_them(serve, pages, as
     assert {name: server.requests[0].body[name] for name in extra} == extra
 
 
-def test_an_answer_may_be_as_long_as_the_extra_fields_say(serve, pages, asking, tmp_path):
+def test_extra_body_overrides_the_length_of_an_answer(serve, pages, asking, tmp_path):
     server = serve(lambda _: GOOD)
     with pytest.raises(TooManyFailures, match="budget of 500 tokens"):
         annotate_documents(pages(1), asking(server, extra_body=RENAMED, budget_tokens=500), tmp_path / "out", SETTINGS)
     assert not server.requests
 
 
-def test_extra_fields_are_part_of_the_ledgers_key_and_their_absence_leaves_it(serve, pages, asking, tmp_path):
+def test_extra_body_is_part_of_the_key_in_the_ledger(serve, pages, asking, tmp_path):
     server = serve(lambda _: GOOD)
     ledger = tmp_path / "ledger.sqlite"
     config = asking(server, ledger=str(ledger))
@@ -214,7 +214,7 @@ def damaged(draw: st.DrawFn) -> Any:
 
 
 @given(damaged(), st.sampled_from(PROMPTS))
-def test_a_damaged_response_is_an_answer_or_malformed_and_never_a_crash(payload, prompt):
+def test_a_damaged_response_is_read_or_malformed_but_never_crashes(payload, prompt):
     try:
         answer = read_answer(payload)
     except (LookupError, TypeError, ValueError, AttributeError):
@@ -240,13 +240,13 @@ def test_a_damaged_response_is_an_answer_or_malformed_and_never_a_crash(payload,
         "ten",
     ],
 )
-def test_usage_that_cannot_be_is_unknown(usage, serve, pages, asking, tmp_path):
+def test_impossible_usage_is_unknown(usage, serve, pages, asking, tmp_path):
     server = serve(lambda _: {**GOOD, "usage": usage})
     [row] = rows(annotate_documents(pages(1), asking(server), tmp_path / "out", SETTINGS))
     assert (row["score"], row["prompt_tokens"], row["completion_tokens"]) == (3.0, None, None)
 
 
-def test_half_a_surrogate_pair_in_a_json_reason_is_no_reason_to_stop(serve, pages, asking, prompt_file, tmp_path):
+def test_a_lone_surrogate_in_a_json_reason_does_not_stop_the_run(serve, pages, asking, prompt_file, tmp_path):
     server = serve(lambda _: chat('{"reason": "half \\ud83d of it", "score": 3}'))
     config = asking(server, prompts=[prompt_file(**AS_JSON)])
     [row] = rows(annotate_documents(pages(1), config, tmp_path / "out", SETTINGS))
@@ -286,7 +286,7 @@ def test_documents_without_language_get_the_first_prompt(serve, pages, asking, p
     assert [row["prompt"] for row in rows(manifest)] == ["english"] * 3
 
 
-def test_several_criteria_in_one_run_are_rows_of_their_own(serve, asking, prompt_file, languages, tmp_path):
+def test_each_criterion_of_a_run_has_its_own_rows(serve, asking, prompt_file, languages, tmp_path):
     harm = {"criterion": "harm", "text": "How harmful is this?\n{text}"}
     prompts = [prompt_file("english"), prompt_file("german", language="de"), prompt_file("harm", **harm)]
     server = serve(lambda request: chat(f"Score: {1 if 'harmful' in str(request.body) else 4}"))
@@ -309,7 +309,7 @@ def test_several_criteria_in_one_run_are_rows_of_their_own(serve, asking, prompt
         ({"language": "de", "threshold": 4}, "different score ranges or thresholds"),
     ],
 )
-def test_prompts_between_which_none_can_choose_are_refused(changes, says, serve, pages, asking, prompt_file, tmp_path):
+def test_ambiguous_prompts_are_rejected(changes, says, serve, pages, asking, prompt_file, tmp_path):
     config = asking(serve(lambda _: GOOD), prompts=[prompt_file("one"), prompt_file("two", **changes)])
     with pytest.raises(ConfigError, match=says):
         annotate_documents(pages(1), config, tmp_path / "out", SETTINGS)
@@ -318,7 +318,7 @@ def test_prompts_between_which_none_can_choose_are_refused(changes, says, serve,
 # --- Two outputs, one ledger -----------------------------------------------------------------------------------------
 
 
-def test_a_shared_ledger_pays_nothing_twice(serve, pages, asking, tmp_path):
+def test_with_a_shared_ledger_nothing_is_paid_for_twice(serve, pages, asking, tmp_path):
     server = serve(lambda request: Reply(GOOD))
     config = asking(server, ledger=str(tmp_path / "shared" / "ledger.sqlite"), temperature=1.0)
     annotate_documents(pages(5), config, tmp_path / "one", SETTINGS)
@@ -331,7 +331,7 @@ def test_a_shared_ledger_pays_nothing_twice(serve, pages, asking, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"temperature": 0.5}, {"seed": 1}, {"model": "other"}, {"top_p": 0.5}])
-def test_a_shared_ledger_never_gives_the_answers_to_another_question(change, serve, pages, asking, tmp_path):
+def test_a_shared_ledger_keeps_the_answers_to_different_questions_separate(change, serve, pages, asking, tmp_path):
     server = serve(lambda request: Reply(GOOD))
     config = asking(server, ledger=str(tmp_path / "ledger.sqlite"), temperature=1.0)
     annotate_documents(pages(2), config, tmp_path / "one", SETTINGS)
@@ -339,7 +339,7 @@ def test_a_shared_ledger_never_gives_the_answers_to_another_question(change, ser
     assert len(server.requests) == 4
 
 
-def test_the_manifest_of_a_run_says_what_its_prompts_ask(serve, pages, asking, tmp_path):
+def test_the_manifest_describes_prompts_and_criteria(serve, pages, asking, tmp_path):
     manifest = annotate_documents(pages(1), asking(serve(lambda _: GOOD)), Path(tmp_path / "out"), SETTINGS)
     [prompt] = manifest.config["prompts"]
     assert prompt == {

@@ -258,7 +258,7 @@ def test_a_batch_holds_the_requests_that_annotate_would_send(serve, pages, askin
     assert {(line["method"], line["url"]) for line in written} == {("POST", "/v1/chat/completions")}
 
 
-def test_a_batch_goes_to_the_first_endpoint_under_its_name_for_the_model(pages, asking, provide, tmp_path, monkeypatch):
+def test_a_batch_uses_the_model_name_and_key_of_the_first_endpoint(pages, asking, provide, tmp_path, monkeypatch):
     server = provide()
     monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
     entry = {"url": server.url, "model": "vendor/m", "api_key_env": "VENDOR_KEY"}
@@ -268,7 +268,7 @@ def test_a_batch_goes_to_the_first_endpoint_under_its_name_for_the_model(pages, 
     assert {row["annotator"] for row in pq.read_table(manifest.shard_paths()[0]).to_pylist()} == {"m"}
 
 
-def test_results_that_repeat_their_endpoints_key_are_kept_without_it(pages, asking, provide, tmp_path, monkeypatch):
+def test_the_key_is_removed_from_results(pages, asking, provide, tmp_path, monkeypatch):
     server = provide()
     monkeypatch.setenv("VENDOR_KEY", "a-key-of-the-vendor")
     entry = {"url": server.url, "model": "vendor/m", "api_key_env": "VENDOR_KEY"}
@@ -282,7 +282,7 @@ def test_results_that_repeat_their_endpoints_key_are_kept_without_it(pages, aski
 
 @how(max_examples=10, deadline=None)
 @for_all(requests=st.integers(1, 7), most_bytes=st.integers(400, 3000))
-def test_files_keep_to_their_limits_and_ids_are_unique_short_and_plain(tmp_path_factory, requests, most_bytes):
+def test_files_respect_their_limits_and_ids_are_unique_and_short(tmp_path_factory, requests, most_bytes):
     folder = tmp_path_factory.mktemp("limits")
     (folder / "pages.jsonl").write_text(
         "".join(json.dumps({"id": f"d{i}", "text": f"[d{i}] " + "x" * 40 * i}) + "\n" for i in range(8))
@@ -300,14 +300,14 @@ def test_files_keep_to_their_limits_and_ids_are_unique_short_and_plain(tmp_path_
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", custom_id) for custom_id in ids)
 
 
-def test_chat_and_completion_prompts_go_into_files_of_their_own(provide, written, prompt_file):
+def test_chat_and_completion_requests_go_into_separate_files(provide, written, prompt_file):
     choice = {"api": "completion", "mode": "choice", "pattern": "", "choices": {" good": 4, " bad": 1}}
     batch = written(provide(), prompts=[prompt_file(), prompt_file("plain", criterion="depth", **choice)])
     urls = [{json.loads(line)["url"] for line in file.read_text().splitlines()} for file in files_of(batch)]
     assert urls == [{"/v1/chat/completions"}, {"/v1/completions"}]
 
 
-def test_what_the_ledger_holds_is_not_written(serve, pages, asking, tmp_path):
+def test_requests_answered_in_the_ledger_are_not_written(serve, pages, asking, tmp_path):
     server = serve(lambda request: chat("Score: 3" if request.document < "d3" else "no idea"))
     config = asking(server, ledger=str(tmp_path / "shared.sqlite"))
     source = pages(5)
@@ -318,7 +318,7 @@ def test_what_the_ledger_holds_is_not_written(serve, pages, asking, tmp_path):
     assert [document_of(line) for line in lines_in(tmp_path / "b")] == ["d3", "d4"]
 
 
-def test_a_budget_counts_each_request_with_all_it_may_write_at_batch_prices(pages, asking, provide, tmp_path):
+def test_the_budget_of_a_batch_counts_all_tokens_that_a_request_may_use(pages, asking, provide, tmp_path):
     prices = {"usd_per_million_prompt_tokens": 0.0, "usd_per_million_completion_tokens": 2.0}
     config = asking(provide(), **prices, budget_usd=256 * 1e-6 * 10.5)
     manifest = write_batch(pages(20), config, BatchConfig(), tmp_path / "batch", SETTINGS)
@@ -333,7 +333,7 @@ def test_a_budget_counts_each_request_with_all_it_may_write_at_batch_prices(page
         ({"tokenizer": "anything"}, "context-tokens"),
     ],
 )
-def test_what_needs_a_server_is_refused(changes, says, pages, asking, provide, tmp_path):
+def test_settings_that_need_a_server_are_rejected(changes, says, pages, asking, provide, tmp_path):
     with pytest.raises(ConfigError, match=says):
         write_batch(pages(2), asking(provide(), **changes), BatchConfig(), tmp_path / "batch", SETTINGS)
 
@@ -356,7 +356,7 @@ def test_results_in_any_order_become_the_annotations_that_annotate_makes(
     assert provider.keys == {f"Bearer {KEY}"}
 
 
-def test_windows_come_back_to_their_document(provide, written, prompt_file, tmp_path):
+def test_windows_are_joined_to_their_document(provide, written, prompt_file, tmp_path):
     def answer(request: Line) -> list[Line]:
         text = request["body"]["messages"][-1]["content"]
         return [result(request, chat(f"Score: {2 if '[d' in text else 4}"))]
@@ -366,7 +366,7 @@ def test_windows_come_back_to_their_document(provide, written, prompt_file, tmp_
     assert [(row["score"], row["windows"]) for row in rows(manifest)] == [(3.0, 2)] * 3
 
 
-def test_costs_are_those_of_a_batch(provide, written, tmp_path):
+def test_costs_use_batch_prices(provide, written, tmp_path):
     prices = {"usd_per_million_prompt_tokens": 10.0, "usd_per_million_completion_tokens": 100.0}
     batch = written(provide(), 4, **prices)
     manifest = bring_home(batch, tmp_path / "out")
@@ -374,7 +374,7 @@ def test_costs_are_those_of_a_batch(provide, written, tmp_path):
     assert batch_usd(batch, manifest) == pytest.approx(0.5 * (40 * 10e-6 + 20 * 100e-6))
 
 
-def test_every_command_run_again_does_nothing_twice(provide, written, pages, asking, tmp_path):
+def test_repeating_a_command_does_nothing_twice(provide, written, pages, asking, tmp_path):
     provider = provide()
     batch = written(provider)
     config = AnnotateConfig.model_validate(asking(provider))
@@ -393,7 +393,7 @@ def test_every_command_run_again_does_nothing_twice(provide, written, pages, ask
     assert write_batch(source, config, BatchConfig(), batch, SETTINGS).counts["requests"] == 6
 
 
-def test_collecting_early_keeps_what_came_and_says_that_batches_run(provide, written, tmp_path):
+def test_collecting_early_keeps_the_answers_and_reports_running_batches(provide, written, tmp_path):
     provider = provide()
     provider.looks = 2
     batch = written(provider)
@@ -428,7 +428,7 @@ def test_each_failed_request_has_its_code_and_no_score(provide, written, tmp_pat
         collect_batch(tmp_path / "batch", tmp_path / "strict", max_failed_share=0.5, settings=SETTINGS)
 
 
-def test_what_expired_or_is_missing_stays_open_and_annotate_asks_just_that(
+def test_expired_and_missing_requests_stay_open_and_annotate_finishes_them(
     provide, serve, written, asking, pages, tmp_path
 ):
     def answer(request: Line) -> list[Line]:
@@ -449,7 +449,7 @@ def test_what_expired_or_is_missing_stays_open_and_annotate_asks_just_that(
     assert [row["score"] for row in rows(manifest)] == [0, 5, 2, 3, 5, 5]
 
 
-def test_of_two_lines_for_a_request_the_good_one_counts_and_a_good_one_stays(provide, written, tmp_path):
+def test_of_several_results_for_a_request_the_first_usable_one_counts(provide, written, tmp_path):
     def answer(request: Line) -> list[Line]:
         bad, later = result(request, {"error": {"message": "x"}}, 500), result(request, chat("Score: 5"))
         lines = {"d0": [bad, good(request)], "d1": [good(request), bad], "d2": [good(request), later]}
@@ -461,7 +461,7 @@ def test_of_two_lines_for_a_request_the_good_one_counts_and_a_good_one_stays(pro
 
 
 @pytest.mark.parametrize("spoilt", ["cut", "short"])
-def test_a_download_that_is_cut_off_is_fetched_again_and_never_read(spoilt, provide, written, tmp_path):
+def test_an_interrupted_download_is_repeated_and_never_read(spoilt, provide, written, tmp_path):
     provider = provide()
     batch = written(provider)
     submit_batch(batch, SETTINGS)
@@ -473,14 +473,14 @@ def test_a_download_that_is_cut_off_is_fetched_again_and_never_read(spoilt, prov
     assert collect_batch(batch, tmp_path / "out", settings=SETTINGS).counts["scored"] == 6
 
 
-def test_a_batch_that_the_provider_rejects_says_why(provide, written, tmp_path):
+def test_a_batch_rejected_by_the_provider_reports_the_reason(provide, written, tmp_path):
     provider = provide()
     provider.ends = "failed"
     with pytest.raises(TooManyFailures, match=r"6 answers are open; requests-00000.jsonl: token_limit_exceeded"):
         bring_home(written(provider), tmp_path / "out")
 
 
-def test_results_that_are_here_need_no_provider(provide, written, tmp_path):
+def test_local_results_need_no_provider(provide, written, tmp_path):
     batch = written(provide(), 5)
     requests = lines_in(batch)
     content = "".join(json.dumps(good(request)) + "\n" for request in reversed(requests))
@@ -500,7 +500,7 @@ def test_results_of_another_batch_are_refused(provide, written, tmp_path):
         collect_batch(batch, tmp_path / "out", results=[tmp_path / "results.jsonl"], settings=SETTINGS)
 
 
-def test_a_prompt_or_a_text_that_has_changed_does_not_get_another_ones_answer(provide, written, prompt_file, tmp_path):
+def test_a_changed_prompt_or_text_does_not_get_the_old_answer(provide, written, prompt_file, tmp_path):
     batch = written(provide(), 3)
     submit_batch(batch, SETTINGS)
     batch_status(batch, SETTINGS, wait=True, every_s=0.01)
@@ -523,7 +523,7 @@ def cut(path: Path) -> None:
     ("name", "damage"),
     [("requests.sqlite", cut), ("requests.sqlite", Path.unlink), ("requests-00000.jsonl", Path.unlink)],
 )
-def test_a_damaged_batch_says_how_its_results_are_still_collected(
+def test_the_error_for_a_damaged_batch_says_how_to_collect_its_results(
     name, damage, provide, written, pages, asking, tmp_path
 ):
     server = provide()
@@ -538,7 +538,7 @@ def test_a_damaged_batch_says_how_its_results_are_still_collected(
     assert (manifest.counts["scored"], manifest.counts["failed"]) == (6, 0)
 
 
-def test_what_is_known_of_submitted_batches_is_not_guessed_when_it_is_damaged(provide, written):
+def test_a_damaged_state_of_submissions_is_reported_and_nothing_is_submitted(provide, written):
     server = provide()
     batch = written(server)
     submit_batch(batch, SETTINGS)
@@ -550,14 +550,14 @@ def test_what_is_known_of_submitted_batches_is_not_guessed_when_it_is_damaged(pr
     assert len(server.batches) == 1
 
 
-def test_a_file_of_results_that_is_not_there_is_told(provide, written, tmp_path):
+def test_a_missing_file_of_results_is_reported(provide, written, tmp_path):
     batch = written(provide())
     for path in (tmp_path / "nothing.jsonl", tmp_path):
         with pytest.raises(InputError, match=f"{path} is not a file of results"):
             collect_batch(batch, tmp_path / "out", results=[path], settings=SETTINGS)
 
 
-def test_a_batch_that_was_not_submitted_is_told_as_that(provide, written, tmp_path):
+def test_collecting_a_batch_that_was_not_submitted_says_so(provide, written, tmp_path):
     batch = written(provide())
     with pytest.raises(InputError, match=rf"has not been submitted: run ml-filter batch submit {batch}"):
         collect_batch(batch, tmp_path / "out", settings=SETTINGS)
@@ -565,7 +565,7 @@ def test_a_batch_that_was_not_submitted_is_told_as_that(provide, written, tmp_pa
 
 
 @pytest.mark.parametrize("ends", ["expired", "cancelled"])
-def test_what_a_batch_that_ended_early_left_is_submitted_again_and_nothing_else(ends, provide, written, tmp_path):
+def test_only_the_unanswered_requests_of_a_batch_that_ended_early_are_resubmitted(ends, provide, written, tmp_path):
     error = {"error": {"message": "no such parameter"}}
     late = {"d4", "d5"}
 
@@ -594,7 +594,7 @@ def test_what_a_batch_that_ended_early_left_is_submitted_again_and_nothing_else(
     assert asked == {"d0": 2, "d1": 1, "d2": 1, "d3": 1, "d4": 2, "d5": 2}
 
 
-def test_a_batch_that_was_rejected_may_be_submitted_again_more_than_once(provide, written, tmp_path):
+def test_a_rejected_batch_can_be_resubmitted_repeatedly(provide, written, tmp_path):
     provider = provide()
     provider.ends = "failed"
     batch = written(provider, 6, {"max_requests": 3})
@@ -608,7 +608,7 @@ def test_a_batch_that_was_rejected_may_be_submitted_again_more_than_once(provide
     assert len({name for name, _ in provider.files.values() if name != "results.jsonl"}) == 6
 
 
-def test_a_rest_whose_submission_is_cut_off_is_submitted_once(provide, written, monkeypatch, tmp_path):
+def test_an_interrupted_resubmission_submits_the_rest_once(provide, written, monkeypatch, tmp_path):
     provider = provide(lambda request: [expired(request)])
     provider.ends = "expired"
     batch = written(provider)
@@ -666,7 +666,7 @@ def test_a_kill_at_the_second_upload_or_creation_submits_no_file_twice(
     assert bring_home(batch, tmp_path / "out").counts["scored"] == 6
 
 
-def test_a_fresh_cut_off_is_given_time_to_arrive_before_it_is_looked_for(provide, written, monkeypatch):
+def test_a_creation_that_was_just_interrupted_gets_time_to_arrive(provide, written, monkeypatch):
     provider = provide()
     batch = written(provider)
     provider.before = lambda call: (500, {"error": {"message": "broken"}}) if call == "POST batches" else None
@@ -681,7 +681,7 @@ def test_a_fresh_cut_off_is_given_time_to_arrive_before_it_is_looked_for(provide
     assert len(provider.batches) == 1
 
 
-def test_where_the_provider_cannot_tell_it_is_said_and_nothing_is_sent_unasked(provide, written, monkeypatch):
+def test_if_the_provider_cannot_list_batches_nothing_is_resubmitted_without_resubmit(provide, written, monkeypatch):
     provider = provide()
     batch = written(provider)
     monkeypatch.setattr(submission, "_SETTLED_S", 0.0)
@@ -696,7 +696,7 @@ def test_where_the_provider_cannot_tell_it_is_said_and_nothing_is_sent_unasked(p
     assert len(provider.batches) == 1
 
 
-def test_a_refusal_is_certain_and_hides_the_key(provide, written):
+def test_a_rejected_creation_is_repeated_without_a_search_and_hides_the_key(provide, written):
     provider = provide()
     batch = written(provider)
     for status, says in ((400, "quota"), (401, "rejected the key")):
@@ -714,7 +714,7 @@ def test_a_refusal_is_certain_and_hides_the_key(provide, written):
     assert KEY not in "".join(path.read_text(errors="replace") for path in batch.rglob("*") if path.is_file())
 
 
-def test_two_at_once_are_refused_and_only_a_written_batch_is_submitted(provide, written, tmp_path):
+def test_a_batch_directory_is_used_by_one_process_and_must_be_a_batch(provide, written, tmp_path):
     batch = written(provide())
     with FileLock(batch / ".lock"), pytest.raises(InputError, match="in use by another process"):
         submit_batch(batch, SETTINGS)

@@ -20,7 +20,7 @@ from tests.annotation.misbehaving import PROMPT
     # length of the text, tokens of its answer, how many are in flight before an answer comes
     st.lists(st.tuples(st.integers(1, 400), st.integers(0, 60), st.integers(0, 5)), max_size=60)
 )
-def test_answers_in_any_order_never_pass_the_cap(requests: list[tuple[int, int, int]]) -> None:
+def test_answers_in_any_order_never_exceed_the_budget(requests: list[tuple[int, int, int]]) -> None:
     config = AnnotateConfig(budget_tokens=2000)
     prompt = Prompt.model_validate(PROMPT).model_copy(update={"max_tokens": 60})
 
@@ -47,7 +47,7 @@ def test_answers_in_any_order_never_pass_the_cap(requests: list[tuple[int, int, 
     assert asyncio.run(run()) <= 2000
 
 
-def test_a_reservation_waits_until_those_in_flight_leave_room_for_it():
+def test_a_reservation_waits_until_requests_in_flight_free_enough():
     prompt = Prompt.model_validate({**PROMPT, "max_tokens": 50})
 
     async def run() -> None:
@@ -65,7 +65,7 @@ def test_a_reservation_waits_until_those_in_flight_leave_room_for_it():
     asyncio.run(run())
 
 
-def test_what_was_used_before_counts_and_a_full_cap_leaves_nothing():
+def test_earlier_usage_counts_and_a_full_budget_leaves_nothing():
     async def run() -> None:
         budget = Budget(AnnotateConfig(budget_tokens=1000), used=(900, 99))
         assert await budget.reserve(Prompt.model_validate(PROMPT), "") is None
@@ -74,7 +74,7 @@ def test_what_was_used_before_counts_and_a_full_cap_leaves_nothing():
     asyncio.run(run())
 
 
-def test_without_usage_what_was_reserved_counts_as_used():
+def test_without_reported_usage_the_reservation_counts_as_used():
     async def run() -> None:
         budget = Budget(AnnotateConfig(budget_tokens=1000))
         reserved = await budget.reserve(Prompt.model_validate(PROMPT), "text")
@@ -99,5 +99,5 @@ def test_without_usage_what_was_reserved_counts_as_used():
         ),
     ],
 )
-def test_the_cap_in_words(caps, words):
+def test_the_budget_as_text(caps, words):
     assert Budget(AnnotateConfig.model_validate(caps)).describe() == words

@@ -45,26 +45,26 @@ def failure(reply: Reply, serve: Any, **given: Any) -> RequestFailed:
     return caught.value
 
 
-def test_an_answer_that_trickles_ends_at_the_time_limit(serve):
+def test_an_answer_that_trickles_in_ends_at_the_time_out(serve):
     start = time.monotonic()
     assert failure(Reply(chat("Score: 3"), fault="trickle"), serve, timeout_s=0.4).code == "timeout"
     assert time.monotonic() - start < 1.5
 
 
-def test_a_huge_answer_is_not_taken_into_memory(serve, monkeypatch):
+def test_a_huge_answer_is_not_read_into_memory(serve, monkeypatch):
     monkeypatch.setattr(client, "_MAX_BYTES", 10_000)
     assert post(serve(lambda _: Reply(chat("x" * 9_000))).url)
     assert failure(Reply(chat("x" * 11_000)), serve).code == "malformed_answer"
 
 
-def test_a_small_zip_of_a_huge_answer_is_not_either(serve, monkeypatch):
+def test_a_small_archive_of_a_huge_answer_is_not_read_into_memory(serve, monkeypatch):
     monkeypatch.setattr(client, "_MAX_BYTES", 100_000)
     body = gzip.compress(json.dumps(chat("x" * 10_000_000)).encode())
     assert len(body) < 20_000
     assert failure(Reply(body, headers={"Content-Encoding": "gzip"}), serve).code == "malformed_answer"
 
 
-def test_zipped_answers_are_unpacked_and_broken_zips_are_an_error(serve):
+def test_compressed_answers_are_unpacked_and_broken_ones_are_an_error(serve):
     body = gzip.compress(json.dumps(chat("Score: 3")).encode())
     server = serve(lambda _: Reply(body, headers={"Content-Encoding": "gzip"}))
     assert post(server.url)["choices"][0]["message"]["content"] == "Score: 3"
@@ -72,7 +72,7 @@ def test_zipped_answers_are_unpacked_and_broken_zips_are_an_error(serve):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed_with_the_key_but_told(status, serve):
+def test_a_redirect_is_reported_and_not_followed(status, serve):
     other = serve(lambda _: chat("Score: 3"))
     server = serve(lambda _: Reply(b"", status, {"Location": f"{other.url}/chat/completions"}))
     with pytest.raises(EndpointError, match=rf"redirects to {other.url}.*--endpoint"):
@@ -80,7 +80,7 @@ def test_a_redirect_is_not_followed_with_the_key_but_told(status, serve):
     assert other.requests == []
 
 
-def test_connections_are_kept_and_those_the_server_closed_are_opened_again(serve):
+def test_connections_are_reused_and_reopened_when_the_server_closes_them(serve):
     server = serve(lambda _: chat("Score: 3"))
     ports = set()
     check = server.verify_request
@@ -92,7 +92,7 @@ def test_connections_are_kept_and_those_the_server_closed_are_opened_again(serve
 
 
 @pytest.mark.parametrize("deep", ['{"choices":' + "[" * 100_000, '{"a":' * 100_000])
-def test_json_that_nests_without_end_is_malformed(deep, serve):
+def test_deeply_nested_json_is_malformed(deep, serve):
     assert failure(Reply(deep.encode()), serve).code == "malformed_answer"
     assert failure(Reply(deep.encode(), 400), serve).code == "bad_request"
 
@@ -107,18 +107,18 @@ def test_json_that_nests_without_end_is_malformed(deep, serve):
         "prompt is too long: 210000 tokens > 200000 maximum",
     ],
 )
-def test_servers_say_in_many_words_that_a_text_is_too_long(said, serve):
+def test_the_ways_in_which_servers_report_a_text_that_is_too_long(said, serve):
     error = failure(refused(400, said), serve)
     assert (error.code, error.refused) == ("context_too_long", True)
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 500, 502, 503, 504, 529])
-def test_trouble_that_may_pass_is_no_refusal(status, serve):
+def test_temporary_errors_are_not_rejections(status, serve):
     error = failure(refused(status, "later", Retry_After="7"), serve)
     assert (error.code, error.refused, error.retry_after_s) == ("server_error", False, 7)
 
 
-def test_retry_after_is_seconds_or_a_date_and_nonsense_is_passed_over(serve):
+def test_retry_after_is_seconds_or_a_date_and_anything_else_is_ignored(serve):
     in_a_minute = format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)
     waits = {"1.5": 1.5, "-3": 0.0, "soon": None, "nan": None, "inf": None, "1e999": None, "": None}
     for said, seconds in waits.items():
@@ -127,13 +127,13 @@ def test_retry_after_is_seconds_or_a_date_and_nonsense_is_passed_over(serve):
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "http://", "", "http://user:password@127.0.0.1:9/v1", "v1"])
-def test_what_is_no_url_is_told_without_a_password(url):
+def test_an_invalid_url_is_reported_without_its_password(url):
     with pytest.raises(EndpointError, match="--endpoint") as caught:
         post(url)
     assert "password@" not in str(caught.value)
 
 
-def test_keys_in_the_netrc_of_the_machine_are_left_alone(serve, tmp_path, monkeypatch):
+def test_keys_in_netrc_are_not_used(serve, tmp_path, monkeypatch):
     (tmp_path / "netrc").write_text("default login someone password else\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     server = serve(lambda _: chat("Score: 3"))
@@ -141,7 +141,7 @@ def test_keys_in_the_netrc_of_the_machine_are_left_alone(serve, tmp_path, monkey
     assert server.keys == {f"Bearer {KEY}"}
 
 
-def test_a_proxy_of_the_environment_is_used_but_not_for_hosts_that_are_excepted(serve, monkeypatch):
+def test_the_proxy_of_the_environment_is_used_except_for_excluded_hosts(serve, monkeypatch):
     proxy, server = serve(lambda _: chat("by the proxy")), serve(lambda _: chat("straight"))
     monkeypatch.setenv("HTTP_PROXY", proxy.url.removesuffix("/v1"))
     monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
@@ -153,7 +153,7 @@ def test_a_proxy_of_the_environment_is_used_but_not_for_hosts_that_are_excepted(
     assert post(server.url)["choices"][0]["message"]["content"] == "straight"
 
 
-def test_a_proxy_that_refuses_is_told_without_its_password(serve, monkeypatch):
+def test_a_failing_proxy_is_reported_without_its_password(serve, monkeypatch):
     proxy = serve(lambda _: chat("no tunnels here")).url.removesuffix("/v1").replace("//", "//someone:the-password@")
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, proxy)
@@ -163,9 +163,9 @@ def test_a_proxy_that_refuses_is_told_without_its_password(serve, monkeypatch):
     assert "someone" not in str(caught.value)
 
 
-def test_a_refusal_without_a_word_tells_its_status(serve):
+def test_an_error_without_a_message_reports_its_status(serve):
     assert str(failure(Reply(b"", 407), serve)) == "status 407 without a message"
 
 
-def test_halves_of_surrogate_pairs_become_question_marks():
+def test_lone_surrogates_become_question_marks():
     assert storable("a\ud83db \N{GRINNING FACE}") == "a?b \N{GRINNING FACE}"

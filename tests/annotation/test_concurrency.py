@@ -103,13 +103,13 @@ def share_failed(results: Sequence[Result]) -> float:
     return sum(not result.answered for result in results) / len(results)
 
 
-def test_it_starts_with_so_few_that_a_slow_server_with_one_place_answers_all_in_time():
+def test_the_first_requests_are_answered_in_time_by_a_slow_server_with_one_slot():
     results = simulate(3600, lambda now: 1, latency_s=10.0)
     assert share_failed(results) < 0.01
     assert rate(results, 600) > 0.9 / 10
 
 
-def test_a_server_that_takes_everything_gets_a_thousand_requests_within_six_round_trips():
+def test_an_unlimited_server_gets_a_thousand_requests_within_six_round_trips():
     results = simulate(30, lambda now: 10_000)
     assert min(result.limit for result in results if result.at_s > 6) >= 900
     assert rate(results, 10) == pytest.approx(1000, rel=0.02)
@@ -117,26 +117,26 @@ def test_a_server_that_takes_everything_gets_a_thousand_requests_within_six_roun
 
 @pytest.mark.parametrize("places", [5, 20, 50, 100, 300])
 @pytest.mark.parametrize("spread", [0.3, 1.0])
-def test_a_server_with_few_places_is_kept_busy_without_a_long_queue(places, spread):
+def test_a_server_with_few_slots_is_kept_busy_without_a_long_queue(places, spread):
     results = simulate(200, lambda now: places, spread=spread)
     assert rate(results, 30) > 0.93 * places
     assert mean_limit(results, 30) <= max(100, 4 * places)
 
 
 @pytest.mark.parametrize("half_speed_at", [8, 32, 128])
-def test_a_server_that_batches_comes_near_the_throughput_that_a_thousand_requests_give(half_speed_at):
+def test_a_batching_server_gets_close_to_its_full_throughput(half_speed_at):
     results = simulate(300, lambda now: 10_000, half_speed_at=half_speed_at)
     assert rate(results, 60) > 0.9 * 1000 / (1 + 1000 / half_speed_at)
 
 
 @pytest.mark.parametrize(("places", "latency_s", "timeout_s"), [(2, 5, 60), (20, 5, 60), (100, 10, 60), (20, 5, 12)])
-def test_a_queue_does_not_get_so_long_that_requests_time_out_in_it(places, latency_s, timeout_s):
+def test_requests_do_not_time_out_in_the_queue(places, latency_s, timeout_s):
     results = simulate(600, lambda now: places, latency_s=latency_s, timeout_s=timeout_s)
     assert share_failed(results) < 0.03
     assert rate(results, 120) > 0.93 * places / latency_s
 
 
-def test_more_places_are_found_and_fewer_too():
+def test_the_limit_follows_a_changing_number_of_slots():
     grown = simulate(240, lambda now: 100 if now < 40 else 400)
     assert rate(grown, 160) > 0.9 * 400
     shrunk = simulate(240, lambda now: 400 if now < 40 else 50, timeout_s=2.0)
@@ -145,26 +145,26 @@ def test_more_places_are_found_and_fewer_too():
 
 
 @pytest.mark.parametrize("per_s", [5, 50, 200])
-def test_rate_limits_hold_it_down_and_are_few(per_s):
+def test_rate_limits_lower_the_limit_and_become_rare(per_s):
     results = simulate(200, lambda now: 10_000, per_s=per_s)
     assert rate(results, 60) > 0.8 * per_s
     assert mean_limit(results, 60) < 1.5 * per_s
     assert share_failed(results) < 0.08
 
 
-def test_rate_limits_that_have_nothing_to_do_with_the_load_do_not_hold_it_down():
+def test_rate_limits_independent_of_the_load_do_not_lower_the_limit():
     results = simulate(120, lambda now: 10_000, latency_s=0.3, hangs=0.05, timeout_s=5.0, refuses=0.01, maximum=64)
     assert mean_limit(results, 10) > 50
 
 
-def test_answers_that_never_come_for_no_fault_of_the_load_do_not_bring_it_to_its_knees():
+def test_time_outs_independent_of_the_load_do_not_collapse_the_limit():
     five = simulate(200, lambda now: 200, hangs=0.05, timeout_s=3.0)
     assert rate(five, 60) > 0.75 * 200
     twenty = simulate(200, lambda now: 200, hangs=0.2, timeout_s=3.0)
     assert min(result.limit for result in twenty if result.at_s > 60) >= 16
 
 
-def test_it_does_not_grow_while_there_is_too_little_work():
+def test_the_limit_does_not_grow_with_too_little_work():
     limit = AdaptiveLimit(1000, 120.0, 0.0)
     for i in range(1, 5000):
         limit.answered(i * 0.01, in_flight=5, latency_s=0.05, sent_among=5)
@@ -184,7 +184,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS, st.integers(1, 2000), st.floats(0.001, 1000))
-def test_it_stays_between_one_and_the_maximum_whatever_happens(events, maximum, timeout_s):
+def test_the_limit_stays_between_one_and_the_maximum(events, maximum, timeout_s):
     limit, now = AdaptiveLimit(maximum, timeout_s, 0.0), 0.0
     for kind, passed_s, latency_s, in_flight, sent_among in events:
         now += passed_s

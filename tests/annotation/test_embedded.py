@@ -31,7 +31,7 @@ def is_up(url: str) -> bool:
 
 
 @pytest.mark.model
-def test_documents_are_ranked_by_log_probabilities_and_no_process_or_log_is_left(tmp_path, monkeypatch):
+def test_documents_are_ranked_by_log_probabilities_and_nothing_is_left_behind(tmp_path, monkeypatch):
     temporary, source = tmp_path / "tmp", tmp_path / "pages.jsonl"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
@@ -77,7 +77,7 @@ with embedded_endpoint(Settings()) as [endpoint]:
 
 
 @pytest.mark.slow
-def test_without_a_package_index_the_error_names_the_way_out(tmp_path, monkeypatch):
+def test_without_a_package_index_the_error_names_the_alternative(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(EndpointError, match="ML_FILTER_ENDPOINT"):

@@ -22,7 +22,7 @@ from tests.annotation.misbehaving import MisbehavingServer, Reply, Request, chat
 # --- The circuit -----------------------------------------------------------------------------------------------------
 
 
-def test_it_opens_after_failures_in_a_row_with_no_answer_for_two_seconds():
+def test_the_circuit_opens_after_failures_in_a_row_without_an_answer_for_two_seconds():
     circuit = Circuit(0.0)
     assert [circuit.failed(1.0) for _ in range(10)] == [False] * 10
     assert [circuit.failed(2.0) for _ in range(3)] == [True, False, False]
@@ -31,7 +31,7 @@ def test_it_opens_after_failures_in_a_row_with_no_answer_for_two_seconds():
     assert [circuit.failed(9.0) for _ in range(5)] == [False, False, False, False, True]
 
 
-def test_it_stays_closed_while_a_quarter_of_many_requests_fails_at_random():
+def test_the_circuit_stays_closed_while_a_quarter_of_the_requests_fails():
     circuit, rng = Circuit(0.0), random.Random(3)
     for i in range(100_000):
         if rng.random() < 0.25:
@@ -94,7 +94,7 @@ DOCUMENTS = [f"d{i}" for i in range(200)]
     ids=["reset", "503", "hang"],
 )
 @pytest.mark.usefixtures("impatient")
-def test_a_server_that_is_dead_for_a_while_costs_no_document_and_few_requests(down, serve):
+def test_a_server_outage_fails_no_document_and_costs_few_requests(down, serve):
     died: list[float] = []
     while_dead = 0
 
@@ -113,7 +113,7 @@ def test_a_server_that_is_dead_for_a_while_costs_no_document_and_few_requests(do
 
 
 @pytest.mark.usefixtures("impatient")
-def test_an_endpoint_that_never_answered_ends_the_run_soon_and_names_the_setting():
+def test_an_endpoint_that_never_answered_ends_the_run_soon():
     start = time.monotonic()
     results = ask([closed_port()], DOCUMENTS, max_outage_s=60)
     assert time.monotonic() - start < 12
@@ -122,7 +122,7 @@ def test_an_endpoint_that_never_answered_ends_the_run_soon_and_names_the_setting
 
 
 @pytest.mark.usefixtures("impatient")
-def test_everyone_who_waits_hears_of_an_outage_that_lasts_too_long(serve):
+def test_an_outage_that_lasts_too_long_fails_all_waiting_requests(serve):
     server = serve(lambda request: echo(request) if len(server.requests) <= 50 else Reply(None, fault="reset"))
     results = ask([server.url], DOCUMENTS, in_flight=100, max_outage_s=2)
     answered = [result for result in results if isinstance(result, str)]
@@ -140,13 +140,13 @@ def test_when_one_of_two_endpoints_dies_the_other_takes_over(serve):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_an_endpoint_that_is_dead_from_the_start_does_not_spoil_the_other(serve):
+def test_an_endpoint_that_is_down_from_the_start_does_not_affect_the_other(serve):
     well = serve(echo)
     assert ask([closed_port(), well.url], DOCUMENTS, max_retries=1) == DOCUMENTS
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_try_that_failed_waits_for_room_at_another_endpoint(serve):
+def test_a_failed_try_waits_for_room_at_another_endpoint(serve):
     broken = serve(lambda request: refused(500, "out of memory"))
     busy = serve(lambda request: Reply(chat(request.document), delay_s=0.2))
     assert ask([broken.url, busy.url], DOCUMENTS[:40], max_retries=1) == DOCUMENTS[:40]
@@ -154,7 +154,7 @@ def test_a_try_that_failed_waits_for_room_at_another_endpoint(serve):
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_an_endpoint_that_refuses_key_or_model_is_taken_out_and_the_others_go_on(status, serve):
+def test_an_endpoint_that_rejects_key_or_model_is_excluded(status, serve):
     warnings: list[str] = []
     sink = logger.add(warnings.append, level="WARNING")
     wrong, well = serve(lambda _: refused(status, "no")), serve(echo)
@@ -169,7 +169,7 @@ def test_an_endpoint_that_refuses_key_or_model_is_taken_out_and_the_others_go_on
 
 
 @pytest.mark.usefixtures("impatient")
-def test_when_the_last_endpoint_is_taken_out_everyone_who_waits_hears_of_it(serve):
+def test_excluding_the_last_endpoint_fails_all_waiting_requests(serve):
     wrong = [serve(lambda _: refused(401, "no")), serve(lambda _: refused(404, "no such model"))]
     results = ask([server.url for server in wrong], DOCUMENTS)
     assert all(isinstance(error, EndpointError) for error in results)
@@ -177,7 +177,7 @@ def test_when_the_last_endpoint_is_taken_out_everyone_who_waits_hears_of_it(serv
 
 
 @pytest.mark.usefixtures("impatient")
-def test_an_endpoint_that_limits_the_rate_is_left_alone_while_the_other_works(serve):
+def test_a_rate_limited_endpoint_rests_while_the_other_works(serve):
     limited = serve(lambda _: refused(429, "slow down", Retry_After="3"))
     well = serve(echo)
     assert ask([limited.url, well.url], DOCUMENTS, in_flight=10) == DOCUMENTS
@@ -185,7 +185,7 @@ def test_an_endpoint_that_limits_the_rate_is_left_alone_while_the_other_works(se
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_rate_limit_of_a_day_is_not_waited_for_longer_than_an_outage(serve):
+def test_a_long_rate_limit_is_waited_for_at_most_as_long_as_an_outage(serve):
     server = serve(
         lambda request: refused(429, "quota", Retry_After="86400") if len(server.requests) < 5 else echo(request)
     )
@@ -194,7 +194,7 @@ def test_a_rate_limit_of_a_day_is_not_waited_for_longer_than_an_outage(serve):
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("others", [0, 100])
-def test_documents_that_no_server_can_answer_fail_and_are_no_outage(others, serve):
+def test_documents_that_crash_the_server_fail_and_are_not_an_outage(others, serve):
     server = serve(
         lambda request: refused(500, "assertion failed") if request.document.startswith("bad") else echo(request)
     )
@@ -211,6 +211,6 @@ def test_a_rate_limit_costs_a_tenth_of_a_try(serve):
     assert server.asked["a"] > 3
 
 
-def test_an_answer_of_the_wrong_form_is_tried_again(serve):
+def test_a_malformed_answer_is_retried(serve):
     server = serve(lambda request: Reply({"choices": []}) if request.nth == 1 else echo(request))
     assert ask([server.url], ["a"], max_retries=1) == ["a"]

@@ -41,7 +41,7 @@ def pilot(documents: int, **changes: Any) -> EstimateConfig:
     return EstimateConfig(pilot=documents, **changes)
 
 
-def test_the_bill_is_the_pilot_scaled_to_all_documents(serve, pages, asking):
+def test_the_estimate_extrapolates_the_pilot_to_all_documents(serve, pages, asking):
     server = serve(lambda request: chat("Score: 3", usage=usage(200, 10)))
     estimate = estimate_bill(pages(40), asking(server, **PRICES), pilot(10), settings=SETTINGS)
     assert (estimate.documents, estimate.pilot.documents, len(server.requests)) == (40, 10, 10)
@@ -53,7 +53,7 @@ def test_the_bill_is_the_pilot_scaled_to_all_documents(serve, pages, asking):
     assert estimate.pilot.usd == pytest.approx(estimate.usd.value / 4)
 
 
-def test_the_interval_holds_what_the_run_then_uses(serve, pages, asking, tmp_path):
+def test_the_interval_contains_what_the_run_uses(serve, pages, asking, tmp_path):
     server = serve(uneven)
     config = asking(server, max_concurrency=16, **PRICES)
     estimate = estimate_bill(pages(200), config, pilot(50), output=tmp_path / "out", settings=SETTINGS)
@@ -66,7 +66,7 @@ def test_the_interval_holds_what_the_run_then_uses(serve, pages, asking, tmp_pat
 
 
 @pytest.mark.parametrize("where", ["output", "ledger"])
-def test_the_run_does_not_pay_for_the_pilots_answers_again(where, serve, pages, asking, tmp_path):
+def test_the_run_reuses_the_answers_of_the_pilot(where, serve, pages, asking, tmp_path):
     server = serve(uneven)
     config = asking(server, **({"ledger": str(tmp_path / "shared.sqlite")} if where == "ledger" else {}))
     output = tmp_path / "annotations" if where == "output" else None
@@ -80,7 +80,7 @@ def test_the_run_does_not_pay_for_the_pilots_answers_again(where, serve, pages, 
     assert set(server.asked.values()) == {1}
 
 
-def test_the_pilot_is_a_random_part_of_the_documents_the_same_for_a_seed(serve, pages, asking):
+def test_the_pilot_is_random_and_reproducible_by_seed(serve, pages, asking):
     drawn = []
     for seed in (1, 1, 2):
         server = serve(uneven)
@@ -90,7 +90,7 @@ def test_the_pilot_is_a_random_part_of_the_documents_the_same_for_a_seed(serve, 
     assert drawn[0] != {f"d{i}" for i in range(10)}
 
 
-def test_a_finished_estimate_is_not_made_again_and_another_configuration_is(serve, pages, asking, tmp_path):
+def test_an_estimate_is_repeated_only_with_other_settings(serve, pages, asking, tmp_path):
     server, source = serve(uneven), pages(20)
     first = estimate_bill(source, asking(server), pilot(5), output=tmp_path, settings=SETTINGS)
     assert estimate_bill(source, asking(server), pilot(5), output=tmp_path, settings=SETTINGS) == first
@@ -105,7 +105,7 @@ def test_a_finished_estimate_is_not_made_again_and_another_configuration_is(serv
     assert any("already in the ledger" in note for note in elsewhere.notes)
 
 
-def test_votes_and_windows_are_requests_of_their_own(serve, pages, asking, prompt_file):
+def test_votes_and_windows_count_as_requests(serve, pages, asking, prompt_file):
     server = serve(lambda request: chat("Score: 3", usage=usage(10, 1)))
     config = asking(
         server,
@@ -121,7 +121,7 @@ def test_votes_and_windows_are_requests_of_their_own(serve, pages, asking, promp
     assert estimate.prompt_tokens.value == 1200
 
 
-def test_failed_requests_are_named_and_do_not_pull_the_means_down(serve, pages, asking):
+def test_failed_requests_are_reported_and_do_not_lower_the_means(serve, pages, asking):
     def answer(request: Request) -> Reply:
         number = int(request.document[1:])
         if number % 4 == 0:
@@ -138,14 +138,14 @@ def test_failed_requests_are_named_and_do_not_pull_the_means_down(serve, pages, 
     assert note == "20 of 40 requests of the pilot failed: context_too_long 10, unparsable_score 10"
 
 
-def test_a_pilot_without_any_answer_gives_no_bill(serve, pages, asking, tmp_path):
+def test_a_pilot_without_any_answer_gives_no_estimate(serve, pages, asking, tmp_path):
     server = serve(lambda request: refused(400, "no"))
     with pytest.raises(TooManyFailures, match=r"none of the pilot's 4 requests was answered: bad_request 4"):
         estimate_bill(pages(9), asking(server), pilot(4), output=tmp_path, settings=SETTINGS)
     assert not (tmp_path / ESTIMATE_NAME).exists()
 
 
-def test_hours_are_measured_and_say_at_which_concurrency(serve, pages, asking):
+def test_hours_are_measured_with_their_concurrency(serve, pages, asking):
     server = serve(lambda request: Reply(uneven(request), delay_s=0.1))
     estimate = estimate_bill(pages(100), asking(server, max_concurrency=2), pilot(20), settings=SETTINGS)
     assert estimate.hours is not None
@@ -156,12 +156,12 @@ def test_hours_are_measured_and_say_at_which_concurrency(serve, pages, asking):
     assert not any("upper bound" in note for note in estimate.notes)
 
 
-def test_hours_of_a_pilot_that_cannot_fill_the_concurrency_are_called_an_upper_bound(serve, pages, asking):
+def test_hours_of_a_small_pilot_are_called_an_upper_bound(serve, pages, asking):
     estimate = estimate_bill(pages(9), asking(serve(uneven), max_concurrency=100), pilot(5), settings=SETTINGS)
     assert any("upper bound" in note and "100" in note for note in estimate.notes)
 
 
-def test_what_is_not_known_is_none_and_said(serve, pages, asking):
+def test_unknown_figures_are_none_and_explained(serve, pages, asking):
     silent = {**chat("Score: 3"), "usage": None}
     estimate = estimate_bill(pages(9), asking(serve(lambda request: silent), **PRICES), pilot(5), settings=SETTINGS)
     assert (estimate.prompt_tokens, estimate.completion_tokens, estimate.usd) == (None, None, None)
@@ -178,7 +178,7 @@ def test_a_single_document_has_no_interval(serve, pages, asking):
     assert (estimate.prompt_tokens.low, estimate.prompt_tokens.high) == (None, None)
 
 
-def test_a_budget_holds_for_the_pilot_too(serve, pages, asking):
+def test_the_budget_also_limits_the_pilot(serve, pages, asking):
     server = serve(lambda request: chat("Score: 3", usage=usage(100, 10)))
     estimate = estimate_bill(
         pages(50), asking(server, budget_tokens=2000, max_concurrency=1), pilot(40), settings=SETTINGS
@@ -219,7 +219,7 @@ def pipeline(serve, asking, prompt_file, tmp_path):
     }
 
 
-def test_the_bill_of_a_pipeline_is_that_of_all_its_annotators_over_sample_and_gold(pipeline, pages):
+def test_a_pipelines_estimate_covers_all_annotators_over_sample_and_gold(pipeline, pages):
     parameters = {**pipeline, "source": pages(30).model_dump()}
     first = AnnotateConfig.model_validate(pipeline["annotate"])
     runs = annotator_runs(parameters, first, output=None, settings=SETTINGS)
@@ -232,7 +232,7 @@ def test_the_bill_of_a_pipeline_is_that_of_all_its_annotators_over_sample_and_go
     assert (bill.most_tokens, bill.most_usd) == (14_000, None)
 
 
-def test_gold_that_gates_share_is_billed_once_and_other_gold_beside_it(pipeline, pages, tmp_path):
+def test_gold_shared_by_gates_is_estimated_once(pipeline, pages, tmp_path):
     (tmp_path / "other.jsonl").write_text(json.dumps({"id": "o", "text": "[o] gold", "human_score": 3}) + "\n")
     one, other = pipeline["gate"], {"gold": {"paths": [str(tmp_path / "other.jsonl")]}}
     parameters = {**pipeline, "gate": [one, {**one, "min_agreement": 0.1}, other], "source": pages(30).model_dump()}
@@ -241,7 +241,7 @@ def test_gold_that_gates_share_is_billed_once_and_other_gold_beside_it(pipeline,
     assert names == ["annotate", "jury-1", "gold-annotate", "gold-jury-1", "gold-2-annotate", "gold-2-jury-1"]
 
 
-def test_the_pilot_on_the_gold_is_kept_where_the_pipeline_annotates_it(pipeline, pages):
+def test_the_pipeline_reuses_the_answers_of_the_pilot_on_the_gold(pipeline, pages):
     parameters = {**pipeline, "source": pages(30).model_dump()}
     first = AnnotateConfig.model_validate(pipeline["annotate"])
     runs = annotator_runs(parameters, first, output=None, settings=SETTINGS)
@@ -289,7 +289,7 @@ def test_the_command_estimates_a_pipelines_configuration_and_annotate_shows_the_
     assert len(server.requests) == 20
 
 
-def test_a_source_that_is_read_counts_what_can_be_annotated(serve, asking, tmp_path):
+def test_only_documents_that_can_be_annotated_are_counted(serve, asking, tmp_path):
     lines = [json.dumps({"id": f"d{i}", "text": f"[d{i}] page"}) for i in range(8)] + ["not json", '{"text": ""}']
     (tmp_path / "mixed.jsonl").write_text("\n".join(lines))
     source = SourceConfig(paths=[str(tmp_path / "mixed.jsonl")])
@@ -306,9 +306,7 @@ def test_a_source_that_is_read_counts_what_can_be_annotated(serve, asking, tmp_p
         ("parameters: {sorce: {paths: [nowhere.jsonl]}}\n", "wrong.yaml: unknown key 'sorce'"),
     ],
 )
-def test_a_pipelines_file_needs_no_section_for_the_annotator_and_what_is_wrong_in_it_is_told(
-    content, says, tmp_path, monkeypatch, capsys
-):
+def test_errors_in_a_pipelines_file_are_reported(content, says, tmp_path, monkeypatch, capsys):
     (tmp_path / "wrong.yaml").write_text(content)
     monkeypatch.chdir(tmp_path)
     assert main(["estimate", "--config", "wrong.yaml"]) == 2

@@ -32,7 +32,7 @@ def ledger(tmp_path):
         yield opened
 
 
-def test_what_was_recorded_comes_back_whole(ledger):
+def test_a_recorded_answer_is_returned_unchanged(ledger):
     answer = row("scored", score=2.5, raw="Score: 2,5 \N{GRINNING FACE}\0", latency_s=0.1)
     ledger.record(KEY, 0, answer)
     assert ledger.answers(KEY)[0] == [answer]
@@ -49,7 +49,7 @@ def test_what_was_recorded_comes_back_whole(ledger):
     ],
     ids=["document", "text", "question", "vote"],
 )
-def test_an_answer_counts_for_its_own_key_only(ledger, other):
+def test_an_answer_belongs_to_its_own_key_only(ledger, other):
     ledger.record(KEY, 0, row("scored"))
     assert ledger.answers(other)[0] == []
     assert ledger.statuses(other) == {}
@@ -62,7 +62,7 @@ def test_a_failed_answer_is_kept_and_replaced_by_the_next(ledger):
     assert ledger.statuses(KEY) == {0: "scored"}
 
 
-def test_windows_without_an_answer_are_open_and_the_others_come_in_order(ledger):
+def test_windows_without_an_answer_are_open(ledger):
     for window in (3, 1):
         ledger.record(KEY, window, row("scored", windows=4, raw=str(window)))
     assert ledger.statuses(KEY) == {0: "open", 1: "scored", 2: "open", 3: "scored"}
@@ -80,14 +80,14 @@ def test_tokens_of_a_replaced_answer_stay_spent(ledger):
     assert ledger.tokens_used(["question", "other question"]) == (37, 3)
 
 
-def test_tokens_that_are_assumed_count_for_the_budget_and_are_told_apart(ledger):
+def test_assumed_tokens_count_towards_the_budget_and_are_reported_separately(ledger):
     ledger.record(KEY, 0, row("failed", tokens=None), assumed=(40, 5))
     ledger.record(KEY, 0, row("scored", tokens=20, completion_tokens=2), assumed=(0, 0))
     assert ledger.answers(KEY)[1] == (20, 2, 45)
     assert ledger.tokens_used(["question"]) == (60, 7)
 
 
-def test_tokens_of_answers_that_were_dropped_stay_spent(ledger):
+def test_tokens_of_dropped_answers_stay_spent(ledger):
     for times in (1, 2):  # cut anew, and once more
         ledger.record(KEY, 0, row("scored", windows=2, completion_tokens=2), assumed=(3, 1))
         ledger.record(KEY, 1, row("failed", windows=2, tokens=5))
@@ -102,7 +102,7 @@ def test_tokens_of_answers_that_were_dropped_stay_spent(ledger):
     assert ledger.answers(KEY._replace(document_id="never asked"))[1] == (0, 0, 0)
 
 
-def test_dropping_answers_that_goes_wrong_half_way_drops_and_counts_none(ledger):
+def test_a_failure_while_answers_are_dropped_changes_nothing(ledger):
     ledger.record(KEY, 0, row("scored"))
     ledger._execute("CREATE TEMP TRIGGER broken BEFORE DELETE ON answers BEGIN SELECT RAISE(ABORT, 'broken'); END")
     with pytest.raises(InputError, match="broken"):
@@ -124,7 +124,7 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
 # --- Files that are no ledger, or not any more -----------------------------------------------------------------------
 
 
-def test_what_is_no_ledger_is_told_and_left_alone(tmp_path):
+def test_a_file_that_is_not_a_ledger_is_reported_and_left_unchanged(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("these are my notes, not a data base " * 100)
     before = text.read_bytes()
@@ -134,7 +134,7 @@ def test_what_is_no_ledger_is_told_and_left_alone(tmp_path):
     assert text.read_bytes() == before
 
 
-def test_the_ledger_of_an_older_version_is_told(tmp_path):
+def test_a_ledger_with_other_columns_is_reported(tmp_path):
     path = tmp_path / "old.sqlite"
     with sqlite3.connect(path) as old:
         old.execute("CREATE TABLE answers (document_id TEXT, text_digest TEXT, question TEXT, vote INTEGER)")
@@ -143,7 +143,7 @@ def test_the_ledger_of_an_older_version_is_told(tmp_path):
         Ledger(path)
 
 
-def test_a_folder_and_a_place_that_cannot_be_written_are_told(tmp_path):
+def test_unwritable_paths_are_reported(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="cannot open"):
         Ledger(tmp_path / "folder")
@@ -152,7 +152,7 @@ def test_a_folder_and_a_place_that_cannot_be_written_are_told(tmp_path):
         Ledger(tmp_path / "file" / "ledger.sqlite")
 
 
-def test_a_ledger_that_was_damaged_in_the_middle_says_so(tmp_path):
+def test_a_damaged_ledger_is_reported(tmp_path):
     path = tmp_path / "ledger.sqlite"
     with Ledger(path) as ledger:
         for number in range(500):
@@ -168,7 +168,7 @@ def test_a_ledger_that_was_damaged_in_the_middle_says_so(tmp_path):
             ledger.answers(Key(f"d{number}", "text", "question", 0))
 
 
-def test_a_full_disk_is_told_and_the_advice_loses_no_answer(ledger):
+def test_a_full_disk_is_reported_with_advice_that_keeps_all_answers(ledger):
     ledger.record(KEY, 0, row("scored"))
     [[pages]] = ledger._execute("PRAGMA page_count")
     ledger._execute(f"PRAGMA max_page_count = {pages}")  # what a disk without space does to a data base
@@ -179,7 +179,7 @@ def test_a_full_disk_is_told_and_the_advice_loses_no_answer(ledger):
     assert ledger.statuses(KEY) == {0: "scored"}
 
 
-def test_a_ledger_that_another_program_has_locked_is_told_as_that(ledger):
+def test_a_ledger_locked_by_another_program_is_reported(ledger):
     ledger._execute("PRAGMA busy_timeout = 20")
     other = sqlite3.connect(ledger.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -204,7 +204,7 @@ for number in range(int(sys.argv[2]), 10**9):
 
 
 @pytest.mark.slow
-def test_every_answer_that_was_recorded_survives_kills_at_any_instant(tmp_path):
+def test_recorded_answers_survive_kills(tmp_path):
     path, last, rng = tmp_path / "ledger.sqlite", -1, random.Random(5)
     for _ in range(2):
         line = [sys.executable, "-c", WRITER, str(path), str(last + 1)]

@@ -51,7 +51,7 @@ def test_shipped_prompts_have_digests_of_their_own():
     assert len({load_prompt(name).digest for name in SHIPPED}) == len(SHIPPED) >= 5
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path):
+def test_the_error_for_an_unknown_prompt_names_the_shipped_ones(tmp_path):
     with pytest.raises(ConfigError, match=", ".join(SHIPPED)):
         load_prompt("educational")
     with pytest.raises(ConfigError, match=r"absent\.yaml does not exist"):
@@ -81,7 +81,7 @@ def test_whatever_shapes_question_or_reading_changes_the_digest(change):
     assert Prompt.model_validate({**PROMPT, **change}).digest != SHORT.digest
 
 
-def test_a_changed_copy_keeps_nothing_that_was_worked_out_before():
+def test_a_changed_copy_has_no_cached_properties():
     original = (
         SHORT.digest,
         SHORT.render("x"),
@@ -140,12 +140,12 @@ def test_every_wrong_field_of_a_file_is_named(prompt_file):
         ({"api": "completion", "system": "Be strict."}, "does not support a system message"),
     ],
 )
-def test_a_prompt_that_cannot_work_is_refused_with_the_reason(change, says, prompt_file):
+def test_an_invalid_prompt_is_rejected_with_the_reason(change, says, prompt_file):
     with pytest.raises(ConfigError, match=says):
         load_prompt(prompt_file(**change))
 
 
-def test_a_file_that_is_no_yaml_is_named(tmp_path):
+def test_a_file_that_is_not_yaml_is_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("name: [")
     with pytest.raises(ConfigError, match=r"broken\.yaml is not YAML"):
         load_prompt(str(tmp_path / "broken.yaml"))
@@ -234,17 +234,17 @@ def test_special_tokens_of_chat_templates_are_broken_up(token):
         *("<img>", "<PRE>", "<dc:title>", "[img]", "[Image]", "[think]", "a[b]~c", "List<T>", "[b]bold[/b]", "[0]~[5]"),
     ],
 )
-def test_ordinary_signs_are_left_alone(text):
+def test_ordinary_punctuation_is_unchanged(text):
     assert text in shown(SHORT, text)
 
 
-def test_real_pages_are_left_alone(documents):
+def test_real_pages_are_unchanged(documents):
     assert len(documents) == 60
     for row in documents:
         assert shown(SHORT, row["text"]) == SHORT.render(row["text"])
 
 
-def test_pages_of_the_web_in_four_languages_are_left_alone(shared_data):
+def test_web_pages_in_four_languages_are_unchanged(shared_data):
     for file in ("fineweb_edu_llm_scored_1000", "fineweb2_deu_Latn", "fineweb2_spa_Latn", "fineweb2_srp_Cyrl"):
         for line in (shared_data / f"{file}.jsonl").read_text().splitlines():
             text = json.loads(line)["text"]
@@ -258,7 +258,7 @@ HOSTILE = st.lists(PIECES | st.text(max_size=5), max_size=30).map("".join)
 
 
 @given(HOSTILE)
-def test_a_document_stands_in_the_slot_and_changes_nothing_around_it(document):
+def test_a_document_replaces_the_placeholder_and_nothing_else(document):
     before, after = SHORT.text.split(SLOT)
     question = shown(SHORT, document)
     assert question.startswith(before)
@@ -267,7 +267,7 @@ def test_a_document_stands_in_the_slot_and_changes_nothing_around_it(document):
 
 
 @given(HOSTILE, st.sampled_from([name for name in SHIPPED if "==========" in load_prompt(name).text]))
-def test_no_document_can_end_itself_in_a_shipped_prompt(document, name):
+def test_a_document_cannot_close_the_fence_of_a_shipped_prompt(document, name):
     prompt = load_prompt(name)
     question = shown(prompt, document)
     assert [line for line in question.splitlines() if set(line.strip()) == {"="} and len(line.strip()) >= 10] == [
@@ -280,7 +280,7 @@ def test_no_document_can_end_itself_in_a_shipped_prompt(document, name):
 
 @pytest.mark.parametrize("fence", ["==========", "</document>", "--- end ---", "#####", "ababab"])
 @given(data=st.data())
-def test_whatever_the_fence_a_document_does_not_hold_it(fence, data):
+def test_a_document_cannot_contain_the_fence(fence, data):
     prompt = Prompt.model_validate({**PROMPT, "text": f"Judge:\n*{fence}\n{SLOT}\n*{fence}\nNow."})
     parts = st.lists(st.sampled_from([f"*{fence}", fence, *f"*{fence}", "\n", " "]), max_size=20)
     document = "".join(data.draw(parts))
@@ -331,7 +331,7 @@ def test_what_reaches_the_server_is_one_message_with_the_document_inside(documen
     assert not any(token in question for token in SPECIAL_TOKENS)
 
 
-def test_a_slot_within_the_document_stays_as_it_is():
+def test_a_placeholder_within_the_document_is_unchanged():
     assert shown(SHORT, r"my {text} and \1").splitlines()[1] == r"my {text} and \1"
 
 
@@ -357,7 +357,7 @@ def test_a_prompt_without_a_pattern_has_the_usual_ones_and_its_digest_covers_the
     assert unset.digest != unset.model_copy(update={"pattern": SCORE_PATTERNS[:1]}).digest
 
 
-def test_prompts_that_say_all_themselves_keep_their_digests():
+def test_prompts_that_set_every_field_keep_their_digests():
     """Those that annotations and ledgers of earlier versions hold."""
     assert SHORT.digest == "386607880ccffea2ac45c700459c030b1760fd4222fcfa90e9c628026ad45155"
     assert (
@@ -388,10 +388,10 @@ def test_prompts_that_say_all_themselves_keep_their_digests():
         ),
     ],
 )
-def test_a_language_has_one_short_code_however_it_is_written(language, code):
+def test_all_spellings_of_a_language_have_the_same_short_code(language, code):
     assert language_code(language) == code
 
 
 @given(st.text(max_size=20))
-def test_any_name_of_a_language_has_some_code(language):
+def test_any_text_has_some_language_code(language):
     assert isinstance(language_code(language), str)

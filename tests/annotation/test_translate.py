@@ -152,7 +152,7 @@ def test_a_bad_translation_fails_its_document_with_the_reason_and_without_a_text
         (Reply(b"not JSON"), "malformed_answer"),
     ],
 )
-def test_what_cannot_be_translated_is_failed_and_counted_never_missing(serve, tmp_path, reply, code):
+def test_documents_that_cannot_be_translated_are_failed(serve, tmp_path, reply, code):
     server = serve(lambda request: reply)
     [manifest] = translate_documents(
         gold(tmp_path, {"id": "d", "text": ENGLISH}), ["de"], config(server), tmp_path / "out"
@@ -161,7 +161,7 @@ def test_what_cannot_be_translated_is_failed_and_counted_never_missing(serve, tm
     assert (manifest.counts["failed"], manifest.counts[f"failed_{code}"]) == (1, 1)
 
 
-def test_a_document_without_text_is_failed_and_not_asked_about(serve, tmp_path):
+def test_a_document_without_text_is_failed_without_a_request(serve, tmp_path):
     server = serve(translator)
     source = gold(tmp_path, {"id": "d", "text": ENGLISH}, {"id": "empty", "text": ""})
     [manifest] = translate_documents(source, ["de"], config(server), tmp_path / "out")
@@ -170,7 +170,7 @@ def test_a_document_without_text_is_failed_and_not_asked_about(serve, tmp_path):
     assert len(server.requests) == 1
 
 
-def test_a_translation_that_was_cut_off_is_no_translation(serve, tmp_path):
+def test_a_translation_that_was_cut_off_is_failed(serve, tmp_path):
     def cut_off(request: Request) -> dict:
         answer = translator(request)
         answer["choices"][0]["finish_reason"] = "length"
@@ -191,7 +191,7 @@ def test_a_long_document_is_translated_in_pieces_and_joined_with_its_paragraphs(
     assert all(len(material(request)) <= 202 for request in server.requests)
 
 
-def test_one_bad_piece_fails_the_whole_document_and_only_that_piece_is_asked_again(serve, tmp_path):
+def test_one_bad_piece_fails_its_document_and_only_that_piece_is_retried(serve, tmp_path):
     texts = [f"[p{i}] {ENGLISH} {ENGLISH}" for i in range(3)]
     server = serve(
         lambda request: chat("nein") if (request.document, request.nth) == ("p1", 1) else translator(request)
@@ -214,7 +214,7 @@ def test_a_document_cannot_end_the_fence_or_begin_a_message(serve, tmp_path):
     assert "<|im_" not in question(server.requests[0])
 
 
-def test_the_fence_that_a_model_repeats_is_no_part_of_the_translation(serve, tmp_path):
+def test_a_repeated_fence_is_removed_from_the_translation(serve, tmp_path):
     server = serve(lambda request: chat(f"==========\n{german(material(request))}\n=========="))
     [manifest] = translate_documents(
         gold(tmp_path, {"id": "d", "text": ENGLISH}), ["de"], config(server), tmp_path / "out"
@@ -222,14 +222,14 @@ def test_the_fence_that_a_model_repeats_is_no_part_of_the_translation(serve, tmp
     assert rows_of(manifest)["d"]["text"] == german(ENGLISH)
 
 
-def test_a_column_with_the_name_of_one_of_ours_is_kept_under_another(serve, tmp_path):
+def test_an_input_column_with_the_name_of_an_added_one_is_renamed(serve, tmp_path):
     source = gold(tmp_path, {"id": "d", "text": ENGLISH, "text_original": "Alte Fassung"})
     [manifest] = translate_documents(source, ["de"], config(serve(translator)), tmp_path / "out")
     assert rows_of(manifest)["d"]["input_text_original"] == "Alte Fassung"
     assert rows_of(manifest)["d"]["text_original"] == ENGLISH
 
 
-def test_too_many_failures_in_one_language_do_not_keep_the_other_from_being_made(serve, tmp_path):
+def test_too_many_failures_in_one_language_do_not_stop_the_others(serve, tmp_path):
     server = serve(lambda request: chat("") if "into German" in question(request) else translator(request))
     source = gold(tmp_path, {"id": "d", "text": ENGLISH})
     with pytest.raises(TooManyFailures, match="de: 1 of 1 answers failed"):
@@ -255,7 +255,7 @@ def test_an_interrupted_run_resumes_and_pays_for_no_translation_twice(serve, tmp
 
 
 @given(st.text(st.sampled_from("ab. \n\u3002"), max_size=300).map(str.strip), st.integers(5, 50))
-def test_pieces_joined_are_the_text_and_none_is_too_long_or_blank(text, limit):
+def test_joined_pieces_are_the_text_and_none_is_too_long_or_blank(text, limit):
     pieces = split_text(text, limit)
     assert "".join(pieces) == text
     assert all(0 < len(piece.strip()) <= limit for piece in pieces)
@@ -279,7 +279,7 @@ def test_a_text_is_cut_between_paragraphs_before_sentences_and_sentences_before_
         ("3.14 + 2 = 5.14", "3,14 + 2 = 5,14", "de"),
     ],
 )
-def test_nothing_speaks_against_a_good_translation(original, translation, language):
+def test_a_good_translation_passes_the_checks(original, translation, language):
     assert suspicion(original, translation, language, (0.33, 3.0)) is None
 
 
@@ -292,11 +292,11 @@ def test_nothing_speaks_against_a_good_translation(original, translation, langua
         (GERMAN * 5, "de", "characters"),
     ],
 )
-def test_what_speaks_against_a_bad_translation_is_said(translation, language, says):
+def test_a_bad_translation_fails_the_checks_with_a_reason(translation, language, says):
     assert says in suspicion(ENGLISH, translation, language, (0.33, 3.0))
 
 
-def test_languages_are_named_and_unknown_ones_refused():
+def test_languages_have_names_and_unknown_codes_are_rejected():
     assert language_name("de") == language_name("deu_Latn").split(" (")[0] == "German"
     assert language_name("zh-Hant") == "Chinese (Traditional script)"
     with pytest.raises(ConfigError, match="unknown language code 'qqx'"):
@@ -351,7 +351,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_prompt_that_has_lost_a_part_is_asked_again_and_told_then_refused_and_not_written(
+def test_a_translated_prompt_without_a_required_part_is_retried_with_the_reason_then_rejected(
     serve, tmp_path, prompt, loss
 ):
     server = serve(lambda request: chat(german(LOSSES[loss](material(request)))))
@@ -374,9 +374,7 @@ def test_a_prompt_that_is_right_at_the_second_try_is_written(serve, tmp_path, pr
     assert load_prompt(str(path)).language == "de"
 
 
-def test_a_refused_language_does_not_keep_the_others_from_being_written_nor_are_they_asked_again(
-    serve, tmp_path, prompt
-):
+def test_a_rejected_language_does_not_affect_the_others(serve, tmp_path, prompt):
     server = serve(lambda request: chat("?") if "into Spanish" in question(request) else translator(request))
     for _ in range(2):
         with pytest.raises(TooManyFailures, match="es: "):
@@ -385,7 +383,7 @@ def test_a_refused_language_does_not_keep_the_others_from_being_written_nor_are_
     assert sum("into German" in question(request) for request in server.requests) == 3  # text, system, description
 
 
-def test_a_prompt_is_translated_within_the_budget_and_what_was_paid_for_is_written(serve, tmp_path, prompt):
+def test_prompts_are_translated_within_the_budget(serve, tmp_path, prompt):
     """Each request is reserved with all it may write, 300 tokens; it takes 300 and a failed one costs as much."""
 
     def answer(request: Request) -> dict:
@@ -404,7 +402,7 @@ def test_a_prompt_is_translated_within_the_budget_and_what_was_paid_for_is_writt
     assert not (tmp_path / "none").exists()
 
 
-def test_a_translated_prompt_is_kept_when_the_endpoint_goes_away_before_the_others_are_done(serve, tmp_path, prompt):
+def test_a_translated_prompt_is_written_before_the_others_are_done(serve, tmp_path, prompt):
     def answer(request: Request) -> Reply | dict:
         if "into German" in question(request):
             return translator(request)
@@ -422,7 +420,7 @@ def test_a_file_of_another_prompt_is_not_overwritten(serve, tmp_path, prompt):
         translate_prompt(prompt, ["de"], config(serve(translator)), tmp_path)
 
 
-def test_a_prompt_whose_answer_cannot_be_checked_is_not_translated(serve, tmp_path, prompt_file):
+def test_a_prompt_whose_translation_cannot_be_checked_is_rejected(serve, tmp_path, prompt_file):
     server = serve(translator)
     unclear = prompt_file("unclear", text="Judge:\n{text}\nGive a number.")
     with pytest.raises(ConfigError, match="shows no answer that its pattern matches"):
@@ -447,7 +445,7 @@ def test_a_json_prompt_keeps_the_keys_of_its_answer(serve, tmp_path, prompt_file
 
 
 @pytest.mark.parametrize("language", ["de", "es"])
-def test_the_shipped_translations_keep_all_that_the_checks_look_at(language):
+def test_the_shipped_translations_pass_the_checks(language):
     original, translated = load_prompt("educational_value"), load_prompt(f"educational_value_{language}")
     assert prompt_problem(original, translated) is None
     assert suspicion(original.text, translated.text, language, (0.33, 3.0)) is None
@@ -458,7 +456,7 @@ def test_the_shipped_translations_keep_all_that_the_checks_look_at(language):
     )
 
 
-def test_a_source_is_a_prompt_where_its_name_says_so(tmp_path, monkeypatch):
+def test_a_source_is_a_prompt_by_its_name(tmp_path, monkeypatch):
     assert is_prompt("mine.yaml")
     assert is_prompt("educational_value")
     assert not is_prompt("gold.jsonl")

@@ -14,7 +14,7 @@ FAULTS = ("server_error", "hang", "malformed", "cut_off", "reset", "rate_limited
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_loses_nothing_and_repeats_no_finished_call():
+def test_a_run_that_is_killed_repeatedly_loses_nothing_and_repeats_no_finished_call():
     size = ("--documents", "150", "--kills", "5", "--dead", "3", "--latency", "0.1", "--timeout", "1.5")
     command = [
         sys.executable,

@@ -109,7 +109,7 @@ def cut(cutter: Windows, text: str) -> tuple[Sequence[str], bool]:
 
 
 @pytest.mark.parametrize("limit", [4, 5, 7, 16, 64])
-def test_windows_hold_at_most_the_limit_and_are_the_text_when_joined(limit, tokenizer, documents):
+def test_windows_respect_the_limit_and_joined_are_the_text(limit, tokenizer, documents):
     for text in MULTILINGUAL + [row["text"][:1500] for row in documents[:5]]:
         cutter = windows(tokenizer, limit)
         pieces, truncated = cut(cutter, text)
@@ -119,7 +119,7 @@ def test_windows_hold_at_most_the_limit_and_are_the_text_when_joined(limit, toke
 
 
 @given(text=st.text(max_size=120), limit=st.integers(4, 30))
-def test_whatever_the_text_nothing_is_lost_and_no_window_is_too_long(text, limit, word_pieces, bytes_of_characters):
+def test_windows_of_any_text_are_complete_and_within_the_limit(text, limit, word_pieces, bytes_of_characters):
     for tokenizer in (word_pieces, bytes_of_characters):
         cutter = windows(tokenizer, limit)
         pieces, _ = cut(cutter, text)
@@ -127,13 +127,13 @@ def test_whatever_the_text_nothing_is_lost_and_no_window_is_too_long(text, limit
         assert all(asyncio.run(tokenizer.count(piece)) <= limit for piece in pieces)
 
 
-def test_windows_are_about_as_long_as_they_may_be(tokenizer, documents):
+def test_windows_nearly_fill_the_limit(tokenizer, documents):
     for row in documents[:10]:
         pieces, _ = cut(windows(tokenizer, 64), row["text"])
         assert all(asyncio.run(tokenizer.count(piece)) >= 48 for piece in pieces[:-1])
 
 
-def test_a_document_that_fits_is_whole_and_one_that_does_not_is_marked(word_pieces):
+def test_a_document_that_does_not_fit_is_marked_as_truncated(word_pieces):
     text = "cell " * 10
     assert cut(windows(word_pieces, 10, most=1), text.strip()) == ([text.strip()], False)
     [piece], truncated = cut(windows(word_pieces, 9, most=1), text.strip())
@@ -149,14 +149,14 @@ def test_without_a_tokenizer_text_is_cut_by_characters():
     assert cut(windows(None, 4, most=1), "abcd") == (["abcd"], False)
 
 
-def test_a_huge_document_is_not_tokenized_further_than_it_is_asked_about(word_pieces):
+def test_only_the_needed_part_of_a_huge_document_is_tokenized(word_pieces):
     start = time.monotonic()
     pieces, truncated = cut(windows(word_pieces, 100, most=2), "The cell is the unit of life. " * 500_000)
     assert (len(pieces), truncated) == (2, True)
     assert time.monotonic() - start < 1.5
 
 
-def test_what_is_no_tokenizer_is_told(tmp_path):
+def test_an_invalid_tokenizer_is_reported(tmp_path):
     with pytest.raises(ConfigError, match="give a Hub name or a directory"):
         LocalTokenizer(str(tmp_path))
 
@@ -169,7 +169,7 @@ def room(tokenizer: Tokenizer | None, context: int | None, **prompt: Any) -> int
     return asyncio.run(Windows.fit(AnnotateConfig(), config, tokenizer, context)).limit
 
 
-def test_the_text_gets_what_question_answer_and_template_leave_of_the_context(word_pieces):
+def test_the_text_gets_the_context_that_question_answer_and_template_leave(word_pieces):
     question = asyncio.run(word_pieces.count("Judge this page:\n\nEnd with: Score: <0 to 5>"))
     assert room(word_pieces, 512, max_tokens=100) == 512 - question - 100 - 32
     assert room(word_pieces, 512, max_tokens=100, max_text_tokens=50) == 50
@@ -177,7 +177,7 @@ def test_the_text_gets_what_question_answer_and_template_leave_of_the_context(wo
     assert room(None, 512, max_text_chars=77) == 77
 
 
-def test_a_context_that_is_unknown_or_too_small_is_told(word_pieces):
+def test_an_unknown_or_too_small_context_is_reported(word_pieces):
     with pytest.raises(ConfigError, match="set context_tokens"):
         room(word_pieces, None)
     with pytest.raises(ConfigError, match=r"short .* leave no room for text in a context of 128 tokens"):
@@ -202,7 +202,7 @@ def words_server(request: Request, shape: str, context: int | None = 200) -> Rep
 
 
 @pytest.mark.parametrize("shape", ["vLLM", "llama.cpp"])
-def test_the_server_cuts_and_says_how_long_its_context_is(shape, serve, asking, prompt_file, tmp_path):
+def test_the_server_tokenizes_and_reports_its_context(shape, serve, asking, prompt_file, tmp_path):
     server = serve(lambda request: words_server(request, shape))
     (tmp_path / "long.jsonl").write_text(json.dumps({"id": "d0", "text": "x" * 100 + "y" * 400}) + "\n")
     config = asking(server, prompts=[prompt_file(max_tokens=20)], tokenizer="server")
@@ -217,7 +217,7 @@ def test_the_server_cuts_and_says_how_long_its_context_is(shape, serve, asking, 
     assert shown == PROMPT["text"].replace("{text}", ("x" * 100 + "y" * 400)[:left])
 
 
-def test_a_server_without_tokenizer_or_context_is_told_with_the_way_out(serve, pages, asking, tmp_path):
+def test_a_server_without_tokenizer_or_context_is_reported_with_the_alternative(serve, pages, asking, tmp_path):
     without = serve(
         lambda request: refused(404, "not found") if "token" in request.path else words_server(request, "vLLM")
     )
@@ -229,7 +229,7 @@ def test_a_server_without_tokenizer_or_context_is_told_with_the_way_out(serve, p
 
 
 @pytest.mark.parametrize("answer", [{}, {"tokens": None}, {"tokens": 3}])
-def test_a_tokenizer_that_answers_nonsense_is_told(answer, serve, pages, asking, tmp_path):
+def test_a_malformed_answer_of_the_tokenizer_is_reported(answer, serve, pages, asking, tmp_path):
     server = serve(lambda request: answer if "token" in request.path else words_server(request, "vLLM"))
     (tmp_path / "long.jsonl").write_text(json.dumps({"id": "d0", "text": "x" * 4000}) + "\n")
     with pytest.raises(ConfigError, match="tokenize does not work"):
@@ -242,9 +242,7 @@ def test_a_tokenizer_that_answers_nonsense_is_told(answer, serve, pages, asking,
 
 
 @pytest.mark.parametrize("models", [{}, {"data": None}, {"data": [None, 3, {"id": "m", "meta": []}]}, {"data": "m"}])
-def test_a_list_of_models_in_another_form_is_no_error_where_the_context_is_given(
-    models, serve, pages, asking, tmp_path
-):
+def test_an_unusable_list_of_models_asks_for_context_tokens(models, serve, pages, asking, tmp_path):
     server = serve(lambda request: models if request.path == "/v1/models" else words_server(request, "vLLM"))
     with pytest.raises(ConfigError, match="--context-tokens"):
         annotate_documents(pages(1), asking(server, tokenizer="server"), tmp_path / "a", SETTINGS)
@@ -253,7 +251,7 @@ def test_a_list_of_models_in_another_form_is_no_error_where_the_context_is_given
 DEAD = "http://127.0.0.1:9/v1"
 
 
-def test_where_one_endpoint_is_down_another_cuts_and_says_how_long_its_context_is(serve, asking, prompt_file, tmp_path):
+def test_if_one_endpoint_is_down_another_tokenizes(serve, asking, prompt_file, tmp_path):
     server = serve(lambda request: words_server(request, "vLLM"))
     (tmp_path / "long.jsonl").write_text(json.dumps({"id": "d0", "text": "x" * 500}) + "\n")
     config = asking(server, prompts=[prompt_file(max_tokens=20)], tokenizer="server", endpoints=[DEAD, server.url])
@@ -265,7 +263,7 @@ def test_where_one_endpoint_is_down_another_cuts_and_says_how_long_its_context_i
     assert (row["truncated"], row["status"]) == (True, "scored")
 
 
-def test_an_endpoint_without_a_tokenizer_leaves_it_to_another(serve, pages, asking, tmp_path):
+def test_an_endpoint_without_a_tokenizer_is_skipped(serve, pages, asking, tmp_path):
     without = serve(lambda request: GOOD if "chat" in request.path else refused(404, "not found"))
     server = serve(lambda request: words_server(request, "vLLM", context=2000))
     config = asking(server, tokenizer="server", endpoints=[without.url, server.url])
@@ -286,15 +284,13 @@ def test_a_server_that_starts_late_or_pauses_is_waited_for(serve, pages, asking,
     assert annotate_documents(pages(1), config, tmp_path / "out", SETTINGS).counts["scored"] == 1
 
 
-def test_where_no_endpoint_answers_a_tokenizer_the_outage_is_told_and_no_setting_is_blamed(
-    asking, pages, serve, tmp_path
-):
+def test_an_outage_of_the_tokenizer_is_reported_as_an_outage(asking, pages, serve, tmp_path):
     config = asking(serve(lambda request: GOOD), tokenizer="server", endpoints=[DEAD])
     with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1 has not answered for 1 s .*run the same command again"):
         annotate_documents(pages(1), config, tmp_path / "out", SETTINGS)
 
 
-def test_a_wrong_key_is_told_as_that_where_the_context_is_asked_for(serve, pages, asking, tmp_path):
+def test_a_wrong_key_is_reported_when_the_context_is_requested(serve, pages, asking, tmp_path):
     server = serve(lambda request: refused(401, "no"))
     with pytest.raises(ConfigError, match=r"rejected the key \(401\); set ML_FILTER_API_KEY"):
         annotate_documents(pages(1), asking(server, tokenizer="server"), tmp_path / "out", SETTINGS)
@@ -343,7 +339,7 @@ def in_windows(asking, prompt_file) -> Callable[..., AnnotateConfig]:
     return configure
 
 
-def test_a_document_in_windows_is_one_row_of_all_of_them(serve, in_windows, tmp_path):
+def test_a_document_in_windows_has_one_row(serve, in_windows, tmp_path):
     server = serve(lambda request: chat(f"Part {request.document}. Score: {request.document[1:]}"))
     manifest = annotate_documents(parts(tmp_path, "w1", "w2", "w5"), in_windows(server), tmp_path / "out", SETTINGS)
     [row] = pq.read_table(manifest.shard_paths()[0]).to_pylist()
@@ -353,7 +349,7 @@ def test_a_document_in_windows_is_one_row_of_all_of_them(serve, in_windows, tmp_
     assert manifest.counts["documents"] == manifest.counts["scored"] == 1
 
 
-def test_windows_above_the_most_are_left_out_and_the_row_says_so(serve, in_windows, tmp_path):
+def test_windows_above_max_windows_are_left_out_and_the_row_is_marked(serve, in_windows, tmp_path):
     server = serve(lambda request: GOOD)
     config = in_windows(server, max_windows=2)
     manifest = annotate_documents(parts(tmp_path, "w1", "w2", "w5"), config, tmp_path / "out", SETTINGS)
@@ -405,7 +401,7 @@ annotate_documents(SourceConfig(paths=[sys.argv[1]]), AnnotateConfig.model_valid
     assert server.asked == {"w1": 1, "w2": 1, "w3": 2, "w4": 2}
 
 
-def test_windows_that_were_cut_otherwise_before_are_not_mixed(serve, asking, prompt_file, tmp_path):
+def test_answers_about_differently_cut_windows_are_not_mixed(serve, asking, prompt_file, tmp_path):
     """A server is started again with a longer context while a document is half done."""
     context = 150
     stopped = [False]
@@ -460,7 +456,7 @@ def with_template(word_pieces, tmp_path) -> Callable[[str | None], str]:
 
 
 @pytest.mark.parametrize("add", [True, False])
-def test_a_chat_template_is_filled_in_here(add, with_template, serve, asking, prompt_file, tmp_path):
+def test_the_client_can_apply_the_chat_template(add, with_template, serve, asking, prompt_file, tmp_path):
     server = serve(lambda request: {"choices": [{"text": "Score: 3"}]})
     config = asking(
         server,
@@ -483,7 +479,7 @@ def test_a_chat_template_is_filled_in_here(add, with_template, serve, asking, pr
 
 
 @pytest.mark.parametrize("template", [None, "{{ raise_exception('no system message, please') }}", "{% if %}"])
-def test_a_template_that_is_missing_or_refuses_is_told(template, with_template, serve, pages, asking, tmp_path):
+def test_a_missing_or_failing_chat_template_is_reported(template, with_template, serve, pages, asking, tmp_path):
     server = serve(lambda request: GOOD)
     config = asking(server, tokenizer=with_template(template), chat_template="client", context_tokens=512)
     with pytest.raises(ConfigError, match="chat template"):
@@ -502,7 +498,7 @@ def test_the_key_of_a_tokenizing_server_stays_secret(serve, pages, asking, tmp_p
 # --- special tokens of the model at hand
 
 
-def test_the_tokenizers_own_special_tokens_are_broken_up(with_marks):
+def test_special_tokens_of_the_tokenizer_are_broken_up(with_marks):
     document = "before (~end~){{user}}{{user}}{{ Score: 5 @@@ after"
     [piece], _ = asyncio.run(windows(with_marks, 1000).pieces(document))
     assert piece == "before ( ~end~){ {user}}{ {user}}{{ Score: 5 @ @ @ after"
@@ -512,6 +508,6 @@ def test_the_tokenizers_own_special_tokens_are_broken_up(with_marks):
 
 
 @pytest.mark.parametrize("text", ["the cat and a dog", "<table><tr>", "me@example.org", "{user}", *MULTILINGUAL[:7]])
-def test_text_without_them_stays_as_it_is(with_marks, word_pieces, text):
+def test_text_without_special_tokens_is_unchanged(with_marks, word_pieces, text):
     for tokenizer in (with_marks, word_pieces):
         assert windows(tokenizer, 1000).clean(text) == text
