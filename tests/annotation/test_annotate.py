@@ -1,4 +1,4 @@
-"""What an endpoint can do to a run, and what the run promises all the same."""
+"""Annotating documents: what a run promises whatever the endpoint does."""
 
 import json
 import os
@@ -37,7 +37,7 @@ GOOD = chat("It explains. Score: 3")
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """Tries follow each other at once."""
+    """Retries follow immediately."""
     monkeypatch.setattr(endpoints, "_backoff_s", lambda attempts: 0.0)
 
 
@@ -285,6 +285,7 @@ def test_retry_after_is_respected(serve, pages, asking, tmp_path):
     assert at[1] - at[0] >= 1
 
 
+@pytest.mark.usefixtures("hasty")
 def test_temporary_errors_are_retried(serve, pages, asking, tmp_path):
     server = serve(lambda request: refused(500, "out of memory") if request.nth == 1 else GOOD)
     manifest = annotate_documents(pages(3), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
@@ -298,6 +299,7 @@ def test_a_rejected_request_is_not_retried(serve, pages, asking, tmp_path):
     assert len(server.requests) == 2
 
 
+@pytest.mark.usefixtures("hasty")
 def test_the_attempts_of_a_failed_document_are_counted(serve, pages, asking, tmp_path):
     server = serve(always(Reply(None, fault="reset")))
     manifest = annotate_documents(pages(1), asking(server, max_retries=1), tmp_path / "out", SETTINGS)
@@ -309,7 +311,8 @@ def test_the_attempts_of_a_failed_document_are_counted(serve, pages, asking, tmp
 
 
 @pytest.mark.parametrize("fault", ["reset", "hang", None])
-def test_an_outage_ends_the_run_and_the_next_run_finishes_it(fault, serve, pages, asking, tmp_path):
+def test_an_outage_ends_the_run_and_the_next_run_finishes_it(fault, serve, pages, asking, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoints, "_OPEN_AFTER_S", 0.5)  # an outage is noticed earlier
     down = Reply({"error": {"message": "down"}}, 503, fault=fault)
     server = serve(lambda request: Reply(GOOD) if int(request.document[1:]) < 5 else down)
     config, source = asking(server, max_concurrency=8, timeout_s=0.3, max_retries=5), pages(60)
@@ -649,17 +652,17 @@ def test_a_directory_of_a_run_with_different_settings_is_refused(change, finishe
 def test_a_directory_without_any_answer_can_be_used_with_corrected_settings(first, serve, pages, asking, tmp_path):
     source = pages(25)
     server = serve(lambda request: refused(400, "Unsupported parameter: 'seed'") if "seed" in request.body else GOOD)
-    mended = asking(server, extra_body={"seed": None})
+    corrected = asking(server, extra_body={"seed": None})
     with pytest.raises(MlFilterError):
         if first == "no such column":
             wrong = source.model_copy(update={"text_column": "content"})
-            annotate_documents(wrong, mended, tmp_path / "out", SETTINGS)
+            annotate_documents(wrong, corrected, tmp_path / "out", SETTINGS)
         elif first == "no answer":
             dead = asking(server, endpoints=["http://127.0.0.1:9/v1"], model="typo", max_failed_share=0)
             annotate_documents(source, dead, tmp_path / "out", SETTINGS)
         else:
             annotate_documents(source, asking(server), tmp_path / "out", SETTINGS)
-    manifest = annotate_documents(source, mended, tmp_path / "out", SETTINGS)
+    manifest = annotate_documents(source, corrected, tmp_path / "out", SETTINGS)
     assert (manifest.counts["scored"], manifest.counts["failed"]) == (25, 0)
 
 

@@ -1,4 +1,4 @@
-"""The concurrency limit, against simulated servers: few places and many, slow ones, ones that batch, rate limits."""
+"""The concurrency limit, against simulated servers: few slots and many, slow and batching servers, rate limits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def simulate(
 ) -> list[Result]:
     """What happens to the requests of a client that always has more of them.
 
-    The server works on `places(now)` requests at once, the others queue. One by itself takes a gamma-distributed time
+    The server works on `places(now)` requests at once, the others queue. A single one takes a gamma-distributed time
     with mean `latency_s`; with `half_speed_at` others in work it takes twice as long, with twice as many three times,
     as on a GPU that batches. A share `hangs` is never answered; a share `refuses`, and what comes above `per_s` a
     second, gets a rate limit instead.

