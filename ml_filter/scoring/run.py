@@ -21,6 +21,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import FailedShard, Manifest, find_manifest
 from ml_filter.documents.output_directory import OutputDirectory, ShardResult
 from ml_filter.documents.readers import InputShard, known_rows
+from ml_filter.documents.rejects import nothing_read
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.arithmetic import steady_arithmetic
@@ -202,7 +203,7 @@ def _finish(job: ScoringJob, out: OutputDirectory, results: Sequence[tuple[str, 
     if len(failed) == len(job.shards):
         raise InputError(f"no shard could be scored: {_list_failures(failed)}")
     if counts["read"] == 0:
-        raise InputError(f"no document could be read from {', '.join(job.source.paths)}: {dict(counts)}")
+        raise nothing_read(job.source.paths, counts)
     out.finish(results)
 
 

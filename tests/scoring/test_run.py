@@ -132,7 +132,7 @@ def test_a_directory_without_a_head_and_a_missing_device_are_errors(encoder_head
 
 def test_a_corpus_without_a_readable_document_is_an_error_that_says_why(hashing_head, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"text": ""}')
-    with pytest.raises(InputError, match=r"no document could be read .*'rejected_missing_text': 1"):
+    with pytest.raises(InputError, match=r"no document could be read .*missing_text 1; name the column"):
         score(hashing_head, tmp_path / "a.jsonl", tmp_path / "out")
     assert find_manifest(str(tmp_path / "out")) is None
 
