@@ -1,1 +1,1 @@
-"""Evaluate, compare and promote heads."""
+"""Evaluate, compare and promote heads; compare annotators."""

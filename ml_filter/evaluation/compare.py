@@ -1,4 +1,4 @@
-"""Two prompts or models side by side on the same documents: their agreement, which is better, where they differ."""
+"""Compare two prompts or models on the same documents: their agreement, which is better, and where they differ."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
-from pydantic import BaseModel
 
-from ml_filter.agreement.agreement import Agreement, compare_ratings
+from ml_filter.agreement.agreement import compare_ratings
 from ml_filter.agreement.measure import write_agreement
 from ml_filter.agreement.ratings import Ratings, read_ratings, require_gold
 from ml_filter.annotation.annotate import annotate_documents
@@ -24,71 +22,18 @@ from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import read_shard
+from ml_filter.documents.readers import read_shard, read_tables
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, TooManyFailures
+from ml_filter.evaluation.comparison import COMPARISON_NAME, REPORT_NAME, Comparison, Difference, Example, Side
+from ml_filter.evaluation.comparison_page import comparison_report
 from ml_filter.evaluation.config import CompareConfig
 from ml_filter.statistics.intervals import Array, Figure, Resampling
 from ml_filter.statistics.metrics import COMPARED_FIGURES
 from ml_filter.statistics.pair import compare_against, compare_pair
 
-COMPARISON_NAME = "comparison.json"
-REPORT_NAME = "comparison.html"
 _EXCERPT_CHARS = 600
-
-
-class Side(BaseModel):
-    """One of the two: who it is, what became of its documents, and what they cost."""
-
-    name: str
-    annotator: str
-    prompts: list[str]
-    directory: str
-    documents: int
-    scored: int
-    failed: int
-    share_failed: float
-    failed_by_code: dict[str, int]
-    prompt_tokens: int
-    completion_tokens: int
-    usd: float | None
-
-
-class Difference(BaseModel):
-    """A figure of a and of b against gold, over the documents that all three scored, and b's minus a's.
-
-    `better` is None where the interval of the difference holds 0, so that chance may have made it.
-    """
-
-    figure: str
-    a: Figure
-    b: Figure
-    difference: Figure
-    better: Literal["a", "b"] | None
-
-
-class Example(BaseModel):
-    """A document on which the two differ; `gold` is None where there is none."""
-
-    document_id: str
-    excerpt: str
-    gold: float | None
-    a: float
-    b: float
-    reason_a: str | None
-    reason_b: str | None
-
-
-class Comparison(BaseModel):
-    """The content of comparison.json. `differences` is empty without gold."""
-
-    a: Side
-    b: Side
-    gold: str | None
-    differences: list[Difference]
-    examples: list[Example]
-    agreement: Agreement
 
 
 def compare_annotators(
@@ -99,30 +44,28 @@ def compare_annotators(
     output: str | Path,
     settings: Settings | None = None,
 ) -> tuple[Comparison, Manifest]:
-    """Annotate documents twice, into `output/a` and `output/b`, and compare what came of it.
+    """Annotate documents twice, into `output/a` and `output/b`, and compare the annotations.
 
     Writes `comparison.json` and `comparison.html`, and all figures of agreement as `agreement.json` and
-    `agreement.html`. Killed and called again, it asks only for what is open.
+    `agreement.html`. The run is resumable: requests that were answered are not repeated.
 
     Raises:
         ConfigError: a and b are the same, or their prompts score on different ranges.
-        TooManyFailures: the comparison is written, and more than `max_failed_share` of one of the two failed; or all
-            answers of one failed, and there is none.
-        InputError: the gold cannot be read or holds no rating; before anything is asked.
+        TooManyFailures: more than `max_failed_share` of the answers of one of the two failed (the comparison is
+            written), or all of them (it is not).
+        InputError: the gold cannot be read or has no rating; this is checked before any request.
         EndpointError, InputError: as `annotate_documents` and `read_ratings`.
     """
-    from ml_filter.evaluation.comparison_page import comparison_report
-
     settings = settings or Settings()
     both = {"a": a, "b": b}
-    made_by = {name: _made_by(one, settings) for name, one in both.items()}
-    if made_by["a"] == made_by["b"]:
-        raise ConfigError("both sides are the same; give two of --prompt, --model (with --endpoint) or --endpoint")
+    identities = {side: _identity(annotate, settings) for side, annotate in both.items()}
+    if identities["a"] == identities["b"]:
+        raise ConfigError("both sides are the same; give --prompt, --model or --endpoint twice")
     _check_ranges(a, b)
     _, parents = list_shards(source)
     require_gold(config)
     gold_parents = list_shards(config.gold)[1] if config.gold else []
-    setup = {"source": source.model_dump(mode="json"), **made_by, "compare": config.model_dump(mode="json")}
+    setup = {"source": source.model_dump(mode="json"), **identities, "compare": config.model_dump(mode="json")}
     with OutputDirectory(output, "comparison", setup, [*parents, *gold_parents]) as out:
         if out.manifest and not (a.retry_failed and out.manifest.counts["failed"]):
             comparison = Comparison.model_validate_json(out.fs.cat_file(f"{out.root}/{COMPARISON_NAME}"))
@@ -130,11 +73,11 @@ def compare_annotators(
             if out.manifest:
                 out.reopen()
             manifests = {
-                # what failed is part of the comparison, so that it ends only afterwards for that
-                name: annotate_documents(
-                    source, one.model_copy(update={"max_failed_share": 1.0}), f"{out.path}/{name}", settings
+                # failures are part of the comparison; max_failed_share is checked after it is written
+                side: annotate_documents(
+                    source, annotate.model_copy(update={"max_failed_share": 1.0}), f"{out.path}/{side}", settings
                 )
-                for name, one in both.items()
+                for side, annotate in both.items()
             }
             _require_scores(manifests)
             ratings, _ = read_ratings([manifest.root for manifest in manifests.values()], config)
@@ -154,55 +97,55 @@ def compare_annotators(
             out.put_bytes(REPORT_NAME, comparison_report(comparison, plots).encode())
             out.finish([], {"documents": sides[0].documents, "failed": sum(side.failed for side in sides)})
         assert out.manifest
-        for side, one in ((comparison.a, a), (comparison.b, b)):
-            if side.share_failed > one.max_failed_share:
+        for side, annotate in ((comparison.a, a), (comparison.b, b)):
+            if side.share_failed > annotate.max_failed_share:
                 raise TooManyFailures(
                     f"{side.failed:,} of {side.scored + side.failed:,} answers of {side.name} failed, more than "
-                    f"max_failed_share={one.max_failed_share:g} tolerates; the comparison is in {out.path}. To ask for "
-                    "just those again, run again with --retry-failed"
+                    f"max_failed_share={annotate.max_failed_share:g} allows; the comparison is in {out.path}. Use "
+                    "--retry-failed to repeat the failed requests"
                 )
         return comparison, out.manifest
 
 
 def _require_scores(manifests: Mapping[str, Manifest]) -> None:
-    silent = []
+    problems = []
     for side, manifest in manifests.items():
         if not manifest.counts["scored"]:
-            made_by = f"{manifest.config['annotator']}, {', '.join(one['name'] for one in manifest.config['prompts'])}"
+            prompts = ", ".join(prompt["name"] for prompt in manifest.config["prompts"])
             codes = ", ".join(f"{code} {count:,}" for code, count in _failed_by_code(manifest).items())
-            silent.append(
-                f"all {manifest.counts['failed']:,} answers of side {side} ({made_by}) failed ({codes}); "
-                f"each is in {manifest.root}/{FAILED_NAME}"
+            problems.append(
+                f"all {manifest.counts['failed']:,} answers of side {side} ({manifest.config['annotator']}, {prompts}) "
+                f"failed ({codes}); see {manifest.root}/{FAILED_NAME}"
             )
-    if silent:
+    if problems:
         raise TooManyFailures(
-            f"there is nothing to compare: {'. And '.join(silent)}. Once what they say is mended, run again with "
-            "--retry-failed"
+            f"there is nothing to compare: {'; '.join(problems)}. Fix the cause, then run again with --retry-failed"
         )
 
 
 def two_sides(
     common: AnnotateConfig, prompts: Sequence[str], models: Sequence[str], endpoints: Sequence[str]
 ) -> tuple[AnnotateConfig, AnnotateConfig]:
-    """Two configurations: what is given twice tells them apart, what is given once holds for both.
+    """Two configurations: an option with two values differs between them, one with a single value applies to both.
 
     Raises:
-        ConfigError: something is given more than twice.
+        ConfigError: an option has more than two values.
     """
-    given = {"prompt": prompts, "model": models, "endpoint": endpoints}
-    for option, values in given.items():
+    options = {"prompt": prompts, "model": models, "endpoint": endpoints}
+    for option, values in options.items():
         if len(values) > 2:
-            raise ConfigError(f"--{option} is given {len(values)} times; two are compared")
+            raise ConfigError(f"--{option} has {len(values)} values; only two can be compared")
 
-    def side(place: int) -> AnnotateConfig:
-        prompt, model, endpoint = (values[place] if values else None for values in given.values())
+    def side(index: int) -> AnnotateConfig:
+        prompt, model, endpoint = (values[index] if values else None for values in options.values())
         changes = {"prompts": prompt and [prompt], "model": model, "endpoints": endpoint and [endpoint]}
         return common.model_copy(update={name: value for name, value in changes.items() if value})
 
     return side(0), side(-1)
 
 
-def _made_by(config: AnnotateConfig, settings: Settings) -> dict[str, Any]:
+def _identity(config: AnnotateConfig, settings: Settings) -> dict[str, Any]:
+    """What determines the answers of a side."""
     prompts = [load_prompt(name).digest for name in config.prompts]
     return {
         "prompts": prompts,
@@ -217,7 +160,7 @@ def _check_ranges(a: AnnotateConfig, b: AnnotateConfig) -> None:
     if first.score != second.score:
         raise ConfigError(
             f"{first.name} scores from {first.score.min:g} to {first.score.max:g}, {second.name} from "
-            f"{second.score.min:g} to {second.score.max:g}; only scores of one range can be compared"
+            f"{second.score.min:g} to {second.score.max:g}; only scores on the same range can be compared"
         )
 
 
@@ -246,23 +189,15 @@ def _failed_by_code(manifest: Manifest) -> dict[str, int]:
 
 def _differences(ratings: Ratings, config: CompareConfig) -> list[Difference]:
     resampling = Resampling(confidence=config.confidence, resamples=config.resamples, seed=config.seed)
+    scale: dict[str, Any] = {"score_range": ratings.score_range, "threshold": ratings.threshold}
     rows: Array = ratings.values[np.isfinite(ratings.values).all(axis=1)]
-    against = compare_against(rows, score_range=ratings.score_range, threshold=ratings.threshold, resampling=resampling)
-    gold, *names = ratings.raters
-    alone = [
-        compare_pair(
-            gold,
-            name,
-            rows[:, [0, column]],
-            score_range=ratings.score_range,
-            threshold=ratings.threshold,
-            resampling=resampling,
-        ).figures
-        for column, name in enumerate(names, start=1)
-    ]
+    a, b = (
+        compare_pair("gold", side, rows[:, [0, column]], **scale, resampling=resampling).figures
+        for column, side in ((1, "a"), (2, "b"))
+    )
     return [
-        Difference(figure=name, a=alone[0][name], b=alone[1][name], difference=found, better=_better(name, found))
-        for name, found in against.items()
+        Difference(figure=name, a=a[name], b=b[name], difference=difference, better=_better(name, difference))
+        for name, difference in compare_against(rows, **scale, resampling=resampling).items()
     ]
 
 
@@ -273,50 +208,45 @@ def _better(name: str, difference: Figure) -> Literal["a", "b"] | None:
 
 
 def _examples(source: SourceConfig, ratings: Ratings, manifests: dict[str, Manifest], most: int) -> list[Example]:
-    """The documents on which the two differ most, the widest difference first."""
-    apart = np.abs(ratings.values[:, -1] - ratings.values[:, -2])
-    places = [int(place) for place in np.argsort(-apart, kind="stable")[:most] if apart[place] > 0]
-    wanted = {ratings.documents[place] for place in places}
-    reasons = {side: _reasons(manifest, wanted) for side, manifest in manifests.items()}
-    texts = _excerpts(source, wanted)
-    made = []
-    for place in places:
-        document_id = ratings.documents[place]
-        gold = float(ratings.values[place, 0]) if ratings.has_gold else math.nan
-        made.append(
-            Example(
-                document_id=document_id,
-                excerpt=texts.get(document_id, ""),
-                gold=None if math.isnan(gold) else gold,
-                a=float(ratings.values[place, -2]),
-                b=float(ratings.values[place, -1]),
-                reason_a=reasons["a"].get(document_id),
-                reason_b=reasons["b"].get(document_id),
-            )
+    """The documents on which the two differ most, the largest difference first."""
+    gold, a, b = (ratings.values[:, 0] if ratings.has_gold else None), ratings.values[:, -2], ratings.values[:, -1]
+    distance = np.abs(b - a)
+    rows = [int(row) for row in np.argsort(-distance, kind="stable")[:most] if distance[row] > 0]
+    ids = {ratings.documents[row] for row in rows}
+    reasons = {side: _reasons(manifest, ids) for side, manifest in manifests.items()}
+    excerpts = _excerpts(source, ids)
+    return [
+        Example(
+            document_id=document_id,
+            excerpt=excerpts.get(document_id, ""),
+            gold=None if gold is None or math.isnan(gold[row]) else float(gold[row]),
+            a=float(a[row]),
+            b=float(b[row]),
+            reason_a=reasons["a"].get(document_id),
+            reason_b=reasons["b"].get(document_id),
         )
-    return made
+        for row, document_id in ((row, ratings.documents[row]) for row in rows)
+    ]
 
 
-def _reasons(manifest: Manifest, wanted: set[str]) -> dict[str, str]:
-    """What the first vote on each document that has a reason says."""
-    found: dict[str, str] = {}
+def _reasons(manifest: Manifest, ids: set[str]) -> dict[str, str]:
+    """For each document, the reason of the first vote that has one."""
+    reasons: dict[str, str] = {}
     for path in manifest.shard_paths():
-        for batch in pq.ParquetFile(path).iter_batches(columns=["document_id", "reason"]):
-            for document_id, reason in zip(
-                *(batch[name].to_pylist() for name in ("document_id", "reason")), strict=True
-            ):
-                if document_id in wanted and reason:
-                    found.setdefault(document_id, reason)
-    return found
+        for table in read_tables(path, ("document_id", "reason")):
+            for document_id, reason in zip(table["document_id"].to_pylist(), table["reason"].to_pylist(), strict=True):
+                if document_id in ids and reason:
+                    reasons.setdefault(document_id, reason)
+    return reasons
 
 
-def _excerpts(source: SourceConfig, wanted: set[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _excerpts(source: SourceConfig, ids: set[str]) -> dict[str, str]:
+    excerpts: dict[str, str] = {}
     for shard in list_shards(source)[0]:
         for table in read_shard(shard, source, RejectsLog()):
             for document_id, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
-                if document_id in wanted and document_id not in found:
-                    found[document_id] = text if len(text) <= _EXCERPT_CHARS else text[:_EXCERPT_CHARS] + " …"
-        if len(found) == len(wanted):
+                if document_id in ids and document_id not in excerpts:
+                    excerpts[document_id] = text if len(text) <= _EXCERPT_CHARS else text[:_EXCERPT_CHARS] + " …"
+        if len(excerpts) == len(ids):
             break
-    return found
+    return excerpts

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ml_filter.evaluation.comparison import Comparison
 from ml_filter.rendering.html import render
-
-if TYPE_CHECKING:
-    from ml_filter.evaluation.compare import Comparison
+from ml_filter.statistics.metrics import PAIR_FIGURES
 
 
 def comparison_report(comparison: Comparison, plots: dict[str, str]) -> str:
     """HTML with the figures of both, their differences with intervals, and the documents on which they differ most."""
-    from ml_filter.statistics.metrics import PAIR_FIGURES
-
     return render("evaluation/templates/comparison.html", c=comparison, plots=plots, names=PAIR_FIGURES)

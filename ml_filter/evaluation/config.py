@@ -1,12 +1,10 @@
-"""Configuration of comparing and promoting heads."""
+"""Configuration of comparing annotators and promoting heads."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from ml_filter.agreement.config import AgreementConfig
 from ml_filter.config import StageConfig
@@ -19,23 +17,29 @@ Stage = Literal["staging", "production"]
 class CompareConfig(AgreementConfig):
     """How two annotations of the same documents are compared."""
 
-    examples: Annotated[int, Field(ge=1)] = Field(20, description="documents shown on which the two differ most")
+    examples: Annotated[int, Field(ge=1)] = Field(
+        20, description="number of documents to show, those on which the two differ most"
+    )
 
 
 class PromoteConfig(StageConfig):
-    """When a head takes the place of the current one."""
+    """When a head replaces the current one."""
 
-    to: Stage = "staging"
-    metric: ComparisonMetric = "spearman"
+    to: Stage = Field("staging", description="stage that the head is promoted to")
+    metric: ComparisonMetric = Field("spearman", description="figure to compare heads by, and to gate on")
     test: SourceConfig | None = Field(
-        None, description="documents with LLM labels that no head was trained on, to compare on; unset: the gold"
+        None, description="documents with LLM labels to compare on, which no head was trained on (default: the gold)"
     )
-    test_label_column: str = "score"
+    test_label_column: str = Field("score", description="column of test with the labels")
     margin: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="what the lower bound of the difference to the current head has to reach"
+        0.0, description="least lower bound of the difference to the current head"
     )
-    min_agreement: float = Field(0.6, description="what the lower bound with humans has to reach")
-    min_documents: Annotated[int, Field(ge=10)] = Field(30, description="compared documents, of test and of gold")
-    max_failed_share: Annotated[float, Field(ge=0, le=1)] = Field(0.01, description="of them, without a score")
-    criterion: str | None = Field(None, description="of the heads; unset: the only one")
-    required: bool = Field(False, description="a head that is not promoted ends the run with exit code 1")
+    min_agreement: float = Field(0.6, description="least lower bound of the metric with human labels")
+    min_documents: Annotated[int, Field(ge=10)] = Field(
+        30, description="least number of compared documents, of test and of gold"
+    )
+    max_failed_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="greatest share of these documents without a score"
+    )
+    criterion: str | None = Field(None, description="criterion of the heads (default: the only one)")
+    required: bool = Field(False, description="exit with code 1 if the head is not promoted")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.rendering.html import render
 from ml_filter.rendering.plots import (
     confusion_tables,
@@ -13,94 +17,76 @@ from ml_filter.rendering.plots import (
     scores_by_label,
     threshold_shares,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ml_filter.evaluation.evaluate import HeadEvaluation
-    from ml_filter.statistics.intervals import Figure
+from ml_filter.statistics.intervals import Figure
+from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES
+from ml_filter.statistics.rounding import round_scores
 
 _POINTS = 300
-"""Of a curve; more cannot be seen."""
+"""Points of a curve at most; more would not be visible."""
 _STRATUM_PLOTS = {"spearman": "Spearman", "f1_at_threshold": "F1 at the threshold"}
 
 
 def evaluation_plots(
     evaluation: HeadEvaluation, scores: NDArray[np.floating], labels: NDArray[np.float64]
 ) -> dict[str, str]:
-    """SVG texts by name: `confusion`, `scores`, and where there is something to show `curves`, `thresholds`,
-    `reliability`, `strata_<figure>`, `sources` and `comparison`.
+    """SVG texts by name: `confusion`, `scores`, and if the data allow it `curves`, `thresholds`, `reliability`,
+    `strata_<figure>`, `sources` and `comparison`.
 
     Args:
         evaluation: the figures.
-        scores: of the documents [documents]; nan: none.
+        scores: of the documents [documents]; NaN: no score.
         labels: of the documents [documents].
     """
-    import numpy as np
-
-    from ml_filter.statistics.metrics import PAIR_FIGURES
-
     scored = np.isfinite(scores)
     scores, labels = scores[scored], labels[scored]
-    whole = np.floor(labels + 0.5)
+    rounded = round_scores(labels)
     plots = {
         "confusion": confusion_tables({("label", "int_score"): (list(evaluation.classes), evaluation.confusion)}),
-        "scores": scores_by_label({float(label): scores[whole == label].tolist() for label in np.unique(whole)}),
+        "scores": scores_by_label({float(label): scores[rounded == label].tolist() for label in np.unique(rounded)}),
     }
-    reached = [k for k, of in evaluation.thresholds.items() if of.roc_auc is not None]
-    if reached:
-        curves = {f"label ≥ {k}": _curves(scores, whole >= k) for k in reached}
+    defined = [k for k, figures in evaluation.thresholds.items() if figures.roc_auc is not None]
+    if defined:
+        curves = {f"label ≥ {k}": _curves(scores, rounded >= k) for k in defined}
         plots["curves"] = decision_curves(
-            {name: of[0] for name, of in curves.items()}, {name: of[1] for name, of in curves.items()}
+            {name: precision_recall for name, (precision_recall, _) in curves.items()},
+            {name: rates for name, (_, rates) in curves.items()},
         )
     names = {"precision": "precision", "recall": "recall", "documents": "documents kept", "tokens": "tokens kept"}
     shares = {
-        shown: [_triple(getattr(row, name)) for row in evaluation.table]
-        for name, shown in names.items()
+        title: [figure and figure.interval for figure in (getattr(row, name) for row in evaluation.table)]
+        for name, title in names.items()
         if evaluation.table and getattr(evaluation.table[0], name) is not None
     }
     if shares:
         plots["thresholds"] = threshold_shares(
             [row.score for row in evaluation.table], shares, xlabel="threshold on the score"
         )
-    bins = [(one.predicted, *known) for one in evaluation.reliability if (known := _triple(one.observed))]
+    bins = [(bin_.predicted, *bin_.observed.interval) for bin_ in evaluation.reliability if bin_.observed.interval]
     if bins:
         plots["reliability"] = reliability_plot(
-            bins, xlabel=f"calibrated probability of label ≥ {evaluation.threshold:g}", ylabel="share that is"
+            bins, xlabel=f"calibrated probability of label ≥ {evaluation.threshold:g}", ylabel="observed share"
         )
-    for name, shown in _STRATUM_PLOTS.items():
-        rows = [
-            (f"{one.column}: {one.value} (n={one.documents:,})", *known)
-            for one in evaluation.strata
-            if (known := _triple(one.figures[name]))
-        ]
-        if rows:
-            plots[f"strata_{name}"] = interval_plot(rows, xlabel=shown, reference=evaluation.intervals[name].value)
-    if found := evaluation.discrimination:
-        shown_shares = {
-            f"within one {found.column}": found.within,
-            f"across {found.column}s, label pairs alike": found.across_alike,
-            f"across {found.column}s": found.across,
+    for name, title in _STRATUM_PLOTS.items():
+        strata = {f"{s.column}: {s.value} (n={s.documents:,})": s.figures[name] for s in evaluation.strata}
+        if rows := _rows(strata):
+            plots[f"strata_{name}"] = interval_plot(rows, xlabel=title, reference=evaluation.intervals[name].value)
+    if pairs := evaluation.discrimination:
+        shown = {
+            f"within one {pairs.column}": pairs.within,
+            f"across {pairs.column}s, same label pairs": pairs.across_alike,
+            f"across {pairs.column}s": pairs.across,
         }
-        rows = [(name, *known) for name, of in shown_shares.items() if (known := _triple(of))]
-        if rows:
+        if rows := _rows(shown):
             plots["sources"] = interval_plot(rows, xlabel="share of pairs in the right order", reference=0.5)
     if evaluation.comparison:
-        rows = [
-            (PAIR_FIGURES[name], *known)
-            for name, of in evaluation.comparison.differences.items()
-            if (known := _triple(of))
-        ]
-        if rows:
+        differences = {PAIR_FIGURES[name]: figure for name, figure in evaluation.comparison.differences.items()}
+        if rows := _rows(differences):
             plots["comparison"] = interval_plot(rows, xlabel="this head minus the other", reference=0)
     return plots
 
 
 def evaluation_report(evaluation: HeadEvaluation, scores: NDArray[np.floating], labels: NDArray[np.float64]) -> str:
-    """HTML with the figures, their intervals, the plots, and the widest disagreements to read."""
-    from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES
-
+    """HTML with the figures, their intervals, the plots, and the largest disagreements to read."""
     return render(
         "evaluation/templates/evaluation.html",
         e=evaluation,
@@ -117,20 +103,16 @@ def _curves(
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     precision, recall, _ = precision_recall_curve(good, scores)
-    wrong, right, _ = roc_curve(good, scores)
-    return (_thinned(recall), _thinned(precision)), (_thinned(wrong), _thinned(right))
+    false_positives, true_positives, _ = roc_curve(good, scores)
+    return (_thinned(recall), _thinned(precision)), (_thinned(false_positives), _thinned(true_positives))
 
 
 def _thinned(values: NDArray[np.floating]) -> list[float]:
-    import numpy as np
-
     chosen = np.unique(np.linspace(0, len(values) - 1, _POINTS).round().astype(int))
     thinned: list[float] = values[chosen].tolist()
     return thinned
 
 
-def _triple(figure: Figure) -> tuple[float, float, float] | None:
-    """A figure with its interval, where it has both."""
-    if figure.value is None or figure.low is None or figure.high is None:
-        return None
-    return figure.value, figure.low, figure.high
+def _rows(figures: Mapping[str, Figure]) -> list[tuple[str, float, float, float]]:
+    """The figures that have an interval, by title."""
+    return [(title, *figure.interval) for title, figure in figures.items() if figure.interval]

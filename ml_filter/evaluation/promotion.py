@@ -1,45 +1,46 @@
-"""Whether a head takes the place of the current one: a paired test on documents kept apart, and a gate on humans.
+"""Whether a head replaces the current one: a paired test on held-out documents, and a gate on human labels.
 
 A head is promoted only if both hold:
 
 - the lower bound of the paired bootstrap interval of its figure minus the current head's reaches `margin`, and the
-  difference itself is above it. With the default margin of 0 a head has to be better beyond what the draw of the test
-  documents explains; where the interval reaches below 0, the current head stays;
+  difference itself is above it. With the default margin of 0, a head must be better by more than the draw of the test
+  documents explains; if the interval reaches below 0, the current head stays;
 - the lower bound of its figure with human labels reaches `min_agreement`.
 
-The paired test goes over documents with LLM labels where some are given (`test`), else over the human gold. A first
-head has nothing to beat and needs the gate only.
+The paired test uses documents with LLM labels if there are some (`test`), otherwise the human gold. A first head has
+no head to beat and only needs to pass the gate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from loguru import logger
 from pydantic import BaseModel
 
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import GateFailed, InputError
 from ml_filter.evaluation.config import PromoteConfig
+from ml_filter.evaluation.evaluate import evaluate_head
+from ml_filter.evaluation.result import HeadEvaluation
+from ml_filter.heads.labels import LabelledDocuments, text_keys
+from ml_filter.heads.train import TrainedHead, read_trained_on
 from ml_filter.statistics.intervals import Figure
 from ml_filter.statistics.metrics import PAIR_FIGURES
 
-if TYPE_CHECKING:
-    from ml_filter.documents.manifest import Manifest
-    from ml_filter.evaluation.evaluate import HeadEvaluation
-    from ml_filter.heads.train import TrainedHead
-
 Labels = Literal["test", "gold"]
-"""LLM labels kept apart, or human ones."""
-_APART = "compare heads on documents that neither has seen, such as the test split that `ml-filter publish` makes"
+"""Held-out documents with LLM labels, or documents with human ones."""
+_NAMES = ("the candidate", "the current head")
+_HELD_OUT = "compare heads on documents that neither has seen, such as the test split that `ml-filter publish` makes"
 
 
 class HumanGate(BaseModel):
-    """The candidate's figure with humans and what its lower bound has to reach."""
+    """The candidate's figure with human labels, and what its lower bound must reach."""
 
     figure: Figure
     minimum: float
@@ -47,10 +48,10 @@ class HumanGate(BaseModel):
 
 
 class Decision(BaseModel):
-    """What was decided, why, and the figures behind it.
+    """What was decided, the reasons, and the figures behind it.
 
-    `comparisons` hold the candidate's figures minus the current head's, paired, on each set of labels; the one on
-    `compared_on` decided. Without a current head there are none. `evaluations` are the directories behind the figures.
+    `comparisons` holds the candidate's figures minus the current head's, paired, on each set of labels; the one on
+    `compared_on` decided. Without a current head it is empty. `evaluations` are the directories with all figures.
     """
 
     promoted: bool
@@ -64,7 +65,7 @@ class Decision(BaseModel):
     evaluations: dict[Labels, str] = {}
 
     def require(self) -> None:
-        """Stop where the head is not promoted.
+        """Stop if the head is not promoted.
 
         Raises:
             GateFailed: with the reasons.
@@ -73,89 +74,85 @@ class Decision(BaseModel):
             raise GateFailed(f"{self.candidate} is not promoted: {'; '.join(self.reasons)}")
 
 
-def judge_head(
+def evaluate_candidate(
     candidate: TrainedHead,
     current: TrainedHead | None,
     gold: SourceConfig,
     gold_label_column: str,
     config: PromoteConfig,
     output: str | Path,
-    names: tuple[str, str] = ("the candidate", "the current head"),
+    names: tuple[str, str] = _NAMES,
     earlier: Sequence[Manifest] = (),
 ) -> Decision:
     """Score the same documents with both heads and decide.
 
     Args:
-        candidate: the head that is to be promoted.
-        current: the head it has to beat; None: there is none yet.
+        candidate: the head to promote.
+        current: the head it has to beat; None: there is no current head.
         gold: documents with human labels.
-        gold_label_column: their column.
+        gold_label_column: column of the labels.
         config: metric, margin, minimum, and the LLM-labelled documents to compare on.
-        output: directory of each evaluation, with its report; `{digest}` in it stands for heads and documents.
+        output: directory of each evaluation, with its report; `{digest}` in it is replaced by the digest of heads and
+            documents.
         names: of candidate and current head, for the reasons.
-        earlier: evaluations of either head; documents that they scored are not scored again.
+        earlier: evaluations of either head, whose scores are reused.
 
     Raises:
         InputError: labels cannot be read, a head was trained on them, or the heads' score ranges differ.
     """
-    from ml_filter.evaluation.evaluate import evaluate_head
-
     sets: dict[Labels, tuple[SourceConfig, str]] = {"gold": (gold, gold_label_column)}
     if config.test is not None:
         sets["test"] = (config.test, config.test_label_column)
     for source, column in sets.values():
-        _check_apart(candidate, names[0], source, column)
+        _require_held_out(candidate, names[0], source, column)
         if current is not None:
-            _check_apart(current, names[1], source, column)
+            _require_held_out(current, names[1], source, column)
     compare = None if current is None else current.directory
-    evaluated: dict[Labels, HeadEvaluation] = {}
-    places: dict[Labels, str] = {}
+    evaluations: dict[Labels, HeadEvaluation] = {}
+    directories: dict[Labels, str] = {}
     for labels, (source, column) in sets.items():
-        made = evaluate_head(candidate.directory, source, column, output, compare, config.criterion, earlier)
-        evaluated[labels], places[labels] = made[0], made[1].root
-    decision = decide(evaluated["gold"], evaluated.get("test"), config, names)
-    return decision.model_copy(update={"evaluations": places})
+        evaluations[labels], manifest = evaluate_head(
+            candidate.directory, source, column, output, compare, config.criterion, earlier
+        )
+        directories[labels] = manifest.root
+    decision = decide(evaluations["gold"], evaluations.get("test"), config, names)
+    return decision.model_copy(update={"evaluations": directories})
 
 
-def _check_apart(head: TrainedHead, name: str, source: SourceConfig, label_column: str) -> None:
-    from ml_filter.heads.labels import LabelledDocuments, text_keys
-    from ml_filter.heads.train import read_trained_on
-
+def _require_held_out(head: TrainedHead, name: str, source: SourceConfig, label_column: str) -> None:
     trained_on = {parent.digest for parent in head.training.parents}
     for parent in list_shards(source)[1]:
         if parent.digest in trained_on:
-            raise InputError(f"{name} was trained on {parent.path}: {_APART}")
-    texts = read_trained_on(head.directory)
-    if texts is None:
-        logger.warning(f"{name} does not say which texts it was trained on (it is of an older version): not compared")
+            raise InputError(f"{name} was trained on {parent.path}: {_HELD_OUT}")
+    keys = read_trained_on(head.directory)
+    if keys is None:
+        logger.warning(f"{name} has no record of the texts it was trained on: not checked for overlap")
         return
     seen: list[str] = []
     documents = 0
     for chunk in LabelledDocuments(source, label_column):
         documents += len(chunk.ids)
-        seen += [chunk.ids[place] for place in np.flatnonzero(np.isin(text_keys(chunk.texts), texts)).tolist()]
+        seen += [chunk.ids[row] for row in np.flatnonzero(np.isin(text_keys(chunk.texts), keys)).tolist()]
     if seen:
         raise InputError(
-            f"{name} was trained on {len(seen):,} of the {documents:,} documents of {', '.join(source.paths)} (the "
-            f"first is {seen[0]}): take them out, or train on what `ml-filter decontaminate LABELS --against` them "
-            f"leaves; {_APART}"
+            f"{name} was trained on {len(seen):,} of the {documents:,} documents of {', '.join(source.paths)}, such as "
+            f"{seen[0]}: remove them, or use `ml-filter decontaminate LABELS --against` these documents before "
+            f"training; {_HELD_OUT}"
         )
 
 
 def decide(
-    gold: HeadEvaluation,
-    test: HeadEvaluation | None,
-    config: PromoteConfig,
-    names: tuple[str, str] = ("the candidate", "the current head"),
+    gold: HeadEvaluation, test: HeadEvaluation | None, config: PromoteConfig, names: tuple[str, str] = _NAMES
 ) -> Decision:
     """Promote the candidate or not.
 
     Args:
-        gold: of the candidate on human labels, compared with the current head where there is one.
-        test: the same on LLM labels kept apart, to compare on; None: compare on gold.
+        gold: the candidate on human labels, compared with the current head if there is one.
+        test: the same on held-out documents with LLM labels; None: compare on gold.
         config: metric, margin, minimum.
         names: of candidate and current head, for the reasons.
     """
+    candidate, current = names
     sets: dict[Labels, HeadEvaluation] = {"gold": gold}
     if test is not None:
         sets["test"] = test
@@ -165,59 +162,62 @@ def decide(
         failed = evaluation.unscored / (evaluation.documents + evaluation.unscored)
         if failed > config.max_failed_share:
             refused.append(
-                f"{names[0]} gives {failed:.1%} of {labels} ({evaluation.labels}) no score, at most "
-                f"{config.max_failed_share:.1%} may have none"
+                f"{candidate} gives {failed:.1%} of {labels} ({evaluation.labels}) no score; at most "
+                f"{config.max_failed_share:.1%} is allowed"
             )
-    comparisons = {labels: of.comparison.differences for labels, of in sets.items() if of.comparison is not None}
+    comparisons = {
+        labels: evaluation.comparison.differences
+        for labels, evaluation in sets.items()
+        if evaluation.comparison is not None
+    }
     compared_on: Labels | None = None
     if comparisons:
         compared_on = "test" if "test" in comparisons else "gold"
-        beats, reason = _beats(comparisons[compared_on][config.metric], compared_on, config, names[1])
+        beats, reason = _beats(comparisons[compared_on][config.metric], compared_on, config, current)
         (granted if beats else refused).append(reason)
     else:
-        granted.append(f"{names[0]} is the first: there is no head to beat")
+        granted.append(f"{candidate} is the first head: there is no other to beat")
     gate, reason = _human_gate(gold.intervals[config.metric], config)
     (granted if gate.passed else refused).append(reason)
     return Decision(
         promoted=not refused,
         reasons=refused + granted,
         metric=config.metric,
-        candidate=names[0],
-        current=names[1] if comparisons else None,
+        candidate=candidate,
+        current=current if comparisons else None,
         compared_on=compared_on,
         comparisons=comparisons,
         gate=gate,
     )
 
 
-def _beats(difference: Figure, on: Labels, config: PromoteConfig, current: str) -> tuple[bool, str]:
-    what = f"{PAIR_FIGURES[config.metric]} on {on} ({difference.documents:,} documents)"
+def _beats(difference: Figure, labels: Labels, config: PromoteConfig, current: str) -> tuple[bool, str]:
+    metric = f"{PAIR_FIGURES[config.metric]} on {labels} ({difference.documents:,} documents)"
     if difference.documents < config.min_documents:
-        return False, f"{what}: {config.min_documents} documents are needed to compare with {current}"
-    if difference.value is None or difference.low is None or difference.high is None:
-        return False, f"{what} cannot be compared with {current}'s: {difference.reason}"
-    says = (
-        f"{what} differs from {current}'s by {difference.value:+.3f}, 95% interval {difference.low:+.3f} to "
-        f"{difference.high:+.3f}: "
-    )
-    if difference.low < config.margin:
-        return False, says + f"the lower bound is under the margin of {config.margin:g}"
-    if difference.value <= config.margin:
-        return False, says + "that is no improvement"
-    return True, says + f"the lower bound reaches the margin of {config.margin:g}"
+        return False, f"{metric}: at least {config.min_documents} documents are required to compare with {current}"
+    if difference.interval is None:
+        return False, f"{metric} cannot be compared with {current}'s: {difference.reason}"
+    value, low, high = difference.interval
+    reason = f"{metric} differs from {current}'s by {value:+.3f}, 95% interval {low:+.3f} to {high:+.3f}: "
+    if low < config.margin:
+        return False, reason + f"the lower bound is below the margin of {config.margin:g}"
+    if value <= config.margin:
+        return False, reason + "this is no improvement"
+    return True, reason + f"the lower bound reaches the margin of {config.margin:g}"
 
 
 def _human_gate(figure: Figure, config: PromoteConfig) -> tuple[HumanGate, str]:
-    what = f"{PAIR_FIGURES[config.metric]} with humans"
+    metric = f"{PAIR_FIGURES[config.metric]} with humans"
     passed = False
     if figure.documents < config.min_documents:
-        reason = f"{what} stands on {figure.documents} documents, {config.min_documents} are needed"
-    elif figure.value is None or figure.low is None or figure.high is None:
-        reason = f"{what} cannot be told on {figure.documents} documents: {figure.reason}"
+        reason = f"{metric} has only {figure.documents} documents; at least {config.min_documents} are required"
+    elif figure.interval is None:
+        reason = f"{metric} is undefined on {figure.documents} documents: {figure.reason}"
     else:
-        passed = figure.low >= config.min_agreement
+        value, low, high = figure.interval
+        passed = low >= config.min_agreement
         reason = (
-            f"{what} is {figure.value:.3f} on {figure.documents:,} documents, 95% interval {figure.low:.3f} to "
-            f"{figure.high:.3f}: the lower bound {'reaches' if passed else 'is under'} {config.min_agreement:g}"
+            f"{metric} is {value:.3f} on {figure.documents:,} documents, 95% interval {low:.3f} to {high:.3f}: the "
+            f"lower bound {'reaches' if passed else 'is below'} {config.min_agreement:g}"
         )
     return HumanGate(figure=figure, minimum=config.min_agreement, passed=passed), reason

@@ -18,7 +18,7 @@ from ml_filter.statistics.metrics import PAIR_FIGURES
 from ml_filter.statistics.quality import Quality
 
 if TYPE_CHECKING:
-    from ml_filter.evaluation.evaluate import HeadEvaluation
+    from ml_filter.evaluation.result import HeadEvaluation
     from ml_filter.heads.train import TrainedHead
     from ml_filter.statistics.evaluation import Evaluation
 

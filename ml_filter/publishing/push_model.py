@@ -17,7 +17,7 @@ from ml_filter.publishing.push import hub_api, upload_to_hub
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    from ml_filter.evaluation.evaluate import HeadEvaluation
+    from ml_filter.evaluation.result import HeadEvaluation
 
 _KEPT = {".gitattributes"}
 """Files that the Hub adds to a repository itself."""
@@ -64,7 +64,7 @@ def read_evaluation(directory: str | Path, head: TrainedHead) -> HeadEvaluation:
     Raises:
         InputError: the directory is not an evaluation, or is that of another head.
     """
-    from ml_filter.evaluation.evaluate import EVALUATION_NAME, HeadEvaluation
+    from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
 
     manifest = read_manifest(directory, "predictions")
     evaluation = HeadEvaluation.model_validate_json(Path(manifest.path_of(EVALUATION_NAME)).read_text())

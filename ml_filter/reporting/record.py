@@ -66,7 +66,7 @@ def _add_head(record: RunRecord, head: TrainedHead) -> None:
 
 
 def _add_evaluation(record: RunRecord, manifest: Manifest, *, several: bool) -> None:
-    from ml_filter.evaluation.evaluate import EVALUATION_NAME, REPORT_NAME, HeadEvaluation
+    from ml_filter.evaluation.result import EVALUATION_NAME, REPORT_NAME, HeadEvaluation
 
     with fsspec.open(manifest.path_of(EVALUATION_NAME), "rb") as file:
         evaluation = HeadEvaluation.model_validate_json(file.read())

@@ -8,8 +8,8 @@ from zenml import get_step_context, log_metadata, step
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import InputError
-from ml_filter.evaluation.evaluate import HeadEvaluation
 from ml_filter.evaluation.evaluate import evaluate_head as evaluate
+from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.train import TrainedHead
 from steps.names import Artifact
 from steps.registry import COMPARED_WITH, head_of, in_stage, predictions_of

@@ -11,8 +11,8 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import ConfigError
 from ml_filter.evaluation.config import PromoteConfig
-from ml_filter.evaluation.evaluate import REPORT_NAME
-from ml_filter.evaluation.promotion import Decision, judge_head
+from ml_filter.evaluation.promotion import Decision, evaluate_candidate
+from ml_filter.evaluation.result import REPORT_NAME
 from ml_filter.heads.train import TrainedHead
 from steps.names import Artifact
 from steps.registry import COMPARED_WITH, DECISION, head_of, in_stage, predictions_of, set_stage
@@ -29,14 +29,14 @@ def promote_head(
 ) -> tuple[Annotated[Decision, Artifact.DECISION], Annotated[HTMLString, Artifact.COMPARISON]]:
     """Compare with the version in production, else in staging; a better one that passes the gate gets the stage.
 
-    Gives the decision, and the page of the evaluation that it stands on.
+    Gives the decision, and the page of the evaluation behind it.
     """
     version = get_step_context().model_version
     if version is None:
         raise ConfigError("promote needs a model: give the YAML model.name, whose versions are compared")
     current = in_stage(version.model.name, "production", "staging")
     earlier = [evaluated, predictions_of(current) if current else None]
-    decision = judge_head(
+    decision = evaluate_candidate(
         head,
         head_of(current) if current else None,
         gold,

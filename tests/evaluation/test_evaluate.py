@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,11 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
 
+from ml_filter.cli import main
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError, InputError
-from ml_filter.evaluation.evaluate import WORST, HeadEvaluation, _column, _Held, _with_label, evaluate_head, measure_of
+from ml_filter.evaluation.collector import WORST, Collector
+from ml_filter.evaluation.evaluate import _column, _with_label, evaluate_head, measure_of
+from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.engine import LexicalEngine, StackEngine, load_engine
 from ml_filter.heads.hashing import HashingModel, HashingSettings
@@ -65,7 +66,7 @@ def evaluated(heads, gold, tmp_path_factory) -> tuple[HeadEvaluation, Path]:
     return evaluation, output
 
 
-def test_the_figures_are_those_of_the_predictions_written(evaluated, heads):
+def test_figures_are_those_of_the_written_predictions(evaluated, heads):
     evaluation, output = evaluated
     rows = pq.read_table(output / "shards").to_pydict()
     assert len(rows["id"]) == evaluation.documents == 60
@@ -79,18 +80,18 @@ def test_the_figures_are_those_of_the_predictions_written(evaluated, heads):
     )
 
 
-def test_a_second_call_reads_what_the_first_one_wrote(evaluated, heads, gold):
+def test_finished_evaluation_is_reused(evaluated, heads, gold):
     evaluation, output = evaluated
     before = (output / "evaluation.json").stat().st_mtime_ns
     again, manifest = evaluate_head(heads[0], SourceConfig(paths=[str(gold)]), "label", output, compare=heads[1])
     assert again == evaluation
     assert [manifest.counts[name] for name in ("documents", "unscored", "unlabelled")] == [60, 0, 0]
     assert (output / "evaluation.json").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match="holds"):
+    with pytest.raises(InputError, match="different settings or input"):
         evaluate_head(heads[1], SourceConfig(paths=[str(gold)]), "label", output)
 
 
-def test_the_page_shows_figures_plots_and_texts_and_runs_nothing_of_them(evaluated):
+def test_page_shows_figures_and_plots_and_escapes_texts(evaluated):
     evaluation, output = evaluated
     page = (output / "evaluation.html").read_text()
     assert page.count("<svg") >= 5
@@ -100,35 +101,35 @@ def test_the_page_shows_figures_plots_and_texts_and_runs_nothing_of_them(evaluat
     assert "<script" not in page
 
 
-def test_the_worst_disagreements_are_the_widest_and_begin_with_them(evaluated):
+def test_worst_disagreements_are_the_largest_in_order(evaluated):
     evaluation, output = evaluated
     rows = pq.read_table(output / "shards").to_pylist()
-    apart = sorted((abs(row["score"] - row["label"]) for row in rows), reverse=True)
-    assert [abs(one.score - one.label) for one in evaluation.worst] == pytest.approx(apart[:WORST])
-    assert all(len(one.excerpt) <= 402 for one in evaluation.worst)
+    distances = sorted((abs(row["score"] - row["label"]) for row in rows), reverse=True)
+    assert [abs(worst.score - worst.label) for worst in evaluation.worst] == pytest.approx(distances[:WORST])
+    assert all(len(worst.excerpt) <= 402 for worst in evaluation.worst)
 
 
-def test_lengths_in_tokens_make_strata_and_together_hold_all_documents(evaluated, heads, gold):
+def test_lengths_in_tokens_are_strata_of_all_documents(evaluated, heads, gold):
     evaluation, output = evaluated
     tokenizer = load_engine(heads[0], ScoreConfig()).tokenizer
     texts = [json.loads(line)["text"] for line in gold.read_text().splitlines()]
     tokens = [len(tokenizer.tokenize(text)) for text in texts]
     assert pq.read_table(output / "shards")["tokens"].to_pylist() == tokens
-    of = {one.value: one.documents for one in evaluation.strata if one.column == "length in tokens"}
-    assert of == Counter(length_buckets(np.array(tokens)))
+    lengths = {s.value: s.documents for s in evaluation.strata if s.column == "length in tokens"}
+    assert lengths == Counter(length_buckets(np.array(tokens)))
     assert "in tokens of the head's tokenizer" in (output / "evaluation.html").read_text()
 
 
-def test_a_head_without_a_tokenizer_has_lengths_in_words(gold, tmp_path):
+def test_head_without_a_tokenizer_has_lengths_in_words(gold, tmp_path):
     source = SourceConfig(paths=[str(gold)])
     head = train_head(source, TrainConfig(label_column="label", engine="hashing"), tmp_path / "head")
     evaluation, _ = evaluate_head(head.directory, source, "label", tmp_path / "evaluation")
-    assert sum(one.documents for one in evaluation.strata if one.column == "length in words") == 60
+    assert sum(s.documents for s in evaluation.strata if s.column == "length in words") == 60
     assert evaluation.length_unit == "words"
     assert "in words, as the head has no tokenizer" in (tmp_path / "evaluation" / "evaluation.html").read_text()
 
 
-def test_a_stack_and_static_embeddings_count_tokens_too(heads):
+def test_stack_and_static_embeddings_count_tokens(heads):
     encoder = load_engine(heads[0], ScoreConfig())
     nothing = np.zeros((1, 1), np.float32)
     plain = encoder.tokenizer.backend_tokenizer
@@ -140,19 +141,19 @@ def test_a_stack_and_static_embeddings_count_tokens_too(heads):
         assert (found, list(measure(["Water boils twice.", ""]))) == (unit, [count, 0])
 
 
-def test_labels_outside_the_range_are_refused(heads, gold, tmp_path):
+def test_labels_outside_the_range_are_an_error(heads, gold, tmp_path):
     with pytest.raises(InputError, match="outside the head's score range 0 to 5"):
         evaluate_head(heads[0], SourceConfig(paths=[str(gold)]), "shifted", tmp_path / "evaluation")
 
 
-def test_gold_without_labels_is_refused(heads, tmp_path):
+def test_gold_without_labels_is_an_error(heads, tmp_path):
     (tmp_path / "empty.jsonl").write_text(json.dumps({"text": "Water boils.", "label": None}) + "\n")
     source = SourceConfig(paths=[str(tmp_path / "empty.jsonl")])
     with pytest.raises(InputError, match=r"no document of .* has a label in 'label'"):
         evaluate_head(heads[0], source, "label", tmp_path / "evaluation")
 
 
-def test_one_labelled_document_gives_what_can_be_said_of_one(heads, gold, tmp_path):
+def test_single_labelled_document_has_only_the_figures_defined_for_one(heads, gold, tmp_path):
     (tmp_path / "one.jsonl").write_text(gold.read_text().splitlines()[1] + "\n")
     source = SourceConfig(paths=[str(tmp_path / "one.jsonl")])
     evaluation, _ = evaluate_head(heads[0], source, "label", tmp_path / "evaluation", compare=heads[1])
@@ -161,20 +162,21 @@ def test_one_labelled_document_gives_what_can_be_said_of_one(heads, gold, tmp_pa
     assert "at least 3 are required" in (tmp_path / "evaluation" / "evaluation.html").read_text()
 
 
-def test_a_criterion_that_the_head_does_not_have_is_named(heads, gold, tmp_path):
+def test_unknown_criterion_is_an_error(heads, gold, tmp_path):
     with pytest.raises(InputError, match=r"choose one of them with --criterion"):
         evaluate_head(heads[0], SourceConfig(paths=[str(gold)]), "label", tmp_path / "evaluation", criterion="toxicity")
 
 
-def test_the_command_prints_figures_beside_those_of_the_other_head(evaluated, heads, gold):
-    command = [sys.executable, "-m", "ml_filter.cli", "evaluate", heads[0], str(gold), "--label-column", "label"]
-    command += ["--compare", heads[1], "--output", str(evaluated[1])]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env={"COLUMNS": "200"}).stdout
+def test_command_prints_the_figures_of_both_heads(evaluated, heads, gold, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    command = ["evaluate", heads[0], str(gold), "--label-column", "label", "--compare", heads[1]]
+    assert main([*command, "--output", str(evaluated[1])]) == 0
+    printed = capsys.readouterr().out
     assert "compared with" in printed
     assert f"{evaluated[0].comparison.differences['mae'].value:.3f}" in printed
 
 
-# --- What was scored before ------------------------------------------------------------------------------------------
+# --- Scores of earlier evaluations -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -185,9 +187,7 @@ def without_tokenizers(heads, tmp_path) -> tuple[str, str]:
     return str(tmp_path / "a"), str(tmp_path / "b")
 
 
-def test_scores_of_an_earlier_evaluation_of_the_same_documents_are_taken(
-    evaluated, heads, without_tokenizers, gold, tmp_path
-):
+def test_scores_of_an_earlier_evaluation_are_reused(evaluated, heads, without_tokenizers, gold, tmp_path):
     source = SourceConfig(paths=[str(gold)])
     ours, theirs = without_tokenizers
     alone = [evaluate_head(head, source, "label", tmp_path / Path(head).name)[1] for head in heads]
@@ -199,7 +199,7 @@ def test_scores_of_an_earlier_evaluation_of_the_same_documents_are_taken(
     assert swapped.comparison.ours == again.comparison.theirs  # out of one evaluation of both
 
 
-def test_scores_of_other_documents_or_labels_or_of_a_changed_file_are_not(heads, without_tokenizers, gold, tmp_path):
+def test_scores_of_other_documents_or_of_a_changed_file_are_not_reused(heads, without_tokenizers, gold, tmp_path):
     source, ours = SourceConfig(paths=[str(gold)]), without_tokenizers[0]
     (tmp_path / "fewer.jsonl").write_text("".join(gold.read_text().splitlines(keepends=True)[:40]))
     fewer = SourceConfig(paths=[str(tmp_path / "fewer.jsonl")])
@@ -214,45 +214,45 @@ def test_scores_of_other_documents_or_labels_or_of_a_changed_file_are_not(heads,
         evaluate_head(ours, source, "label", tmp_path / "changed", earlier=[manifest])
 
 
-# --- What is held while documents stream by --------------------------------------------------------------------------
+# --- Collecting documents --------------------------------------------------------------------------------------------
 
 
-def chunk(held, ids, strata, scores=None):
+def add_chunk(collector, ids, strata, scores=None):
     scores = np.arange(len(ids), dtype=np.float32) if scores is None else np.array(scores, np.float32)
     texts = [name * 500 for name in ids]
     labels = np.zeros((len(ids), 1))
-    made = [HeadScores.from_scores(scores, CRITERION)]
-    return held.add(Labelled(ids, texts, labels, labels + 1, strata), made, [len(text) for text in texts])
+    chunk = Labelled(ids, texts, labels, labels + 1, strata)
+    return collector.add(chunk, [HeadScores.from_scores(scores, CRITERION)], [len(text) for text in texts])
 
 
-def test_columns_that_some_chunks_lack_stay_in_line_with_the_documents():
-    held = _Held(compared=False, unit="tokens")
-    chunk(held, ["a", "b"], {"language": ["en", None]})
-    chunk(held, ["c"], {"host": ["x.org"]})
-    chunk(held, ["d", "e"], {"language": ["de", "de"]})
-    columns = held.columns()
+def test_columns_missing_in_some_chunks_are_padded():
+    collector = Collector(heads=1, unit="tokens")
+    add_chunk(collector, ["a", "b"], {"language": ["en", None]})
+    add_chunk(collector, ["c"], {"host": ["x.org"]})
+    add_chunk(collector, ["d", "e"], {"language": ["de", "de"]})
+    columns = collector.columns()
     assert columns["language"] == ["en", None, None, "de", "de"]
     assert columns["host"] == [None, None, "x.org", None, None]
     assert len(columns["length in tokens"]) == 5
 
 
-def test_only_the_texts_of_the_worst_are_kept():
-    held = _Held(compared=False, unit="tokens")
+def test_collector_keeps_only_the_texts_of_the_worst():
+    collector = Collector(heads=1, unit="tokens")
     for first in range(0, 500, 50):
-        chunk(held, [str(first + k) for k in range(50)], {}, scores=[(first + k) / 100 for k in range(50)])
-    assert [one.id for one in held.worst()] == [str(k) for k in range(499, 499 - WORST, -1)]
-    assert all(len(one.excerpt) == 402 for one in held.worst())
+        add_chunk(collector, [str(first + k) for k in range(50)], {}, scores=[(first + k) / 100 for k in range(50)])
+    assert [worst.id for worst in collector.worst()] == [str(k) for k in range(499, 499 - WORST, -1)]
+    assert all(len(worst.excerpt) == 402 for worst in collector.worst())
 
 
-def test_a_document_without_a_score_is_null_in_the_shard_and_no_disagreement():
-    held = _Held(compared=False, unit="tokens")
-    rows = chunk(held, ["a", "b"], {}, scores=[math.nan, 2.6]).to_pylist()
+def test_document_without_a_score_is_null_and_not_a_disagreement():
+    collector = Collector(heads=1, unit="tokens")
+    rows = add_chunk(collector, ["a", "b"], {}, scores=[math.nan, 2.6]).to_pylist()
     assert [row["score"] for row in rows] == [None, pytest.approx(2.6)]
     assert [row["int_score"] for row in rows] == [None, 3]
-    assert [one.id for one in held.worst()] == ["b"]
+    assert [worst.id for worst in collector.worst()] == ["b"]
 
 
-def test_documents_without_the_label_of_the_criterion_are_left_out():
+def test_documents_without_a_label_of_the_criterion_are_ignored():
     labels = np.array([[1.0, math.nan], [math.nan, 4.0], [2.0, 3.0]])
     chunk = Labelled(["a", "b", "c"], ["A", "B", "C"], labels, np.ones((3, 2)), {"host": ["x", None, "z"]})
     taken = _with_label(chunk, 1)
@@ -260,14 +260,14 @@ def test_documents_without_the_label_of_the_criterion_are_left_out():
     assert taken.strata == {"host": [None, "z"]}
 
 
-def test_of_several_criteria_one_has_to_be_chosen():
+def test_criterion_must_be_chosen_if_there_are_several():
     assert _column(["edu"], None, "the head") == 0
     assert _column(["edu", "toxicity"], "toxicity", "the head") == 1
     with pytest.raises(InputError, match="the head has the criteria edu, toxicity; choose one"):
         _column(["edu", "toxicity"], None, "the head")
 
 
-def test_the_only_criterion_of_a_compared_head_is_compared_whatever_its_name(gold, tmp_path):
+def test_only_criterion_of_a_compared_head_is_used_whatever_its_name(gold, tmp_path):
     rows = [json.loads(line) for line in gold.read_text().splitlines()]
     path = tmp_path / "two.jsonl"
     path.write_text("".join(json.dumps({**row, "other": 5 - row["label"]}) + "\n" for row in rows))

@@ -12,8 +12,8 @@ from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import GateFailed, InputError
 from ml_filter.evaluation.config import PromoteConfig
-from ml_filter.evaluation.evaluate import HeadEvaluation
-from ml_filter.evaluation.promotion import Decision, decide, judge_head
+from ml_filter.evaluation.promotion import Decision, decide, evaluate_candidate
+from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import text_keys
 from ml_filter.heads.train import read_trained_on, train_head
@@ -95,7 +95,7 @@ def test_a_better_head_is_not_promoted_where_the_interval_reaches_below_the_marg
     assert decided(judged(0.5, 1.0), margin=difference.low - 1e-6).promoted
     refused = decided(judged(0.5, 1.0), margin=difference.low + 1e-6)
     assert not refused.promoted
-    assert "the lower bound is under the margin of" in refused.reasons[0]
+    assert "the lower bound is below the margin of" in refused.reasons[0]
 
 
 @pytest.mark.parametrize("candidate", [1.0, 3.0])
@@ -151,18 +151,18 @@ def test_a_head_that_beats_the_current_one_still_has_to_pass_the_gate():
     refused = decided(judged(0.5, 3.0), min_agreement=low + 1e-6)
     assert not refused.promoted
     assert not refused.gate.passed
-    with pytest.raises(GateFailed, match=r"version 2 is not promoted: Spearman with humans is .* is under 0\."):
+    with pytest.raises(GateFailed, match=r"version 2 is not promoted: Spearman with humans is .* is below 0\."):
         refused.require()
 
 
-# --- What cannot be told ---------------------------------------------------------------------------------------------
+# --- Undefined figures -----------------------------------------------------------------------------------------------
 
 
 def test_too_few_documents_promote_nothing():
     refused = decided(judged(0.1, 3.0, documents=29))
     assert not refused.promoted
-    assert "30 documents are needed to compare with version 1" in refused.reasons[0]
-    assert "stands on 29 documents, 30 are needed" in refused.reasons[1]
+    assert "at least 30 documents are required to compare with version 1" in refused.reasons[0]
+    assert "has only 29 documents; at least 30 are required" in refused.reasons[1]
 
 
 def test_a_head_that_always_says_the_same_is_refused_with_the_reason():
@@ -198,7 +198,7 @@ def test_real_heads_are_judged_on_documents_that_neither_was_trained_on(tmp_path
     other = train_head(known, config.model_copy(update={"seed": 1}), tmp_path / "other")
 
     promote = PromoteConfig(min_agreement=-1)
-    decision = judge_head(head, other, new, "label", promote, tmp_path / "evaluation-{digest}", NAMES)
+    decision = evaluate_candidate(head, other, new, "label", promote, tmp_path / "evaluation-{digest}", NAMES)
     [evaluation] = tmp_path.glob("evaluation-*/evaluation.json")
     expected = HeadEvaluation.model_validate_json(evaluation.read_text())
     assert decision.comparisons == {"gold": expected.comparison.differences}
@@ -207,14 +207,14 @@ def test_real_heads_are_judged_on_documents_that_neither_was_trained_on(tmp_path
 
     says = r"version 2 was trained on .*labelled\.jsonl: compare heads on documents that neither has seen"
     with pytest.raises(InputError, match=says):
-        judge_head(head, None, known, "label", promote, tmp_path / "none", NAMES)
+        evaluate_candidate(head, None, known, "label", promote, tmp_path / "none", NAMES)
     copied = tmp_path / "copied.jsonl"
     some = [{**json.loads(row), "text": json.loads(row)["text"].upper()} for row in rows[:3]]
     copied.write_text(gold.read_text() + "".join(f"{json.dumps(row)}\n" for row in some))
     seen = len(set(text_keys([row["text"] for row in some])) & set(read_trained_on(head.directory)))
     assert 0 < seen <= 3
     with pytest.raises(InputError, match=rf"version 2 was trained on {seen} of the 33 documents of .*copied\.jsonl"):
-        judge_head(head, None, SourceConfig(paths=[str(copied)]), "label", promote, tmp_path / "none", NAMES)
+        evaluate_candidate(head, None, SourceConfig(paths=[str(copied)]), "label", promote, tmp_path / "none", NAMES)
     promote = PromoteConfig(test=known, test_label_column="label")
     with pytest.raises(InputError, match=says):
-        judge_head(head, None, new, "label", promote, tmp_path / "none", NAMES)
+        evaluate_candidate(head, None, new, "label", promote, tmp_path / "none", NAMES)

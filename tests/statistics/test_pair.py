@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nltk.metrics.agreement import AnnotationTask
 from nltk.metrics.distance import binary_distance, interval_distance
 from scipy.stats import spearmanr
+from sklearn.metrics import cohen_kappa_score
 
 from ml_filter.statistics import pair as module
 from ml_filter.statistics.intervals import Resampling
@@ -160,6 +161,33 @@ def test_difference_of_two_raters_is_that_of_their_figures():
     for name, difference in differences.items():
         assert difference.value == pytest.approx(better[name] - worse[name]), name
         assert (difference.low > 0) if COMPARED_FIGURES[name] else (difference.high < 0)
+
+
+def test_paired_interval_matches_a_plain_bootstrap():
+    random = np.random.default_rng(1)
+    gold_scores = random.integers(0, 6, 150).astype(float)
+    noisy = [np.clip(gold_scores + random.normal(0, spread, 150), 0, 5).round() for spread in (1.5, 0.7)]
+    scores = np.column_stack([gold_scores, *noisy])
+    differences = compare_against(scores, score_range=(0, 5), threshold=3, resampling=Resampling(resamples=2000))
+
+    def kappa(rows, column):
+        return cohen_kappa_score(rows[:, 0].astype(int), rows[:, column].astype(int), weights="quadratic")
+
+    drawn = [scores[random.integers(0, 150, 150)] for _ in range(1000)]
+    for name, value in {
+        "kappa_quadratic": lambda rows: kappa(rows, 2) - kappa(rows, 1),
+        "mae": lambda rows: np.abs(rows[:, 2] - rows[:, 0]).mean() - np.abs(rows[:, 1] - rows[:, 0]).mean(),
+    }.items():
+        assert differences[name].value == pytest.approx(value(scores))
+        low, high = np.quantile([value(rows) for rows in drawn], [0.025, 0.975])
+        assert (differences[name].low, differences[name].high) == pytest.approx((low, high), abs=0.03)
+
+
+def test_difference_uses_only_documents_that_all_three_scored():
+    scores = np.array([[1, 1, 2], [2, 2, NAN], [3, 3, 3], [4, NAN, 4], [NAN, 5, 5], [0, 0, 0]], dtype=float)
+    differences = compare_against(scores, score_range=(0, 5), threshold=3, resampling=Resampling(resamples=100))
+    assert differences["mae"].documents == 3
+    assert differences["mae"].value == pytest.approx(1 / 3)
 
 
 # --- Undefined figures -----------------------------------------------------------------------------------------------

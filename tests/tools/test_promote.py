@@ -407,7 +407,7 @@ def test_the_pipeline_promotes_a_better_head_and_no_other(store, tmp_path, run, 
     assert training.run("wild", "promote.required=true", "promote.min_agreement=0.5") == 1
     why = capsys.readouterr().err
     assert "error: version 4 is not promoted: Spearman on gold (60 documents) differs from version 2" in why
-    assert "the lower bound is under the margin of 0" in why
+    assert "the lower bound is below the margin of 0" in why
     assert version(4).run_metadata["decision"]["promoted"] is False
     assert steps_of(version(4))["track_run"].status == "completed"
     assert run("rollback", model)[1] == f"version 1 of {model} is in production again; version 2 is archived"
