@@ -11,7 +11,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.evaluation.compare import compare_annotators, two_sides
 from ml_filter.evaluation.config import CompareConfig
-from tests.annotation.misbehaving import Asked, chat, refused
+from tests.annotation.misbehaving import Request, chat, refused
 
 SIZE = 60
 
@@ -28,12 +28,12 @@ def rated(tmp_path):
     return SourceConfig(paths=[str(path)])
 
 
-def score_by_rule(asked: Asked) -> dict:
+def score_by_rule(request: Request) -> dict:
     """`good` errs by at most one now and then, `bad` guesses; `deaf` fails on every fifth document."""
-    question = asked.body["messages"][-1]["content"]
-    number, worth = int(asked.document[1:]), int(question.split("worth")[1][0])
+    question = request.body["messages"][-1]["content"]
+    number, worth = int(request.document[1:]), int(question.split("worth")[1][0])
     guess = random.Random(number)
-    model = asked.body["model"]
+    model = request.body["model"]
     if model == "deaf" and number % 5 == 0:
         return refused(400, "I do not like this one")
     score = guess.randrange(6) if model == "bad" else min(5, max(0, worth + (guess.random() < 0.2)))
@@ -129,7 +129,7 @@ def test_too_many_failures_raise_after_the_comparison_is_written(sides, rated, t
 
 
 def test_side_whose_answers_all_failed_can_be_retried(serve, asking, rated, tmp_path):
-    server = serve(lambda asked: chat("no idea") if asked.body["model"] == "bad" else score_by_rule(asked))
+    server = serve(lambda request: chat("no idea") if request.body["model"] == "bad" else score_by_rule(request))
     a, b = two_sides(asking(server, timeout_s=20), [], ["good", "bad"], [])
     with pytest.raises(TooManyFailures) as raised:
         compare_annotators(rated, a, b, gold(rated), tmp_path / "out")
@@ -148,11 +148,11 @@ def test_side_whose_answers_all_failed_can_be_retried(serve, asking, rated, tmp_
 def test_finished_comparison_is_reused_and_failures_are_retried_on_request(serve, asking, rated, tmp_path):
     broken = [True]
 
-    def answer(asked: Asked):
+    def answer(request: Request):
         return (
             refused(400, "no")
-            if broken[0] and asked.body["model"] == "bad" and asked.document == "d7"
-            else score_by_rule(asked)
+            if broken[0] and request.body["model"] == "bad" and request.document == "d7"
+            else score_by_rule(request)
         )
 
     server = serve(answer)

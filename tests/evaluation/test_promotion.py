@@ -24,7 +24,7 @@ NAMES = ("version 2", "version 1")
 CRITERION = Criterion(name="quality", low=0, high=5, threshold=3)
 
 
-def said(labels: np.ndarray, noise: float, seed: int) -> np.ndarray:
+def noisy_scores(labels: np.ndarray, noise: float, seed: int) -> np.ndarray:
     """What a head of a certain quality says: the label, and noise of this standard deviation."""
     return labels + np.random.default_rng(seed).normal(0, noise, len(labels))
 
@@ -48,6 +48,7 @@ def evaluated(labels: np.ndarray, candidate: np.ndarray, current: np.ndarray | N
         labels="labels.jsonl",
         label_column="label",
         unlabelled=0,
+        length_unit="words",
         compared_with=None,
         comparison=comparison,
         worst=[],
@@ -57,8 +58,8 @@ def evaluated(labels: np.ndarray, candidate: np.ndarray, current: np.ndarray | N
 def judged(candidate: float, current: float | None, documents: int = 200, seed: int = 0) -> HeadEvaluation:
     """Two heads of these noises on the same labels from 0 to 5."""
     labels = labels_of(documents, seed)
-    theirs = None if current is None else said(labels, current, seed + 2)
-    return evaluated(labels, said(labels, candidate, seed + 1), theirs)
+    theirs = None if current is None else noisy_scores(labels, current, seed + 2)
+    return evaluated(labels, noisy_scores(labels, candidate, seed + 1), theirs)
 
 
 def decided(gold: HeadEvaluation, test: HeadEvaluation | None = None, **config) -> Decision:
@@ -68,7 +69,7 @@ def decided(gold: HeadEvaluation, test: HeadEvaluation | None = None, **config) 
 # --- The paired test -------------------------------------------------------------------------------------------------
 
 
-def test_a_clearly_better_head_is_promoted_and_says_by_how_much():
+def test_clearly_better_head_is_promoted_with_the_difference_as_reason():
     decision = decided(judged(0.5, 3.0))
     difference = decision.comparisons["gold"]["spearman"]
     assert decision.promoted
@@ -82,15 +83,15 @@ def test_a_clearly_better_head_is_promoted_and_says_by_how_much():
     ]
 
 
-def test_the_difference_is_that_of_scipys_figures():
+def test_difference_is_that_of_the_figures_of_scipy():
     labels = labels_of()
-    scores = [said(labels, noise, 1) for noise in (0.5, 1.0)]
+    scores = [noisy_scores(labels, noise, 1) for noise in (0.5, 1.0)]
     ours, theirs = (spearmanr(labels, of).statistic for of in scores)
     difference = decided(evaluated(labels, *scores)).comparisons["gold"]["spearman"]
     assert difference.value == pytest.approx(ours - theirs)
 
 
-def test_a_better_head_is_not_promoted_where_the_interval_reaches_below_the_margin():
+def test_interval_that_reaches_below_the_margin_prevents_promotion():
     difference = decided(judged(0.5, 1.0)).comparisons["gold"]["spearman"]
     assert decided(judged(0.5, 1.0), margin=difference.low - 1e-6).promoted
     refused = decided(judged(0.5, 1.0), margin=difference.low + 1e-6)
@@ -99,24 +100,24 @@ def test_a_better_head_is_not_promoted_where_the_interval_reaches_below_the_marg
 
 
 @pytest.mark.parametrize("candidate", [1.0, 3.0])
-def test_a_head_that_is_no_better_beyond_chance_or_is_worse_is_not_promoted(candidate):
+def test_head_that_is_not_significantly_better_is_not_promoted(candidate):
     refused = decided(judged(candidate, 1.0))
     assert not refused.promoted
     assert refused.gate.passed == (candidate == 1.0)
 
 
-def test_a_head_that_says_the_same_as_the_current_one_is_no_improvement():
+def test_identical_scores_are_no_improvement():
     labels = labels_of()
-    refused = decided(evaluated(labels, said(labels, 0.5, 1), said(labels, 0.5, 1)))
+    refused = decided(evaluated(labels, noisy_scores(labels, 0.5, 1), noisy_scores(labels, 0.5, 1)))
     assert not refused.promoted
-    assert refused.reasons[0].endswith("+0.000, 95% interval +0.000 to +0.000: that is no improvement")
+    assert refused.reasons[0].endswith("+0.000, 95% interval +0.000 to +0.000: this is no improvement")
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.1, 3), st.floats(0.1, 3), st.sampled_from(["spearman", "macro_f1"]))
-def test_of_two_heads_at_most_one_beats_the_other(seed, first, second, metric):
+def test_at_most_one_of_two_heads_beats_the_other(seed, first, second, metric):
     labels = labels_of(60, seed)
-    one, other = (said(labels, noise, seed + k) for k, noise in enumerate((first, second)))
+    one, other = (noisy_scores(labels, noise, seed + k) for k, noise in enumerate((first, second)))
     pairs = ((one, other), (other, one))
     ways = [decided(evaluated(labels, *pair), metric=metric, min_agreement=-1) for pair in pairs]
     assert sum(way.promoted for way in ways) <= 1
@@ -124,7 +125,7 @@ def test_of_two_heads_at_most_one_beats_the_other(seed, first, second, metric):
     assert ours == pytest.approx(-theirs)
 
 
-def test_the_test_labels_decide_where_there_are_some_and_gold_is_reported():
+def test_test_labels_decide_if_given_and_gold_is_reported():
     better, worse = judged(0.5, 3.0), judged(0.9, 0.3)
     assert decided(worse, better).promoted
     refused = decided(better, worse)
@@ -137,15 +138,15 @@ def test_the_test_labels_decide_where_there_are_some_and_gold_is_reported():
 # --- The human gate --------------------------------------------------------------------------------------------------
 
 
-def test_a_first_head_needs_the_gate_only():
+def test_first_head_only_needs_to_pass_the_gate():
     decision = decided(judged(0.5, None))
     assert decision.promoted
     assert (decision.current, decision.comparisons, decision.compared_on) == (None, {}, None)
-    assert decision.reasons[0] == "version 2 is the first: there is no head to beat"
+    assert decision.reasons[0] == "version 2 is the first head: there is no other to beat"
     assert not decided(judged(3.0, None)).promoted
 
 
-def test_a_head_that_beats_the_current_one_still_has_to_pass_the_gate():
+def test_better_head_must_still_pass_the_gate():
     low = decided(judged(0.5, 3.0)).gate.figure.low
     assert decided(judged(0.5, 3.0), min_agreement=low - 1e-6).promoted
     refused = decided(judged(0.5, 3.0), min_agreement=low + 1e-6)
@@ -158,36 +159,36 @@ def test_a_head_that_beats_the_current_one_still_has_to_pass_the_gate():
 # --- Undefined figures -----------------------------------------------------------------------------------------------
 
 
-def test_too_few_documents_promote_nothing():
+def test_too_few_documents_prevent_promotion():
     refused = decided(judged(0.1, 3.0, documents=29))
     assert not refused.promoted
     assert "at least 30 documents are required to compare with version 1" in refused.reasons[0]
     assert "has only 29 documents; at least 30 are required" in refused.reasons[1]
 
 
-def test_a_head_that_always_says_the_same_is_refused_with_the_reason():
+def test_constant_head_is_not_promoted():
     labels = labels_of()
-    refused = decided(evaluated(labels, np.full(200, 2.0), said(labels, 1.0, 1)))
+    refused = decided(evaluated(labels, np.full(200, 2.0), noisy_scores(labels, 1.0, 1)))
     assert not refused.promoted
     assert "cannot be compared with version 1's: one of the raters gave every document the same" in refused.reasons[0]
     assert "one of the raters gave every document the same score" in refused.reasons[1]
 
 
-def test_missing_scores_count_against_the_candidate_rather_than_vanish():
+def test_missing_scores_prevent_promotion():
     labels = labels_of()
-    scores = said(labels, 0.5, 1)
+    scores = noisy_scores(labels, 0.5, 1)
     scores[:4] = np.nan
-    with_holes = evaluated(labels, scores, said(labels, 3.0, 2))
+    with_holes = evaluated(labels, scores, noisy_scores(labels, 3.0, 2))
     assert decided(with_holes, max_failed_share=0.02).promoted
     refused = decided(with_holes)
     assert not refused.promoted
-    assert refused.reasons[0] == "version 2 gives 2.0% of gold (labels.jsonl) no score, at most 1.0% may have none"
+    assert refused.reasons[0] == "version 2 gives 2.0% of gold (labels.jsonl) no score; at most 1.0% is allowed"
 
 
 # --- Real heads ------------------------------------------------------------------------------------------------------
 
 
-def test_real_heads_are_judged_on_documents_that_neither_was_trained_on(tmp_path, labelled):
+def test_heads_are_compared_only_on_documents_that_neither_was_trained_on(tmp_path, labelled):
     rows = labelled.read_text().splitlines()
     gold = tmp_path / "gold.jsonl"
     gold.write_text("".join(f"{row}\n" for row in rows[30:]))
