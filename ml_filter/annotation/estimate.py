@@ -198,7 +198,7 @@ def _extrapolate(
         # A request takes longer in a resample with longer answers.
         relative_latency = totals["latency"] / (measured.seconds.sum() / answered)
         totals["hours"] = totals["requests"] * seconds / 3600 * relative_latency
-        usd = [annotate.usd(p, c) for p, c in zip(totals["prompt"], totals["completion"], strict=True)]
+        usd = [annotate.usd(p, c) for p, c in zip(totals["prompt_tokens"], totals["completion_tokens"], strict=True)]
         totals["usd"] = np.array([np.nan if dollars is None else dollars for dollars in usd])
 
     def interval(name: str) -> Range | None:
@@ -212,7 +212,7 @@ def _extrapolate(
 
     in_flight = float(values["latency"][0] * asking.requests / asking.seconds) if asking.requests else None
     notes += _timing_notes(asking, annotate, in_flight)
-    if not np.isfinite(values["prompt"][0]):
+    if not np.isfinite(values["prompt_tokens"][0]):
         notes.append("tokens and costs are unknown: the endpoint reports no token counts")
     elif annotate.usd(1, 1) is None:
         notes.append("costs are unknown: set usd_per_million_prompt_tokens and usd_per_million_completion_tokens")
@@ -221,15 +221,10 @@ def _extrapolate(
             "the answers of the pilot were not kept; use --output or a ledger in the configuration to keep them"
         )
     used = int(measured.prompt_tokens.sum()), int(measured.completion_tokens.sum())
-    total = interval("requests")
-    assert total is not None
+    intervals = {name: interval(name) for name in ("requests", "prompt_tokens", "completion_tokens", "hours", "usd")}
     return Estimate(
         documents=documents,
-        requests=total,
-        prompt_tokens=interval("prompt"),
-        completion_tokens=interval("completion"),
-        hours=interval("hours"),
-        usd=interval("usd"),
+        **intervals,
         confidence=config.confidence,
         pilot=Pilot(
             documents=n,
@@ -278,7 +273,7 @@ def _totals(measured: _Measured, weights: Array, documents: int) -> dict[str, Ar
         counted = weights @ measured.counted
         return {
             "requests": requests,
-            "prompt": requests * (weights @ measured.prompt_tokens) / counted,
-            "completion": requests * (weights @ measured.completion_tokens) / counted,
+            "prompt_tokens": requests * (weights @ measured.prompt_tokens) / counted,
+            "completion_tokens": requests * (weights @ measured.completion_tokens) / counted,
             "latency": (weights @ measured.seconds) / (weights @ measured.timed),
         }
