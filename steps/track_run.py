@@ -1,4 +1,4 @@
-"""Hand a run's figures to the experiment tracker."""
+"""Record a run in the experiment tracker."""
 
 from typing import Annotated
 
@@ -26,7 +26,7 @@ def track_run(
     filtered: Manifest | None = None,
     decision: Decision | None = None,
 ) -> Annotated[str, Artifact.TRACKING]:
-    """Record counts, figures, curves and pages in Comet, online or offline, or nowhere; returns where."""
+    """Record counts, figures, curves and pages; returns the URL, the path of the offline archive, or "off"."""
     manifests = [m for m in (sample, annotations, scores, scored, filtered) if m is not None]
     record = record_run(manifests, head, evaluations, decision)
     where = track(config, get_step_context().pipeline_run.name, record)

@@ -1,4 +1,4 @@
-"""Make one score of the votes on each document."""
+"""Aggregate the votes on each document to one score."""
 
 from typing import Annotated
 
@@ -15,8 +15,8 @@ from steps.names import Artifact
 def aggregate_scores(
     annotations: list[Manifest], config: AggregateConfig, output: str
 ) -> Annotated[Manifest, Artifact.SCORES]:
-    """Combine the votes of one or more annotators; failed ones are counted and left out."""
-    manifest = aggregate_annotations([one.root for one in annotations], config, f"{output}/scores-{{digest}}")
+    """Combine the votes of one or more annotators. Failed votes are counted and left out."""
+    manifest = aggregate_annotations([manifest.root for manifest in annotations], config, f"{output}/scores-{{digest}}")
     log_metadata({"counts": dict(manifest.counts), "path": manifest.root, **_reliability(manifest)})
     return manifest
 

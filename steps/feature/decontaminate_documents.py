@@ -1,4 +1,4 @@
-"""Drop the documents that hold texts to evaluate on."""
+"""Drop documents that overlap evaluation sets."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from steps.names import Artifact
 def decontaminate_documents(
     documents: Manifest, config: DecontaminateConfig, output: str
 ) -> Annotated[Manifest, Artifact.DECONTAMINATED]:
-    """Keep what overlaps none of the gold and evaluation sets."""
+    """Keep the documents that overlap neither gold nor evaluation sets."""
     manifest = decontaminate(SourceConfig(paths=[documents.root]), config, f"{output}/decontaminated-{{digest}}")
     log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
     return manifest

@@ -1,4 +1,4 @@
-"""Drop the documents that repeat others."""
+"""Drop duplicates."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Stop the run where scores and human gold agree too little."""
+"""Stop the run if scores and human gold do not agree well enough."""
 
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from steps.names import Artifact
 
 @step(enable_cache=False)
 def gate_on_agreement(scores: Manifest, config: GateConfig, output: str) -> Annotated[GateResult, Artifact.GATE]:
-    """Compare scores with gold, overall and by stratum; the step fails, with the reason, where they do not pass."""
+    """Compare scores with gold, overall and by stratum. The step fails with the reasons if a check fails."""
     result = run_gate(scores, config, f"{output}/agreement-{{digest}}")
     log_metadata(_metadata(result))
     result.require()

@@ -21,7 +21,7 @@ def publish_labels(
     output: str,
     gates: list[GateResult] = [],  # noqa: B006 - ZenML takes lists of artifacts only by this very type
 ) -> Annotated[Manifest, Artifact.LABELLED]:
-    """Split the documents with their scores and write the data card, with the gates' agreement where none is named."""
+    """Write splits and data card. Without `config.agreement`, the card states the agreement measured by the gates."""
     if gates and config.agreement is None:
         measured = dict.fromkeys(gate.report.rpartition("/")[0] for gate in gates)
         config = PublishConfig.model_validate({**config.model_dump(), "agreement": list(measured)})

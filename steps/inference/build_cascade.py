@@ -17,8 +17,8 @@ def build_cascade(
     head: TrainedHead, source: SourceConfig, config: CascadeConfig, score: ScoreConfig, output: str
 ) -> Annotated[TrainedHead, Artifact.CASCADE]:
     """Train the first-stage model on the head's scores of a sample, and bound how many decisions it changes."""
-    made = build(head.directory, source, config, score, f"{output}/cascade-{{digest}}")
-    cascade = read_cascade(made.directory)
+    result = build(head.directory, source, config, score, f"{output}/cascade-{{digest}}")
+    cascade = read_cascade(result.directory)
     assert cascade is not None
     log_metadata(cascade.model_dump(mode="json", exclude={"scripts"}))
-    return made
+    return result

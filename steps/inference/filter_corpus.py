@@ -21,6 +21,6 @@ def filter_corpus(scored: Manifest, config: FilterConfig, output: str) -> Annota
 
 
 def _selection(manifest: Manifest) -> dict[str, Any]:
-    """The choice in figures; single values of a quota are in its file."""
-    said = {**manifest.config["selection"], **manifest.config["selection"].get("quota", {})}
-    return {name: value for name, value in said.items() if name not in ("quota", "largest") and value is not None}
+    """The figures of the selection; those of each value of a quota are in the manifest."""
+    figures = {**manifest.config["selection"], **manifest.config["selection"].get("quota", {})}
+    return {name: value for name, value in figures.items() if name not in ("quota", "largest") and value is not None}

@@ -13,9 +13,10 @@ from steps.names import scored_directory
 def score_shard_group(
     head: TrainedHead, source: SourceConfig, config: ScoreConfig, output: str, group: int, groups: int
 ) -> None:
-    """Score every shard of group 0 to `groups` - 1; a step behind all of them collects what they leave in `output`.
+    """Score the shards of one group. After all groups, `score_corpus` collects their output.
 
-    That step judges how much may fail: here, a bad shard would stop the groups that have not begun.
+    Failures are tolerated here and checked by `score_corpus`; otherwise a bad shard would stop groups that have not
+    started.
     """
     tolerant = config.model_copy(update={"max_failed_shards": 1.0, "max_failed_documents": 1.0})
     score_rank(head.directory, source, tolerant, scored_directory(output), Rank(group, groups))

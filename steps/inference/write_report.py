@@ -1,4 +1,4 @@
-"""Write the report of a run, for the dashboard and beside the filtered documents."""
+"""Write the report of a run for the dashboard, and beside the filtered documents."""
 
 from typing import Annotated
 
@@ -21,7 +21,7 @@ def write_report(
     scores: Manifest | None = None,
     usd_per_worker_hour: float | None = None,
 ) -> Annotated[HTMLString, Artifact.REPORT]:
-    """Counts of every stage, score histogram, examples at each score, and what made them."""
+    """Report counts of every stage, scores, examples at each score, and provenance."""
     feature = [manifest for manifest in (sample, annotations, scores) if manifest is not None]
     path, page = write_run_report(head, scored, filtered, feature, usd_per_worker_hour)
     log_metadata({"path": path})

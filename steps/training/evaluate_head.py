@@ -19,22 +19,22 @@ from steps.registry import COMPARED_WITH, head_of, in_stage, predictions_of
 def evaluate_head(
     head: TrainedHead, gold: SourceConfig, label_column: str, output: str, criterion: str | None = None
 ) -> tuple[Annotated[HeadEvaluation, Artifact.GOLD_EVALUATION], Annotated[Manifest, Artifact.GOLD_PREDICTIONS]]:
-    """Score the gold documents, compare with the labels and with the version in production, else in staging.
+    """Score the gold documents, and compare the head with the version in production, else in staging.
 
-    Gives the figures, and the directory with the page and each document's score.
+    Returns the figures, and the manifest of the directory with the page and each document's score.
     """
     version = get_step_context().model_version
     current = in_stage(version.model.name, "production", "staging") if version else None
-    given = (head.directory, gold, label_column, f"{output}/evaluation-{{digest}}")
-    made = None
+    arguments = (head.directory, gold, label_column, f"{output}/evaluation-{{digest}}")
+    result = None
     if current is not None:
         earlier = predictions_of(current)
         try:
-            made = evaluate(*given, head_of(current).directory, criterion, [earlier] if earlier else [])
-        except InputError as error:  # other criteria, or another range; or the gold, which is looked at again
+            result = evaluate(*arguments, head_of(current).directory, criterion, [earlier] if earlier else [])
+        except InputError as error:  # criteria differ; an error in the gold is raised below
             logger.warning(f"Not compared with version {current.number}: {error}")
             current = None
-    evaluation, manifest = made or evaluate(*given, criterion=criterion)
+    evaluation, manifest = result or evaluate(*arguments, criterion=criterion)
     figures = evaluation.figures()
     compared = {COMPARED_WITH: current.number} if current else {}
     log_metadata({"path": manifest.root, "figures": figures, **compared})

@@ -1,4 +1,4 @@
-"""Bring a head into a pipeline, wherever it is."""
+"""Load a head from a directory, the Hub or ZenML's store."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from steps.registry import find_head
 
 @step(enable_cache=False, output_materializers=HeadMaterializer)
 def load_head(name: str) -> Annotated[TrainedHead, Artifact.HEAD]:
-    """The head in a directory, of the Hub (`hf://OWNER/NAME@REVISION`), or of ZenML's store (`zenml:MODEL@VERSION`)."""
+    """Load a directory, `hf://OWNER/NAME[@REVISION]` or `zenml:MODEL[@VERSION]`."""
     head = find_head(name)
     log_metadata({"name": name, "path": head_origin(head.directory), "digest": head.digest})
     return head

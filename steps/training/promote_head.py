@@ -1,4 +1,4 @@
-"""Put a head in place of the current one, if it is better."""
+"""Promote a head if it is better than the current one."""
 
 from typing import Annotated
 
@@ -27,13 +27,15 @@ def promote_head(
     output: str,
     evaluated: Manifest | None = None,
 ) -> tuple[Annotated[Decision, Artifact.DECISION], Annotated[HTMLString, Artifact.COMPARISON]]:
-    """Compare with the version in production, else in staging; a better one that passes the gate gets the stage.
+    """Compare a head with the version in production, else in staging; promote it if it is better and passes the gate.
 
-    Gives the decision, and the page of the evaluation behind it.
+    Returns the decision, and the page of the evaluation behind it.
     """
     version = get_step_context().model_version
     if version is None:
-        raise ConfigError("promote needs a model: give the YAML model.name, whose versions are compared")
+        raise ConfigError(
+            "promote requires a model; set model.name in the YAML to the model whose versions are compared"
+        )
     current = in_stage(version.model.name, "production", "staging")
     earlier = [evaluated, predictions_of(current) if current else None]
     decision = evaluate_candidate(

@@ -1,4 +1,4 @@
-"""End the run where its head is not promoted."""
+"""Fail the run if its head is not promoted."""
 
 from zenml import step
 
@@ -7,5 +7,5 @@ from ml_filter.evaluation.promotion import Decision
 
 @step(enable_cache=False)
 def require_promotion(decision: Decision) -> None:
-    """Fail with the reasons; runs last, when all else is recorded."""
+    """Fail with the reasons. Runs last, so that everything else is recorded."""
     decision.require()

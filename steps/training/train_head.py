@@ -19,15 +19,15 @@ from steps.names import Artifact
 def train_head(
     config: TrainConfig, output: str, scores: Manifest | None = None, labels: SourceConfig | None = None
 ) -> Annotated[TrainedHead, ArtifactConfig(name=Artifact.HEAD, artifact_type=ArtifactType.MODEL)]:
-    """Train on aggregated scores, or on a labelled source, and evaluate on documents kept apart."""
+    """Train on aggregated scores or a labelled source, and evaluate on held-out documents."""
     source = SourceConfig(paths=[scores.root]) if scores is not None else labels
     if source is None:
         raise ValueError("train_head needs scores or labels")
     head = train(source, config, f"{output}/head-{{digest}}")
     figures = head.training.evaluation.figures()
     log_metadata({"path": head.directory, "digest": head.digest, "figures": figures})
-    known: dict[str, Any] = {"figures": figures, "weights_digest": head.digest, "lineage": _lineage(head)}
-    log_metadata(metadata=known, infer_model=True)
+    metadata: dict[str, Any] = {"figures": figures, "weights_digest": head.digest, "lineage": _lineage(head)}
+    log_metadata(metadata=metadata, infer_model=True)
     return head
 
 

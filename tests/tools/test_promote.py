@@ -441,7 +441,7 @@ def test_a_head_with_several_criteria_is_evaluated_on_each_with_a_gold_column(st
     training, model = Training(tmp_path), "head_of_two_criteria"
     training.config.write_text(json.dumps({"parameters": {"tracking": {"mode": "off"}}, "model": {"name": model}}))
     assert training.run("[right,wild]") == 2
-    assert "the head has the criteria right, wild: give gold_label_column as {criterion: column}" in (
+    assert "the head has the criteria right, wild: set gold_label_column to {criterion: column}" in (
         capsys.readouterr().err
     )
     columns = "gold_label_column={right: human_score, wild: human_score}"
@@ -453,16 +453,16 @@ def test_a_head_with_several_criteria_is_evaluated_on_each_with_a_gold_column(st
     figure = version.run_metadata["decision"]["gate"]["figure"]["value"]
     assert figure == pytest.approx(right)
     assert training.run("[right,wild]", columns, "promote.min_agreement=-1") == 2
-    assert "promote.criterion: choose one of right, wild, which gold has labels of" in capsys.readouterr().err
+    assert "promote.criterion: choose one of right, wild, which gold has labels for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"gold": {"paths": ["gold.jsonl"]}}, "gold is a parameter of the pipeline: put it under `parameters:`"),
-        ({"parameter": {}}, "nothing reads parameter; did you mean parameters?"),
-        ({"modell": {"name": "m"}}, "nothing reads modell; did you mean model?"),
-        ({"nothing_like_it": 1}, "nothing reads nothing_like_it; there are run_name, enable_cache"),
+        ({"gold": {"paths": ["gold.jsonl"]}}, "gold is a setting of the pipeline; put it under `parameters:`"),
+        ({"parameter": {}}, "unknown key 'parameter' (did you mean 'parameters'?)"),
+        ({"modell": {"name": "m"}}, "unknown key 'modell' (did you mean 'model'?)"),
+        ({"nothing_like_it": 1}, "unknown key 'nothing_like_it'"),
     ],
 )
 def test_an_unknown_key_of_the_yaml_is_an_error(content, message, tmp_path, capsys):
@@ -491,4 +491,4 @@ def test_a_head_whose_files_were_changed_is_loaded_from_the_store(store, tmp_pat
 
 def test_promotion_without_gold_is_an_error_before_anything_runs(capsys):
     assert run_pipeline(["training", "promote.margin=0.1"]) == 2
-    assert "promote needs gold" in capsys.readouterr().err
+    assert "promote requires gold" in capsys.readouterr().err
