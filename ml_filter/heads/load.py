@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ml_filter.criterion import DEFAULT_CRITERION
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.arithmetic import steady_arithmetic
 from ml_filter.heads.encoder import quiet_transformers
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from ml_filter.heads.model import HeadModel
 
-PUBLISHED_CRITERION = CalibratedCriterion(name="score", low=0, high=5, threshold=3)
+PUBLISHED_CRITERION = CalibratedCriterion(**DEFAULT_CRITERION.model_dump())
 """What FineWeb-Edu's classifier, and those made like it, mean by their output."""
 ZENML = "zenml:"
 """Begins the name of a version in ZenML's model store, which only the pipelines read."""

@@ -32,16 +32,16 @@ def labels(data):
 def two_criteria(tmp_path):
     source = pages(tmp_path / "pages.jsonl", "x", "y", "z")
     votes = [("x", 1.0), ("y", None), ("x", 0.5, None, "danger"), ("y", 0.0, None, "danger")]
-    asked = [prompt(), prompt("danger")]
-    return aggregated(tmp_path, write_annotations(tmp_path / "a", votes, "llama", asked, source))
+    prompts = [prompt(), prompt("danger")]
+    return aggregated(tmp_path, write_annotations(tmp_path / "a", votes, "llama", prompts, source))
 
 
-def test_a_criterion_is_picked_and_its_lineage_says_who_was_asked_what(two_criteria):
+def test_one_criterion_is_chosen_with_its_lineage(two_criteria):
     data = LabelledDocuments(two_criteria, "score", criteria="danger")
     assert labels(data) == {"x": 0.5, "y": 0.0}
     assert data.unlabelled == 1  # z was not annotated
-    asked = {**prompt("danger"), "score_range": [0, 1], "threshold": 1}
-    assert data.lineage == [{"annotator": "llama", "votes": 1, "prompts": [asked]}]
+    danger = {**prompt("danger"), "score_range": [0, 1], "threshold": 1}
+    assert data.lineage == [{"annotator": "llama", "votes": 1, "prompts": [danger]}]
     assert labels(LabelledDocuments(two_criteria, "score", criteria="quality")) == {"x": 1.0}
 
 
@@ -52,7 +52,7 @@ def test_labels_of_csv_are_numbers_and_an_empty_one_is_none(tmp_path):
     assert data.unlabelled == 1
 
 
-def test_several_criteria_stand_side_by_side_and_a_missing_label_is_nan(two_criteria):
+def test_several_criteria_are_columns_and_a_missing_label_is_nan(two_criteria):
     data = LabelledDocuments(two_criteria, "score")
     assert data.names == ["danger", "quality"]
     [chunk] = data
@@ -77,11 +77,11 @@ def test_several_label_columns_are_several_criteria(tmp_path):
     assert data.unlabelled == 1
 
 
-def test_votes_that_disagree_weigh_less_where_that_is_asked_for(tmp_path):
+def test_trusted_agreement_gives_less_weight_to_votes_that_disagree(tmp_path):
     source = pages(tmp_path / "pages.jsonl", "x", "y")
-    one = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 1.0)], "llama", source=source)
-    other = write_annotations(tmp_path / "b", [("x", 1.0), ("y", 5.0)], "qwen", source=source)
-    scores = aggregated(tmp_path, one, other)
+    llama = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 1.0)], "llama", source=source)
+    qwen = write_annotations(tmp_path / "b", [("x", 1.0), ("y", 5.0)], "qwen", source=source)
+    scores = aggregated(tmp_path, llama, qwen)
     [chunk] = LabelledDocuments(scores, "score", trust_agreement=True)
     agreed, disputed = chunk.weights[:, 0]
     pooled = 2 * 2**2 / 2  # the votes' standard deviations are 0 and 2
@@ -91,7 +91,7 @@ def test_votes_that_disagree_weigh_less_where_that_is_asked_for(tmp_path):
     assert chunk.weights.tolist() == [[1], [1]]
 
 
-def test_hosts_sources_and_languages_come_along(tmp_path):
+def test_chunks_have_hosts_sources_and_languages(tmp_path):
     path = tmp_path / "pages.jsonl"
     first = {"text": "a", "score": 1, "url": "https://example.org/a?b", "language": "de"}
     second = {"text": "b", "score": 1, "url": "http://["}
@@ -100,30 +100,29 @@ def test_hosts_sources_and_languages_come_along(tmp_path):
     assert chunk.strata == {"language": ["de", None], "host": ["example.org", None]}
 
 
-def test_a_criterion_of_labels_that_have_none_is_refused(tmp_path):
+def test_criteria_can_only_be_chosen_from_aggregated_scores(tmp_path):
     source = SourceConfig(paths=[str(pages(tmp_path / "pages.jsonl", "x"))])
     with pytest.raises(InputError, match=r"has no aggregated scores to choose criteria from \(danger\)"):
         LabelledDocuments(source, "score", criteria="danger")
 
 
-def test_the_documents_of_all_annotators_are_found_and_each_is_given_once(tmp_path):
+def test_documents_of_all_annotators_are_read_once_each(tmp_path):
     first, more = pages(tmp_path / "first.jsonl", "x", "y"), pages(tmp_path / "more.jsonl", "y", "z", "z")
-    one = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)], "llama", source=first)
-    other = write_annotations(tmp_path / "b", [("y", 4.0), ("z", 5.0)], "qwen", source=more)
-    data = LabelledDocuments(aggregated(tmp_path, one, other), "score")
-    found = [name for chunk in data for name in chunk.ids]
-    assert found == ["x", "y", "z"]
+    llama = write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)], "llama", source=first)
+    qwen = write_annotations(tmp_path / "b", [("y", 4.0), ("z", 5.0)], "qwen", source=more)
+    data = LabelledDocuments(aggregated(tmp_path, llama, qwen), "score")
+    assert [document_id for chunk in data for document_id in chunk.ids] == ["x", "y", "z"]
     assert labels(data) == {"x": 1.0, "y": 3.0, "z": 5.0}
     assert data.unlabelled == 0
-    assert [made["annotator"] for made in data.lineage] == ["llama", "qwen"]
+    assert [run["annotator"] for run in data.lineage] == ["llama", "qwen"]
 
 
-def test_a_vote_that_stands_alone_does_not_outrank_three_that_nearly_agree(tmp_path):
+def test_a_single_vote_weighs_less_than_three_that_nearly_agree(tmp_path):
     source = pages(tmp_path / "pages.jsonl", "one", "near", "far")
     votes = {"a": [("one", 3.0), ("near", 3.0), ("far", 0.0)], "b": [("near", 3.0), ("far", 2.0)]}
     votes["c"] = [("near", 4.0), ("far", 5.0)]
-    made = [write_annotations(tmp_path / name, given, name, source=source) for name, given in votes.items()]
-    data = LabelledDocuments(aggregated(tmp_path, *made), "score", trust_agreement=True)
+    annotations = [write_annotations(tmp_path / name, by_one, name, source=source) for name, by_one in votes.items()]
+    data = LabelledDocuments(aggregated(tmp_path, *annotations), "score", trust_agreement=True)
     weights = {name: weight for chunk in data for name, (weight, *_) in zip(chunk.ids, chunk.weights, strict=True)}
     assert weights["near"] > weights["far"] > 0
     assert weights["near"] > weights["one"]
@@ -132,7 +131,7 @@ def test_a_vote_that_stands_alone_does_not_outrank_three_that_nearly_agree(tmp_p
     assert weights["near"] == pytest.approx(1 / (1 + (pooled + 2 / 3) / 9))
 
 
-def test_agreement_is_not_trusted_where_there_is_none_to_go_by(tmp_path):
+def test_trusted_agreement_requires_aggregated_scores_with_several_votes(tmp_path):
     source = pages(tmp_path / "pages.jsonl", "x", "y")
     scores = aggregated(tmp_path, write_annotations(tmp_path / "a", [("x", 1.0), ("y", 2.0)], source=source))
     with pytest.raises(InputError, match="requires several votes for a document, but none has them for quality"):

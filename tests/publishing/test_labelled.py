@@ -13,6 +13,7 @@ from ml_filter.agreement.config import AggregateConfig, AgreementConfig
 from ml_filter.agreement.measure import measure_agreement
 from ml_filter.annotation.prompts import Prompt, keep_prompts, load_prompt
 from ml_filter.cli import main
+from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory
@@ -27,7 +28,7 @@ from ml_filter.publishing.config import PublishConfig
 from ml_filter.publishing.labelled import SPLITS, publish_labels
 from tests.kills import Killed, kill_at
 from tests.publishing.hub_server import TOKEN, Hub
-from tests.written import prompt, write_annotations
+from tests.written import DANGER, prompt, write_annotations
 
 
 def corpus(path: Path, rows: list[dict]) -> Path:
@@ -169,6 +170,7 @@ def test_a_data_set_of_several_criteria_labels_a_head_with_several_criteria(tmp_
     data = LabelledDocuments(SourceConfig(paths=[str(tmp_path / "out")]), columns)
     labels = {name: row.tolist() for chunk in data for name, row in zip(chunk.ids, chunk.labels, strict=True)}
     assert labels == {row["id"]: [i % 2, i % 2] for i, row in enumerate(pages)}
+    assert data.criteria == [Criterion(name="quality", low=0, high=5, threshold=3), DANGER]
 
 
 def test_one_of_several_criteria_can_be_published_alone(tmp_path, pages):
