@@ -11,7 +11,7 @@ from ml_filter.annotation.annotator import Annotator
 from ml_filter.annotation.budget import Budget, Spending
 from ml_filter.annotation.client import Endpoint, RequestFailed
 from ml_filter.annotation.collecting import Recorder
-from ml_filter.annotation.connection import open_endpoints, open_pool
+from ml_filter.annotation.connection import open_endpoints
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.parsing import Answer
@@ -59,7 +59,7 @@ class Asking:
         plan, concurrency = self.plan, self.plan.config.max_concurrency
         # As long as the number of workers: reading stays ahead of them without filling memory.
         queue: asyncio.Queue[Call | None] = asyncio.Queue(maxsize=concurrency)
-        async with open_pool(endpoints, plan.config) as pool:
+        async with EndpointPool(endpoints, plan.config) as pool:
             annotator = Annotator(pool, plan.config)
             title = f"{plan.task.doing} with {plan.annotator}"
             with progress(title, plan.total_votes, lambda: self._status(pool)) as bar:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from pydantic import SecretStr, ValidationError
@@ -11,7 +10,6 @@ from pydantic import SecretStr, ValidationError
 from ml_filter.annotation.client import Endpoint
 from ml_filter.annotation.config import AskConfig, EndpointConfig
 from ml_filter.annotation.embedded import MODEL_NAME, embedded_endpoint
-from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.config import Settings, problems_in
 from ml_filter.errors import ConfigError
 
@@ -62,14 +60,3 @@ def open_endpoints(config: AskConfig, settings: Settings) -> AbstractContextMana
     """The configured endpoints or, without any, the embedded annotator, which runs as long as the context."""
     endpoints = configured_endpoints(config, settings)
     return nullcontext(endpoints) if endpoints else embedded_endpoint(settings)
-
-
-def open_pool(endpoints: Sequence[Endpoint], config: AskConfig) -> EndpointPool:
-    """A pool of endpoints; requires a running event loop."""
-    return EndpointPool(
-        endpoints,
-        max_concurrency=config.max_concurrency,
-        timeout_s=config.timeout_s,
-        max_retries=config.max_retries,
-        max_outage_s=config.max_outage_s,
-    )

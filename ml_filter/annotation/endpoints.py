@@ -16,6 +16,7 @@ from loguru import logger
 from ml_filter.annotation.budget import Spending
 from ml_filter.annotation.client import Client, Endpoint, RequestFailed, reported_usage
 from ml_filter.annotation.concurrency import AdaptiveLimit
+from ml_filter.annotation.config import AskConfig
 from ml_filter.errors import EndpointError
 
 _OPEN_AFTER = 5
@@ -56,10 +57,10 @@ class Circuit:
 class _State:
     """An endpoint and its current condition."""
 
-    def __init__(self, endpoint: Endpoint, maximum: int, timeout_s: float, now: float) -> None:
+    def __init__(self, endpoint: Endpoint, config: AskConfig, now: float) -> None:
         self.endpoint = endpoint
-        maximum = min(maximum, endpoint.max_concurrency or maximum)
-        self.limit, self.circuit = AdaptiveLimit(maximum, timeout_s, now), Circuit(now)
+        maximum = min(config.max_concurrency, endpoint.max_concurrency or config.max_concurrency)
+        self.limit, self.circuit = AdaptiveLimit(maximum, config.timeout_s, now), Circuit(now)
         self.in_flight = 0
         self.is_excluded = False
         self.paused_until = 0.0
@@ -91,27 +92,16 @@ class Response(Generic[T]):
 class EndpointPool:
     """Sends each request to the least loaded endpoint that works; a retry may go to another one.
 
-    Args:
-        endpoints: must serve the same model.
-        max_concurrency: most requests in flight at one endpoint; the caller bounds their sum.
-        timeout_s: time-out of one request.
-        max_retries: tries after the first. A rate limit or a broken endpoint counts only as a tenth of a try.
-        max_outage_s: how long to wait when no endpoint answers any more.
+    Requires a running event loop. The endpoints must serve the same model. `max_concurrency` bounds the requests in
+    flight at each endpoint; the caller bounds their sum. Of `max_retries`, a rate limit or a broken endpoint uses only
+    a tenth.
     """
 
-    def __init__(
-        self,
-        endpoints: Sequence[Endpoint],
-        *,
-        max_concurrency: int,
-        timeout_s: float,
-        max_retries: int,
-        max_outage_s: float,
-    ) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], config: AskConfig) -> None:
         now = time.monotonic()
-        self.max_retries, self.max_outage_s = max_retries, max_outage_s
-        self.client = Client(timeout_s)
-        self._states = [_State(endpoint, max_concurrency, timeout_s, now) for endpoint in endpoints]
+        self.max_retries, self.max_outage_s = config.max_retries, config.max_outage_s
+        self.client = Client(config.timeout_s)
+        self._states = [_State(endpoint, config, now) for endpoint in endpoints]
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._last_error = ""
         self._unusable: EndpointError | None = None

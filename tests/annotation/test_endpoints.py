@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from ml_filter.annotation import endpoints
 from ml_filter.annotation.client import Endpoint, RequestFailed
+from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.endpoints import Circuit, EndpointPool
 from ml_filter.errors import EndpointError
 from tests.annotation.misbehaving import MisbehavingServer, Reply, Request, chat, refused
@@ -57,7 +58,9 @@ def ask(urls: Sequence[str], documents: Sequence[str], *, in_flight: int = 20, *
     settings: dict[str, Any] = {"max_concurrency": in_flight, "timeout_s": 1.0, "max_retries": 5, "max_outage_s": 5.0}
 
     async def run() -> list[Any]:
-        async with EndpointPool([Endpoint(url, "m", SecretStr("none")) for url in urls], **settings | changes) as pool:
+        async with EndpointPool(
+            [Endpoint(url, "m", SecretStr("none")) for url in urls], AskConfig(**settings | changes)
+        ) as pool:
             places = asyncio.Semaphore(in_flight)
 
             async def one(document: str) -> str:

@@ -16,7 +16,8 @@ from ml_filter.annotation.budget import Budget, Spending
 from ml_filter.annotation.client import RequestFailed
 from ml_filter.annotation.collecting import NOT_ASKED
 from ml_filter.annotation.config import TranslateConfig
-from ml_filter.annotation.connection import annotator_name, open_endpoints, open_pool
+from ml_filter.annotation.connection import annotator_name, open_endpoints
+from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.parsing import Answer, AnswerError
 from ml_filter.annotation.prompt_files import PROMPTS
 from ml_filter.annotation.prompts import SLOT, Prompt, Question, as_yaml, language_code, load_prompt
@@ -88,7 +89,7 @@ def translate_prompt(
         with open_endpoints(config, settings) as endpoints:
 
             async def translate_all() -> list[str | None]:
-                async with open_pool(endpoints, config) as pool:
+                async with EndpointPool(endpoints, config) as pool:
                     translator = _Translator(prompt, Annotator(pool, config), config, annotator)
                     return await asyncio.gather(*(translator.write(to, paths[to]) for to in missing))
 
