@@ -14,7 +14,7 @@ from steps.names import Artifact
 
 @step(enable_cache=False, output_materializers=ManifestMaterializer)
 def sample_documents(source: SourceConfig, config: SampleConfig, output: str) -> Annotated[Manifest, Artifact.SAMPLE]:
-    """Read the source once and keep a seeded sample."""
+    """Read the source once and keep a random sample."""
     manifest = draw(source, config, f"{output}/sample-{{digest}}")
     log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
     return manifest

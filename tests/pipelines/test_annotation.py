@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError
 from ml_filter.pipeline.config import (
     AnnotationPipelineConfig,
@@ -16,17 +17,17 @@ from ml_filter.pipeline.config import (
     held_out_documents,
 )
 from tests.annotation.misbehaving import PROMPT, MisbehavingServer, chat
-from tests.test_tracking import recorded
+from tests.test_tracking import read_archive
 from tools.run import read_config
 
 TWO = "annotate.prompts=[educational_value, adult_content]"
 
 
-def config(tmp_path, *overrides, of=AnnotationPipelineConfig):
+def config(tmp_path, *overrides, config_type=AnnotationPipelineConfig):
     """The configuration of a run with a sample of five documents and these overrides."""
     path = tmp_path / "annotation.yaml"
     path.write_text(json.dumps({"parameters": {"sample": {"size": 5}}}))
-    return read_config(path, overrides, of)
+    return read_config(path, overrides, config_type)
 
 
 def against(tmp_path, *overrides):
@@ -69,7 +70,7 @@ def test_prompts_of_the_jury_count_and_languages_are_one_criterion(tmp_path):
 
 def test_the_end_to_end_pipeline_needs_the_criterion_to_filter_by(tmp_path):
     def check(*overrides):
-        check_criteria(config(tmp_path, TWO, "filter.min_score=3", *overrides, of=EndToEndPipelineConfig))
+        check_criteria(config(tmp_path, TWO, "filter.min_score=3", *overrides, config_type=EndToEndPipelineConfig))
 
     with pytest.raises(ConfigError, match=r"filter\.criterion is not set"):
         check()
@@ -139,7 +140,7 @@ def score_of(name, criterion):
 
 
 @pytest.fixture
-def judge():
+def annotator():
     """The URL of a server that gives each page its score, and is silent about the danger of every tenth."""
 
     def answer(asked):
@@ -156,7 +157,7 @@ def judge():
 
 
 @pytest.fixture
-def two_criteria(tmp_path, judge):
+def two_criteria(tmp_path, annotator):
     """Settings of a run over sixty pages, with gold of forty in CSV, that asks two annotators for two criteria."""
     prompts = []
     for criterion, highest, words in (("quality", 5, "Judge"), ("danger", 1, "Judge the danger of")):
@@ -176,8 +177,8 @@ def two_criteria(tmp_path, judge):
         f"output={tmp_path}/runs",
         f"source.paths=['{tmp_path}/in.jsonl']",
         "sample={size: 60}",
-        f"annotate={{prompts: {json.dumps(prompts)}, endpoints: ['{judge}'], model: m, max_failed_share: 0.2}}",
-        f"jury=[{{prompts: {json.dumps(prompts)}, endpoints: ['{judge}'], model: n, max_failed_share: 0.2}}]",
+        f"annotate={{prompts: {json.dumps(prompts)}, endpoints: ['{annotator}'], model: m, max_failed_share: 0.2}}",
+        f"jury=[{{prompts: {json.dumps(prompts)}, endpoints: ['{annotator}'], model: n, max_failed_share: 0.2}}]",
         f"gate=[{{{gold}, criterion: quality, gold_column: quality}},"
         f" {{{gold}, criterion: danger, gold_column: danger, metric: agreement_at_threshold, threshold: 1}}]",
         "publish.license=odc-by",
@@ -198,15 +199,38 @@ def test_several_criteria_are_gated_published_and_tracked_in_one_run(tmp_path, t
     }
     assert {row["votes_quality"] for row in published.values()} == {2}
     card = (labelled / "README.md").read_text()
-    assert "quality, against quality, with" in card
-    assert "danger, against danger, with" in card
+    assert "quality: agreement with quality, with" in card
+    assert "danger: agreement with danger, with" in card
     [archive] = (tmp_path / "comet").glob("*.zip")
-    found = recorded(str(archive))
-    assert {name: found["metrics"][f"scores_{name}"] for name in ("criteria", "annotators", "scored", "failed")} == {
+    content = read_archive(str(archive))
+    assert {name: content["metrics"][f"scores_{name}"] for name in ("criteria", "annotators", "scored", "failed")} == {
         "criteria": 2,
         "annotators": 2,
         "scored": 114,
         "failed": 6,
     }
-    assert found["parameters"]["prompt"] == "quality, danger"
-    assert found["parameters"]["annotator"] == "m, n"
+    assert content["parameters"]["prompt"] == "quality, danger"
+    assert content["parameters"]["annotator"] == "m, n"
+
+
+@pytest.mark.zenml
+@pytest.mark.filterwarnings("ignore")  # ZenML's own
+def test_a_gate_stops_an_annotator_before_the_sample_is_paid_for_and_lets_one_pass(tmp_path, two_criteria, run):
+    rows = [{"id": f"g{n}", "text": page(f"g{n}"), "opposite": 5 - n % 6} for n in range(40)]
+    (tmp_path / "opposite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    gate = f"gate={{gold: {{paths: ['{tmp_path}/opposite.jsonl']}}, criterion: quality, gold_column: opposite}}"
+    arguments = [*two_criteria[:4], gate]
+    code, printed = run("annotation", *arguments)
+    assert code == 1
+    assert "the gate" in printed
+    [annotated] = (tmp_path / "runs").glob("annotations-*")
+    assert read_manifest(str(annotated)).counts["documents"] == 40
+    assert len(list((tmp_path / "runs").glob("agreement-*/agreement.html"))) == 1
+
+    code, printed = run("annotation", *arguments, "gate.min_agreement=-1", "publish.license=odc-by")
+    assert code == 0, printed
+    [labelled] = (tmp_path / "runs").glob("labelled-*")
+    published = {row["id"] for file in labelled.glob("data/*.parquet") for row in pq.read_table(file).to_pylist()}
+    assert published == {f"d{n}" for n in range(60)}
+    assert "greement with opposite" in (labelled / "README.md").read_text()
+    assert len(list((tmp_path / "runs").glob("annotations-*"))) == 2  # the gold is not annotated again

@@ -186,33 +186,6 @@ def test_scores_train_a_head_in_the_training_pipeline(workspace, run):
     assert model_versions() == [*versions, len(versions) + 1]
 
 
-# --- Gates -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_gate_stops_an_annotator_before_the_sample_is_paid_for_and_lets_one_pass(workspace, documents, tmp_path, run):
-    gold = tmp_path / "gold.jsonl"  # scores that do not depend on the text, so that no annotator agrees with them
-    rows = [{"id": row["id"], "text": row["text"][:600], "human_score": i % 6} for i, row in enumerate(documents[:40])]
-    gold.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    runs = tmp_path / "runs"
-    arguments = [f"output={runs}", workspace.overrides[0], "sample.size=24", "sample.by=[]"]
-    arguments += [f"gate.gold.paths=['{gold}']"]
-    code, printed = run("annotation", *arguments)
-    assert code == 1
-    assert "the gate" in printed
-    [annotated] = runs.glob("annotations-*")
-    assert read_manifest(str(annotated)).counts["documents"] == 40
-    assert len(list(runs.glob("agreement-*/agreement.html"))) == 1
-
-    code, printed = run("annotation", *arguments, "gate.min_agreement=-1", "publish.license=odc-by")
-    assert code == 0, printed
-    [labelled] = runs.glob("labelled-*")
-    published = {row["id"] for file in labelled.glob("data/*.parquet") for row in pq.read_table(file).to_pylist()}
-    assert published
-    assert not published & {row["id"] for row in rows}
-    assert "Against human_score" in (labelled / "README.md").read_text()
-    assert len(list(runs.glob("annotations-*"))) == 2  # the gold is not annotated again
-
-
 # --- Bad usage and help ----------------------------------------------------------------------------------------------
 
 

@@ -356,15 +356,15 @@ def assert_tracked(version) -> None:
     """The run's archive holds the head's figures and settings, the digests, the evaluation's page and matrix."""
     run = next(iter(version.pipeline_runs.values()))
     archive = run.steps["track_run"].run_metadata["experiment"]
-    found = read_archive(archive)
+    content = read_archive(archive)
     evaluation = run.steps["evaluate_head"].run_metadata
-    assert found["metrics"]["gold_spearman"] == pytest.approx(evaluation["figures"]["spearman"])
-    assert found["parameters"]["head_digest"] == version.run_metadata["weights_digest"]
-    assert found["parameters"]["train_engine"] == "hashing"
-    assert found["parameters"]["labels_digest"] in version.run_metadata["lineage"]["labels"].values()
-    assert found["files"]["evaluation.html"] == (Path(evaluation["path"]) / "evaluation.html").read_text()
-    assert sum(map(sum, json.loads(found["files"]["confusion-gold.json"])["matrix"])) == 60
-    assert "confusion-test.json" in found["files"]
+    assert content["metrics"]["gold_spearman"] == pytest.approx(evaluation["figures"]["spearman"])
+    assert content["parameters"]["head_digest"] == version.run_metadata["weights_digest"]
+    assert content["parameters"]["train_engine"] == "hashing"
+    assert content["parameters"]["labels_digest"] in version.run_metadata["lineage"]["labels"].values()
+    assert content["files"]["evaluation.html"] == (Path(evaluation["path"]) / "evaluation.html").read_text()
+    assert sum(map(sum, json.loads(content["files"]["confusion-gold.json"])["matrix"])) == 60
+    assert "confusion-test.json" in content["files"]
 
 
 @pytest.mark.slow
