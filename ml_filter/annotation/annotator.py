@@ -8,7 +8,7 @@ from typing import Any
 
 from loguru import logger
 
-from ml_filter.annotation.budget import Spending
+from ml_filter.annotation.budget import Budget, Spending
 from ml_filter.annotation.client import Endpoint, RequestFailed, reported_usage, storable
 from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.endpoints import EndpointPool
@@ -69,16 +69,29 @@ class Annotator:
                     return length
         raise RequestFailed("malformed_answer", f"{endpoint.url('models')} lists none for {endpoint.model}")
 
-    async def ask(self, question: Question, piece: str, vote: int, spending: Spending | None = None) -> Answer:
-        """The model's answer about a piece of a document.
+    async def ask(
+        self, question: Question, piece: str, vote: int, budget: Budget
+    ) -> tuple[Answer | RequestFailed, Spending] | None:
+        """The outcome of a question about a piece of a document, after all tries, and what they used of the budget.
 
-        Args:
-            spending: reserves the tokens of each try and records what it used; None: no budget.
+        Returns:
+            None if the budget has no room for the question.
 
         Raises:
-            RequestFailed: no usable answer after all tries; its `code` is the error code of the failed annotation.
             EndpointError: no request can succeed, or the endpoints have stopped answering.
         """
+        spending = Spending(budget, question, piece)
+        if budget.is_spent or not await spending.has_room():
+            return None
+        outcome: Answer | RequestFailed
+        try:
+            outcome = await self._answer(question, piece, vote, spending)
+        except RequestFailed as error:
+            outcome = error
+        spending.end(outcome)
+        return outcome, spending
+
+    async def _answer(self, question: Question, piece: str, vote: int, spending: Spending) -> Answer:
         path, body = request_for(question, piece, vote, self.config, self.tokenizer)
         constraint = constraint_for(question, self.config)
 

@@ -8,13 +8,12 @@ import time
 from collections.abc import Sequence
 
 from ml_filter.annotation.annotator import Annotator
-from ml_filter.annotation.budget import Budget, Spending
+from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.client import Endpoint, RequestFailed
 from ml_filter.annotation.collecting import Recorder
 from ml_filter.annotation.connection import open_endpoints
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.ledger import Ledger
-from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.plan import Call, OpenCalls, Plan
 from ml_filter.config import Settings
 from ml_filter.errors import EndpointError, MlFilterError
@@ -92,15 +91,10 @@ class Asking:
 
     async def _answer(self, annotator: Annotator, call: Call) -> bool:
         """Make a call and record its outcome; False if the budget has no room for it."""
-        spending = Spending(self.budget, call.question, call.piece)
-        if self.budget.is_spent or not await spending.has_room():
+        result = await annotator.ask(call.question, call.piece, call.key.vote, self.budget)
+        if result is None:
             return False
-        outcome: Answer | RequestFailed
-        try:
-            outcome = await annotator.ask(call.question, call.piece, call.key.vote, spending)
-        except RequestFailed as error:
-            outcome = error
-        spending.end(outcome)
+        outcome, spending = result
         self.requests += 1
         # No await between the end of a request and its record: a cancelled task cannot lose a paid answer.
         self.recorder.record(call, outcome, spending.reported, spending.assumed)

@@ -12,7 +12,7 @@ import yaml
 from loguru import logger
 
 from ml_filter.annotation.annotator import Annotator
-from ml_filter.annotation.budget import Budget, Spending
+from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.client import RequestFailed
 from ml_filter.annotation.collecting import NOT_ASKED
 from ml_filter.annotation.config import TranslateConfig
@@ -219,18 +219,13 @@ class _Translator:
         raise AnswerError("refused_translation", f"the {field}: {problem}")
 
     async def _answer(self, question: Question, text: str, attempt: int) -> Answer:
-        spending = Spending(self.budget, question, text)
-        if self.budget.is_spent or not await spending.has_room():
-            raise AnswerError(
-                NOT_ASKED, f"the budget of {self.budget.describe()} is used up; run again with a higher one"
-            )
-        try:
-            answer = await self.annotator.ask(question, text, attempt, spending)
-        except RequestFailed as error:
-            spending.end(error)
-            raise
-        spending.end(answer)
-        return answer
+        result = await self.annotator.ask(question, text, attempt, self.budget)
+        if result is None:
+            budget = self.budget.describe()
+            raise AnswerError(NOT_ASKED, f"the budget of {budget} is used up; run again with a higher one")
+        if isinstance(result[0], RequestFailed):
+            raise result[0]
+        return result[0]
 
 
 def _translated_name(prompt: Prompt, language: str) -> str:
