@@ -90,7 +90,7 @@ def test_the_datasheet_states_how_the_corpus_was_scored(report, similar, head):
     }
     result = run_report(head, scored, filtered)
     sheet = result.to_datasheet()
-    assert "| scored with | `openvino in bfloat16 on cpu: as configured` |" in sheet
+    assert "| scored with | `openvino in bfloat16 on cpu: set in the configuration` |" in sheet
     assert "| shards | `1, one per input shard and with its name; digests in manifest.json` |" in sheet
 
 
