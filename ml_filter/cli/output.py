@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ml_filter.agreement.agreement import Agreement
     from ml_filter.annotation.batch import Submission
     from ml_filter.annotation.config import AskConfig
-    from ml_filter.annotation.estimate import Estimate, Range
+    from ml_filter.annotation.estimate import Estimate
     from ml_filter.documents.manifest import Manifest
     from ml_filter.evaluation.comparison import Comparison
     from ml_filter.evaluation.result import HeadEvaluation
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 
 _MAX_TRIALS = 5
 _MAX_QUOTA_VALUES = 20
+_COST_FORMATS = {
+    "requests": ",.0f",
+    "prompt_tokens": ",.0f",
+    "completion_tokens": ",.0f",
+    "hours": ",.2f",
+    "usd": ",.4f",
+}
+_COST_TITLES = ("requests", "prompt tokens", "completion tokens", "hours", "USD")
+_BOUNDS = {"value": "expected", "low": "low", "high": "high"}
 
 
 @contextmanager
@@ -124,23 +133,11 @@ def show_agreement(agreement: Agreement, path: str) -> None:
 
 def show_estimate(estimate: Estimate, output: str | None) -> None:
     """What a run is expected to take, with intervals, and the assumptions."""
-    money = ",.2f" if estimate.usd is None or estimate.usd.value >= 1 else ".4f"
-    ranges: dict[str, tuple[Range | None, str]] = {
-        "requests": (estimate.requests, ",.0f"),
-        "prompt tokens": (estimate.prompt_tokens, ",.0f"),
-        "completion tokens": (estimate.completion_tokens, ",.0f"),
-        "hours": (estimate.hours, ",.2f"),
-        "USD": (estimate.usd, money),
-    }
-    rows = [("documents", f"{estimate.documents:,}", "")]
-    for name, (range_, form) in ranges.items():
-        known = range_ is not None and None not in (range_.low, range_.high)
-        interval = f"{range_.low:{form}} to {range_.high:{form}}" if range_ is not None and known else ""
-        rows.append((name, _bound(range_, form), interval))
     _print_table(
-        f"estimate from {estimate.pilot.documents:,} of {estimate.documents:,} documents",
-        ["", "expected", f"{estimate.confidence:.0%} interval"],
-        rows,
+        f"estimate from {estimate.pilot.documents:,} of {estimate.documents:,} documents, with "
+        f"{estimate.confidence:.0%} intervals",
+        ["", *_COST_TITLES],
+        [(title, *_costs(estimate, bound)) for bound, title in _BOUNDS.items()],
     )
     for note in estimate.notes:
         _print(f"- {note}")
@@ -152,19 +149,10 @@ def show_estimate(estimate: Estimate, output: str | None) -> None:
 
 def show_pipeline_bill(bill: PipelineBill) -> None:
     """A row for each annotator run of a pipeline, their sum with its interval, and what the budgets allow at most."""
-    forms = {"requests": ",.0f", "prompt_tokens": ",.0f", "completion_tokens": ",.0f", "hours": ",.2f", "usd": ",.4f"}
-    rows = [
-        (name, f"{run.documents:,}", *(_bound(getattr(run, key), form) for key, form in forms.items()))
-        for name, run in bill.runs.items()
-    ]
-    for name, bound in (("total", "value"), ("- low", "low"), ("- high", "high")):
-        rows.append((name, "", *(_bound(getattr(bill, key), form, bound) for key, form in forms.items())))
-    headers = ["USD" if name == "usd" else name.replace("_", " ") for name in forms]
-    _print_table(
-        f"estimate of a pipeline, from pilots of its {len(bill.runs)} annotator runs",
-        ["run", "documents", *headers],
-        rows,
-    )
+    rows = [(name, f"{run.documents:,}", *_costs(run)) for name, run in bill.runs.items()]
+    rows += [(f"total: {title}", "", *_costs(bill, bound)) for bound, title in _BOUNDS.items()]
+    title = f"estimate of a pipeline, from pilots of its {len(bill.runs)} annotator runs"
+    _print_table(title, ["run", "documents", *_COST_TITLES], rows)
     for name, run in bill.runs.items():
         for note in run.notes:
             _print(f"- {name}: {note}")
@@ -174,6 +162,13 @@ def show_pipeline_bill(bill: PipelineBill) -> None:
     limits += [f"{bill.most_usd:,.2f} USD"] if bill.most_usd is not None else []
     total = f"together at most {' and '.join(limits)}" if limits else "no limit holds for all, as not every run has one"
     _print(f"- a budget applies to one run, not to the pipeline: {total}")
+
+
+def _costs(estimate: Estimate | PipelineBill, bound: str = "value") -> list[str]:
+    """The figures of an estimate, or one bound of their intervals."""
+    ranges = {name: getattr(estimate, name) for name in _COST_FORMATS}
+    values = {name: range_ and getattr(range_, bound) for name, range_ in ranges.items()}
+    return ["-" if value is None else f"{value:{_COST_FORMATS[name]}}" for name, value in values.items()]
 
 
 def show_comparison(comparison: Comparison, path: str) -> None:
@@ -315,11 +310,6 @@ def _print_table(
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _bound(range_: Range | None, form: str, bound: str = "value") -> str:
-    value: Any = None if range_ is None else getattr(range_, bound)
-    return "-" if value is None else f"{value:{form}}"
 
 
 def _figure(figure: Figure) -> str:

@@ -71,4 +71,4 @@ class CascadeConfig(StageConfig):
     length_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         0.999, description="documents longer than this quantile of the sample go to the head"
     )
-    seed: Seed = 0
+    seed: Seed = Field(0, description="seed that draws the sample and the audited documents")

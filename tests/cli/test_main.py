@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from typer.main import get_command
 
 from ml_filter import __version__
 from ml_filter.cli import app, main
@@ -75,6 +76,12 @@ def test_help_has_examples_and_output_is_always_a_directory(arguments, capsys, m
     text = capsys.readouterr().out
     assert f"$ ml-filter {' '.join(arguments)} " in text
     assert all(" DIR " in line for line in text.splitlines() if "--output" in line and "-o " in line)
+
+
+def test_every_option_and_argument_has_a_help_text():
+    commands = {**get_command(app).commands, **get_command(batch).commands}
+    parameters = [(name, parameter) for name, command in commands.items() for parameter in command.params]
+    assert not [(name, p.name) for name, p in parameters if not getattr(p, "help", None)]
 
 
 @pytest.mark.slow
