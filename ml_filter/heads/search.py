@@ -22,7 +22,6 @@ import optuna
 import pyarrow as pa
 import yaml
 from loguru import logger
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
@@ -32,7 +31,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, digest_of
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import InputError
-from ml_filter.heads.config import HeadEngine, SearchConfig, SearchSpace, TrainConfig
+from ml_filter.heads.config import HeadEngine, SearchConfig, TrainConfig
 from ml_filter.heads.cross_validation import CrossValidation
 from ml_filter.heads.label_table import check_labels, read_label_table
 from ml_filter.heads.members import STACKED, Member, StackMember, open_member
@@ -207,21 +206,15 @@ def _run_trials(
     with progress("Trying settings", config.trials) as bar:
         bar.advance(len(results))
         for number in range(len(results), config.trials):
-            if number == 0:
-                result = _run_trial(0, settings_of(config.train), config, members, validation)
-                study.add_trial(_default_trial(*result, config.space))
+            drawn, settings = _draw_trial(study, number, config)
+            earlier = next((result for result in results if result[0].settings == settings), None)
+            if earlier is not None:
+                result = _repeat(number, *earlier)
             else:
-                seed = int(digest_of([config.seed, number])[:8], 16)
-                study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=False)
-                drawn = study.ask()
-                settings = _draw_settings(drawn, config.space)
-                earlier = next((result for result in results if result[0].settings == settings), None)
-                result = (
-                    _repeat(number, *earlier) if earlier else _run_trial(number, settings, config, members, validation)
-                )
-                for name, value in _attributes(*result).items():
-                    drawn.set_user_attr(name, value)
-                _tell(study, drawn.number, result[0])
+                result = _run_trial(number, settings, config, members, validation)
+            drawn.set_user_attr(_FIGURES, result[1].tolist())
+            drawn.set_user_attr(_RESULT, result[0].model_dump(mode="json"))  # last: it marks the trial as finished
+            _tell(study, drawn.number, result[0])
             results.append(result)
             bar.advance()
     return results
@@ -284,48 +277,37 @@ def _open_study(path: Path) -> optuna.Study:
     return study
 
 
-def _attributes(trial: Trial, figures: Array) -> dict[str, Any]:
-    """What the study keeps; the result last, as it marks the trial as finished."""
-    return {_FIGURES: figures.tolist(), _RESULT: trial.model_dump(mode="json")}
-
-
 def _read(trial: optuna.trial.FrozenTrial) -> tuple[Trial, Array]:
     return Trial.model_validate(trial.user_attrs[_RESULT]), np.array(trial.user_attrs[_FIGURES])
 
 
-def _draw_settings(trial: optuna.Trial, space: SearchSpace) -> dict[str, Any]:
+def _draw_trial(study: optuna.Study, number: int, config: SearchConfig) -> tuple[optuna.Trial, dict[str, Any]]:
+    """The next trial and its settings. Trial 0 is the default; the study has those of its settings in the space."""
+    seed = int(digest_of([config.seed, number])[:8], 16)
+    study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=False)
+    default = settings_of(config.train)
+    if number == 0 and not study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+        study.enqueue_trial(default)
+    drawn = study.ask()
+
     def draw(name: str) -> Any:
-        values = getattr(space, name)
+        values = getattr(config.space, name)
         if isinstance(values, list):
-            return trial.suggest_categorical(name, values)
-        return float(f"{trial.suggest_float(name, *values, log=name != 'balance'):.2g}")  # two digits are enough
+            return drawn.suggest_categorical(name, values)
+        return float(f"{drawn.suggest_float(name, *values, log=name != 'balance'):.2g}")  # two digits are enough
 
-    return choose_settings(draw)
-
-
-def _default_trial(trial: Trial, figures: Array, space: SearchSpace) -> optuna.trial.FrozenTrial:
-    """The default for the study, with those of its settings that are in the space."""
-    distributions: dict[str, BaseDistribution] = {}
-    for name, value in trial.settings.items():
-        values = getattr(space, name)
-        if isinstance(values, list) and value in values:
-            distributions[name] = CategoricalDistribution(values)
-        elif isinstance(values, tuple) and values[0] <= value <= values[1]:
-            distributions[name] = FloatDistribution(values[0], values[1], log=name != "balance")
-    return optuna.trial.create_trial(
-        state=TrialState.FAIL if trial.value is None else TrialState.COMPLETE,
-        value=_rounded(trial),
-        params={name: trial.settings[name] for name in distributions},
-        distributions=distributions,
-        user_attrs=_attributes(trial, figures),
-    )
+    if number:
+        return drawn, choose_settings(draw)
+    for name, value in default.items():
+        values = getattr(config.space, name)
+        if value in values if isinstance(values, list) else values[0] <= value <= values[1]:
+            draw(name)
+    return drawn, default
 
 
 def _tell(study: optuna.Study, number: int, trial: Trial | None) -> None:
-    value = None if trial is None else _rounded(trial)
-    study.tell(number, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
-
-
-def _rounded(trial: Trial) -> float | None:
-    """The figure that later draws depend on, without the last bits, in which machines may differ."""
-    return None if trial.value is None else round(trial.value, 6)
+    """Finish a trial in the study, with its figure without the last bits, in which machines may differ."""
+    if trial is None or trial.value is None:
+        study.tell(number, state=TrialState.FAIL)
+    else:
+        study.tell(number, round(trial.value, 6))
