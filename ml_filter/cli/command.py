@@ -137,12 +137,13 @@ def _option(prefix: str, path: str, schema: dict[str, Any], cli: Cli, panel: str
     default, flag = schema.get("default"), shape.type is bool
     flipped = not default
     name = cli.name or f"--{'no-' if flag and default else ''}{path.replace('_', '-')}"
+    several = "repeatable or comma-separated" if cli.comma_separated else "repeatable" if shape.many else ""
     metavar = "NAME=VALUE" if shape.pairs else "|".join(shape.choices) or _METAVARS.get(shape.type)
     info = typer.Option(
         name,
-        help="; ".join(filter(None, [_sentence(schema.get("description", "")), "repeatable" * shape.many]))
+        help="; ".join(filter(None, [_sentence(schema.get("description", "")), several]))
         + (r" \[required]" if schema.get("required") else ""),
-        metavar=cli.metavar or metavar,
+        metavar="" if flag else cli.metavar or metavar,
         show_default=not flag and default not in (None, [], {}),
         rich_help_panel=panel,
         **shape.bounds,
@@ -273,15 +274,14 @@ def _with_options(body: Callable[..., None]) -> Callable[..., None]:
         settings = _file_settings(file, overrides, in_file) if in_file else {}
         arguments = {name: settings if hint == FileSettings else values.get(name) for name, hint in hints.items()}
         for config in configs:
-            given = {
-                option.path: (option.name, option.convert(values[option.parameter.name]))
+            used = {
+                option.name: (option.path, option.convert(values[option.parameter.name]))
                 for option in config.options
                 if getattr(context.get_parameter_source(option.parameter.name), "name", "") == "COMMANDLINE"
             }
-            named = {path: option for path, (option, _) in given.items()}
-            named |= {name: f"--set {name}" for name, _ in map(parse_override, overrides)}
-            values_given = {path: value for path, (_, value) in given.items()}
-            arguments[config.section] = _build(config, file, settings, values_given, named)
+            origins = {name: f"--set {name}" for name, _ in map(parse_override, overrides)}
+            origins |= {path: name for name, (path, _) in used.items()}
+            arguments[config.section] = _build(config, file, settings, dict(used.values()), origins)
         del arguments["return"]
         body(**arguments)
 
@@ -310,8 +310,8 @@ def _file_settings(file: Path | None, overrides: list[str], configs: list[_Confi
         others |= main.chosen.beside.model_fields.keys() - {main.section}
     settings = read_settings(file) if file else {}
     if main.section not in settings:
-        whole = {name: value for name, value in settings.items() if name not in others}
-        settings = {name: value for name, value in settings.items() if name in others} | {main.section: whole}
+        own = {name: value for name, value in settings.items() if name not in others}
+        settings = {name: value for name, value in settings.items() if name in others} | {main.section: own}
     merged = []
     for name, value in map(parse_override, overrides):
         start = name.partition(".")[0]
@@ -321,35 +321,37 @@ def _file_settings(file: Path | None, overrides: list[str], configs: list[_Confi
 
 
 def _build(
-    config: _Config, file: Path | None, settings: FileSettings, given: dict[str, Any], named: dict[str, str]
+    config: _Config, file: Path | None, settings: FileSettings, values: dict[str, Any], origins: dict[str, str]
 ) -> Any:
+    """The configuration from the file's settings and the values of options, by path.
+
+    `origins` names the option that set a path.
+    """
     content = {} if config.chosen.argument else settings.get(config.section) or {}
-    if config.optional and not given and not content:
+    if config.optional and not values and not content:
         return None
     if not isinstance(content, dict):
         raise ConfigError(
             f"configuration file {file}: {config.section} is {content!r}; write its settings below it as `name: value`"
         )
     # An option for part of a section replaces a section that is written in short, such as `quota: language`.
-    short = {path.partition(".")[0] for path in given if "." in path}
+    short = {path.partition(".")[0] for path in values if "." in path}
     content = {name: value for name, value in content.items() if name not in short or isinstance(value, dict)}
     try:
-        return config.type.model_validate(with_overrides(content, given.items()))
+        return config.type.model_validate(with_overrides(content, values.items()))
     except ValidationError as error:
         options = {option.path.partition(".")[0]: option.name for option in reversed(config.options)}
-        problems = [_problem(details, options, named, file) for details in error.errors()]
+        problems = [_problem(details, options, origins, file) for details in error.errors()]
         raise ConfigError("; ".join(problems)) from error
 
 
-def _problem(details: ErrorDetails, options: dict[str, str], named: dict[str, str], file: Path | None) -> str:
+def _problem(details: ErrorDetails, options: dict[str, str], origins: dict[str, str], file: Path | None) -> str:
     """What is wrong, with the option or the file that it comes from."""
     location = [str(part) for part in details["loc"]]
     paths = [".".join(location[:length]) for length in range(len(location), 0, -1)]
     if details["type"] == "missing" and paths and paths[0] in options:
         return f"missing option {options[paths[0]]}"
-    option = next((named[path] for path in paths if path in named), None)
-    text = problem_text(details)
-    if option:
-        return f"{option}: {text}"
-    place = f"configuration file {file}: " if file else ""
-    return f"{place}{paths[0]}: {text}" if paths else f"{place}{text}"
+    origin = next((origins[path] for path in paths if path in origins), None)
+    if origin is None:
+        origin = ": ".join([*([f"configuration file {file}"] if file else []), *paths[:1]])
+    return f"{origin}: {problem_text(details)}" if origin else problem_text(details)

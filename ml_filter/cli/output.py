@@ -48,10 +48,10 @@ def keep_answers() -> Iterator[None]:
         raise
 
 
-def show(manifest: Manifest, asked: AskConfig | None = None, *, usd: float | None = None) -> None:
-    """The counts of a manifest, and the cost where it is given or the LLM's settings hold prices."""
-    if asked is not None:
-        usd = asked.usd(manifest.counts["prompt_tokens"], manifest.counts["completion_tokens"])
+def show(manifest: Manifest, prices: AskConfig | None = None, *, usd: float | None = None) -> None:
+    """The counts of a manifest, and the cost where it is given or the settings of the LLM have prices."""
+    if prices is not None:
+        usd = prices.usd(manifest.counts["prompt_tokens"], manifest.counts["completion_tokens"])
     show_table(manifest.kind, manifest.root, manifest.counts, None if usd is None else {"USD": usd})
 
 

@@ -158,7 +158,7 @@ def test_help_comes_from_the_settings(monkeypatch):
         "--layers N [x>=1] Number of layers [required]",
         "--glaze sugar|chocolate What is on top [default: sugar]",
         "--sweetness X Grams of sugar per gram of flour [default: 1.0]",
-        "--guest TEXT Names of the guests; repeatable",
+        "--guest TEXT Names of the guests; repeatable or comma-separated",
         "--seats NAME=VALUE Chairs by table; repeatable",
         "without an option: oven.*; repeatable",
         "$ kitchen flour.csv --layers 2",
