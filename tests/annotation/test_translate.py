@@ -370,7 +370,7 @@ def test_a_prompt_that_is_right_at_the_second_try_is_written(serve, tmp_path, pr
         again = "was refused" in question(request)
         return translator(request) if again else chat(german(material(request)).replace("Score:", "Note:"))
 
-    [path] = translate_prompt(prompt, ["de"], config(serve(second_time_right)), tmp_path / "p.yaml")
+    [path] = translate_prompt(prompt, ["de"], config(serve(second_time_right)), tmp_path / "prompts")
     assert load_prompt(str(path)).language == "de"
 
 
@@ -429,6 +429,8 @@ def test_a_prompt_whose_translation_cannot_be_checked_is_rejected(serve, tmp_pat
         translate_prompt("educational_value_small", ["de"], config(server), tmp_path)
     with pytest.raises(ConfigError, match="is already in English"):
         translate_prompt("educational_value", ["en"], config(server), tmp_path)
+    with pytest.raises(ConfigError, match=r"de\.yaml is the name of a file; give a directory"):
+        translate_prompt("educational_value", ["de"], config(server), tmp_path / "de.yaml")
     assert not server.requests
 
 

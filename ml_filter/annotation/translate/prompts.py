@@ -63,10 +63,10 @@ def translate_prompt(
     Files that were already translated from the same prompt are kept.
 
     Args:
-        output: a .yaml file for one language, or a directory for `NAME_LANGUAGE.yaml`.
+        output: directory for `NAME_LANGUAGE.yaml`.
 
     Raises:
-        ConfigError: the prompt cannot be translated, or a language code is unknown.
+        ConfigError: the prompt cannot be translated, a language code is unknown, or `output` is a YAML file.
         InputError: an output file exists that is not a translation of this prompt.
         TooManyFailures: a translation failed its checks, or the budget is used up. The others are written.
         EndpointError: the endpoint cannot be used.
@@ -74,15 +74,14 @@ def translate_prompt(
     settings = settings or Settings()
     prompt = load_prompt(name_or_file)
     _check_translatable(prompt)
-    is_file = str(output).endswith((".yaml", ".yml"))
-    if is_file and len(languages) > 1:
-        raise ConfigError(f"{output} is a single file for {len(languages)} languages; use a directory")
+    if str(output).endswith((".yaml", ".yml")):
+        raise ConfigError(f"{output} is the name of a file; give a directory, which gets NAME_LANGUAGE.yaml")
     paths = {}
     for language in languages:
         language_name(language)
         if language_code(language) == language_code(prompt.language):
             raise ConfigError(f"{prompt.name} is already in {language_name(language)}")
-        paths[language] = Path(output) if is_file else Path(output) / f"{_translated_name(prompt, language)}.yaml"
+        paths[language] = Path(output) / f"{_translated_name(prompt, language)}.yaml"
     missing = [language for language, path in paths.items() if not _is_translated(path, prompt)]
     if missing:
         annotator = annotator_name(config, settings)
