@@ -37,13 +37,13 @@ CONFIG = FinetuneConfig(
     dtype="float32",
     processes=1,
 )
-"""15 steps, 5 an epoch; checkpoints at 4, 8, 12 and 15, none of them at an epoch's end but the last."""
+"""15 steps, 5 per epoch; checkpoints at 4, 8, 12 and 15. Only the last one is at the end of an epoch."""
 
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
-    """So small a model gains nothing from a second thread, and waits for it where the machine is busy."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that are started
+    """A model this small gains nothing from a second thread, and waits for it on a busy machine."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for child processes
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -56,18 +56,18 @@ def tokenizer():
 
 
 def documents(size, seed):
-    """Texts of 3 to 25 words of two kinds, and the share of good words as the label, from 0 to 5."""
+    """Texts of 3 to 25 good and bad words; the label is five times the share of good words."""
     draw = random.Random(seed)
     shares = [draw.random() for _ in range(size)]
     words = [
         [draw.choice(GOOD if draw.random() < share else BAD) for _ in range(draw.randint(3, 25))] for share in shares
     ]
-    return [" ".join(of) for of in words], [5 * sum(word in GOOD for word in of) / len(of) for of in words]
+    return [" ".join(text) for text in words], [5 * sum(word in GOOD for word in text) / len(text) for text in words]
 
 
 def write(path, texts, labels, weights=None):
-    labels = [of if isinstance(of, list) else [of] for of in labels]
-    weights = weights or [[1.0] * len(of) for of in labels]
+    labels = [row if isinstance(row, list) else [row] for row in labels]
+    weights = weights or [[1.0] * len(row) for row in labels]
     numbers = pa.list_(pa.float32())
     pq.write_table(
         pa.table({"text": texts, "labels": pa.array(labels, numbers), "weights": pa.array(weights, numbers)}), path
@@ -97,45 +97,45 @@ def scores_of(model, tokenizer, path):
     return run_in_batches(texts, tokenizer, model, max_tokens=32, batch_tokens=512, device=torch.device("cpu"))
 
 
-def same(one, other):
-    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+def same(first, second):
+    return all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
 
 
-def close(one, other, tolerance):
-    pairs = [(value, other.state_dict()[name]) for name, value in one.state_dict().items()]
+def close(first, second, tolerance):
+    pairs = [(value, second.state_dict()[name]) for name, value in first.state_dict().items()]
     return max((a - b).abs().max().item() for a, b in pairs if a.is_floating_point()) < tolerance
 
 
-def test_it_learns_and_the_model_becomes_its_best_checkpoint(tokenizer, files, tmp_path):
+def test_training_learns_and_loads_the_best_checkpoint(tokenizer, files, tmp_path):
     model = small_model()
     history = finetune(model, tokenizer, *files, CONFIG, tmp_path / "scratch", seed=0)
     best = max(row["eval_spearman"] for row in history if "eval_spearman" in row)
-    labels = [of[0] for of in pq.read_table(files[1])["labels"].to_pylist()]
+    labels = [row[0] for row in pq.read_table(files[1])["labels"].to_pylist()]
     assert best > 0.8
     assert spearmanr(scores_of(model, tokenizer, files[1])[:, 0], labels).statistic == pytest.approx(best)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_prefix_is_learnt_from_as_if_it_stood_in_the_texts(files, tmp_path):
+def test_a_text_prefix_is_part_of_the_training_texts(files, tmp_path):
     tables = [pq.read_table(path) for path in files]
-    begun = [
+    prefixed = [
         write(
-            tmp_path / f"begun-{place}.parquet",
-            [f"passage: {text}" for text in of["text"].to_pylist()],
-            of["labels"].to_pylist(),
+            tmp_path / f"prefixed-{index}.parquet",
+            [f"passage: {text}" for text in table["text"].to_pylist()],
+            table["labels"].to_pylist(),
         )
-        for place, of in enumerate(tables)
+        for index, table in enumerate(tables)
     ]
     models = [small_model(), small_model()]
-    for model, read, prefix in ((models[0], files, "passage: "), (models[1], begun, "")):
+    for model, read, prefix in ((models[0], files, "passage: "), (models[1], prefixed, "")):
         tokenizer = load_encoder(EMBEDDED_ENCODER).tokenizer
         set_text_prefix(tokenizer, prefix)
         finetune(model, tokenizer, *read, CONFIG, tmp_path / f"scratch {prefix}", seed=0)
     assert same(*models)
 
 
-def test_history_has_loss_rate_gradient_norm_and_validation_figures_by_step(tokenizer, files, tmp_path):
+def test_history_has_training_and_validation_figures_by_step(tokenizer, files, tmp_path):
     history = finetune(small_model(), tokenizer, *files, CONFIG, tmp_path, seed=0)
     assert [row["step"] for row in history] == [2, 4, 6, 8, 10, 12, 14, 15]
     assert [row["step"] for row in history if "eval_loss" in row] == [4, 8, 12, 15]
@@ -145,19 +145,19 @@ def test_history_has_loss_rate_gradient_norm_and_validation_figures_by_step(toke
         *("eval_loss", "eval_spearman", "eval_pearson", "eval_mae", "eval_macro_f1"),
     }
     rates = [row["learning_rate"] for row in history]
-    assert rates[0] == CONFIG.learning_rate / 2  # of two warm-up steps, ten percent of 15, the second
+    assert rates[0] == CONFIG.learning_rate / 2  # the second of two warm-up steps, 10% of 15
     assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert rates[-1] == pytest.approx(CONFIG.learning_rate / 13)  # of the 13 that are left, the last
+    assert rates[-1] == pytest.approx(CONFIG.learning_rate / 13)  # the last of the remaining 13
 
 
 @pytest.mark.parametrize("task", ["classification", "ordinal"])
-def test_every_task_is_trained_in_the_type_of_this_machine(task, tokenizer, files, tmp_path):
+def test_every_task_can_be_trained_in_the_default_dtype(task, tokenizer, files, tmp_path):
     config = CONFIG.model_copy(update={"dtype": "auto", "schedule": "cosine"})
     history = finetune(small_model(task=task), tokenizer, *files, config, tmp_path, seed=0)
     assert max(row.get("eval_spearman", 0) for row in history) > 0.6
 
 
-def test_only_the_chosen_top_layers_and_the_head_change(tokenizer, files, tmp_path):
+def test_only_the_chosen_top_layers_and_the_head_are_trained(tokenizer, files, tmp_path):
     model, before = small_model(), small_model().state_dict()
     finetune(model, tokenizer, *files, CONFIG.model_copy(update={"layers": 1}), tmp_path, seed=0)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -168,13 +168,13 @@ def test_only_the_chosen_top_layers_and_the_head_change(tokenizer, files, tmp_pa
     assert {name for name in changed if name.startswith("head")} == {"head.out.weight", "head.out.bias"}
 
 
-def test_one_seed_gives_the_same_bits_twice_and_another_does_not(tokenizer, files, tmp_path):
+def test_training_is_reproducible_for_a_seed(tokenizer, files, tmp_path):
     torch.set_num_threads(2)
     short = CONFIG.model_copy(update={"epochs": 1})
     models = [small_model(), small_model(), small_model()]
     histories = [
-        finetune(model, tokenizer, *files, short, tmp_path / str(place), seed=seed)
-        for place, (model, seed) in enumerate(zip(models, [0, 0, 1], strict=True))
+        finetune(model, tokenizer, *files, short, tmp_path / str(index), seed=seed)
+        for index, (model, seed) in enumerate(zip(models, [0, 0, 1], strict=True))
     ]
     assert same(models[0], models[1])
     assert histories[0] == histories[1]
@@ -194,16 +194,17 @@ finetune(*load_model(start), Path(train), Path(validation), FinetuneConfig.model
 """
 
 
-@pytest.mark.parametrize("when", ["checkpoint-4 begun", "checkpoint-8 whole"])
-def test_killed_at_any_point_it_ends_with_the_same_bits(when, tokenizer, files, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["checkpoint-4 started", "checkpoint-8 complete"])
+def test_a_killed_run_resumes_to_the_same_bits(when, tokenizer, files, tmp_path):
     start = tmp_path / "start"
     small_model().save_pretrained(start)
     tokenizer.save_pretrained(start)
     arguments = [str(start), *map(str, files), str(tmp_path / "killed"), CONFIG.model_dump_json()]
     running = subprocess.Popen([sys.executable, "-c", RUN, *arguments], stderr=subprocess.PIPE)
     name, state = when.split()
-    awaited = f"run-*/{name}" + ("/complete.json" if state == "whole" else "")
-    while running.poll() is None and not list((tmp_path / "killed").glob(awaited)):
+    pattern = f"run-*/{name}" + ("/complete.json" if state == "complete" else "")
+    while running.poll() is None and not list((tmp_path / "killed").glob(pattern)):
         time.sleep(0.0005)
     os.kill(running.pid, signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL, running.stderr.read()
@@ -235,7 +236,7 @@ def test_a_truncated_checkpoint_is_skipped(damaged, steps, tokenizer, files, tmp
     assert same(again, model)
 
 
-def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_start(tokenizer, files, tmp_path):
+def test_a_resumed_run_continues_from_its_checkpoint(tokenizer, files, tmp_path):
     finetune(small_model(), tokenizer, *files, CONFIG, tmp_path, seed=0)
     kept = {path.name: path for path in tmp_path.glob("run-*/checkpoint-*")}
     assert kept.keys() == {"checkpoint-12", "checkpoint-15"}  # the best and the last
@@ -246,7 +247,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_start(tokeni
     assert {path: path.stat().st_mtime_ns for path in kept["checkpoint-12"].iterdir()} == before
 
 
-def test_a_finished_run_is_loaded_and_not_trained_on(tokenizer, files, tmp_path):
+def test_a_finished_run_is_loaded_without_training(tokenizer, files, tmp_path):
     config = CONFIG.model_copy(update={"learning_rate": 1e-12, "head_learning_rate": 1e-12, "patience": 1})
     model, again = small_model(), small_model()
     history = finetune(model, tokenizer, *files, config, tmp_path, seed=0)
@@ -257,7 +258,7 @@ def test_a_finished_run_is_loaded_and_not_trained_on(tokenizer, files, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("run-*/checkpoint-*/*")} == before
 
 
-def test_only_the_newest_and_the_best_checkpoint_are_kept_and_weights_are_safetensors(tokenizer, files, tmp_path):
+def test_only_the_newest_and_the_best_checkpoint_are_kept(tokenizer, files, tmp_path):
     finetune(small_model(), tokenizer, *files, CONFIG, tmp_path, seed=0)
     kept = list(tmp_path.glob("run-*/checkpoint-*"))
     assert "checkpoint-15" in {path.name for path in kept}
@@ -265,7 +266,7 @@ def test_only_the_newest_and_the_best_checkpoint_are_kept_and_weights_are_safete
     assert all((path / "model.safetensors").exists() and not list(path.glob("*.bin.*")) for path in kept)
 
 
-def test_other_documents_or_settings_never_resume_from_a_foreign_checkpoint(tokenizer, files, tmp_path):
+def test_other_documents_do_not_resume_from_a_foreign_checkpoint(tokenizer, files, tmp_path):
     model, other = small_model(), small_model()
     finetune(small_model(), tokenizer, *files, CONFIG, tmp_path / "scratch", seed=0)
     changed = write(tmp_path / "changed.parquet", *documents(40, 9))
@@ -274,12 +275,12 @@ def test_other_documents_or_settings_never_resume_from_a_foreign_checkpoint(toke
     assert same(model, other)
 
 
-def test_a_label_of_no_weight_and_a_missing_label_teach_nothing(tokenizer, files, tmp_path):
+def test_missing_labels_and_labels_of_weight_zero_have_no_effect(tokenizer, files, tmp_path):
     texts, labels = documents(40, 1)
-    weights = [[0.0, 1.0] if place % 3 == 0 else [2.0, 1.0] for place in range(40)]
+    weights = [[0.0, 1.0] if index % 3 == 0 else [2.0, 1.0] for index in range(40)]
     trained = []
     for name, unused in (("a", 0.0), ("b", 5.0), ("c", float("nan"))):
-        both = [[unused if place % 3 == 0 else label, 5 - label] for place, label in enumerate(labels)]
+        both = [[unused if index % 3 == 0 else label, 5 - label] for index, label in enumerate(labels)]
         model = small_model(criteria=("clear", "dull"))
         train = write(tmp_path / f"{name}.parquet", texts, both, weights)
         val = write(tmp_path / "val2.parquet", texts, [[label, 5 - label] for label in labels])
@@ -298,14 +299,14 @@ def test_a_label_of_no_weight_and_a_missing_label_teach_nothing(tokenizer, files
     [
         {"batch_size": 2, "gradient_accumulation": 4},
         {"gradient_checkpointing": True},
-        {"batch_size": 4, "processes": 2},
+        pytest.param({"batch_size": 4, "processes": 2}, marks=pytest.mark.slow),
     ],
     ids=["accumulated", "checkpointed", "two processes"],
 )
-def test_a_batch_in_parts_teaches_the_same_as_a_whole_one(changes, tokenizer, files, tmp_path):
+def test_a_batch_in_parts_trains_like_a_whole_batch(changes, tokenizer, files, tmp_path):
     texts, labels = documents(40, 1)
-    weights = [[1.0 + place % 5] for place in range(40)]
-    labels = [[float("nan")] if place % 7 == 0 else [label] for place, label in enumerate(labels)]
+    weights = [[1.0 + index % 5] for index in range(40)]
+    labels = [[float("nan")] if index % 7 == 0 else [label] for index, label in enumerate(labels)]
     train = write(tmp_path / "uneven.parquet", texts, labels, weights)
     whole, parts = small_model(dropout=0.0), small_model(dropout=0.0)
     gentle = CONFIG.model_copy(update={"learning_rate": 1e-4, "head_learning_rate": 1e-3})
@@ -315,12 +316,12 @@ def test_a_batch_in_parts_teaches_the_same_as_a_whole_one(changes, tokenizer, fi
     assert close(whole, parts, 1e-4)
 
 
-def test_more_layers_than_there_are_is_a_mistake(tokenizer, files, tmp_path):
-    with pytest.raises(ConfigError, match="3 are to be trained, but the encoder has 2"):
+def test_more_layers_than_the_encoder_has_are_refused(tokenizer, files, tmp_path):
+    with pytest.raises(ConfigError, match=r"finetune\.layers is 3, but the encoder has only 2 layers"):
         finetune(small_model(), tokenizer, *files, CONFIG.model_copy(update={"layers": 3}), tmp_path, seed=0)
 
 
-def test_a_published_classifier_is_not_trained_further(tokenizer, files, tmp_path):
+def test_a_published_classifier_cannot_be_fine_tuned(tokenizer, files, tmp_path):
     shape = BertConfig(**{**small_model().encoder.config.to_dict(), "num_labels": 1})
     info = HeadInfo(engine="encoder", criteria=[CalibratedCriterion(name="score", low=0, high=5, threshold=3)])
     model = HeadModel.from_sequence_classifier(BertForSequenceClassification(shape), "published", info, 32)
@@ -328,16 +329,16 @@ def test_a_published_classifier_is_not_trained_further(tokenizer, files, tmp_pat
         finetune(model, tokenizer, *files, CONFIG, tmp_path, seed=0)
 
 
-def test_no_labels_or_validation_labels_that_do_not_vary_are_told(tokenizer, files, tmp_path):
+def test_missing_or_constant_labels_are_refused(tokenizer, files, tmp_path):
     texts, _ = documents(24, 2)
-    none = write(tmp_path / "none.parquet", texts, [float("nan")] * 24)
+    unlabelled = write(tmp_path / "unlabelled.parquet", texts, [float("nan")] * 24)
     with pytest.raises(InputError, match="no label with a weight"):
-        finetune(small_model(), tokenizer, none, files[1], CONFIG, tmp_path, seed=0)
-    alike = write(tmp_path / "alike.parquet", texts, [3.0] * 24)
-    with pytest.raises(InputError, match="no evaluation gave a spearman"):
-        finetune(small_model(), tokenizer, files[0], alike, CONFIG, tmp_path, seed=0)
+        finetune(small_model(), tokenizer, unlabelled, files[1], CONFIG, tmp_path, seed=0)
+    constant = write(tmp_path / "constant.parquet", texts, [3.0] * 24)
+    with pytest.raises(InputError, match="no evaluation could compute spearman"):
+        finetune(small_model(), tokenizer, files[0], constant, CONFIG, tmp_path, seed=0)
 
 
-def test_it_leaves_torchs_determinism_as_it_was(tokenizer, files, tmp_path):
+def test_torch_determinism_is_restored(tokenizer, files, tmp_path):
     finetune(small_model(), tokenizer, *files, CONFIG, Path(tmp_path), seed=0)
     assert not torch.are_deterministic_algorithms_enabled()
