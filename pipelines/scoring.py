@@ -18,7 +18,7 @@ from steps.training.load_head import load_head
 def inference_steps(
     head: TrainedHead, config: ScoringPipelineConfig | EndToEndPipelineConfig, groups: int = 1
 ) -> tuple[Manifest, Manifest]:
-    """Score and filter; several groups of shards are each scored by a step of their own."""
+    """Score and filter; each of several groups of shards is scored by a separate step."""
     names = [f"score_shard_group_{group}" for group in range(groups)] if groups > 1 else []
     for group, name in enumerate(names):
         score_shard_group(head, config.source, config.score, config.output, group, groups, id=name)

@@ -48,7 +48,7 @@ def estimate(
 
 batch = typer.Typer(
     no_args_is_help=True,
-    help="Annotate through OpenAI batch files, which cost less and take up to a day.",
+    help="Annotate through OpenAI batch files, which cost less and take at most a day.",
 )
 app.add_typer(batch, name="batch")
 

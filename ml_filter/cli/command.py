@@ -9,7 +9,7 @@ A configuration is built from its defaults, the YAML file of --config, --set and
 before. It is read from the section of the file that is named like the parameter; the first configuration may also be
 the whole file.
 
-pydantic-settings has a command line of its own, CliApp. It is built on argparse: it lists every nested setting for
+CliApp of pydantic-settings does not do. It is built on argparse: it lists every nested setting for
 every command at each start, has no panels or examples, and cannot take a file that is named on the command line.
 """
 
@@ -183,7 +183,7 @@ def _argument(prefix: str, metavar: str, description: str, optional: bool) -> _O
 
 
 def _options(prefix: str, config: type[StageConfig], chosen: Options) -> Iterator[_Option]:
-    """The options of a configuration: those of its own settings, then the inherited ones."""
+    """The options of a configuration: first the settings that it declares, then the inherited ones."""
     schema = config.model_json_schema()
     own = inspect.get_annotations(config)
     for name, setting in sorted(config.model_fields.items(), key=lambda item: item[0] not in own):
@@ -291,7 +291,7 @@ def _with_options(body: Callable[..., None]) -> Callable[..., None]:
 
 
 def _set_option(configs: list[_Config]) -> Any:
-    """The option --set. Its help names the settings that have no option of their own."""
+    """The option --set. Its help names the settings without an option."""
     main = configs[0]
     has_option = {option.path.partition(".")[0] for option in main.options}
     others = [
