@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
-from ml_filter.heads.engine import load_engine
+from ml_filter.heads.kinds import load_head
 from ml_filter.logs import configure_logging
 from ml_filter.scoring.cascade import build_cascade
 from ml_filter.scoring.config import CascadeConfig, ScoreConfig
@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         corpus = Path(directory) / "seen.parquet"
         pq.write_table(pa.table({"text": seen, "url": urls}), corpus)
-        encoder, started = load_engine(options.head, ScoreConfig()), time.perf_counter()
+        encoder, started = load_head(options.head, ScoreConfig()), time.perf_counter()
         exact = encoder.score(unseen)[:, 0]
         alone = time.perf_counter() - started
         threshold = options.threshold or encoder.info.criteria[0].threshold
@@ -75,8 +75,8 @@ def main() -> None:
                 except InputError as error:
                     print(f"| {first_stage} | {sample:,} | {error} | | | |")
                     continue
-                engine, started = load_engine(cascade.directory, ScoreConfig()), time.perf_counter()
-                judged = engine.judge(unseen)
+                engine, started = load_head(cascade.directory, ScoreConfig()), time.perf_counter()
+                judged = engine.score_with_details(unseen)
                 seconds = time.perf_counter() - started
                 changed = int(((judged.scores[:, 0] >= threshold) != (exact >= threshold)).sum())
                 low, high = exact_interval(changed, len(unseen), 0.95)

@@ -37,7 +37,7 @@ from sklearn.preprocessing import StandardScaler
 from ml_filter.config import Settings
 from ml_filter.heads.config import HeadSettings, SearchSpace, TrainConfig
 from ml_filter.heads.info import CalibratedCriterion
-from ml_filter.heads.members import Member, open_member
+from ml_filter.heads.kinds import Trainer, create_trainer
 from ml_filter.heads.ridge import ALPHAS
 from ml_filter.statistics.calibration import fit_calibration
 
@@ -151,7 +151,7 @@ def opened(name: str, texts: list[str]) -> Iterator[Fitted]:
         yield Baseline(counts, make_pipeline(InTwoDocuments(), TfidfTransformer(sublinear_tf=True), Ridge(1.0)))
         return
     config = {RIDGE: TrainConfig(layers=1), CHOSEN: TrainConfig(layers="all"), **HEADS}[name]
-    with open_member(config, [CRITERION], Settings().embedding_dir) as member:
+    with create_trainer(config, [CRITERION], Settings().embedding_dir) as member:
         member.add(texts)
         if name == RIDGE:
             embeddings = member.embeddings(np.arange(len(texts)))[:]
@@ -165,7 +165,7 @@ def opened(name: str, texts: list[str]) -> Iterator[Fitted]:
 class TrainedHead:
     """A head as `ml-filter train` fits it."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Trainer) -> None:
         self.member = member
 
     def cross_fit(self, train: Places, labels: Numbers, folds: Places) -> Numbers:

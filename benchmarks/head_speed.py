@@ -33,7 +33,7 @@ from ml_filter.heads.batching import length_batches, run_in_batches
 from ml_filter.heads.config import EMBEDDED_ENCODER, HeadSettings, TrainConfig
 from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.encoder import load_encoder
-from ml_filter.heads.engine import load_engine
+from ml_filter.heads.kinds import load_head
 from ml_filter.heads.label_table import read_label_table
 from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.model import HeadModel
@@ -80,7 +80,7 @@ def main() -> None:
                 seconds = np.array([time.perf_counter(), time.process_time()]) - start
                 assert head.training.train_documents == len(texts)
                 if head.digest not in scores:
-                    scores[head.digest] = load_engine(head.directory, ScoreConfig()).score(asked)[:, 0]
+                    scores[head.digest] = load_head(head.directory, ScoreConfig()).score(asked)[:, 0]
                 rows[f"`ml-filter train`, {name}, cache {cache}"] = seconds, scores[head.digest]
     report(rows, gold, len(texts))
     print("\n| epochs | loss in training | Spearman, LLM | Spearman, humans |\n|---|---|---|---|")

@@ -32,7 +32,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ml_filter.heads.engine import EncoderEngine, Engine, load_engine
+from ml_filter.heads.kinds import Head, load_head
+from ml_filter.heads.kinds.encoder import EncoderHead
 from ml_filter.heads.load import load_model
 from ml_filter.heads.tokens import token_ids
 from ml_filter.scoring.config import ScoreConfig
@@ -71,17 +72,17 @@ def main() -> None:
         Way(A, options.reference.name, lambda of: plain(*reference, of, 32)),
         Way(B, options.reference.name, lambda of: plain(*reference, of, 256, torch.bfloat16)),
     ]
-    engines: dict[str, EncoderEngine] = {}
+    engines: dict[str, EncoderHead] = {}
     heads = (("the same head", options.reference), ("our head", options.head))
     for (whose, head), (runs, dtype) in itertools.product(heads, RUNS):
         name = f"{runs}, {whose}, {dtype}"
         if not any(words in name for words in options.without):
-            engines[name] = EncoderEngine(*load_model(head), ScoreConfig(engine=runs, dtype=dtype, device="cpu"))
+            engines[name] = EncoderHead(*load_model(head), ScoreConfig(engine=runs, dtype=dtype, device="cpu"))
             ways.append(Way(name, head.name, engines[name].score))
     cheap = ScoreConfig(engine=options.engine, device="cpu")
-    ways += [Way(head.name, None, load_engine(head, cheap).score) for head in options.also]
+    ways += [Way(head.name, None, load_head(head, cheap).score) for head in options.also]
     if options.cascades:
-        cascades = [load_engine(cascade, cheap) for cascade in options.cascades]
+        cascades = [load_head(cascade, cheap) for cascade in options.cascades]
         ways.append(Way("cascade", None, lambda of: score_unseen(cascades, files[: len(of)], of)))
 
     scores, seconds = timed(ways, texts, options.rounds)
@@ -130,7 +131,7 @@ def timed(
     return scores, seconds
 
 
-def score_unseen(engines: Sequence[Engine], files: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+def score_unseen(engines: Sequence[Head], files: Sequence[int], texts: Sequence[str]) -> np.ndarray:
     """Scores of each text by the engine of its file."""
     scores = np.empty((len(texts), 1), np.float32)
     for number, engine in enumerate(engines):
@@ -154,7 +155,7 @@ def plain(model, tokenizer, texts: Sequence[str], batch: int, autocast: torch.dt
     return np.clip(np.concatenate(made), 0, 5)
 
 
-def print_bounds(name: str, engine: EncoderEngine, texts: Sequence[str], seconds: float) -> None:
+def print_bounds(name: str, engine: EncoderHead, texts: Sequence[str], seconds: float) -> None:
     """How near the machine's own limits an engine is, what of its time is tokenising, and where the rest goes."""
     start = time.perf_counter()
     lengths = [len(ids) for ids in token_ids(texts, engine.tokenizer, 512)]
@@ -168,7 +169,7 @@ def print_bounds(name: str, engine: EncoderEngine, texts: Sequence[str], seconds
     )
 
 
-def shares_of(engine: EncoderEngine, texts: Sequence[str]) -> str:
+def shares_of(engine: EncoderHead, texts: Sequence[str]) -> str:
     """What of torch's time goes where."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         engine.score(texts)

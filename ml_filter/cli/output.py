@@ -80,7 +80,7 @@ def show_head(head: TrainedHead) -> None:
 
 def show_cascade(directory: str, output: str) -> None:
     """How many documents the first-stage model decides, and the bound on changed decisions."""
-    from ml_filter.heads.engine import read_cascade
+    from ml_filter.heads.kinds import read_cascade
 
     cascade = read_cascade(directory)
     assert cascade is not None

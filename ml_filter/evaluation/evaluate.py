@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,11 @@ from ml_filter.evaluation.collector import SCORE_COLUMNS, Collector
 from ml_filter.evaluation.page import evaluation_report
 from ml_filter.evaluation.result import EVALUATION_NAME, REPORT_NAME, HeadEvaluation, Unit
 from ml_filter.heads.config import EngineConfig
-from ml_filter.heads.engine import CascadeEngine, EncoderEngine, Engine, LexicalEngine, StackEngine, load_engine
 from ml_filter.heads.info import CalibratedCriterion, read_info
+from ml_filter.heads.kinds import load_head
 from ml_filter.heads.labels import Labelled, LabelledDocuments
 from ml_filter.heads.load import head_origin, resolve_head
-from ml_filter.heads.static import StaticModel
 from ml_filter.heads.train import TRAINING_NAME, head_parent
-from ml_filter.prepare.ngrams import words
 from ml_filter.progress import progress
 from ml_filter.statistics.quality import HeadScores
 
@@ -72,7 +70,7 @@ def evaluate_head(
             return HeadEvaluation.model_validate_json(out.fs.cat_file(f"{out.root}/{EVALUATION_NAME}")), out.manifest
         heads = [
             _find_scores(directory, parent, data.parents, settings, earlier, compared=index > 0)
-            or _EngineScores(directory, criterion, compared=index > 0)
+            or _HeadScores(directory, criterion, compared=index > 0)
             for index, (directory, parent) in enumerate(zip(directories, parents, strict=True))
         ]
         _check_ranges(heads, [parent.path for parent in parents])
@@ -116,43 +114,23 @@ def evaluate_head(
         return evaluation, out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, counts))])
 
 
-class _EngineScores:
+class _HeadScores:
     """One criterion of a head, and its scores of texts."""
 
     def __init__(self, directory: Path, criterion: str | None, *, compared: bool) -> None:
-        engine = load_engine(directory, EngineConfig())
-        self._engine, names = engine, engine.info.names
+        head = load_head(directory, EngineConfig())
+        self._head, names = head, head.info.names
         self._column = _column(names, criterion, head_origin(directory), compared=compared)
-        self.criterion = engine.info.criteria[self._column]
-        self.unit, self._count = measure_of(engine)
+        self.criterion = head.info.criteria[self._column]
+        self.unit: Unit = head.unit
 
     def score(self, chunk: Labelled) -> NDArray[np.float32]:
         """Scores [documents]."""
-        return self._engine.score(chunk.texts)[:, self._column]
+        return self._head.score(chunk.texts)[:, self._column]
 
     def lengths(self, chunk: Labelled) -> Sequence[int]:
         """Lengths of whole texts [documents]."""
-        return self._count(chunk.texts)
-
-
-def measure_of(engine: Engine) -> tuple[Unit, Callable[[Sequence[str]], Sequence[int]]]:
-    """The unit of a text's length, and how to measure it: tokens if the head has a tokenizer, else words."""
-    if isinstance(engine, CascadeEngine):
-        return measure_of(engine.encoder)
-    if isinstance(engine, StackEngine):
-        measures = [measure_of(member) for member in engine.members]
-        return next((measure for measure in measures if measure[0] == "tokens"), measures[0])
-    if isinstance(engine, EncoderEngine):
-        tokenizer = engine.tokenizer
-
-        def tokens(texts: Sequence[str]) -> Sequence[int]:
-            return list(map(len, tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]))
-
-        return "tokens", tokens
-    if isinstance(engine, LexicalEngine) and isinstance(engine.model, StaticModel):
-        plain = engine.model.tokenizer
-        return "tokens", lambda texts: list(map(len, plain.encode_batch_fast(list(texts), add_special_tokens=False)))
-    return "words", lambda texts: [len(words(text)) for text in texts]
+        return self._head.lengths(chunk.texts)
 
 
 class _EarlierScores:
@@ -227,7 +205,7 @@ def _column(names: Sequence[str], criterion: str | None, owner: str, *, compared
     return 0 if criterion is None else names.index(criterion)
 
 
-def _check_ranges(heads: Sequence[_EngineScores | _EarlierScores], names: Sequence[str]) -> None:
+def _check_ranges(heads: Sequence[_HeadScores | _EarlierScores], names: Sequence[str]) -> None:
     ranges = [(head.criterion.low, head.criterion.high) for head in heads]
     if len(set(ranges)) > 1:
         scales = [f"{name} scores from {low:g} to {high:g}" for name, (low, high) in zip(names, ranges, strict=True)]

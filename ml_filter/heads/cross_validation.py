@@ -15,8 +15,9 @@ import numpy as np
 from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
 from ml_filter.heads.config import SearchConfig
+from ml_filter.heads.kinds import Trainer
+from ml_filter.heads.kinds.base import FOLDS
 from ml_filter.heads.label_table import LabelTable, check_folds
-from ml_filter.heads.members import FOLDS, Member
 from ml_filter.prepare.split import assign_splits
 from ml_filter.statistics.calibration import can_calibrate, fit_calibration
 from ml_filter.statistics.intervals import MAX_WEIGHTS, MIN_FOR_INTERVAL, Array, Resampling, Statistic
@@ -58,7 +59,7 @@ class CrossValidation:
             )
         check_folds(self._labels, self._folds, self._criteria)
 
-    def predict(self, member: Member) -> NDArray[np.float64]:
+    def predict(self, member: Trainer) -> NDArray[np.float64]:
         """What the metric compares with the labels [documents, criteria]: scores, or whole scores.
 
         Whole scores come from a calibration that was fitted on the scores of the other folds, or from rounding.

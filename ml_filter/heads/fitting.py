@@ -18,7 +18,7 @@ from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.losses import head_loss
-from ml_filter.heads.model import Head, KernelLayer, MlpLayer
+from ml_filter.heads.model import KernelLayer, MlpLayer, OutputLayer
 from ml_filter.heads.ridge import fit_ridge, label_weights, mean_and_scale
 from ml_filter.statistics.rounding import integer_scores, whole_scores
 from ml_filter.statistics.weighted import rank_and_distance, table_statistic
@@ -43,7 +43,7 @@ def fit_head(
     *,
     seed: int,
     owners: NDArray[np.int64] | None = None,
-) -> Head:
+) -> OutputLayer:
     """Fit a head on embeddings [n, width]; the same input gives the same weights.
 
     Linear and kernel regressions are solved in closed form (ridge, its penalty by leave-one-out error), all else is
@@ -69,7 +69,7 @@ def fit_head(
     size = min(settings.size, len(embeddings)) if settings.kind == "kernel" else settings.size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = Head(settings.kind, settings.task, embeddings.shape[1], size, list(criteria))
+        head = OutputLayer(settings.kind, settings.task, embeddings.shape[1], size, list(criteria))
         if isinstance(head.layer, KernelLayer | MlpLayer):
             mean, scale = mean_and_scale(embeddings)
             head.layer.mean.copy_(torch.from_numpy(mean))
@@ -86,7 +86,7 @@ def fit_head(
     return head.eval().requires_grad_(False)
 
 
-def predict(head: Head, embeddings: Embeddings) -> NDArray[np.float64]:
+def predict(head: OutputLayer, embeddings: Embeddings) -> NDArray[np.float64]:
     """Scores [n, criteria] of a head for embeddings [n, width], as it gives them: not clamped."""
     made = np.empty((len(embeddings), len(head.criteria)))
     with torch.inference_mode():
@@ -107,7 +107,7 @@ def class_weights(labels: NDArray[np.float64], weights: NDArray[np.float64], bal
 
 
 def _solve(
-    head: Head, embeddings: Embeddings, labels: NDArray[np.float64], weights: NDArray[np.float64], seed: int
+    head: OutputLayer, embeddings: Embeddings, labels: NDArray[np.float64], weights: NDArray[np.float64], seed: int
 ) -> None:
     """Closed-form weights of a linear or kernel regression, criterion by criterion."""
     for place in range(len(head.criteria)):
@@ -168,7 +168,7 @@ def _root(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _descend(
-    head: Head,
+    head: OutputLayer,
     embeddings: Embeddings,
     labels: NDArray[np.float64],
     weights: NDArray[np.float64],
@@ -208,7 +208,7 @@ def _descend(
 
 
 def _descend_by(
-    head: Head,
+    head: OutputLayer,
     training: NDArray[np.int64],
     forward: Callable[[NDArray[np.int64]], tuple[list[torch.Tensor], torch.Tensor]],
     judged: Callable[[], dict[str, float]],

@@ -1,8 +1,9 @@
-"""What every head says of itself, whatever its engine: criteria, score ranges, calibration, provenance."""
+"""What the config.json of every kind of head contains: criteria, calibration, provenance."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,10 @@ from ml_filter.statistics.calibration import Calibration
 from ml_filter.statistics.rounding import integer_scores
 
 CONFIG_NAME = "config.json"
-CROSSED = "the training documents, each scored by a head fitted on others"
-HELD_OUT = "a fifth of the training documents, which the encoder was not trained on but its checkpoint was chosen by"
-"""What the scores behind a calibration are of, in place of `CROSSED` where the encoder was trained."""
+CROSS_FITTED = "the training documents, each scored by a head fitted on others"
+"""The documents whose scores a calibration is fitted on."""
+HELD_OUT_FOLD = "a fifth of the training documents, held out from training and used to choose the checkpoint"
+"""The same for a fine-tuned encoder."""
 
 
 class CalibratedCriterion(Criterion):
@@ -55,22 +57,46 @@ class HeadInfo(BaseModel):
         return [criterion.name for criterion in self.criteria]
 
 
+def uncalibrated(criteria: Iterable[Criterion]) -> list[CalibratedCriterion]:
+    """The criteria of a head before calibration."""
+    return [CalibratedCriterion(**criterion.model_dump()) for criterion in criteria]
+
+
 def write_config(directory: str | Path, info: HeadInfo, **own: Any) -> None:
-    """Write the config.json of a head without an encoder, with settings of its engine's own."""
+    """Write the config.json of a head without an encoder, with the settings of its kind."""
     content = {"model_type": f"ml_filter_{info.engine}", **own, "head": info.model_dump(mode="json")}
     (Path(directory) / CONFIG_NAME).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read_info(directory: str | Path) -> HeadInfo:
-    """What a head's config.json says.
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """The config.json of a head.
 
     Raises:
-        InputError: there is none, or it is no head's.
+        InputError: it does not exist, or is not a JSON object.
     """
     path = Path(directory) / CONFIG_NAME
     try:
-        return HeadInfo.model_validate(json.loads(path.read_text())["head"])
+        content = json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{directory} holds no head (no {CONFIG_NAME}); make one with ml-filter train") from None
-    except (ValueError, KeyError, ValidationError) as error:
-        raise InputError(f"{path} does not describe a head of this version: {error}") from error
+        raise InputError(
+            f"{directory} is not a head: it has no {CONFIG_NAME}. Train one with ml-filter train"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return content
+
+
+def read_info(directory: str | Path) -> HeadInfo:
+    """The criteria and provenance of a head.
+
+    Raises:
+        InputError: there is no config.json, or it does not describe a head.
+    """
+    try:
+        return HeadInfo.model_validate(read_config(directory)["head"])
+    except (KeyError, ValidationError) as error:
+        raise InputError(
+            f"{Path(directory) / CONFIG_NAME} does not describe a head of this version: {error}"
+        ) from error

@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from ml_filter.heads.model import Head
+    from ml_filter.heads.model import OutputLayer
 
 
 def head_loss(
-    head: Head, logits: list[torch.Tensor], labels: torch.Tensor, weights: torch.Tensor | None = None
+    head: OutputLayer, logits: list[torch.Tensor], labels: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Weighted mean loss over the labels that are not missing.
 

@@ -113,7 +113,7 @@ class MlpLayer(nn.Module):
         return cast(torch.Tensor, self.dropout(hidden))
 
 
-class Head(nn.Module):
+class OutputLayer(nn.Module):
     """Embeddings to logits to scores; trained alone on cached embeddings, or with the encoder.
 
     `history` has a row for each epoch in which it was trained alone, and is not saved.
@@ -173,7 +173,7 @@ class HeadModel(PreTrainedModel):
         else:
             self.encoder = AutoModel.from_config(encoder)
             if config.info.criteria:  # none: only to embed with
-                self.head = Head(config.kind, config.task, self.width, config.size, config.info.criteria)
+                self.head = OutputLayer(config.kind, config.task, self.width, config.size, config.info.criteria)
         self.requires_grad_(False)
         self.post_init()
 

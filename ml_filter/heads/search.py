@@ -33,8 +33,9 @@ from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadEngine, SearchConfig, TrainConfig
 from ml_filter.heads.cross_validation import CrossValidation
+from ml_filter.heads.kinds import Trainer, create_trainer
+from ml_filter.heads.kinds.stack import MEMBERS, StackTrainer
 from ml_filter.heads.label_table import check_labels, read_label_table
-from ml_filter.heads.members import STACKED, Member, StackMember, open_member
 from ml_filter.heads.search_page import search_report
 from ml_filter.heads.search_result import TRIAL_SCHEMA, Search, Spread, Trial, ranking
 from ml_filter.heads.train import open_labels
@@ -174,12 +175,12 @@ class _Members:
         engines = {config.train.engine, *config.space.engine}
         layers = {config.train.layers, *config.space.layers}
         widest = config.train.model_copy(update={"layers": layers.pop() if len(layers) == 1 else "all"})
-        self._members: dict[HeadEngine, Member] = {
+        self._members: dict[HeadEngine, Trainer] = {
             engine: stack.enter_context(
-                open_member(widest.model_copy(update={"engine": engine}), criteria, Settings().embedding_dir)
+                create_trainer(widest.model_copy(update={"engine": engine}), criteria, Settings().embedding_dir)
             )
             for engine in _SINGLE
-            if engine in engines or ("stack" in engines and engine in STACKED)
+            if engine in engines or ("stack" in engines and engine in MEMBERS)
         }
 
     def add(self, texts: Sequence[str]) -> None:
@@ -187,10 +188,10 @@ class _Members:
         for member in self._members.values():
             member.add(texts)
 
-    def with_settings(self, config: TrainConfig) -> Member:
+    def with_settings(self, config: TrainConfig) -> Trainer:
         """The member of a configuration, with all documents."""
         if config.engine == "stack":
-            return StackMember(config, [self._members[engine] for engine in STACKED]).with_settings(config)
+            return StackTrainer(config, [self._members[engine] for engine in MEMBERS]).with_settings(config)
         return self._members[config.engine].with_settings(config)
 
 

@@ -24,9 +24,9 @@ from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.config import Layers
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.encoder import Encoder, weights_digest
-from ml_filter.heads.hashing import WEIGHTS_NAME, read_parts
 from ml_filter.heads.info import CONFIG_NAME
 from ml_filter.heads.ridge import fit_ridge
+from ml_filter.heads.weights import WEIGHTS_NAME, read_weights
 from ml_filter.progress import Progress, progress
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class StaticModel:
         Raises:
             InputError: the directory holds none, or its files do not fit each other.
         """
-        settings, arrays = read_parts(directory, "static", StaticSettings, ("table", "weights", "bias"))
+        settings, arrays = read_weights(Path(directory), "static", StaticSettings, ("table", "weights", "bias"))
         path = Path(directory) / TOKENIZER_NAME
         try:
             tokenizer = _plain_tokenizer(path.read_text(encoding="utf-8"))

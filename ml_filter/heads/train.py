@@ -37,7 +37,7 @@ from ml_filter.statistics.evaluation import Evaluation, evaluate_scores
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ml_filter.heads.members import Member
+    from ml_filter.heads.kinds import Trainer
 
 TRAINING_NAME = "training.json"
 SCRATCH_NAME = ".finetune"
@@ -137,22 +137,25 @@ def lock_directory(directory: str) -> Iterator[Path]:
 
 
 def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: str) -> None:
-    from ml_filter.heads.members import fold_numbers, open_member
+    from ml_filter.heads.kinds import create_trainer
+    from ml_filter.heads.kinds.base import fold_numbers
 
-    with open_member(config, data.criteria, Settings().embedding_dir, target / SCRATCH_NAME) as member:
-        table = read_label_table(data, member.add, config)
+    with create_trainer(config, data.criteria, Settings().embedding_dir, target / SCRATCH_NAME) as trainer:
+        table = read_label_table(data, trainer.add, config)
         check_labels(table, data.criteria)
         train, test = np.flatnonzero(~table.is_test), np.flatnonzero(table.is_test)
         labels, weights = table.labels[train], table.weights[train]
         logger.info(f"Fitting on {len(train):,} documents")
         folds = fold_numbers(table.groups[train])
         check_folds(labels, folds, data.criteria)
-        crossed = member.cross_fit(train, labels, weights, folds)
+        crossed = trainer.cross_fit(train, labels, weights, folds)
         criteria = [
-            _calibrate(criterion, config, crossed[:, column], labels[:, column], table.bytes[train], member.crossed)
+            _calibrate(
+                criterion, config, crossed[:, column], labels[:, column], table.bytes[train], trainer.calibrated_on
+            )
             for column, criterion in enumerate(data.criteria)
         ]
-        member.fit(train, labels, weights)
+        trainer.fit(train, labels, weights)
         info = HeadInfo(
             engine=config.engine,
             criteria=criteria,
@@ -160,7 +163,7 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
             provenance={
                 "labels": data.lineage,
                 "training": {**config.model_dump(mode="json"), "encoder": shown_name(config.encoder)},
-                "encoder_digest": member.encoder_digest,
+                "encoder_digest": trainer.encoder_digest,
             },
         )
         result = TrainingResult(
@@ -170,13 +173,13 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
             unlabelled=data.unlabelled,
             train_documents=len(train),
             test_documents=len(test),
-            test=_evaluate(criteria, member.predict(test), table.labels[test]),
+            test=_evaluate(criteria, trainer.predict(test), table.labels[test]),
             cross_validated=_evaluate(criteria, crossed, labels),
-            history=list(member.history),
+            history=list(trainer.history),
             parents=data.parents,
             lineage=data.lineage,
         )
-        _save(member, info, result, np.unique(table.texts[train]), target)
+        _save(trainer, info, result, np.unique(table.texts[train]), target)
 
 
 def _calibrate(
@@ -232,13 +235,15 @@ def _evaluate(
     return evaluations
 
 
-def _save(member: Member, info: HeadInfo, result: TrainingResult, trained_on: NDArray[np.uint64], target: Path) -> None:
+def _save(
+    trainer: Trainer, info: HeadInfo, result: TrainingResult, trained_on: NDArray[np.uint64], target: Path
+) -> None:
     from safetensors.numpy import save_file
 
     for leftover in target.glob(".saving-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch:
-        member.save(Path(scratch), info)
+        trainer.save(Path(scratch), info)
         save_file({"texts": trained_on}, Path(scratch) / TRAINED_ON_NAME)
         for file in head_files(scratch):
             destination = target / file.relative_to(scratch)

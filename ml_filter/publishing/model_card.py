@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ml_filter.config import flat_settings
 from ml_filter.documents.lineage import annotation_summary
-from ml_filter.heads.info import CONFIG_NAME, CROSSED, HELD_OUT, CalibratedCriterion, HeadInfo, read_info
+from ml_filter.heads.info import CROSS_FITTED, HELD_OUT_FOLD, CalibratedCriterion, HeadInfo, read_config, read_info
+from ml_filter.heads.kinds import HEADS
 from ml_filter.publishing.card import figure_text
 from ml_filter.rendering.html import render_text
 from ml_filter.statistics.metrics import PAIR_FIGURES
@@ -33,12 +33,6 @@ _FIGURES = (
 )
 _INDEXED = {"spearman": "spearmanr", "pearson": "pearsonr", "mae": "mae", "macro_f1": "f1"}
 """Figures of the header's model index, with their names on the Hub."""
-_ENGINES = {
-    "encoder": "a transformer encoder and a head on its pooled hidden states",
-    "hashing": "a linear model on hashed n-grams",
-    "static": "static embeddings and a head on their mean",
-    "stack": "a combination of several heads",
-}
 
 
 def write_model_card(
@@ -58,10 +52,10 @@ def write_model_card(
         "publishing/templates/model_card.md",
         header=_header(info, name, evaluations, license),
         name=name,
-        engine=_ENGINES[info.engine],
+        description=HEADS[info.engine].description,
         info=info,
-        settings=flat_settings(settings_of_head(info.provenance.get("training", {}))),
-        reads=_reads(Path(head.directory), info),
+        settings=flat_settings(HEADS[info.engine].used_settings(info.provenance.get("training", {}))),
+        reads=HEADS[info.engine].text_limit(Path(head.directory), read_config(head.directory)),
         head=head,
         runs=runs,
         annotators=annotation_summary(runs)["annotator"] if runs else None,
@@ -74,54 +68,6 @@ def write_model_card(
         local_name=local_name,
         figure=figure_text,
     )
-
-
-_OF_EVERY_HEAD = (
-    "engine",
-    "label_column",
-    "criterion",
-    "trust_agreement",
-    "calibration",
-    "test_share",
-    "near_duplicates",
-    "threshold",
-    "score_range",
-    "seed",
-)
-_STEP_BY_STEP = {"learning_rate", "weight_decay", "epochs", "patience"}
-
-
-def settings_of_head(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a `TrainConfig` that affect a head of its kind; the others are unused defaults."""
-    engine = training.get("engine")
-    if engine == "static":
-        kept = {name: training[name] for name in (*_OF_EVERY_HEAD, "encoder") if name in training}
-    elif engine == "hashing":
-        kept = {name: training[name] for name in _OF_EVERY_HEAD if name in training}
-    else:
-        kept = dict(training)
-    head = dict(training.get("head", {}))
-    solved = head.get("task") == "regression" and head.get("kind") in ("linear", "kernel")
-    unread = _STEP_BY_STEP if solved else set()
-    unread = unread | ({"size"} if head.get("kind") == "linear" else set())
-    if engine in ("static", "hashing"):
-        unread = set(head) - {"balance"}
-    return {**kept, "head": {name: value for name, value in head.items() if name not in unread}} if head else kept
-
-
-def _reads(directory: Path, info: HeadInfo) -> str | None:
-    """How much of a text the head reads; None if its config does not say."""
-    own = json.loads((directory / CONFIG_NAME).read_text())
-    if info.engine in ("hashing", "static"):
-        characters = own[info.engine].get("max_characters")
-        return f"the first {characters:,} characters of a text" if characters else None
-    if info.engine == "stack":
-        parts = [_reads(directory / name, read_info(directory / name)) for name in own["stack"]["members"]]
-        return ", and ".join(part for part in parts if part)
-    windows, tokens = own.get("windows", 1), own.get("max_tokens")
-    if not tokens:
-        return None
-    return f"{tokens:,} tokens of a text" + (f" at a time, {windows} times at most" if windows > 1 else " at a time")
 
 
 def _header(info: HeadInfo, name: str, evaluations: Sequence[HeadEvaluation], license: str) -> str:
@@ -158,7 +104,7 @@ def _evaluated(head: TrainedHead, evaluations: Sequence[HeadEvaluation]) -> list
     """Rows of criterion, labels and figures: those of training, then the evaluations."""
     training = head.training
     tuned = read_info(head.directory).provenance.get("training", {}).get("finetune")
-    crossed = HELD_OUT if tuned else CROSSED
+    crossed = HELD_OUT_FOLD if tuned else CROSS_FITTED
     rows: list[tuple[str, str, Evaluation]] = []
     for name in training.test:
         rows.append((name, crossed.removeprefix("the training "), training.cross_validated[name]))

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from ml_filter.documents.lineage import annotation_summary
 from ml_filter.documents.manifest import MANIFEST_NAME, FailedShard, Manifest, read_manifest
 from ml_filter.errors import InputError
-from ml_filter.heads.engine import CascadeInfo, read_cascade
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info
+from ml_filter.heads.kinds import read_cascade
+from ml_filter.heads.kinds.cascade import CascadeInfo
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.profile import Shift, shifts
 from ml_filter.heads.train import TrainedHead, head_parent, read_head

@@ -33,8 +33,9 @@ from ml_filter.documents.sources import list_shards
 from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
-from ml_filter.heads.engine import CascadeInfo, load_engine
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, write_config
+from ml_filter.heads.kinds import load_head
+from ml_filter.heads.kinds.cascade import ENCODER_DIRECTORY, FIRST_STAGE_DIRECTORY, CascadeInfo
 from ml_filter.heads.label_table import choose_test_documents
 from ml_filter.heads.labels import Groups, LabelledDocuments
 from ml_filter.heads.load import resolve_head
@@ -60,7 +61,6 @@ from ml_filter.statistics.intervals import exact_upper_bound
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FIRST_STAGE_DIRECTORY, ENCODER_DIRECTORY = "student", "encoder"
 """Names in the saved format."""
 _SCRATCH_NAME = ".cascade"
 _MARGINS = (0.1, 0.05, 0.02)
@@ -304,7 +304,7 @@ def _score_held_out(
 
     Near duplicates fall into the same part, so that the test documents are new to the model and to the bounds.
     """
-    engine = load_engine(first_stage, ScoreConfig())
+    engine = load_head(first_stage, ScoreConfig())
     tables: list[pa.Table] = []
     test_keys: list[int] = []
     bounds_keys: list[int] = []
@@ -334,7 +334,7 @@ def _read_info(directory: Path) -> HeadInfo:
     """The criteria of a trained head or a published classifier."""
     if (directory / TRAINING_NAME).exists():
         return read_info(directory)
-    return load_engine(directory, ScoreConfig()).info
+    return load_head(directory, ScoreConfig()).info
 
 
 def _criterion(info: HeadInfo, config: CascadeConfig) -> CalibratedCriterion:

@@ -6,7 +6,6 @@ choice of the first one: the bytes of a shard do not depend on when or where it 
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Literal
@@ -17,8 +16,8 @@ from pydantic import BaseModel
 
 from ml_filter.errors import ConfigError
 from ml_filter.heads.device import choose_device, choose_dtype
-from ml_filter.heads.engine import EncoderEngine
-from ml_filter.heads.info import CONFIG_NAME
+from ml_filter.heads.kinds import encoder_directory
+from ml_filter.heads.kinds.encoder import EncoderHead
 from ml_filter.heads.load import load_model, resolve_head
 from ml_filter.scoring.config import ScoreConfig
 
@@ -57,7 +56,7 @@ def choose_engine(
     Raises:
         ConfigError: the device is not available, or the requested engine cannot run the encoder.
     """
-    encoder = find_encoder(resolve_head(head))
+    encoder = encoder_directory(resolve_head(head))
     if encoder is None or (config.ray and config.worker_gpus):
         return None
     device = choose_device("cpu" if config.ray and config.device == "auto" else config.device)
@@ -80,17 +79,6 @@ def choose_engine(
     return choice
 
 
-def find_encoder(directory: Path) -> Path | None:
-    """The directory of the encoder head inside a head, which may be a stack or a cascade; None if it has none."""
-    content = json.loads((directory / CONFIG_NAME).read_text())
-    if "stack" in content:
-        encoders = (find_encoder(directory / name) for name in content["stack"]["members"])
-        return next((encoder for encoder in encoders if encoder is not None), None)
-    if "cascade" in content:
-        return find_encoder(directory / "encoder")
-    return None if "hashing" in content or "static" in content else directory
-
-
 def _faster_engine(encoder: Path, config: ScoreConfig, threads: int | None) -> tuple[Literal["torch", "openvino"], str]:
     default_threads = torch.get_num_threads()
     torch.set_num_threads(threads or default_threads)
@@ -107,12 +95,12 @@ def _faster_engine(encoder: Path, config: ScoreConfig, threads: int | None) -> t
 
 
 def _tokens_per_second(encoder: Path, config: ScoreConfig) -> float:
-    engine = EncoderEngine(*load_model(encoder), config)
-    ids = torch.ones(_TEXTS, min(_TOKENS, engine.model.config.max_tokens), dtype=torch.int64)
+    head = EncoderHead(*load_model(encoder), config)
+    ids = torch.ones(_TEXTS, min(_TOKENS, head.model.config.max_tokens), dtype=torch.int64)
     seconds = []
     with torch.inference_mode():
         for _ in range(1 + _REPEATS):  # the first one only warms up
             start = time.perf_counter()
-            engine.forward(ids, torch.ones_like(ids))
+            head.forward(ids, torch.ones_like(ids))
             seconds.append(time.perf_counter() - start)
     return ids.numel() / min(seconds[1:])

@@ -25,7 +25,7 @@ from ml_filter.documents.rejects import nothing_read
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.arithmetic import steady_arithmetic
-from ml_filter.heads.engine import load_engine
+from ml_filter.heads.kinds import load_head
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import head_parent
 from ml_filter.progress import Progress, progress
@@ -188,7 +188,7 @@ def _distribute(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirect
     elif config.workers > 1:
         score_with(LocalWorkers(job, out, count), shards, out, config.worker_attempts, bar.advance)
     else:
-        engine = load_engine(job.head, job.engine_config)
+        engine = load_head(job.head, job.engine_config)
         for shard in shards:
             score_or_fail(job, shard, engine, out, bar.advance)
 

@@ -24,7 +24,7 @@ from ml_filter.documents.rejects import DAMAGE, RejectsLog
 from ml_filter.documents.sources import shard_state
 from ml_filter.documents.tables import concat_tables, rename_clashing_columns
 from ml_filter.errors import InputError, MlFilterError
-from ml_filter.heads.engine import Engine
+from ml_filter.heads.kinds import Head
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.engine_choice import EngineChoice
 
@@ -96,7 +96,7 @@ class DamagedShard(Exception):
 
 
 def score_shard(
-    job: ScoringJob, shard: InputShard, engine: Engine, out: OutputDirectory, advance: Callable[[int], None]
+    job: ScoringJob, shard: InputShard, engine: Head, out: OutputDirectory, advance: Callable[[int], None]
 ) -> ShardResult:
     """Score one input shard to one output shard, or record why it failed. A finished shard is not scored again.
 
@@ -122,7 +122,7 @@ def score_shard(
 
 
 def score_or_fail(
-    job: ScoringJob, shard: InputShard, engine: Engine, out: OutputDirectory, advance: Callable[[int], None]
+    job: ScoringJob, shard: InputShard, engine: Head, out: OutputDirectory, advance: Callable[[int], None]
 ) -> ShardResult:
     """`score_shard` without a retry: if the engine raises, the shard fails for that reason."""
     try:
@@ -152,7 +152,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def _read_score_write(
-    job: ScoringJob, shard: InputShard, engine: Engine, out: OutputDirectory, advance: Callable[[int], None]
+    job: ScoringJob, shard: InputShard, engine: Head, out: OutputDirectory, advance: Callable[[int], None]
 ) -> ShardResult:
     started = time.monotonic()
     state = shard_state(shard)
@@ -193,11 +193,11 @@ def _large_tables(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield concat_tables(pending)
 
 
-def add_scores(table: pa.Table, engine: Engine) -> tuple[pa.Table, dict[str, int]]:
+def add_scores(table: pa.Table, engine: Head) -> tuple[pa.Table, dict[str, int]]:
     """The table with its score columns, and what to count: documents scored and failed, and the engine's own counts."""
     criteria = engine.info.criteria
     strata = {name: table[name].to_pylist() for name in ("language", "source") if name in table.column_names}
-    result = engine.judge(table["text"].to_pylist(), strata)
+    result = engine.score_with_details(table["text"].to_pylist(), strata)
     scores = result.scores.astype(np.float64)
     failed = ~np.isfinite(scores).all(axis=1)
     columns: dict[str, pa.Array] = {}

@@ -27,7 +27,7 @@ from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.heads.device import local_rank
-from ml_filter.heads.engine import load_engine
+from ml_filter.heads.kinds import load_head
 from ml_filter.logs import configure_logging
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.cores import threads_per_worker
@@ -71,7 +71,7 @@ class ShardWorker:
         configure_logging(level="WARNING")
         torch.set_num_threads(self.threads)
         try:
-            self.engine = load_engine(self.job.head, self._config())
+            self.engine = load_head(self.job.head, self._config())
         except MlFilterError as error:
             return Event(self.worker, "refused", error=error)
         except Exception as error:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from loguru import logger
 
-from ml_filter.heads.engine import Engine
+from ml_filter.heads.kinds import Head
 from ml_filter.serving.config import ServeConfig
 from ml_filter.serving.documents import Document, ScoredDocument, failed_document, reject_reason, score_documents
 from ml_filter.serving.metrics import Metrics
@@ -48,7 +48,7 @@ class _Waiting:
 class Batcher:
     """The queue in front of an engine. Everything but the engine runs in the event loop."""
 
-    def __init__(self, engine: Engine, config: ServeConfig, metrics: Metrics, thread: Executor) -> None:
+    def __init__(self, engine: Head, config: ServeConfig, metrics: Metrics, thread: Executor) -> None:
         self._engine, self._config, self._metrics, self._thread = engine, config, metrics, thread
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()

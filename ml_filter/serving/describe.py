@@ -10,9 +10,8 @@ from pydantic import BaseModel
 from ml_filter import __version__
 from ml_filter.documents.lineage import annotation_summary
 from ml_filter.documents.manifest import Parent
-from ml_filter.heads.config import EngineConfig, HeadEngine
-from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo
+from ml_filter.heads.kinds import HEADS
 from ml_filter.serving.config import ServeConfig
 from ml_filter.statistics.calibration import ThresholdRow
 
@@ -40,7 +39,7 @@ class HeadDescription(BaseModel):
     head: str
     digest: str
     version: str = __version__
-    engine: HeadEngine
+    engine: str
     device: str
     dtype: str
     criteria: list[CriterionDescription]
@@ -55,7 +54,7 @@ def describe_head(head: Parent, info: HeadInfo, config: ServeConfig) -> HeadDesc
     Raises:
         ConfigError: this machine does not have the device.
     """
-    device, dtype = _runs_on(info.engine, config.score)
+    device, dtype = HEADS[info.engine].device_and_dtype(config.score)
     runs: list[dict[str, Any]] = info.provenance.get("labels", [])
     prompts = {
         prompt["digest"]: {name: str(prompt[name]) for name in ("name", "criterion", "digest")}
@@ -88,10 +87,3 @@ def _describe(criterion: CalibratedCriterion) -> CriterionDescription:
         description.int_score_from = calibration.cuts
         description.fitted_on, description.thresholds = calibration.fitted_on, calibration.table
     return description
-
-
-def _runs_on(engine: str, config: EngineConfig) -> tuple[str, str]:
-    if engine in ("hashing", "static"):
-        return "cpu", "float32"
-    device = choose_device(config.device)
-    return str(device), str(choose_dtype(config.dtype, device)).removeprefix("torch.")

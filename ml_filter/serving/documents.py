@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, PlainValidator, StrictInt, StrictStr
 
 from ml_filter.documents.readers import text_id
-from ml_filter.heads.engine import Engine
+from ml_filter.heads.kinds import Head
 
 DocumentId = StrictStr | StrictInt
 
@@ -62,7 +62,7 @@ def reject_reason(text: str) -> str | None:
     return None
 
 
-def score_documents(engine: Engine, documents: Sequence[Document]) -> list[ScoredDocument]:
+def score_documents(engine: Head, documents: Sequence[Document]) -> list[ScoredDocument]:
     """Score documents whose text a corpus reader would accept."""
     scores = engine.score([document.text for document in documents]).astype(np.float64)
     failed = np.logical_not(np.isfinite(scores).all(axis=1))

@@ -15,7 +15,7 @@ import uvicorn
 from ml_filter.documents.manifest import Parent
 from ml_filter.errors import ConfigError
 from ml_filter.heads.device import choose_device
-from ml_filter.heads.engine import Engine, load_engine
+from ml_filter.heads.kinds import Head, load_head
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.train import head_parent
 from ml_filter.serving.app import create_app
@@ -96,7 +96,7 @@ def _listen(config: ServeConfig) -> socket.socket:
         ) from error
 
 
-def _load(directory: Path, parent: Parent, config: ServeConfig) -> tuple[Engine, HeadDescription]:
+def _load(directory: Path, parent: Parent, config: ServeConfig) -> tuple[Head, HeadDescription]:
     """Runs in the scoring thread, because torch sets its number of threads per thread."""
     if config.threads is not None:
         import torch
@@ -105,6 +105,6 @@ def _load(directory: Path, parent: Parent, config: ServeConfig) -> tuple[Engine,
     score = config.score
     if config.batch_tokens is None and choose_device(config.device).type == "cpu":
         score = score.model_copy(update={"batch_tokens": CPU_BATCH_TOKENS})
-    engine = load_engine(directory, score)
+    engine = load_head(directory, score)
     engine.score(["Warm up: the first call allocates buffers and loads kernels."])
     return engine, describe_head(parent, engine.info, config)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from fastapi import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from ml_filter.heads.engine import Engine
+from ml_filter.heads.kinds import Head
 from ml_filter.serving.batcher import Batcher, QueueFull
 from ml_filter.serving.config import ServeConfig
 from ml_filter.serving.describe import HeadDescription
@@ -36,7 +36,7 @@ class Service:
 
     def __init__(
         self,
-        load: Callable[[], tuple[Engine, HeadDescription]],
+        load: Callable[[], tuple[Head, HeadDescription]],
         config: ServeConfig,
         on_ready: Callable[[HeadDescription], None] = lambda description: None,
     ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 from zenml import log_metadata, step
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.heads.engine import read_cascade
+from ml_filter.heads.kinds import read_cascade
 from ml_filter.heads.train import TrainedHead
 from ml_filter.scoring.cascade import build_cascade as build
 from ml_filter.scoring.config import CascadeConfig, ScoreConfig

@@ -17,12 +17,15 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.collector import WORST, Collector
-from ml_filter.evaluation.evaluate import _column, _with_label, evaluate_head, measure_of
+from ml_filter.evaluation.evaluate import _column, _with_label, evaluate_head
 from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.config import TrainConfig
-from ml_filter.heads.engine import LexicalEngine, StackEngine, load_engine
-from ml_filter.heads.hashing import HashingModel, HashingSettings
+from ml_filter.heads.hashing import HashingSettings
 from ml_filter.heads.info import read_info
+from ml_filter.heads.kinds import load_head
+from ml_filter.heads.kinds.hashing import HashingHead, HashingModel
+from ml_filter.heads.kinds.stack import StackHead
+from ml_filter.heads.kinds.static import StaticHead
 from ml_filter.heads.labels import Labelled
 from ml_filter.heads.static import StaticModel, StaticSettings
 from ml_filter.heads.train import train_head
@@ -111,7 +114,7 @@ def test_worst_disagreements_are_the_largest_in_order(evaluated):
 
 def test_lengths_in_tokens_are_strata_of_all_documents(evaluated, heads, gold):
     evaluation, output = evaluated
-    tokenizer = load_engine(heads[0], ScoreConfig()).tokenizer
+    tokenizer = load_head(heads[0], ScoreConfig()).tokenizer
     texts = [json.loads(line)["text"] for line in gold.read_text().splitlines()]
     tokens = [len(tokenizer.tokenize(text)) for text in texts]
     assert pq.read_table(output / "shards")["tokens"].to_pylist() == tokens
@@ -130,15 +133,14 @@ def test_head_without_a_tokenizer_has_lengths_in_words(gold, tmp_path):
 
 
 def test_stack_and_static_embeddings_count_tokens(heads):
-    encoder = load_engine(heads[0], ScoreConfig())
+    encoder = load_head(heads[0], ScoreConfig())
     nothing = np.zeros((1, 1), np.float32)
     plain = encoder.tokenizer.backend_tokenizer
-    static = LexicalEngine(StaticModel(StaticSettings(), plain, nothing, nothing, nothing[0]), encoder.info)
-    words = LexicalEngine(HashingModel(HashingSettings(), nothing, nothing, nothing[0]), encoder.info)
-    stack = StackEngine([words, encoder], {"weights": [[1, 1]], "bias": [0]}, encoder.info)
-    for engine, unit, count in ((static, "tokens", 5), (words, "words", 3), (stack, "tokens", 5)):
-        found, measure = measure_of(engine)
-        assert (found, list(measure(["Water boils twice.", ""]))) == (unit, [count, 0])
+    static = StaticHead(StaticModel(StaticSettings(), plain, nothing, nothing, nothing[0]), encoder.info)
+    words = HashingHead(HashingModel(HashingSettings(), nothing, nothing, nothing[0]), encoder.info)
+    stack = StackHead([words, encoder], {"weights": [[1, 1]], "bias": [0]}, encoder.info)
+    for head, unit, count in ((static, "tokens", 5), (words, "words", 3), (stack, "tokens", 5)):
+        assert (head.unit, head.lengths(["Water boils twice.", ""])) == (unit, [count, 0])
 
 
 def test_labels_outside_the_range_are_an_error(heads, gold, tmp_path):

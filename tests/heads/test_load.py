@@ -17,8 +17,8 @@ from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError
 from ml_filter.heads.config import EMBEDDED_ENCODER, HeadSettings, TrainConfig
 from ml_filter.heads.encoder import load_encoder
-from ml_filter.heads.engine import load_engine
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo
+from ml_filter.heads.kinds import load_head
 from ml_filter.heads.load import head_origin, load_model
 from ml_filter.heads.model import HeadConfig, HeadModel, register
 from ml_filter.heads.train import head_files, read_head, train_head
@@ -309,7 +309,7 @@ def test_the_layout_of_fineweb_edus_classifier_is_scored_with_from_the_hub(save,
         assert done.returncode == 0, done.stderr
         assert "pytorch_model.bin" not in hub.downloads
         commit = commit_of(hub.models["owner/classifier"])
-    wanted = load_engine(directory, FLOAT32).score(TEXTS)[:, 0].tolist()
+    wanted = load_head(directory, FLOAT32).score(TEXTS)[:, 0].tolist()
     manifest = read_manifest(str(tmp_path / "scored"))
     assert pq.read_table(tmp_path / "scored" / "shards")["score"].to_pylist() == pytest.approx(wanted, abs=1e-6)
     assert manifest.parents[-1].path == f"hf://owner/classifier@{commit}"
@@ -324,7 +324,7 @@ def test_transformers_own_classes_give_heads_once_they_are_registered(encoder_he
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.inference_mode():
         made = model(batch["input_ids"], batch["attention_mask"])[:, 0].clamp(0, 5)
-    assert made.tolist() == pytest.approx(load_engine(head, FLOAT32).score(TEXTS)[:, 0].tolist(), abs=1e-5)
+    assert made.tolist() == pytest.approx(load_head(head, FLOAT32).score(TEXTS)[:, 0].tolist(), abs=1e-5)
 
 
 def test_from_pretrained_takes_the_name_of_a_repository(encoder_head, run):

@@ -23,9 +23,9 @@ from ml_filter.errors import InputError
 from ml_filter.heads import search as search_module
 from ml_filter.heads.config import HeadSettings, SearchConfig, SearchSpace, TrainConfig
 from ml_filter.heads.cross_validation import CrossValidation
+from ml_filter.heads.kinds.encoder import EncoderTrainer
 from ml_filter.heads.label_table import LabelTable, read_label_table
 from ml_filter.heads.labels import Groups, Labelled, LabelledDocuments
-from ml_filter.heads.members import EncoderMember
 from ml_filter.heads.search import BEST_NAME, REPORT_NAME, STUDY_NAME, config_of, search_head, settings_of
 from ml_filter.heads.search_result import Search, Trial, ranking
 from ml_filter.heads.train import train_head
@@ -233,11 +233,11 @@ def test_whole_scores_come_from_calibrations_on_the_other_folds():
 
 def test_fewer_layers_are_columns_of_all(rows, train, tmp_path):
     texts, places = [row["text"] for row in rows], np.arange(len(rows))
-    with EncoderMember(train.model_copy(update={"layers": "all"}), [CRITERION], tmp_path) as wide:
+    with EncoderTrainer(train.model_copy(update={"layers": "all"}), [CRITERION], tmp_path) as wide:
         wide.add(texts)
         for layers in (1, 2, "middle", "all"):
             fewer_layers = train.model_copy(update={"layers": layers})
-            with EncoderMember(fewer_layers, [CRITERION], tmp_path / "own") as own:
+            with EncoderTrainer(fewer_layers, [CRITERION], tmp_path / "own") as own:
                 own.add(texts)
                 fewer = wide.with_settings(fewer_layers)
                 assert np.array_equal(fewer.embeddings(places)[:], own.embeddings(places)[:])

@@ -22,8 +22,8 @@ from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.evaluate import evaluate_head
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.encoder import load_encoder, weights_digest
-from ml_filter.heads.engine import load_engine
-from ml_filter.heads.info import HELD_OUT, read_info
+from ml_filter.heads.info import HELD_OUT_FOLD, read_info
+from ml_filter.heads.kinds import load_head
 from ml_filter.heads.train import head_files, read_head, train_head
 from ml_filter.publishing.model_card import write_model_card
 from ml_filter.publishing.push_model import push_model, read_evaluation
@@ -154,7 +154,7 @@ def test_the_card_of_a_fine_tuned_head_says_which_documents_its_figures_are_of(p
     assert 0 < held_out < head.training.train_documents / 3
     text = write_model_card(head, "owner/head")
     assert "each scored by a head fitted on others" not in text
-    assert f"| {HELD_OUT} | {held_out} |" in text
+    assert f"| {HELD_OUT_FOLD} | {held_out} |" in text
 
 
 # --- The Hub ---------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_a_stack_is_pushed_with_its_members_and_scores_the_same_from_the_hub(pro
     gold = project / "gold.jsonl"
     assert main(["score", "hf://owner/stack", str(gold), "--output", str(tmp_path / "scored")]) == 0
     texts = [json.loads(line)["text"] for line in gold.read_text().splitlines()]
-    expected = load_engine(stack, ScoreConfig()).score(texts)[:, 0]
+    expected = load_head(stack, ScoreConfig()).score(texts)[:, 0]
     assert pq.read_table(tmp_path / "scored" / "shards")["score"].to_pylist() == pytest.approx(expected.tolist())
 
 

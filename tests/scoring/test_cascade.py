@@ -10,7 +10,7 @@ from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings, TrainConfig
-from ml_filter.heads.engine import load_engine, read_cascade
+from ml_filter.heads.kinds import load_head, read_cascade
 from ml_filter.heads.train import read_head, train_head
 from ml_filter.scoring import cascade as cascade_module
 from ml_filter.scoring.cascade import ScorePairs, build_cascade, choose_bounds, is_settled
@@ -107,8 +107,8 @@ def test_a_first_stage_model_with_random_scores_decides_almost_nothing():
 def test_on_new_documents_it_decides_many_and_keeps_its_bound(cascade, head):
     random = np.random.default_rng(2)
     texts = [text_with(label, random) for label in random.uniform(0, 5, 200)]
-    result = load_engine(cascade.directory, ScoreConfig()).judge(texts)
-    expected = load_engine(head, ScoreConfig()).score(texts)
+    result = load_head(cascade.directory, ScoreConfig()).score_with_details(texts)
+    expected = load_head(head, ScoreConfig()).score(texts)
     assert result.counts["by_student"] > 60
     assert ((result.scores >= 3) != (expected >= 3)).mean() <= MAX_CHANGED
     by_encoder = np.array(result.scored_by) == "encoder"
@@ -116,8 +116,8 @@ def test_on_new_documents_it_decides_many_and_keeps_its_bound(cascade, head):
 
 
 def test_documents_unlike_the_sample_go_to_the_encoder(cascade):
-    engine = load_engine(cascade.directory, ScoreConfig())
-    result = engine.judge(["Вода кључа на сто степени.", " ".join(["offera"] * 300), ""])
+    engine = load_head(cascade.directory, ScoreConfig())
+    result = engine.score_with_details(["Вода кључа на сто степени.", " ".join(["offera"] * 300), ""])
     assert result.scored_by == ["encoder"] * 3
 
 
@@ -132,21 +132,21 @@ def test_languages_and_sources_that_are_not_in_the_sample_go_to_the_encoder(head
     directory = build_cascade(head, corpus, config, ScoreConfig(), tmp_path / "cascade").directory
     info = read_cascade(directory)
     assert (info.languages, info.sources) == ([None, "en"], [None, "crawl"])
-    engine, text = load_engine(directory, ScoreConfig()), text_with(0, random)
+    engine, text = load_head(directory, ScoreConfig()), text_with(0, random)
     strata = {"language": ["en", "de", None, "en"], "source": ["crawl", "crawl", None, "mail"]}
-    assert engine.judge([text] * 4, strata).scored_by == ["student", "encoder", "student", "encoder"]
-    assert engine.judge([text]).scored_by == ["student"]
+    assert engine.score_with_details([text] * 4, strata).scored_by == ["student", "encoder", "student", "encoder"]
+    assert engine.score_with_details([text]).scored_by == ["student"]
 
 
 def test_with_an_audit_of_everything_all_scores_are_the_encoders(cascade, head):
-    engine = load_engine(cascade.directory, ScoreConfig())
+    engine = load_head(cascade.directory, ScoreConfig())
     engine.cascade = engine.cascade.model_copy(update={"audit_share": 1.0})
     random = np.random.default_rng(3)
     texts = [text_with(label, random) for label in random.uniform(0, 5, 60)]
-    result = engine.judge(texts)
+    result = engine.score_with_details(texts)
     assert result.counts["by_student"] == 0
     assert result.counts["audited"] > 20
-    assert np.abs(result.scores - load_engine(head, ScoreConfig()).score(texts)).max() < 0.1
+    assert np.abs(result.scores - load_head(head, ScoreConfig()).score(texts)).max() < 0.1
 
 
 def test_a_corpus_is_scored_with_a_cascade_like_with_any_head(cascade, corpus, tmp_path):

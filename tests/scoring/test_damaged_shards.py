@@ -11,7 +11,7 @@ import zstandard
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import InputError, TooManyFailures
-from ml_filter.heads.engine import Engine
+from ml_filter.heads.kinds import Head
 from ml_filter.scoring import run as run_module
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
@@ -200,7 +200,7 @@ def test_shards_with_different_columns_and_types_keep_their_own(hashing_head, do
 def test_a_shard_on_which_the_engine_raises_fails_and_the_others_are_scored(
     hashing_head, small, documents, tmp_path, monkeypatch
 ):
-    score_texts = Engine.score
+    score_texts = Head.score
 
     def raise_on_one_text(self, texts):
         if documents[25]["text"] in texts:
@@ -208,7 +208,7 @@ def test_a_shard_on_which_the_engine_raises_fails_and_the_others_are_scored(
         return score_texts(self, texts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "score", raise_on_one_text)
+        patch.setattr(Head, "score", raise_on_one_text)
         with pytest.raises(TooManyFailures, match=r"b\.parquet \(RuntimeError: the device reported an error\)"):
             score(hashing_head, small, tmp_path / "out")
     undisturbed = score(hashing_head, small, tmp_path / "undisturbed")

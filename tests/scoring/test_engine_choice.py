@@ -15,9 +15,9 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError
 from ml_filter.heads.device import local_rank
-from ml_filter.heads.engine import load_engine
+from ml_filter.heads.kinds import encoder_directory, load_head
 from ml_filter.scoring.config import ScoreConfig
-from ml_filter.scoring.engine_choice import choose_engine, find_encoder
+from ml_filter.scoring.engine_choice import choose_engine
 from ml_filter.scoring.run import score_corpus
 from tests.scoring.corpora import output_digests
 
@@ -37,9 +37,9 @@ def source(documents, tmp_path):
 
 def test_openvino_gives_the_scores_of_torch(encoder_head, documents):
     texts = [row["text"] for row in documents[:12]]
-    expected = load_engine(encoder_head, ScoreConfig(engine="torch", dtype="float32")).score(texts)
-    assert load_engine(encoder_head, OPENVINO).score(texts) == pytest.approx(expected, abs=1e-3)
-    assert load_engine(encoder_head, ScoreConfig(engine="openvino")).score(texts) == pytest.approx(expected, abs=0.1)
+    expected = load_head(encoder_head, ScoreConfig(engine="torch", dtype="float32")).score(texts)
+    assert load_head(encoder_head, OPENVINO).score(texts) == pytest.approx(expected, abs=1e-3)
+    assert load_head(encoder_head, ScoreConfig(engine="openvino")).score(texts) == pytest.approx(expected, abs=0.1)
 
 
 def test_for_a_large_corpus_the_engines_are_measured_and_the_faster_one_is_chosen(encoder_head):
@@ -82,7 +82,7 @@ def test_a_resumed_run_uses_the_engine_that_the_first_run_chose(encoder_head, so
     damaged.write_bytes(good)
     resumed = score_corpus(encoder_head, source, config, output)
     assert (resumed.made_with["engine"], resumed.made_with["dtype"]) == ("openvino", "float32")
-    expected = load_engine(encoder_head, OPENVINO).score(pq.read_table(damaged)["text"].to_pylist())[:, 0]
+    expected = load_head(encoder_head, OPENVINO).score(pq.read_table(damaged)["text"].to_pylist())[:, 0]
     scores = pq.read_table(resumed.shard_paths()[1])["score"].to_pylist()
     assert scores == pytest.approx(expected.tolist(), abs=1e-6)
 
@@ -104,7 +104,7 @@ def test_two_openvino_workers_write_the_bytes_of_one_process(encoder_head, sourc
 
 def test_openvino_on_another_device_than_the_cpu_is_refused(encoder_head):
     with pytest.raises(ConfigError, match="openvino runs on the CPU"):
-        load_engine(encoder_head, ScoreConfig(engine="openvino", device="meta"))
+        load_head(encoder_head, ScoreConfig(engine="openvino", device="meta"))
 
 
 @pytest.mark.slow
@@ -113,8 +113,8 @@ def test_openvino_sends_no_telemetry(encoder_head, tmp_path):
     code = """
 import sys
 from ml_filter.heads.config import EngineConfig
-from ml_filter.heads.engine import load_engine
-load_engine(sys.argv[1], EngineConfig(engine="openvino"))
+from ml_filter.heads.kinds import encoder_directory, load_head
+load_head(sys.argv[1], EngineConfig(engine="openvino"))
 assert "openvino" in sys.modules
 """
     environment = {**os.environ, "HOME": str(tmp_path), "CI": "false"}
@@ -133,7 +133,7 @@ def test_the_encoder_inside_a_stack_or_cascade_is_found(config, members, encoder
     (tmp_path / "config.json").write_text(json.dumps(config))
     for name, head in zip(members, (hashing_head, encoder_head), strict=True):
         (tmp_path / name).symlink_to(head)
-    assert find_encoder(tmp_path) == tmp_path / "encoder"
+    assert encoder_directory(tmp_path) == tmp_path / "encoder"
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.config import EMBEDDED_ENCODER
 from ml_filter.heads.encoder import load_encoder
-from ml_filter.heads.engine import load_engine
 from ml_filter.heads.info import read_info
+from ml_filter.heads.kinds import load_head
 from ml_filter.heads.load import load_model
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, score_corpus, score_rank
@@ -56,14 +56,14 @@ def test_scores_in_batches_equal_the_plain_forward_of_each_document(encoder_head
         for text in texts:
             batch = tokenizer(text, truncation=True, max_length=64, return_tensors="pt")
             expected.append(model(batch["input_ids"], batch["attention_mask"]).item())
-    scores = load_engine(encoder_head, FLOAT32).score(texts)[:, 0]
+    scores = load_head(encoder_head, FLOAT32).score(texts)[:, 0]
     assert scores == pytest.approx(np.clip(expected, 0, 5), abs=1e-4)
 
 
 def test_bfloat16_scores_differ_by_less_than_a_tenth(encoder_head, documents):
     texts = [row["text"] for row in documents[:12]]
-    full = load_engine(encoder_head, FLOAT32).score(texts)
-    half = load_engine(encoder_head, ScoreConfig(dtype="bfloat16")).score(texts)
+    full = load_head(encoder_head, FLOAT32).score(texts)
+    half = load_head(encoder_head, ScoreConfig(dtype="bfloat16")).score(texts)
     assert np.abs(full - half).max() < 0.1
 
 

@@ -35,7 +35,7 @@ def head(tmp_path_factory) -> str:
 def _restored_server() -> Iterator[None]:
     """Servers of these tests replace how the head is loaded; the module gets its own functions back."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "load_engine", server.load_engine)
+        patch.setattr(server, "load_head", server.load_head)
         patch.setattr(server, "Service", server.Service)
         yield
 

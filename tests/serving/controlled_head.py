@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from ml_filter.cli import main
-from ml_filter.heads.engine import load_engine
+from ml_filter.heads.kinds import load_head
 from ml_filter.serving import server
 
 
@@ -21,7 +21,7 @@ def wait_for(file):
 
 def load_controlled(*arguments):
     wait_for(os.environ.get("HOLD_LOADING", "/"))
-    engine = load_engine(*arguments)
+    engine = load_head(*arguments)
     score = engine.score
 
     def controlled(texts):
@@ -37,5 +37,5 @@ def load_controlled(*arguments):
 
 
 if __name__ == "__main__":
-    server.load_engine = load_controlled
+    server.load_head = load_controlled
     sys.exit(main(["serve", *sys.argv[1:]]))

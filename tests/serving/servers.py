@@ -60,7 +60,7 @@ class ThreadServer(Server):
 
     def start(self) -> None:
         """Start without waiting for the head."""
-        server.load_engine = controlled_head.load_controlled
+        server.load_head = controlled_head.load_controlled
         server.Service = self._service
         self._thread.start()
 

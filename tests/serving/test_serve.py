@@ -14,8 +14,8 @@ from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.readers import text_id
 from ml_filter.heads.config import TrainConfig
-from ml_filter.heads.engine import load_engine
 from ml_filter.heads.info import read_info
+from ml_filter.heads.kinds import load_head
 from ml_filter.heads.train import read_head, train_head
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.serving.metrics import Metrics
@@ -34,7 +34,7 @@ LANGUAGES = [
 
 @pytest.fixture(scope="module")
 def engine(head):
-    return load_engine(head, ScoreConfig())
+    return load_head(head, ScoreConfig())
 
 
 def expected(engine, text, id=None):
@@ -390,7 +390,7 @@ def test_an_encoder_head_with_two_criteria_gives_the_scores_of_its_engine(serve,
     assert held.result().status_code == 200
     one_by_one = [answer.result().json()["documents"][0] for answer in alone]
     assert server.metrics()["batch_documents_count"] == 2
-    wanted = load_engine(encoder_head, ScoreConfig(dtype="float32")).score(texts)
+    wanted = load_head(encoder_head, ScoreConfig(dtype="float32")).score(texts)
     for answered in (one_by_one, server.score(*reversed(texts)).json()["documents"][::-1]):
         for column, name in enumerate(("odd", "length")):
             scores = [document["scores"][name]["score"] for document in answered]

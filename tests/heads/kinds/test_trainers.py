@@ -14,9 +14,9 @@ from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError
 from ml_filter.heads.config import FinetuneConfig, HeadSettings, TrainConfig
-from ml_filter.heads.engine import load_engine
 from ml_filter.heads.info import read_info
-from ml_filter.heads.members import FOLDS, fold_numbers, open_member
+from ml_filter.heads.kinds import create_trainer, load_head
+from ml_filter.heads.kinds.base import FOLDS, fold_numbers
 from ml_filter.heads.tokens import set_text_prefix
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
@@ -52,7 +52,7 @@ def test_a_loaded_head_scores_as_it_did_when_it_was_trained(settings, labelled, 
     head = train_head(SourceConfig(paths=[str(labelled)]), config(**settings), tmp_path / "head")
     texts, _ = texts_and_labels(labelled)
     [criterion] = read_info(head.directory).criteria
-    with open_member(config(**settings), [criterion], tmp_path / "cache") as member:
+    with create_trainer(config(**settings), [criterion], tmp_path / "cache") as member:
         member.add(texts)
         keep = np.arange(len(texts))
         labels = np.array(texts_and_labels(labelled)[1])[:, None]
@@ -61,7 +61,7 @@ def test_a_loaded_head_scores_as_it_did_when_it_was_trained(settings, labelled, 
         wanted = member.predict(keep)[:, 0]
         (tmp_path / "other").mkdir()
         member.save(tmp_path / "other", read_info(head.directory))
-    scores = load_engine(tmp_path / "other", FLOAT32).raw(texts)[:, 0]
+    scores = load_head(tmp_path / "other", FLOAT32).predict(texts)[:, 0]
     assert scores == pytest.approx(wanted, abs=0.06)  # embedded in bfloat16 where the hardware has it
     assert not [path for path in Path(head.directory).rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
 
@@ -72,7 +72,7 @@ def test_cross_fitted_scores_come_from_fits_that_did_not_see_the_document(labell
     labels[7] = 0  # a wrong label that a fit on it would learn
     places = np.arange(len(texts))
     criterion = Criterion(name="label", low=0, high=5, threshold=3)
-    with open_member(config(engine="hashing"), [criterion], tmp_path) as member:
+    with create_trainer(config(engine="hashing"), [criterion], tmp_path) as member:
         member.add(texts)
         apart = member.cross_fit(places, labels, np.ones_like(labels), places % FOLDS)
         inside = places % FOLDS != 7 % FOLDS
@@ -100,7 +100,7 @@ def test_several_criteria_are_scored_side_by_side(labelled, tmp_path):
     head = train_head(SourceConfig(paths=[str(path)]), settings, tmp_path / "head")
     assert list(head.training.test) == ["label", "short"]
     assert head.training.cross_validated["label"].documents < head.training.cross_validated["short"].documents
-    scores = load_engine(head.directory, FLOAT32).score([row["text"] for row in rows])
+    scores = load_head(head.directory, FLOAT32).score([row["text"] for row in rows])
     assert scores.shape == (60, 2)
     assert spearmanr(scores[:, 1], [row["short"] for row in rows]).statistic > 0.5
 
@@ -115,7 +115,7 @@ def test_an_encoder_is_trained_with_its_head_and_its_history_is_kept(labelled, t
     assert [row["step"] for row in head.training.history if "eval_spearman" in row]
     assert frozen.training.history == []  # solved, not trained
     texts, _ = texts_and_labels(labelled)
-    engines = [load_engine(made.directory, FLOAT32) for made in (head, frozen)]
+    engines = [load_head(made.directory, FLOAT32) for made in (head, frozen)]
     weights = [engine.model.encoder.state_dict() for engine in engines]
     changed = {name for name in weights[0] if not weights[0][name].equal(weights[1][name])}
     assert changed
@@ -136,18 +136,20 @@ def encoder_with_prompts(tmp_path):
 
 def test_the_prompt_of_the_encoders_own_files_is_read_before_each_text(encoder_with_prompts, labelled, tmp_path):
     head = train_head(SourceConfig(paths=[str(labelled)]), config(encoder=encoder_with_prompts), tmp_path / "head")
-    engines = [load_engine(head.directory, FLOAT32) for _ in range(2)]
+    engines = [load_head(head.directory, FLOAT32) for _ in range(2)]
     assert engines[0].model.config.text_prefix == "passage: "
     set_text_prefix(engines[1].tokenizer, "")
     texts, _ = texts_and_labels(labelled)
-    wanted = engines[1].raw(["passage: " + text for text in texts])
-    assert engines[0].raw(texts) == pytest.approx(wanted, abs=1e-5)
-    assert not np.allclose(engines[1].raw(texts), wanted, atol=1e-3)
+    wanted = engines[1].predict(["passage: " + text for text in texts])
+    assert engines[0].predict(texts) == pytest.approx(wanted, abs=1e-5)
+    assert not np.allclose(engines[1].predict(texts), wanted, atol=1e-3)
 
 
 def test_a_set_prefix_goes_before_the_encoders_own(encoder_with_prompts, tmp_path):
     def embedded(text, **settings):
-        with open_member(config(**settings), [Criterion(name="label", low=0, high=5, threshold=3)], tmp_path) as member:
+        with create_trainer(
+            config(**settings), [Criterion(name="label", low=0, high=5, threshold=3)], tmp_path
+        ) as member:
             member.add([text])
             return member.embeddings(np.arange(1))[0].tolist()
 
@@ -162,7 +164,7 @@ def test_a_set_prefix_goes_before_the_encoders_own(encoder_with_prompts, tmp_pat
 def test_a_prefix_that_leaves_no_room_for_texts_is_refused(tmp_path):
     settings = config(text_prefix="one two three four " * 16)
     with pytest.raises(ConfigError, match="leaves no room for a text in 64 tokens"):
-        open_member(settings, [Criterion(name="label", low=0, high=5, threshold=3)], tmp_path)
+        create_trainer(settings, [Criterion(name="label", low=0, high=5, threshold=3)], tmp_path)
 
 
 def test_the_curve_of_a_head_trained_step_by_step_is_kept(labelled, tmp_path):

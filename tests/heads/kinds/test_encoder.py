@@ -7,8 +7,8 @@ import torch
 from ml_filter.errors import ConfigError
 from ml_filter.heads.config import EMBEDDED_ENCODER
 from ml_filter.heads.encoder import load_encoder
-from ml_filter.heads.engine import EncoderEngine
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo
+from ml_filter.heads.kinds.encoder import EncoderHead
 from ml_filter.heads.model import HeadModel
 from ml_filter.scoring.config import ScoreConfig
 
@@ -29,10 +29,10 @@ def parts():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scores_of_a_batch_are_those_of_each_text_alone(parts, dtype):
-    engine = EncoderEngine(*parts, ScoreConfig(dtype=dtype))
+    engine = EncoderHead(*parts, ScoreConfig(dtype=dtype))
     texts = ["word " * n for n in (1, 300, 20, 7)]
-    alone = np.concatenate([engine.raw([text]) for text in texts])
-    assert np.abs(engine.raw(texts) - alone).max() < {"float32": 1e-3, "bfloat16": 0.1}[dtype]
+    alone = np.concatenate([engine.predict([text]) for text in texts])
+    assert np.abs(engine.predict(texts) - alone).max() < {"float32": 1e-3, "bfloat16": 0.1}[dtype]
 
 
 def test_an_encoder_that_its_number_type_damages_is_refused(parts):
@@ -45,4 +45,4 @@ def test_an_encoder_that_its_number_type_damages_is_refused(parts):
 
     model.cast_encoder = cast
     with pytest.raises(ConfigError, match=r"differ from a plain float32 forward by .* score with --dtype float32"):
-        EncoderEngine(model, tokenizer, ScoreConfig(dtype="bfloat16"))
+        EncoderHead(model, tokenizer, ScoreConfig(dtype="bfloat16"))

@@ -17,7 +17,9 @@ from sklearn.linear_model import Ridge
 
 from ml_filter.errors import InputError
 from ml_filter.heads import hashing
-from ml_filter.heads.hashing import HashedDocuments, HashingModel, HashingSettings, fit_sparse_ridge, hash_texts
+from ml_filter.heads.hashing import HashedDocuments, HashingSettings, hash_texts
+from ml_filter.heads.kinds.hashing import HashingModel
+from ml_filter.heads.sparse_ridge import fit_sparse_ridge
 
 WIDE = HashingSettings(bits=28)  # no two words of a test fall together
 SMALL = HashingSettings(bits=14)

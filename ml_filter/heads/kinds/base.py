@@ -1,0 +1,259 @@
+"""What all kinds of head have in common: a trainer that fits one to labelled documents, and a head that scores texts.
+
+A trainer is given the texts once, in order; from then on documents are named by their indices. So a head can be fitted
+on some documents and score others, as cross-fitting does, without reading the texts again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+
+import numpy as np
+
+from ml_filter.errors import InputError
+from ml_filter.heads.info import CROSS_FITTED, HeadInfo, read_config
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from ml_filter.criterion import Criterion
+    from ml_filter.heads.config import EngineConfig, TrainConfig
+
+FOLDS = 5
+
+Strata = Mapping[str, Sequence[str | None]]
+Unit = Literal["tokens", "words"]
+
+
+class ScoredTexts(NamedTuple):
+    """Clamped scores [texts, criteria]; the model behind each, if there are several; counts for the manifest."""
+
+    scores: NDArray[np.float32]
+    scored_by: Sequence[str] | None = None
+    counts: Mapping[str, int] = {}
+
+
+HEADS: dict[str, type[Head]] = {}
+"""The class of each kind of head, filled as the modules of this package are imported."""
+
+
+class Head(ABC):
+    """A loaded head of one kind: texts to scores."""
+
+    kind: ClassVar[str]
+    description: ClassVar[str]
+    """For model cards, after "It is"."""
+    unit: Unit = "words"
+    """What `lengths` counts."""
+    info: HeadInfo
+
+    def __init_subclass__(cls) -> None:
+        if "kind" in vars(cls):
+            HEADS[cls.kind] = cls
+
+    @classmethod
+    @abstractmethod
+    def load(cls, directory: Path, content: dict[str, Any], config: EngineConfig) -> Head:
+        """Read a head's files; `content` is its config.json.
+
+        Raises:
+            InputError: a file is missing or damaged.
+            ConfigError: this machine does not have the device, or the encoder cannot be loaded.
+        """
+
+    @classmethod
+    def encoder_directory(cls, directory: Path, content: dict[str, Any]) -> Path | None:
+        """The directory of the encoder inside a head; None if it has no encoder."""
+        return None
+
+    @classmethod
+    def device_and_dtype(cls, config: EngineConfig) -> tuple[str, str]:
+        """What the head would run on."""
+        return "cpu", "float32"
+
+    @classmethod
+    def text_limit(cls, directory: Path, content: dict[str, Any]) -> str | None:
+        """How much of a text the head reads, for people."""
+        characters = content[cls.kind].get("max_characters")
+        return f"the first {characters:,} characters of a text" if characters else None
+
+    @classmethod
+    def used_settings(cls, training: Mapping[str, Any]) -> dict[str, Any]:
+        """The training settings that have an effect on this kind of head."""
+        return dict(training)
+
+    @abstractmethod
+    def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Scores [texts, criteria], in order, not clamped; nan if the head gave no number."""
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Scores [texts, criteria], clamped to the range of each criterion."""
+        low, high = ([getattr(criterion, side) for criterion in self.info.criteria] for side in ("low", "high"))
+        scores: NDArray[np.float32] = np.clip(self.predict(texts), low, high).astype(np.float32)
+        return scores
+
+    def score_with_details(self, texts: Sequence[str], strata: Strata | None = None) -> ScoredTexts:
+        """Clamped scores and details; `strata` has the languages and sources [texts], if known."""
+        return ScoredTexts(self.score(texts))
+
+    def lengths(self, texts: Sequence[str]) -> Sequence[int]:
+        """Lengths of whole texts, in `unit`."""
+        from ml_filter.prepare.ngrams import words
+
+        return [len(words(text)) for text in texts]
+
+
+def head_class(content: dict[str, Any]) -> type[Head]:
+    """The class of a head with this config.json; a published classifier counts as an encoder head."""
+    return next((HEADS[kind] for kind in HEADS if kind in content and kind != "encoder"), HEADS["encoder"])
+
+
+def load_from(directory: Path, config: EngineConfig) -> Head:
+    """Load the head in a directory.
+
+    Raises:
+        InputError: there is none, or it is incomplete.
+        ConfigError: this machine does not have the device, or the encoder cannot be loaded.
+    """
+    content = read_config(directory)
+    return head_class(content).load(directory, content, config)
+
+
+def encoder_directory(directory: Path) -> Path | None:
+    """The directory of the encoder inside a head; None if the head has no encoder."""
+    content = read_config(directory)
+    return head_class(content).encoder_directory(directory, content)
+
+
+class Trainer(ABC):
+    """Fits heads of one kind; open inside a `with` block.
+
+    Attributes:
+        history: rows of the training curve, if the head is trained step by step.
+        encoder_digest: digest of the encoder's weights, if there is an encoder.
+        calibrated_on: for people, the documents whose scores `cross_fit` returns.
+    """
+
+    config: TrainConfig
+    history: Sequence[dict[str, float]] = ()
+    encoder_digest: str | None = None
+    calibrated_on = CROSS_FITTED
+
+    @classmethod
+    @abstractmethod
+    def create(
+        cls, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
+    ) -> Trainer:
+        """A trainer.
+
+        Args:
+            config: settings of the head.
+            criteria: in the order of the labels' columns.
+            cache: directory of the embedding stores.
+            scratch: directory for the checkpoints of a fine-tuned encoder.
+        """
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            self._open(opened)
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.__exit__(kind, value, trace)
+
+    @abstractmethod
+    def _open(self, opened: ExitStack) -> None:
+        """Enter the resources that are closed at the end."""
+
+    @abstractmethod
+    def add(self, texts: Sequence[str]) -> None:
+        """Add the next documents."""
+
+    @abstractmethod
+    def fit(self, indices: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        """Fit on the documents at `indices` [n] with labels and weights [n, criteria]; a label of nan is missing."""
+
+    @abstractmethod
+    def predict(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Scores [n, criteria] of the documents at `indices` by the last fit, not clamped."""
+
+    @abstractmethod
+    def save(self, directory: Path, info: HeadInfo) -> None:
+        """Write the last fit as the files of a head."""
+
+    def with_settings(self, config: TrainConfig) -> Self:
+        """A trainer with other settings that shares these documents; use it while this one is open.
+
+        Kind, encoder, `max_tokens` and `windows` stay; the `layers` must be among those of this trainer.
+        """
+        trainer = copy(self)
+        trainer.config = config
+        return trainer
+
+    def cross_fit(
+        self,
+        indices: NDArray[np.int64],
+        labels: NDArray[np.float64],
+        weights: NDArray[np.float64],
+        folds: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Scores [n, criteria] of the documents at `indices` [n], each by a fit on the other folds.
+
+        Raises:
+            InputError: all documents are in one fold.
+        """
+        scores = np.empty(labels.shape)
+        for fold in np.unique(folds):
+            others = other_folds(folds, fold)
+            self.fit(indices[others], labels[others], weights[others])
+            scores[~others] = self.predict(indices[~others])
+        return scores
+
+
+def fold_numbers(groups: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The fold [n] of each document, from the number of its group; a group is never divided."""
+    numbers: NDArray[np.int64] = np.unique(groups, return_inverse=True)[1] % FOLDS
+    return numbers
+
+
+def other_folds(folds: NDArray[np.int64], fold: int) -> NDArray[np.bool_]:
+    """Mask [n] of the documents that are not in a fold.
+
+    Raises:
+        InputError: there are none.
+    """
+    others: NDArray[np.bool_] = folds != fold
+    if not others.any():
+        raise InputError("all labelled documents are from one host; a head needs labels from several hosts")
+    return others
+
+
+_SETTINGS_OF_EVERY_HEAD = (
+    "engine",
+    "label_column",
+    "criterion",
+    "trust_agreement",
+    "calibration",
+    "test_share",
+    "near_duplicates",
+    "threshold",
+    "score_range",
+    "seed",
+)
+
+
+def settings_without_encoder(training: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """The training settings that have an effect on a head without an encoder, and `more`."""
+    settings = {name: training[name] for name in (*_SETTINGS_OF_EVERY_HEAD, *more) if name in training}
+    head = training.get("head", {})
+    return settings | ({"head": {"balance": head["balance"]}} if "balance" in head else {})

@@ -1,0 +1,152 @@
+"""The cascade: a fast first-stage model that decides the clear cases, and an encoder for the rest.
+
+Made by ml_filter.scoring.cascade. Its config.json and the column `scored_by` call the first-stage model `student`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from ml_filter.documents.readers import text_id
+from ml_filter.heads.info import HeadInfo
+from ml_filter.heads.kinds.base import Head, ScoredTexts, Strata, encoder_directory, load_from
+from ml_filter.heads.kinds.encoder import EncoderHead
+from ml_filter.heads.profile import script_of
+from ml_filter.prepare.sampling import sampling_key
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ml_filter.heads.config import EngineConfig
+
+FIRST_STAGE_DIRECTORY, ENCODER_DIRECTORY = "student", "encoder"
+
+
+class CascadeInfo(BaseModel):
+    """What the first-stage model decides, and the evidence for it: `cascade` in a cascade's config.json.
+
+    Attributes:
+        threshold: documents with at least this score are kept; the bound is about these decisions.
+        low: documents with a lower first-stage score are dropped.
+        high: documents with at least this first-stage score are kept.
+        scripts: scripts that the first-stage model may decide.
+        languages: languages that it may decide, if the sample's documents have a language.
+        sources: sources that it may decide, if the sample's documents have a source.
+        longest: length in characters of the longest document that it may decide.
+        audit_share: share of its decisions that the encoder checks.
+        seed: selects the documents to check.
+        max_changed: tolerated share of decisions that differ from the encoder's.
+        confidence: of the bound.
+        bound: upper bound of that share.
+        tested: documents that the bound is based on.
+        settled: how many of them the first-stage model decides.
+        changed: how many of these the encoder decides differently.
+        sample: documents in the sample.
+        student: kind of the first-stage model.
+    """
+
+    threshold: float
+    low: float
+    high: float
+    scripts: list[str]
+    languages: list[str | None] | None = None
+    sources: list[str | None] | None = None
+    longest: int
+    audit_share: float
+    seed: int
+    max_changed: float
+    confidence: float
+    bound: float
+    tested: int
+    settled: int
+    changed: int
+    sample: int
+    student: str
+
+    @property
+    def strata(self) -> dict[str, set[str | None]]:
+        """Languages and sources that the first-stage model may decide, for the columns that the sample has."""
+        values = {"language": self.languages, "source": self.sources}
+        return {name: set(allowed) for name, allowed in values.items() if allowed is not None}
+
+
+class CascadeHead(Head):
+    """Scores with the first-stage model, and again with the encoder if the case is not clear."""
+
+    kind = "cascade"
+    description = "a cascade of a fast first-stage model and a head on a transformers encoder"
+
+    def __init__(self, first_stage: Head, encoder: Head, cascade: CascadeInfo, info: HeadInfo) -> None:
+        self.first_stage, self.encoder, self.cascade, self.info = first_stage, encoder, cascade, info
+        self.unit = encoder.unit
+
+    @classmethod
+    def load(cls, directory: Path, content: dict[str, Any], config: EngineConfig) -> CascadeHead:
+        """Read the cascade and both of its heads."""
+        first_stage = load_from(directory / FIRST_STAGE_DIRECTORY, config)
+        encoder = load_from(directory / ENCODER_DIRECTORY, config)
+        cascade = CascadeInfo.model_validate(content["cascade"])
+        return cls(first_stage, encoder, cascade, HeadInfo.model_validate(content["head"]))
+
+    @classmethod
+    def encoder_directory(cls, directory: Path, content: dict[str, Any]) -> Path | None:
+        """The directory of the encoder."""
+        return encoder_directory(directory / ENCODER_DIRECTORY)
+
+    @classmethod
+    def device_and_dtype(cls, config: EngineConfig) -> tuple[str, str]:
+        """What the encoder would run on."""
+        return EncoderHead.device_and_dtype(config)
+
+    @classmethod
+    def text_limit(cls, directory: Path, content: dict[str, Any]) -> str | None:
+        """Not stated: the two heads differ."""
+        return None
+
+    def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Scores [texts, criteria], in order; nan if neither head gave a number."""
+        return self.score_with_details(texts).scores
+
+    def score_with_details(self, texts: Sequence[str], strata: Strata | None = None) -> ScoredTexts:
+        """Scores, which head gave each, and how many of the checked decisions differ."""
+        cascade = self.cascade
+        scores = self.first_stage.score(texts)
+        first_scores = scores[:, 0].copy()
+        is_clear = (first_scores < cascade.low) | (first_scores >= cascade.high)
+        settled = is_clear & np.fromiter(map(self._is_in_scope, texts), bool, len(texts))
+        for name, allowed in cascade.strata.items():
+            if strata is not None and name in strata:
+                settled &= np.fromiter((value in allowed for value in strata[name]), bool, len(texts))
+        audited = settled & np.fromiter(map(self._is_audited, texts), bool, len(texts))
+        to_encoder = ~settled | audited
+        if to_encoder.any():
+            scores[to_encoder] = self.encoder.score(
+                [text for text, chosen in zip(texts, to_encoder, strict=True) if chosen]
+            )
+        changed = (first_scores >= cascade.threshold) != (scores[:, 0] >= cascade.threshold)
+        return ScoredTexts(
+            scores,
+            np.where(to_encoder, ENCODER_DIRECTORY, FIRST_STAGE_DIRECTORY).tolist(),
+            {
+                "by_student": int((~to_encoder).sum()),
+                "by_encoder": int(to_encoder.sum()),
+                "audited": int(audited.sum()),
+                "audited_changed": int((audited & changed).sum()),
+            },
+        )
+
+    def lengths(self, texts: Sequence[str]) -> Sequence[int]:
+        """Lengths as the encoder counts them."""
+        return self.encoder.lengths(texts)
+
+    def _is_in_scope(self, text: str) -> bool:
+        """Whether a document is like those that the first-stage model was tested on."""
+        return len(text) <= self.cascade.longest and script_of(text) in self.cascade.scripts
+
+    def _is_audited(self, text: str) -> bool:
+        return sampling_key(text_id(text), self.cascade.seed, "audit") < self.cascade.audit_share * 2**64

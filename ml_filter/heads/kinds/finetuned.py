@@ -1,0 +1,148 @@
+"""Train an encoder together with its output layer. The result is an encoder head like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ml_filter.errors import ConfigError
+from ml_filter.heads.batching import combine_windows, run_in_batches
+from ml_filter.heads.device import usual_batch_tokens
+from ml_filter.heads.fitting import class_weights
+from ml_filter.heads.info import HELD_OUT_FOLD, HeadInfo, uncalibrated
+from ml_filter.heads.kinds.base import other_folds
+from ml_filter.heads.kinds.encoder import CHUNK_TEXTS, EncoderTrainer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ml_filter.criterion import Criterion
+    from ml_filter.heads.config import TrainConfig
+    from ml_filter.heads.model import HeadModel
+
+TEXTS_NAME = "texts.parquet"
+
+
+class FinetunedTrainer(EncoderTrainer):
+    """Fits the output layer to the frozen encoder first, then trains both.
+
+    Training is too expensive to repeat for each fold: `cross_fit` trains once, one fold chooses the checkpoint and is
+    scored, and `fit` keeps that model.
+    """
+
+    calibrated_on = HELD_OUT_FOLD
+
+    def __init__(self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path) -> None:
+        super().__init__(config, criteria, cache)
+        self._scratch = scratch
+        self._model: HeadModel | None = None
+
+    @classmethod
+    def create(
+        cls, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
+    ) -> FinetunedTrainer:
+        """A trainer; it needs `scratch`."""
+        if scratch is None:
+            raise ConfigError("fine-tuning an encoder needs a directory for its checkpoints")
+        return cls(config, criteria, cache, scratch)
+
+    def _open(self, opened: ExitStack) -> None:
+        super()._open(opened)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        schema = pa.schema([("text", pa.string())])
+        self._texts = opened.enter_context(pq.ParquetWriter(self._scratch / TEXTS_NAME, schema))
+
+    def _rows_of(self, windows: Sequence[str]) -> list[int]:
+        self._texts.write_table(pa.table({"text": windows}))
+        return super()._rows_of(windows)
+
+    def cross_fit(
+        self,
+        indices: NDArray[np.int64],
+        labels: NDArray[np.float64],
+        weights: NDArray[np.float64],
+        folds: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Train on all folds but the first; scores of the first, nan for the others."""
+        from ml_filter.heads.finetune import finetune
+
+        assert self.config.finetune is not None
+        self._texts.close()
+        others = other_folds(folds, folds.min())
+        super().fit(indices[others], labels[others], weights[others])
+        # Training only needs the names and ranges; calibration comes later.
+        self._model = self._model_with(HeadInfo(engine="encoder", criteria=uncalibrated(self.criteria)))
+        balanced = class_weights(labels, weights, self.config.head.balance)
+        files = []
+        for name, chosen in (("train", others), ("validation", ~others)):
+            files.append(self._scratch / f"{name}.parquet")
+            self._write(files[-1], indices[chosen], labels[chosen], balanced[chosen])
+        self.history = finetune(
+            self._model,
+            self._tokenizer,
+            files[0],
+            files[1],
+            self.config.finetune,
+            self._scratch,
+            seed=self.config.seed,
+        )
+        scores = np.full(labels.shape, np.nan)
+        scores[~others] = self.predict(indices[~others])
+        return scores
+
+    def fit(self, indices: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        """Keep the model that `cross_fit` trained."""
+
+    def predict(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Scores of documents by the trained model."""
+        assert self._model is not None
+        parts, positions = [], []
+        for texts, texts_at in self._read(indices):
+            scores = run_in_batches(
+                texts,
+                self._tokenizer,
+                self._model,
+                max_tokens=self._max_tokens,
+                batch_tokens=usual_batch_tokens(self._model.device),
+                device=self._model.device,
+            )
+            parts.append(scores.astype(np.float64))
+            positions.append(texts_at)
+        return combine_windows(np.concatenate(parts), np.concatenate(positions), len(indices), self.config.combine)
+
+    def _model_with(self, info: HeadInfo) -> HeadModel:
+        if self._model is None:
+            return super()._model_with(info)
+        self._model.config.head = info.model_dump(mode="json")
+        return self._model
+
+    def _read(self, indices: NDArray[np.int64]) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
+        """The windows of documents in chunks: their texts, and the position of each one's document in `indices`."""
+        positions, start = self._positions_of_windows(indices), 0
+        for batch in pq.ParquetFile(self._scratch / TEXTS_NAME).iter_batches(CHUNK_TEXTS):
+            in_batch = positions[start : start + len(batch)]
+            start += len(batch)
+            chosen = in_batch >= 0
+            if chosen.any():
+                yield batch.column("text").filter(pa.array(chosen)).to_pylist(), in_batch[chosen]
+
+    def _write(
+        self, path: Path, indices: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]
+    ) -> None:
+        """Write the windows of some documents as `finetune` reads them."""
+        numbers = pa.list_(pa.float32())
+        schema = pa.schema([("text", pa.string()), ("labels", numbers), ("weights", numbers)])
+        with pq.ParquetWriter(path, schema) as writer:
+            for texts, positions in self._read(indices):
+                columns = {
+                    "text": texts,
+                    "labels": list(labels[positions].astype(np.float32)),
+                    "weights": list(weights[positions].astype(np.float32)),
+                }
+                writer.write_table(pa.table(columns, schema=schema))

@@ -1,0 +1,165 @@
+"""The stack: a weighted sum of an encoder head and a hashing head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from ml_filter.heads.fitting import class_weights
+from ml_filter.heads.info import HeadInfo, read_config, write_config
+from ml_filter.heads.kinds.base import Head, Trainer
+from ml_filter.heads.kinds.encoder import EncoderHead, EncoderTrainer
+from ml_filter.heads.kinds.hashing import HashingHead, HashingTrainer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ml_filter.criterion import Criterion
+    from ml_filter.heads.config import EngineConfig, HeadEngine, TrainConfig
+
+MEMBERS: dict[HeadEngine, type[Head]] = {"encoder": EncoderHead, "hashing": HashingHead}
+"""Kinds of the members by the names of their directories."""
+
+
+class StackHead(Head):
+    """Adds up the scores of its members."""
+
+    kind = "stack"
+    description = "a weighted sum of a head on a transformers encoder and one on hashed words"
+
+    def __init__(self, members: Sequence[Head], stack: dict[str, Any], info: HeadInfo) -> None:
+        self.members, self.info = members, info
+        self.weights, self.bias = np.array(stack["weights"]), np.array(stack["bias"])
+        self._counter = next((member for member in members if member.unit == "tokens"), members[0])
+        self.unit = self._counter.unit
+
+    @classmethod
+    def load(cls, directory: Path, content: dict[str, Any], config: EngineConfig) -> StackHead:
+        """Read the head and its members."""
+        names: list[HeadEngine] = content["stack"]["members"]
+        members = [MEMBERS[name].load(directory / name, read_config(directory / name), config) for name in names]
+        return cls(members, content["stack"], HeadInfo.model_validate(content["head"]))
+
+    @classmethod
+    def encoder_directory(cls, directory: Path, content: dict[str, Any]) -> Path | None:
+        """The directory of the encoder member."""
+        return directory / "encoder"
+
+    @classmethod
+    def device_and_dtype(cls, config: EngineConfig) -> tuple[str, str]:
+        """What the encoder member would run on."""
+        return EncoderHead.device_and_dtype(config)
+
+    @classmethod
+    def text_limit(cls, directory: Path, content: dict[str, Any]) -> str | None:
+        """How much of a text each member reads."""
+        names: list[HeadEngine] = content["stack"]["members"]
+        limits = [MEMBERS[name].text_limit(directory / name, read_config(directory / name)) for name in names]
+        return ", and ".join(limit for limit in limits if limit)
+
+    @classmethod
+    def used_settings(cls, training: Mapping[str, Any]) -> dict[str, Any]:
+        """The training settings that have an effect on the encoder member, and so on the stack."""
+        return EncoderHead.used_settings(training)
+
+    def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Scores [texts, criteria], in order, not clamped; nan if a member gave no number."""
+        scores = np.stack([member.predict(texts) for member in self.members], 2)
+        combined: NDArray[np.float32] = _weighted_sum(scores, self.weights, self.bias).astype(np.float32)
+        return combined
+
+    def lengths(self, texts: Sequence[str]) -> Sequence[int]:
+        """Lengths of whole texts, in tokens if a member has a tokenizer."""
+        return self._counter.lengths(texts)
+
+
+class StackTrainer(Trainer):
+    """Fits the members, and the weights of their sum on cross-fitted scores (stacked regression; Breiman 1996).
+
+    The weights are not negative. `cross_fit` finds them; `fit` only fits the members.
+    """
+
+    def __init__(self, config: TrainConfig, members: Sequence[Trainer]) -> None:
+        self.config, self.members = config, list(members)
+        self.encoder_digest = next((member.encoder_digest for member in members if member.encoder_digest), None)
+        self._weights: NDArray[np.float64] | None = None
+        self._bias: NDArray[np.float64] | None = None
+
+    @classmethod
+    def create(
+        cls, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
+    ) -> StackTrainer:
+        """A trainer of both members."""
+        return cls(config, [EncoderTrainer(config, criteria, cache), HashingTrainer(config, criteria)])
+
+    def _open(self, opened: ExitStack) -> None:
+        for member in self.members:
+            opened.enter_context(member)
+
+    def with_settings(self, config: TrainConfig) -> Self:
+        """A trainer with other settings that shares the members' documents."""
+        trainer = super().with_settings(config)
+        trainer.members = [member.with_settings(config) for member in self.members]
+        return trainer
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Add the next documents to each member."""
+        for member in self.members:
+            member.add(texts)
+
+    def cross_fit(
+        self,
+        indices: NDArray[np.int64],
+        labels: NDArray[np.float64],
+        weights: NDArray[np.float64],
+        folds: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Cross-fit the members, find the weights, and combine."""
+        from scipy.optimize import nnls
+
+        scores = np.stack([member.cross_fit(indices, labels, weights, folds) for member in self.members], 2)
+        balanced = class_weights(labels, weights, self.config.head.balance)
+        self._weights = np.empty((labels.shape[1], len(self.members)))
+        self._bias = np.empty(labels.shape[1])
+        for column in range(labels.shape[1]):
+            has_label = ~np.isnan(labels[:, column])
+            targets, predicted = labels[has_label, column], scores[has_label, column]
+            root = np.sqrt(balanced[has_label, column])
+            means, mean = np.average(predicted, 0, root**2), np.average(targets, weights=root**2)
+            self._weights[column], _ = nnls((predicted - means) * root[:, None], (targets - mean) * root)
+            self._bias[column] = mean - means @ self._weights[column]
+        return _weighted_sum(scores, self._weights, self._bias)
+
+    def fit(self, indices: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        """Fit the members."""
+        for member in self.members:
+            member.fit(indices, labels, weights)
+        self.history = [row for member in self.members for row in member.history]
+
+    def predict(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Combined scores of documents."""
+        assert self._weights is not None
+        assert self._bias is not None
+        scores = np.stack([member.predict(indices) for member in self.members], 2)
+        return _weighted_sum(scores, self._weights, self._bias)
+
+    def save(self, directory: Path, info: HeadInfo) -> None:
+        """Write each member to its own subdirectory, and config.json with the weights."""
+        assert self._weights is not None
+        assert self._bias is not None
+        uncalibrated = [criterion.model_copy(update={"calibration": None}) for criterion in info.criteria]
+        for name, member in zip(MEMBERS, self.members, strict=True):
+            (directory / name).mkdir()
+            member.save(directory / name, HeadInfo(engine=name, criteria=uncalibrated))
+        stack = {"members": list(MEMBERS), "weights": self._weights.tolist(), "bias": self._bias.tolist()}
+        write_config(directory, info, stack=stack)
+
+
+def _weighted_sum(scores: NDArray[Any], weights: NDArray[np.float64], bias: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores [n, criteria, members] to [n, criteria]."""
+    total: NDArray[np.float64] = np.einsum("ncm,cm->nc", scores, weights) + bias
+    return total
