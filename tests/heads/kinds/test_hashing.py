@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import Ridge
 
 from ml_filter.errors import InputError
-from ml_filter.heads import hashing
+from ml_filter.heads import hashing, sparse_ridge
 from ml_filter.heads.hashing import HashedDocuments, HashingSettings, hash_texts
 from ml_filter.heads.kinds.hashing import HashingModel
 from ml_filter.heads.sparse_ridge import fit_sparse_ridge
@@ -149,7 +149,7 @@ def test_the_regression_is_scikit_learns_ridge_on_its_tfidf_but_for_the_stretch(
 
 @pytest.mark.parametrize("one_fold", [False, True])
 def test_scores_of_new_documents_rank_and_fit_their_labels(lessons, one_fold, monkeypatch):
-    monkeypatch.setattr(hashing, "ONE_FOLD_ABOVE", 100 if one_fold else 10_000)
+    monkeypatch.setattr(sparse_ridge, "ONE_FOLD_ABOVE", 100 if one_fold else 10_000)
     texts, labels = lessons
     model = fitted(texts[:300], labels[:300, None])
     scores = model.scores(texts[300:])[:, 0]
@@ -209,15 +209,15 @@ def saved(model, directory):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda at: (at / "model.safetensors").unlink(), "no complete hashing head"),
+        (lambda at: (at / "model.safetensors").unlink(), "is not a complete hashing head"),
         (
             lambda at: (at / "model.safetensors").write_bytes((at / "model.safetensors").read_bytes()[:-9]),
-            "no complete",
+            "is not a complete",
         ),
-        (lambda at: (at / "config.json").unlink(), "no complete hashing head"),
-        (lambda at: (at / "config.json").write_text('{"static": {}}'), "no complete hashing head"),
-        (lambda at: (at / "config.json").write_text('{"hashing": {"bits": 15}}'), "other sizes"),
-        (lambda at: (at / "config.json").write_text('{"hashing": {"bit": 14}}'), "no complete hashing head"),
+        (lambda at: (at / "config.json").unlink(), "is not a complete hashing head"),
+        (lambda at: (at / "config.json").write_text('{"static": {}}'), "is not a complete hashing head"),
+        (lambda at: (at / "config.json").write_text('{"hashing": {"bits": 15}}'), "sizes in model.safetensors do not match"),
+        (lambda at: (at / "config.json").write_text('{"hashing": {"bit": 14}}'), "is not a complete hashing head"),
     ],
 )
 def test_a_damaged_head_is_refused(lessons, tmp_path, spoil, said):

@@ -129,10 +129,10 @@ def test_an_encoder_without_a_fast_tokenizer_is_refused(encoder):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda at: (at / "model.safetensors").unlink(), "no complete static head"),
+        (lambda at: (at / "model.safetensors").unlink(), "is not a complete static head"),
         (lambda at: (at / "tokenizer.json").write_text("{"), "no tokenizer"),
         (lambda at: (at / "tokenizer.json").unlink(), "no tokenizer"),
-        (lambda at: (at / "config.json").write_text("{}"), "no complete static head"),
+        (lambda at: (at / "config.json").write_text("{}"), "is not a complete static head"),
     ],
 )
 def test_a_damaged_head_is_refused(model, tmp_path, spoil, said):
