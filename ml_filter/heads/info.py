@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
 from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
@@ -45,11 +45,6 @@ class HeadInfo(BaseModel):
     provenance: dict[str, Any] = {}
     profile: Profile | None = None
     """Of the training documents, with the scores of heads that were fitted on others (of those that have one)."""
-
-    @field_validator("criteria", mode="before")
-    @classmethod
-    def _accept_criteria_without_calibration(cls, criteria: list[Any]) -> list[Any]:
-        return [entry.model_dump() if type(entry) is Criterion else entry for entry in criteria]
 
     @property
     def names(self) -> list[str]:
