@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _KERNEL_ALPHAS = tuple(float(a) for a in np.logspace(-2, 1.5, 15))
 _JITTERS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-"""Added to the diagonal of a kernel of 1, the smallest by which it can be solved."""
+"""Tried in turn as an addition to the diagonal of the kernel, which is 1, until the kernel can be factorised."""
 _BATCH = 64
 _VALIDATION_SHARE = 0.1
 _FIGURES = ("spearman", "pearson", "mae", "macro_f1")
@@ -46,23 +46,22 @@ def fit_head(
 ) -> OutputLayer:
     """Fit a head on embeddings [n, width]; the same input gives the same weights.
 
-    Linear and kernel regressions are solved in closed form (ridge, its penalty by leave-one-out error), all else is
-    trained with AdamW and stopped early on a tenth of the documents; then the head's `history` has a row for each
-    epoch: `step`, `epoch`, `loss`, `grad_norm` (means over its steps), `learning_rate` at its end, and on that tenth
-    `eval_loss` and the `validation_figures`, as `eval_<figure>`, that are defined.
+    Linear and kernel regressions are solved in closed form: ridge, with the penalty of the lowest leave-one-out error.
+    Everything else is trained with AdamW, with early stopping on a tenth of the documents. Then `history` of the result
+    has a row for each epoch: `step`, `epoch`, `loss` and `grad_norm` (means over its steps), `learning_rate` at its
+    end, and on that tenth `eval_loss` and those `validation_figures` that are defined, as `eval_<figure>`.
 
     Args:
         embeddings: of the documents.
-        labels: [n, criteria], nan where there is none.
-        weights: [n, criteria], how much each label counts, besides the class weights of `settings.balance`.
+        labels: [n, criteria]; nan is missing.
+        weights: [n, criteria], weights of the labels, to be multiplied by the class weights of `settings.balance`.
         criteria: their names and score ranges.
         settings: kind of head, task, size, length, balance.
         seed: draws landmarks, batches and the documents for early stopping.
-        owners: [n], the document of each embedding, as 0, 1, ...; None: each is one of its own.
+        owners: [n], the index of each embedding's document; None: each embedding is a document.
 
     Raises:
-        InputError: training diverges, no epoch gave the metric of early stopping, or the embeddings are nearly all the
-            same.
+        InputError: training diverges, no epoch gives the metric of early stopping, or the embeddings are almost equal.
     """
     owners = np.arange(len(embeddings)) if owners is None else owners
     weights = class_weights(labels, weights, settings.balance)
@@ -75,10 +74,11 @@ def fit_head(
             head.layer.mean.copy_(torch.from_numpy(mean))
             head.layer.scale.copy_(torch.from_numpy(scale))
         if isinstance(head.layer, KernelLayer):
-            # Root mean square distance of two documents with independent features, the unit of the kernel's length.
+            # The unit of the kernel's length is sqrt(2) per standardised feature: the root mean square distance of two
+            # documents with independent features. So it does not depend on the encoder's width or scale.
             head.layer.scale *= 2**0.5 * settings.length
-            drawn = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:size])
-            head.layer.landmarks.copy_((torch.from_numpy(embeddings[drawn]) - head.layer.mean) / head.layer.scale)
+            landmarks = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:size])
+            head.layer.landmarks.copy_((torch.from_numpy(embeddings[landmarks]) - head.layer.mean) / head.layer.scale)
         if settings.task == "regression" and settings.kind in ("linear", "kernel"):
             _solve(head, embeddings, labels, weights, seed)
         else:
@@ -96,14 +96,16 @@ def predict(head: OutputLayer, embeddings: Embeddings) -> NDArray[np.float64]:
 
 
 def class_weights(labels: NDArray[np.float64], weights: NDArray[np.float64], balance: float) -> NDArray[np.float64]:
-    """Weights [n, criteria] times those of the labels' classes; of mean 1 over the labels, 0 where there is none."""
-    made = np.zeros_like(weights)
-    for place in range(labels.shape[1]):
-        known = ~np.isnan(labels[:, place])
-        if known.any():
-            made[known, place] = weights[known, place] * label_weights(labels[known, place], balance)
-            made[known, place] /= made[known, place].mean()
-    return made
+    """Weights [n, criteria] times those of the labels' classes, with mean 1 over the labels; 0 for missing labels."""
+    balanced = np.zeros_like(weights)
+    for index in range(labels.shape[1]):
+        is_labelled = ~np.isnan(labels[:, index])
+        if is_labelled.any():
+            balanced[is_labelled, index] = weights[is_labelled, index] * label_weights(
+                labels[is_labelled, index], balance
+            )
+            balanced[is_labelled, index] /= balanced[is_labelled, index].mean()
+    return balanced
 
 
 def _solve(
@@ -131,28 +133,30 @@ def _solve_kernel(
     seed: int,
     scratch: Path,
 ) -> tuple[NDArray[np.float64], float]:
-    """Kernel ridge regression on landmarks (Nystroem; Williams and Seeger 2001): exact where all rows are landmarks.
+    """Kernel ridge regression on landmarks (Nystroem; Williams and Seeger 2001).
 
-    Ridge on features whose inner products are the kernel: K(x, landmarks) times the inverse root of the landmarks'
-    own kernel. The features lie on disk.
+    Exact kernel ridge needs the kernel of all pairs of documents: memory that grows with their square, and scoring that
+    compares with every one of them. Nystroem replaces it by ridge regression on K(x, landmarks) times the inverse root
+    of the landmarks' own kernel; inner products of these features approximate the kernel, and equal it if all rows are
+    landmarks. So `fit_ridge` serves here too, with its exact leave-one-out penalty. The features are kept on disk.
     """
     from scipy.linalg import solve_triangular
 
     with torch.inference_mode():
-        own = layer(layer.landmarks * layer.scale + layer.mean).double().numpy()
-        root = _root(own)
-        shape = (len(rows), len(own))
+        landmark_kernel = layer(layer.landmarks * layer.scale + layer.mean).double().numpy()
+        root = _root(landmark_kernel)
+        shape = (len(rows), len(landmark_kernel))
         features = np.memmap(scratch / "features", np.float32, "w+", shape=shape)
         for part in rows.blocks():
-            near = layer(torch.from_numpy(rows[part])).double().numpy()
-            features[part] = solve_triangular(root, near.T, lower=True).T
-    # A column or two are too few to select a penalty on; the kernel's own scale is 1.
+            similarities = layer(torch.from_numpy(rows[part])).double().numpy()
+            features[part] = solve_triangular(root, similarities.T, lower=True).T
+    # Not standardised: that would change the kernel, which already has the scale 1.
     coefficients, bias, _ = fit_ridge(features, labels, weights, seed=seed, standardise=False, alphas=_KERNEL_ALPHAS)
     return solve_triangular(root, coefficients, lower=True, trans="T"), bias
 
 
 def _root(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The lower triangular root of a kernel matrix, which rounding may have made slightly indefinite."""
+    """The Cholesky factor of a kernel matrix, which rounding may have made slightly indefinite."""
     from scipy.linalg import LinAlgError, cholesky
 
     for jitter in _JITTERS:
@@ -162,8 +166,8 @@ def _root(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
             continue
         return root
     raise InputError(
-        f"the embeddings of {len(kernel):,} documents are too much alike for a kernel; set head.kind to linear, or "
-        "give documents that differ"
+        f"the embeddings of {len(kernel):,} documents are too similar for a kernel; set head.kind to linear, or use "
+        "documents that differ more"
     )
 
 
@@ -180,28 +184,28 @@ def _descend(
     random = np.random.default_rng(seed)
     documents = int(owners.max()) + 1
     held = max(1, round(documents * _VALIDATION_SHARE))
-    rank = np.argsort(random.permutation(documents))[owners]  # of an embedding's document, in a random order
+    rank = np.argsort(random.permutation(documents))[owners]  # of each embedding's document in a random order
     validation, training = np.split(np.argsort(rank, kind="stable"), [int((rank < held).sum())])
     validation = np.sort(validation)
-    mean, scale = (torch.from_numpy(of).float() for of in mean_and_scale(embeddings))
+    mean, scale = (torch.from_numpy(array).float() for array in mean_and_scale(embeddings))
     if isinstance(head.layer, MlpLayer):
-        mean, scale = torch.zeros_like(mean), torch.ones_like(scale)  # it standardises itself
+        mean, scale = torch.zeros_like(mean), torch.ones_like(scale)  # its layer standardises
     with torch.no_grad():  # start at the mean label
-        for place, parts in enumerate(head.out.bias.split(head.sizes)):
-            parts.fill_(float(np.nanmean(labels[:, place])) if settings.task == "regression" else 0.0)
+        for index, parts in enumerate(head.out.bias.split(head.sizes)):
+            parts.fill_(float(np.nanmean(labels[:, index])) if settings.task == "regression" else 0.0)
     targets = (torch.from_numpy(labels).float(), torch.from_numpy(weights).float())
 
-    def forward(places: NDArray[np.int64]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        made = head((torch.from_numpy(embeddings[places]) - mean) / scale)
-        return made, head_loss(head, made, targets[0][places], targets[1][places])
+    def forward(indices: NDArray[np.int64]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        logits = head((torch.from_numpy(embeddings[indices]) - mean) / scale)
+        return logits, head_loss(head, logits, targets[0][indices], targets[1][indices])
 
-    def judged() -> dict[str, float]:
-        made, loss = forward(validation)
-        figures = validation_figures(head.scores(made).numpy(), labels[validation], head.criteria)
+    def evaluate() -> dict[str, float]:
+        logits, loss = forward(validation)
+        figures = validation_figures(head.scores(logits).numpy(), labels[validation], head.criteria)
         return {"loss": float(loss), **figures}
 
-    _descend_by(head, training, forward, judged, settings, random)
-    if isinstance(head.layer, nn.Identity):  # the head itself sees embeddings that are not standardised
+    _descend_by(head, training, forward, evaluate, settings, random)
+    if isinstance(head.layer, nn.Identity):  # fold the standardisation into the weights
         with torch.no_grad():
             head.out.weight.div_(scale)
             head.out.bias.sub_(head.out.weight @ mean)
@@ -211,7 +215,7 @@ def _descend_by(
     head: OutputLayer,
     training: NDArray[np.int64],
     forward: Callable[[NDArray[np.int64]], tuple[list[torch.Tensor], torch.Tensor]],
-    judged: Callable[[], dict[str, float]],
+    evaluate: Callable[[], dict[str, float]],
     settings: HeadSettings,
     random: np.random.Generator,
 ) -> None:
@@ -228,19 +232,21 @@ def _descend_by(
             optimizer.zero_grad()
             _, loss = forward(training[start : start + _BATCH])
             loss.backward()
-            norms.append(float(nn.utils.get_total_norm([of.grad for of in head.parameters() if of.grad is not None])))
+            norms.append(
+                float(nn.utils.get_total_norm([param.grad for param in head.parameters() if param.grad is not None]))
+            )
             optimizer.step()
             rates.step()
             losses.append(loss.item())
         head.eval()
         with torch.inference_mode():
-            figures = judged()
+            figures = evaluate()
         row = {"step": rates.last_epoch, "epoch": epoch, "loss": np.mean(losses), "grad_norm": np.mean(norms)}
-        row |= {"learning_rate": rates.get_last_lr()[0]} | {f"eval_{name}": of for name, of in figures.items()}
-        head.history.append({name: float(of) for name, of in row.items() if np.isfinite(of)})
-        now = -figures["loss"] if settings.metric == "loss" else figures[settings.metric]
-        if now > best:
-            best, waited = now, 0
+        row |= {"learning_rate": rates.get_last_lr()[0]} | {f"eval_{name}": value for name, value in figures.items()}
+        head.history.append({name: float(value) for name, value in row.items() if np.isfinite(value)})
+        metric = -figures["loss"] if settings.metric == "loss" else figures[settings.metric]
+        if metric > best:
+            best, waited = metric, 0
             best_state = {name: value.detach().clone() for name, value in head.state_dict().items()}
         elif (waited := waited + 1) > settings.patience:
             break
@@ -251,8 +257,8 @@ def _descend_by(
         )
     if best_state is None:
         raise InputError(
-            f"no epoch gave a {settings.metric} on the documents kept apart: their labels or scores do not vary, or "
-            "the loss is not finite; give more documents, a lower head.learning_rate, or head.metric: loss"
+            f"no epoch could compute {settings.metric} on the held-out documents: their labels or scores do not vary, "
+            "or the loss is not finite; provide more documents, lower head.learning_rate, or set head.metric: loss"
         )
     head.load_state_dict(best_state)
 
@@ -260,28 +266,30 @@ def _descend_by(
 def validation_figures(
     scores: NDArray[np.floating], labels: NDArray[np.floating], criteria: Sequence[Criterion]
 ) -> dict[str, float]:
-    """Spearman, Pearson, MAE and macro-F1 of scores [n, criteria] against labels, nan where there is none.
+    """Spearman, Pearson, MAE and macro-F1 of scores against labels, both [n, criteria]; a label of nan is missing.
 
-    Means over the criteria; of several also each one's, by `<figure>_<criterion>`; nan where a figure is undefined.
+    The means over the criteria, nan if undefined; with several criteria also each one's, as `<figure>_<criterion>`.
     """
     figures: dict[str, float] = {}
-    found: dict[str, list[float]] = {name: [] for name in _FIGURES}
-    for place, criterion in enumerate(criteria):
-        rows = np.column_stack([labels[:, place], scores[:, place]]).astype(np.float64)
+    values: dict[str, list[float]] = {name: [] for name in _FIGURES}
+    for index, criterion in enumerate(criteria):
+        rows = np.column_stack([labels[:, index], scores[:, index]]).astype(np.float64)
         for name, value in _figures_of(rows[np.isfinite(rows).all(axis=1)], criterion):
-            found[name].append(value)
+            values[name].append(value)
             if len(criteria) > 1:
                 figures[f"{name}_{criterion.name}"] = value
-    return figures | {name: float(np.mean(of)) if of else float("nan") for name, of in found.items()}
+    return figures | {name: float(np.mean(each)) if each else float("nan") for name, each in values.items()}
 
 
 def _figures_of(rows: NDArray[np.float64], criterion: Criterion) -> Iterator[tuple[str, float]]:
-    """The figures of documents (label, score) that are defined. Every epoch asks: so none of what else can be told."""
+    """The defined figures of (label, score) rows. Called in every epoch, and so without intervals and other figures."""
     if not len(rows):
         return
     span = np.array(whole_scores(criterion.low, criterion.high), np.float64)
-    whole = integer_scores(rows, criterion.low, criterion.high).astype(np.float64)
-    for statistic, of in ((rank_and_distance, rows), (table_statistic(span), whole)):
-        distinct, counts = np.unique(of, axis=0, return_counts=True)
-        made = statistic(distinct, counts[None].astype(np.float64))
-        yield from ((name, float(made[name][0])) for name in _FIGURES if name in made and np.isfinite(made[name][0]))
+    rounded = integer_scores(rows, criterion.low, criterion.high).astype(np.float64)
+    for statistic, pairs in ((rank_and_distance, rows), (table_statistic(span), rounded)):
+        distinct, counts = np.unique(pairs, axis=0, return_counts=True)
+        results = statistic(distinct, counts[None].astype(np.float64))
+        yield from (
+            (name, float(results[name][0])) for name in _FIGURES if name in results and np.isfinite(results[name][0])
+        )

@@ -39,7 +39,7 @@ def fit_ridge(
     """Fit labels [n] to features [n, width] with document weights [n] of mean 1.
 
     Returns coefficients [width], bias and the chosen penalty. The penalty minimises the exact leave-one-out error of
-    scikit-learn's RidgeCV, which needs no folds and so no random split. RidgeCV keeps a copy of all features in memory:
+    scikit-learn's RidgeCV, which needs no folds and so no random split. RidgeCV needs all features in memory:
     it sees at most 10,000 documents, and its penalty is scaled to the number of all documents. The coefficients are the
     solution of the normal equations over all documents, summed block by block.
     """

@@ -133,7 +133,7 @@ def test_the_weights_of_the_best_epoch_by_the_chosen_metric_are_kept(embeddings,
     assert kept == pytest.approx(head.history[best]["eval_loss"], rel=1e-5)
 
 
-def test_figures_on_the_documents_kept_apart_are_those_of_an_evaluation(labels):
+def test_validation_figures_equal_those_of_an_evaluation(labels):
     random = np.random.default_rng(0)
     both = np.hstack([labels, (labels > 2.5).astype(float)])
     both[random.random(both.shape) < 0.3] = np.nan
@@ -146,17 +146,17 @@ def test_figures_on_the_documents_kept_apart_are_those_of_an_evaluation(labels):
         assert figures[name] == pytest.approx(np.mean(each))
 
 
-def test_figures_that_are_undefined_are_none_of_the_mean():
+def test_undefined_figures_are_left_out_of_the_mean():
     labels = np.array([[1, np.nan], [2, np.nan], [4, np.nan]])
     figures = validation_figures(np.array([[3.0, 1], [3, 1], [3, 1]]), labels, (EDU, ADULT))
     assert np.isnan(figures["spearman"])
     assert figures["mae"] == figures["mae_edu"] == pytest.approx(4 / 3)
 
 
-def test_a_metric_that_no_epoch_gives_is_refused_with_the_way_out(embeddings):
+def test_a_metric_that_no_epoch_can_compute_is_an_error(embeddings):
     labels = np.full((N, 1), np.nan)
     labels[:3] = [[1], [2], [4]]  # none of them among those kept apart
-    with pytest.raises(InputError, match=r"no epoch gave a spearman .* give more documents"):
+    with pytest.raises(InputError, match=r"no epoch could compute spearman .* provide more documents"):
         fitted(embeddings, labels, kind="mlp", size=8, metric="spearman")
 
 
@@ -170,7 +170,7 @@ def test_cut_points_of_an_ordinal_head_ascend(embeddings, labels):
 
 
 @pytest.mark.parametrize("task", ["regression", "classification", "ordinal"])
-def test_a_missing_label_costs_nothing(embeddings, labels, task):
+def test_a_missing_label_adds_no_loss(embeddings, labels, task):
     head = fitted(embeddings, labels, kind="linear", task=task)
     logits = head(torch.from_numpy(embeddings[:]))
     wanted = torch.from_numpy(labels).float()
@@ -181,7 +181,7 @@ def test_a_missing_label_costs_nothing(embeddings, labels, task):
     )
 
 
-def test_class_weights_favour_the_rare_and_leave_out_the_missing():
+def test_class_weights_favour_rare_labels_and_ignore_missing_ones():
     labels = np.array([[1.0], [1.0], [1.0], [4.0], [np.nan]])
     weights = class_weights(labels, np.ones_like(labels), 0.5)[:, 0]
     assert weights[3] / weights[0] == pytest.approx(3**0.5)
