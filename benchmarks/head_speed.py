@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.heads.batching import length_batches, run_in_batches
+from ml_filter.heads.batching import length_batches, run_in_batches, token_ids
 from ml_filter.heads.config import EMBEDDED_ENCODER, HeadSettings, TrainConfig
 from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.encoder import load_encoder
@@ -37,7 +37,6 @@ from ml_filter.heads.kinds import load_head
 from ml_filter.heads.label_table import read_label_table
 from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.model import HeadModel
-from ml_filter.heads.tokens import token_ids
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
 

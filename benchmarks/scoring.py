@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ml_filter.heads.batching import token_ids
 from ml_filter.heads.kinds import Head, load_head
 from ml_filter.heads.kinds.encoder import EncoderHead
 from ml_filter.heads.load import load_model
-from ml_filter.heads.tokens import token_ids
 from ml_filter.scoring.config import ScoreConfig
 
 KINDS = {"matrix products": ("linear", "addmm", "::mm", "bmm"), "attention": ("attention",)}

@@ -43,12 +43,12 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.writer import file_digest
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.batching import usual_ids
 from ml_filter.heads.config import FinetuneConfig
 from ml_filter.heads.encoder import quiet_transformers
 from ml_filter.heads.fitting import validation_figures
 from ml_filter.heads.losses import head_loss
 from ml_filter.heads.model import HeadModel
-from ml_filter.heads.tokens import usual_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset

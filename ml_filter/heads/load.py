@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from ml_filter.criterion import DEFAULT_CRITERION
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.arithmetic import steady_arithmetic
+from ml_filter.heads.batching import set_text_prefix
 from ml_filter.heads.encoder import quiet_transformers
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo
-from ml_filter.heads.tokens import set_text_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

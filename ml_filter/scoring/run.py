@@ -188,9 +188,9 @@ def _distribute(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirect
     elif config.workers > 1:
         score_with(LocalWorkers(job, out, count), shards, out, config.worker_attempts, bar.advance)
     else:
-        engine = load_head(job.head, job.engine_config)
+        head = load_head(job.head, job.engine_config)
         for shard in shards:
-            score_or_fail(job, shard, engine, out, bar.advance)
+            score_or_fail(job, shard, head, out, bar.advance)
 
 
 def _results(out: OutputDirectory, shards: Sequence[InputShard]) -> list[tuple[str, ShardResult]]:

@@ -96,7 +96,7 @@ class DamagedShard(Exception):
 
 
 def score_shard(
-    job: ScoringJob, shard: InputShard, engine: Head, out: OutputDirectory, advance: Callable[[int], None]
+    job: ScoringJob, shard: InputShard, head: Head, out: OutputDirectory, advance: Callable[[int], None]
 ) -> ShardResult:
     """Score one input shard to one output shard, or record why it failed. A finished shard is not scored again.
 
@@ -105,7 +105,7 @@ def score_shard(
 
     Raises:
         InputError: the output cannot be written to.
-        Exception: whatever the engine raises; nothing is written then. Either the shard or a broken device may be the
+        Exception: whatever the head raises; nothing is written then. Either the shard or a broken device may be the
             cause, so the caller decides whether to try again.
     """
     finished = out.finished_shard(shard.name)
@@ -114,7 +114,7 @@ def score_shard(
     try:
         if shard.size == 0 and shard.uri.endswith((".gz", ".zst")):
             raise DamagedShard("truncated, file: it is empty")
-        return _read_score_write(job, shard, engine, out, advance)
+        return _read_score_write(job, shard, head, out, advance)
     except DamagedShard as error:
         return fail_shard(out, shard, str(error))
     except OSError as error:
@@ -122,11 +122,11 @@ def score_shard(
 
 
 def score_or_fail(
-    job: ScoringJob, shard: InputShard, engine: Head, out: OutputDirectory, advance: Callable[[int], None]
+    job: ScoringJob, shard: InputShard, head: Head, out: OutputDirectory, advance: Callable[[int], None]
 ) -> ShardResult:
-    """`score_shard` without a retry: if the engine raises, the shard fails for that reason."""
+    """`score_shard` without a retry: if the head raises, the shard fails for that reason."""
     try:
-        return score_shard(job, shard, engine, out, advance)
+        return score_shard(job, shard, head, out, advance)
     except MlFilterError:
         raise
     except torch.AcceleratorError as error:
@@ -152,14 +152,14 @@ def describe_error(error: BaseException) -> str:
 
 
 def _read_score_write(
-    job: ScoringJob, shard: InputShard, engine: Head, out: OutputDirectory, advance: Callable[[int], None]
+    job: ScoringJob, shard: InputShard, head: Head, out: OutputDirectory, advance: Callable[[int], None]
 ) -> ShardResult:
     started = time.monotonic()
     state = shard_state(shard)
     counts: Counter[str] = Counter(read=0)
     with out.new_shard(shard.name) as writer, out.new_rejects(shard.name) as rejects:
         for table in _large_tables(_read(shard, job.source, rejects)):
-            scored, scored_counts = add_scores(table, engine)
+            scored, scored_counts = add_scores(table, head)
             writer.write(scored)
             counts.update({"read": table.num_rows, **scored_counts})
             advance(table.num_rows)
@@ -182,7 +182,7 @@ def _read(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Itera
 
 
 def _large_tables(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Join small tables, so that the engine can fill batches with texts of similar length; bounded in memory."""
+    """Join small tables, so that the head can fill batches with texts of similar length; bounded in memory."""
     pending: list[pa.Table] = []
     for table in tables:
         pending.append(table)
@@ -193,11 +193,11 @@ def _large_tables(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield concat_tables(pending)
 
 
-def add_scores(table: pa.Table, engine: Head) -> tuple[pa.Table, dict[str, int]]:
-    """The table with its score columns, and what to count: documents scored and failed, and the engine's own counts."""
-    criteria = engine.info.criteria
+def add_scores(table: pa.Table, head: Head) -> tuple[pa.Table, dict[str, int]]:
+    """The table with its score columns, and what to count: documents scored and failed, and the head's own counts."""
+    criteria = head.info.criteria
     strata = {name: table[name].to_pylist() for name in ("language", "source") if name in table.column_names}
-    result = engine.score_with_details(table["text"].to_pylist(), strata)
+    result = head.score_with_details(table["text"].to_pylist(), strata)
     scores = result.scores.astype(np.float64)
     failed = ~np.isfinite(scores).all(axis=1)
     columns: dict[str, pa.Array] = {}

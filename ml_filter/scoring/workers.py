@@ -42,7 +42,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 class Event:
     """What happened to a worker.
 
-    - ready    its engine is loaded
+    - ready    its head is loaded
     - rows     it scored `rows` more documents of its shard
     - done     its shard is committed; `rows` were not reported before
     - died     it is gone; `reason` says why
@@ -57,7 +57,7 @@ class Event:
 
 
 class ShardWorker:
-    """Runs in a worker's process: holds an engine and the output directory."""
+    """Runs in a worker's process: holds a head and the output directory."""
 
     def __init__(self, worker: int, job: ScoringJob, part: str | None, threads: int) -> None:
         self.worker, self.job, self.threads = worker, job, threads
@@ -65,13 +65,13 @@ class ShardWorker:
         self.out = job.directory(f"{part}/{name}" if part else name, is_helper=True)
 
     def load(self) -> Event:
-        """Load the engine."""
+        """Load the head."""
         import torch
 
         configure_logging(level="WARNING")
         torch.set_num_threads(self.threads)
         try:
-            self.engine = load_head(self.job.head, self._config())
+            self.head = load_head(self.job.head, self._config())
         except MlFilterError as error:
             return Event(self.worker, "refused", error=error)
         except Exception as error:
@@ -91,7 +91,7 @@ class ShardWorker:
         return config
 
     def score(self, shard: InputShard, report: Callable[[Event], None] | None = None) -> Event:
-        """Score a shard. If the engine raises, this worker ends, because its device may be unusable."""
+        """Score a shard. If the head raises, this worker ends, because its device may be unusable."""
         reported = 0
 
         def advance(rows: int) -> None:
@@ -101,7 +101,7 @@ class ShardWorker:
                 report(Event(self.worker, "rows", rows))
 
         try:
-            result = score_shard(self.job, shard, self.engine, self.out, advance)
+            result = score_shard(self.job, shard, self.head, self.out, advance)
         except MlFilterError as error:
             return Event(self.worker, "refused", error=error)
         except Exception as error:

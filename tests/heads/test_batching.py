@@ -6,10 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_filter.heads.batching import combine_windows, length_batches, run_in_batches, split_windows
+from ml_filter.heads.batching import (
+    combine_windows,
+    length_batches,
+    run_in_batches,
+    set_text_prefix,
+    split_windows,
+    token_ids,
+)
 from ml_filter.heads.config import EMBEDDED_ENCODER
 from ml_filter.heads.encoder import load_encoder
-from ml_filter.heads.tokens import set_text_prefix, token_ids
 
 
 @pytest.fixture(scope="module")

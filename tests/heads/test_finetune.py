@@ -16,13 +16,12 @@ from scipy.stats import spearmanr
 from transformers import BertConfig, BertForSequenceClassification
 
 from ml_filter.errors import ConfigError, InputError
-from ml_filter.heads.batching import run_in_batches
+from ml_filter.heads.batching import run_in_batches, set_text_prefix
 from ml_filter.heads.config import EMBEDDED_ENCODER, FinetuneConfig
 from ml_filter.heads.encoder import load_encoder
 from ml_filter.heads.finetune import finetune
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo
 from ml_filter.heads.model import HeadConfig, HeadModel
-from ml_filter.heads.tokens import set_text_prefix
 from tests.small import small_bert
 
 GOOD, BAD = ["theorem", "proof", "energy", "cell"], ["cheap", "click", "win", "sale"]

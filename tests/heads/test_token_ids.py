@@ -10,9 +10,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from ml_filter.heads.batching import _can_cut, prefix_tokens, set_text_prefix, token_ids, usual_ids
 from ml_filter.heads.config import EMBEDDED_ENCODER
 from ml_filter.heads.encoder import load_encoder
-from ml_filter.heads.tokens import _can_cut, prefix_tokens, set_text_prefix, token_ids, usual_ids
 
 WORDS = ["Water", "boils", "größer", "Вода", "кључа", "水が沸く", "الماء", "पानी", "don't", "3.14", "ﬁn", "😀"]
 

@@ -13,7 +13,14 @@ from loguru import logger
 from torch import nn
 
 from ml_filter.errors import ConfigError
-from ml_filter.heads.batching import combine_windows, run_in_batches, split_windows
+from ml_filter.heads.batching import (
+    combine_windows,
+    prefix_tokens,
+    run_in_batches,
+    set_text_prefix,
+    split_windows,
+    usual_ids,
+)
 from ml_filter.heads.config import EngineConfig
 from ml_filter.heads.device import choose_device, choose_dtype, usual_batch_tokens
 from ml_filter.heads.embeddings import Embeddings, EmbeddingStore
@@ -24,7 +31,6 @@ from ml_filter.heads.kinds.base import Head, Trainer
 from ml_filter.heads.load import load_model
 from ml_filter.heads.model import HeadModel, OutputLayer, chosen_layers
 from ml_filter.heads.openvino import OpenVinoModel
-from ml_filter.heads.tokens import prefix_tokens, set_text_prefix, usual_ids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,11 +13,11 @@ from scipy.stats import spearmanr
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError
+from ml_filter.heads.batching import set_text_prefix
 from ml_filter.heads.config import FinetuneConfig, HeadSettings, TrainConfig
 from ml_filter.heads.info import read_info
 from ml_filter.heads.kinds import create_trainer, load_head
 from ml_filter.heads.kinds.base import FOLDS, fold_numbers
-from ml_filter.heads.tokens import set_text_prefix
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
 
