@@ -9,8 +9,8 @@ A configuration is built from its defaults, the YAML file of --config, --set and
 before. It is read from the section of the file that is named like the parameter; the first configuration may also be
 the whole file.
 
-CliApp of pydantic-settings does not do. It is built on argparse: it lists every nested setting for
-every command at each start, has no panels or examples, and cannot take a file that is named on the command line.
+CliApp of pydantic-settings is no substitute: it is built on argparse, lists every nested setting, has no panels or
+examples, and cannot read a file that is named on the command line.
 """
 
 from __future__ import annotations
