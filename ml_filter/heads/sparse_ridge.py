@@ -37,27 +37,27 @@ def fit_sparse_ridge(
 ) -> SparseRidge:
     """Ridge regression of labels [n] on TF-IDF of hashed features [n, features] under document weights [n].
 
-    Documents of weight 0 play no part, whatever their label: there is no need to copy the others out. The penalty is
-    chosen, for the best correlation, on documents kept apart (five folds; one fifth of more than 10,000 documents).
-    As most features of a document are new to the regression, its scores lie too close together; those on the
-    documents kept apart say by how much, and the scores are stretched so that they fit the labels.
+    Documents of weight 0 are ignored, whatever their label, so that folds need no copies of the features. The penalty
+    is the one with the best correlation on held-out documents (five folds; one of them above 10,000 documents). Most
+    features of an unseen document are new to the regression, so that its scores are too close together: they are
+    stretched by the slope of the labels on the held-out scores.
 
     All penalties are solved at once by 40 steps of the Lanczos method on the documents' inner products (Golub and Van
-    Loan 2013, section 10.1), which is exact for up to 40 documents and was within 0.0003 of exact scores after 20 steps
-    on 1,000. A step is two passes over the features and needs 4 bytes of memory a document.
+    Loan 2013, section 10.1). This is exact for up to 40 documents; on 1,000, scores were within 0.0003 of the exact
+    ones after 20 steps. A step is two passes over the features and needs 4 bytes of memory per document.
     """
     used = np.flatnonzero(weights > 0)
     order = np.random.default_rng(seed).permutation(len(used))
     fold = np.full(len(weights), -1)
     fold[used[order]] = np.arange(len(used)) % FOLDS
-    apart = np.zeros((len(weights), len(ALPHAS)))
+    held_out_scores = np.zeros((len(weights), len(ALPHAS)))
     for number in range(FOLDS if len(used) <= ONE_FOLD_ABOVE else 1):
         held = np.flatnonzero(fold == number)
-        apart[held] = _Krylov(features, labels, np.where(fold == number, 0.0, weights), held).scores()
+        held_out_scores[held] = _Krylov(features, labels, np.where(fold == number, 0.0, weights), held).scores()
     held = np.flatnonzero((fold >= 0) & (fold < number + 1))
     mean = np.average(labels[held], weights=weights[held])
-    centres = np.average(apart[held], axis=0, weights=weights[held])
-    deviations = apart[held] - centres
+    centres = np.average(held_out_scores[held], axis=0, weights=weights[held])
+    deviations = held_out_scores[held] - centres
     covariance = ((labels[held] - mean) * weights[held]) @ deviations
     variance = np.maximum(weights[held] @ deviations**2, 1e-30)
     best = int(np.argmax(covariance / np.sqrt(variance)))
@@ -112,7 +112,7 @@ class _Krylov:
             held_scores[steps] = moved[held]
             vector = self.roots * moved
             diagonal[steps] = vector @ self.basis[steps]
-            for _ in range(2):  # the second time takes away what rounding left
+            for _ in range(2):  # twice, as rounding leaves a part of the earlier vectors
                 vector = vector - (self.basis @ vector.astype(np.float32)) @ self.basis
             steps += 1
         self.held_scores = held_scores[:steps]
@@ -123,32 +123,32 @@ class _Krylov:
         """Each alpha's a as parts [steps, alphas] of the basis."""
 
     def scores(self) -> NDArray[np.float64]:
-        """Scores [held, alphas] of the documents kept apart."""
-        made: NDArray[np.float64] = self.mean + self.held_scores.T @ self.parts
-        return made
+        """Scores [held, alphas] of the held-out documents."""
+        scores: NDArray[np.float64] = self.mean + self.held_scores.T @ self.parts
+        return scores
 
-    def solution(self, place: int) -> tuple[NDArray[np.float32], float]:
-        """Coefficients and bias with the alpha at `place`."""
-        parts = self.parts[:, place].astype(np.float32)
+    def solution(self, index: int) -> tuple[NDArray[np.float32], float]:
+        """Coefficients and bias for the alpha at `index`."""
+        parts = self.parts[:, index].astype(np.float32)
         coefficients = self._coefficients(parts @ self.basis[: len(parts)])
         return coefficients, self.mean - float(self.shares @ self._scores(coefficients))
 
     def _coefficients(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Z'vector, times idf once more."""
+        """Z' @ vector, multiplied by idf once more so that raw features can be used."""
         sums = self.roots * vector
         sums -= self.shares * sums.sum()
-        made: NDArray[np.float32] = self.transposed @ (sums / self.lengths).astype(np.float32)
-        made *= self.squares
-        return made
+        coefficients: NDArray[np.float32] = self.transposed @ (sums / self.lengths).astype(np.float32)
+        coefficients *= self.squares
+        return coefficients
 
     def _scores(self, coefficients: NDArray[np.float32]) -> NDArray[np.float64]:
         """Scores [n] of all documents, without bias."""
-        made: NDArray[np.float64] = (self.features @ coefficients).astype(np.float64) / self.lengths
-        return made
+        scores: NDArray[np.float64] = (self.features @ coefficients).astype(np.float64) / self.lengths
+        return scores
 
 
 def _inverse_frequencies(features: csr_matrix, used: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """ln((1 + n) / (1 + documents with the feature)) + 1, as scikit-learn has it; 0 for features of no document."""
+    """ln((1 + n) / (1 + documents with the feature)) + 1, as in scikit-learn; 0 for features of no document."""
     frequencies = np.zeros(features.shape[1])
     for start in range(0, features.shape[0], _BLOCK_ROWS):
         block = features[start : start + _BLOCK_ROWS][used[start : start + _BLOCK_ROWS]]
