@@ -1,10 +1,10 @@
 """Static embeddings: a vector for each token of an encoder's vocabulary, with a linear head on a text's mean vectors.
 
-The recipe is model2vec's (Tulkens and van Dongen 2024): each token goes through the encoder once, alone, principal
-components shorten what comes out, and from then on a text costs its tokenizing. Two changes rank better: several
-layers of the encoder are read, and two means stand side by side, one over all tokens of a text, and one in which each
-different token counts 1 + ln(times it occurs), in place of weights by frequency. Trained on 1,000 documents, this ranks
-the gold with a Spearman of 0.70 with humans and 0.79 with the LLM; model2vec's own distillation reached 0.61 and 0.72.
+The recipe is model2vec's (Tulkens and van Dongen 2024): each token goes through the encoder once, alone, and principal
+components shorten the result. From then on a text costs only its tokenisation. Two changes rank better: several layers
+of the encoder are used, and a text has two means instead of one weighted by frequency: one over all its tokens, and one
+over its distinct tokens with weights of 1 + ln(occurrences). Trained on 1,000 documents, this ranks the gold with a
+Spearman of 0.70 with humans and 0.79 with the LLM; model2vec's own distillation reached 0.61 and 0.72.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _COMPONENTS_FROM = 8192
 
 
 class StaticSettings(BaseModel, frozen=True, extra="forbid"):
-    """What token vectors are made of, and what of a text is read."""
+    """Where token vectors come from, and how much of a text is read."""
 
     layers: Annotated[Layers, Field(description="hidden states of the encoder, as TrainConfig.layers")] = "all"
     width: Annotated[int, Field(ge=1, description="principal components kept, at most")] = 256
@@ -50,9 +50,9 @@ class StaticSettings(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class StaticModel:
-    """Token vectors `table` [tokens, width] and linear heads on two means of them, one a criterion.
+    """Token vectors `table` [tokens, width] and a linear head per criterion on two means of them.
 
-    `weights` is [criteria, 2 * width] and `bias` [criteria], float32; none as long as nothing is fitted.
+    `weights` is [criteria, 2 * width] and `bias` is [criteria], float32; before `fit`, criteria is 0.
     """
 
     settings: StaticSettings
@@ -63,7 +63,7 @@ class StaticModel:
 
     @property
     def width(self) -> int:
-        """Numbers an embedding has."""
+        """Length of an embedding."""
         return 2 * int(self.table.shape[1])
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -89,7 +89,7 @@ class StaticModel:
     def fit(
         self, embeddings: Embeddings, labels: NDArray[np.float64], weights: NDArray[np.float64], *, seed: int
     ) -> StaticModel:
-        """This model with ridge regressions of labels [n, criteria] under weights [n, criteria]; nan: no label."""
+        """This model with ridge regressions of labels [n, criteria], weighted by [n, criteria]; nan is missing."""
         heads = []
         for of, weight in zip(labels.T, weights.T, strict=True):
             known = np.flatnonzero(~np.isnan(of) & (weight > 0))
@@ -123,14 +123,14 @@ class StaticModel:
         """The model of a head's directory.
 
         Raises:
-            InputError: the directory holds none, or its files do not fit each other.
+            InputError: a file is missing or damaged, or the sizes in the files do not match.
         """
         settings, arrays = read_weights(Path(directory), "static", StaticSettings, ("table", "weights", "bias"))
         path = Path(directory) / TOKENIZER_NAME
         try:
             tokenizer = _plain_tokenizer(path.read_text(encoding="utf-8"))
         except Exception as error:  # the tokenizers library raises nothing narrower
-            raise InputError(f"{path} is no tokenizer: {error}") from error
+            raise InputError(f"{path} is not a tokenizer: {error}") from error
         model = cls(settings, tokenizer, arrays["table"].astype(np.float32), arrays["weights"], arrays["bias"])
         largest = max(tokenizer.get_vocab().values())
         if model.weights.shape != (len(model.bias), model.width) or largest >= len(model.table):
@@ -139,10 +139,10 @@ class StaticModel:
 
 
 def open_static(encoder: Encoder, settings: StaticSettings, cache: Path) -> StaticModel:
-    """The token vectors of an encoder, distilled once and kept in `cache`.
+    """The token vectors of an encoder; distilled once, then read from `cache`.
 
     Raises:
-        ConfigError: the encoder's tokenizer is not of the `tokenizers` library.
+        ConfigError: the encoder has no fast tokenizer.
     """
     digest = digest_of([weights_digest(encoder), encoder.pooling, settings.model_dump()])
     kept = cache / f"static-{digest[:32]}"
@@ -153,7 +153,7 @@ def open_static(encoder: Encoder, settings: StaticSettings, cache: Path) -> Stat
             made.mkdir()
             said = distill(encoder, settings).save(made)
             (made / CONFIG_NAME).write_text(json.dumps({"static": said}))
-            with contextlib.suppress(OSError):  # another process was faster, with the same result
+            with contextlib.suppress(OSError):  # another process was faster; its result is the same
                 made.rename(kept)
     return StaticModel.load(kept)
 
@@ -161,11 +161,11 @@ def open_static(encoder: Encoder, settings: StaticSettings, cache: Path) -> Stat
 def distill(encoder: Encoder, settings: StaticSettings) -> StaticModel:
     """Token vectors of an encoder: each token between its special tokens, alone, pooled and shortened.
 
-    The principal components are those of at most 8,192 tokens, drawn evenly. Vectors are rounded to float16, as they
-    are kept on disk.
+    The principal components are those of at most 8,192 evenly spaced tokens. Vectors are rounded to float16, in which
+    they are saved.
 
     Raises:
-        ConfigError: the encoder's tokenizer is not of the `tokenizers` library.
+        ConfigError: the encoder has no fast tokenizer.
     """
     import torch
 
@@ -202,7 +202,7 @@ def distill(encoder: Encoder, settings: StaticSettings) -> StaticModel:
         components = vectors[:, ::-1][:, : settings.width]
         table = np.concatenate([(block - mean) @ components for block in states(np.arange(count), bar)])
     table /= table.std()  # an encoder's states can be too large for float16
-    unknown = max(0, max(tokenizer.get_vocab().values()) + 1 - count)  # tokens that the encoder has no embedding of
+    unknown = max(0, max(tokenizer.get_vocab().values()) + 1 - count)  # tokens without an embedding in the encoder
     table = np.vstack([table, np.zeros((unknown, table.shape[1]))])
     return StaticModel(
         settings,
@@ -214,14 +214,14 @@ def distill(encoder: Encoder, settings: StaticSettings) -> StaticModel:
 
 
 def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that a tokenizer puts before and after a text."""
+    """The ids that a tokenizer adds before and after a text."""
     found = tokenizer.encode("a")
     inside = [place for place, special in enumerate(found.special_tokens_mask) if not special]
     return found.ids[: inside[0]], found.ids[inside[-1] + 1 :]
 
 
 def _plain_tokenizer(saved: str) -> Tokenizer:
-    """A tokenizer that neither cuts nor pads."""
+    """A tokenizer without truncation and padding."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(saved)
