@@ -130,8 +130,8 @@ def test_an_encoder_without_a_fast_tokenizer_is_refused(encoder):
     ("spoil", "said"),
     [
         (lambda at: (at / "model.safetensors").unlink(), "is not a complete static head"),
-        (lambda at: (at / "tokenizer.json").write_text("{"), "no tokenizer"),
-        (lambda at: (at / "tokenizer.json").unlink(), "no tokenizer"),
+        (lambda at: (at / "tokenizer.json").write_text("{"), "not a tokenizer"),
+        (lambda at: (at / "tokenizer.json").unlink(), "not a tokenizer"),
         (lambda at: (at / "config.json").write_text("{}"), "is not a complete static head"),
     ],
 )
