@@ -45,16 +45,16 @@ Places, Numbers = NDArray[np.int64], NDArray[np.float64]
 FOLDS, INNER_FOLDS, RESAMPLES = 10, 5, 2000
 CRITERION = CalibratedCriterion(name="educational_value", low=0, high=5, threshold=3)
 HEADS = {
-    "hashing": TrainConfig(engine="hashing"),
-    "static": TrainConfig(engine="static"),
-    "encoder, linear, last layer": TrainConfig(layers=1, head=HeadSettings(kind="linear")),
-    "encoder, linear": TrainConfig(head=HeadSettings(kind="linear")),
+    "hashing": TrainConfig(kind="hashing"),
+    "static": TrainConfig(kind="static"),
+    "encoder, linear, last layer": TrainConfig(layers=1, head=HeadSettings(model="linear")),
+    "encoder, linear": TrainConfig(head=HeadSettings(model="linear")),
     "encoder, kernel, all layers": TrainConfig(layers="all"),
     "encoder, kernel, balance 0": TrainConfig(head=HeadSettings(balance=0)),
     "encoder, kernel (default)": TrainConfig(),
-    "encoder, mlp": TrainConfig(head=HeadSettings(kind="mlp", size=256)),
-    "encoder, ordinal": TrainConfig(head=HeadSettings(kind="linear", task="ordinal")),
-    "stack": TrainConfig(engine="stack"),
+    "encoder, mlp": TrainConfig(head=HeadSettings(model="mlp", size=256)),
+    "encoder, ordinal": TrainConfig(head=HeadSettings(model="linear", task="ordinal")),
+    "stack": TrainConfig(kind="stack"),
 }
 CHOSEN = "encoder, kernel, chosen in the fold"
 CHOICES = [

@@ -44,7 +44,7 @@ RATE, FURTHER, RESAMPLES = 1e-3, (40, 80, 160), 2000
 LABEL = "llama3_70b_score"
 HEADS = {
     "linear, last layer, balance 0": TrainConfig(
-        label_column=LABEL, layers=1, head=HeadSettings(kind="linear", balance=0)
+        label_column=LABEL, layers=1, head=HeadSettings(model="linear", balance=0)
     ),
     "default": TrainConfig(label_column=LABEL),
 }

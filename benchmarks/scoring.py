@@ -10,7 +10,7 @@ plain float32 loop of the same head, and the share of decisions at the threshold
 
     for k in 0 1 2 3 4; do awk -v k=$k 'NR % 5 == k' ../shared/data/*.jsonl > part-$k.jsonl; done
     ml-filter train LABELS --config last.yaml --output reference    # layers: 1, head: { kind: linear }
-    ml-filter train LABELS --output head                            # and: --engine hashing, --engine static
+    ml-filter train LABELS --output head                            # and: --kind hashing, --kind static
     ml-filter cascade head part-[1234].jsonl --first-stage static --output cascade-0    # and so on
     python benchmarks/scoring.py reference head part-*.jsonl --cascades cascade-* --also hashing static
 """

@@ -76,7 +76,7 @@ def test_all_annotators_are_recorded():
 
 
 def test_the_record_of_a_head_has_its_figures_settings_digests_and_curves(tmp_path, labelled):
-    config = TrainConfig(engine="hashing", label_column="label")
+    config = TrainConfig(kind="hashing", label_column="label")
     head = train_head(SourceConfig(paths=[str(labelled)]), config, tmp_path / "head")
     head.training.history = [{"step": 10, "epoch": 1.0, "loss": 0.5}]
     record = record_run([], head)
@@ -86,7 +86,7 @@ def test_the_record_of_a_head_has_its_figures_settings_digests_and_curves(tmp_pa
     expected = {
         "head_digest": head.digest,
         "labels_digest": head.training.parents[0].digest,
-        "train_engine": "hashing",
+        "train_kind": "hashing",
         "train_head.balance": 0.5,
     }
     assert record.parameters.items() >= expected.items()

@@ -18,7 +18,7 @@ from ml_filter.heads.config import SearchConfig, TrainConfig
     "ml-filter train runs/scores --output runs/head",
     "ml-filter train labelled.jsonl --label-column llama3_70b_score --encoder intfloat/multilingual-e5-small "
     "--output runs/head",
-    "ml-filter train labelled.jsonl --set head.kind=mlp --set head.epochs=20 --output runs/head",
+    "ml-filter train labelled.jsonl --set head.model=mlp --set head.epochs=20 --output runs/head",
 )
 def train(labels: Labels, output: Output, train: TrainConfig, documents: Documents = None) -> None:
     """Train a head on labels and evaluate it on held-out documents."""
@@ -29,8 +29,7 @@ def train(labels: Labels, output: Output, train: TrainConfig, documents: Documen
 
 @command(
     "ml-filter search labelled.jsonl --label-column llama3_70b_score --trials 60 --output runs/search",
-    "ml-filter search runs/scores --metric macro_f1_at_threshold --engine encoder --engine hashing "
-    "--output runs/search",
+    "ml-filter search runs/scores --metric macro_f1_at_threshold --kind encoder --kind hashing --output runs/search",
     "ml-filter train labelled.jsonl --config runs/search/best.yaml --output runs/head",
 )
 def search(
@@ -45,8 +44,8 @@ def search(
     """
     from ml_filter.heads.search import search_head
 
-    if search.train.engine not in search.space.engine:
-        train = search.train.model_copy(update={"engine": search.space.engine[0]})
+    if search.train.kind not in search.space.kind:
+        train = search.train.model_copy(update={"kind": search.space.kind[0]})
         search = search.model_copy(update={"train": train})
     show_search(*search_head(labels, search, output, documents))
 

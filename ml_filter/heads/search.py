@@ -31,7 +31,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, digest_of
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import InputError
-from ml_filter.heads.config import HeadEngine, SearchConfig, TrainConfig
+from ml_filter.heads.config import HeadKind, SearchConfig, TrainConfig
 from ml_filter.heads.cross_validation import CrossValidation
 from ml_filter.heads.kinds import Trainer, create_trainer
 from ml_filter.heads.kinds.stack import MEMBERS, StackTrainer
@@ -52,8 +52,8 @@ STUDY_NAME = "study.jsonl"
 _SHARD = "trials"
 _RESULT, _FIGURES = "result", "figures"
 """Attributes of a trial in the study: the `Trial`, and its figure with all resamples."""
-_SINGLE: tuple[HeadEngine, ...] = ("encoder", "hashing", "static")
-_HEAD_SETTINGS = ("kind", "balance", "learning_rate", "weight_decay")
+_SINGLE: tuple[HeadKind, ...] = ("encoder", "hashing", "static")
+_HEAD_SETTINGS = ("model", "balance", "learning_rate", "weight_decay")
 
 
 def search_head(
@@ -136,51 +136,49 @@ def _write(search: Search, config: SearchConfig, out: OutputDirectory) -> Manife
 
 def choose_settings(choose: Callable[[str], Any]) -> dict[str, Any]:
     """The settings that affect a head, by the names of `SearchSpace`; `choose` is called for those that are needed."""
-    settings = {"engine": choose("engine")}
-    if settings["engine"] in ("encoder", "stack"):
-        settings |= {"layers": choose("layers"), "kind": choose("kind")}
-        if settings["kind"] == "kernel":
+    settings = {"kind": choose("kind")}
+    if settings["kind"] in ("encoder", "stack"):
+        settings |= {"layers": choose("layers"), "model": choose("model")}
+        if settings["model"] == "kernel":
             settings["landmarks"] = choose("landmarks")
         else:
             settings["task"] = choose("task")
-        if settings["kind"] == "mlp":
+        if settings["model"] == "mlp":
             settings["width"] = choose("width")
-        if settings["kind"] == "mlp" or settings.get("task", "regression") != "regression":
+        if settings["model"] == "mlp" or settings.get("task", "regression") != "regression":
             settings |= {"learning_rate": choose("learning_rate"), "weight_decay": choose("weight_decay")}
     return {**settings, "balance": choose("balance")}
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """The settings of a configuration, as `choose_settings` returns those of a trial."""
-    values = {"engine": config.engine, "layers": config.layers, **config.head.model_dump()}
+    values = {"kind": config.kind, "layers": config.layers, **config.head.model_dump()}
     return choose_settings(lambda name: values["size" if name in ("landmarks", "width") else name])
 
 
 def config_of(base: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     """The configuration with a trial's settings instead of its own."""
     head = base.head.model_dump() | {name: settings[name] for name in _HEAD_SETTINGS if name in settings}
-    if "kind" in settings:
+    if "model" in settings:
         head["task"] = settings.get("task", "regression")
         head["size"] = settings.get("landmarks", settings.get("width", head["size"]))
     layers = settings.get("layers", base.layers)
-    return TrainConfig.model_validate(
-        base.model_dump() | {"engine": settings["engine"], "layers": layers, "head": head}
-    )
+    return TrainConfig.model_validate(base.model_dump() | {"kind": settings["kind"], "layers": layers, "head": head})
 
 
 class _Members:
-    """A member for each engine in the space, with the layers of the trial that uses most."""
+    """A member for each kind in the space, with the layers of the trial that uses most."""
 
     def __init__(self, config: SearchConfig, criteria: Sequence[Criterion], stack: ExitStack) -> None:
-        engines = {config.train.engine, *config.space.engine}
+        kinds = {config.train.kind, *config.space.kind}
         layers = {config.train.layers, *config.space.layers}
         widest = config.train.model_copy(update={"layers": layers.pop() if len(layers) == 1 else "all"})
-        self._members: dict[HeadEngine, Trainer] = {
-            engine: stack.enter_context(
-                create_trainer(widest.model_copy(update={"engine": engine}), criteria, Settings().embedding_dir)
+        self._members: dict[HeadKind, Trainer] = {
+            kind: stack.enter_context(
+                create_trainer(widest.model_copy(update={"kind": kind}), criteria, Settings().embedding_dir)
             )
-            for engine in _SINGLE
-            if engine in engines or ("stack" in engines and engine in MEMBERS)
+            for kind in _SINGLE
+            if kind in kinds or ("stack" in kinds and kind in MEMBERS)
         }
 
     def add(self, texts: Sequence[str]) -> None:
@@ -190,9 +188,9 @@ class _Members:
 
     def with_settings(self, config: TrainConfig) -> Trainer:
         """The member of a configuration, with all documents."""
-        if config.engine == "stack":
-            return StackTrainer(config, [self._members[engine] for engine in MEMBERS]).with_settings(config)
-        return self._members[config.engine].with_settings(config)
+        if config.kind == "stack":
+            return StackTrainer(config, [self._members[kind] for kind in MEMBERS]).with_settings(config)
+        return self._members[config.kind].with_settings(config)
 
 
 # --- Trials ----------------------------------------------------------------------------------------------------------

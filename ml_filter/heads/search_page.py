@@ -10,25 +10,25 @@ from ml_filter.rendering.plots import interval_plot, setting_panels, trial_serie
 from ml_filter.statistics.metrics import PAIR_FIGURES
 
 _LOGARITHMIC = ("learning_rate", "weight_decay")
-_KIND_SETTINGS = ("engine", "kind", "task")
+_KIND_SETTINGS = ("kind", "model", "task")
 
 
 def search_plots(search: Search) -> dict[str, str]:
     """SVG texts by name: `trials`, `kinds` (the best trial of each kind of head), and `settings` if any vary."""
     title = PAIR_FIGURES[search.metric]
     rated = [trial for trial in search.trials if trial.value is not None]
-    by_engine = defaultdict(list)
+    trials_by_kind = defaultdict(list)
     by_kind = defaultdict(list)
     by_setting = defaultdict(list)
     for trial in rated:
-        by_engine[str(trial.settings["engine"])].append((trial.number, *_interval(trial)))
+        trials_by_kind[str(trial.settings["kind"])].append((trial.number, *_interval(trial)))
         by_kind[_kind_of_head(trial)].append(trial)
         for name, value in trial.settings.items():
             by_setting[name].append((value, _value(trial)))
     best_of_kind = [(f"{kind} (n={len(trials)})", max(trials, key=_value)) for kind, trials in by_kind.items()]
     best_of_kind.sort(key=lambda named: -_value(named[1]))
     plots = {
-        "trials": trial_series(by_engine, ylabel=title),
+        "trials": trial_series(trials_by_kind, ylabel=title),
         "kinds": interval_plot(
             [(name, *_interval(trial)) for name, trial in best_of_kind],
             xlabel=f"{title}, the best trial of each",

@@ -87,7 +87,7 @@ def train_head(
 
     Args:
         labels: documents with label columns, or a directory of aggregated scores.
-        config: engine, encoder, head, label columns, share of test documents, seed.
+        config: kind, encoder, output layer, label columns, share of test documents, seed.
         output: the head's directory: safetensors, config, tokenizer, training.json.
         documents: the documents of aggregated scores (default: those that were annotated).
 
@@ -157,7 +157,7 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
         ]
         trainer.fit(train, labels, weights)
         info = HeadInfo(
-            engine=config.engine,
+            engine=config.kind,
             criteria=criteria,
             profile=_profile(criteria, crossed, table, train),
             provenance={
@@ -168,7 +168,7 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
         )
         result = TrainingResult(
             config_digest=digest,
-            engine=config.engine,
+            engine=config.kind,
             documents=len(table.labels),
             unlabelled=data.unlabelled,
             train_documents=len(train),

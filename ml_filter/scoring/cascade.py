@@ -146,7 +146,7 @@ def _build(
     labels = SourceConfig(paths=[scored.root])
     threshold = criterion.threshold if config.threshold is None else config.threshold
     train = TrainConfig(
-        engine=config.first_stage,
+        kind=config.first_stage,
         label_column="score",
         score_range=criterion.bounds,
         threshold=threshold,
@@ -304,7 +304,7 @@ def _score_held_out(
 
     Near duplicates fall into the same part, so that the test documents are new to the model and to the bounds.
     """
-    engine = load_head(first_stage, ScoreConfig())
+    model = load_head(first_stage, ScoreConfig())
     tables: list[pa.Table] = []
     test_keys: list[int] = []
     bounds_keys: list[int] = []
@@ -315,7 +315,7 @@ def _score_held_out(
             test_keys += [sampling_key(group, train.seed, "test") for group in chunk.groups]
             bounds_keys += [sampling_key(group, config.seed, "bounds") for group in chunk.groups]
             columns = {
-                "first_stage": engine.score(chunk.texts)[:, 0].astype(np.float64),
+                "first_stage": model.score(chunk.texts)[:, 0].astype(np.float64),
                 "encoder": chunk.labels[:, 0].astype(np.float64),
                 "script": [script_of(text) for text in chunk.texts],
                 "length": [len(text) for text in chunk.texts],

@@ -194,7 +194,7 @@ def test_heads_are_compared_only_on_documents_that_neither_was_trained_on(tmp_pa
     gold.write_text("".join(f"{row}\n" for row in rows[30:]))
     labelled.write_text("".join(f"{row}\n" for row in rows[:30]))
     known, new = (SourceConfig(paths=[str(path)]) for path in (labelled, gold))
-    config = TrainConfig(engine="hashing", label_column="label", test_share=0.3)
+    config = TrainConfig(kind="hashing", label_column="label", test_share=0.3)
     head = train_head(known, config, tmp_path / "head")
     other = train_head(known, config.model_copy(update={"seed": 1}), tmp_path / "other")
 

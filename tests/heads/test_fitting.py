@@ -39,12 +39,12 @@ def fitted(embeddings, labels, criteria=(EDU,), seed=0, **settings):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"kind": "linear"},
-        {"kind": "kernel"},
-        {"kind": "mlp", "size": 32, "learning_rate": 0.01, "epochs": 15},
-        {"kind": "linear", "task": "classification", "learning_rate": 0.05},
-        {"kind": "linear", "task": "ordinal", "learning_rate": 0.05},
-        {"kind": "mlp", "size": 32, "task": "ordinal", "learning_rate": 0.01, "epochs": 20},
+        {"model": "linear"},
+        {"model": "kernel"},
+        {"model": "mlp", "size": 32, "learning_rate": 0.01, "epochs": 15},
+        {"model": "linear", "task": "classification", "learning_rate": 0.05},
+        {"model": "linear", "task": "ordinal", "learning_rate": 0.05},
+        {"model": "mlp", "size": 32, "task": "ordinal", "learning_rate": 0.01, "epochs": 20},
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),
 )
@@ -58,7 +58,7 @@ def test_every_kind_of_head_learns_to_rank_and_is_the_same_twice(embeddings, lab
 
 @pytest.mark.parametrize("length", [1, 0.5])
 def test_a_kernel_with_all_documents_as_landmarks_is_kernel_ridge_regression(embeddings, labels, length):
-    head = fitted(embeddings, labels, kind="kernel", length=length, balance=0)
+    head = fitted(embeddings, labels, model="kernel", length=length, balance=0)
     standard = (embeddings[:] - embeddings[:].mean(0)) / embeddings[:].std(0)
     kernel = np.exp(-cdist(standard, standard) / np.sqrt(2 * WIDTH) / length)
     # At some penalty; which one, leave-one-out decides.
@@ -71,30 +71,30 @@ def test_a_kernel_with_all_documents_as_landmarks_is_kernel_ridge_regression(emb
 
 
 def test_fewer_landmarks_than_documents_rank_nearly_as_well(embeddings, labels):
-    scores = predict(fitted(embeddings, labels, kind="kernel", size=50), embeddings)[:, 0]
+    scores = predict(fitted(embeddings, labels, model="kernel", size=50), embeddings)[:, 0]
     assert spearmanr(scores, labels[:, 0]).statistic > 0.85
 
 
 def test_several_criteria_are_fitted_at_once_each_on_the_labels_it_has(embeddings, labels):
     both = np.hstack([labels, (labels > 2.5).astype(float)])
     both[:100, 1] = np.nan
-    together = predict(fitted(embeddings, both, (EDU, ADULT), kind="linear"), embeddings)
-    alone = predict(fitted(embeddings, labels, kind="linear"), embeddings)
+    together = predict(fitted(embeddings, both, (EDU, ADULT), model="linear"), embeddings)
+    alone = predict(fitted(embeddings, labels, model="linear"), embeddings)
     half = embeddings.take(np.arange(100, N))
-    other = predict(fitted(half, both[100:, 1:], (ADULT,), kind="linear"), embeddings)
+    other = predict(fitted(half, both[100:, 1:], (ADULT,), model="linear"), embeddings)
     assert together[:, 0] == pytest.approx(alone[:, 0], abs=1e-5)
     assert together[:, 1] == pytest.approx(other[:, 0], abs=1e-5)
 
 
 @pytest.mark.parametrize("task", ["classification", "ordinal"])
 def test_expected_scores_stay_in_the_range(embeddings, labels, task):
-    scores = predict(fitted(embeddings, labels, kind="linear", task=task), embeddings)
+    scores = predict(fitted(embeddings, labels, model="linear", task=task), embeddings)
     assert scores.min() >= 0
     assert scores.max() <= 5
 
 
 def test_a_head_that_is_trained_step_by_step_leaves_its_curve(embeddings, labels):
-    settings = {"kind": "mlp", "size": 8, "learning_rate": 0.01, "epochs": 10, "patience": 10, "warmup_share": 0.2}
+    settings = {"model": "mlp", "size": 8, "learning_rate": 0.01, "epochs": 10, "patience": 10, "warmup_share": 0.2}
     rows = fitted(embeddings, labels, **settings).history
     assert [row["epoch"] for row in rows] == list(range(1, 11))
     assert [row["step"] for row in rows] == list(range(3, 31, 3))  # 180 of 200 documents, 64 in a batch
@@ -109,7 +109,7 @@ def test_a_head_that_is_trained_step_by_step_leaves_its_curve(embeddings, labels
 
 
 def test_the_cosine_falls_slowly_at_first(embeddings, labels):
-    settings = {"kind": "mlp", "size": 8, "epochs": 10, "patience": 10, "warmup_share": 0, "learning_rate": 1}
+    settings = {"model": "mlp", "size": 8, "epochs": 10, "patience": 10, "warmup_share": 0, "learning_rate": 1}
     linear, cosine = (
         [row["learning_rate"] for row in fitted(embeddings, labels, schedule=of, **settings).history]
         for of in ("linear", "cosine")
@@ -120,7 +120,7 @@ def test_the_cosine_falls_slowly_at_first(embeddings, labels):
 
 @pytest.mark.parametrize("metric", ["spearman", "macro_f1", "loss"])
 def test_the_weights_of_the_best_epoch_by_the_chosen_metric_are_kept(embeddings, labels, metric):
-    settings = {"kind": "mlp", "size": 8, "learning_rate": 0.05, "patience": 2, "metric": metric}
+    settings = {"model": "mlp", "size": 8, "learning_rate": 0.05, "patience": 2, "metric": metric}
     head = fitted(embeddings, labels, **settings)
     figures = [row[f"eval_{metric}"] * (-1 if metric == "loss" else 1) for row in head.history]
     best = int(np.argmax(figures))
@@ -157,21 +157,21 @@ def test_a_metric_that_no_epoch_can_compute_is_an_error(embeddings):
     labels = np.full((N, 1), np.nan)
     labels[:3] = [[1], [2], [4]]  # none of them among those kept apart
     with pytest.raises(InputError, match=r"no epoch could compute spearman .* provide more documents"):
-        fitted(embeddings, labels, kind="mlp", size=8, metric="spearman")
+        fitted(embeddings, labels, model="mlp", size=8, metric="spearman")
 
 
 def test_a_head_in_closed_form_has_no_curve(embeddings, labels):
-    assert fitted(embeddings, labels, kind="linear").history == []
+    assert fitted(embeddings, labels, model="linear").history == []
 
 
 def test_cut_points_of_an_ordinal_head_ascend(embeddings, labels):
-    head = fitted(embeddings, labels, kind="linear", task="ordinal", learning_rate=0.1)
+    head = fitted(embeddings, labels, model="linear", task="ordinal", learning_rate=0.1)
     assert (head.cuts(0).diff() > 0).all()
 
 
 @pytest.mark.parametrize("task", ["regression", "classification", "ordinal"])
 def test_a_missing_label_adds_no_loss(embeddings, labels, task):
-    head = fitted(embeddings, labels, kind="linear", task=task)
+    head = fitted(embeddings, labels, model="linear", task=task)
     logits = head(torch.from_numpy(embeddings[:]))
     wanted = torch.from_numpy(labels).float()
     some = wanted.clone()
@@ -189,10 +189,10 @@ def test_class_weights_favour_rare_labels_and_ignore_missing_ones():
     assert weights[4] == 0
 
 
-@pytest.mark.parametrize("kind", ["mlp", "linear"])
-def test_training_that_diverges_says_which_setting_to_lower(embeddings, labels, kind):
+@pytest.mark.parametrize("model", ["mlp", "linear"])
+def test_training_that_diverges_says_which_setting_to_lower(embeddings, labels, model):
     with pytest.raises(InputError, match=r"diverged.*lower head\.learning_rate \(1e\+30\)"):
-        fitted(embeddings, labels, kind=kind, task="ordinal", learning_rate=1e30)
+        fitted(embeddings, labels, model=model, task="ordinal", learning_rate=1e30)
 
 
 def test_a_kernel_of_nearly_the_same_embeddings_is_solved():
@@ -201,7 +201,7 @@ def test_a_kernel_of_nearly_the_same_embeddings_is_solved():
     vectors[::2] = vectors[0]
     labels = random.integers(0, 6, (N, 1)).astype(float)
     scores = predict(
-        fitted(Embeddings(vectors, np.arange(N)), labels, kind="kernel"), Embeddings(vectors, np.arange(N))
+        fitted(Embeddings(vectors, np.arange(N)), labels, model="kernel"), Embeddings(vectors, np.arange(N))
     )
     assert np.isfinite(scores).all()
 
@@ -211,7 +211,7 @@ def test_the_windows_of_a_document_are_on_one_side_of_early_stopping():
     vectors, labels = random.normal(0, 1, (60, 64)).astype(np.float32), random.integers(0, 6, (60, 1)).astype(float)
     owners = np.repeat(np.arange(60), 5)
     windows, wanted = Embeddings(vectors, owners), labels[owners]
-    settings = HeadSettings(kind="mlp", size=64, learning_rate=0.01, epochs=30, patience=30)
+    settings = HeadSettings(model="mlp", size=64, learning_rate=0.01, epochs=30, patience=30)
 
     def furthest(of):
         head = fit_head(windows, wanted, np.ones_like(wanted), (EDU,), settings, seed=0, owners=of)

@@ -178,13 +178,13 @@ def labels(documents, tmp_path_factory) -> SourceConfig:
 @pytest.fixture(scope="module")
 def head(labels, tmp_path_factory) -> Path:
     """A small one."""
-    config = TrainConfig(label_column="label", engine="hashing")
+    config = TrainConfig(label_column="label", kind="hashing")
     return Path(train_head(labels, config, tmp_path_factory.mktemp("heads") / "head").directory)
 
 
 @pytest.fixture(scope="module")
 def encoder_head(labels, tmp_path_factory) -> Path:
-    config = TrainConfig(label_column="label", max_tokens=32, layers=1, head=HeadSettings(kind="linear"))
+    config = TrainConfig(label_column="label", max_tokens=32, layers=1, head=HeadSettings(model="linear"))
     return Path(train_head(labels, config, tmp_path_factory.mktemp("heads") / "encoder").directory)
 
 

@@ -32,11 +32,11 @@ from ml_filter.heads.train import train_head
 from tests.kills import Killed
 
 # With this seed every trial has a figure: a stack of heads that rank the wrong way round would have none.
-TRAIN = TrainConfig(label_column="label", max_tokens=32, layers=2, head=HeadSettings(kind="linear", epochs=3), seed=1)
-SPACE = SearchSpace(engine=["encoder", "hashing", "stack"], layers=[1, "middle"], width=[8], landmarks=[10, 20])
+TRAIN = TrainConfig(label_column="label", max_tokens=32, layers=2, head=HeadSettings(model="linear", epochs=3), seed=1)
+SPACE = SearchSpace(kind=["encoder", "hashing", "stack"], layers=[1, "middle"], width=[8], landmarks=[10, 20])
 TRIALS = 12
 """The first 10 are drawn at random, the others by the estimator."""
-CHEAP = SearchConfig(train=TrainConfig(engine="hashing", label_column="label"), space=SearchSpace(engine=["hashing"]))
+CHEAP = SearchConfig(train=TrainConfig(kind="hashing", label_column="label"), space=SearchSpace(kind=["hashing"]))
 CRITERION = Criterion(name="label", low=0, high=5, threshold=3)
 
 
@@ -97,7 +97,7 @@ def test_every_trial_is_a_row_with_its_settings_its_figure_and_its_error(searche
         layers = {"layers": str(trial.settings["layers"])} if "layers" in trial.settings else {}
         assert {name: row[name] for name in trial.settings} == trial.settings | layers
         assert row["low"] <= row["value"] <= row["high"]
-    assert {trial.settings["engine"] for trial in search.trials} == set(SPACE.engine)
+    assert {trial.settings["kind"] for trial in search.trials} == set(SPACE.kind)
     assert read_manifest(str(output)).counts["trials"] == TRIALS
 
 
@@ -251,11 +251,11 @@ def test_fewer_layers_are_columns_of_all(rows, train, tmp_path):
     st.floats(0, 1),
     st.sampled_from(["encoder", "stack"]),
 )
-def test_the_settings_of_a_configuration_are_all_that_bears_on_its_head(head, size, balance, engine):
-    kind, task = head
-    config = TrainConfig(engine=engine, layers=3, head=HeadSettings(kind=kind, task=task, size=size, balance=balance))
+def test_the_settings_of_a_configuration_are_all_that_affects_its_head(head, size, balance, kind):
+    model, task = head
+    config = TrainConfig(kind=kind, layers=3, head=HeadSettings(model=model, task=task, size=size, balance=balance))
     again = config_of(TrainConfig(), settings_of(config))
-    if kind == "linear":
+    if model == "linear":
         again = again.model_copy(update={"head": again.head.model_copy(update={"size": size})})
     assert again == config
 
@@ -264,7 +264,7 @@ def test_the_settings_of_a_configuration_are_all_that_bears_on_its_head(head, si
 
 
 def test_what_was_tried_before_is_not_tried_again(source, tmp_path):
-    space = SearchSpace(engine=["hashing"], balance=(0.5, 0.5))
+    space = SearchSpace(kind=["hashing"], balance=(0.5, 0.5))
     config = CHEAP.model_copy(update={"trials": 3, "space": space})
     search, _ = search_head(source, config, tmp_path / "search")
     assert [trial.same_as for trial in search.trials] == [None, 0, 0]
@@ -300,7 +300,7 @@ def test_hosts_that_share_near_duplicates_are_one_and_cannot_be_searched_on(rows
 
 def test_a_search_does_not_train_encoders():
     with pytest.raises(ValidationError, match=r"leave train\.finetune out"):
-        SearchConfig.model_validate({"train": {"finetune": {}, "head": {"kind": "linear"}}})
+        SearchConfig.model_validate({"train": {"finetune": {}, "head": {"model": "linear"}}})
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_a_search_does_not_train_encoders():
 )
 def test_the_verdict_goes_by_one_standard_error_of_the_best(values, error, says):
     trials = [
-        Trial(number=k, settings={"engine": "hashing"}, value=value, standard_error=error, seconds=1, reason="no luck")
+        Trial(number=k, settings={"kind": "hashing"}, value=value, standard_error=error, seconds=1, reason="no luck")
         for k, value in enumerate(values)
     ]
     best = ranking(trials)[0]
@@ -387,15 +387,15 @@ def test_the_command_tries_the_engines_it_is_given_and_prints_the_best_and_the_v
     source, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("COLUMNS", "150")
-    command = ["search", *source.paths, "--label-column", "label", "--engine", "hashing", "--trials", "3"]
+    command = ["search", *source.paths, "--label-column", "label", "--kind", "hashing", "--trials", "3"]
     assert main([*command, "--metric", "pearson", "--output", str(tmp_path / "search")]) == 0
     printed = capsys.readouterr().out
     search = Search.model_validate_json((tmp_path / "search" / "search.json").read_text())
-    assert {trial.settings["engine"] for trial in search.trials} == {"hashing"}
+    assert {trial.settings["kind"] for trial in search.trials} == {"hashing"}
     assert search.metric == "pearson"
     for trial in search.trials:
         assert f"{trial.value:.3f}" in printed
-        assert f"engine hashing, balance {trial.settings['balance']}" in printed
+        assert f"kind hashing, balance {trial.settings['balance']}" in printed
     assert search.verdict in printed
 
 

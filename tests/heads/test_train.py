@@ -87,13 +87,13 @@ def test_exact_duplicates_are_on_one_side_of_the_split(documents, config, tmp_pa
     assert training.test_documents % 2 == 0
 
 
-@pytest.mark.parametrize("engine", ["hashing", "stack"])
-def test_near_duplicates_without_url_are_on_one_side_of_every_split(documents, config, tmp_path, engine):
+@pytest.mark.parametrize("kind", ["hashing", "stack"])
+def test_near_duplicates_without_url_are_on_one_side_of_every_split(documents, config, tmp_path, kind):
     changes = [str, str.upper, str.lower, str.title, lambda text: f" {text}\n", lambda text: text.replace(" ", "  ")]
     texts = [row["text"][:600] for row in documents[:30]]
     rows = [{"text": change(text), "label": i % 6} for i, text in enumerate(texts) for change in changes]
     source = written(tmp_path / "variants.jsonl", rows)
-    training = train_head(source, config.model_copy(update={"engine": engine}), tmp_path / "head").training
+    training = train_head(source, config.model_copy(update={"kind": kind}), tmp_path / "head").training
     assert training.train_documents % 6 == training.test_documents % 6 == 0
     # The labels mean nothing: a head that is right about them has seen the document.
     assert training.test["label"].accuracy < 0.5
@@ -151,7 +151,7 @@ def test_a_criterion_that_is_labelled_on_two_hosts_only_is_named(documents, tmp_
     ]
     source, refused = written(tmp_path / "labels.jsonl", rows), []
     for seed in range(8):  # with some seeds, one of the two hosts is for the test
-        config = TrainConfig(engine="hashing", label_column=["a", "b"], seed=seed)
+        config = TrainConfig(kind="hashing", label_column=["a", "b"], seed=seed)
         try:
             train_head(source, config, tmp_path / f"head-{seed}")
         except InputError as error:

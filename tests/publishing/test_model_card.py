@@ -125,11 +125,11 @@ def test_a_card_without_evaluations_says_that_the_head_was_not_compared(project)
 
 
 def test_the_card_of_a_hashing_head_omits_the_settings_of_an_encoder(project, tmp_path):
-    head = train_head(SourceConfig(paths=[str(project / "scores")]), TrainConfig(engine="hashing"), tmp_path / "head")
+    head = train_head(SourceConfig(paths=[str(project / "scores")]), TrainConfig(kind="hashing"), tmp_path / "head")
     text = write_model_card(head, "owner/head")
     assert "- It reads the first 3,000 characters of a text." in text
     assert "| head.balance | 0.5 |" in text
-    for setting in ("encoder", "layers", "max_tokens", "windows", "combine", "head.kind", "head.size", "head.epochs"):
+    for setting in ("encoder", "layers", "max_tokens", "windows", "combine", "head.model", "head.size", "head.epochs"):
         assert f"| {setting} |" not in text
 
 
@@ -148,7 +148,7 @@ def test_an_encoder_in_a_local_directory_is_identified_by_name_and_digest(projec
 
 
 def test_the_card_of_a_fine_tuned_head_says_which_documents_its_figures_are_of(project, tmp_path):
-    config = TrainConfig(max_tokens=16, layers=1, head={"kind": "linear"}, finetune={"layers": 1, "epochs": 1})
+    config = TrainConfig(max_tokens=16, layers=1, head={"model": "linear"}, finetune={"layers": 1, "epochs": 1})
     head = train_head(SourceConfig(paths=[str(project / "scores")]), config, tmp_path / "head")
     held_out = head.training.cross_validated["quality"].documents
     assert 0 < held_out < head.training.train_documents / 3
@@ -192,7 +192,7 @@ def test_a_pushed_head_can_be_evaluated_with_the_same_result(project, tmp_path, 
 
 def test_a_stack_is_pushed_with_its_members_and_scores_the_same_from_the_hub(project, tmp_path, hub: Hub):
     source = SourceConfig(paths=[str(project / "scores")])
-    stack = train_head(source, TrainConfig(engine="stack", max_tokens=32, layers=1), tmp_path / "stack").directory
+    stack = train_head(source, TrainConfig(kind="stack", max_tokens=32, layers=1), tmp_path / "stack").directory
     assert main(["push-model", stack, "--repo", "owner/stack"]) == 0
     files = hub.models["owner/stack"]
     names = {path.relative_to(stack).as_posix() for path in head_files(stack)}

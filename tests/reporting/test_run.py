@@ -35,7 +35,7 @@ def head(tmp_path_factory):
     (directory / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train_head(
         SourceConfig(paths=[str(directory / "labels.jsonl")]),
-        TrainConfig(engine="hashing", label_column="label"),
+        TrainConfig(kind="hashing", label_column="label"),
         directory / "head",
     )
     return read_head(directory / "head")

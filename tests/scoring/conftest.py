@@ -26,7 +26,7 @@ def labelled_by_length(documents, tmp_path_factory) -> SourceConfig:
 @pytest.fixture(scope="session")
 def hashing_head(labelled_by_length, tmp_path_factory) -> str:
     """A head without an encoder, which scores a thousand documents per second."""
-    config = TrainConfig(engine="hashing", label_column="label")
+    config = TrainConfig(kind="hashing", label_column="label")
     return train_head(labelled_by_length, config, tmp_path_factory.mktemp("hashing") / "head").directory
 
 

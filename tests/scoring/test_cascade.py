@@ -38,7 +38,7 @@ def head(small_encoder, tmp_path_factory):
     """A linear head on the small encoder that tells educational from commercial words."""
     directory, random = tmp_path_factory.mktemp("head"), np.random.default_rng(0)
     rows = [{"text": text_with(label, random), "label": label} for label in random.uniform(0, 5, 100)]
-    config = TrainConfig(label_column="label", encoder=small_encoder, head=HeadSettings(kind="linear"))
+    config = TrainConfig(label_column="label", encoder=small_encoder, head=HeadSettings(model="linear"))
     return train_head(write_jsonl(directory / "labels.jsonl", rows), config, directory / "head").directory
 
 

@@ -287,7 +287,7 @@ def test_a_corpus_scored_by_a_head_with_two_criteria_is_selected_by_both(documen
     rows = [{**row, "prose": i % 6, "length": min(len(row["text"]) / 2000, 5)} for i, row in enumerate(documents)]
     labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceConfig(paths=[str(labelled)])
-    head = train_head(source, TrainConfig(engine="hashing", label_column=["prose", "length"]), tmp_path / "head")
+    head = train_head(source, TrainConfig(kind="hashing", label_column=["prose", "length"]), tmp_path / "head")
     scored = score_corpus(head.directory, source, ScoreConfig(), tmp_path / "scored")
     config = {"criterion": "length", "conditions": ["prose>=2"], "quota": "source"}
     manifest = select(SourceConfig(paths=[scored.root]), tmp_path / "out", token_budget=20_000, **config)

@@ -27,7 +27,7 @@ def head(tmp_path_factory) -> str:
     rows = sorted(islice(read_installed(), 90), key=lambda row: sum(map(str.isalpha, row["text"])) / len(row["text"]))
     labelled = [{"id": row["id"], "text": row["text"], "label": 5 * i / 89} for i, row in enumerate(rows)]
     (directory / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
-    config = TrainConfig(engine="hashing", label_column="label")
+    config = TrainConfig(kind="hashing", label_column="label")
     return train_head(SourceConfig(paths=[str(directory / "labelled.jsonl")]), config, directory / "head").directory
 
 

@@ -60,7 +60,7 @@ def head(store, tmp_path_factory, documents) -> ArtifactVersionResponse:
 
     path = tmp_path_factory.mktemp("labels") / "labelled.jsonl"
     path.write_text("".join(json.dumps({**row, "label": i % 5}) + "\n" for i, row in enumerate(documents)))
-    config = TrainConfig(engine="hashing", label_column="label")
+    config = TrainConfig(kind="hashing", label_column="label")
     trained = train_head(SourceConfig(paths=[str(path)]), config, path.parent / "head")
     return save_artifact(trained, "head", materializer=HeadMaterializer)
 
@@ -345,7 +345,7 @@ class Training:
             f"output={self.directory}/runs",
             f"labels.paths=['{self.labels}']",
             f"train.label_column={label_column}",
-            "train.engine=hashing",
+            "train.kind=hashing",
             f"gold.paths=['{self.gold}']",
             *values,
         )
@@ -360,7 +360,7 @@ def assert_tracked(version) -> None:
     evaluation = run.steps["evaluate_head"].run_metadata
     assert content["metrics"]["gold_spearman"] == pytest.approx(evaluation["figures"]["spearman"])
     assert content["parameters"]["head_digest"] == version.run_metadata["weights_digest"]
-    assert content["parameters"]["train_engine"] == "hashing"
+    assert content["parameters"]["train_kind"] == "hashing"
     assert content["parameters"]["labels_digest"] in version.run_metadata["lineage"]["labels"].values()
     assert content["files"]["evaluation.html"] == (Path(evaluation["path"]) / "evaluation.html").read_text()
     assert sum(map(sum, json.loads(content["files"]["confusion-gold.json"])["matrix"])) == 60
@@ -383,7 +383,7 @@ def test_the_pipeline_promotes_a_better_head_and_no_other(store, tmp_path, run, 
     tracking = ("tracking.mode=offline", f"tracking.directory={tmp_path}/comet")
     assert training.run("right", "promote.min_agreement=0.5", *tracking) == 0
     assert version(2).stage == "staging"
-    assert caplog.text.count("scored these documents before") == 1  # the gold, by the current head
+    assert caplog.text.count("are reused from") == 1
     assert steps_of(version(2))["evaluate_head"].run_metadata["compared_with"] == 1
     page = steps_of(version(2))["promote_head"].outputs["comparison"][0].load()
     assert "compared" in page.lower()
@@ -479,7 +479,7 @@ def test_a_head_whose_files_were_changed_is_loaded_from_the_store(store, tmp_pat
 
     path = tmp_path / "labelled.jsonl"
     path.write_text("".join(json.dumps({**row, "label": i % 5}) + "\n" for i, row in enumerate(documents)))
-    config = TrainConfig(engine="hashing", label_column="label")
+    config = TrainConfig(kind="hashing", label_column="label")
     trained = train_head(SourceConfig(paths=[str(path)]), config, tmp_path / "head")
     saved = save_artifact(trained, "head_of_changed_weights", materializer=HeadMaterializer)
     assert saved.load().directory == trained.directory

@@ -68,5 +68,5 @@ def create_trainer(
     config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
 ) -> Trainer:
     """The trainer for a configuration; see `Trainer.create`."""
-    name = config.engine if config.finetune is None else "finetuned"
+    name = config.kind if config.finetune is None else "finetuned"
     return TRAINERS[name].create(config, criteria, cache, scratch)

@@ -239,7 +239,7 @@ def other_folds(folds: NDArray[np.int64], fold: int) -> NDArray[np.bool_]:
 
 
 _SETTINGS_OF_EVERY_HEAD = (
-    "engine",
+    "kind",
     "label_column",
     "criterion",
     "trust_agreement",

@@ -115,9 +115,9 @@ class EncoderHead(Head):
         settings, head = dict(training), dict(training.get("head", {}))
         if not head:
             return settings
-        is_closed_form = head.get("task") == "regression" and head.get("kind") in ("linear", "kernel")
+        is_closed_form = head.get("task") == "regression" and head.get("model") in ("linear", "kernel")
         unused = {"learning_rate", "weight_decay", "epochs", "patience"} if is_closed_form else set()
-        unused |= {"size"} if head.get("kind") == "linear" else set()
+        unused |= {"size"} if head.get("model") == "linear" else set()
         return settings | {"head": {name: value for name, value in head.items() if name not in unused}}
 
     def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:

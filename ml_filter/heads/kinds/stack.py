@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ml_filter.criterion import Criterion
-    from ml_filter.heads.config import EngineConfig, HeadEngine, TrainConfig
+    from ml_filter.heads.config import EngineConfig, HeadKind, TrainConfig
 
-MEMBERS: dict[HeadEngine, type[Head]] = {"encoder": EncoderHead, "hashing": HashingHead}
+MEMBERS: dict[HeadKind, type[Head]] = {"encoder": EncoderHead, "hashing": HashingHead}
 """Kinds of the members by the names of their directories."""
 
 
@@ -40,7 +40,7 @@ class StackHead(Head):
     @classmethod
     def load(cls, directory: Path, content: dict[str, Any], config: EngineConfig) -> StackHead:
         """Read the head and its members."""
-        names: list[HeadEngine] = content["stack"]["members"]
+        names: list[HeadKind] = content["stack"]["members"]
         members = [MEMBERS[name].load(directory / name, read_config(directory / name), config) for name in names]
         return cls(members, content["stack"], HeadInfo.model_validate(content["head"]))
 
@@ -57,7 +57,7 @@ class StackHead(Head):
     @classmethod
     def text_limit(cls, directory: Path, content: dict[str, Any]) -> str | None:
         """How much of a text each member reads."""
-        names: list[HeadEngine] = content["stack"]["members"]
+        names: list[HeadKind] = content["stack"]["members"]
         limits = [MEMBERS[name].text_limit(directory / name, read_config(directory / name)) for name in names]
         return ", and ".join(limit for limit in limits if limit)
 

@@ -36,15 +36,15 @@ def texts_and_labels(labelled):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"engine": "encoder"},
-        {"engine": "encoder", "head": HeadSettings(kind="linear"), "layers": 2},
-        {"engine": "encoder", "windows": 3, "combine": "mean"},
-        {"engine": "encoder", "windows": 3, "combine": "max"},
-        {"engine": "encoder", "windows": 3, "text_prefix": "passage: "},
-        {"engine": "encoder", "head": HeadSettings(kind="linear", task="ordinal", epochs=3)},
-        {"engine": "hashing"},
-        {"engine": "static"},
-        {"engine": "stack"},
+        {"kind": "encoder"},
+        {"kind": "encoder", "head": HeadSettings(model="linear"), "layers": 2},
+        {"kind": "encoder", "windows": 3, "combine": "mean"},
+        {"kind": "encoder", "windows": 3, "combine": "max"},
+        {"kind": "encoder", "windows": 3, "text_prefix": "passage: "},
+        {"kind": "encoder", "head": HeadSettings(model="linear", task="ordinal", epochs=3)},
+        {"kind": "hashing"},
+        {"kind": "static"},
+        {"kind": "stack"},
     ],
     ids=["kernel", "linear", "windows, mean", "windows, max", "prefix", "ordinal", "hashing", "static", "stack"],
 )
@@ -72,7 +72,7 @@ def test_cross_fitted_scores_come_from_fits_that_did_not_see_the_document(labell
     labels[7] = 0  # a wrong label that a fit on it would learn
     places = np.arange(len(texts))
     criterion = Criterion(name="label", low=0, high=5, threshold=3)
-    with create_trainer(config(engine="hashing"), [criterion], tmp_path) as member:
+    with create_trainer(config(kind="hashing"), [criterion], tmp_path) as member:
         member.add(texts)
         apart = member.cross_fit(places, labels, np.ones_like(labels), places % FOLDS)
         inside = places % FOLDS != 7 % FOLDS
@@ -81,7 +81,7 @@ def test_cross_fitted_scores_come_from_fits_that_did_not_see_the_document(labell
 
 
 def test_a_stack_gives_no_member_a_negative_weight(labelled, tmp_path):
-    head = train_head(SourceConfig(paths=[str(labelled)]), config(engine="stack"), tmp_path / "head")
+    head = train_head(SourceConfig(paths=[str(labelled)]), config(kind="stack"), tmp_path / "head")
     stack = json.loads((Path(head.directory) / "config.json").read_text())["stack"]
     assert stack["members"] == ["encoder", "hashing"]
     assert np.min(stack["weights"]) >= 0
@@ -107,7 +107,7 @@ def test_several_criteria_are_scored_side_by_side(labelled, tmp_path):
 
 def test_an_encoder_is_trained_with_its_head_and_its_history_is_kept(labelled, tmp_path):
     settings = config(
-        head=HeadSettings(kind="linear"), layers=1, finetune=FinetuneConfig(layers=1, epochs=1, batch_size=8)
+        head=HeadSettings(model="linear"), layers=1, finetune=FinetuneConfig(layers=1, epochs=1, batch_size=8)
     )
     source = SourceConfig(paths=[str(labelled)])
     head = train_head(source, settings, tmp_path / "head")
@@ -163,19 +163,19 @@ def test_a_set_prefix_goes_before_the_encoders_own(encoder_with_prompts, tmp_pat
 
 def test_a_prefix_that_leaves_no_room_for_texts_is_refused(tmp_path):
     settings = config(text_prefix="one two three four " * 16)
-    with pytest.raises(ConfigError, match="leaves no room for a text in 64 tokens"):
+    with pytest.raises(ConfigError, match="leaves no room for text in 64 tokens"):
         create_trainer(settings, [Criterion(name="label", low=0, high=5, threshold=3)], tmp_path)
 
 
 def test_the_curve_of_a_head_trained_step_by_step_is_kept(labelled, tmp_path):
-    settings = config(engine="stack", head=HeadSettings(kind="linear", task="ordinal", epochs=3))
+    settings = config(kind="stack", head=HeadSettings(model="linear", task="ordinal", epochs=3))
     head = train_head(SourceConfig(paths=[str(labelled)]), settings, tmp_path / "head")
     assert [row["epoch"] for row in head.training.history] == [1, 2, 3]
     assert all(row["eval_loss"] > 0 for row in head.training.history)
 
 
 def test_a_kernel_head_cannot_be_trained_with_the_encoder():
-    with pytest.raises(ValidationError, match=r"head\.kind linear or mlp"):
+    with pytest.raises(ValidationError, match=r"head\.model linear or mlp"):
         TrainConfig(finetune=FinetuneConfig())
 
 
