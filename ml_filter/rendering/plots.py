@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _BLUE, _GREY, _RED = "#2563a8", "#b8c4d0", "#c0392b"
@@ -48,12 +49,12 @@ def rating_distribution(shares: Mapping[str, Mapping[int, float]]) -> str:
     """Share of each rater's documents by class, side by side."""
     figure = _figure()
     axes = figure.add_subplot()
-    classes = sorted({name for of in shares.values() for name in of})
+    classes = sorted({score for by_class in shares.values() for score in by_class})
     width = 0.8 / len(shares)
-    for number, (rater, of) in enumerate(shares.items()):
-        left = [name + (number - (len(shares) - 1) / 2) * width for name in classes]
-        axes.bar(left, [of.get(name, 0) for name in classes], width, label=rater, color=_COLOURS[number % 10])
-    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    for number, (rater, by_class) in enumerate(shares.items()):
+        left = [score + (number - (len(shares) - 1) / 2) * width for score in classes]
+        axes.bar(left, [by_class.get(score, 0) for score in classes], width, label=rater, color=_COLOURS[number % 10])
+    _legend_on_the_right(axes)
     axes.set(xlabel="score, rounded", ylabel="share of documents")
     axes.set_xticks(classes)
     return _svg(figure)
@@ -62,11 +63,11 @@ def rating_distribution(shares: Mapping[str, Mapping[int, float]]) -> str:
 def rating_differences(differences: Mapping[str, Sequence[float]]) -> str:
     """Histograms of the differences between two raters, one panel a pair, with their means."""
     figure = _panels(len(differences))
-    for axes, (pair, of) in zip(figure.axes, differences.items(), strict=True):
-        width = 1 if all(one == round(one) for one in of) else 0.5
-        bins = round(max(map(abs, of)) / width)
-        axes.hist(of, [width * (k - 0.5) for k in range(-bins, bins + 2)], color=_BLUE, edgecolor="white")
-        mean = sum(of) / len(of)
+    for axes, (pair, values) in zip(figure.axes, differences.items(), strict=True):
+        width = 1 if all(value == round(value) for value in values) else 0.5
+        bins = round(max(map(abs, values)) / width)
+        axes.hist(values, [width * (k - 0.5) for k in range(-bins, bins + 2)], color=_BLUE, edgecolor="white")
+        mean = sum(values) / len(values)
         axes.axvline(mean, color=_RED, linewidth=1.2)
         axes.set_title(f"{pair}\nmean {mean:+.2f}", fontsize="small")
         axes.set(xlabel="difference in score", ylabel="documents")
@@ -92,13 +93,13 @@ def confusion_tables(tables: Mapping[tuple[str, str], tuple[Sequence[int], Seque
 def interval_plot(
     rows: Sequence[tuple[str, float, float, float]], *, xlabel: str, reference: float | None = None
 ) -> str:
-    """Forest plot: a line for each (label, figure, low, high), the first on top; `reference` is a value to judge by."""
+    """Forest plot: a line for each (label, figure, low, high), the first on top; `reference` is a vertical line."""
     figure = _figure()
     figure.set_figheight(1.2 + 0.28 * len(rows))
     axes = figure.add_subplot()
-    for place, (_, value, low, high) in enumerate(rows):
-        axes.plot([low, high], [place, place], color=_BLUE, linewidth=2, solid_capstyle="butt")
-        axes.plot(value, place, "o", color=_BLUE)
+    for y, (_, value, low, high) in enumerate(rows):
+        axes.plot([low, high], [y, y], color=_BLUE, linewidth=2, solid_capstyle="butt")
+        axes.plot(value, y, "o", color=_BLUE)
     if reference is not None:
         axes.axvline(reference, color=_RED, linewidth=1.2)
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
@@ -132,42 +133,42 @@ def threshold_shares(
     """A line with a band for each share (figure, low, high) by threshold on the score; None is a gap."""
     figure = _figure()
     axes = figure.add_subplot()
-    for number, (name, of) in enumerate(shares.items()):
+    for number, (name, of_share) in enumerate(shares.items()):
         colour = _COLOURS[number % 10]
-        there = [(score, *one) for score, one in zip(scores, of, strict=True) if one is not None]
-        if there:
-            x, values, lows, highs = zip(*there, strict=True)
+        points = [(score, *figure) for score, figure in zip(scores, of_share, strict=True) if figure is not None]
+        if points:
+            x, values, lows, highs = zip(*points, strict=True)
             axes.plot(x, values, color=colour, linewidth=1.4, label=name)
             axes.fill_between(x, lows, highs, color=colour, alpha=0.15, linewidth=0)
-    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    _legend_on_the_right(axes)
     axes.set(xlabel=xlabel, ylabel="share", ylim=(0, 1.02))
     return _svg(figure)
 
 
 def reliability_plot(bins: Sequence[tuple[float, float, float, float]], *, xlabel: str, ylabel: str) -> str:
-    """Share observed by probability stated, (stated, observed, low, high) each; on the line they are the same."""
+    """Observed share by predicted probability, (predicted, observed, low, high) each; equal on the diagonal."""
     figure = _panels(1)
     (axes,) = figure.axes
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1)
-    for stated, observed, low, high in bins:
-        axes.plot([stated, stated], [low, high], color=_BLUE, linewidth=1.4)
-        axes.plot(stated, observed, "o", color=_BLUE)
+    for predicted, observed, low, high in bins:
+        axes.plot([predicted, predicted], [low, high], color=_BLUE, linewidth=1.4)
+        axes.plot(predicted, observed, "o", color=_BLUE)
     axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     return _svg(figure)
 
 
 def share_bars(shares: Mapping[str, Mapping[str, float]], *, xlabel: str) -> str:
     """Horizontal bars of shares by name, the first on top; one bar for each group (group -> name -> share)."""
-    names = list(dict.fromkeys(name for of in shares.values() for name in of))
+    names = list(dict.fromkeys(name for by_name in shares.values() for name in by_name))
     figure = _figure()
     figure.set_figheight(1.0 + 0.12 * len(names) * (len(shares) + 1))
     axes = figure.add_subplot()
     height = 0.8 / len(shares)
-    for number, (group, of) in enumerate(shares.items()):
-        places = [place + (number - (len(shares) - 1) / 2) * height for place in range(len(names))]
-        axes.barh(places, [of.get(name, 0) for name in names], height, label=group, color=_COLOURS[number % 10])
+    for number, (group, by_name) in enumerate(shares.items()):
+        y = [row + (number - (len(shares) - 1) / 2) * height for row in range(len(names))]
+        axes.barh(y, [by_name.get(name, 0) for name in names], height, label=group, color=_COLOURS[number % 10])
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)  # also where nothing has a share
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)  # also without any name
     axes.set(xlabel=xlabel)
     if len(shares) > 1:
         axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15))
@@ -183,11 +184,12 @@ def trial_series(groups: Mapping[str, Sequence[tuple[int, float, float, float]]]
         colour = _COLOURS[number % 10]
         for trial, _, low, high in trials:
             axes.plot([trial, trial], [low, high], color=colour, linewidth=1, alpha=0.4)
-        axes.plot([one[0] for one in trials], [one[1] for one in trials], "o", color=colour, markersize=4, label=name)
+        numbers, values = [trial[0] for trial in trials], [trial[1] for trial in trials]
+        axes.plot(numbers, values, "o", color=colour, markersize=4, label=name)
     reached = sorted((trial, value) for trials in groups.values() for trial, value, *_ in trials)
     highest = list(accumulate((value for _, value in reached), max))
     axes.step([trial for trial, _ in reached], highest, where="post", color=_GREY, linewidth=1.2, zorder=0)
-    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    _legend_on_the_right(axes)
     axes.set(xlabel="trial", ylabel=ylabel)
     return _svg(figure)
 
@@ -200,15 +202,15 @@ def setting_panels(
     for axes, (name, pairs) in zip(figure.axes, settings.items(), strict=True):
         values, figures = zip(*pairs, strict=True)
         if all(isinstance(value, float) for value in values):
-            places = values
+            x = values
             if name in logarithmic:
                 axes.set_xscale("log")
         else:
             names = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-            places = tuple(names.index(value) for value in values)
+            x = tuple(names.index(value) for value in values)
             axes.set_xticks(range(len(names)), [str(value) for value in names])
             axes.set_xlim(-0.5, len(names) - 0.5)
-        axes.plot(places, figures, "o", color=_BLUE, markersize=4, alpha=0.6)
+        axes.plot(x, figures, "o", color=_BLUE, markersize=4, alpha=0.6)
         axes.set(xlabel=name.replace("_", " "), ylabel=ylabel)
     return _svg(figure)
 
@@ -218,9 +220,13 @@ def _panels(count: int) -> Figure:
     figure = _figure()
     columns, rows = min(count, 3), -(-count // 3)
     figure.set_size_inches(max(3.6, 3.2 * columns), 3.2 * rows)
-    for place in range(count):
-        figure.add_subplot(rows, columns, place + 1)
+    for index in range(count):
+        figure.add_subplot(rows, columns, index + 1)
     return figure
+
+
+def _legend_on_the_right(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _figure() -> Figure:

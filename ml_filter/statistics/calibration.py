@@ -150,8 +150,8 @@ def fit_calibration(
     scored = np.isfinite(scores)
     scores, labels = np.asarray(scores[scored], np.float64), integer_scores(labels[scored], low, high)
     tokens = None if tokens is None else tokens[scored]
-    whole = whole_scores(low, high)
-    with_curve = _with_enough_labels(labels, whole)
+    int_scores = whole_scores(low, high)
+    with_curve = _with_enough_labels(labels, int_scores)
     if len(scores) < MIN_LABELS or not with_curve:
         reason = (
             f"{len(scores)} labelled documents; at least {MIN_LABELS} are required"
@@ -173,7 +173,7 @@ def fit_calibration(
         documents=len(scores),
         labels={int(k): int(count) for k, count in zip(*np.unique(labels, return_counts=True), strict=True)},
     )
-    calibration.cuts = _cuts(calibration, whole[1:])
+    calibration.cuts = _cuts(calibration, int_scores[1:])
     return calibration
 
 
@@ -183,9 +183,9 @@ def can_calibrate(labels: NDArray[Any], criterion: Criterion) -> bool:
     return len(labels) >= MIN_LABELS and bool(_with_enough_labels(rounded, whole_scores(criterion.low, criterion.high)))
 
 
-def _with_enough_labels(labels: NDArray[np.int64], whole: range) -> list[int]:
+def _with_enough_labels(labels: NDArray[np.int64], int_scores: range) -> list[int]:
     """The whole scores that enough labels reach and enough miss; never the lowest, which none misses."""
-    return [k for k in whole if min((labels >= k).sum(), (labels < k).sum()) >= MIN_EACH_SIDE]
+    return [k for k in int_scores if min((labels >= k).sum(), (labels < k).sum()) >= MIN_EACH_SIDE]
 
 
 def threshold_table(

@@ -155,8 +155,8 @@ def _threshold_figures(
 def _class_figures(wanted: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[str, Any]:
     classes = np.union1d(predicted, wanted)
     confusion = confusion_table(np.column_stack([wanted, predicted]), classes)
-    hits, support, given = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall, f1 = precision_recall_f1(hits, support, given)
+    hits, support, predicted_counts = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall, f1 = precision_recall_f1(hits, support, predicted_counts)
     return {
         "accuracy": float(hits.sum() / len(wanted)),
         "macro_precision": float(np.nan_to_num(precision).mean()),
@@ -168,7 +168,7 @@ def _class_figures(wanted: NDArray[np.int64], predicted: NDArray[np.int64]) -> d
                 recall=None if np.isnan(recall[k]) else float(recall[k]),
                 f1=float(f1[k]),
                 support=int(support[k]),
-                predicted=int(given[k]),
+                predicted=int(predicted_counts[k]),
             )
             for k, name in enumerate(classes)
         },

@@ -24,6 +24,7 @@ from ml_filter.statistics.intervals import (
     resampled_figures,
     too_few,
 )
+from ml_filter.statistics.metrics import PAIR_FIGURES
 from ml_filter.statistics.pair import ClassAgreement, compare_against, compare_pair
 from ml_filter.statistics.rounding import integer_scores, round_scores
 from ml_filter.statistics.weighted import at_threshold, rank_and_distance, shares_at_threshold
@@ -45,16 +46,7 @@ _LENGTHS = {
 }
 _BINS = 10
 _OF_SCORES = ("spearman", "pearson", "mae", "mse", "mean_difference")
-_OF_WHOLE_SCORES = (
-    "kappa_quadratic",
-    "exact_agreement",
-    "macro_f1",
-    "agreement_at_threshold",
-    "precision_at_threshold",
-    "recall_at_threshold",
-    "f1_at_threshold",
-    "macro_f1_at_threshold",
-)
+_OF_WHOLE_SCORES = tuple(name for name in PAIR_FIGURES if name not in (*_OF_SCORES, "kendall", "kappa", "kappa_linear"))
 
 
 class Stratum(BaseModel):

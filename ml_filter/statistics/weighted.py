@@ -70,14 +70,14 @@ def kendall_by_scipy(rows: Array, weights: Array) -> dict[str, Array]:
 
 def at_threshold(rows: Array, weights: Array) -> dict[str, Array]:
     """Figures of a decision, of rows of 1 for good and 0 for the rest."""
-    wanted, given = rows[:, 0], rows[:, 1]
+    actual, predicted = rows[:, 0], rows[:, 1]
     n = weights.sum(axis=1)
-    hits, n_wanted, n_given = weights @ (wanted * given), weights @ wanted, weights @ given
-    rejected = weights @ ((1 - wanted) * (1 - given))
-    precision, recall, f1 = precision_recall_f1(hits, n_wanted, n_given)
-    f1_of_the_rest = precision_recall_f1(rejected, n - n_wanted, n - n_given)[2]
+    hits, n_actual, n_predicted = weights @ (actual * predicted), weights @ actual, weights @ predicted
+    rejected = weights @ ((1 - actual) * (1 - predicted))
+    precision, recall, f1 = precision_recall_f1(hits, n_actual, n_predicted)
+    f1_of_the_rest = precision_recall_f1(rejected, n - n_actual, n - n_predicted)[2]
     return {
-        "agreement_at_threshold": weights @ (wanted == given) / n,
+        "agreement_at_threshold": weights @ (actual == predicted) / n,
         "precision_at_threshold": precision,
         "recall_at_threshold": recall,
         "f1_at_threshold": f1,
@@ -87,14 +87,16 @@ def at_threshold(rows: Array, weights: Array) -> dict[str, Array]:
 
 def shares_at_threshold(rows: Array) -> dict[str, int]:
     """Of how many rows each figure of `at_threshold` is a share, for `resampled_figures`."""
-    wanted, given = rows.sum(axis=0).astype(int).tolist()
-    shares = {"agreement": len(rows), "precision": given, "recall": wanted, "f1": int(rows.any(axis=1).sum())}
+    actual, predicted = rows.sum(axis=0).astype(int).tolist()
+    shares = {"agreement": len(rows), "precision": predicted, "recall": actual, "f1": int(rows.any(axis=1).sum())}
     return {f"{name}_at_threshold": count for name, count in shares.items()}
 
 
-def precision_recall_f1(hits: NDArray[Any], wanted: NDArray[Any], given: NDArray[Any]) -> tuple[Array, Array, Array]:
-    """From counts of documents: rightly given, that should have been given, and given."""
-    return divide(hits, given), divide(hits, wanted), divide(2 * hits, wanted + given)
+def precision_recall_f1(
+    hits: NDArray[Any], actual: NDArray[Any], predicted: NDArray[Any]
+) -> tuple[Array, Array, Array]:
+    """From counts of documents: correctly predicted, actual, and predicted."""
+    return divide(hits, predicted), divide(hits, actual), divide(2 * hits, actual + predicted)
 
 
 def table_statistic(classes: Array) -> Statistic:
@@ -111,14 +113,14 @@ def table_statistic(classes: Array) -> Statistic:
         flat = np.zeros((len(weights), size * size))
         flat[:, cells] = weights  # rows are distinct, so are cells
         table = flat.reshape(-1, size, size)
-        n, wanted, given = table.sum(axis=(1, 2)), table.sum(axis=2), table.sum(axis=1)
-        chance = wanted[:, :, None] * given[:, None, :] / n[:, None, None]
+        n, actual, predicted = table.sum(axis=(1, 2)), table.sum(axis=2), table.sum(axis=1)
+        chance = actual[:, :, None] * predicted[:, None, :] / n[:, None, None]
         figures = {
             name: 1 - divide((table * penalty).sum(axis=(1, 2)), (chance * penalty).sum(axis=(1, 2)))
             for name, penalty in penalties.items()
         }
         hits = np.diagonal(table, axis1=1, axis2=2)
-        precision, recall, f1 = precision_recall_f1(hits, wanted, given)
+        precision, recall, f1 = precision_recall_f1(hits, actual, predicted)
         figures["exact_agreement"] = hits.sum(axis=1) / n
         figures["macro_f1"] = _mean_of_defined(f1)
         for k, name in enumerate(classes.astype(int)):
