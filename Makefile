@@ -1,13 +1,13 @@
 # Two commands from a bare machine (Python 3.11 or 3.12, git, make):
-#   make run    set up, then the end-to-end pipeline on the documents of this machine; ARGS="sample.size=500" changes it
+#   make run    set up, then the end-to-end pipeline on documents already on this machine; ARGS="sample.size=500" changes it
 #   make test   set up, then lint, types and tests
-# Both leave the environment in .venv; a second call uses it again.
+# Both create the environment in .venv once and reuse it.
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 POETRY := .poetry-env/bin/poetry
 ARGS ?=
-# For `poetry install`, such as `--only main` or `--extras s3`.
+# Options of `poetry install`, such as `--only main` or `--extras s3`.
 INSTALL ?=
 
 .PHONY: run test setup clean
@@ -26,7 +26,7 @@ setup: .venv/.complete
 	PYTHON=$(PYTHON) tools/install.sh $(INSTALL)
 	touch $@
 
-# Poetry with its plugins, apart from the project's own environment.
+# Poetry and its plugins, in an environment separate from the project's.
 .poetry-env/.complete: tools/poetry-requirements.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or name it: make PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv --clear .poetry-env
