@@ -16,18 +16,19 @@ from pydantic.fields import FieldInfo
 from ml_filter.config import Settings, StageConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
-_PACKAGES = (
-    "documents",
-    "prepare",
-    "annotation",
-    "agreement",
-    "heads",
-    "evaluation",
-    "scoring",
-    "selection",
-    "publishing",
-    "serving",
-    "pipeline",
+_MODULES = (
+    "documents.config",
+    "prepare.config",
+    "annotation.config",
+    "agreement.config",
+    "heads.config",
+    "evaluation.config",
+    "scoring.config",
+    "selection.config",
+    "publishing.config",
+    "serving.config",
+    "pipeline.config",
+    "tracking",
 )
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
 _INTRODUCTION = """# Settings
@@ -40,8 +41,8 @@ an option of the commands that use it, a key of their YAML file (`--config`), an
 def settings_page() -> str:
     """The page: the environment variables, then one table for each configuration."""
     parts = [_INTRODUCTION, "## Environment variables\n", _table(_environment())]
-    for package in _PACKAGES:
-        for config in _configs(package):
+    for module in _MODULES:
+        for config in _configs(module):
             summary = (config.__doc__ or "").partition("\n\n")[0].replace("\n", " ").strip()
             parts.append(f"## {config.__name__}\n\n{summary}\n")
             parts.append(_table(_rows(config)))
@@ -54,8 +55,8 @@ def main() -> int:
     return 0
 
 
-def _configs(package: str) -> Iterator[type[StageConfig]]:
-    module = import_module(f"ml_filter.{package}.config")
+def _configs(module_name: str) -> Iterator[type[StageConfig]]:
+    module = import_module(f"ml_filter.{module_name}")
     for value in vars(module).values():
         is_config = isinstance(value, type) and issubclass(value, StageConfig) and value.__module__ == module.__name__
         if is_config and not value.__name__.startswith("_"):
