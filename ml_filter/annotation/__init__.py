@@ -1,6 +1,6 @@
 """Annotation: an LLM scores, labels or translates documents, directly or through batch files, and every answer is kept.
 
-plan.py says what has to be asked; asking.py (or batch/) gets the answers into the ledger; collecting.py writes them as
-rows; run.py does these in order. annotate.py, label.py and translate/ are the tasks; estimate.py predicts their cost.
+plan.py says what has to be asked; asking.py (or batch/) gets the answers into the ledger; run.py writes them as rows
+and checks the output. annotate.py, label.py and translate/ are the tasks; estimate.py predicts their cost.
 annotator.py and the modules below it (endpoints, concurrency, client, budget, windows, parsing) make a single call.
 """

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from ml_filter.annotation.annotator import Annotator
 from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.client import Endpoint, RequestFailed
-from ml_filter.annotation.collecting import Recorder
 from ml_filter.annotation.connection import open_endpoints
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.plan import Call, OpenCalls, Plan
+from ml_filter.annotation.run import AnswerSource, Recorder
 from ml_filter.config import Settings
 from ml_filter.errors import EndpointError, MlFilterError
 from ml_filter.progress import progress
@@ -24,7 +24,7 @@ _NUMBERS = re.compile(r"\S*\d\S*")
 """What differs between rejections for the same reason: request ids, counts."""
 
 
-class Asking:
+class Asking(AnswerSource):
     """Gets answers from the endpoints of the settings.
 
     Attributes:
@@ -50,9 +50,6 @@ class Asking:
         self.plan, self.budget, self.recorder = plan, budget, Recorder(plan, ledger)
         with open_endpoints(plan.config, self.settings) as endpoints:
             asyncio.run(self._ask(endpoints, calls))
-
-    def check_open(self, open_votes: int, output: str) -> None:
-        """Nothing to explain: `check_complete` knows why votes are open."""
 
     async def _ask(self, endpoints: Sequence[Endpoint], calls: OpenCalls) -> None:
         plan, concurrency = self.plan, self.plan.config.max_concurrency

@@ -71,7 +71,7 @@ class Budget:
             self.used = self.used.plus(usage)
             self._bytes += question_bytes
             self._tokens += usage.prompt
-        elif may_cost(outcome):
+        elif outcome.may_cost:
             self.used = self.used.plus(reserved)
         self._settled.set()
 
@@ -88,7 +88,7 @@ class Budget:
     def _needed(self, question: Question, piece: str) -> Usage:
         rate = _MARGIN * self._tokens / self._bytes if self._bytes else _TOKENS_PER_BYTE
         completion = 1 if question.mode == "choice" and question.top_logprobs else question.max_tokens
-        return Usage(rate * question_bytes(question, piece), self.config.answer_tokens(completion))
+        return Usage(rate * question.bytes_with(piece), self.config.answer_tokens(completion))
 
     def _fits(self, needed: Usage) -> bool:
         total = self.used.plus(self._reserved).plus(needed)
@@ -119,7 +119,7 @@ class Spending:
 
     def failed(self, error: RequestFailed) -> None:
         """Account for a failed try. If it cost nothing, its reservation passes to the next try."""
-        if may_cost(error):
+        if error.may_cost:
             self._settle(error)
 
     def end(self, outcome: Answer | RequestFailed) -> None:
@@ -129,11 +129,11 @@ class Spending:
 
     def _settle(self, outcome: Answer | RequestFailed) -> None:
         assert self._reserved is not None
-        self.budget.settle(self._reserved, question_bytes(self.question, self.piece), outcome)
+        self.budget.settle(self._reserved, self.question.bytes_with(self.piece), outcome)
         usage = reported(outcome)
         if usage is not None:
             self.reported = usage.plus(self.reported or NO_TOKENS)
-        elif may_cost(outcome):
+        elif outcome.may_cost:
             self.assumed = self.assumed.plus(self._reserved)
         self._reserved = None
 
@@ -143,13 +143,3 @@ def reported(outcome: Answer | RequestFailed) -> Usage | None:
     if outcome.prompt_tokens is None or outcome.completion_tokens is None:
         return None
     return Usage(outcome.prompt_tokens, outcome.completion_tokens)
-
-
-def may_cost(outcome: Answer | RequestFailed) -> bool:
-    """Whether the model may have processed the request."""
-    return outcome.may_cost if isinstance(outcome, RequestFailed) else True
-
-
-def question_bytes(question: Question, piece: str) -> int:
-    """Size of the text of a request in UTF-8 bytes."""
-    return len(piece.encode()) + question.frame_bytes

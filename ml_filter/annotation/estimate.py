@@ -25,7 +25,6 @@ from ml_filter.annotation.config import AnnotateConfig, EstimateConfig
 from ml_filter.annotation.connection import annotator_name
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.plan import Plan
-from ml_filter.annotation.run import open_ledger
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import LEDGER_NAME, digest_of
@@ -117,7 +116,7 @@ def estimate_bill(
         sample = sample_documents(source, SampleConfig(size=config.pilot, seed=config.seed), f"{scratch}/sample")
         pilot = annotation_plan(SourceConfig(paths=[sample.root]), annotate, annotator)
         kept = annotate.ledger or (None if output is None else str(Path(output) / LEDGER_NAME))
-        with open_ledger(pilot, Path(kept or f"{scratch}/{LEDGER_NAME}")) as ledger:
+        with Ledger(Path(kept or f"{scratch}/{LEDGER_NAME}")) as ledger:
             budget = Budget(annotate, ledger.tokens_used(pilot.question_digests))
             asking.fill(pilot, ledger, budget)
             if earlier and not asking.requests:  # only prices changed, for example: keep the measured time

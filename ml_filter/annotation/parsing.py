@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import ClassVar
 
 from ml_filter.annotation.client import storable
 from ml_filter.annotation.prompts import Prompt
@@ -40,6 +41,7 @@ class Answer:
     cut_off: bool = False
     attempts: int = 1
     latency_s: float = 0.0
+    may_cost: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

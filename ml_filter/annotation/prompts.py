@@ -150,6 +150,10 @@ class Question(_Strict):
             return re.compile(re.escape(line[0]) + f"{{{len(line)},}}"), line[1:]
         return re.compile(re.escape(line[0]) + f"(?={re.escape(line[1:])})"), line[0] + " "
 
+    def bytes_with(self, piece: str) -> int:
+        """Size of the question with a piece of a document, in UTF-8 bytes."""
+        return len(piece.encode()) + self.frame_bytes
+
     @property
     def json_schema(self) -> dict[str, Any]:
         """The JSON schema of an answer in mode `json`."""

@@ -1,34 +1,52 @@
-"""One run of a command that asks an LLM: get the open answers, collect the output and finish its directory."""
+"""One run of a command that asks an LLM: get the open answers into the ledger, write them as rows, check the output."""
 
 from __future__ import annotations
 
+import json
+import math
+from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, TextIO
 
-from ml_filter.annotation.budget import Budget
-from ml_filter.annotation.collecting import FAILED_NAME, NOT_ASKED_COUNT, Collection, check_complete, check_failed_share
-from ml_filter.annotation.ledger import Ledger
-from ml_filter.annotation.plan import Plan
-from ml_filter.annotation.prompts import keep_prompts
+import pyarrow as pa
+from loguru import logger
+
+from ml_filter.annotation.budget import NO_TOKENS, Budget, Usage
+from ml_filter.annotation.client import RequestFailed
+from ml_filter.annotation.ledger import Key, Ledger
+from ml_filter.annotation.parsing import Answer, AnswerError
+from ml_filter.annotation.plan import Call, Plan, Vote
+from ml_filter.annotation.prompts import Question, keep_prompts
 from ml_filter.documents.manifest import LEDGER_NAME, Manifest, digest_of, find_manifest
 from ml_filter.documents.output_directory import OutputDirectory, Resumption
-from ml_filter.errors import InputError
+from ml_filter.documents.rejects import RejectsLog, nothing_read
+from ml_filter.documents.schema import ANNOTATION_SCHEMA
+from ml_filter.errors import InputError, TooManyFailures
 
+FAILED_NAME = "failed.jsonl"
+"""The failed answers of the last run, for people to read."""
+NOT_ASKED = "not_asked"
+"""Error code of a vote that the budget had no room for."""
+NOT_ASKED_COUNT = f"failed_{NOT_ASKED}"
+_FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason", "attempts")
 _ROW_GROUP_BYTES = 2**20
 """Annotations are small: larger row groups would dominate the memory of a run."""
 
 
-class AnswerSource(Protocol):
+class AnswerSource(ABC):
     """Where the answers of a run come from: endpoints (asking.py) or the results of a batch (batch/)."""
 
-    retry_hint: str
+    retry_hint: ClassVar[str]
     """How to ask for failed answers again; continued by `with --retry-failed`."""
 
+    @abstractmethod
     def fill(self, plan: Plan, ledger: Ledger, budget: Budget) -> None:
         """Put the available answers into the ledger."""
 
-    def check_open(self, open_votes: int, output: str) -> None:
+    def check_open(self, open_votes: int, output: str) -> None:  # noqa: B027
         """Raise TooManyFailures if it is known why votes are still open."""
 
 
@@ -45,14 +63,14 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path) -> Manifest:
     with output_directory(plan, output) as out:
         if out.manifest and not (config.retry_failed and out.manifest.counts["failed"]):
             if NOT_ASKED_COUNT in out.manifest.counts:
-                check_failed_share(plan, Counter(out.manifest.counts), out.path, answers.retry_hint)
+                _check_failed_share(plan, Counter(out.manifest.counts), out.path, answers.retry_hint)
             return out.manifest
         if not out.is_local:
             raise InputError(f"{out.path}: the output must be a local directory, because its ledger is a local file")
         if out.manifest:
             out.reopen()
         keep_prompts(out, task.questions)
-        with open_ledger(plan, Path(out.root) / LEDGER_NAME) as ledger:
+        with Ledger(Path(config.ledger or Path(out.root) / LEDGER_NAME)) as ledger:
             budget = Budget(config, ledger.tokens_used(plan.question_digests))
             answers.fill(plan, ledger, budget)
             with (
@@ -64,23 +82,12 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path) -> Manifest:
                 # A check that fails here leaves the directory unfinished. With at_budget finish the same check comes
                 # after the manifest is written, since the output is complete.
                 if not counts[NOT_ASKED_COUNT]:
-                    _check(plan, answers, budget, counts, out.path)
+                    _check_complete(plan, answers, budget, counts, out.path)
             task.write_report(out, plan.annotator)
             manifest = out.finish([(task.shard, out.commit(task.shard, writer, rejects, counts))])
         if counts[NOT_ASKED_COUNT]:
-            _check(plan, answers, budget, counts, out.path)
+            _check_complete(plan, answers, budget, counts, out.path)
         return manifest
-
-
-def _check(plan: Plan, answers: AnswerSource, budget: Budget, counts: Counter[str], output: str) -> None:
-    if counts["open"]:
-        answers.check_open(counts["open"], output)
-    check_complete(plan, budget, counts, output, answers.retry_hint)
-
-
-def open_ledger(plan: Plan, default: Path) -> Ledger:
-    """The ledger of the configuration, else the one at `default`."""
-    return Ledger(Path(plan.config.ledger or default))
 
 
 def output_directory(plan: Plan, path: str | Path) -> OutputDirectory:
@@ -98,3 +105,153 @@ def _has_no_answers(out: OutputDirectory) -> bool:
         return True
     with Ledger(path) as ledger:
         return ledger.is_worthless()
+
+
+def failed_row(annotator: str, question: Question, key: Key, **fields: Any) -> dict[str, Any]:
+    """A row without an answer; `fields` say why."""
+    return dict.fromkeys(ANNOTATION_SCHEMA.names) | {
+        "document_id": key.document_id,
+        "annotator": annotator,
+        "prompt": question.name,
+        "prompt_digest": question.digest,
+        "criterion": question.criterion,
+        "vote": key.vote,
+        "status": "failed",
+        "windows": 0,
+        "truncated": False,
+        "attempts": 0,
+        "created_at": datetime.now(UTC).isoformat(),
+        **fields,
+    }
+
+
+class Recorder:
+    """Writes the outcomes of calls to the ledger. `failed` counts those without a usable answer."""
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        self.plan, self.ledger, self.failed = plan, ledger, 0
+
+    def record(
+        self, call: Call, outcome: Answer | RequestFailed, used: Usage | None, assumed: Usage = NO_TOKENS
+    ) -> None:
+        """Write one outcome with the tokens of all its tries: `used` as reported, `assumed` without a report."""
+        task = self.plan.task
+        row = failed_row(
+            self.plan.annotator, call.question, call.key, windows=call.windows, truncated=call.truncated
+        ) | {"attempts": outcome.attempts}
+        if used is not None:
+            row |= {"prompt_tokens": int(used.prompt), "completion_tokens": int(used.completion)}
+        if isinstance(outcome, RequestFailed):
+            row |= {"error": outcome.code, "reason": str(outcome)}
+        else:
+            row |= {"raw": outcome.text, "latency_s": outcome.latency_s}
+            try:
+                row |= {"status": task.done, **task.read(outcome, call)}
+            except AnswerError as error:
+                row |= {"error": error.code, "reason": str(error)}
+        if row["error"]:
+            self.failed += 1
+            logger.debug(f"{call.key.document_id}: {row['error']}: {row['reason']}")
+        self.ledger.record(call.key, call.window, row, (math.ceil(assumed.prompt), math.ceil(assumed.completion)))
+
+
+class Collection:
+    """Writes the rows of a plan in input order and counts them."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, budget: Budget) -> None:
+        self.plan, self.ledger, self.budget = plan, ledger, budget
+        names = ("documents", plan.task.done, "failed", "truncated", "prompt_tokens", "completion_tokens")
+        self.counts: Counter[str] = Counter(dict.fromkeys(names, 0))
+
+    def write(self, write: Callable[[pa.Table], None], rejects: RejectsLog, failed: TextIO) -> Counter[str]:
+        """Write a table for each table of documents, and each failed row as a JSON line to `failed`.
+
+        Returns:
+            Counts by status and error code. Votes without an answer count as `open`. Tokens are those of all tries,
+            also of answers that were replaced.
+
+        Raises:
+            InputError: no document has a text.
+        """
+        has_text = False
+        for shard, documents in self.plan.tables(rejects):
+            self.counts["documents"] += documents.num_rows
+            rows = []
+            for vote in self.plan.votes(documents):
+                has_text = has_text or bool(vote.text)
+                row = self._row(vote)
+                if row is None:
+                    self.counts["open"] += 1
+                    continue
+                self.counts[row["status"]] += 1
+                self.counts["truncated"] += row["truncated"]
+                if row["error"]:
+                    self.counts[f"failed_{row['error']}"] += 1
+                    failed.write(json.dumps({name: row[name] for name in _FAILED_FIELDS}, ensure_ascii=False) + "\n")
+                rows.append(row)
+            write(self.plan.task.table(shard, documents, rows, self.counts))
+        if not has_text:
+            reasons = Counter(rejects.counts) + Counter(no_text=self.counts["documents"])
+            option = "text_column (--text-column)"
+            raise nothing_read(self.plan.source.paths, dict(reasons.most_common()), option)
+        return self.counts
+
+    def _row(self, vote: Vote) -> dict[str, Any] | None:
+        """The row of a vote; None while an answer is missing."""
+        annotator = self.plan.annotator
+        if not vote.text:
+            reason = "the document has no text"
+            return failed_row(annotator, vote.question, vote.key, error="no_text", reason=reason)
+        answers, paid = self.ledger.answers(vote.key)
+        self.counts["prompt_tokens"] += paid.prompt
+        self.counts["completion_tokens"] += paid.completion
+        if paid.assumed:
+            self.counts["tokens_unreported"] += paid.assumed
+        if answers and len(answers) >= answers[0]["windows"]:
+            return self.plan.task.join(answers)
+        if self.budget.is_spent and self.plan.config.at_budget == "finish":
+            # Only in the output: in the ledger the vote stays open, for a later run with a higher budget.
+            reason = f"the budget of {self.budget.describe()} had no room for it"
+            return failed_row(annotator, vote.question, vote.key, error=NOT_ASKED, reason=reason)
+        return None
+
+
+def _check_complete(plan: Plan, answers: AnswerSource, budget: Budget, counts: Counter[str], output: str) -> None:
+    """Check that every vote has an answer and that few enough failed.
+
+    Raises:
+        TooManyFailures: the budget ended the run, or the failed share is above `max_failed_share`.
+        InputError: documents were added or changed during the run.
+    """
+    scored, failed, open_votes = counts[plan.task.done], counts["failed"], counts["open"]
+    if open_votes:
+        answers.check_open(open_votes, output)
+    if open_votes and budget.is_spent:
+        raise TooManyFailures(
+            f"the budget of {budget.describe()} is used up: {scored + failed:,} answers are in the ledger of {output}, "
+            f"{open_votes:,} are open. Run again with a higher budget; finished answers are not asked again. Or run "
+            "again with --at-budget finish (at_budget: finish) to mark the open answers as failed "
+            f"({NOT_ASKED}) and use the others"
+        )
+    if open_votes:
+        raise InputError(f"{open_votes:,} documents were changed or added during the run; run again")
+    if counts[NOT_ASKED_COUNT]:
+        logger.warning(
+            f"The budget of {budget.describe()} is used up: {counts[NOT_ASKED_COUNT]:,} of {scored + failed:,} answers "
+            f"have failed with the code {NOT_ASKED}. To ask for them, run again with a higher budget and --retry-failed"
+        )
+    _check_failed_share(plan, counts, output, answers.retry_hint)
+
+
+def _check_failed_share(plan: Plan, counts: Counter[str], output: str, retry_hint: str) -> None:
+    failed, total = counts["failed"], counts[plan.task.done] + counts["failed"]
+    if failed <= plan.config.max_failed_share * total:
+        return
+    codes = Counter({name[7:]: count for name, count in counts.items() if name.startswith("failed_")})
+    listed = ", ".join(f"{code} {count:,}" for code, count in codes.most_common())
+    budget, usable = ("a higher budget and ", "; the other answers can be used") if NOT_ASKED in codes else ("", "")
+    raise TooManyFailures(
+        f"{failed:,} of {total:,} answers failed ({listed}), more than "
+        f"max_failed_share={plan.config.max_failed_share:g} allows. To ask only for those again, {retry_hint} with "
+        f"{budget}--retry-failed. They are listed in {output}/{FAILED_NAME}{usable}"
+    )

@@ -13,11 +13,11 @@ from ml_filter.agreement.agreement import compare_ratings
 from ml_filter.agreement.measure import write_agreement
 from ml_filter.agreement.ratings import Ratings, read_ratings, require_gold
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.collecting import FAILED_NAME
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.connection import annotator_name
 from ml_filter.annotation.plan import answer_settings
 from ml_filter.annotation.prompts import load_prompt
+from ml_filter.annotation.run import FAILED_NAME
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest

@@ -17,12 +17,11 @@ from ml_filter.annotation.batch.files import requests_table
 from ml_filter.annotation.batch.submission import ENDED_EARLY, BatchDirectory, hold, outcome_of
 from ml_filter.annotation.budget import Budget, reported
 from ml_filter.annotation.client import Endpoint, RequestFailed
-from ml_filter.annotation.collecting import Recorder
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.ledger import Key, Ledger
 from ml_filter.annotation.parsing import Answer, AnswerError
 from ml_filter.annotation.plan import Call, Plan
-from ml_filter.annotation.run import run
+from ml_filter.annotation.run import AnswerSource, Recorder, run
 from ml_filter.config import Settings
 from ml_filter.documents.manifest import Manifest, read_manifest
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
@@ -76,7 +75,7 @@ def batch_usd(directory: str | Path, annotations: Manifest) -> float | None:
     return annotate.usd(annotations.counts["prompt_tokens"], annotations.counts["completion_tokens"])
 
 
-class _BatchResults:
+class _BatchResults(AnswerSource):
     """The results of a batch as the source of answers."""
 
     retry_hint = "run ml-filter annotate on the same output"

@@ -24,7 +24,6 @@ from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.plan import Call, OpenCalls, Plan
 from ml_filter.annotation.prompts import Question
-from ml_filter.annotation.run import open_ledger
 from ml_filter.annotation.tokenizers import LocalTokenizer
 from ml_filter.annotation.windows import Windows
 from ml_filter.config import Settings
@@ -100,7 +99,10 @@ def write_batch(
             return out.manifest
         if not out.is_local:
             raise InputError(f"{output}: batch files need a local directory")
-        with open_ledger(plan, out.scratch / "none.sqlite") as ledger, _RequestFiles(out, config) as files:
+        with (
+            Ledger(Path(annotate.ledger or out.scratch / "none.sqlite")) as ledger,
+            _RequestFiles(out, config) as files,
+        ):
             budget = Budget(annotate, ledger.tokens_used(plan.question_digests))
             asyncio.run(_write(plan, ledger, budget, files))
         if budget.is_spent:

@@ -25,6 +25,7 @@ from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.readers import InputShard
+from ml_filter.documents.tables import rename_clashing_columns
 from ml_filter.errors import TooManyFailures
 
 _TEXT = """\
@@ -146,9 +147,7 @@ class _TranslationTask(Task):
             "translation_error": [row.get("error") for row in results],
             "translation_reason": [row.get("reason") for row in results],
         }
-        table = documents.rename_columns(
-            [f"input_{name}" if name in added else name for name in documents.column_names]
-        )
+        table = rename_clashing_columns(documents, list(added))
         table = table.set_column(table.column_names.index("text"), "text", pa.array(texts, pa.string()))
         language = pa.array([self.language] * documents.num_rows)
         if has_language:
