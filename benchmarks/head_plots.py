@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.dataset as ds
 
-from ml_filter.evaluation.page import evaluation_plots
-from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
+from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation, evaluation_plots
 from ml_filter.rendering.plots import interval_plot
 
 BY_HUMANS = "Spearman, humans"

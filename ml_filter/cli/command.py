@@ -29,8 +29,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from rich.markup import escape
 
+from ml_filter import __version__
 from ml_filter.annotation.config import AskConfig
-from ml_filter.cli.app import app
 from ml_filter.config import Cli, StageConfig, parse_override, problem_text, read_settings, with_overrides
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError
@@ -43,6 +43,29 @@ _PANELS: dict[type, str] = {SourceConfig: "Source", AskConfig: "LLM", EngineConf
 _TYPES: dict[str, Any] = {"integer": int, "number": float, "string": str, "boolean": bool}
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 _CONFIG_FILE = typer.Option("--config", metavar="FILE", help="YAML file with settings; options override it")
+
+
+app = typer.Typer(
+    name="ml-filter",
+    help="The quality filter for pretraining corpora: sample, annotate by LLM, train a head, score, keep the best.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every failed document")] = False,
+) -> None:
+    from ml_filter.logs import configure_logging
+
+    if version:
+        print(f"ml-filter {__version__}")
+        raise typer.Exit
+    configure_logging(level="DEBUG" if verbose else "INFO")
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,28 @@ def command(*examples: str, name: str | None = None, group: typer.Typer = app) -
         return body
 
     return register
+
+
+# --- Arguments and options that several commands share --------------------------------------------------------------
+
+
+def _source_at(path: str) -> SourceConfig:
+    return SourceConfig(paths=[path])
+
+
+Sources = Annotated[SourceConfig, Options("SOURCE...")]
+Docs = Annotated[SourceConfig, Options("DOCS")]
+Labels = Annotated[SourceConfig, Options("LABELS")]
+Head = Annotated[str, typer.Argument(metavar="HEAD", help="Directory made by train, or hf://OWNER/NAME\\[@REVISION]")]
+Output = Annotated[
+    str, typer.Option("--output", "-o", metavar="DIR", help="Directory of the result; an unfinished run is resumed")
+]
+Documents = Annotated[
+    SourceConfig | None,
+    typer.Option(
+        parser=_source_at, metavar="SOURCE", help="Documents of the scores (default: those that were annotated)"
+    ),
+]
 
 
 # --- From settings to options ----------------------------------------------------------------------------------------

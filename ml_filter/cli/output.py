@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ml_filter.annotation.config import AskConfig
     from ml_filter.annotation.estimate import Estimate
     from ml_filter.documents.manifest import Manifest
-    from ml_filter.evaluation.comparison import Comparison
+    from ml_filter.evaluation.compare import Comparison
     from ml_filter.evaluation.result import HeadEvaluation
     from ml_filter.heads.search_result import Search
     from ml_filter.heads.train import TrainedHead

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel
 
-from ml_filter.agreement.agreement import compare_ratings
+from ml_filter.agreement.agreement import Agreement, compare_ratings
 from ml_filter.agreement.measure import write_agreement
 from ml_filter.agreement.ratings import Ratings, read_ratings, require_gold
 from ml_filter.annotation.annotate import annotate_documents
@@ -26,12 +27,68 @@ from ml_filter.documents.readers import read_shard, read_tables
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, TooManyFailures
-from ml_filter.evaluation.comparison import COMPARISON_NAME, REPORT_NAME, Comparison, Difference, Example, Side
-from ml_filter.evaluation.comparison_page import comparison_report
 from ml_filter.evaluation.config import CompareConfig
+from ml_filter.rendering.html import render
 from ml_filter.statistics.intervals import Array, Figure, Resampling
-from ml_filter.statistics.metrics import COMPARED_FIGURES
+from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES
 from ml_filter.statistics.pair import compare_against, compare_pair
+
+COMPARISON_NAME = "comparison.json"
+REPORT_NAME = "comparison.html"
+
+
+class Side(BaseModel):
+    """One of the two annotators: its name, how many of its documents were scored, and what they cost."""
+
+    name: str
+    annotator: str
+    prompts: list[str]
+    directory: str
+    documents: int
+    scored: int
+    failed: int
+    share_failed: float
+    failed_by_code: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float | None
+
+
+class Difference(BaseModel):
+    """A figure of a and of b against gold, over the documents that all three scored, and b's minus a's.
+
+    `better` is None if the interval of the difference includes 0, so that it may be due to chance.
+    """
+
+    figure: str
+    a: Figure
+    b: Figure
+    difference: Figure
+    better: Literal["a", "b"] | None
+
+
+class Example(BaseModel):
+    """A document on which the two differ; `gold` is None without gold."""
+
+    document_id: str
+    excerpt: str
+    gold: float | None
+    a: float
+    b: float
+    reason_a: str | None
+    reason_b: str | None
+
+
+class Comparison(BaseModel):
+    """The content of comparison.json. `differences` is empty without gold."""
+
+    a: Side
+    b: Side
+    gold: str | None
+    differences: list[Difference]
+    examples: list[Example]
+    agreement: Agreement
+
 
 _EXCERPT_CHARS = 600
 
@@ -94,7 +151,8 @@ def compare_annotators(
             )
             plots = write_agreement(out, agreement, ratings)
             out.put_bytes(COMPARISON_NAME, (comparison.model_dump_json(indent=1) + "\n").encode())
-            out.put_bytes(REPORT_NAME, comparison_report(comparison, plots).encode())
+            page = render("evaluation/templates/comparison.html", c=comparison, plots=plots, names=PAIR_FIGURES)
+            out.put_bytes(REPORT_NAME, page.encode())
             out.finish([], {"documents": sides[0].documents, "failed": sum(side.failed for side in sides)})
         assert out.manifest
         for side, annotate in ((comparison.a, a), (comparison.b, b)):

@@ -18,8 +18,7 @@ from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.writer import file_digest
 from ml_filter.errors import InputError
 from ml_filter.evaluation.collector import SCORE_COLUMNS, Collector
-from ml_filter.evaluation.page import evaluation_report
-from ml_filter.evaluation.result import EVALUATION_NAME, REPORT_NAME, HeadEvaluation, Unit
+from ml_filter.evaluation.result import EVALUATION_NAME, REPORT_NAME, HeadEvaluation, Unit, evaluation_report
 from ml_filter.heads.config import EngineConfig
 from ml_filter.heads.info import CalibratedCriterion, read_info
 from ml_filter.heads.kinds import load_head

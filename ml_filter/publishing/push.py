@@ -1,18 +1,25 @@
-"""Upload to the Hugging Face Hub."""
+"""Upload data sets and heads to the Hugging Face Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loguru import logger
 
-from ml_filter.documents.manifest import Manifest
+from ml_filter.documents.manifest import Manifest, read_manifest
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.load import resolve_head
+from ml_filter.heads.train import TRAINING_NAME, TrainedHead, head_files, read_head
 from ml_filter.publishing.card import CARD_NAME
+from ml_filter.publishing.model_card import local_name, write_model_card
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    from ml_filter.evaluation.result import HeadEvaluation
 
 
 def hub_api(name: str) -> HfApi:
@@ -32,14 +39,23 @@ def push_to_hub(api: HfApi, labelled: Manifest, name: str, private: bool) -> str
     """Upload the splits and the data card of a local directory that `publish_labels` wrote, as one commit.
 
     The manifest is not uploaded, because it names local paths; the card has its digests. Arguments, return value and
-    errors as in `upload_to_hub`.
+    errors as in `push_model`.
     """
-    return upload_to_hub(
-        api, name, "dataset", labelled.root, private=private, upload=lambda: _upload(api, labelled, name)
-    )
+
+    def upload() -> None:
+        api.upload_folder(
+            folder_path=labelled.root,
+            repo_id=name,
+            repo_type="dataset",
+            allow_patterns=[CARD_NAME, *(shard.path for shard in labelled.shards)],
+            delete_patterns=["data/*.parquet"],
+            commit_message=f"Labelled data set, manifest {labelled.digest[:12]}",
+        )
+
+    return _upload(api, name, "dataset", labelled.root, private=private, upload=upload)
 
 
-def upload_to_hub(
+def _upload(
     api: HfApi,
     name: str,
     kind: Literal["dataset", "model"],
@@ -48,22 +64,7 @@ def upload_to_hub(
     private: bool,
     upload: Callable[[], None],
 ) -> str:
-    """Create a repository if it does not exist, and upload to it.
-
-    Args:
-        api: the Hub's client.
-        name: OWNER/NAME.
-        kind: kind of repository.
-        directory: the local directory, for error messages.
-        private: create the repository as private; fail if it exists and is public.
-        upload: uploads the files.
-
-    Returns:
-        The URL of the repository.
-
-    Raises:
-        InputError: the Hub cannot be reached or rejects the upload, or the repository is public but must be private.
-    """
+    """Create a repository if it does not exist, and upload to it. `directory` is the local one, for messages."""
     label = {"dataset": "data set", "model": "head"}[kind]
     try:
         url = api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
@@ -85,12 +86,81 @@ def upload_to_hub(
     return str(url)
 
 
-def _upload(api: HfApi, labelled: Manifest, name: str) -> None:
-    api.upload_folder(
-        folder_path=labelled.root,
-        repo_id=name,
-        repo_type="dataset",
-        allow_patterns=[CARD_NAME, *(shard.path for shard in labelled.shards)],
-        delete_patterns=["data/*.parquet"],
-        commit_message=f"Labelled data set, manifest {labelled.digest[:12]}",
-    )
+_KEPT = {".gitattributes"}
+"""Files that the Hub adds to a repository itself."""
+
+
+def push_model(
+    directory: str | Path,
+    name: str,
+    *,
+    private: bool = False,
+    evaluations: Sequence[str | Path] = (),
+    license: str = "unknown",
+) -> str:
+    """Upload the files of a head and its model card as one commit, which deletes all other files of the repository.
+
+    `training.json` is uploaded without the local paths of the labels.
+
+    Args:
+        directory: directory or Hub name of the head, as in `resolve_head`.
+        name: OWNER/NAME on the Hub.
+        private: create the repository as private; fail if it exists and is public.
+        evaluations: directories that `ml-filter evaluate` wrote for this head; the card states their figures.
+        license: license identifier for the card, such as apache-2.0.
+
+    Returns:
+        The URL of the repository.
+
+    Raises:
+        InputError: the head does not exist, an evaluation belongs to another head, or the Hub cannot be reached or
+            rejects the upload.
+        ConfigError: there is no token.
+    """
+    head = read_head(resolve_head(directory))
+    card = write_model_card(head, name, [read_evaluation(path, head) for path in evaluations], license)
+    api = hub_api(name)
+    upload = partial(_commit, api, name, head, card)
+    return _upload(api, name, "model", head.directory, private=private, upload=upload)
+
+
+def read_evaluation(directory: str | Path, head: TrainedHead) -> HeadEvaluation:
+    """Read the figures that `ml-filter evaluate` wrote for a head.
+
+    Raises:
+        InputError: the directory is not an evaluation, or is that of another head.
+    """
+    from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
+
+    manifest = read_manifest(directory, "predictions")
+    evaluation = HeadEvaluation.model_validate_json(Path(manifest.path_of(EVALUATION_NAME)).read_text())
+    if evaluation.head_digest != head.digest:
+        raise InputError(
+            f"{directory} evaluates another head ({evaluation.head}), not {head.directory}; run `ml-filter evaluate` "
+            "on this head"
+        )
+    return evaluation
+
+
+def _commit(api: HfApi, name: str, head: TrainedHead, card: str) -> None:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    files: dict[str, str | bytes] = {CARD_NAME: card.encode(), TRAINING_NAME: _without_local_paths(head)}
+    for path in head_files(head.directory):
+        files.setdefault(path.relative_to(head.directory).as_posix(), str(path))
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in files.items()
+    ]
+    operations += [
+        CommitOperationDelete(path_in_repo=path)
+        for path in api.list_repo_files(name)
+        if path not in _KEPT | files.keys()
+    ]
+    api.create_commit(name, operations, commit_message=f"Head, weights {head.digest[:12]}")
+
+
+def _without_local_paths(head: TrainedHead) -> bytes:
+    training = head.training.model_copy(deep=True)
+    for parent in training.parents:
+        parent.path = local_name(parent.path)
+    return (training.model_dump_json(indent=1) + "\n").encode()

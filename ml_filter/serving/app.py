@@ -16,8 +16,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from ml_filter import __version__
 from ml_filter.config import problems_in
 from ml_filter.serving.batcher import ENGINE_ERROR
-from ml_filter.serving.describe import HeadDescription
-from ml_filter.serving.documents import Document, DocumentId, ScoredDocument, Text
+from ml_filter.serving.documents import Document, DocumentId, HeadDescription, ScoredDocument, Text
 from ml_filter.serving.metrics import CountRequests
 from ml_filter.serving.service import Service, unavailable
 

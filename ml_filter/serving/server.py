@@ -20,7 +20,7 @@ from ml_filter.heads.load import resolve_head
 from ml_filter.heads.train import head_parent
 from ml_filter.serving.app import create_app
 from ml_filter.serving.config import ServeConfig
-from ml_filter.serving.describe import HeadDescription, describe_head
+from ml_filter.serving.documents import HeadDescription, describe_head
 from ml_filter.serving.service import Service
 
 CPU_BATCH_TOKENS = 1024

@@ -15,8 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from ml_filter.heads.kinds import Head
 from ml_filter.serving.batcher import Batcher, QueueFull
 from ml_filter.serving.config import ServeConfig
-from ml_filter.serving.describe import HeadDescription
-from ml_filter.serving.documents import Document, ScoredDocument
+from ml_filter.serving.documents import Document, HeadDescription, ScoredDocument
 from ml_filter.serving.metrics import Metrics
 
 CLIENT_GONE = 499

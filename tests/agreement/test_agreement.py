@@ -14,7 +14,7 @@ from ml_filter.agreement.config import AgreementConfig
 from ml_filter.agreement.measure import measure_agreement
 from ml_filter.agreement.page import agreement_plots, agreement_report
 from ml_filter.agreement.ratings import Ratings, read_ratings
-from ml_filter.cli.app import app
+from ml_filter.cli.command import app
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import InputError

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from ml_filter import __version__
 from ml_filter.cli import app, main
-from ml_filter.cli.bill import batch
+from ml_filter.cli.feature import batch
 
 COMMANDS = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]
 BATCH_COMMANDS = [command.callback.__name__ for command in batch.registered_commands]
