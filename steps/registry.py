@@ -132,7 +132,7 @@ def set_stage(version: ModelVersionResponse, stage: Stage, reason: str) -> Model
 def promote(model: str, name: str, stage: Stage, *, force: bool, reason: str | None) -> str:
     """Move a version to a stage if the decision of its training run allows it, and return what was done.
 
-    The decision allows it if it was positive and compared the version with the one that is in production now, or if
+    The decision allows it if it was positive and compared the version with the current production version, or if
     there is nothing to replace.
 
     Args:

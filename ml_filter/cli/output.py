@@ -23,17 +23,10 @@ if TYPE_CHECKING:
     from ml_filter.heads.search_result import Search
     from ml_filter.heads.train import TrainedHead
     from ml_filter.pipeline.bill import PipelineBill
-    from ml_filter.statistics.intervals import Figure
 
 _MAX_TRIALS = 5
 _MAX_QUOTA_VALUES = 20
-_COST_FORMATS = {
-    "requests": ",.0f",
-    "prompt_tokens": ",.0f",
-    "completion_tokens": ",.0f",
-    "hours": ",.2f",
-    "usd": ",.4f",
-}
+_COST_DECIMALS = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "hours": 2, "usd": 4}
 _COST_TITLES = ("requests", "prompt tokens", "completion tokens", "hours", "USD")
 _BOUNDS = {"value": "expected", "low": "low", "high": "high"}
 
@@ -92,39 +85,30 @@ def show_cascade(directory: str, output: str) -> None:
 def show_reliability(reliability: CriterionReliability) -> None:
     """The reliability that dawid-skene estimates for each annotator of a criterion, most reliable first."""
     annotators = sorted(reliability.annotators, key=lambda annotator: -annotator.accuracy)
-    _print_table(
-        f"{reliability.criterion}: annotators",
-        ["annotator", "votes", "accuracy"],
-        [(escape(a.annotator), f"{a.votes:,}", f"{a.accuracy:.3f}") for a in annotators],
-    )
+    rows = [(escape(a.annotator), f"{a.votes:,}", f"{a.accuracy:.3f}") for a in annotators]
+    _print_table(f"{reliability.criterion}: annotators", ["annotator", "votes", "accuracy"], rows)
 
 
 def show_agreement(agreement: Agreement, path: str) -> None:
     """The raters, two figures of each pair, overall and by stratum, and the figures of all raters together."""
     from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
 
-    _print_table(
-        "raters",
-        ["rater", "scored", "failed", "mean"],
-        [(escape(r.name), f"{r.documents:,}", f"{r.failed:,}", _number(r.mean)) for r in agreement.raters],
-    )
+    rows = [(escape(r.name), f"{r.documents:,}", f"{r.failed:,}", _number(r.mean)) for r in agreement.raters]
+    _print_table("raters", ["rater", "scored", "failed", "mean"], rows)
     shown = ("spearman", "kappa_quadratic")
     pairs = []
     for stratum, section in agreement.sections().items():
         for pair in section.compared(agreement.gold):
             raters = pair.rater if agreement.gold else f"{pair.reference}, {pair.rater}"
-            figures = [_figure(pair.figures[name]) for name in shown]
+            figures = [pair.figures[name].text for name in shown]
             pairs.append((escape(stratum), escape(raters), f"{pair.documents:,}", *figures))
     title = f"against {escape(agreement.gold)}" if agreement.gold else "pairs"
     _print_table(f"\n{title}", ["", "rater", "documents", *(PAIR_FIGURES[name] for name in shown)], pairs, left=2)
     group = agreement.overall.group
     names = ("fleiss_kappa", "alpha_nominal", "alpha_ordinal", "alpha_interval", "icc_2_1", "icc_2_k")
     together = [(GROUP_FIGURES[name].partition(":")[0], group.figures[name]) for name in names]
-    _print_table(
-        "\n" + escape(", ".join(group.raters)),
-        ["", "documents", "all raters"],
-        [(name, f"{figure.documents:,}", _figure(figure)) for name, figure in together],
-    )
+    figures_of_all = [(name, f"{figure.documents:,}", figure.text) for name, figure in together]
+    _print_table("\n" + escape(", ".join(group.raters)), ["", "documents", "all raters"], figures_of_all)
     unmatched = sum(table.unmatched_rows for table in agreement.inputs)
     if unmatched:
         _print(f"{unmatched:,} rows belong to documents that no other input, or not gold, contains")
@@ -166,9 +150,8 @@ def show_pipeline_bill(bill: PipelineBill) -> None:
 
 def _costs(estimate: Estimate | PipelineBill, bound: str = "value") -> list[str]:
     """The figures of an estimate, or one bound of their intervals."""
-    ranges = {name: getattr(estimate, name) for name in _COST_FORMATS}
-    values = {name: range_ and getattr(range_, bound) for name, range_ in ranges.items()}
-    return ["-" if value is None else f"{value:{_COST_FORMATS[name]}}" for name, value in values.items()]
+    costs = ((getattr(estimate, name), decimals) for name, decimals in _COST_DECIMALS.items())
+    return ["-" if cost is None else f"{getattr(cost, bound):,.{decimals}f}" for cost, decimals in costs]
 
 
 def show_comparison(comparison: Comparison, path: str) -> None:
@@ -182,14 +165,11 @@ def show_comparison(comparison: Comparison, path: str) -> None:
         sides.append((name, escape(side.annotator), ", ".join(side.prompts), *counts, usd))
     _print_table("comparison", ["", "annotator", "prompt", "scored", "failed", "tokens", "USD"], sides, left=3)
     pair = comparison.agreement.overall.pairs[-1]
-    _print_table(
-        "\nagreement of a and b",
-        ["", f"{pair.documents:,} documents"],
-        [(PAIR_FIGURES[name], _figure(pair.figures[name])) for name in ("spearman", "kappa_quadratic", "mae")],
-    )
+    shown = [(PAIR_FIGURES[name], pair.figures[name].text) for name in ("spearman", "kappa_quadratic", "mae")]
+    _print_table("\nagreement of a and b", ["", f"{pair.documents:,} documents"], shown)
     if comparison.gold:
         rows = [
-            (PAIR_FIGURES[d.figure], _number(d.a.value), _number(d.b.value), _figure(d.difference), d.better or "?")
+            (PAIR_FIGURES[d.figure], _number(d.a.value), _number(d.b.value), d.difference.text, d.better or "?")
             for d in comparison.differences
         ]
         _print_table(f"\nagainst {escape(comparison.gold)}", ["", "a", "b", "b minus a", "better"], rows)
@@ -204,14 +184,14 @@ def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
         text = PAIR_FIGURES[name].replace("rater minus reference", "score minus label")
         return text.replace("the threshold", f"{evaluation.threshold:g}")
 
-    rows = [(title(name), _figure(figure)) for name, figure in evaluation.intervals.items()]
+    rows = [(title(name), figure.text) for name, figure in evaluation.intervals.items()]
     if (discrimination := evaluation.discrimination) and discrimination.pairs_within:
-        rows.append((f"right order within a {discrimination.column}", _figure(discrimination.within)))
-        rows.append((f"across {discrimination.column}s, same label pairs", _figure(discrimination.across_alike)))
+        rows.append((f"right order within a {discrimination.column}", discrimination.within.text))
+        rows.append((f"across {discrimination.column}s, same label pairs", discrimination.across_alike.text))
     _print_table("evaluation", ["", f"{evaluation.documents:,} documents"], rows)
     if comparison := evaluation.comparison:
         compared = [
-            (title(name), _number(comparison.ours[name].value), _number(comparison.theirs[name].value), _figure(figure))
+            (title(name), _number(comparison.ours[name].value), _number(comparison.theirs[name].value), figure.text)
             for name, figure in comparison.differences.items()
         ]
         other = escape(str(evaluation.compared_with))
@@ -271,20 +251,11 @@ def show_selection(manifest: Manifest) -> None:
 
 def show_submissions(submissions: Sequence[Submission]) -> None:
     """Each file of a batch and its status."""
-    _print_table(
-        "batches",
-        ["file", "batch", "status", "requests", "completed", "failed"],
-        [
-            (
-                s.file,
-                escape(s.batch_id or "-"),
-                escape(s.status),
-                *(f"{n:,}" for n in (s.requests, s.completed, s.failed)),
-            )
-            for s in submissions
-        ],
-        left=3,
-    )
+    rows = []
+    for batch in submissions:
+        counts = [f"{n:,}" for n in (batch.requests, batch.completed, batch.failed)]
+        rows.append((batch.file, escape(batch.batch_id or "-"), escape(batch.status), *counts))
+    _print_table("batches", ["file", "batch", "status", "requests", "completed", "failed"], rows, left=3)
     for submission in submissions:
         if submission.problem:
             _print(f"{submission.file}: {submission.problem}")
@@ -310,9 +281,3 @@ def _print_table(
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _figure(figure: Figure) -> str:
-    if figure.value is None:
-        return f"- ({figure.reason})"
-    return f"{figure.value:.3f}" + ("" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]")

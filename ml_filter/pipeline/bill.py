@@ -71,11 +71,8 @@ def annotator_runs(
 ) -> list[AnnotatorRun]:
     """The annotator runs of an annotation pipeline: each annotator over the sample, and over the gold of the gates.
 
-    Args:
-        parameters: parameters of the pipeline.
-        annotate: its first annotator; the others are the jury.
-        output: directory of the first annotator's answers about the sample; those of the jury go next to it.
-        settings: endpoint and key of the environment; None: read from the environment.
+    `annotate` is the first annotator, the others are the jury in `parameters`, those of the pipeline. `output` is the
+    directory of the first annotator's answers about the sample; those of the jury go next to it.
 
     Raises:
         ConfigError: the parameters have neither a source nor a sample, or an annotator has no model.

@@ -78,7 +78,7 @@ def held_out_documents(config: AnnotationPipelineConfig) -> DecontaminateConfig 
 
 
 def check_criteria(config: AnnotationPipelineConfig) -> None:
-    """Check that every setting that chooses a criterion chooses one that the prompts score.
+    """Check that the criteria chosen in the settings are criteria of the prompts.
 
     Reads the prompt files. The pipelines call it before anything is paid for.
 

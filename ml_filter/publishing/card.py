@@ -15,7 +15,6 @@ from ml_filter.documents.lineage import ancestors, annotation_runs
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.publishing.config import PublishConfig
 from ml_filter.rendering.html import render_text
-from ml_filter.statistics.intervals import Figure
 from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
 
 CARD_NAME = "README.md"
@@ -37,15 +36,7 @@ def write_card(
 ) -> str:
     """Return the text of the card.
 
-    Args:
-        config: title, license, shares.
-        criteria: names of the criteria.
-        scores: manifest of the aggregated scores.
-        parents: inputs of the data set.
-        by_split: by criterion and split that is not empty, the number of documents with each rounded score.
-        counts: documents read, left out and grouped.
-        agreements: agreement figures to state.
-        columns: columns of the data set.
+    `by_split` has the number of documents with each rounded score, by criterion and by split that is not empty.
     """
     title = config.title or f"Documents labelled for {', '.join(criteria).replace('_', ' ')}"
     data_files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in next(iter(by_split.values()))]
@@ -76,7 +67,6 @@ def write_card(
         columns=columns,
         lineage=lineage,
         code_version=__version__,
-        figure=figure_text,
     )
 
 
@@ -103,10 +93,3 @@ def _prompt_text(annotations: Manifest, prompt: Mapping[str, Any]) -> str | None
             return str(file.read().decode()).strip()
     except FileNotFoundError:  # annotations that were converted from another tool have no prompt files
         return None
-
-
-def figure_text(figure: Figure) -> str:
-    """The figure with its interval, or why it is missing."""
-    if figure.value is None:
-        return f"- ({figure.reason})"
-    return f"{figure.value:.3f}" + ("" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]")

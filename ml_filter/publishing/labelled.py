@@ -56,16 +56,12 @@ def publish_labels(
 
     Holds the scores and about 200 bytes per labelled document in memory, and reads the documents twice.
 
-    Args:
-        scores: directory of aggregated scores.
-        config: shares of the splits, criteria, data card, Hub.
-        output: directory or URL.
-        documents: the documents of the scores; default: the documents that were annotated, by lineage.
+    `documents` are those of the scores; the default is the documents that were annotated, by lineage.
 
     Raises:
         InputError: scores, documents or agreement cannot be read, no document has a score, or the Hub rejects the
             upload.
-        ConfigError: there is no token for the upload.
+        ConfigError: no token is set for the upload.
     """
     api = hub_api(config.push) if config.push else None  # first, so that a missing token costs no work
     manifest = read_manifest(scores, "scores")
@@ -117,7 +113,7 @@ class _Labelled:
         self.scores, self.criteria, self.documents = scores, criteria, documents
         columns = ["document_id", "criterion", *LABEL_COLUMNS]
         votes = pa.concat_tables(table for path in scores.shard_paths() for table in read_tables(path, columns))
-        # A single criterion needs no suffix; several have columns of their own, as in scored documents.
+        # A single criterion needs no suffix; several get one set of columns each, as in scored documents.
         suffixes = [""] if len(criteria) == 1 else [f"_{criterion}" for criterion in criteria]
         by_criterion = [
             votes.filter(pc.equal(votes["criterion"], criterion))

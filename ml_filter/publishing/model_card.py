@@ -6,21 +6,18 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_filter.config import flat_settings
 from ml_filter.documents.lineage import annotation_summary
+from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.info import CROSS_FITTED, HELD_OUT_FOLD, CalibratedCriterion, HeadInfo, read_config, read_info
 from ml_filter.heads.kinds import HEADS
-from ml_filter.publishing.card import figure_text
+from ml_filter.heads.train import TrainedHead
 from ml_filter.rendering.html import render_text
+from ml_filter.statistics.evaluation import Evaluation
 from ml_filter.statistics.metrics import PAIR_FIGURES
 from ml_filter.statistics.quality import Quality
-
-if TYPE_CHECKING:
-    from ml_filter.evaluation.result import HeadEvaluation
-    from ml_filter.heads.train import TrainedHead
-    from ml_filter.statistics.evaluation import Evaluation
 
 _FIGURES = (
     "spearman",
@@ -38,14 +35,7 @@ _INDEXED = {"spearman": "spearmanr", "pearson": "pearsonr", "mae": "mae", "macro
 def write_model_card(
     head: TrainedHead, name: str, evaluations: Sequence[HeadEvaluation] = (), license: str = "unknown"
 ) -> str:
-    """Return the text of the card. Of local paths it states only the last part, with the digest.
-
-    Args:
-        head: the head.
-        name: OWNER/NAME on the Hub.
-        evaluations: evaluations of the head on human gold or other labels.
-        license: license identifier, such as apache-2.0.
-    """
+    """Return the text of the card. Of local paths it states only the last part, with the digest."""
     info = read_info(head.directory)
     runs: list[dict[str, Any]] = list(head.training.lineage)
     return render_text(
@@ -66,7 +56,6 @@ def write_model_card(
         good_from=_good_from,
         figures={figure: PAIR_FIGURES[figure] for figure in _FIGURES},
         local_name=local_name,
-        figure=figure_text,
     )
 
 
@@ -124,7 +113,7 @@ def _good_from(criterion: CalibratedCriterion) -> float:
 
 def _value_of(evaluation: Evaluation, name: str) -> str:
     if isinstance(evaluation, Quality):
-        return figure_text(evaluation.intervals[name])
+        return evaluation.intervals[name].text
     value = getattr(evaluation, name)
     return "-" if value is None else f"{value:.3f}"
 

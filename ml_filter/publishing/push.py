@@ -11,6 +11,7 @@ from loguru import logger
 
 from ml_filter.documents.manifest import Manifest, read_manifest
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.train import TRAINING_NAME, TrainedHead, head_files, read_head
 from ml_filter.publishing.card import CARD_NAME
@@ -19,14 +20,12 @@ from ml_filter.publishing.model_card import local_name, write_model_card
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    from ml_filter.evaluation.result import HeadEvaluation
-
 
 def hub_api(name: str) -> HfApi:
     """The Hub's client, with the token of HF_TOKEN or `hf auth login`.
 
     Raises:
-        ConfigError: there is no token to push to `name`.
+        ConfigError: no token is set.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -104,7 +103,7 @@ def push_model(
 
     Args:
         directory: directory or Hub name of the head, as in `resolve_head`.
-        name: OWNER/NAME on the Hub.
+        name: OWNER/NAME on the Hub; the repository is created if it does not exist.
         private: create the repository as private; fail if it exists and is public.
         evaluations: directories that `ml-filter evaluate` wrote for this head; the card states their figures.
         license: license identifier for the card, such as apache-2.0.
@@ -115,7 +114,7 @@ def push_model(
     Raises:
         InputError: the head does not exist, an evaluation belongs to another head, or the Hub cannot be reached or
             rejects the upload.
-        ConfigError: there is no token.
+        ConfigError: no token is set.
     """
     head = read_head(resolve_head(directory))
     card = write_model_card(head, name, [read_evaluation(path, head) for path in evaluations], license)
@@ -130,8 +129,6 @@ def read_evaluation(directory: str | Path, head: TrainedHead) -> HeadEvaluation:
     Raises:
         InputError: the directory is not an evaluation, or is that of another head.
     """
-    from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
-
     manifest = read_manifest(directory, "predictions")
     evaluation = HeadEvaluation.model_validate_json(Path(manifest.path_of(EVALUATION_NAME)).read_text())
     if evaluation.head_digest != head.digest:

@@ -19,8 +19,7 @@ def score_histogram(
     edges: Sequence[float], counts: Sequence[int], min_score: float | None = None, *, title: str = ""
 ) -> str:
     """Documents per score bin; bins below `min_score` are grey. `edges` has one entry more than `counts`."""
-    figure = _figure()
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     kept = [min_score is None or edge >= min_score - 1e-9 for edge in edges[:-1]]
     widths = [b - a for a, b in pairwise(edges)]
     axes.bar(edges[:-1], counts, widths, align="edge", color=[_BLUE if k else _GREY for k in kept], edgecolor="white")
@@ -33,8 +32,7 @@ def score_histogram(
 
 def scores_by_label(scores: Mapping[float, Sequence[float]], *, title: str = "") -> str:
     """Box plot of the head's scores for each label."""
-    figure = _figure()
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     labels = sorted(scores)
     axes.boxplot(
         [scores[label] for label in labels],
@@ -171,15 +169,14 @@ def share_bars(shares: Mapping[str, Mapping[str, float]], *, xlabel: str) -> str
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)  # also without any name
     axes.set(xlabel=xlabel)
     if len(shares) > 1:
-        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15))
+        _legend(axes, (0, -0.15))
     return _svg(figure)
 
 
 def trial_series(groups: Mapping[str, Sequence[tuple[int, float, float, float]]], *, ylabel: str) -> str:
     """Figures of trials in their order, with their intervals, (trial, figure, low, high) each, in a colour for each
     group, and a line along the highest so far."""
-    figure = _figure()
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     for number, (name, trials) in enumerate(groups.items()):
         colour = _COLOURS[number % 10]
         for trial, _, low, high in trials:
@@ -215,9 +212,14 @@ def setting_panels(
     return _svg(figure)
 
 
+def _legend(axes: Axes, corner: tuple[float, float]) -> None:
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=corner)
+
+
 def _panels(count: int) -> Figure:
     """A figure with room for `count` plots, three in a row."""
-    figure = _figure()
+    from matplotlib.figure import Figure
+
     columns, rows = min(count, 3), -(-count // 3)
     figure.set_size_inches(max(3.6, 3.2 * columns), 3.2 * rows)
     for index in range(count):

@@ -71,16 +71,9 @@ class Stratum(BaseModel):
 class CorpusSummary(BaseModel):
     """A corpus and what was kept of it.
 
-    Attributes:
-        documents: number of documents, failed ones included.
-        failed: documents without a score.
-        characters: of all texts.
-        kept_characters: of the texts that were kept.
-        scores: by criterion.
-        strata: by column and value, for the columns of `STRATA` that the documents have.
-        profile: to compare with the profile of the training documents.
-        above: documents just above the threshold, if one threshold applies to all documents.
-        below: documents just below it.
+    `documents` includes the failed ones. `scores` are by criterion, `strata` by column and value, for the columns of
+    `STRATA` that the documents have. `above` and `below` are examples near the threshold, if one threshold applies to
+    all documents.
     """
 
     documents: int
@@ -126,13 +119,8 @@ def summarise_corpus(
 ) -> CorpusSummary:
     """Read a scored corpus and what was kept of it, once each.
 
-    Args:
-        scored: manifest of the scored corpus.
-        filtered: manifest of the kept documents.
-        criteria: criteria of the head.
-        ranked_by: the criterion of examples and strata.
-        threshold: on the score of that criterion; None if no single threshold applies to all documents.
-        seed: seed of the examples.
+    `ranked_by` is the criterion of examples and strata; `threshold` is on its score, None if no single threshold
+    applies to all documents. `seed` draws the examples.
     """
     summary = _Summary(criteria, ranked_by, threshold, seed)
     with progress("Reporting", scored.rows + filtered.rows) as bar:

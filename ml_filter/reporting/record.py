@@ -24,13 +24,9 @@ def record_run(
     evaluations: Sequence[Manifest] = (),
     decision: Decision | None = None,
 ) -> RunRecord:
-    """Collect counts and digests of each stage, and figures, settings and curves of the head.
+    """Collect counts and digests of each stage, and figures, settings and curves of the head that the run trained.
 
-    Args:
-        manifests: of the stages.
-        head: the head that was trained in the run.
-        evaluations: directories that `evaluate_head` wrote for the head, one per criterion.
-        decision: whether the head is promoted, and why.
+    `evaluations` are the directories that `evaluate_head` wrote for the head, one per criterion.
     """
     record = RunRecord()
     for manifest in manifests:

@@ -55,20 +55,13 @@ class RunReport(BaseModel):
     """The content of the page, as data.
 
     Attributes:
-        title: how many documents were kept.
-        stages: stages of the run.
         chosen: description of the selection.
         ranked_by: criterion of the selection.
         threshold: on its score; None if no single threshold applies to all documents.
         expected: row of the head's calibration for that threshold.
-        warnings: what a reader must know before using the result.
         facts: digests, versions and settings of the inputs.
-        corpus: summary of the corpus.
         shifts: differences from the training documents of the head; None if the head has no profile of them.
-        cascade: the cascade, if one scored the corpus.
         measured: the share of all decisions that, by its audit, differ from the encoder's.
-        shards_failed: input shards that could not be read.
-        effort: what scoring took, if the manifest states it.
         evaluation: figures of the head on held-out documents.
     """
 
@@ -125,15 +118,9 @@ def write_run_report(
 ) -> tuple[str, str]:
     """Write `report.html`, `report.json` and `DATASHEET.md` beside the filtered documents.
 
-    Args:
-        head: the head that scored the corpus.
-        scored: manifest of the scored corpus.
-        filtered: manifest of the kept documents.
-        feature: manifests of sample, annotations and aggregated scores, if they belong to the run.
-        usd_per_worker_hour: price of an hour of one worker; None: the report states no cost.
-
-    Returns:
-        The path of the page, and the page.
+    `feature` are the manifests of sample, annotations and aggregated scores, if they belong to the run. Without the
+    price of an hour of one worker, `usd_per_worker_hour`, the report states no cost. Returns the path of the page, and
+    the page.
     """
     report = run_report(head, scored, filtered, feature, usd_per_worker_hour)
     page = report.to_html()
@@ -304,11 +291,11 @@ def _warnings(report: RunReport, info: HeadInfo) -> list[str]:
         return warnings
     scripts = info.profile.scripts
     for script, count in sorted(corpus.profile.scripts.items(), key=lambda item: -item[1]):
-        known = scripts.get(script, 0) / sum(scripts.values())
-        if known < UNKNOWN_SHARE <= count / corpus.documents:
+        trained_share = scripts.get(script, 0) / sum(scripts.values())
+        if trained_share < UNKNOWN_SHARE <= count / corpus.documents:
             warnings.append(
                 f"Out of distribution: {count / corpus.documents:.1%} of the documents are written in {script}, but "
-                f"only {known:.1%} of the training documents of the head."
+                f"only {trained_share:.1%} of the training documents of the head."
             )
     for shift in report.shifts or ():
         if shift.is_shifted and shift.what != "script":

@@ -61,7 +61,7 @@ class Batcher:
         If the caller is cancelled, its documents that still wait are not scored.
 
         Raises:
-            QueueFull: there is no room for all of these documents; none of them was queued.
+            QueueFull: the queue has not enough room for all of these documents; none of them was queued.
         """
         names, now = self._engine.info.names, asyncio.get_running_loop().time()
         futures: list[asyncio.Future[ScoredDocument]] = []

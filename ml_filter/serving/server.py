@@ -30,10 +30,7 @@ CPU_BATCH_TOKENS = 1024
 def serve_head(head: str | Path, config: ServeConfig, say: Callable[[str], None]) -> None:
     """Serve a head until SIGTERM or SIGINT, then answer the requests in progress and return.
 
-    Args:
-        head: a directory or Hub name, as in `resolve_head`.
-        config: address, limits and batching.
-        say: called with one line when the head is loaded.
+    `say` is called with one line when the head is loaded.
 
     Raises:
         InputError: the head does not exist or is incomplete.

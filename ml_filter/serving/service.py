@@ -27,10 +27,7 @@ Result = TypeVar("Result")
 class Service:
     """A service is `loading`, `ready` or `stopping`; it accepts documents only if it is ready.
 
-    Args:
-        load: returns the engine and its description; called once, in the scoring thread.
-        config: limits and batching.
-        on_ready: called when the head is loaded.
+    `load` returns the engine and its description; it is called once, in the scoring thread.
     """
 
     def __init__(

@@ -49,6 +49,13 @@ class Figure(BaseModel):
             return None
         return self.value, self.low, self.high
 
+    @property
+    def text(self) -> str:
+        """The figure with its interval, or why it is missing."""
+        if self.value is None:
+            return f"- ({self.reason})"
+        return f"{self.value:.3f}" + ("" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]")
+
 
 class Resampling(BaseModel):
     """How bootstrap intervals are computed.

@@ -23,6 +23,8 @@ def aggregate_scores(
 
 def _reliability(manifest: Manifest) -> dict[str, dict[str, float]]:
     return {
-        f"reliability_{reliability.criterion}": {found.annotator: found.accuracy for found in reliability.annotators}
+        f"reliability_{reliability.criterion}": {
+            annotator.annotator: annotator.accuracy for annotator in reliability.annotators
+        }
         for reliability in read_reliability(manifest)
     }

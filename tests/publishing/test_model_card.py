@@ -198,7 +198,7 @@ def test_a_stack_is_pushed_with_its_members_and_scores_the_same_from_the_hub(pro
     names = {path.relative_to(stack).as_posix() for path in head_files(stack)}
     assert files.keys() == names | {"README.md"}
     assert {"encoder/model.safetensors", "hashing/model.safetensors", "encoder/tokenizer.json"} < names
-    assert "The head is a combination of several heads" in files["README.md"].decode()
+    assert "The head is a weighted sum of a head on" in files["README.md"].decode()
     gold = project / "gold.jsonl"
     assert main(["score", "hf://owner/stack", str(gold), "--output", str(tmp_path / "scored")]) == 0
     texts = [json.loads(line)["text"] for line in gold.read_text().splitlines()]

@@ -355,7 +355,8 @@ def test_a_port_in_use_a_missing_head_and_a_wrong_port_exit_with_2_and_the_reaso
     assert main(["serve", str(tmp_path), "--port", "0"]) == 2
     assert str(tmp_path) in capsys.readouterr().err
     assert main(["serve", head, "--port", "99999"]) == 2
-    assert "port: Input should be less than or equal to 65535" in capsys.readouterr().err
+    message = " ".join(capsys.readouterr().err.replace("│", " ").split())  # out of the box that wraps it
+    assert "less than or equal to 65535" in message
 
 
 @pytest.fixture(scope="module")
