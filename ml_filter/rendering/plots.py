@@ -15,9 +15,7 @@ _BLUE, _GREY, _RED = "#2563a8", "#b8c4d0", "#c0392b"
 _COLOURS = (_BLUE, "#e08e2b", "#3d9970", _RED, "#7d5ba6", "#8c6d4f", "#d36ba6", "#6b7785", "#a8b32f", "#2fb3b3")
 
 
-def score_histogram(
-    edges: Sequence[float], counts: Sequence[int], min_score: float | None = None, *, title: str = ""
-) -> str:
+def score_histogram(edges: Sequence[float], counts: Sequence[int], min_score: float | None = None) -> str:
     """Documents per score bin; bins below `min_score` are grey. `edges` has one entry more than `counts`."""
     figure, axes = _figure()
     kept = [min_score is None or edge >= min_score - 1e-9 for edge in edges[:-1]]
@@ -26,11 +24,11 @@ def score_histogram(
     if min_score is not None:
         axes.axvline(min_score, color=_RED, linewidth=1.2, label=f"kept: score ≥ {min_score:g}")
         axes.legend(frameon=False)
-    axes.set(xlabel="score", ylabel="documents", title=title)
+    axes.set(xlabel="score", ylabel="documents")
     return _svg(figure)
 
 
-def scores_by_label(scores: Mapping[float, Sequence[float]], *, title: str = "") -> str:
+def scores_by_label(scores: Mapping[float, Sequence[float]]) -> str:
     """Box plot of the head's scores for each label."""
     figure, axes = _figure()
     labels = sorted(scores)
@@ -39,7 +37,7 @@ def scores_by_label(scores: Mapping[float, Sequence[float]], *, title: str = "")
         tick_labels=[f"{label:g}\n(n={len(scores[label])})" for label in labels],
         medianprops={"color": _RED},
     )
-    axes.set(xlabel="label", ylabel="head's score", title=title)
+    axes.set(xlabel="label", ylabel="head's score")
     return _svg(figure)
 
 

@@ -90,12 +90,11 @@ class CorpusSummary(BaseModel):
 class _Sample:
     """A few random documents: those with the smallest seeded hashes, so that every run draws the same."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self) -> None:
         self._heap: list[tuple[int, str, float, str]] = []
 
     def offer(self, document_id: str, score: float, text: str) -> None:
-        item = (-sampling_key(document_id, self._seed, "example"), document_id, score, text[:_EXCERPT_CHARACTERS])
+        item = (-sampling_key(document_id, 0, "example"), document_id, score, text[:_EXCERPT_CHARACTERS])
         if len(self._heap) < EXAMPLES:
             heappush(self._heap, item)
         elif item > self._heap[0]:
@@ -114,15 +113,13 @@ def summarise_corpus(
     criteria: Sequence[Criterion],
     ranked_by: str,
     threshold: float | None,
-    *,
-    seed: int = 0,
 ) -> CorpusSummary:
     """Read a scored corpus and what was kept of it, once each.
 
     `ranked_by` is the criterion of examples and strata; `threshold` is on its score, None if no single threshold
-    applies to all documents. `seed` draws the examples.
+    applies to all documents.
     """
-    summary = _Summary(criteria, ranked_by, threshold, seed)
+    summary = _Summary(criteria, ranked_by, threshold)
     with progress("Reporting", scored.rows + filtered.rows) as bar:
         for table in _tables(scored, ["id", "text", *summary.score_columns, *STRATA]):
             summary.add_scored(table)
@@ -136,17 +133,17 @@ def summarise_corpus(
 class _Summary:
     """Accumulates a `CorpusSummary` table by table."""
 
-    def __init__(self, criteria: Sequence[Criterion], ranked_by: str, threshold: float | None, seed: int) -> None:
+    def __init__(self, criteria: Sequence[Criterion], ranked_by: str, threshold: float | None) -> None:
         self._columns = {
             criterion.name: "score" if len(criteria) == 1 else f"score_{criterion.name}" for criterion in criteria
         }
-        self._criteria, self._threshold, self._seed = criteria, threshold, seed
+        self._criteria, self._threshold = criteria, threshold
         self._ranked_by = next(criterion for criterion in criteria if criterion.name == ranked_by)
         self._profile = Profile.of(criteria)
         self._scores = {criterion.name: ScoreSummary.empty(criterion) for criterion in criteria}
         self._by_score: Counter[int] = Counter()
         self._samples: dict[int, _Sample] = {}
-        self._above, self._below = _Sample(seed), _Sample(seed)
+        self._above, self._below = _Sample(), _Sample()
         self._strata: dict[str, dict[str, Stratum]] = {}
         self._failed = self._characters = self._kept_characters = 0
 
@@ -177,7 +174,7 @@ class _Summary:
             if int_score is None:
                 continue
             self._by_score[int_score] += 1
-            self._samples.setdefault(int_score, _Sample(self._seed)).offer(name, float(score), text)
+            self._samples.setdefault(int_score, _Sample()).offer(name, float(score), text)
             if self._threshold is not None and abs(score - self._threshold) <= NEAR:
                 (self._above if score >= self._threshold else self._below).offer(name, float(score), text)
 

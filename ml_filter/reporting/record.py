@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import fsspec
 
 from ml_filter.config import flat_settings
 from ml_filter.documents.lineage import annotation_runs, annotation_summary
+from ml_filter.documents.manifest import Manifest
+from ml_filter.evaluation.promotion import Decision
+from ml_filter.evaluation.result import EVALUATION_NAME, REPORT_NAME, HeadEvaluation
+from ml_filter.heads.info import read_info
+from ml_filter.heads.train import TrainedHead
+from ml_filter.statistics.evaluation import Evaluation
 from ml_filter.tracking import RunRecord
-
-if TYPE_CHECKING:
-    from ml_filter.documents.manifest import Manifest
-    from ml_filter.evaluation.promotion import Decision
-    from ml_filter.heads.train import TrainedHead
-    from ml_filter.statistics.evaluation import Evaluation
 
 
 def record_run(
@@ -45,8 +44,6 @@ def record_run(
 
 
 def _add_head(record: RunRecord, head: TrainedHead) -> None:
-    from ml_filter.heads.info import read_info
-
     training = head.training
     record.history = training.history
     for criterion, evaluation in training.test.items():
@@ -62,8 +59,6 @@ def _add_head(record: RunRecord, head: TrainedHead) -> None:
 
 
 def _add_evaluation(record: RunRecord, manifest: Manifest, *, several: bool) -> None:
-    from ml_filter.evaluation.result import EVALUATION_NAME, REPORT_NAME, HeadEvaluation
-
     with fsspec.open(manifest.path_of(EVALUATION_NAME), "rb") as file:
         evaluation = HeadEvaluation.model_validate_json(file.read())
     prefix = f"{evaluation.criterion}_" if several else ""

@@ -174,7 +174,9 @@ def run_report(
     training, info = head.training, read_info(head.directory)
     selection = filtered.config["selection"]
     threshold, cascade = selection.get("threshold"), read_cascade(head.directory)
-    criterion = _criterion_of_column(info, selection["score_column"])
+    # The only criterion of a head has the column `score`.
+    columns = {f"score_{criterion.name}": criterion for criterion in info.criteria}
+    criterion = columns.get(selection["score_column"], info.criteria[0])
     corpus = summarise_corpus(scored, filtered, info.criteria, criterion.name, threshold)
     facts = {"head": head.digest, "scored corpus": scored.digest, "filtered corpus": filtered.digest}
     facts |= annotation_summary(training.lineage) | {"code version": filtered.code_version}
@@ -219,11 +221,6 @@ def _effort(scored: Manifest, corpus: CorpusSummary, usd_per_worker_hour: float 
         characters_per_second=corpus.characters / scored.seconds,
         usd=None if usd_per_worker_hour is None else hours * usd_per_worker_hour,
     )
-
-
-def _criterion_of_column(info: HeadInfo, column: str) -> CalibratedCriterion:
-    """The criterion whose scores a column holds. The only criterion of a head has the column `score`."""
-    return next((item for item in info.criteria if column == f"score_{item.name}"), info.criteria[0])
 
 
 def _describe_selection(config: dict[str, Any], selection: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -19,22 +20,19 @@ class Metrics:
     """Counters, gauges and histograms. Each service has its own registry."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        self.requests = Counter("ml_filter_requests", "Requests answered", ("path", "code"), registry=registry)
-        self.score_seconds = Histogram(
-            "ml_filter_score_seconds", "Duration of requests to /score", buckets=_SECONDS, registry=registry
-        )
-        self.documents = Counter("ml_filter_documents", "Documents answered", ("status", "reason"), registry=registry)
-        self.characters = Counter("ml_filter_characters", "Characters scored", registry=registry)
-        self.batch_documents = Histogram(
-            "ml_filter_batch_documents", "Documents in a batch", buckets=_DOCUMENTS, registry=registry
-        )
-        self.batch_seconds = Histogram(
-            "ml_filter_batch_seconds", "Time to score a batch", buckets=_SECONDS, registry=registry
-        )
-        self.queue = Gauge("ml_filter_queue_documents", "Documents waiting", registry=registry)
-        self.held_bytes = Gauge("ml_filter_held_bytes", "Bytes of requests in progress", registry=registry)
-        self.ready = Gauge("ml_filter_ready", "1 if the service accepts documents", registry=registry)
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, namespace="ml_filter", registry=self.registry)
+        histogram = partial(Histogram, namespace="ml_filter", registry=self.registry)
+        gauge = partial(Gauge, namespace="ml_filter", registry=self.registry)
+        self.requests = counter("requests", "Requests answered", ("path", "code"))
+        self.score_seconds = histogram("score_seconds", "Duration of requests to /score", buckets=_SECONDS)
+        self.documents = counter("documents", "Documents answered", ("status", "reason"))
+        self.characters = counter("characters", "Characters scored")
+        self.batch_documents = histogram("batch_documents", "Documents in a batch", buckets=_DOCUMENTS)
+        self.batch_seconds = histogram("batch_seconds", "Time to score a batch", buckets=_SECONDS)
+        self.queue = gauge("queue_documents", "Documents waiting")
+        self.held_bytes = gauge("held_bytes", "Bytes of requests in progress")
+        self.ready = gauge("ready", "1 if the service accepts documents")
 
 
 class CountRequests:
