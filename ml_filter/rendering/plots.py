@@ -43,8 +43,7 @@ def scores_by_label(scores: Mapping[float, Sequence[float]]) -> str:
 
 def rating_distribution(shares: Mapping[str, Mapping[int, float]]) -> str:
     """Share of each rater's documents by class, side by side."""
-    figure = _figure()
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     classes = sorted({score for by_class in shares.values() for score in by_class})
     width = 0.8 / len(shares)
     for number, (rater, by_class) in enumerate(shares.items()):
@@ -90,9 +89,7 @@ def interval_plot(
     rows: Sequence[tuple[str, float, float, float]], *, xlabel: str, reference: float | None = None
 ) -> str:
     """Forest plot: a line for each (label, figure, low, high), the first on top; `reference` is a vertical line."""
-    figure = _figure()
-    figure.set_figheight(1.2 + 0.28 * len(rows))
-    axes = figure.add_subplot()
+    figure, axes = _figure(1.2 + 0.28 * len(rows))
     for y, (_, value, low, high) in enumerate(rows):
         axes.plot([low, high], [y, y], color=_BLUE, linewidth=2, solid_capstyle="butt")
         axes.plot(value, y, "o", color=_BLUE)
@@ -127,8 +124,7 @@ def threshold_shares(
     scores: Sequence[float], shares: Mapping[str, Sequence[tuple[float, float, float] | None]], *, xlabel: str
 ) -> str:
     """A line with a band for each share (figure, low, high) by threshold on the score; None is a gap."""
-    figure = _figure()
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     for number, (name, of_share) in enumerate(shares.items()):
         colour = _COLOURS[number % 10]
         points = [(score, *figure) for score, figure in zip(scores, of_share, strict=True) if figure is not None]
@@ -156,9 +152,7 @@ def reliability_plot(bins: Sequence[tuple[float, float, float, float]], *, xlabe
 def share_bars(shares: Mapping[str, Mapping[str, float]], *, xlabel: str) -> str:
     """Horizontal bars of shares by name, the first on top; one bar for each group (group -> name -> share)."""
     names = list(dict.fromkeys(name for by_name in shares.values() for name in by_name))
-    figure = _figure()
-    figure.set_figheight(1.0 + 0.12 * len(names) * (len(shares) + 1))
-    axes = figure.add_subplot()
+    figure, axes = _figure(1.0 + 0.12 * len(names) * (len(shares) + 1))
     height = 0.8 / len(shares)
     for number, (group, by_name) in enumerate(shares.items()):
         y = [row + (number - (len(shares) - 1) / 2) * height for row in range(len(names))]
@@ -167,7 +161,7 @@ def share_bars(shares: Mapping[str, Mapping[str, float]], *, xlabel: str) -> str
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)  # also without any name
     axes.set(xlabel=xlabel)
     if len(shares) > 1:
-        _legend(axes, (0, -0.15))
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15))
     return _svg(figure)
 
 
@@ -210,16 +204,12 @@ def setting_panels(
     return _svg(figure)
 
 
-def _legend(axes: Axes, corner: tuple[float, float]) -> None:
-    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=corner)
-
-
 def _panels(count: int) -> Figure:
     """A figure with room for `count` plots, three in a row."""
     from matplotlib.figure import Figure
 
     columns, rows = min(count, 3), -(-count // 3)
-    figure.set_size_inches(max(3.6, 3.2 * columns), 3.2 * rows)
+    figure = Figure(figsize=(max(3.6, 3.2 * columns), 3.2 * rows), layout="constrained")
     for index in range(count):
         figure.add_subplot(rows, columns, index + 1)
     return figure
@@ -229,10 +219,10 @@ def _legend_on_the_right(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _figure() -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(7, 3.2), layout="constrained")
+def _figure(height: float = 3.2) -> tuple[Figure, Axes]:
+    figure = _panels(1)
+    figure.set_size_inches(7, height)
+    return figure, figure.axes[0]
 
 
 def _svg(figure: Figure) -> str:
