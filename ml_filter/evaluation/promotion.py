@@ -34,7 +34,7 @@ from ml_filter.statistics.intervals import Figure
 from ml_filter.statistics.metrics import PAIR_FIGURES
 
 Labels = Literal["test", "gold"]
-"""Held-out documents with LLM labels, or documents with human labels."""
+"""Held-out documents with LLM labels, or documents with human ones."""
 _NAMES = ("the candidate", "the current head")
 _HELD_OUT = "compare heads on documents that neither has seen, such as the test split that `ml-filter publish` makes"
 
@@ -88,7 +88,7 @@ def evaluate_candidate(
 
     Args:
         candidate: the head to promote.
-        current: the head it has to beat; None for the first head.
+        current: the head it has to beat; None: there is no current head.
         gold: documents with human labels.
         gold_label_column: column of the labels.
         config: metric, margin, minimum, and the LLM-labelled documents to compare on.
@@ -147,7 +147,7 @@ def decide(
     """Promote the candidate or not.
 
     Args:
-        gold: the candidate on human labels, compared with the current head, if any.
+        gold: the candidate on human labels, compared with the current head if there is one.
         test: the same on held-out documents with LLM labels; None: compare on gold.
         config: metric, margin, minimum.
         names: of candidate and current head, for the reasons.
@@ -176,7 +176,7 @@ def decide(
         beats, reason = _beats(comparisons[compared_on][config.metric], compared_on, config, current)
         (granted if beats else refused).append(reason)
     else:
-        granted.append(f"{candidate} is the first head, so it does not have to beat another")
+        granted.append(f"{candidate} is the first head: there is no other to beat")
     gate, reason = _human_gate(gold.intervals[config.metric], config)
     (granted if gate.passed else refused).append(reason)
     return Decision(
@@ -202,7 +202,7 @@ def _beats(difference: Figure, labels: Labels, config: PromoteConfig, current: s
     if low < config.margin:
         return False, reason + f"the lower bound is below the margin of {config.margin:g}"
     if value <= config.margin:
-        return False, reason + "this is not an improvement"
+        return False, reason + "this is no improvement"
     return True, reason + f"the lower bound reaches the margin of {config.margin:g}"
 
 
