@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,12 @@ from ml_filter.heads.arithmetic import steady_arithmetic
 # A busy machine is slow, not wrong.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+os.environ["TERMINAL_WIDTH"] = "200"  # typer reads it when it is imported; help is not wrapped in tests
+
+# A shell starts background jobs with SIGINT ignored, and so would they start what a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before any test multiplies: what is trained here is compared with what a command trained.
 steady_arithmetic()

@@ -164,6 +164,7 @@ def _domain_error(error: BaseException | None) -> MlFilterError | None:
 def _print_summary(run: PipelineRunResponse, seconds: float) -> None:
     """A table with the counts and the path of each step."""
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from zenml.client import Client
 
@@ -176,7 +177,10 @@ def _print_summary(run: PipelineRunResponse, seconds: float) -> None:
             shown = {key.replace("_", " "): value for key, value in counts.items() if key in _SUMMARY and value}
             result = ", ".join(f"{key} {_number(value)}" for key, value in shown.items())
             table.add_row(name, result, str(metadata.get("path", "")))
-    Console(width=max(Console().width, 150)).print(table)
+    console = Console()
+    # As wide as its content, so that no path is cut.
+    width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, width)).print(table)
 
 
 def _number(value: float) -> str:

@@ -151,8 +151,7 @@ def test_an_error_in_the_file_names_the_file(text, message, recipe):
     assert message in str(caught.value)
 
 
-def test_help_comes_from_the_settings(monkeypatch):
-    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+def test_help_comes_from_the_settings():
     text = " ".join(CliRunner().invoke(kitchen, ["--help"]).output.split())
     for part in (
         "--layers N [x>=1] Number of layers [required]",

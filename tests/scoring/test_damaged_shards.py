@@ -66,7 +66,7 @@ DAMAGES = {
     "corrupt row group": ("b.parquet", corrupt_a_row_group, "unreadable, rows 10 to 14: "),
     "no text column": ("b.parquet", lambda path: pq.write_table(pa.table({"x": [1]}), path), "no column 'text'"),
     "text is numbers": ("b.parquet", lambda path: pq.write_table(pa.table({"text": [1]}), path), "int64, not text"),
-    "missing file": ("b.parquet", link_to_a_missing_file, "unreadable, file: FileNotFoundError"),
+    "missing file": ("b.parquet", link_to_a_missing_file, "No such file or directory"),
 }
 
 
@@ -105,7 +105,10 @@ def test_a_shard_that_disappears_during_the_run_fails_and_is_scored_when_it_is_b
             (small / "b.parquet").rename(tmp_path / "elsewhere")
         return score_one_shard(job, shard, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(TooManyFailures, match=r"b\.parquet \(unreadable, file: FileN"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(TooManyFailures, match=r"b\.parquet \(unreadable, file: .*No such file"),
+    ):
         patch.setattr(run_module, "score_or_fail", move_the_last_shard_first)
         score(hashing_head, small, tmp_path / "out")
     (tmp_path / "elsewhere").rename(small / "b.parquet")

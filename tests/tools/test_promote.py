@@ -35,6 +35,9 @@ def store(tmp_path_factory):
     """A ZenML store for this module."""
     from zenml.client import Client
     from zenml.config.global_config import GlobalConfiguration
+    from zenml.utils.source_utils import set_custom_source_root
+
+    set_custom_source_root(str(Path(__file__).resolve().parents[2]))  # xdist workers have no main file to find it by
 
     kept = {name: os.environ[name] for name in os.environ if name.startswith("ZENML")}
     for name in kept:
