@@ -1,21 +1,18 @@
-"""The annotator: an LLM behind a pool of endpoints. Builds requests, sends them and reads the responses."""
+"""The annotator: an LLM behind a pool of endpoints. Builds requests and sends them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from loguru import logger
 
 from ml_filter.annotation.budget import Budget, Spending
-from ml_filter.annotation.client import Endpoint, RequestFailed, reported_usage, storable
+from ml_filter.annotation.client import Endpoint, RequestFailed
 from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.endpoints import EndpointPool
-from ml_filter.annotation.parsing import Answer, Token
+from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.prompts import Question
-from ml_filter.annotation.tokenizers import LocalTokenizer, Servers, ServerTokenizer, Tokenizer
-from ml_filter.annotation.windows import Windows
+from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows
 from ml_filter.errors import ConfigError, EndpointError
 
 _CONSTRAINTS = ("response_format", "structured_outputs")
@@ -99,13 +96,12 @@ class Annotator:
             return body_to_send(endpoint.model, body, constraint if self._is_constrained else {}, self.config)
 
         try:
-            response = await self.pool.post(path, body_for, _read_nonempty, spending)
+            return await self.pool.post(path, body_for, spending)
         except RequestFailed as error:
             if not (constraint and error.refused and any(word in str(error) for word in _CONSTRAINT_WORDS)):
                 raise
             self._drop_constraint(question, error)
-            response = await self.pool.post(path, body_for, _read_nonempty, spending)
-        return replace(response.answer, attempts=response.attempts, latency_s=response.latency_s)
+            return await self.pool.post(path, body_for, spending)
 
     def _drop_constraint(self, question: Question, error: RequestFailed) -> None:
         if self.config.structured == "on":
@@ -164,51 +160,3 @@ def body_to_send(model: str, body: dict[str, Any], constraint: dict[str, Any], c
     """The full body. `extra_body` overrides all other fields; a field that it sets to null is left out."""
     fields = {"model": model} | body | constraint | config.extra_body
     return {name: value for name, value in fields.items() if config.extra_body.get(name, value) is not None}
-
-
-def read_answer(payload: dict[str, Any]) -> Answer:
-    """The answer in the body of a response.
-
-    Raises:
-        LookupError, TypeError, ValueError, AttributeError: the body does not have the form of a response.
-    """
-    choice = payload["choices"][0]
-    text = choice["text"] if "message" not in choice else choice["message"]["content"]
-    if not isinstance(text, str | None):
-        raise TypeError(f"the answer's text is of type {type(text).__name__}")
-    prompt_tokens, completion_tokens = reported_usage(payload)
-    return Answer(
-        text=storable(text or ""),
-        tokens=_tokens(choice.get("logprobs")),
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        cut_off=choice.get("finish_reason") == "length",
-    )
-
-
-def _read_nonempty(payload: dict[str, Any]) -> Answer:
-    """The answer; an empty one is worth another try, unless it was cut off at the allowed length."""
-    answer = read_answer(payload)
-    if not (answer.text.strip() or answer.tokens or answer.cut_off):
-        raise RequestFailed("empty_answer", "the model wrote nothing", may_cost=True)
-    return answer
-
-
-def _tokens(logprobs: Any) -> list[Token]:
-    """Log-probabilities in the format of chat completions (llama.cpp: also of completions) or of completions."""
-    if not isinstance(logprobs, dict):
-        return []
-    content = logprobs.get("content")
-    if isinstance(content, list):
-        tops = [{t["token"]: t["logprob"] for t in entry.get("top_logprobs") or []} for entry in content]
-        tokens = [Token(entry.get("token"), _usable(top)) for entry, top in zip(content, tops, strict=True)]
-        return tokens if all(isinstance(token.text, str) for token in tokens) else []
-    texts = logprobs.get("tokens") or []
-    tops = logprobs.get("top_logprobs") or [{}] * len(texts)
-    return [Token(str(text), _usable(top or {})) for text, top in zip(texts, tops, strict=True)]
-
-
-def _usable(top: Mapping[str, Any]) -> dict[str, float]:
-    """Drop tokens that are not text or have no finite log-probability; vLLM marks masked tokens with -9999."""
-    numbers = {text: p for text, p in top.items() if isinstance(text, str) and isinstance(p, int | float)}
-    return {text: float(p) for text, p in numbers.items() if -9999 < p <= 1}

@@ -7,9 +7,9 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import count
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from loguru import logger
 
@@ -17,6 +17,7 @@ from ml_filter.annotation.budget import Spending
 from ml_filter.annotation.client import Client, Endpoint, RequestFailed, reported_usage
 from ml_filter.annotation.concurrency import AdaptiveLimit
 from ml_filter.annotation.config import AskConfig
+from ml_filter.annotation.parsing import Answer, read_answer
 from ml_filter.errors import EndpointError
 
 _OPEN_AFTER = 5
@@ -77,18 +78,6 @@ class _State:
         return self.in_flight / self.limit.value
 
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Response(Generic[T]):
-    """An answer, the number of requests made for it, and the duration of the last one in seconds."""
-
-    answer: T
-    attempts: int
-    latency_s: float
-
-
 class EndpointPool:
     """Sends each request to the least loaded endpoint that works; a retry may go to another one.
 
@@ -126,19 +115,13 @@ class EndpointPool:
         return sum(state.in_flight for state in self._states)
 
     async def post(
-        self,
-        path: str,
-        body_for: Callable[[Endpoint], dict[str, Any]],
-        read: Callable[[dict[str, Any]], T],
-        spending: Spending | None = None,
-    ) -> Response[T]:
+        self, path: str, body_for: Callable[[Endpoint], dict[str, Any]], spending: Spending | None = None
+    ) -> Answer:
         """Send a request and retry it until it has an answer.
 
         Args:
             path: API path, such as `chat/completions`.
             body_for: returns the body of the request for an endpoint.
-            read: reads the answer from the JSON of a response. LookupError, TypeError, ValueError or AttributeError
-                mean that the response is malformed; it is retried.
             spending: is charged for failed tries and decides whether the budget has room for another one.
 
         Raises:
@@ -153,7 +136,7 @@ class EndpointPool:
             start, sent_among = time.monotonic(), state.in_flight
             try:
                 endpoint = state.endpoint
-                answer = _read(read, await self.client.post(endpoint, endpoint.url(path), body_for(endpoint)))
+                answer = _read(await self.client.post(endpoint, endpoint.url(path), body_for(endpoint)))
             except EndpointError as error:
                 self._exclude(state, error)
                 continue  # at another endpoint
@@ -172,7 +155,7 @@ class EndpointPool:
                 now = time.monotonic()
                 self._answered(state, now)
                 state.limit.answered(now, state.in_flight, now - start, sent_among)
-                return Response(answer, attempts, now - start)
+                return replace(answer, attempts=attempts, latency_s=now - start)
             finally:
                 state.in_flight -= 1
                 self._wake()
@@ -303,9 +286,12 @@ def _backoff_s(attempts: int) -> float:
     return min(0.5 * 2.0 ** (min(attempts, 10) - 1) + random.random(), 30.0)  # noqa: S311
 
 
-def _read(read: Callable[[dict[str, Any]], T], payload: dict[str, Any]) -> T:
+def _read(payload: dict[str, Any]) -> Answer:
     try:
-        return read(payload)
+        answer = read_answer(payload)
+        if answer.text.strip() or answer.tokens or answer.cut_off:
+            return answer
+        raise RequestFailed("empty_answer", "the model wrote nothing", may_cost=True)
     except RequestFailed as error:
         error.prompt_tokens, error.completion_tokens = reported_usage(payload)
         raise

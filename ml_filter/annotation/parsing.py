@@ -1,4 +1,4 @@
-"""From a model's answer to a score: the parsed score and, from log-probabilities, the expected score."""
+"""From a response to an answer, and from the answer to a score and, by log-probabilities, to an expected score."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ml_filter.annotation.client import storable
+from ml_filter.annotation.client import reported_usage, storable
 from ml_filter.annotation.prompts import Prompt
 
 _PLAIN = str.maketrans({",": ".", "\u066b": ".", "\u2212": "-"})
@@ -61,6 +62,46 @@ class AnswerError(Exception):
         self.code = code
 
 
+def read_answer(payload: dict[str, Any]) -> Answer:
+    """The answer in the body of a response.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: the body does not have the form of a response.
+    """
+    choice = payload["choices"][0]
+    text = choice["text"] if "message" not in choice else choice["message"]["content"]
+    if not isinstance(text, str | None):
+        raise TypeError(f"the answer's text is of type {type(text).__name__}")
+    prompt_tokens, completion_tokens = reported_usage(payload)
+    return Answer(
+        text=storable(text or ""),
+        tokens=_tokens(choice.get("logprobs")),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cut_off=choice.get("finish_reason") == "length",
+    )
+
+
+def _tokens(logprobs: Any) -> list[Token]:
+    """Log-probabilities in the format of chat completions (llama.cpp: also of completions) or of completions."""
+    if not isinstance(logprobs, dict):
+        return []
+    content = logprobs.get("content")
+    if isinstance(content, list):
+        tops = [{t["token"]: t["logprob"] for t in entry.get("top_logprobs") or []} for entry in content]
+        tokens = [Token(entry.get("token"), _usable(top)) for entry, top in zip(content, tops, strict=True)]
+        return tokens if all(isinstance(token.text, str) for token in tokens) else []
+    texts = logprobs.get("tokens") or []
+    tops = logprobs.get("top_logprobs") or [{}] * len(texts)
+    return [Token(str(text), _usable(top or {})) for text, top in zip(texts, tops, strict=True)]
+
+
+def _usable(top: Mapping[str, Any]) -> dict[str, float]:
+    """Drop tokens that are not text or have no finite log-probability; vLLM marks masked tokens with -9999."""
+    numbers = {text: p for text, p in top.items() if isinstance(text, str) and isinstance(p, int | float)}
+    return {text: float(p) for text, p in numbers.items() if -9999 < p <= 1}
+
+
 def read_verdict(answer: Answer, prompt: Prompt) -> Verdict:
     """Read the score from an answer, by the mode of the prompt.
 
@@ -90,7 +131,10 @@ def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
         raise AnswerError("out_of_range", f"{score:g} is outside {prompt.score.min:g} to {prompt.score.max:g}")
     expected = _expected_at(match, answer, prompt)
     before = answer.text[: match.start()]
-    reason = _json_reason(answer.text, match.start()) if prompt.mode == "json" else before.strip() or None
+    reason = before.strip() or None
+    if prompt.mode == "json":
+        reasons = [value["reason"] for value in json_objects(answer.text) if isinstance(value.get("reason"), str)]
+        reason = storable(reasons[-1]) if reasons else None
     return Verdict(score, None if expected is None else prompt.calibrated(expected), reason)
 
 
@@ -102,16 +146,11 @@ def _number(text: str) -> float | None:
         return unicodedata.numeric(text, None) if len(text) == 1 else None
 
 
-def _json_reason(text: str, score_at: int) -> str | None:
-    # The object may stand inside a code fence, or after thoughts that contain braces.
-    for start in {text.find("{"), text.rfind("{", 0, score_at)}:
-        try:
-            reason = json.JSONDecoder().raw_decode(text, max(start, 0))[0].get("reason")
-        except (ValueError, AttributeError, RecursionError):
-            continue
-        if isinstance(reason, str):
-            return storable(reason)
-    return None
+def json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in an answer, also nested ones, in a code fence or after thoughts that contain braces."""
+    for brace in re.finditer("{", text):
+        with suppress(ValueError, RecursionError):
+            yield json.JSONDecoder().raw_decode(text, brace.start())[0]
 
 
 def _expected_at(match: re.Match[str], answer: Answer, prompt: Prompt) -> float | None:

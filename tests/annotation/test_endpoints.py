@@ -68,10 +68,7 @@ def ask(urls: Sequence[str], documents: Sequence[str], *, in_flight: int = 20, *
                     return {"model": endpoint.model, "messages": [{"role": "user", "content": f"[{document}]"}]}
 
                 async with places:
-                    response = await pool.post(
-                        "chat/completions", body_for, lambda payload: str(payload["choices"][0]["message"]["content"])
-                    )
-                    return response.answer
+                    return (await pool.post("chat/completions", body_for)).text
 
             return await asyncio.gather(*map(one, documents), return_exceptions=True)
 

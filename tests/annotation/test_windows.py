@@ -22,13 +22,11 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from tenacity import wait_fixed
 
-from ml_filter.annotation import tokenizers
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.client import Client, Endpoint
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.prompts import Prompt
-from ml_filter.annotation.tokenizers import LocalTokenizer, Servers, ServerTokenizer, Tokenizer
-from ml_filter.annotation.windows import Windows, combine
+from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows, combine
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
@@ -272,7 +270,7 @@ def test_an_endpoint_without_a_tokenizer_is_skipped(serve, pages, asking, tmp_pa
 
 def test_a_server_that_starts_late_or_pauses_is_waited_for(serve, pages, asking, prompt_file, tmp_path, monkeypatch):
     """Its tokenizer answers every other request, like a server that is restarting."""
-    monkeypatch.setattr(tokenizers, "_BACKOFF", wait_fixed(0.05))
+    monkeypatch.setattr("ml_filter.annotation.windows._BACKOFF", wait_fixed(0.05))
     tokenized = count()
 
     def answer(request: Request) -> Reply | dict[str, Any]:

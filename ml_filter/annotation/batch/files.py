@@ -24,8 +24,7 @@ from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.plan import Call, OpenCalls, Plan
 from ml_filter.annotation.prompts import Question
-from ml_filter.annotation.tokenizers import LocalTokenizer
-from ml_filter.annotation.windows import Windows
+from ml_filter.annotation.windows import LocalTokenizer, Windows
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, digest_of
