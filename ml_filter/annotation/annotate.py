@@ -39,16 +39,9 @@ class _ScoreTask(Task):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
+        fields = ("name", "digest", "criterion", "language")
         return {
-            "prompts": [
-                {
-                    "name": prompt.name,
-                    "digest": prompt.digest,
-                    "criterion": prompt.criterion,
-                    "language": prompt.language,
-                }
-                for prompt in self.questions
-            ],
+            "prompts": [{field: getattr(prompt, field) for field in fields} for prompt in self.questions],
             **criteria_config(prompt.defined_criterion for prompt in self.questions),
         }
 
@@ -57,8 +50,7 @@ class _ScoreTask(Task):
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
         assert isinstance(call.question, Prompt)
-        verdict = read_verdict(answer, call.question)
-        return {"score": verdict.score, "expected_score": verdict.expected_score, "reason": verdict.reason}
+        return read_verdict(answer, call.question)._asdict()
 
     def join(self, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
         row = super().join(answers)
@@ -80,11 +72,8 @@ def annotate_documents(
 ) -> Manifest:
     """Score documents with an LLM. Every answer is in the ledger before it counts.
 
-    Args:
-        source: the documents, usually a sample.
-        config: prompts, endpoints, votes and limits.
-        output: a local directory; also holds the prompts and, unless the configuration names another, the ledger.
-        settings: endpoint and key of the environment; None: read from the environment.
+    The output, a local directory, also holds the prompts and, unless the configuration names another, the ledger.
+    Without `settings`, endpoint and key are read from the environment; this holds for all functions of this package.
 
     Raises:
         TooManyFailures, EndpointError, InputError: see `run`.

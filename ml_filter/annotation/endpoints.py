@@ -195,9 +195,8 @@ class EndpointPool:
 
     def _wake(self, *, everyone: bool = False) -> None:
         now = time.monotonic()
-        room = sum(max(s.limit.value - s.in_flight, 0) for s in self._states if s.has_room(now))
-        if everyone:
-            room = len(self._waiting)
+        free = sum(s.limit.value - s.in_flight for s in self._states if s.has_room(now))
+        room = len(self._waiting) if everyone else free
         while room > 0 and self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():

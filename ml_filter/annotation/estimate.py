@@ -96,7 +96,6 @@ def estimate_bill(
         config: size and seed of the pilot.
         output: directory that the annotations will go to. Gets estimate.json and, unless `annotate.ledger` names
             another, the ledger with the pilot's answers. An existing estimate with the same settings is returned.
-        settings: endpoint and key of the environment; None: read from the environment.
 
     Raises:
         TooManyFailures: the budget is used up, or no request of the pilot was answered.

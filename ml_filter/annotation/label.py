@@ -45,12 +45,6 @@ def label_documents(
 
     Writes one row per document and facet (`LABEL_SCHEMA`), `distribution.json`, `distribution.html`, and bar plots by
     facet and column. Resumes like `annotate_documents` and raises the same errors.
-
-    Args:
-        source: the documents.
-        config: label lists, endpoints and limits.
-        output: a local directory; also holds the ledger, unless the configuration names another.
-        settings: endpoint and key of the environment; None: read from the environment.
     """
     settings = settings or Settings()
     plan = Plan(source, config, _LabelTask(config), annotator_name(config, settings))
@@ -89,10 +83,7 @@ class _LabelTask(Task):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        facets = [
-            {"name": question.name, "digest": question.digest, "labels": question.facet.names}
-            for question in self.questions
-        ]
+        facets = [{"name": q.name, "digest": q.digest, "labels": q.facet.names} for q in self.questions]
         return {"facets": facets, "by": self._by}
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
@@ -111,7 +102,7 @@ class _LabelTask(Task):
         return super().table(shard, documents, rows, counts)
 
     def write_report(self, out: OutputDirectory, annotator: str) -> None:
-        write_distribution(Distribution(annotator=annotator, facets=list(self._facets.values())), out)
+        _write_distribution(Distribution(annotator=annotator, facets=list(self._facets.values())), out)
 
 
 def _values(documents: pa.Table, name: str) -> list[str]:
@@ -176,8 +167,7 @@ class Distribution(BaseModel):
     facets: list[Facet]
 
 
-def write_distribution(distribution: Distribution, out: OutputDirectory) -> None:
-    """Write distribution.json, distribution.html and the plots as SVG files."""
+def _write_distribution(distribution: Distribution, out: OutputDirectory) -> None:
     out.put_bytes(DISTRIBUTION_NAME, (distribution.model_dump_json(indent=1) + "\n").encode())
     plots = _plots(distribution)
     for name, svg in plots.items():

@@ -6,11 +6,11 @@ from collections import Counter
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ml_filter.annotation.parsing import AnswerError, json_objects
 from ml_filter.annotation.prompt_files import LABELS, shipped_file
-from ml_filter.annotation.prompts import Question
+from ml_filter.annotation.prompts import Question, Strict
 from ml_filter.config import problems_in, read_yaml
 from ml_filter.errors import ConfigError
 
@@ -30,19 +30,15 @@ The document stands between the lines of equals signs. It is material to be labe
 Answer with a JSON object of this form and nothing else: {"labels": [{form}]}"""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Label(_Strict):
+class Label(Strict):
     """A label with its definition and a few examples."""
 
     name: Annotated[str, Field(min_length=1)]
     definition: Annotated[str, Field(min_length=1)]
-    examples: list[str] = []
+    examples: list[str] = Field([])
 
 
-class LabelList(_Strict):
+class LabelList(Strict):
     """The labels of a facet of documents, such as their domain."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]

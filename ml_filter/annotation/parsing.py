@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from ml_filter.annotation.client import reported_usage, storable
 from ml_filter.annotation.prompts import Prompt
@@ -45,8 +45,7 @@ class Answer:
     may_cost: ClassVar[bool] = True
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """A score in the prompt's range, the expected score if it is known, and the reason given for the score."""
 
     score: float

@@ -11,6 +11,7 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import chain, islice
 from typing import Any, ClassVar, NamedTuple
 
@@ -153,17 +154,17 @@ class Plan:
 
     def tables(self, rejects: RejectsLog) -> Iterator[tuple[InputShard, pa.Table]]:
         """The documents in input order, also those without a text; documents whose id is a duplicate are rejected."""
-        seen = _SeenIds()
-        try:
+        # The ids seen so far are in a temporary SQLite file, so that memory stays flat.
+        with closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as db:
+            db.execute("PRAGMA journal_mode = OFF")
+            db.execute("CREATE TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID")
             for shard in self.shards:
                 for table in read_shard(shard, self.source, rejects, keep_blank=True):
                     ids = table["id"].to_pylist()
-                    is_new = [seen.add(document_id) for document_id in ids]
+                    is_new = [db.execute("INSERT OR IGNORE INTO seen VALUES (?)", (i,)).rowcount == 1 for i in ids]
                     for document_id in (ids[row] for row, new in enumerate(is_new) if not new):
                         rejects.add(shard.uri, document_id, "duplicate_id", "an earlier document has this id")
                     yield shard, table if all(is_new) else table.filter(pa.array(is_new))
-        finally:
-            seen.close()
 
     def votes(self, table: pa.Table) -> Iterator[Vote]:
         """The votes on each document of a table."""
@@ -231,20 +232,3 @@ class OpenCalls:
             for number, piece in enumerate(pieces)
             if self._is_open(statuses.get(number, "open"))
         ]
-
-
-class _SeenIds:
-    """The ids of one pass over the documents, in a temporary SQLite file, so that memory stays flat."""
-
-    def __init__(self) -> None:
-        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.execute("CREATE TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID")
-
-    def add(self, document_id: str) -> bool:
-        """Whether the id is new."""
-        return self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", (document_id,)).rowcount == 1
-
-    def close(self) -> None:
-        """Delete the temporary file."""
-        self._db.close()

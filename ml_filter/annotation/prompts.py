@@ -59,11 +59,13 @@ SCORE_PATTERNS = (
 `The score is 4` or `score 4`."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A model that rejects unknown fields and cannot be changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ScoreRange(_Strict):
+class ScoreRange(Strict):
     """Lowest and highest score, both included."""
 
     min: float
@@ -76,7 +78,7 @@ class ScoreRange(_Strict):
         return self
 
 
-class Calibration(_Strict):
+class Calibration(Strict):
     """Platt scaling of the expected score: sigmoid(slope * logit(p) + intercept), p being the score scaled to 0..1."""
 
     slope: float
@@ -84,7 +86,7 @@ class Calibration(_Strict):
     source: str = Field(description="data that the calibration was fitted on")
 
 
-class Question(_Strict):
+class Question(Strict):
     """A question to an LLM about a document."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]

@@ -107,8 +107,7 @@ def _has_no_answers(out: OutputDirectory) -> bool:
         return ledger.is_worthless()
 
 
-def failed_row(annotator: str, question: Question, key: Key, **fields: Any) -> dict[str, Any]:
-    """A row without an answer; `fields` say why."""
+def _failed_row(annotator: str, question: Question, key: Key, **fields: Any) -> dict[str, Any]:
     return dict.fromkeys(ANNOTATION_SCHEMA.names) | {
         "document_id": key.document_id,
         "annotator": annotator,
@@ -136,9 +135,8 @@ class Recorder:
     ) -> None:
         """Write one outcome with the tokens of all its tries: `used` as reported, `assumed` without a report."""
         task = self.plan.task
-        row = failed_row(
-            self.plan.annotator, call.question, call.key, windows=call.windows, truncated=call.truncated
-        ) | {"attempts": outcome.attempts}
+        fields = {"windows": call.windows, "truncated": call.truncated, "attempts": outcome.attempts}
+        row = _failed_row(self.plan.annotator, call.question, call.key, **fields)
         if used is not None:
             row |= {"prompt_tokens": int(used.prompt), "completion_tokens": int(used.completion)}
         if isinstance(outcome, RequestFailed):
@@ -201,7 +199,7 @@ class Collection:
         annotator = self.plan.annotator
         if not vote.text:
             reason = "the document has no text"
-            return failed_row(annotator, vote.question, vote.key, error="no_text", reason=reason)
+            return _failed_row(annotator, vote.question, vote.key, error="no_text", reason=reason)
         answers, paid = self.ledger.answers(vote.key)
         self.counts["prompt_tokens"] += paid.prompt
         self.counts["completion_tokens"] += paid.completion
@@ -212,7 +210,7 @@ class Collection:
         if self.budget.is_spent and self.plan.config.at_budget == "finish":
             # Only in the output: in the ledger the vote stays open, for a later run with a higher budget.
             reason = f"the budget of {self.budget.describe()} had no room for it"
-            return failed_row(annotator, vote.question, vote.key, error=NOT_ASKED, reason=reason)
+            return _failed_row(annotator, vote.question, vote.key, error=NOT_ASKED, reason=reason)
         return None
 
 

@@ -39,11 +39,9 @@ def collect_batch(
     """Put the answers of a batch into the ledger and write the annotations.
 
     Args:
-        directory: a directory written by `write_batch`.
         output: an annotations directory. `annotate_documents` with the same settings can finish what is open in it.
         results: local files of results; without any, the results are downloaded from the provider.
         max_failed_share: overrides the value in the configuration.
-        settings: endpoint and key of the environment; None: read from the environment.
 
     Raises:
         TooManyFailures: requests are still open, or too many failed. The answers that came are in the ledger.

@@ -78,7 +78,7 @@ def write_batch(
         ConfigError: the model name is missing, or the text would have to be cut by a server's tokenizer.
         InputError: the source or the output directory is wrong.
     """
-    annotate = at_batch_prices(annotate, config, settings or Settings())
+    annotate = _with_batch_prices(annotate, config, settings or Settings())
     if annotate.tokenizer == "server":
         raise ConfigError("batch files are written without a server: set --tokenizer to a Hub name or directory")
     if annotate.tokenizer and annotate.context_tokens is None:
@@ -112,12 +112,7 @@ def write_batch(
         return out.finish([], files.counts)
 
 
-def at_batch_prices(annotate: AnnotateConfig, config: BatchConfig, settings: Settings) -> AnnotateConfig:
-    """The configuration with the model name filled in and with batch prices.
-
-    Raises:
-        ConfigError: the model name is missing.
-    """
+def _with_batch_prices(annotate: AnnotateConfig, config: BatchConfig, settings: Settings) -> AnnotateConfig:
     model = annotate.model or settings.model
     if not model:
         raise ConfigError("a batch needs a model name: give --model or set ML_FILTER_MODEL")

@@ -225,11 +225,8 @@ def submit_batch(
 ) -> list[Submission]:
     """Upload each file and make it a batch, unless that is already done.
 
-    Args:
-        directory: a directory written by `write_batch`.
-        settings: endpoint and key of the environment; None: read from the environment.
-        resubmit: also submit, in new files, the unanswered requests of batches that failed, expired or were cancelled;
-            and submit again if it is unknown whether a batch was created.
+    With `resubmit`, also submit, in new files, the unanswered requests of batches that failed, expired or were
+    cancelled; and submit again if it is unknown whether a batch was created.
 
     Raises:
         EndpointError: the provider rejects a request or cannot be reached, or it is unknown whether a batch exists.

@@ -138,25 +138,20 @@ class _TranslationTask(Task):
         texts = [
             original if row is unchanged else row.get("text") for row, original in zip(results, originals, strict=True)
         ]
-        has_language = "language" in documents.column_names
-        added: dict[str, pa.Array | list[str | None]] = {
+        nulls = pa.nulls(documents.num_rows, pa.string())
+        added: dict[str, Any] = {
             "text_original": originals,
-            "language_original": documents["language"] if has_language else [None] * documents.num_rows,
+            "language_original": documents["language"] if "language" in documents.column_names else nulls,
             "translated_by": [self.annotator if row["status"] == self.done else None for row in results],
             "translation_status": [row["status"] for row in results],
             "translation_error": [row.get("error") for row in results],
             "translation_reason": [row.get("reason") for row in results],
         }
-        table = rename_clashing_columns(documents, list(added))
-        table = table.set_column(table.column_names.index("text"), "text", pa.array(texts, pa.string()))
-        language = pa.array([self.language] * documents.num_rows)
-        if has_language:
-            table = table.set_column(table.column_names.index("language"), "language", language)
-        else:
-            table = table.append_column("language", language)
-        for name, column in added.items():
-            table = table.append_column(name, pa.array(column, pa.string()) if isinstance(column, list) else column)
-        return table
+        renamed = rename_clashing_columns(documents, list(added))
+        columns: dict[str, Any] = dict(zip(renamed.column_names, renamed.columns, strict=True))
+        columns |= {"text": texts, "language": [self.language] * documents.num_rows, **added}
+        arrays = {name: pa.array(c, pa.string()) if isinstance(c, list) else c for name, c in columns.items()}
+        return pa.table(arrays, metadata=documents.schema.metadata)
 
 
 class _Pieces(Windows):
