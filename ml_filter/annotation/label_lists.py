@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from ml_filter.annotation.parsing import AnswerError, json_objects
+from ml_filter.annotation.parsing import AnswerError
 from ml_filter.annotation.prompt_files import LABELS, shipped_file
 from ml_filter.annotation.prompts import Question, Strict
 from ml_filter.config import problems_in, read_yaml
@@ -139,7 +141,7 @@ def read_labels(answer: str, question: LabelQuestion) -> list[str]:
     """
     if not answer.strip():
         raise AnswerError("empty_answer", "the answer is empty")
-    lists = [value["labels"] for value in json_objects(answer) if isinstance(value.get("labels"), list)]
+    lists = [value["labels"] for value in _json_objects(answer) if isinstance(value.get("labels"), list)]
     if not lists or not all(isinstance(name, str) for name in lists[-1]):
         raise AnswerError("unparsable_labels", 'the answer does not contain {"labels": [...]}')
     folded = [name.strip().casefold() for name in lists[-1]]
@@ -152,3 +154,15 @@ def read_labels(answer: str, question: LabelQuestion) -> list[str]:
     if len(names) > 1 and question.facet.choose == "one":
         raise AnswerError("too_many_labels", f"the answer has {len(names)} labels, but the list allows one")
     return names
+
+
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+    decoder, start = json.JSONDecoder(), text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except ValueError:
+            end = start + 1
+        else:
+            yield value
+        start = text.find("{", end)

@@ -6,8 +6,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, ClassVar, NamedTuple
@@ -130,10 +129,7 @@ def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
         raise AnswerError("out_of_range", f"{score:g} is outside {prompt.score.min:g} to {prompt.score.max:g}")
     expected = _expected_at(match, answer, prompt)
     before = answer.text[: match.start()]
-    reason = before.strip() or None
-    if prompt.mode == "json":
-        reasons = [value["reason"] for value in json_objects(answer.text) if isinstance(value.get("reason"), str)]
-        reason = storable(reasons[-1]) if reasons else None
+    reason = _json_reason(answer.text, match.start()) if prompt.mode == "json" else before.strip() or None
     return Verdict(score, None if expected is None else prompt.calibrated(expected), reason)
 
 
@@ -145,11 +141,16 @@ def _number(text: str) -> float | None:
         return unicodedata.numeric(text, None) if len(text) == 1 else None
 
 
-def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in an answer, also nested ones, in a code fence or after thoughts that contain braces."""
-    for brace in re.finditer("{", text):
-        with suppress(ValueError, RecursionError):
-            yield json.JSONDecoder().raw_decode(text, brace.start())[0]
+def _json_reason(text: str, score_at: int) -> str | None:
+    # The object may stand inside a code fence, or after thoughts that contain braces.
+    for start in {text.find("{"), text.rfind("{", 0, score_at)}:
+        try:
+            reason = json.JSONDecoder().raw_decode(text, max(start, 0))[0].get("reason")
+        except (ValueError, AttributeError, RecursionError):
+            continue
+        if isinstance(reason, str):
+            return storable(reason)
+    return None
 
 
 def _expected_at(match: re.Match[str], answer: Answer, prompt: Prompt) -> float | None:
