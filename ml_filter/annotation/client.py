@@ -86,8 +86,7 @@ class RequestFailed(Exception):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(detail)
-        self.code, self.refused, self.retry_after_s = code, refused, retry_after_s
-        self.may_cost = may_cost
+        self.code, self.refused, self.may_cost, self.retry_after_s = code, refused, may_cost, retry_after_s
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
         self.attempts = 1
@@ -98,10 +97,8 @@ class Client:
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=timeout_s),
-        )
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 
     async def close(self) -> None:
         """Close all connections."""

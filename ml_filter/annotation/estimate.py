@@ -190,7 +190,10 @@ def _extrapolate(
     if errors:
         notes.append(f"{errors.total():,} of {requests:,} requests of the pilot failed: {listed}")
     n = len(measured.requests)
-    values, resampled = (_totals(measured, weights, documents) for weights in (np.ones((1, n)), _resamples(n, config)))
+    # How often each document is drawn in each bootstrap resample, shape [resamples, documents].
+    draws = np.random.default_rng(config.seed).multinomial(n, np.full(n, 1 / n), size=config.resamples)
+    values = _totals(measured, np.ones((1, n)), documents)
+    resampled = _totals(measured, draws.astype(np.float64), documents)
     seconds = asking.seconds / asking.requests if asking.requests else np.nan
     for totals in (values, resampled):
         # A request takes longer in a resample with longer answers.
@@ -255,13 +258,6 @@ def _timing_notes(asking: Asking, annotate: AnnotateConfig, in_flight: float | N
             "hours are an upper bound if the server can process more requests at once: a long run finds out, up to "
             f"max_concurrency ({annotate.max_concurrency:,}); a larger --pilot gives a better estimate"
         )
-
-
-def _resamples(documents: int, config: EstimateConfig) -> Array:
-    """How often each document is drawn in each bootstrap resample, shape [resamples, documents]."""
-    random = np.random.default_rng(config.seed)
-    drawn = random.multinomial(documents, np.full(documents, 1 / documents), size=config.resamples)
-    return drawn.astype(np.float64)
 
 
 def _totals(measured: _Measured, weights: Array, documents: int) -> dict[str, Array]:

@@ -102,7 +102,18 @@ class _LabelTask(Task):
         return super().table(shard, documents, rows, counts)
 
     def write_report(self, out: OutputDirectory, annotator: str) -> None:
-        _write_distribution(Distribution(annotator=annotator, facets=list(self._facets.values())), out)
+        distribution = Distribution(annotator=annotator, facets=list(self._facets.values()))
+        out.put_bytes(DISTRIBUTION_NAME, (distribution.model_dump_json(indent=1) + "\n").encode())
+        plots = _plots(distribution)
+        for name, svg in plots.items():
+            out.put_bytes(f"{name}.svg", svg.encode())
+        tables = {
+            (facet.name, column): _largest(strata, _MAX_COLUMNS)
+            for facet in distribution.facets
+            for column, strata in facet.strata.items()
+        }
+        values = {"distribution": distribution, "plots": plots, "tables": tables, "plot_name": _plot_name}
+        out.put_bytes(REPORT_NAME, render("annotation/templates/distribution.html", **values).encode())
 
 
 def _values(documents: pa.Table, name: str) -> list[str]:
@@ -165,26 +176,6 @@ class Distribution(BaseModel):
 
     annotator: str
     facets: list[Facet]
-
-
-def _write_distribution(distribution: Distribution, out: OutputDirectory) -> None:
-    out.put_bytes(DISTRIBUTION_NAME, (distribution.model_dump_json(indent=1) + "\n").encode())
-    plots = _plots(distribution)
-    for name, svg in plots.items():
-        out.put_bytes(f"{name}.svg", svg.encode())
-    tables = {
-        (facet.name, column): _largest(strata, _MAX_COLUMNS)
-        for facet in distribution.facets
-        for column, strata in facet.strata.items()
-    }
-    page = render(
-        "annotation/templates/distribution.html",
-        distribution=distribution,
-        plots=plots,
-        tables=tables,
-        plot_name=_plot_name,
-    )
-    out.put_bytes(REPORT_NAME, page.encode())
 
 
 def _plots(distribution: Distribution) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -85,11 +84,6 @@ class LabelQuestion(Question):
             "additionalProperties": False,
         }
 
-    @cached_property
-    def by_folded_name(self) -> dict[str, str]:
-        """The names of the labels by their case-folded names."""
-        return {name.casefold(): name for name in self.facet.names}
-
 
 def load_labels(name_or_file: str) -> LabelList:
     """Load a label list by the name of a shipped list or by the path of a YAML file.
@@ -144,11 +138,11 @@ def read_labels(answer: str, question: LabelQuestion) -> list[str]:
     lists = [value["labels"] for value in _json_objects(answer) if isinstance(value.get("labels"), list)]
     if not lists or not all(isinstance(name, str) for name in lists[-1]):
         raise AnswerError("unparsable_labels", 'the answer does not contain {"labels": [...]}')
-    folded = [name.strip().casefold() for name in lists[-1]]
-    unknown = [name for name, key in zip(lists[-1], folded, strict=True) if key not in question.by_folded_name]
+    spelled = {name.casefold(): name for name in question.facet.names}
+    unknown = [name for name in lists[-1] if name.strip().casefold() not in spelled]
     if unknown:
         raise AnswerError("unknown_label", f"{unknown[0]!r} is not in the list {question.name}")
-    names = list(dict.fromkeys(question.by_folded_name[key] for key in folded))
+    names = list(dict.fromkeys(spelled[name.strip().casefold()] for name in lists[-1]))
     if not names and not question.facet.allow_none:
         raise AnswerError("no_label", "the answer has no label, but the list requires one")
     if len(names) > 1 and question.facet.choose == "one":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ class Paid(NamedTuple):
     assumed: int
 
 
-class Ledger:
+class Ledger(AbstractContextManager["Ledger"]):
     """The answers of one run, or of several runs one after the other; a second writer at the same time is refused.
 
     Raises:
@@ -110,9 +111,6 @@ class Ledger:
             raise InputError(
                 f"{self.path} is not a ledger of annotations, or it is damaged: {error}. Move it away to start over"
             ) from error
-
-    def __enter__(self) -> Ledger:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()

@@ -255,10 +255,7 @@ class Prompt(Question):
         reason = {"type": "string"} | ({"maxLength": self.max_reason_chars} if self.max_reason_chars else {})
         return {
             "type": "object",
-            "properties": {
-                "reason": reason,
-                "score": {"type": "integer" if is_integer else "number", **score},
-            },
+            "properties": {"reason": reason, "score": {"type": "integer" if is_integer else "number", **score}},
             "required": ["reason", "score"],
             "additionalProperties": False,
         }

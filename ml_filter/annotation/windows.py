@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
+from tenacity import AsyncRetrying, retry_if_exception, wait_exponential
 
 from ml_filter.annotation.client import Client, Endpoint, RequestFailed
 from ml_filter.annotation.config import AskConfig
@@ -132,11 +132,11 @@ class Servers:
         def remaining_s() -> float:
             return start + patience_s(self.max_outage_s, self._has_answered) - time.monotonic()
 
-        def wait(state: RetryCallState) -> float:
-            return max(min(_BACKOFF(state), remaining_s()), 0)
-
         retrying = AsyncRetrying(
-            stop=lambda _: remaining_s() <= 0, wait=wait, retry=retry_if_exception(_is_temporary), reraise=True
+            stop=lambda _: remaining_s() <= 0,
+            wait=lambda state: max(min(_BACKOFF(state), remaining_s()), 0),
+            retry=retry_if_exception(_is_temporary),
+            reraise=True,
         )
         try:
             return await retrying(self._try_each, ask)

@@ -135,11 +135,8 @@ class BatchDirectory:
                 batch = client.batches.retrieve(submission.batch_id)
                 submission.status = batch.status
                 submission.output_file_id, submission.error_file_id = batch.output_file_id, batch.error_file_id
-                if batch.request_counts:
-                    submission.completed, submission.failed = (
-                        batch.request_counts.completed,
-                        batch.request_counts.failed,
-                    )
+                if counts := batch.request_counts:
+                    submission.completed, submission.failed = counts.completed, counts.failed
                 if batch.errors and batch.errors.data:
                     problems = "; ".join(f"{error.code}: {error.message}" for error in batch.errors.data)
                     submission.problem = problems[:1000]

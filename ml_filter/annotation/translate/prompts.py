@@ -17,7 +17,7 @@ from ml_filter.annotation.client import RequestFailed
 from ml_filter.annotation.config import TranslateConfig
 from ml_filter.annotation.connection import annotator_name, open_endpoints
 from ml_filter.annotation.endpoints import EndpointPool
-from ml_filter.annotation.parsing import Answer, AnswerError
+from ml_filter.annotation.parsing import AnswerError
 from ml_filter.annotation.prompt_files import PROMPTS
 from ml_filter.annotation.prompts import SLOT, Prompt, Question, as_yaml, language_code, load_prompt
 from ml_filter.annotation.run import NOT_ASKED
@@ -104,18 +104,16 @@ def _check_translatable(prompt: Prompt) -> None:
         raise ConfigError(
             f"{prompt.name} compares the next token over choices, which belong to its examples; translate it by hand"
         )
-    if prompt.mode == "generate" and not shown_answers(prompt):
+    if prompt.mode == "generate" and not _shown_answers(prompt):
         raise ConfigError(
             f"{prompt.name} shows no answer that its pattern matches, such as `Score: <number from 0 to 5>`, so its "
             "translation cannot be checked; add such a line"
         )
 
 
-def shown_answers(prompt: Prompt) -> list[str]:
-    """The text before the score in each line of the prompt that shows the form of the answer.
-
-    The score is a placeholder in angle brackets: the line counts if the pattern finds a score in its place.
-    """
+def _shown_answers(prompt: Prompt) -> list[str]:
+    """The text before the score in each line of the prompt that shows the form of the answer: a line with a placeholder
+    in angle brackets in whose place the pattern finds a score."""
     score = f"{prompt.score.max:g}"
     answers = []
     for line in prompt.text.splitlines():
@@ -154,7 +152,7 @@ def prompt_problem(original: Prompt, translated: Prompt) -> str | None:
 def _fixed_parts(prompt: Prompt) -> list[str]:
     """The parts of a prompt that define the form of the answer and are the same in every language."""
     if prompt.mode == "generate":
-        return shown_answers(prompt)
+        return _shown_answers(prompt)
     return ['"score"', '"reason"'] if prompt.mode == "json" else [choice.strip() for choice in prompt.choices]
 
 
@@ -205,7 +203,13 @@ class _Translator:
         problem: str | None = None
         for attempt in range(config.tries):
             retry = f"\n\nAn earlier translation was refused: {problem}." if problem else ""
-            answer = await self._answer(question, before + original + after + retry, attempt)
+            result = await self.annotator.ask(question, before + original + after + retry, attempt, self.budget)
+            if result is None:
+                budget = self.budget.describe()
+                raise AnswerError(NOT_ASKED, f"the budget of {budget} is used up; run again with a higher one")
+            answer = result[0]
+            if isinstance(answer, RequestFailed):
+                raise answer
             translation = without_fence(answer.text)
             if answer.cut_off:
                 problem = f"it is longer than {config.max_tokens:,} tokens (max_tokens)"
@@ -216,15 +220,6 @@ class _Translator:
                 return translation
             logger.warning(f"{prompt.name} to {language}, {field}, try {attempt + 1}: {problem}")
         raise AnswerError("refused_translation", f"the {field}: {problem}")
-
-    async def _answer(self, question: Question, text: str, attempt: int) -> Answer:
-        result = await self.annotator.ask(question, text, attempt, self.budget)
-        if result is None:
-            budget = self.budget.describe()
-            raise AnswerError(NOT_ASKED, f"the budget of {budget} is used up; run again with a higher one")
-        if isinstance(result[0], RequestFailed):
-            raise result[0]
-        return result[0]
 
 
 def _translated_name(prompt: Prompt, language: str) -> str:
