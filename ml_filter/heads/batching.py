@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from loguru import logger
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
-
 
 # --- Tokens
 

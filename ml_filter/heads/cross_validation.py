@@ -8,7 +8,6 @@ between heads are paired.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,9 +22,6 @@ from ml_filter.statistics.calibration import can_calibrate, fit_calibration
 from ml_filter.statistics.intervals import MAX_WEIGHTS, MIN_FOR_INTERVAL, Array, Resampling, Statistic
 from ml_filter.statistics.rounding import integer_scores, whole_scores
 from ml_filter.statistics.weighted import at_threshold, rank_and_distance, table_statistic
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _SCORE_FIGURES = ("spearman", "pearson")
 """Figures of the scores themselves. The others are figures of whole scores."""
@@ -59,7 +55,7 @@ class CrossValidation:
             )
         check_folds(self._labels, self._folds, self._criteria)
 
-    def predict(self, member: Trainer) -> NDArray[np.float64]:
+    def predict(self, member: Trainer) -> Array:
         """What the metric compares with the labels [documents, criteria]: scores, or whole scores.
 
         Whole scores come from a calibration that was fitted on the scores of the other folds, or from rounding.
@@ -71,7 +67,7 @@ class CrossValidation:
                 scores[:, column] = self._round(scores[:, column], column)
         return scores
 
-    def _round(self, scores: NDArray[np.float64], column: int) -> NDArray[np.float64]:
+    def _round(self, scores: Array, column: int) -> Array:
         criterion, method = self._criteria[column], self._config.train.calibration
         labels = self._labels[:, column]
         rounded = integer_scores(scores, criterion.low, criterion.high)
@@ -91,7 +87,7 @@ class CrossValidation:
                 rounded[inside] = calibration.integer_scores(scores[inside])
         return rounded.astype(np.float64)
 
-    def figures(self, predictions: NDArray[np.float64]) -> Array:
+    def figures(self, predictions: Array) -> Array:
         """The metric, mean over the criteria, and its resamples: [1 + resamples]; NaN: undefined."""
         by_criterion = [self._figures_of(predictions[:, column], column) for column in range(len(self._criteria))]
         mean: Array = np.mean(by_criterion, axis=0)

@@ -15,16 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 from loguru import logger
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 _KEY_BYTES = 32
 _BLOCK_ROWS = 4096
@@ -68,9 +64,7 @@ class EmbeddingStore:
         with self._exclusive():
             return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for file in (self._vectors, self._keys, self._chunks):
             file.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ml_filter.errors import ConfigError
-from ml_filter.heads.arithmetic import steady_arithmetic
 
 if TYPE_CHECKING:
     import torch
@@ -47,18 +47,20 @@ class Encoder:
     @property
     def max_tokens(self) -> int:
         """How many tokens it reads, including special tokens, according to its files."""
-        limits = [
-            getattr(self.model.config, "max_position_embeddings", None),
-            self.tokenizer.model_max_length,  # a very large number if the files have no limit
-        ]
-        if self.model.config.model_type in _OFFSET_POSITIONS and limits[0]:
-            limits[0] -= _OFFSET_POSITIONS[self.model.config.model_type]
-        return int(min(limit for limit in limits if limit))
+        return readable_tokens(self.model, self.tokenizer)
 
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-_OFFSET_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
-"""These models number positions after the padding index, so that their first position embeddings are never used."""
+
+
+def readable_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens both model and tokenizer can read; a very large number if there is no limit."""
+    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        # RoBERTa numbers positions after the padding index, and so has 514 positions for 512 tokens.
+        if name.endswith(".position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(int(module.num_embeddings) - int(module.padding_idx) - 1)
+    return int(min(limit for limit in limits if limit))
 
 
 def weights_digest(encoder: Encoder) -> str:
@@ -94,6 +96,15 @@ def load_encoder(name: str) -> Encoder:
             f"{str(error).splitlines()[0]}"
         ) from error
     return Encoder(shown_name(name), model.float().eval(), tokenizer, _pooling(path), _document_prompt(path))
+
+
+def steady_arithmetic() -> None:
+    """Make MKL return the same bits with any number of threads, in this process and in those it starts.
+
+    MKL reads the variable when it is first used, so call this before a model is loaded. In its strict mode each element
+    is summed in one order (Intel oneMKL Developer Guide, Conditional Numerical Reproducibility), at no measurable cost.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def shown_name(name: str) -> str:

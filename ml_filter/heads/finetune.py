@@ -47,7 +47,6 @@ from ml_filter.heads.batching import usual_ids
 from ml_filter.heads.config import FinetuneConfig
 from ml_filter.heads.encoder import quiet_transformers
 from ml_filter.heads.fitting import validation_figures
-from ml_filter.heads.losses import head_loss
 from ml_filter.heads.model import HeadModel
 
 if TYPE_CHECKING:
@@ -232,8 +231,8 @@ class _ModelWithLoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):  # the head is float32, as in scoring
             head = self.model.head
             logits = head(embeddings.float())
-            loss = head_loss(head, logits, labels, weights)
-            # `head_loss` divides by the weight of this batch; divide by the mean weight of a batch instead. Otherwise a
+            loss = head.loss(logits, labels, weights)
+            # `loss` divides by the weight of this batch; divide by the mean weight of a batch instead. Otherwise a
             # document's weight would depend on its neighbours, and have no effect in a batch of one.
             batch_weight = weights[~labels.isnan()].sum()
             return {"loss": loss * batch_weight / (len(labels) * self.mean_weight), "scores": head.scores(logits)}

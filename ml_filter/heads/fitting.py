@@ -6,10 +6,10 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import get_scheduler
 
@@ -17,14 +17,11 @@ from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
-from ml_filter.heads.losses import head_loss
 from ml_filter.heads.model import KernelLayer, MlpLayer, OutputLayer
 from ml_filter.heads.ridge import fit_ridge, label_weights, mean_and_scale
+from ml_filter.statistics.intervals import Array
 from ml_filter.statistics.rounding import integer_scores, whole_scores
 from ml_filter.statistics.weighted import rank_and_distance, table_statistic
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _KERNEL_ALPHAS = tuple(float(a) for a in np.logspace(-2, 1.5, 15))
 _JITTERS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -36,8 +33,8 @@ _FIGURES = ("spearman", "pearson", "mae", "macro_f1")
 
 def fit_head(
     embeddings: Embeddings,
-    labels: NDArray[np.float64],
-    weights: NDArray[np.float64],
+    labels: Array,
+    weights: Array,
     criteria: Sequence[Criterion],
     settings: HeadSettings,
     *,
@@ -86,7 +83,7 @@ def fit_head(
     return head.eval().requires_grad_(False)
 
 
-def predict(head: OutputLayer, embeddings: Embeddings) -> NDArray[np.float64]:
+def predict(head: OutputLayer, embeddings: Embeddings) -> Array:
     """Scores [n, criteria] of a head for embeddings [n, width], as it gives them: not clamped."""
     made = np.empty((len(embeddings), len(head.criteria)))
     with torch.inference_mode():
@@ -95,7 +92,7 @@ def predict(head: OutputLayer, embeddings: Embeddings) -> NDArray[np.float64]:
     return made
 
 
-def class_weights(labels: NDArray[np.float64], weights: NDArray[np.float64], balance: float) -> NDArray[np.float64]:
+def class_weights(labels: Array, weights: Array, balance: float) -> Array:
     """Weights [n, criteria] times those of the labels' classes, with mean 1 over the labels; 0 for missing labels."""
     balanced = np.zeros_like(weights)
     for index in range(labels.shape[1]):
@@ -108,9 +105,7 @@ def class_weights(labels: NDArray[np.float64], weights: NDArray[np.float64], bal
     return balanced
 
 
-def _solve(
-    head: OutputLayer, embeddings: Embeddings, labels: NDArray[np.float64], weights: NDArray[np.float64], seed: int
-) -> None:
+def _solve(head: OutputLayer, embeddings: Embeddings, labels: Array, weights: Array, seed: int) -> None:
     """Closed-form weights of a linear or kernel regression, criterion by criterion."""
     for place in range(len(head.criteria)):
         known = np.flatnonzero(~np.isnan(labels[:, place]))
@@ -126,13 +121,8 @@ def _solve(
 
 
 def _solve_kernel(
-    layer: KernelLayer,
-    rows: Embeddings,
-    labels: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    seed: int,
-    scratch: Path,
-) -> tuple[NDArray[np.float64], float]:
+    layer: KernelLayer, rows: Embeddings, labels: Array, weights: Array, seed: int, scratch: Path
+) -> tuple[Array, float]:
     """Kernel ridge regression on landmarks (Nystroem; Williams and Seeger 2001).
 
     Exact kernel ridge needs the kernel of all pairs of documents: memory that grows with their square, and scoring that
@@ -155,13 +145,13 @@ def _solve_kernel(
     return solve_triangular(root, coefficients, lower=True, trans="T"), bias
 
 
-def _root(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+def _root(kernel: Array) -> Array:
     """The Cholesky factor of a kernel matrix, which rounding may have made slightly indefinite."""
     from scipy.linalg import LinAlgError, cholesky
 
     for jitter in _JITTERS:
         try:
-            root: NDArray[np.float64] = cholesky(kernel + jitter * np.eye(len(kernel)), lower=True)
+            root: Array = cholesky(kernel + jitter * np.eye(len(kernel)), lower=True)
         except LinAlgError:
             continue
         return root
@@ -174,8 +164,8 @@ def _root(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
 def _descend(
     head: OutputLayer,
     embeddings: Embeddings,
-    labels: NDArray[np.float64],
-    weights: NDArray[np.float64],
+    labels: Array,
+    weights: Array,
     settings: HeadSettings,
     seed: int,
     owners: NDArray[np.int64],
@@ -197,7 +187,7 @@ def _descend(
 
     def forward(indices: NDArray[np.int64]) -> tuple[list[torch.Tensor], torch.Tensor]:
         logits = head((torch.from_numpy(embeddings[indices]) - mean) / scale)
-        return logits, head_loss(head, logits, targets[0][indices], targets[1][indices])
+        return logits, head.loss(logits, targets[0][indices], targets[1][indices])
 
     def evaluate() -> dict[str, float]:
         logits, loss = forward(validation)
@@ -281,7 +271,7 @@ def validation_figures(
     return figures | {name: float(np.mean(each)) if each else float("nan") for name, each in values.items()}
 
 
-def _figures_of(rows: NDArray[np.float64], criterion: Criterion) -> Iterator[tuple[str, float]]:
+def _figures_of(rows: Array, criterion: Criterion) -> Iterator[tuple[str, float]]:
     """The defined figures of (label, score) rows. Called in every epoch, and so without intervals and other figures."""
     if not len(rows):
         return

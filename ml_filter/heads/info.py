@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,14 @@ from ml_filter.statistics.calibration import Calibration
 from ml_filter.statistics.rounding import integer_scores
 
 CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
 CROSS_FITTED = "the training documents, each scored by a head fitted on others"
 """The documents whose scores a calibration is fitted on."""
 HELD_OUT_FOLD = "a fifth of the training documents, held out from training and used to choose the checkpoint"
 """The same for a fine-tuned encoder."""
+
+
+_Settings = TypeVar("_Settings", bound=BaseModel)
 
 
 class CalibratedCriterion(Criterion):
@@ -94,4 +98,31 @@ def read_info(directory: str | Path) -> HeadInfo:
     except (KeyError, ValidationError) as error:
         raise InputError(
             f"{Path(directory) / CONFIG_NAME} does not describe a head of this version: {error}"
+        ) from error
+
+
+def read_weights(
+    directory: Path, kind: str, settings: type[_Settings], names: Sequence[str]
+) -> tuple[_Settings, dict[str, NDArray[np.float32]]]:
+    """Settings and arrays of a head.
+
+    Args:
+        directory: of the head.
+        kind: key of the settings in config.json.
+        settings: their model.
+        names: of the arrays.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        content = json.loads((directory / CONFIG_NAME).read_text())[kind]
+        arrays = load_file(directory / WEIGHTS_NAME)
+        return settings.model_validate(content), {name: arrays[name] for name in names}
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"{directory} is not a complete {kind} head ({error}); train it again with ml-filter train"
         ) from error

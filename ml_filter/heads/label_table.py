@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
@@ -15,9 +15,7 @@ from ml_filter.heads.labels import Groups, LabelledDocuments, text_keys
 from ml_filter.heads.profile import script_of
 from ml_filter.prepare.sampling import sampling_key
 from ml_filter.progress import progress
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from ml_filter.statistics.intervals import Array
 
 MIN_LABELS = 20
 
@@ -36,8 +34,8 @@ class LabelTable:
         texts: its `text_keys`.
     """
 
-    labels: NDArray[np.float64]
-    weights: NDArray[np.float64]
+    labels: Array
+    weights: Array
     is_test: NDArray[np.bool_]
     groups: NDArray[np.uint64]
     bytes: NDArray[np.int64]
@@ -129,7 +127,7 @@ def check_labels(table: LabelTable, criteria: Sequence[Criterion]) -> None:
             raise InputError(f"all labels{suffix} are {values[0]:g}, so there is nothing to learn")
 
 
-def check_folds(labels: NDArray[np.float64], folds: NDArray[np.int64], criteria: Sequence[Criterion]) -> None:
+def check_folds(labels: Array, folds: NDArray[np.int64], criteria: Sequence[Criterion]) -> None:
     """Refuse folds [documents] of which one has all labels [documents, criteria] of a criterion.
 
     Raises:

@@ -31,6 +31,7 @@ from ml_filter.errors import InputError
 from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures
 from ml_filter.prepare.ngrams import words
 from ml_filter.prepare.split import group_documents, host_of, name_keys
+from ml_filter.statistics.intervals import Array
 from ml_filter.statistics.rounding import ROUNDING_VARIANCE
 
 STRATA = ("language", "source", "host")
@@ -46,8 +47,8 @@ class Labelled:
 
     ids: Sequence[str]
     texts: Sequence[str]
-    labels: NDArray[np.float64]
-    weights: NDArray[np.float64]
+    labels: Array
+    weights: Array
     strata: Mapping[str, Sequence[str | None]]
 
     @property
@@ -181,13 +182,13 @@ class LabelledDocuments:
         ids, texts = table["id"].to_pylist(), table["text"].to_pylist()
         return Labelled(ids, texts, labels[is_labelled], weights[is_labelled], strata)
 
-    def _label_column(self, table: pa.Table, name: str) -> NDArray[np.float64]:
+    def _label_column(self, table: pa.Table, name: str) -> Array:
         if name not in table.column_names:
             raise InputError(
                 f"{', '.join(self.source.paths)} has no label column {name!r}; it has {', '.join(table.column_names)}"
             )
         try:
-            values: NDArray[np.float64] = table[name].cast(pa.float64()).to_numpy()
+            values: Array = table[name].cast(pa.float64()).to_numpy()
         except pa.ArrowInvalid as error:
             raise InputError(f"label column {name!r} is not numeric: {error}") from error
         return values
@@ -252,7 +253,7 @@ def _read_scores(manifest: Manifest, criteria: Sequence[str], trust_agreement: b
     return scores
 
 
-def _agreement_weights(rows: pa.Table, name: str) -> NDArray[np.float64]:
+def _agreement_weights(rows: pa.Table, name: str) -> Array:
     """The weight of each score, as described for `trust_agreement` of `LabelledDocuments`."""
     votes = np.maximum(rows["votes"].to_numpy(), 1).astype(np.float64)
     squares = votes * pc.fill_null(rows["disagreement"], 0.0).to_numpy() ** 2
@@ -263,5 +264,5 @@ def _agreement_weights(rows: pa.Table, name: str) -> NDArray[np.float64]:
             "annotate with more votes or annotators"
         )
     prior = max(squares[several].sum() / (votes - 1)[several].sum(), ROUNDING_VARIANCE)
-    weights: NDArray[np.float64] = 1 / (1 + (prior + squares) / votes**2)
+    weights: Array = 1 / (1 + (prior + squares) / votes**2)
     return weights

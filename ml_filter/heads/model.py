@@ -1,11 +1,12 @@
-"""The encoder head: one `PreTrainedModel` of any transformers encoder and a head on its pooled hidden states.
+"""The model of an encoder head: a transformers encoder and an output layer on its pooled hidden states.
 
-The head sees the pooled states of layers in the middle, not of the last one: with all-MiniLM-L6-v2 they rank better
-(docs/training.md has the figures; Skean et al. 2025, Layer by Layer, found so of many encoders), and the layers above
-them need not be computed. It is linear, a small network, or a
-kernel regression on landmark documents, and its outputs are read as a regression, as classes or as ordered classes.
-`HeadModel.from_pretrained` of a directory or a Hub name gives the model back whole, and so does `AutoModel`'s after
-`register()`; the tokenizer lies beside it. Weights are safetensors.
+By default the output layer uses the middle layers of the encoder. They rank better than the last one (docs/training.md
+has figures for all-MiniLM-L6-v2; Skean et al. 2025, Layer by Layer, for many encoders), and the layers above them need
+not be computed. The output layer is linear, an mlp, or a kernel regression on landmark documents; its task is
+regression, classification or ordinal regression.
+
+`HeadModel.from_pretrained` loads a directory or a Hub repository, as does `AutoModel.from_pretrained` after
+`register()`. Weights are stored as safetensors, with the tokenizer beside them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from ml_filter.criterion import Criterion
@@ -27,12 +29,14 @@ Task = Literal["regression", "classification", "ordinal"]
 
 
 class HeadConfig(PretrainedConfig):
-    """Shape of the encoder and the head, how long documents are read, and what the head says of itself.
+    """Configuration of a `HeadModel`, saved as config.json.
 
-    `layers` are indices into the encoder's hidden states: 0 is the embedding layer, the last one the output.
-    `text_prefix` stands before each text, or each of its windows, when it is tokenised.
-    `size` is the hidden width of an mlp, or the number of landmarks of a kernel.
-    `head` is a `HeadInfo`: criteria with their score ranges and calibration, and provenance.
+    Attributes:
+        encoder: configuration of the encoder.
+        layers: indices of the encoder's hidden states: 0 is the embedding layer, the last one the output.
+        text_prefix: put before each text, or each of its windows, before it is tokenised.
+        size: hidden width of an mlp, or number of landmarks of a kernel.
+        head: a `HeadInfo`.
     """
 
     model_type = "ml_filter_head"
@@ -66,14 +70,15 @@ class HeadConfig(PretrainedConfig):
 
     @property
     def info(self) -> HeadInfo:
-        """What the head says of itself."""
+        """Criteria, calibration and provenance."""
         return HeadInfo.model_validate(self.head)
 
 
 class KernelLayer(nn.Module):
-    """Exponential kernel of standardised embeddings with landmark documents: exp(-root mean square distance).
+    """Exponential kernel between standardised embeddings and those of landmark documents.
 
-    The Matern kernel of smoothness 1/2 (Rasmussen and Williams 2006, eq. 4.18); its length is part of `scale`.
+    A value is exp(-root mean square distance), the Matern kernel of smoothness 1/2 (Rasmussen and Williams 2006, eq.
+    4.18). Its length scale is part of `scale`.
     """
 
     mean: torch.Tensor
@@ -89,7 +94,7 @@ class KernelLayer(nn.Module):
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings [batch, width] to similarities [batch, landmarks]."""
         standard = (embeddings - self.mean) / self.scale
-        # Distances through one matrix product: what makes this kernel cheap.
+        # One matrix product gives all distances, which makes this kernel cheap.
         distances = torch.cdist(standard, self.landmarks, compute_mode="use_mm_for_euclid_dist")
         return torch.exp(-distances / standard.shape[1] ** 0.5)
 
@@ -109,14 +114,14 @@ class MlpLayer(nn.Module):
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings [batch, width] to activations [batch, size]."""
-        hidden = nn.functional.gelu(self.hidden((embeddings - self.mean) / self.scale))
+        hidden = functional.gelu(self.hidden((embeddings - self.mean) / self.scale))
         return cast(torch.Tensor, self.dropout(hidden))
 
 
 class OutputLayer(nn.Module):
-    """Embeddings to logits to scores; trained alone on cached embeddings, or with the encoder.
+    """Embeddings to logits to scores; trained alone on cached embeddings, or together with the encoder.
 
-    `history` has a row for each epoch in which it was trained alone, and is not saved.
+    `history` has a row for each epoch of training alone. It is not saved.
     """
 
     def __init__(self, kind: LayerKind, task: Task, width: int, size: int, criteria: Sequence[Criterion]) -> None:
@@ -130,32 +135,62 @@ class OutputLayer(nn.Module):
             self.layer = MlpLayer(width, size)
         self.sizes = [len(criterion.values) if task == "classification" else 1 for criterion in criteria]
         self.out = nn.Linear(width if kind == "linear" else size, sum(self.sizes))
-        if task == "ordinal":  # steps between cut points, in the manner of an inverse softplus so that they ascend
+        if task == "ordinal":  # inverse softplus of the distances between cut points, which therefore ascend
             self.steps = nn.ParameterList([nn.Parameter(torch.zeros(len(c.values) - 1)) for c in criteria])
 
     def forward(self, embeddings: torch.Tensor) -> list[torch.Tensor]:
         """Embeddings [batch, width] to the logits of each criterion: [batch, 1], [batch, classes] or [batch, cuts]."""
         parts = list(self.out(self.layer(embeddings)).split(self.sizes, dim=1))
         if self.task == "ordinal":
-            return [latent - self.cuts(place) for place, latent in enumerate(parts)]
+            return [latent - self.cuts(index) for index, latent in enumerate(parts)]
         return parts
 
-    def cuts(self, place: int) -> torch.Tensor:
+    def cuts(self, index: int) -> torch.Tensor:
         """Ascending cut points of an ordinal criterion (McCullagh 1980): P(label > k) = sigmoid(latent - cut k)."""
-        steps = self.steps[place]
-        return torch.cat([steps[:1], steps[:1] + nn.functional.softplus(steps[1:]).cumsum(0)])
+        steps = self.steps[index]
+        return torch.cat([steps[:1], steps[:1] + functional.softplus(steps[1:]).cumsum(0)])
 
     def scores(self, logits: list[torch.Tensor]) -> torch.Tensor:
         """Logits to scores [batch, criteria]: the output itself, or the expected value over the classes."""
         if self.task == "regression":
             return torch.cat(logits, dim=1)
         columns = []
-        for criterion, of in zip(self.criteria, logits, strict=True):
+        for criterion, output in zip(self.criteria, logits, strict=True):
             if self.task == "ordinal":
-                columns.append(criterion.low + of.sigmoid().sum(1))
+                columns.append(criterion.low + output.sigmoid().sum(1))
             else:
-                columns.append(of.softmax(1) @ torch.tensor(criterion.values, dtype=of.dtype, device=of.device))
+                values = torch.tensor(criterion.values, dtype=output.dtype, device=output.device)
+                columns.append(output.softmax(1) @ values)
         return torch.stack(columns, dim=1)
+
+    def loss(
+        self, logits: list[torch.Tensor], labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mean loss over the labels [batch, criteria] that are not nan, weighted by weights [batch, criteria].
+
+        Regression: squared error. Otherwise the label is a soft target on the two whole scores around it, so that a
+        mean of several votes keeps its meaning: cross-entropy for classification; for ordinal the sum of binary
+        cross-entropies at all cuts (the likelihood of the cumulative link model if the cuts were independent).
+        """
+        total = labels.new_zeros(())
+        total_weight = labels.new_zeros(())
+        for index, criterion in enumerate(self.criteria):
+            is_labelled = ~labels[:, index].isnan()
+            target = labels[is_labelled, index].clamp(criterion.low, criterion.high)
+            output = logits[index][is_labelled]
+            if self.task == "regression":
+                losses = (output.squeeze(1) - target) ** 2
+            elif self.task == "ordinal":
+                reached = (target[:, None] - torch.tensor(criterion.values[:-1], device=target.device)).clamp(0, 1)
+                losses = functional.binary_cross_entropy_with_logits(output, reached, reduction="none").sum(1)
+            else:
+                values = torch.tensor(criterion.values, device=target.device)
+                soft_target = (1 - (target[:, None] - values).abs()).clamp(min=0)
+                losses = functional.cross_entropy(output, soft_target, reduction="none")
+            weight = torch.ones_like(losses) if weights is None else weights[is_labelled, index]
+            total = total + (losses * weight).sum()
+            total_weight = total_weight + weight.sum()
+        return total / total_weight.clamp(min=1e-12)
 
 
 class HeadModel(PreTrainedModel):
@@ -172,7 +207,7 @@ class HeadModel(PreTrainedModel):
             self.encoder = AutoModelForSequenceClassification.from_config(encoder)
         else:
             self.encoder = AutoModel.from_config(encoder)
-            if config.info.criteria:  # none: only to embed with
+            if config.info.criteria:  # without criteria the model only embeds
                 self.head = OutputLayer(config.kind, config.task, self.width, config.size, config.info.criteria)
         self.requires_grad_(False)
         self.post_init()
@@ -184,58 +219,51 @@ class HeadModel(PreTrainedModel):
 
     @classmethod
     def from_encoder(cls, encoder: Encoder, *, layers: Layers = "all", **config: Any) -> HeadModel:
-        """A model around a loaded encoder, pooling some of its hidden states, without the layers above them.
-
-        Its head is still without meaning.
-        """
+        """A model on some hidden states of a loaded encoder, without the layers above them; its head is not fitted."""
         chosen = chosen_layers(layers, encoder.depth)
-        model = _up_to(encoder.model, chosen[-1])
-        made = cls(
-            HeadConfig(
-                encoder=_shape(model.config),
-                encoder_name=encoder.name,
-                pooling=encoder.pooling,
-                layers=chosen,
-                **config,
-            )
+        return cls._around(
+            _truncated(encoder.model, chosen[-1]),
+            encoder_name=encoder.name,
+            pooling=encoder.pooling,
+            layers=chosen,
+            **config,
         )
-        made.encoder.load_state_dict(model.state_dict())
-        made.eval()
-        return made
 
     @classmethod
     def from_sequence_classifier(cls, model: PreTrainedModel, name: str, info: HeadInfo, max_tokens: int) -> HeadModel:
         """Wrap a transformers sequence-classification model of one output, such as FineWeb-Edu's classifier."""
-        made = cls(
-            HeadConfig(
-                encoder=_shape(model.config),
-                encoder_name=name,
-                kind="sequence_classification",
-                max_tokens=max_tokens,
-                head=info.model_dump(mode="json"),
-            )
+        return cls._around(
+            model,
+            encoder_name=name,
+            kind="sequence_classification",
+            max_tokens=max_tokens,
+            head=info.model_dump(mode="json"),
         )
-        made.encoder.load_state_dict(model.state_dict())
-        made.eval()
-        return made
+
+    @classmethod
+    def _around(cls, encoder: PreTrainedModel, **config: Any) -> HeadModel:
+        model = cls(HeadConfig(encoder=_without_path(encoder.config), **config))
+        model.encoder.load_state_dict(encoder.state_dict())
+        return cast(HeadModel, model.eval())
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is drawn at random: encoder and head are always loaded or set."""
+        """Do nothing: the weights of encoder and head are always loaded or set."""
 
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Pooled hidden states of the chosen layers, concatenated: [batch, width], float32."""
-        out = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
-        pooled = [pool(out.hidden_states[layer], attention_mask, self.config.pooling) for layer in self.config.layers]
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        states = output.hidden_states
+        pooled = [pool(states[layer], attention_mask, self.config.pooling) for layer in self.config.layers]
         return torch.cat(pooled, dim=1)
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """What the encoder gives the head, float32: embeddings [batch, width], or a published classifier's scores."""
+        """Input of `read`, float32: embeddings [batch, width], or the scores of a published classifier."""
         if self.config.kind == "sequence_classification":
             return cast(torch.Tensor, self.encoder(input_ids=input_ids, attention_mask=attention_mask).logits.float())
         return self.embed(input_ids, attention_mask)
 
     def read(self, encoded: torch.Tensor) -> torch.Tensor:
-        """Scores [batch, criteria], float32, of what `encode` gave, as the head gives them: not clamped."""
+        """Scores [batch, criteria], float32, not clamped, from the result of `encode`."""
         if self.config.kind == "sequence_classification":
             return encoded
         return self.head.scores(self.head(encoded))
@@ -243,9 +271,9 @@ class HeadModel(PreTrainedModel):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Scores [batch, criteria], float32, as the head gives them: not clamped to the score range.
+        """Scores [batch, criteria], float32, not clamped to the score range.
 
-        `token_type_ids`, which some tokenizers add, are not read: a document is one segment.
+        `token_type_ids`, which some tokenizers add, are ignored: a document is one segment.
         """
         return self.read(self.encode(input_ids, attention_mask))
 
@@ -256,37 +284,39 @@ class HeadModel(PreTrainedModel):
 
 
 def chosen_layers(layers: Layers, depth: int) -> list[int]:
-    """The hidden states, in ascending order, that a setting names in an encoder of so many layers."""
+    """Ascending indices of the hidden states for a setting, in an encoder with `depth` layers."""
     if layers == "middle":
         return sorted({round(depth * share) for share in (1 / 3, 1 / 2, 2 / 3)})
     return list(range(0 if layers == "all" else max(depth - layers + 1, 0), depth + 1))
 
 
-def _shape(config: PretrainedConfig) -> dict[str, Any]:
-    return {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}  # a path of here
+def _without_path(config: PretrainedConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
-def _up_to(model: PreTrainedModel, layers: int) -> PreTrainedModel:
-    """The encoder's first layers alone, where their states are then as they were; else the encoder as it is.
+def _truncated(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """The first layers of an encoder, if their hidden states stay the same; else the whole encoder.
 
-    They are not where it has a norm behind the last layer, or is built otherwise than of a list of layers.
+    They change if there is a norm after the last layer, or if the layers are not in one list.
     """
     depth = int(model.config.num_hidden_layers)
     if layers == depth:
         return model
-    fewer = _shape(model.config)
-    fewer |= {k: v[:layers] for k, v in fewer.items() if isinstance(v, list) and len(v) == depth}  # types of layers
-    fewer[model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = layers
-    made = AutoModel.from_config(AutoConfig.for_model(**fewer)).eval()
-    if made.load_state_dict(model.state_dict(), strict=False).missing_keys:
+    config = _without_path(model.config)
+    # Lists such as the types of all layers become shorter, too.
+    config |= {name: v[:layers] for name, v in config.items() if isinstance(v, list) and len(v) == depth}
+    config[model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = layers
+    truncated = AutoModel.from_config(AutoConfig.for_model(**config)).eval()
+    if truncated.load_state_dict(model.state_dict(), strict=False).missing_keys:
         return model
     probe = torch.arange(1, 9)[None]
     with torch.inference_mode():
-        whole, short = (of(input_ids=probe, output_hidden_states=True).hidden_states for of in (model, made))
-    return made if all(map(torch.equal, whole[: layers + 1], short)) else model
+        expected = model(input_ids=probe, output_hidden_states=True).hidden_states[: layers + 1]
+        states = truncated(input_ids=probe, output_hidden_states=True).hidden_states
+    return truncated if all(map(torch.equal, expected, states)) else model
 
 
 def register() -> None:
-    """Make heads known to transformers: `AutoConfig` and `AutoModel.from_pretrained` give them from then on."""
+    """Let `from_pretrained` of transformers' `AutoConfig` and `AutoModel` load heads."""
     AutoConfig.register(HeadConfig.model_type, HeadConfig, exist_ok=True)
     AutoModel.register(HeadConfig, HeadModel, exist_ok=True)

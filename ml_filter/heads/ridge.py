@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from ml_filter.statistics.intervals import Array
 
 
 class Rows(Protocol):
@@ -29,13 +29,13 @@ _ROWS = 4096
 
 def fit_ridge(
     features: Rows,
-    labels: NDArray[np.float64],
-    weights: NDArray[np.float64],
+    labels: Array,
+    weights: Array,
     *,
     seed: int,
     standardise: bool = True,
     alphas: Sequence[float] = ALPHAS,
-) -> tuple[NDArray[np.float64], float, float]:
+) -> tuple[Array, float, float]:
     """Fit labels [n] to features [n, width] with document weights [n] of mean 1.
 
     Returns coefficients [width], bias and the chosen penalty. The penalty minimises the exact leave-one-out error of
@@ -65,7 +65,7 @@ def fit_ridge(
     return coefficients, float(solution[-1] - coefficients @ mean), alpha
 
 
-def mean_and_scale(features: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def mean_and_scale(features: Rows) -> tuple[Array, Array]:
     """Mean and standard deviation [width] of each feature; a deviation of 0 becomes 1."""
     count, width = features.shape
     total, squares = np.zeros(width), np.zeros(width)
@@ -79,8 +79,8 @@ def mean_and_scale(features: Rows) -> tuple[NDArray[np.float64], NDArray[np.floa
     return mean, scale
 
 
-def label_weights(labels: NDArray[np.float64], balance: float) -> NDArray[np.float64]:
+def label_weights(labels: Array, balance: float) -> Array:
     """Weights [n] of mean 1: the frequency of each rounded label to the power of `-balance`."""
     _, label_class, counts = np.unique(np.round(labels), return_inverse=True, return_counts=True)
     weights = counts[label_class].astype(np.float64) ** -balance
-    return cast("NDArray[np.float64]", weights / weights.mean())
+    return cast("Array", weights / weights.mean())

@@ -36,8 +36,7 @@ from ml_filter.heads.cross_validation import CrossValidation
 from ml_filter.heads.kinds import Trainer, create_trainer
 from ml_filter.heads.kinds.stack import MEMBERS, StackTrainer
 from ml_filter.heads.label_table import check_labels, read_label_table
-from ml_filter.heads.search_page import search_report
-from ml_filter.heads.search_result import TRIAL_SCHEMA, Search, Spread, Trial, ranking
+from ml_filter.heads.search_result import TRIAL_SCHEMA, Search, Spread, Trial, ranking, search_report
 from ml_filter.heads.train import open_labels
 from ml_filter.progress import progress
 from ml_filter.statistics.metrics import PAIR_FIGURES
@@ -172,11 +171,10 @@ class _Members:
     def __init__(self, config: SearchConfig, criteria: Sequence[Criterion], stack: ExitStack) -> None:
         kinds = {config.train.kind, *config.space.kind}
         layers = {config.train.layers, *config.space.layers}
+        self._criteria, self._cache = criteria, Settings().embedding_dir
         widest = config.train.model_copy(update={"layers": layers.pop() if len(layers) == 1 else "all"})
         self._members: dict[HeadKind, Trainer] = {
-            kind: stack.enter_context(
-                create_trainer(widest.model_copy(update={"kind": kind}), criteria, Settings().embedding_dir)
-            )
+            kind: stack.enter_context(create_trainer(widest.model_copy(update={"kind": kind}), criteria, self._cache))
             for kind in _SINGLE
             if kind in kinds or ("stack" in kinds and kind in MEMBERS)
         }
@@ -189,7 +187,8 @@ class _Members:
     def with_settings(self, config: TrainConfig) -> Trainer:
         """The member of a configuration, with all documents."""
         if config.kind == "stack":
-            return StackTrainer(config, [self._members[kind] for kind in MEMBERS]).with_settings(config)
+            members = [self._members[kind].with_settings(config) for kind in MEMBERS]
+            return StackTrainer(config, self._criteria, self._cache, members=members)
         return self._members[config.kind].with_settings(config)
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
+
+from ml_filter.statistics.intervals import Array
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
 ALPHAS = np.logspace(-2, 3, 21)
@@ -32,9 +34,7 @@ class SparseRidge:
     alpha: float
 
 
-def fit_sparse_ridge(
-    features: csr_matrix, labels: NDArray[np.float64], weights: NDArray[np.float64], *, seed: int
-) -> SparseRidge:
+def fit_sparse_ridge(features: csr_matrix, labels: Array, weights: Array, *, seed: int) -> SparseRidge:
     """Ridge regression of labels [n] on TF-IDF of hashed features [n, features] under document weights [n].
 
     Documents of weight 0 are ignored, whatever their label, so that folds need no copies of the features. The penalty
@@ -81,13 +81,7 @@ class _Krylov:
     orthonormal basis ZZ' is tridiagonal.
     """
 
-    def __init__(
-        self,
-        features: csr_matrix,
-        labels: NDArray[np.float64],
-        weights: NDArray[np.float64],
-        held: NDArray[np.int64],
-    ) -> None:
+    def __init__(self, features: csr_matrix, labels: Array, weights: Array, held: NDArray[np.int64]) -> None:
         used = weights > 0
         self.features, self.transposed = features, features.T
         self.idf = _inverse_frequencies(features, used)
@@ -122,9 +116,9 @@ class _Krylov:
         self.parts = vectors @ (along / (values[:, None] + ALPHAS))
         """Each alpha's a as parts [steps, alphas] of the basis."""
 
-    def scores(self) -> NDArray[np.float64]:
+    def scores(self) -> Array:
         """Scores [held, alphas] of the held-out documents."""
-        scores: NDArray[np.float64] = self.mean + self.held_scores.T @ self.parts
+        scores: Array = self.mean + self.held_scores.T @ self.parts
         return scores
 
     def solution(self, index: int) -> tuple[NDArray[np.float32], float]:
@@ -141,9 +135,9 @@ class _Krylov:
         coefficients *= self.squares
         return coefficients
 
-    def _scores(self, coefficients: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _scores(self, coefficients: NDArray[np.float32]) -> Array:
         """Scores [n] of all documents, without bias."""
-        scores: NDArray[np.float64] = (self.features @ coefficients).astype(np.float64) / self.lengths
+        scores: Array = (self.features @ coefficients).astype(np.float64) / self.lengths
         return scores
 
 

@@ -1,10 +1,10 @@
-"""Static embeddings: a vector for each token of an encoder's vocabulary, with a linear head on a text's mean vectors.
+"""Static embeddings: a vector for each token of an encoder's vocabulary, and a linear head on the means of a text.
 
-The recipe is model2vec's (Tulkens and van Dongen 2024): each token goes through the encoder once, alone, and principal
-components shorten the result. From then on a text costs only its tokenisation. Two changes rank better: several layers
-of the encoder are used, and a text has two means instead of one weighted by frequency: one over all its tokens, and one
-over its distinct tokens with weights of 1 + ln(occurrences). Trained on 1,000 documents, this ranks the gold with a
-Spearman of 0.70 with humans and 0.79 with the LLM; model2vec's own distillation reached 0.61 and 0.72.
+As in model2vec (Tulkens and van Dongen 2024), the encoder runs once on each token alone, and principal component
+analysis shortens the results. After that, a text only has to be tokenised. Two changes improve the ranking: several
+layers of the encoder are used, and a text has two means, one over all tokens and one over distinct tokens weighted by
+1 + ln(count). Trained on 1,000 documents, the Spearman correlation on the gold is 0.70 with humans and 0.79 with the
+LLM; model2vec's own distillation reached 0.61 and 0.72.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from ml_filter.documents.manifest import digest_of
@@ -25,34 +26,34 @@ from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.config import Layers
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.encoder import Encoder, weights_digest
-from ml_filter.heads.info import CONFIG_NAME
+from ml_filter.heads.info import CONFIG_NAME, WEIGHTS_NAME, read_weights
 from ml_filter.heads.ridge import fit_ridge
-from ml_filter.heads.weights import WEIGHTS_NAME, read_weights
 from ml_filter.progress import Progress, progress
+from ml_filter.statistics.intervals import Array
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
-_TOKENS = 1024
-_TEXTS = 256
-_COMPONENTS_FROM = 8192
+_TOKENS_PER_BATCH = 1024
+_TEXTS_PER_BATCH = 256
+_SAMPLED_TOKENS = 8192
 
 
 class StaticSettings(BaseModel, frozen=True, extra="forbid"):
-    """Where token vectors come from, and how much of a text is read."""
+    """How an encoder is distilled, and how much of a text is read."""
 
-    layers: Annotated[Layers, Field(description="hidden states of the encoder, as TrainConfig.layers")] = "all"
-    width: Annotated[int, Field(ge=1, description="principal components kept, at most")] = 256
-    max_characters: Annotated[int, Field(ge=1, description="the text behind them is not read")] = 3000
+    layers: Annotated[Layers, Field(description="hidden states of the encoder, as in TrainConfig.layers")] = "all"
+    width: Annotated[int, Field(ge=1, description="maximum number of principal components")] = 256
+    max_characters: Annotated[int, Field(ge=1, description="longer texts are truncated")] = 3000
 
 
 @dataclass(frozen=True)
 class StaticModel:
-    """Token vectors `table` [tokens, width] and a linear head per criterion on two means of them.
+    """Token vectors and a linear head for each criterion.
 
-    `weights` is [criteria, 2 * width] and `bias` is [criteria], float32; before `fit`, criteria is 0.
+    `table` is [tokens, width], `weights` [criteria, 2 * width] and `bias` [criteria], float32; there are no criteria
+    before `fit`.
     """
 
     settings: StaticSettings
@@ -68,32 +69,38 @@ class StaticModel:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings [texts, 2 * width]; zeros for a text without tokens."""
-        made = np.zeros((len(texts), self.width), np.float32)
-        for start in range(0, len(texts), _TEXTS):
-            made[start : start + _TEXTS] = self._embed(texts[start : start + _TEXTS])
-        return made
+        embeddings = np.zeros((len(texts), self.width), np.float32)
+        for start in range(0, len(texts), _TEXTS_PER_BATCH):
+            batch = slice(start, start + _TEXTS_PER_BATCH)
+            embeddings[batch] = self._embed_batch(texts[batch])
+        return embeddings
 
-    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def _embed_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         from scipy.sparse import csr_matrix
 
-        cut = [text[: self.settings.max_characters] for text in texts]
-        tokens = [found.ids for found in self.tokenizer.encode_batch_fast(cut, add_special_tokens=False)]
-        bounds = np.cumsum([0, *map(len, tokens)])
-        ids = np.concatenate([np.array(of_text, np.int32) for of_text in tokens])
+        truncated = [text[: self.settings.max_characters] for text in texts]
+        encodings = self.tokenizer.encode_batch_fast(truncated, add_special_tokens=False)
+        bounds = np.cumsum([0, *map(len, encodings)])
+        ids = np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
         counts = csr_matrix((np.ones(len(ids), np.float32), ids, bounds), shape=(len(texts), len(self.table)))
         counts.sum_duplicates()
         damped = csr_matrix((1 + np.log(counts.data), counts.indices, counts.indptr), shape=counts.shape)
-        means = [(of @ self.table) / np.maximum(of.sum(axis=1), 1).reshape(-1, 1) for of in (counts, damped)]
+        means = [
+            (frequencies @ self.table) / np.maximum(frequencies.sum(axis=1), 1).reshape(-1, 1)
+            for frequencies in (counts, damped)
+        ]
         return np.asarray(np.hstack(means))
 
-    def fit(
-        self, embeddings: Embeddings, labels: NDArray[np.float64], weights: NDArray[np.float64], *, seed: int
-    ) -> StaticModel:
-        """This model with ridge regressions of labels [n, criteria], weighted by [n, criteria]; nan is missing."""
+    def fit(self, embeddings: Embeddings, labels: Array, weights: Array, *, seed: int) -> StaticModel:
+        """The model with a ridge regression for each criterion.
+
+        Labels and weights are [n, criteria]; a label of nan is missing.
+        """
         heads = []
-        for of, weight in zip(labels.T, weights.T, strict=True):
-            known = np.flatnonzero(~np.isnan(of) & (weight > 0))
-            heads.append(fit_ridge(embeddings.take(known), of[known], weight[known] / weight[known].mean(), seed=seed))
+        for targets, weight in zip(labels.T, weights.T, strict=True):
+            rows = np.flatnonzero(~np.isnan(targets) & (weight > 0))
+            mean_one = weight[rows] / weight[rows].mean()
+            heads.append(fit_ridge(embeddings.take(rows), targets[rows], mean_one, seed=seed))
         return replace(
             self,
             weights=np.array([coefficients for coefficients, _, _ in heads], np.float32),
@@ -101,16 +108,16 @@ class StaticModel:
         )
 
     def scores(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Scores [texts, criteria]; not clamped."""
+        """Scores [texts, criteria], not clamped."""
         return self.scores_of(self.embed(texts))
 
     def scores_of(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores [n, criteria] of embeddings [n, 2 * width]."""
-        made: NDArray[np.float32] = embeddings @ self.weights.T + self.bias
-        return made
+        scores: NDArray[np.float32] = embeddings @ self.weights.T + self.bias
+        return scores
 
     def save(self, directory: Path) -> dict[str, int]:
-        """Write weights and tokenizer; returns `static` of the head's config.json."""
+        """Write the weights and the tokenizer; returns `static` of the head's config.json."""
         from safetensors.numpy import save_file
 
         table: NDArray[np.float16] = self.table.astype(np.float16)
@@ -120,10 +127,10 @@ class StaticModel:
 
     @classmethod
     def load(cls, directory: str | Path) -> StaticModel:
-        """The model of a head's directory.
+        """Read the model in a head's directory.
 
         Raises:
-            InputError: a file is missing or damaged, or the sizes in the files do not match.
+            InputError: a file is missing or damaged, or the files have different sizes.
         """
         settings, arrays = read_weights(Path(directory), "static", StaticSettings, ("table", "weights", "bias"))
         path = Path(directory) / TOKENIZER_NAME
@@ -134,35 +141,35 @@ class StaticModel:
         model = cls(settings, tokenizer, arrays["table"].astype(np.float32), arrays["weights"], arrays["bias"])
         largest = max(tokenizer.get_vocab().values())
         if model.weights.shape != (len(model.bias), model.width) or largest >= len(model.table):
-            raise InputError(f"{directory}: table, weights and tokenizer are of different sizes")
+            raise InputError(f"{directory}: table, weights and tokenizer have different sizes")
         return model
 
 
 def open_static(encoder: Encoder, settings: StaticSettings, cache: Path) -> StaticModel:
-    """The token vectors of an encoder; distilled once, then read from `cache`.
+    """The token vectors of an encoder: distilled on the first call, then read from `cache`.
 
     Raises:
         ConfigError: the encoder has no fast tokenizer.
     """
     digest = digest_of([weights_digest(encoder), encoder.pooling, settings.model_dump()])
-    kept = cache / f"static-{digest[:32]}"
-    if not kept.exists():
+    directory = cache / f"static-{digest[:32]}"
+    if not directory.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".static-", dir=cache) as scratch:
-            made = Path(scratch) / "made"
-            made.mkdir()
-            said = distill(encoder, settings).save(made)
-            (made / CONFIG_NAME).write_text(json.dumps({"static": said}))
+            partial = Path(scratch) / directory.name
+            partial.mkdir()
+            content = {"static": distill(encoder, settings).save(partial)}
+            (partial / CONFIG_NAME).write_text(json.dumps(content))
             with contextlib.suppress(OSError):  # another process was faster; its result is the same
-                made.rename(kept)
-    return StaticModel.load(kept)
+                partial.rename(directory)
+    return StaticModel.load(directory)
 
 
 def distill(encoder: Encoder, settings: StaticSettings) -> StaticModel:
-    """Token vectors of an encoder: each token between its special tokens, alone, pooled and shortened.
+    """Run the encoder on each token alone, between special tokens; pool the states and reduce their width.
 
-    The principal components are those of at most 8,192 evenly spaced tokens. Vectors are rounded to float16, in which
-    they are saved.
+    The principal components are computed from at most 8,192 evenly spaced tokens. Vectors are rounded to float16, the
+    type in which they are saved.
 
     Raises:
         ConfigError: the encoder has no fast tokenizer.
@@ -183,27 +190,27 @@ def distill(encoder: Encoder, settings: StaticSettings) -> StaticModel:
     count = int(encoder.model.config.vocab_size)
 
     def states(tokens: NDArray[np.int64], bar: Progress) -> Iterator[NDArray[np.float32]]:
-        for start in range(0, len(tokens), _TOKENS):
-            part = tokens[start : start + _TOKENS]
+        for start in range(0, len(tokens), _TOKENS_PER_BATCH):
+            part = tokens[start : start + _TOKENS_PER_BATCH]
             ids = np.column_stack([np.tile(before, (len(part), 1)), part, np.tile(after, (len(part), 1))])
             with torch.inference_mode():
-                fed = torch.from_numpy(ids.astype(np.int64)).to(device)
-                yield model.embed(fed, torch.ones_like(fed)).cpu().numpy()
+                inputs = torch.from_numpy(ids.astype(np.int64)).to(device)
+                yield model.embed(inputs, torch.ones_like(inputs)).cpu().numpy()
             bar.advance(len(part))
 
-    drawn = np.unique(np.linspace(0, count - 1, min(count, _COMPONENTS_FROM)).astype(np.int64))
+    sampled = np.unique(np.linspace(0, count - 1, min(count, _SAMPLED_TOKENS)).astype(np.int64))
     total, products = np.zeros(model.width), np.zeros((model.width, model.width))
-    with progress(f"Token vectors of {encoder.name}", count + len(drawn)) as bar:
-        for block in states(drawn, bar):
+    with progress(f"Token vectors of {encoder.name}", count + len(sampled)) as bar:
+        for block in states(sampled, bar):
             total += block.sum(0, dtype=np.float64)
             products += block.T @ block
-        mean = total / len(drawn)
-        _, vectors = np.linalg.eigh(products - len(drawn) * np.outer(mean, mean))
+        mean = total / len(sampled)
+        _, vectors = np.linalg.eigh(products - len(sampled) * np.outer(mean, mean))
         components = vectors[:, ::-1][:, : settings.width]
         table = np.concatenate([(block - mean) @ components for block in states(np.arange(count), bar)])
     table /= table.std()  # an encoder's states can be too large for float16
-    unknown = max(0, max(tokenizer.get_vocab().values()) + 1 - count)  # tokens without an embedding in the encoder
-    table = np.vstack([table, np.zeros((unknown, table.shape[1]))])
+    missing = max(0, max(tokenizer.get_vocab().values()) + 1 - count)  # tokens without an embedding in the encoder
+    table = np.vstack([table, np.zeros((missing, table.shape[1]))])
     return StaticModel(
         settings,
         tokenizer,
@@ -215,9 +222,9 @@ def distill(encoder: Encoder, settings: StaticSettings) -> StaticModel:
 
 def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The ids that a tokenizer adds before and after a text."""
-    found = tokenizer.encode("a")
-    inside = [place for place, special in enumerate(found.special_tokens_mask) if not special]
-    return found.ids[: inside[0]], found.ids[inside[-1] + 1 :]
+    encoding = tokenizer.encode("a")
+    inside = [position for position, special in enumerate(encoding.special_tokens_mask) if not special]
+    return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
 
 
 def _plain_tokenizer(saved: str) -> Tokenizer:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from loguru import logger
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from ml_filter import __version__
@@ -33,10 +34,9 @@ from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.profile import Profile
 from ml_filter.statistics.calibration import fit_calibration
 from ml_filter.statistics.evaluation import Evaluation, evaluate_scores
+from ml_filter.statistics.intervals import Array
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ml_filter.heads.kinds import Trainer
 
 TRAINING_NAME = "training.json"
@@ -183,12 +183,7 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
 
 
 def _calibrate(
-    criterion: Criterion,
-    config: TrainConfig,
-    scores: NDArray[np.float64],
-    labels: NDArray[np.float64],
-    lengths: NDArray[np.int64],
-    fitted_on: str,
+    criterion: Criterion, config: TrainConfig, scores: Array, labels: Array, lengths: NDArray[np.int64], fitted_on: str
 ) -> CalibratedCriterion:
     """The criterion with a calibration from scores of heads that were not fitted on the documents."""
     calibrated = CalibratedCriterion(**criterion.model_dump())
@@ -206,9 +201,7 @@ def _calibrate(
     return calibrated.model_copy(update={"calibration": calibration})
 
 
-def _profile(
-    criteria: list[CalibratedCriterion], scores: NDArray[np.float64], table: LabelTable, rows: NDArray[np.int64]
-) -> Profile:
+def _profile(criteria: list[CalibratedCriterion], scores: Array, table: LabelTable, rows: NDArray[np.int64]) -> Profile:
     profile = Profile.of(criteria)
     profile.add_texts(table.bytes[rows].tolist(), table.scripts[rows].tolist())
     for column, criterion in enumerate(criteria):
@@ -216,9 +209,7 @@ def _profile(
     return profile
 
 
-def _evaluate(
-    criteria: list[CalibratedCriterion], scores: NDArray[np.float64], labels: NDArray[np.float64]
-) -> dict[str, Evaluation]:
+def _evaluate(criteria: list[CalibratedCriterion], scores: Array, labels: Array) -> dict[str, Evaluation]:
     evaluations = {}
     for column, criterion in enumerate(criteria):
         # With a trained encoder only the documents of the validation fold have cross-validated scores.

@@ -24,7 +24,7 @@ from ml_filter.documents.readers import InputShard, known_rows
 from ml_filter.documents.rejects import nothing_read
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
-from ml_filter.heads.arithmetic import steady_arithmetic
+from ml_filter.heads.encoder import steady_arithmetic
 from ml_filter.heads.kinds import load_head
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import head_parent

@@ -12,7 +12,6 @@ from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.fitting import class_weights, fit_head, predict, validation_figures
-from ml_filter.heads.losses import head_loss
 from ml_filter.statistics.evaluation import evaluate_scores
 
 EDU = Criterion(name="edu", low=0, high=5, threshold=3)
@@ -129,7 +128,7 @@ def test_the_weights_of_the_best_epoch_by_the_chosen_metric_are_kept(embeddings,
     with torch.inference_mode():
         logits = head(torch.from_numpy(embeddings[held]))
     weights = torch.from_numpy(class_weights(labels, np.ones_like(labels), 0.5)[held]).float()
-    kept = head_loss(head, logits, torch.from_numpy(labels[held]).float(), weights).item()
+    kept = head.loss(logits, torch.from_numpy(labels[held]).float(), weights).item()
     assert kept == pytest.approx(head.history[best]["eval_loss"], rel=1e-5)
 
 
@@ -176,9 +175,7 @@ def test_a_missing_label_adds_no_loss(embeddings, labels, task):
     wanted = torch.from_numpy(labels).float()
     some = wanted.clone()
     some[50:] = torch.nan
-    assert head_loss(head, logits, some) == pytest.approx(
-        head_loss(head, [of[:50] for of in logits], wanted[:50]).item(), rel=1e-5
-    )
+    assert head.loss(logits, some) == pytest.approx(head.loss([of[:50] for of in logits], wanted[:50]).item(), rel=1e-5)
 
 
 def test_class_weights_favour_rare_labels_and_ignore_missing_ones():

@@ -179,7 +179,7 @@ def test_ctrl_c_ends_the_command_and_its_workers_without_a_traceback(hashing_hea
 
 PRODUCTS = """
 import torch
-from ml_filter.heads.arithmetic import steady_arithmetic
+from ml_filter.heads.encoder import steady_arithmetic
 steady_arithmetic()
 generator = torch.Generator().manual_seed(0)
 weights = torch.randn(2688, 150, generator=generator)

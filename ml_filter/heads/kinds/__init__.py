@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ml_filter.criterion import Criterion
+from ml_filter.heads.config import EngineConfig, TrainConfig
 from ml_filter.heads.info import read_config
 from ml_filter.heads.kinds.base import HEADS, Head, ScoredTexts, Trainer, encoder_directory, load_from
 from ml_filter.heads.kinds.cascade import CascadeInfo
@@ -18,10 +19,6 @@ from ml_filter.heads.kinds.hashing import HashingTrainer
 from ml_filter.heads.kinds.stack import StackTrainer
 from ml_filter.heads.kinds.static import StaticTrainer
 from ml_filter.heads.load import resolve_head
-
-if TYPE_CHECKING:
-    from ml_filter.criterion import Criterion
-    from ml_filter.heads.config import EngineConfig, TrainConfig
 
 __all__ = [
     "HEADS",
@@ -67,6 +64,6 @@ def read_cascade(name: str | Path) -> CascadeInfo | None:
 def create_trainer(
     config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
 ) -> Trainer:
-    """The trainer for a configuration; see `Trainer.create`."""
+    """The trainer for a configuration; `Trainer` describes the arguments."""
     name = config.kind if config.finetune is None else "finetuned"
-    return TRAINERS[name].create(config, criteria, cache, scratch)
+    return TRAINERS[name](config, criteria, cache, scratch)

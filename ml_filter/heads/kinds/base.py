@@ -11,22 +11,31 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
+from ml_filter.heads.config import EngineConfig, TrainConfig
 from ml_filter.heads.info import CROSS_FITTED, HeadInfo, read_config
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from numpy.typing import NDArray
-
-    from ml_filter.criterion import Criterion
-    from ml_filter.heads.config import EngineConfig, TrainConfig
+from ml_filter.statistics.intervals import Array
 
 FOLDS = 5
+
+_SETTINGS_OF_EVERY_HEAD = (
+    "kind",
+    "label_column",
+    "criterion",
+    "trust_agreement",
+    "calibration",
+    "test_share",
+    "near_duplicates",
+    "threshold",
+    "score_range",
+    "seed",
+)
 
 Strata = Mapping[str, Sequence[str | None]]
 Unit = Literal["tokens", "words"]
@@ -52,6 +61,8 @@ class Head(ABC):
     """For model cards, after "It is"."""
     unit: Unit = "words"
     """What `lengths` counts."""
+    own_settings: ClassVar[tuple[str, ...] | None] = None
+    """Training settings that affect this kind besides those that affect every head; None: all do."""
     info: HeadInfo
 
     def __init_subclass__(cls) -> None:
@@ -87,7 +98,11 @@ class Head(ABC):
     @classmethod
     def used_settings(cls, training: Mapping[str, Any]) -> dict[str, Any]:
         """The training settings that have an effect on this kind of head."""
-        return dict(training)
+        if cls.own_settings is None:
+            return dict(training)
+        settings = {name: training[name] for name in (*_SETTINGS_OF_EVERY_HEAD, *cls.own_settings) if name in training}
+        head = training.get("head", {})
+        return settings | ({"head": {"balance": head["balance"]}} if "balance" in head else {})
 
     @abstractmethod
     def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -119,7 +134,7 @@ def load_from(directory: Path, config: EngineConfig) -> Head:
     """Load the head in a directory.
 
     Raises:
-        InputError: there is none, or it is incomplete.
+        InputError: the directory has no head, or an incomplete one.
         ConfigError: this machine does not have the device, or the encoder cannot be loaded.
     """
     content = read_config(directory)
@@ -135,30 +150,26 @@ def encoder_directory(directory: Path) -> Path | None:
 class Trainer(ABC):
     """Fits heads of one kind; open inside a `with` block.
 
+    Args:
+        config: settings of the head.
+        criteria: in the order of the labels' columns.
+        cache: directory of the embedding stores.
+        scratch: directory for the checkpoints of a fine-tuned encoder.
+
     Attributes:
         history: rows of the training curve, if the head is trained step by step.
         encoder_digest: digest of the encoder's weights, if there is an encoder.
         calibrated_on: for people, the documents whose scores `cross_fit` returns.
     """
 
-    config: TrainConfig
     history: Sequence[dict[str, float]] = ()
     encoder_digest: str | None = None
     calibrated_on = CROSS_FITTED
 
-    @classmethod
-    @abstractmethod
-    def create(
-        cls, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
-    ) -> Trainer:
-        """A trainer.
-
-        Args:
-            config: settings of the head.
-            criteria: in the order of the labels' columns.
-            cache: directory of the embedding stores.
-            scratch: directory for the checkpoints of a fine-tuned encoder.
-        """
+    def __init__(
+        self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
+    ) -> None:
+        self.config, self.criteria = config, list(criteria)
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
@@ -166,10 +177,8 @@ class Trainer(ABC):
             self._opened = opened.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._opened.__exit__(kind, value, trace)
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
 
     @abstractmethod
     def _open(self, opened: ExitStack) -> None:
@@ -180,11 +189,11 @@ class Trainer(ABC):
         """Add the next documents."""
 
     @abstractmethod
-    def fit(self, indices: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+    def fit(self, indices: NDArray[np.int64], labels: Array, weights: Array) -> None:
         """Fit on the documents at `indices` [n] with labels and weights [n, criteria]; a label of nan is missing."""
 
     @abstractmethod
-    def predict(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    def predict(self, indices: NDArray[np.int64]) -> Array:
         """Scores [n, criteria] of the documents at `indices` by the last fit, not clamped."""
 
     @abstractmethod
@@ -200,13 +209,7 @@ class Trainer(ABC):
         trainer.config = config
         return trainer
 
-    def cross_fit(
-        self,
-        indices: NDArray[np.int64],
-        labels: NDArray[np.float64],
-        weights: NDArray[np.float64],
-        folds: NDArray[np.int64],
-    ) -> NDArray[np.float64]:
+    def cross_fit(self, indices: NDArray[np.int64], labels: Array, weights: Array, folds: NDArray[np.int64]) -> Array:
         """Scores [n, criteria] of the documents at `indices` [n], each by a fit on the other folds.
 
         Raises:
@@ -230,30 +233,9 @@ def other_folds(folds: NDArray[np.int64], fold: int) -> NDArray[np.bool_]:
     """Mask [n] of the documents that are not in a fold.
 
     Raises:
-        InputError: there are none.
+        InputError: all documents are in the fold.
     """
     others: NDArray[np.bool_] = folds != fold
     if not others.any():
         raise InputError("all labelled documents are from one host; a head needs labels from several hosts")
     return others
-
-
-_SETTINGS_OF_EVERY_HEAD = (
-    "kind",
-    "label_column",
-    "criterion",
-    "trust_agreement",
-    "calibration",
-    "test_share",
-    "near_duplicates",
-    "threshold",
-    "score_range",
-    "seed",
-)
-
-
-def settings_without_encoder(training: Mapping[str, Any], *more: str) -> dict[str, Any]:
-    """The training settings that have an effect on a head without an encoder, and `more`."""
-    settings = {name: training[name] for name in (*_SETTINGS_OF_EVERY_HEAD, *more) if name in training}
-    head = training.get("head", {})
-    return settings | ({"head": {"balance": head["balance"]}} if "balance" in head else {})

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from loguru import logger
+from numpy.typing import NDArray
 from torch import nn
 
+from ml_filter.criterion import Criterion
 from ml_filter.errors import ConfigError
 from ml_filter.heads.batching import (
     combine_windows,
@@ -21,25 +23,23 @@ from ml_filter.heads.batching import (
     split_windows,
     usual_ids,
 )
-from ml_filter.heads.config import EngineConfig
+from ml_filter.heads.config import EngineConfig, TrainConfig
 from ml_filter.heads.device import choose_device, choose_dtype, usual_batch_tokens
 from ml_filter.heads.embeddings import Embeddings, EmbeddingStore
 from ml_filter.heads.encoder import load_encoder, quiet_transformers, weights_digest
 from ml_filter.heads.fitting import fit_head, predict
 from ml_filter.heads.info import HeadInfo
-from ml_filter.heads.kinds.base import Head, Trainer
+from ml_filter.heads.kinds.base import Head, Trainer, encoder_directory
 from ml_filter.heads.load import load_model
 from ml_filter.heads.model import HeadModel, OutputLayer, chosen_layers
 from ml_filter.heads.openvino import OpenVinoModel
+from ml_filter.statistics.intervals import Array
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-    from ml_filter.criterion import Criterion
-    from ml_filter.heads.config import TrainConfig
-
 CHUNK_TEXTS = 512
+ENCODER_DIRECTORY = "encoder"
 TOLERANCE = {torch.float32: 0.001, torch.bfloat16: 0.05}
 """Largest difference in the self-test, as a share of the score range. bfloat16 keeps 8 bits of each number, so scores
 move by up to a few percent; a broken kernel or a wrong attention mask moves them much further."""
@@ -143,7 +143,6 @@ class EncoderHead(Head):
         return list(map(len, self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]))
 
     def _shrink(self, batch_tokens: int) -> None:
-        """Keep the batch size that fitted into memory."""
         self.batch_tokens = batch_tokens
 
     def _self_test(self, expected: NDArray[np.float32]) -> None:
@@ -164,6 +163,26 @@ class EncoderHead(Head):
             )
 
 
+class CombinedHead(Head):
+    """A head of several heads, of which the one in the subdirectory `encoder` has an encoder."""
+
+    encoder: Head
+
+    @classmethod
+    def encoder_directory(cls, directory: Path, content: dict[str, Any]) -> Path | None:
+        """The directory of the encoder."""
+        return encoder_directory(directory / ENCODER_DIRECTORY)
+
+    @classmethod
+    def device_and_dtype(cls, config: EngineConfig) -> tuple[str, str]:
+        """What the encoder would run on."""
+        return EncoderHead.device_and_dtype(config)
+
+    def lengths(self, texts: Sequence[str]) -> Sequence[int]:
+        """Lengths as the head with the encoder counts them."""
+        return self.encoder.lengths(texts)
+
+
 def _plain_scores(model: HeadModel, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.float32]:
     """Reference scores [probes, criteria]: float32, on the CPU, one whole text at a time."""
     config, scores = model.config, []
@@ -181,8 +200,10 @@ def _plain_scores(model: HeadModel, tokenizer: PreTrainedTokenizerBase) -> NDArr
 class EncoderTrainer(Trainer):
     """Fits output layers on the cached embeddings of a frozen encoder."""
 
-    def __init__(self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path) -> None:
-        self.config, self.criteria = config, list(criteria)
+    def __init__(
+        self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
+    ) -> None:
+        super().__init__(config, criteria, cache, scratch)
         self._encoder = load_encoder(config.encoder)
         self._tokenizer = self._encoder.tokenizer
         self._prefix = self._encoder.text_prefix if config.text_prefix is None else config.text_prefix
@@ -239,11 +260,7 @@ class EncoderTrainer(Trainer):
     def _rows_of(self, windows: Sequence[str]) -> list[int]:
         return self._store.rows_of(windows)
 
-    def embeddings(self, indices: NDArray[np.int64]) -> Embeddings:
-        """The embeddings of the windows of the documents at `indices`."""
-        return self._windows_of(indices)[0]
-
-    def fit(self, indices: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+    def fit(self, indices: NDArray[np.int64], labels: Array, weights: Array) -> None:
         """Fit the output layer; each window of a document gets its label and a share of its weight."""
         embeddings, owners = self._windows_of(indices)
         shares = 1 / np.bincount(owners, minlength=len(indices))[owners]
@@ -258,7 +275,7 @@ class EncoderTrainer(Trainer):
         )
         self.history = self._layer.history
 
-    def predict(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    def predict(self, indices: NDArray[np.int64]) -> Array:
         """Scores of documents, their windows combined."""
         assert self._layer is not None
         embeddings, owners = self._windows_of(indices)

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from ml_filter.criterion import Criterion
 from ml_filter.errors import ConfigError
 from ml_filter.heads.batching import combine_windows, run_in_batches
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.device import usual_batch_tokens
 from ml_filter.heads.fitting import class_weights
 from ml_filter.heads.info import HELD_OUT_FOLD, HeadInfo, uncalibrated
 from ml_filter.heads.kinds.base import other_folds
 from ml_filter.heads.kinds.encoder import CHUNK_TEXTS, EncoderTrainer
+from ml_filter.statistics.intervals import Array
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ml_filter.criterion import Criterion
-    from ml_filter.heads.config import TrainConfig
     from ml_filter.heads.model import HeadModel
 
 TEXTS_NAME = "texts.parquet"
@@ -38,19 +38,14 @@ class FinetunedTrainer(EncoderTrainer):
 
     calibrated_on = HELD_OUT_FOLD
 
-    def __init__(self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path) -> None:
-        super().__init__(config, criteria, cache)
+    def __init__(
+        self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
+    ) -> None:
+        super().__init__(config, criteria, cache, scratch)
+        if scratch is None:
+            raise ConfigError("fine-tuning an encoder requires a directory for its checkpoints")
         self._scratch = scratch
         self._model: HeadModel | None = None
-
-    @classmethod
-    def create(
-        cls, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
-    ) -> FinetunedTrainer:
-        """A trainer; it needs `scratch`."""
-        if scratch is None:
-            raise ConfigError("fine-tuning an encoder needs a directory for its checkpoints")
-        return cls(config, criteria, cache, scratch)
 
     def _open(self, opened: ExitStack) -> None:
         super()._open(opened)
@@ -62,13 +57,7 @@ class FinetunedTrainer(EncoderTrainer):
         self._texts.write_table(pa.table({"text": windows}))
         return super()._rows_of(windows)
 
-    def cross_fit(
-        self,
-        indices: NDArray[np.int64],
-        labels: NDArray[np.float64],
-        weights: NDArray[np.float64],
-        folds: NDArray[np.int64],
-    ) -> NDArray[np.float64]:
+    def cross_fit(self, indices: NDArray[np.int64], labels: Array, weights: Array, folds: NDArray[np.int64]) -> Array:
         """Train on all folds but the first; scores of the first, nan for the others."""
         from ml_filter.heads.finetune import finetune
 
@@ -96,10 +85,10 @@ class FinetunedTrainer(EncoderTrainer):
         scores[~others] = self.predict(indices[~others])
         return scores
 
-    def fit(self, indices: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+    def fit(self, indices: NDArray[np.int64], labels: Array, weights: Array) -> None:
         """Keep the model that `cross_fit` trained."""
 
-    def predict(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    def predict(self, indices: NDArray[np.int64]) -> Array:
         """Scores of documents by the trained model."""
         assert self._model is not None
         parts, positions = [], []
@@ -132,9 +121,7 @@ class FinetunedTrainer(EncoderTrainer):
             if chosen.any():
                 yield batch.column("text").filter(pa.array(chosen)).to_pylist(), in_batch[chosen]
 
-    def _write(
-        self, path: Path, indices: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]
-    ) -> None:
+    def _write(self, path: Path, indices: NDArray[np.int64], labels: Array, weights: Array) -> None:
         """Write the windows of some documents as `finetune` reads them."""
         numbers = pa.list_(pa.float32())
         schema = pa.schema([("text", pa.string()), ("labels", numbers), ("weights", numbers)])

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ml_filter.errors import InputError
+from ml_filter.heads.config import EngineConfig
 from ml_filter.heads.fitting import class_weights
 from ml_filter.heads.hashing import HashedDocuments, HashingSettings, hash_texts
-from ml_filter.heads.info import CONFIG_NAME, HeadInfo, write_config
-from ml_filter.heads.kinds.base import Head, Trainer, settings_without_encoder
+from ml_filter.heads.info import CONFIG_NAME, WEIGHTS_NAME, HeadInfo, read_weights, write_config
+from ml_filter.heads.kinds.base import Head, Trainer
 from ml_filter.heads.sparse_ridge import document_lengths, fit_sparse_ridge
-from ml_filter.heads.weights import WEIGHTS_NAME, read_weights
+from ml_filter.statistics.intervals import Array
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
-
-    from ml_filter.criterion import Criterion
-    from ml_filter.heads.config import EngineConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -40,15 +38,7 @@ class HashingModel:
     bias: NDArray[np.float32]
 
     @classmethod
-    def fit(
-        cls,
-        features: csr_matrix,
-        labels: NDArray[np.float64],
-        weights: NDArray[np.float64],
-        settings: HashingSettings,
-        *,
-        seed: int,
-    ) -> Self:
+    def fit(cls, features: csr_matrix, labels: Array, weights: Array, settings: HashingSettings, *, seed: int) -> Self:
         """Fit to labels [n, criteria] with weights [n, criteria]; labels that are nan or have weight 0 are ignored."""
         weights = np.where(np.isnan(labels), 0, weights)
         fits = [fit_sparse_ridge(features, labels[:, c], weights[:, c], seed=seed) for c in range(labels.shape[1])]
@@ -97,6 +87,7 @@ class HashingHead(Head):
 
     kind = "hashing"
     description = "a linear regression on hashed words and word pairs, without an encoder"
+    own_settings = ()
 
     def __init__(self, model: HashingModel, info: HeadInfo) -> None:
         self.model, self.info = model, info
@@ -106,11 +97,6 @@ class HashingHead(Head):
         """Read the head."""
         return cls(HashingModel.load(directory), HeadInfo.model_validate(content["head"]))
 
-    @classmethod
-    def used_settings(cls, training: Mapping[str, Any]) -> dict[str, Any]:
-        """The training settings that have an effect."""
-        return settings_without_encoder(training)
-
     def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [texts, criteria], not clamped."""
         return self.model.scores(texts)
@@ -119,17 +105,8 @@ class HashingHead(Head):
 class HashingTrainer(Trainer):
     """Keeps the hashed features of the documents on disk while heads are fitted."""
 
-    def __init__(self, config: TrainConfig, criteria: Sequence[Criterion]) -> None:
-        self.config, self.criteria = config, list(criteria)
-        self._settings = HashingSettings()
-        self._model: HashingModel | None = None
-
-    @classmethod
-    def create(
-        cls, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
-    ) -> HashingTrainer:
-        """A trainer."""
-        return cls(config, criteria)
+    _settings = HashingSettings()
+    _model: HashingModel | None = None
 
     def _open(self, opened: ExitStack) -> None:
         scratch = opened.enter_context(tempfile.TemporaryDirectory(prefix="ml_filter-hashed-"))
@@ -139,7 +116,7 @@ class HashingTrainer(Trainer):
         """Hash the next documents."""
         self._documents.add(texts)
 
-    def fit(self, indices: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+    def fit(self, indices: NDArray[np.int64], labels: Array, weights: Array) -> None:
         """Fit the regressions."""
         features = self._documents.matrix()
         # Documents that are not fitted on get the weight 0: cheaper than copying the others out of the file.
@@ -149,7 +126,7 @@ class HashingTrainer(Trainer):
         all_weights[indices] = class_weights(labels, weights, self.config.head.balance)
         self._model = HashingModel.fit(features, all_labels, all_weights, self._settings, seed=self.config.seed)
 
-    def predict(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    def predict(self, indices: NDArray[np.int64]) -> Array:
         """Scores of documents."""
         assert self._model is not None
         return self._model.scores_of(self._documents.matrix())[indices].astype(np.float64)

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ml_filter.criterion import Criterion
+from ml_filter.heads.config import EngineConfig, HeadKind, TrainConfig
 from ml_filter.heads.fitting import class_weights
 from ml_filter.heads.info import HeadInfo, read_config, write_config
 from ml_filter.heads.kinds.base import Head, Trainer
-from ml_filter.heads.kinds.encoder import EncoderHead, EncoderTrainer
+from ml_filter.heads.kinds.encoder import CombinedHead, EncoderHead, EncoderTrainer
 from ml_filter.heads.kinds.hashing import HashingHead, HashingTrainer
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ml_filter.criterion import Criterion
-    from ml_filter.heads.config import EngineConfig, HeadKind, TrainConfig
+from ml_filter.statistics.intervals import Array
 
 MEMBERS: dict[HeadKind, type[Head]] = {"encoder": EncoderHead, "hashing": HashingHead}
 """Kinds of the members by the names of their directories."""
 
 
-class StackHead(Head):
+class StackHead(CombinedHead):
     """Adds up the scores of its members."""
 
     kind = "stack"
@@ -34,8 +32,8 @@ class StackHead(Head):
     def __init__(self, members: Sequence[Head], stack: dict[str, Any], info: HeadInfo) -> None:
         self.members, self.info = members, info
         self.weights, self.bias = np.array(stack["weights"]), np.array(stack["bias"])
-        self._counter = next((member for member in members if member.unit == "tokens"), members[0])
-        self.unit = self._counter.unit
+        self.encoder = members[0]
+        self.unit = self.encoder.unit
 
     @classmethod
     def load(cls, directory: Path, content: dict[str, Any], config: EngineConfig) -> StackHead:
@@ -43,16 +41,6 @@ class StackHead(Head):
         names: list[HeadKind] = content["stack"]["members"]
         members = [MEMBERS[name].load(directory / name, read_config(directory / name), config) for name in names]
         return cls(members, content["stack"], HeadInfo.model_validate(content["head"]))
-
-    @classmethod
-    def encoder_directory(cls, directory: Path, content: dict[str, Any]) -> Path | None:
-        """The directory of the encoder member."""
-        return directory / "encoder"
-
-    @classmethod
-    def device_and_dtype(cls, config: EngineConfig) -> tuple[str, str]:
-        """What the encoder member would run on."""
-        return EncoderHead.device_and_dtype(config)
 
     @classmethod
     def text_limit(cls, directory: Path, content: dict[str, Any]) -> str | None:
@@ -72,29 +60,30 @@ class StackHead(Head):
         combined: NDArray[np.float32] = _weighted_sum(scores, self.weights, self.bias).astype(np.float32)
         return combined
 
-    def lengths(self, texts: Sequence[str]) -> Sequence[int]:
-        """Lengths of whole texts, in tokens if a member has a tokenizer."""
-        return self._counter.lengths(texts)
-
 
 class StackTrainer(Trainer):
     """Fits the members, and the weights of their sum on cross-fitted scores (stacked regression; Breiman 1996).
 
     The weights are not negative. `cross_fit` finds them; `fit` only fits the members.
+
+    Args:
+        members: trainers of the members that already have the documents; None: new ones.
     """
 
-    def __init__(self, config: TrainConfig, members: Sequence[Trainer]) -> None:
-        self.config, self.members = config, list(members)
-        self.encoder_digest = next((member.encoder_digest for member in members if member.encoder_digest), None)
-        self._weights: NDArray[np.float64] | None = None
-        self._bias: NDArray[np.float64] | None = None
+    _weights: Array | None = None
+    _bias: Array | None = None
 
-    @classmethod
-    def create(
-        cls, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
-    ) -> StackTrainer:
-        """A trainer of both members."""
-        return cls(config, [EncoderTrainer(config, criteria, cache), HashingTrainer(config, criteria)])
+    def __init__(
+        self,
+        config: TrainConfig,
+        criteria: Sequence[Criterion],
+        cache: Path,
+        scratch: Path | None = None,
+        members: Sequence[Trainer] | None = None,
+    ) -> None:
+        super().__init__(config, criteria, cache, scratch)
+        self.members = members or [EncoderTrainer(config, criteria, cache), HashingTrainer(config, criteria, cache)]
+        self.encoder_digest = self.members[0].encoder_digest
 
     def _open(self, opened: ExitStack) -> None:
         for member in self.members:
@@ -111,13 +100,7 @@ class StackTrainer(Trainer):
         for member in self.members:
             member.add(texts)
 
-    def cross_fit(
-        self,
-        indices: NDArray[np.int64],
-        labels: NDArray[np.float64],
-        weights: NDArray[np.float64],
-        folds: NDArray[np.int64],
-    ) -> NDArray[np.float64]:
+    def cross_fit(self, indices: NDArray[np.int64], labels: Array, weights: Array, folds: NDArray[np.int64]) -> Array:
         """Cross-fit the members, find the weights, and combine."""
         from scipy.optimize import nnls
 
@@ -134,13 +117,13 @@ class StackTrainer(Trainer):
             self._bias[column] = mean - means @ self._weights[column]
         return _weighted_sum(scores, self._weights, self._bias)
 
-    def fit(self, indices: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+    def fit(self, indices: NDArray[np.int64], labels: Array, weights: Array) -> None:
         """Fit the members."""
         for member in self.members:
             member.fit(indices, labels, weights)
         self.history = [row for member in self.members for row in member.history]
 
-    def predict(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    def predict(self, indices: NDArray[np.int64]) -> Array:
         """Combined scores of documents."""
         assert self._weights is not None
         assert self._bias is not None
@@ -159,7 +142,7 @@ class StackTrainer(Trainer):
         write_config(directory, info, stack=stack)
 
 
-def _weighted_sum(scores: NDArray[Any], weights: NDArray[np.float64], bias: NDArray[np.float64]) -> NDArray[np.float64]:
+def _weighted_sum(scores: NDArray[Any], weights: Array, bias: Array) -> Array:
     """Scores [n, criteria, members] to [n, criteria]."""
-    total: NDArray[np.float64] = np.einsum("ncm,cm->nc", scores, weights) + bias
+    total: Array = np.einsum("ncm,cm->nc", scores, weights) + bias
     return total

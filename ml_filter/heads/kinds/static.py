@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ml_filter.criterion import Criterion
+from ml_filter.heads.config import EngineConfig, TrainConfig
 from ml_filter.heads.embeddings import Embeddings, EmbeddingStore
 from ml_filter.heads.encoder import load_encoder, weights_digest
 from ml_filter.heads.fitting import class_weights
 from ml_filter.heads.info import HeadInfo, write_config
-from ml_filter.heads.kinds.base import Head, Trainer, settings_without_encoder
+from ml_filter.heads.kinds.base import Head, Trainer
 from ml_filter.heads.static import StaticModel, StaticSettings, open_static
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ml_filter.criterion import Criterion
-    from ml_filter.heads.config import EngineConfig, TrainConfig
+from ml_filter.statistics.intervals import Array
 
 _CHUNK_TEXTS = 512
 
@@ -31,6 +29,7 @@ class StaticHead(Head):
     kind = "static"
     description = "a linear regression on token vectors distilled from a transformers encoder"
     unit = "tokens"
+    own_settings = ("encoder",)
 
     def __init__(self, model: StaticModel, info: HeadInfo) -> None:
         self.model, self.info = model, info
@@ -39,11 +38,6 @@ class StaticHead(Head):
     def load(cls, directory: Path, content: dict[str, Any], config: EngineConfig) -> StaticHead:
         """Read the head."""
         return cls(StaticModel.load(directory), HeadInfo.model_validate(content["head"]))
-
-    @classmethod
-    def used_settings(cls, training: Mapping[str, Any]) -> dict[str, Any]:
-        """The training settings that have an effect."""
-        return settings_without_encoder(training, "encoder")
 
     def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [texts, criteria], not clamped."""
@@ -55,23 +49,18 @@ class StaticHead(Head):
 
 
 class StaticTrainer(Trainer):
-    """Caches static embeddings of the documents as those of an encoder are."""
+    """Fits regressions on cached static embeddings."""
 
-    def __init__(self, config: TrainConfig, cache: Path) -> None:
-        self.config = config
+    def __init__(
+        self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
+    ) -> None:
+        super().__init__(config, criteria, cache, scratch)
         encoder = load_encoder(config.encoder)
         self._model = open_static(encoder, StaticSettings(), cache)
         self.encoder_digest = weights_digest(encoder)
         identity = {"static": StaticSettings().model_dump(), "encoder": self.encoder_digest}
         self._store = EmbeddingStore(cache, identity, self._model.width, self._model.embed)
         self._rows: list[int] = []
-
-    @classmethod
-    def create(
-        cls, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
-    ) -> StaticTrainer:
-        """A trainer."""
-        return cls(config, cache)
 
     def _open(self, opened: ExitStack) -> None:
         opened.enter_context(self._store)
@@ -81,12 +70,12 @@ class StaticTrainer(Trainer):
         for start in range(0, len(texts), _CHUNK_TEXTS):
             self._rows += self._store.rows_of(texts[start : start + _CHUNK_TEXTS])
 
-    def fit(self, indices: NDArray[np.int64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+    def fit(self, indices: NDArray[np.int64], labels: Array, weights: Array) -> None:
         """Fit the regressions."""
         balanced = class_weights(labels, weights, self.config.head.balance)
         self._model = self._model.fit(self._embeddings(indices), labels, balanced, seed=self.config.seed)
 
-    def predict(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    def predict(self, indices: NDArray[np.int64]) -> Array:
         """Scores of documents."""
         embeddings = self._embeddings(indices)
         blocks = [self._model.scores_of(embeddings[block]) for block in embeddings.blocks()]
