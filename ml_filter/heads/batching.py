@@ -1,6 +1,6 @@
 """Tokenise texts and run a model over them in batches of similar length; results keep the order of the texts.
 
-Texts are truncated to what a model reads; only as much of a long text is tokenised as is kept.
+Texts are truncated to what a model reads; only the part of a long text that is kept is tokenised.
 
 Some encoders were trained with a prefix before each text that says what it is (E5's `passage: `). The prefix is stored
 on the tokenizer, so that training, scoring and serving read the same.
@@ -29,7 +29,7 @@ _CHARACTERS_PER_TOKEN = 6
 """More than in most languages. A text that needs more characters is tokenised again, four times as far."""
 _SPACE = re.compile(r"\s")
 _SPACE_WITHIN = 1000
-"""A text without white space in so many characters is tokenised to its end."""
+"""A text without white space in this many characters is tokenised to its end."""
 _PROBE = (
     "Water boils at 100 degrees, doesn't it?  Größe und Übermaß.\n\nВода кључа на сто степени; 水は百度で沸騰する。 "  # noqa: RUF001
     "الماء يغلي عند مئة درجة\tपानी सौ डिग्री पर उबलता है — <b>№ 5</b> \u200b e\u0301 ﬁn 😀 😀. "

@@ -12,7 +12,7 @@ from ml_filter.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for a setting; `auto` is the first accelerator, or the CPU if there is none.
+    """The device for a setting; `auto` is the first accelerator, or else the CPU.
 
     Raises:
         ConfigError: this machine does not have the device.

@@ -59,8 +59,8 @@ class EmbeddingStore:
         self.embedded = 0
 
     def __enter__(self) -> EmbeddingStore:
-        self._chunks, self._keys = self._path("chunks").open("a+b"), self._path("keys").open("a+b")
-        self._vectors = self._path("vectors").open("ab")
+        self._chunks, self._keys = (self.directory / "chunks").open("a+b"), (self.directory / "keys").open("a+b")
+        self._vectors = (self.directory / "vectors").open("ab")
         with self._exclusive():
             return self
 
@@ -94,7 +94,7 @@ class EmbeddingStore:
         """All embeddings [rows, width], mapped from disk."""
         if not self._rows:
             return np.empty((0, self.width), np.float32)
-        return np.memmap(self._path("vectors"), np.float32, "r", shape=(len(self._rows), self.width))
+        return np.memmap(self.directory / "vectors", np.float32, "r", shape=(len(self._rows), self.width))
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -124,9 +124,6 @@ class EmbeddingStore:
         self._keys.seek(first_new * _KEY_BYTES)
         for row in range(first_new, rows):
             self._rows[self._keys.read(_KEY_BYTES)] = row
-
-    def _path(self, name: str) -> Path:
-        return self.directory / name
 
 
 @dataclass(frozen=True)

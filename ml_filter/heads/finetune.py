@@ -22,9 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
 from loguru import logger
+from safetensors.torch import load_file
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.utils.data import Sampler
@@ -45,6 +48,7 @@ from ml_filter.documents.writer import file_digest
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.batching import usual_ids
 from ml_filter.heads.config import FinetuneConfig
+from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.encoder import quiet_transformers
 from ml_filter.heads.fitting import validation_figures
 from ml_filter.heads.model import HeadModel
@@ -148,7 +152,8 @@ def finetune(
                 f"no evaluation could compute {config.metric}: the validation labels or scores do not vary, or the "
                 "loss is not finite; provide more documents, lower learning_rate, or set metric: loss"
             )
-        _load_weights(_ModelWithLoss(model, mean_weight), run / f"{_CHECKPOINT}{state.best_global_step}")
+        best = load_file(run / f"{_CHECKPOINT}{state.best_global_step}" / _WEIGHTS)
+        _ModelWithLoss(model, mean_weight).load_state_dict(best)
     finally:
         model.requires_grad_(False)
         model.eval().to(device)
@@ -179,8 +184,6 @@ def _choose_trained(model: HeadModel, config: FinetuneConfig) -> None:
 
 def _mean_weight(path: Path, criteria: int) -> float:
     """Mean over the documents of the summed weights of their labels."""
-    import pyarrow.parquet as pq
-
     total, rows = 0.0, 0
     for batch in pq.ParquetFile(path).iter_batches(columns=["labels", "weights"]):
         labels, weights = (batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in batch.schema.names)
@@ -195,9 +198,6 @@ def _mean_weight(path: Path, criteria: int) -> float:
 
 def _write_tokens(source: Path, target: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
     """Write tokens, labels and weights as an Arrow stream, which `datasets` maps into memory."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if target.exists():
         return
     numbers = pa.list_(pa.float32())
@@ -281,10 +281,7 @@ class _Checkpointing(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         control.should_log |= control.should_save  # so that the history of a resumed run has no gap
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        control.should_log |= control.should_save
+    on_epoch_end = on_step_end
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -343,8 +340,6 @@ def _train(model: HeadModel, tokenizer: PreTrainedTokenizerBase, run: _Run) -> N
 
 
 def _arguments(run: _Run) -> TrainingArguments:
-    from ml_filter.heads.device import choose_device, choose_dtype
-
     config = run.config
     device = choose_device("auto")
     strategy = "epoch" if config.checkpoint_steps is None else "steps"
@@ -481,12 +476,6 @@ def _is_finished(state: TrainerState) -> bool:
     """Whether training ended at this checkpoint: at the last step, or by early stopping."""
     control = cast(dict[str, Any], state.stateful_callbacks or {}).get("TrainerControl", {})
     return bool(control.get("args", {}).get("should_training_stop"))
-
-
-def _load_weights(model_with_loss: _ModelWithLoss, checkpoint: Path) -> None:
-    from safetensors.torch import load_file
-
-    model_with_loss.load_state_dict(load_file(checkpoint / _WEIGHTS))
 
 
 def _history(state: TrainerState) -> list[dict[str, float]]:

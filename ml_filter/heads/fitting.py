@@ -17,7 +17,7 @@ from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
-from ml_filter.heads.model import KernelLayer, MlpLayer, OutputLayer
+from ml_filter.heads.model import KernelLayer, MlpLayer, OutputLayer, StandardisedLayer
 from ml_filter.heads.ridge import fit_ridge, label_weights, mean_and_scale
 from ml_filter.statistics.intervals import Array
 from ml_filter.statistics.rounding import integer_scores, whole_scores
@@ -66,7 +66,7 @@ def fit_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = OutputLayer(settings.model, settings.task, embeddings.shape[1], size, list(criteria))
-        if isinstance(head.layer, KernelLayer | MlpLayer):
+        if isinstance(head.layer, StandardisedLayer):
             mean, scale = mean_and_scale(embeddings)
             head.layer.mean.copy_(torch.from_numpy(mean))
             head.layer.scale.copy_(torch.from_numpy(scale))
@@ -84,12 +84,12 @@ def fit_head(
 
 
 def predict(head: OutputLayer, embeddings: Embeddings) -> Array:
-    """Scores [n, criteria] of a head for embeddings [n, width], as it gives them: not clamped."""
-    made = np.empty((len(embeddings), len(head.criteria)))
+    """Scores [n, criteria] of a head for embeddings [n, width], not clamped."""
+    scores = np.empty((len(embeddings), len(head.criteria)))
     with torch.inference_mode():
         for part in embeddings.blocks():
-            made[part] = head.scores(head(torch.from_numpy(embeddings[part]))).numpy()
-    return made
+            scores[part] = head.scores(head(torch.from_numpy(embeddings[part]))).numpy()
+    return scores
 
 
 def class_weights(labels: Array, weights: Array, balance: float) -> Array:
@@ -98,26 +98,24 @@ def class_weights(labels: Array, weights: Array, balance: float) -> Array:
     for index in range(labels.shape[1]):
         is_labelled = ~np.isnan(labels[:, index])
         if is_labelled.any():
-            balanced[is_labelled, index] = weights[is_labelled, index] * label_weights(
-                labels[is_labelled, index], balance
-            )
-            balanced[is_labelled, index] /= balanced[is_labelled, index].mean()
+            products = weights[is_labelled, index] * label_weights(labels[is_labelled, index], balance)
+            balanced[is_labelled, index] = products / products.mean()
     return balanced
 
 
 def _solve(head: OutputLayer, embeddings: Embeddings, labels: Array, weights: Array, seed: int) -> None:
     """Closed-form weights of a linear or kernel regression, criterion by criterion."""
-    for place in range(len(head.criteria)):
-        known = np.flatnonzero(~np.isnan(labels[:, place]))
-        rows, wanted, weight = embeddings.take(known), labels[known, place], weights[known, place]
+    for index in range(len(head.criteria)):
+        labelled = np.flatnonzero(~np.isnan(labels[:, index]))
+        rows, targets, weight = embeddings.take(labelled), labels[labelled, index], weights[labelled, index]
         if isinstance(head.layer, KernelLayer):
             with tempfile.TemporaryDirectory(prefix="ml_filter-kernel-") as scratch:
-                coefficients, bias = _solve_kernel(head.layer, rows, wanted, weight, seed, Path(scratch))
+                coefficients, bias = _solve_kernel(head.layer, rows, targets, weight, seed, Path(scratch))
         else:
-            coefficients, bias, _ = fit_ridge(rows, wanted, weight, seed=seed)
+            coefficients, bias, _ = fit_ridge(rows, targets, weight, seed=seed)
         with torch.no_grad():
-            head.out.weight[place] = torch.from_numpy(coefficients)
-            head.out.bias[place] = bias
+            head.out.weight[index] = torch.from_numpy(coefficients)
+            head.out.bias[index] = bias
 
 
 def _solve_kernel(
@@ -222,9 +220,8 @@ def _descend_by(
             optimizer.zero_grad()
             _, loss = forward(training[start : start + _BATCH])
             loss.backward()
-            norms.append(
-                float(nn.utils.get_total_norm([param.grad for param in head.parameters() if param.grad is not None]))
-            )
+            gradients = [param.grad for param in head.parameters() if param.grad is not None]
+            norms.append(float(nn.utils.get_total_norm(gradients)))
             optimizer.step()
             rates.step()
             losses.append(loss.item())

@@ -35,7 +35,7 @@ class CalibratedCriterion(Criterion):
     calibration: Calibration | None = None
 
     def integer_scores(self, scores: NDArray[Any]) -> NDArray[np.int64]:
-        """int_score of scores (not nan): by the calibration where there is one, else rounded, halves upwards."""
+        """int_score of scores (not nan): by the calibration if it has one, else rounded, halves upwards."""
         if self.calibration is not None:
             return self.calibration.integer_scores(scores)
         return integer_scores(scores, self.low, self.high)

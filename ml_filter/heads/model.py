@@ -74,21 +74,29 @@ class HeadConfig(PretrainedConfig):
         return HeadInfo.model_validate(self.head)
 
 
-class KernelLayer(nn.Module):
+class StandardisedLayer(nn.Module):
+    """A layer that first subtracts `mean` [width] from embeddings and divides them by `scale` [width]."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+
+class KernelLayer(StandardisedLayer):
     """Exponential kernel between standardised embeddings and those of landmark documents.
 
     A value is exp(-root mean square distance), the Matern kernel of smoothness 1/2 (Rasmussen and Williams 2006, eq.
     4.18). Its length scale is part of `scale`.
     """
 
-    mean: torch.Tensor
-    scale: torch.Tensor
     landmarks: torch.Tensor
 
     def __init__(self, width: int, size: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        super().__init__(width)
         self.register_buffer("landmarks", torch.zeros(size, width))
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -99,16 +107,11 @@ class KernelLayer(nn.Module):
         return torch.exp(-distances / standard.shape[1] ** 0.5)
 
 
-class MlpLayer(nn.Module):
-    """Standardised embeddings through one hidden layer."""
-
-    mean: torch.Tensor
-    scale: torch.Tensor
+class MlpLayer(StandardisedLayer):
+    """One hidden layer on standardised embeddings."""
 
     def __init__(self, width: int, size: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        super().__init__(width)
         self.hidden = nn.Linear(width, size)
         self.dropout = nn.Dropout(0.1)
 

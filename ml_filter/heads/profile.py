@@ -75,14 +75,14 @@ class Shift(BaseModel):
 
 def shifts(reference: Profile, current: Profile) -> list[Shift]:
     """The shift of every kind of counts that the training documents (`reference`) and others have in common."""
-    found = [
+    results = [
         _shift(f"score ({name})", dict(enumerate(counts)), dict(enumerate(current.scores[name])))
         for name, counts in reference.scores.items()
         if name in current.scores
     ]
-    found.append(_shift("length", reference.lengths, current.lengths))
-    found.append(_shift("script", reference.scripts, current.scripts))
-    return [shift for shift in found if shift is not None]
+    results.append(_shift("length", reference.lengths, current.lengths))
+    results.append(_shift("script", reference.scripts, current.scripts))
+    return [shift for shift in results if shift is not None]
 
 
 def stability_index(expected: Sequence[int], actual: Sequence[int]) -> float:

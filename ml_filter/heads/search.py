@@ -5,7 +5,7 @@ are read and embedded, but no trial is fitted or scored on them. Documents are e
 differ in them.
 
 The draws of a trial depend on the search's seed, its number and the results before it. So a search that was killed
-continues with the trial that was running, and ends with the same trials as one that was not.
+resumes with the trial that was running, and ends with the same trials as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -206,10 +206,12 @@ def _run_trials(
         for number in range(len(results), config.trials):
             drawn, settings = _draw_trial(study, number, config)
             earlier = next((result for result in results if result[0].settings == settings), None)
-            if earlier is not None:
-                result = _repeat(number, *earlier)
-            else:
+            if earlier is None:
                 result = _run_trial(number, settings, config, members, validation)
+            else:
+                same_as = earlier[0].number if earlier[0].same_as is None else earlier[0].same_as
+                copied = earlier[0].model_copy(update={"number": number, "seconds": 0.0, "same_as": same_as})
+                result = copied, earlier[1]
             drawn.set_user_attr(_FIGURES, result[1].tolist())
             drawn.set_user_attr(_RESULT, result[0].model_dump(mode="json"))  # last: it marks the trial as finished
             _tell(study, drawn.number, result[0])
@@ -240,11 +242,6 @@ def _run_trial(
     trial.seconds = time.perf_counter() - started
     logger.debug(f"Trial {number}: {trial.reason or trial.value} with {settings}")
     return trial, figures
-
-
-def _repeat(number: int, trial: Trial, figures: Array) -> tuple[Trial, Array]:
-    same_as = trial.number if trial.same_as is None else trial.same_as
-    return trial.model_copy(update={"number": number, "seconds": 0.0, "same_as": same_as}), figures
 
 
 def _spread(figures: Array) -> Spread | None:

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ValidationError
 
 from ml_filter import __version__
 from ml_filter.config import Settings
-from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lock import WriterLock
 from ml_filter.documents.manifest import Parent, digest_of
@@ -27,7 +26,7 @@ from ml_filter.documents.writer import file_digest, write_atomically
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.encoder import shown_name
-from ml_filter.heads.info import CONFIG_NAME, CalibratedCriterion, HeadInfo
+from ml_filter.heads.info import CONFIG_NAME, CalibratedCriterion, HeadInfo, uncalibrated
 from ml_filter.heads.label_table import LabelTable, check_folds, check_labels, read_label_table
 from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.heads.load import head_origin, resolve_head
@@ -149,12 +148,19 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
         folds = fold_numbers(table.groups[train])
         check_folds(labels, folds, data.criteria)
         crossed = trainer.cross_fit(train, labels, weights, folds)
-        criteria = [
-            _calibrate(
-                criterion, config, crossed[:, column], labels[:, column], table.bytes[train], trainer.calibrated_on
-            )
-            for column, criterion in enumerate(data.criteria)
-        ]
+        criteria = uncalibrated(data.criteria)
+        if config.calibration is not None:
+            for column, criterion in enumerate(data.criteria):
+                labelled = ~np.isnan(labels[:, column])
+                calibration = fit_calibration(
+                    np.clip(crossed[labelled, column], criterion.low, criterion.high),
+                    labels[labelled, column],
+                    criterion,
+                    method=config.calibration,
+                    tokens=table.bytes[train][labelled],
+                    fitted_on=trainer.calibrated_on,
+                )
+                criteria[column] = criteria[column].model_copy(update={"calibration": calibration})
         trainer.fit(train, labels, weights)
         info = HeadInfo(
             engine=config.kind,
@@ -180,25 +186,6 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
             lineage=data.lineage,
         )
         _save(trainer, info, result, np.unique(table.texts[train]), target)
-
-
-def _calibrate(
-    criterion: Criterion, config: TrainConfig, scores: Array, labels: Array, lengths: NDArray[np.int64], fitted_on: str
-) -> CalibratedCriterion:
-    """The criterion with a calibration from scores of heads that were not fitted on the documents."""
-    calibrated = CalibratedCriterion(**criterion.model_dump())
-    if config.calibration is None:
-        return calibrated
-    labelled = ~np.isnan(labels)
-    calibration = fit_calibration(
-        np.clip(scores[labelled], criterion.low, criterion.high),
-        labels[labelled],
-        criterion,
-        method=config.calibration,
-        tokens=lengths[labelled],
-        fitted_on=fitted_on,
-    )
-    return calibrated.model_copy(update={"calibration": calibration})
 
 
 def _profile(criteria: list[CalibratedCriterion], scores: Array, table: LabelTable, rows: NDArray[np.int64]) -> Profile:
