@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_filter.heads.embeddings import Embeddings
 from ml_filter.statistics.intervals import Array
 
-
-class Rows(Protocol):
-    """Features [n, width] that are read in parts: an array, a memory map, or rows of an embedding store."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and width."""
-
-    def __getitem__(self, indices: Any, /) -> NDArray[np.float32]:
-        """The rows at `indices`, a slice or an array."""
-
-
+Rows = NDArray[np.float32] | Embeddings
+"""Features [n, width] that are read in parts: an array, a memory map, or rows of an embedding store."""
 ALPHAS = tuple(float(a) for a in np.logspace(0, 5, 16))
 SELECT_ON = 10_000
 _ROWS = 4096

@@ -51,7 +51,6 @@ STUDY_NAME = "study.jsonl"
 _SHARD = "trials"
 _RESULT, _FIGURES = "result", "figures"
 """Attributes of a trial in the study: the `Trial`, and its figure with all resamples."""
-_SINGLE: tuple[HeadKind, ...] = ("encoder", "hashing", "static")
 _HEAD_SETTINGS = ("model", "balance", "learning_rate", "weight_decay")
 
 
@@ -77,12 +76,12 @@ def search_head(
     with OutputDirectory(output, "search", config, data.parents) as out, ExitStack() as stack:
         if out.manifest:
             return Search.model_validate_json(out.fs.cat_file(f"{out.root}/{SEARCH_NAME}")), out.manifest
-        members = _Members(config, data.criteria, stack)
-        table = read_label_table(data, members.add, config.train)
+        trainers = _Trainers(config, data.criteria, stack)
+        table = read_label_table(data, trainers.add, config.train)
         check_labels(table, data.criteria)
         validation = CrossValidation(config, data.criteria, table)
         logger.info(f"Trying settings on {len(validation.rows):,} documents in {validation.folds} folds")
-        results = _run_trials(config, members, validation, out.scratch / STUDY_NAME)
+        results = _run_trials(config, trainers, validation, out.scratch / STUDY_NAME)
         search = Search(
             metric=config.metric,
             criteria=data.names,
@@ -165,38 +164,38 @@ def config_of(base: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig.model_validate(base.model_dump() | {"kind": settings["kind"], "layers": layers, "head": head})
 
 
-class _Members:
-    """A member for each kind in the space, with the layers of the trial that uses most."""
+class _Trainers:
+    """A trainer for each kind in the space, with the layers of the trial that uses most."""
 
     def __init__(self, config: SearchConfig, criteria: Sequence[Criterion], stack: ExitStack) -> None:
-        kinds = {config.train.kind, *config.space.kind}
         layers = {config.train.layers, *config.space.layers}
-        self._criteria, self._cache = criteria, Settings().embedding_dir
         widest = config.train.model_copy(update={"layers": layers.pop() if len(layers) == 1 else "all"})
-        self._members: dict[HeadKind, Trainer] = {
-            kind: stack.enter_context(create_trainer(widest.model_copy(update={"kind": kind}), criteria, self._cache))
-            for kind in _SINGLE
-            if kind in kinds or ("stack" in kinds and kind in MEMBERS)
-        }
+        self._by_kind: dict[HeadKind, Trainer] = {}
+        self._opened: list[Trainer] = []
+        for kind in sorted({config.train.kind, *config.space.kind}, key="stack".__ne__):
+            if kind not in self._by_kind:  # the members of the stack, which comes first, serve as trainers of their own
+                settings = widest.model_copy(update={"kind": kind})
+                trainer = stack.enter_context(create_trainer(settings, criteria, Settings().embedding_dir))
+                self._opened.append(trainer)
+                self._by_kind[kind] = trainer
+                if isinstance(trainer, StackTrainer):
+                    self._by_kind |= dict(zip(MEMBERS, trainer.members, strict=True))
 
     def add(self, texts: Sequence[str]) -> None:
         """Add the next documents."""
-        for member in self._members.values():
-            member.add(texts)
+        for trainer in self._opened:
+            trainer.add(texts)
 
     def with_settings(self, config: TrainConfig) -> Trainer:
-        """The member of a configuration, with all documents."""
-        if config.kind == "stack":
-            members = [self._members[kind].with_settings(config) for kind in MEMBERS]
-            return StackTrainer(config, self._criteria, self._cache, members=members)
-        return self._members[config.kind].with_settings(config)
+        """The trainer of a configuration, with all documents."""
+        return self._by_kind[config.kind].with_settings(config)
 
 
 # --- Trials ----------------------------------------------------------------------------------------------------------
 
 
 def _run_trials(
-    config: SearchConfig, members: _Members, validation: CrossValidation, path: Path
+    config: SearchConfig, trainers: _Trainers, validation: CrossValidation, path: Path
 ) -> list[tuple[Trial, Array]]:
     """All trials with their resampled figures; those of an earlier run come from the study in `path`."""
     study = _open_study(path)
@@ -207,7 +206,7 @@ def _run_trials(
             drawn, settings = _draw_trial(study, number, config)
             earlier = next((result for result in results if result[0].settings == settings), None)
             if earlier is None:
-                result = _run_trial(number, settings, config, members, validation)
+                result = _run_trial(number, settings, config, trainers, validation)
             else:
                 same_as = earlier[0].number if earlier[0].same_as is None else earlier[0].same_as
                 copied = earlier[0].model_copy(update={"number": number, "seconds": 0.0, "same_as": same_as})
@@ -221,13 +220,13 @@ def _run_trials(
 
 
 def _run_trial(
-    number: int, settings: dict[str, Any], config: SearchConfig, members: _Members, validation: CrossValidation
+    number: int, settings: dict[str, Any], config: SearchConfig, trainers: _Trainers, validation: CrossValidation
 ) -> tuple[Trial, Array]:
     """The trial with its figure, and that figure followed by its resamples."""
     started = time.perf_counter()
     trial, figures = Trial(number=number, settings=settings, seconds=0), np.array([np.nan])
     try:
-        predictions = validation.predict(members.with_settings(config_of(config.train, settings)))
+        predictions = validation.predict(trainers.with_settings(config_of(config.train, settings)))
     except (np.linalg.LinAlgError, InputError) as error:
         trial.reason = f"the head cannot be fitted: {error}"
     else:

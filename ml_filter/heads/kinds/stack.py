@@ -65,24 +65,19 @@ class StackTrainer(Trainer):
     """Fits the members, and the weights of their sum on cross-fitted scores (stacked regression; Breiman 1996).
 
     The weights are not negative. `cross_fit` finds them; `fit` only fits the members.
-
-    Args:
-        members: trainers of the members that already have the documents; None: new ones.
     """
 
     _weights: Array | None = None
     _bias: Array | None = None
 
     def __init__(
-        self,
-        config: TrainConfig,
-        criteria: Sequence[Criterion],
-        cache: Path,
-        scratch: Path | None = None,
-        members: Sequence[Trainer] | None = None,
+        self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
     ) -> None:
         super().__init__(config, criteria, cache, scratch)
-        self.members = members or [EncoderTrainer(config, criteria, cache), HashingTrainer(config, criteria, cache)]
+        self.members: list[Trainer] = [
+            EncoderTrainer(config, criteria, cache),
+            HashingTrainer(config, criteria, cache),
+        ]
         self.encoder_digest = self.members[0].encoder_digest
 
     def _open(self, opened: ExitStack) -> None:
