@@ -47,20 +47,18 @@ class Encoder:
     @property
     def max_tokens(self) -> int:
         """How many tokens it reads, including special tokens, according to its files."""
-        return readable_tokens(self.model, self.tokenizer)
+        limits = [
+            getattr(self.model.config, "max_position_embeddings", None),
+            self.tokenizer.model_max_length,  # a very large number if the files have no limit
+        ]
+        if self.model.config.model_type in _OFFSET_POSITIONS and limits[0]:
+            limits[0] -= _OFFSET_POSITIONS[self.model.config.model_type]
+        return int(min(limit for limit in limits if limit))
 
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-
-
-def readable_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens both model and tokenizer can read; a very large number if there is no limit."""
-    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
-    for name, module in model.named_modules():
-        # RoBERTa numbers positions after the padding index, and so has 514 positions for 512 tokens.
-        if name.endswith(".position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            limits.append(int(module.num_embeddings) - int(module.padding_idx) - 1)
-    return int(min(limit for limit in limits if limit))
+_OFFSET_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
+"""These models number positions after the padding index, so that their first position embeddings are never used."""
 
 
 def weights_digest(encoder: Encoder) -> str:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from ml_filter.criterion import DEFAULT_CRITERION
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.batching import set_text_prefix
-from ml_filter.heads.encoder import quiet_transformers, readable_tokens, steady_arithmetic
+from ml_filter.heads.encoder import quiet_transformers, steady_arithmetic
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from ml_filter.heads.model import HeadModel
 
@@ -128,8 +128,7 @@ def load_model(name: str | Path) -> tuple[HeadModel, PreTrainedTokenizerBase]:
     if shown == path and Path(path).is_dir():
         shown = Path(path).name  # no local path in saved files
     info = HeadInfo(engine="encoder", criteria=[PUBLISHED_CRITERION], provenance={"published": shown})
-    limit = readable_tokens(model, tokenizer)
-    wrapped = HeadModel.from_sequence_classifier(model.float(), shown, info, limit if limit < 10**6 else 512)
+    wrapped = HeadModel.from_sequence_classifier(model.float(), shown, info, _max_tokens(model, tokenizer))
     # The same tensors that transformers loaded: a copy is aligned differently in memory, and its matrix products can
     # differ in the last bit.
     wrapped.encoder = model.requires_grad_(False).eval()
@@ -146,3 +145,16 @@ def _check_published(path: str, config: PreTrainedConfig) -> None:
         raise ConfigError(
             f"{path!r} has {config.num_labels} outputs; a published classifier must have one (num_labels 1)"
         )
+
+
+def _max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens both model and tokenizer can read."""
+    limits = [int(tokenizer.model_max_length)]  # a very large number if there is no limit
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions:
+        limits.append(int(positions))
+    for part, module in model.named_modules():
+        # RoBERTa numbers positions after the padding index, and so has 514 positions for 512 tokens.
+        if part.endswith(".position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(int(module.num_embeddings) - int(module.padding_idx) - 1)
+    return min(limits) if min(limits) < 10**6 else 512
