@@ -260,6 +260,10 @@ class EncoderTrainer(Trainer):
     def _rows_of(self, windows: Sequence[str]) -> list[int]:
         return self._store.rows_of(windows)
 
+    def embeddings(self, indices: NDArray[np.int64]) -> Embeddings:
+        """The embeddings of the windows of the documents at `indices`."""
+        return self._windows_of(indices)[0]
+
     def fit(self, indices: NDArray[np.int64], labels: Array, weights: Array) -> None:
         """Fit the output layer; each window of a document gets its label and a share of its weight."""
         embeddings, owners = self._windows_of(indices)
