@@ -32,7 +32,7 @@ class StackHead(CombinedHead):
     def __init__(self, members: Sequence[Head], stack: dict[str, Any], info: HeadInfo) -> None:
         self.members, self.info = members, info
         self.weights, self.bias = np.array(stack["weights"]), np.array(stack["bias"])
-        self.encoder = members[0]
+        self.encoder = next(member for member in members if member.kind == "encoder")
         self.unit = self.encoder.unit
 
     @classmethod
