@@ -26,6 +26,8 @@ from ml_filter.scoring.config import ScoreConfig
 from tests import small
 from tests.publishing.hub_server import TOKEN, Hub, commit_of
 
+pytestmark = pytest.mark.model
+
 FLOAT32 = ScoreConfig(dtype="float32")
 TEXTS = ["Water boils at 100 degrees at sea level.", "Buy now!", "A triangle has three sides, and its angles sum up."]
 

@@ -46,3 +46,11 @@ def run(store, capsys):
         return code, printed.out + printed.err
 
     return run_pipeline
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _source_root() -> None:
+    """Tell ZenML where the code is: xdist workers have no main file to find it by."""
+    from zenml.utils.source_utils import set_custom_source_root
+
+    set_custom_source_root(str(Path(__file__).resolve().parents[2]))

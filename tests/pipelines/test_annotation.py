@@ -100,6 +100,7 @@ def test_the_gold_of_the_gates_is_held_out_together_with_configured_texts(tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.zenml
 def test_every_gate_stands_before_the_sample_and_gold_that_gates_share_is_annotated_once(tmp_path):
     from pipelines.annotation import annotation_pipeline
 

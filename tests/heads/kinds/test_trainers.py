@@ -21,6 +21,8 @@ from ml_filter.heads.kinds.base import FOLDS, fold_numbers
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
 
+pytestmark = pytest.mark.model
+
 FLOAT32 = ScoreConfig(dtype="float32")
 
 
