@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from ml_filter.documents.readers import text_id
 from ml_filter.heads.info import HeadInfo
-from ml_filter.heads.kinds.base import Head, ScoredTexts, Strata, encoder_directory, load_from
-from ml_filter.heads.kinds.encoder import EncoderHead
+from ml_filter.heads.kinds.base import Head, ScoredTexts, Strata, load_from
+from ml_filter.heads.kinds.encoder import CombinedHead
 from ml_filter.heads.profile import script_of
 from ml_filter.prepare.sampling import sampling_key
 
@@ -75,7 +75,7 @@ class CascadeInfo(BaseModel):
         return {name: set(allowed) for name, allowed in values.items() if allowed is not None}
 
 
-class CascadeHead(Head):
+class CascadeHead(CombinedHead):
     """Scores with the first-stage model, and again with the encoder if the case is not clear."""
 
     kind = "cascade"
@@ -92,16 +92,6 @@ class CascadeHead(Head):
         encoder = load_from(directory / ENCODER_DIRECTORY, config)
         cascade = CascadeInfo.model_validate(content["cascade"])
         return cls(first_stage, encoder, cascade, HeadInfo.model_validate(content["head"]))
-
-    @classmethod
-    def encoder_directory(cls, directory: Path, content: dict[str, Any]) -> Path | None:
-        """The directory of the encoder."""
-        return encoder_directory(directory / ENCODER_DIRECTORY)
-
-    @classmethod
-    def device_and_dtype(cls, config: EngineConfig) -> tuple[str, str]:
-        """What the encoder would run on."""
-        return EncoderHead.device_and_dtype(config)
 
     @classmethod
     def text_limit(cls, directory: Path, content: dict[str, Any]) -> str | None:
@@ -139,10 +129,6 @@ class CascadeHead(Head):
                 "audited_changed": int((audited & changed).sum()),
             },
         )
-
-    def lengths(self, texts: Sequence[str]) -> Sequence[int]:
-        """Lengths as the encoder counts them."""
-        return self.encoder.lengths(texts)
 
     def _is_in_scope(self, text: str) -> bool:
         """Whether a document is like those that the first-stage model was tested on."""
