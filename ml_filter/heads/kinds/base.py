@@ -20,6 +20,7 @@ from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
 from ml_filter.heads.config import EngineConfig, TrainConfig
 from ml_filter.heads.info import CROSS_FITTED, HeadInfo, read_config
+from ml_filter.prepare.ngrams import words
 from ml_filter.statistics.intervals import Array
 
 FOLDS = 5
@@ -120,8 +121,6 @@ class Head(ABC):
 
     def lengths(self, texts: Sequence[str]) -> Sequence[int]:
         """Lengths of whole texts, in `unit`."""
-        from ml_filter.prepare.ngrams import words
-
         return [len(words(text)) for text in texts]
 
 

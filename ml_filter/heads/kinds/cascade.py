@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from ml_filter.documents.readers import text_id
 from ml_filter.heads.info import HeadInfo
 from ml_filter.heads.kinds.base import Head, ScoredTexts, Strata, load_from
-from ml_filter.heads.kinds.encoder import CombinedHead
+from ml_filter.heads.kinds.encoder import ENCODER_DIRECTORY, CombinedHead
 from ml_filter.heads.profile import script_of
 from ml_filter.prepare.sampling import sampling_key
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ml_filter.heads.config import EngineConfig
 
-FIRST_STAGE_DIRECTORY, ENCODER_DIRECTORY = "student", "encoder"
+FIRST_STAGE_DIRECTORY = "student"
 
 
 class CascadeInfo(BaseModel):
