@@ -10,9 +10,10 @@ from typing import Any
 from ml_filter.annotation.asking import Asking
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.connection import annotator_name
-from ml_filter.annotation.parsing import Answer, read_verdict
+from ml_filter.annotation.parsing import read_verdict
 from ml_filter.annotation.plan import Call, Plan, Task
 from ml_filter.annotation.prompts import Prompt, load_prompt, prompts_by_criterion
+from ml_filter.annotation.responses import Answer
 from ml_filter.annotation.run import run
 from ml_filter.annotation.windows import combine
 from ml_filter.config import Settings

@@ -7,11 +7,11 @@ from typing import Any
 from loguru import logger
 
 from ml_filter.annotation.budget import Budget, Spending
-from ml_filter.annotation.client import Endpoint, RequestFailed
+from ml_filter.annotation.client import Endpoint
 from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.endpoints import EndpointPool
-from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.prompts import Question
+from ml_filter.annotation.responses import Answer, RequestFailed
 from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows
 from ml_filter.errors import ConfigError, EndpointError
 

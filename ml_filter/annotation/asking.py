@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from ml_filter.annotation.annotator import Annotator
 from ml_filter.annotation.budget import Budget
-from ml_filter.annotation.client import Endpoint, RequestFailed
+from ml_filter.annotation.client import Endpoint
 from ml_filter.annotation.connection import open_endpoints
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.plan import Call, OpenCalls, Plan
+from ml_filter.annotation.responses import RequestFailed
 from ml_filter.annotation.run import AnswerSource, Recorder
 from ml_filter.config import Settings
 from ml_filter.errors import EndpointError, MlFilterError

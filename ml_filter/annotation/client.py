@@ -10,7 +10,6 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,6 +22,7 @@ import aiohttp
 import orjson
 from pydantic import SecretStr
 
+from ml_filter.annotation.responses import RequestFailed, storable
 from ml_filter.errors import EndpointError
 
 _TEMPORARY_STATUS = {408, 409, 425}
@@ -65,31 +65,6 @@ class Endpoint:
         key = self.api_key.get_secret_value()
         detail = _USER_IN_URL.sub("***", detail)
         return storable(detail.replace(key, "***") if len(key) >= 8 else detail)[:1000]
-
-
-class RequestFailed(Exception):
-    """A request without a usable answer. `code` is the error code of the failed annotation.
-
-    `refused`: a working server rejects this particular request, so that a retry is pointless.
-    `may_cost`: the model may have processed it, so it may have to be paid for: it was sent, and no error came back.
-    `prompt_tokens`, `completion_tokens`: tokens used despite the failure, if the server reports them.
-    `attempts`: number of requests made.
-    """
-
-    def __init__(
-        self,
-        code: str,
-        detail: str,
-        *,
-        refused: bool = False,
-        may_cost: bool = False,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.code, self.refused, self.may_cost, self.retry_after_s = code, refused, may_cost, retry_after_s
-        self.prompt_tokens: int | None = None
-        self.completion_tokens: int | None = None
-        self.attempts = 1
 
 
 class Client:
@@ -210,19 +185,3 @@ def _loads(content: bytes) -> Any:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
         return json.loads(content)  # more tolerant: accepts infinities and lone surrogates, which some servers write
-
-
-def reported_usage(payload: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Prompt and completion tokens from a response's body; None where they are missing or implausible."""
-    usage = payload.get("usage")
-    return _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-
-
-def _count(usage: Any, name: str) -> int | None:
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if type(count) is int and 0 <= count < 2**31 else None
-
-
-def storable(text: str) -> str:
-    """Replace lone surrogates, which JSON can hold and UTF-8 cannot, by question marks."""
-    return text.encode("utf-8", "replace").decode()

@@ -14,10 +14,10 @@ from typing import Any
 from loguru import logger
 
 from ml_filter.annotation.budget import Spending
-from ml_filter.annotation.client import Client, Endpoint, RequestFailed, reported_usage
+from ml_filter.annotation.client import Client, Endpoint
 from ml_filter.annotation.concurrency import AdaptiveLimit
 from ml_filter.annotation.config import AskConfig
-from ml_filter.annotation.parsing import Answer, read_answer
+from ml_filter.annotation.responses import Answer, RequestFailed, read_answer, reported_usage
 from ml_filter.errors import EndpointError
 
 _OPEN_AFTER = 5

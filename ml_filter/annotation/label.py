@@ -16,8 +16,8 @@ from ml_filter.annotation.asking import Asking
 from ml_filter.annotation.config import LabelConfig
 from ml_filter.annotation.connection import annotator_name
 from ml_filter.annotation.label_lists import LabelQuestion, label_question, load_labels, read_labels
-from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.plan import Call, Plan, Task
+from ml_filter.annotation.responses import Answer
 from ml_filter.annotation.run import run
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig

@@ -1,4 +1,4 @@
-"""From a response to an answer, and from the answer to a score and, by log-probabilities, to an expected score."""
+"""From an answer to a score and, by log-probabilities, to an expected score."""
 
 from __future__ import annotations
 
@@ -6,42 +6,16 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
-from ml_filter.annotation.client import reported_usage, storable
 from ml_filter.annotation.prompts import Prompt
+from ml_filter.annotation.responses import Answer, storable
 
 _PLAIN = str.maketrans({",": ".", "\u066b": ".", "\u2212": "-"})
 """Decimal comma, Arabic decimal separator and minus sign in the form that `float` accepts."""
 _SHOWN_CHARS = 100
-
-
-@dataclass(frozen=True)
-class Token:
-    """A generated token, and the log-probabilities of the likeliest tokens at its position."""
-
-    text: str
-    top: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer of the model. `tokens` is empty and the token counts are None if the server does not report them.
-
-    `cut_off`: the answer reached the most tokens allowed.
-    """
-
-    text: str
-    tokens: Sequence[Token] = ()
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cut_off: bool = False
-    attempts: int = 1
-    latency_s: float = 0.0
-    may_cost: ClassVar[bool] = True
 
 
 class Verdict(NamedTuple):
@@ -58,46 +32,6 @@ class AnswerError(Exception):
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
         self.code = code
-
-
-def read_answer(payload: dict[str, Any]) -> Answer:
-    """The answer in the body of a response.
-
-    Raises:
-        LookupError, TypeError, ValueError, AttributeError: the body does not have the form of a response.
-    """
-    choice = payload["choices"][0]
-    text = choice["text"] if "message" not in choice else choice["message"]["content"]
-    if not isinstance(text, str | None):
-        raise TypeError(f"the answer's text is of type {type(text).__name__}")
-    prompt_tokens, completion_tokens = reported_usage(payload)
-    return Answer(
-        text=storable(text or ""),
-        tokens=_tokens(choice.get("logprobs")),
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        cut_off=choice.get("finish_reason") == "length",
-    )
-
-
-def _tokens(logprobs: Any) -> list[Token]:
-    """Log-probabilities in the format of chat completions (llama.cpp: also of completions) or of completions."""
-    if not isinstance(logprobs, dict):
-        return []
-    content = logprobs.get("content")
-    if isinstance(content, list):
-        tops = [{t["token"]: t["logprob"] for t in entry.get("top_logprobs") or []} for entry in content]
-        tokens = [Token(entry.get("token"), _usable(top)) for entry, top in zip(content, tops, strict=True)]
-        return tokens if all(isinstance(token.text, str) for token in tokens) else []
-    texts = logprobs.get("tokens") or []
-    tops = logprobs.get("top_logprobs") or [{}] * len(texts)
-    return [Token(str(text), _usable(top or {})) for text, top in zip(texts, tops, strict=True)]
-
-
-def _usable(top: Mapping[str, Any]) -> dict[str, float]:
-    """Drop tokens that are not text or have no finite log-probability; vLLM marks masked tokens with -9999."""
-    numbers = {text: p for text, p in top.items() if isinstance(text, str) and isinstance(p, int | float)}
-    return {text: float(p) for text, p in numbers.items() if -9999 < p <= 1}
 
 
 def read_verdict(answer: Answer, prompt: Prompt) -> Verdict:

@@ -20,8 +20,8 @@ import pyarrow as pa
 from ml_filter.annotation.annotator import Annotator
 from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.ledger import Key, Ledger
-from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.prompts import Question, language_code
+from ml_filter.annotation.responses import Answer
 from ml_filter.annotation.windows import Windows
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import digest_of

@@ -15,11 +15,11 @@ import pyarrow as pa
 from loguru import logger
 
 from ml_filter.annotation.budget import NO_TOKENS, Budget, Usage
-from ml_filter.annotation.client import RequestFailed
 from ml_filter.annotation.ledger import Key, Ledger
-from ml_filter.annotation.parsing import Answer, AnswerError
+from ml_filter.annotation.parsing import AnswerError
 from ml_filter.annotation.plan import Call, Plan, Vote
 from ml_filter.annotation.prompts import Question, keep_prompts
+from ml_filter.annotation.responses import Answer, RequestFailed
 from ml_filter.documents.manifest import LEDGER_NAME, Manifest, digest_of, find_manifest
 from ml_filter.documents.output_directory import OutputDirectory, Resumption
 from ml_filter.documents.rejects import RejectsLog, nothing_read

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, wait_exponential
 
-from ml_filter.annotation.client import Client, Endpoint, RequestFailed
+from ml_filter.annotation.client import Client, Endpoint
 from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.endpoints import outage, patience_s
 from ml_filter.annotation.prompts import SLOT, Question
+from ml_filter.annotation.responses import RequestFailed
 from ml_filter.errors import ConfigError, EndpointError
 
 _TEMPLATE_TOKENS = 32

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.parsing import AnswerError, read_answer, read_verdict
+from ml_filter.annotation.parsing import AnswerError, read_verdict
 from ml_filter.annotation.prompts import Prompt
+from ml_filter.annotation.responses import read_answer
 from ml_filter.config import Settings
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig

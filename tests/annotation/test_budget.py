@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.config import AnnotateConfig
-from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.prompts import Prompt
+from ml_filter.annotation.responses import Answer
 from tests.annotation.misbehaving import PROMPT
 
 

@@ -14,7 +14,8 @@ import pytest
 from pydantic import SecretStr
 
 from ml_filter.annotation import client
-from ml_filter.annotation.client import Client, Endpoint, RequestFailed, storable
+from ml_filter.annotation.client import Client, Endpoint
+from ml_filter.annotation.responses import RequestFailed, storable
 from ml_filter.errors import EndpointError
 from tests.annotation.misbehaving import Reply, chat, refused
 

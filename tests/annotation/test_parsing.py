@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_filter.annotation.parsing import Answer, AnswerError, Token, Verdict, read_verdict, weighted_mean
+from ml_filter.annotation.parsing import AnswerError, Verdict, read_verdict, weighted_mean
 from ml_filter.annotation.prompts import Calibration, Prompt
+from ml_filter.annotation.responses import Answer, Token
 from tests.annotation.misbehaving import PROMPT
 
 SHORT = Prompt.model_validate(PROMPT)

@@ -16,11 +16,12 @@ from ml_filter.annotation.annotate import annotation_plan
 from ml_filter.annotation.batch.files import requests_table
 from ml_filter.annotation.batch.submission import ENDED_EARLY, BatchDirectory, hold, outcome_of
 from ml_filter.annotation.budget import Budget, reported
-from ml_filter.annotation.client import Endpoint, RequestFailed
+from ml_filter.annotation.client import Endpoint
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.ledger import Key, Ledger
-from ml_filter.annotation.parsing import Answer, AnswerError
+from ml_filter.annotation.parsing import AnswerError
 from ml_filter.annotation.plan import Call, Plan
+from ml_filter.annotation.responses import Answer, RequestFailed
 from ml_filter.annotation.run import AnswerSource, Recorder, run
 from ml_filter.config import Settings
 from ml_filter.documents.manifest import Manifest, read_manifest

@@ -21,9 +21,9 @@ from ml_filter.annotation.annotator import body_to_send, constraint_for, request
 from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.config import AnnotateConfig, BatchConfig, EndpointConfig
 from ml_filter.annotation.ledger import Ledger
-from ml_filter.annotation.parsing import Answer
 from ml_filter.annotation.plan import Call, OpenCalls, Plan
 from ml_filter.annotation.prompts import Question
+from ml_filter.annotation.responses import Answer
 from ml_filter.annotation.windows import LocalTokenizer, Windows
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig

@@ -14,10 +14,10 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ml_filter.annotation.batch.files import WRITE_AGAIN, requests_table
-from ml_filter.annotation.client import Endpoint, RequestFailed, failure_of
+from ml_filter.annotation.client import Endpoint, failure_of
 from ml_filter.annotation.config import AnnotateConfig, BatchConfig
 from ml_filter.annotation.connection import configured_endpoints
-from ml_filter.annotation.parsing import Answer, read_answer
+from ml_filter.annotation.responses import Answer, RequestFailed, read_answer
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest

@@ -15,9 +15,10 @@ from ml_filter.annotation.annotator import Annotator
 from ml_filter.annotation.asking import Asking
 from ml_filter.annotation.config import TranslateConfig
 from ml_filter.annotation.connection import annotator_name
-from ml_filter.annotation.parsing import Answer, AnswerError
+from ml_filter.annotation.parsing import AnswerError
 from ml_filter.annotation.plan import Call, Plan, Task
 from ml_filter.annotation.prompts import Question
+from ml_filter.annotation.responses import Answer
 from ml_filter.annotation.run import run
 from ml_filter.annotation.translate.checks import default_code, language_name, suspicion, without_fence
 from ml_filter.annotation.windows import Windows
