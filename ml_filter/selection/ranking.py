@@ -3,8 +3,7 @@
 Documents are ranked within each cell: one combination of values of the quota's columns (without a quota, the only
 cell). Three ideas keep memory flat:
 
-- External sort: documents are sorted in pieces, which are written to one file (48 bytes per document) and merged in
-  blocks. Memory holds one block of each piece.
+- External sort: documents are sorted in pieces, which are written to one file (48 bytes per document) and merged.
 - Prefix cut: a budget keeps a prefix of each cell's ranking, so the last kept document of each cell describes the whole
   selection. No list of ids is needed: a document is kept if it does not rank behind the cut of its cell.
 - One ordered pass: the cuts are found while the merged ranking streams by, with one running sum per cell. Memory holds
@@ -14,12 +13,13 @@ cell). Three ideas keep memory flat:
 from __future__ import annotations
 
 import hashlib
+import heapq
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from itertools import pairwise
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,17 +29,19 @@ from numpy.typing import NDArray
 from ml_filter.selection.config import FilterConfig
 
 ORDER = ("cell", "rank", "high", "low", "tokens", "place")
-RANKED = np.dtype([(name, "u8") for name in ORDER])
-"""A document in the ranking, which sorts by these fields in this order.
+RANKED = np.dtype([(name, ">u8") for name in ORDER])
+"""A document in the ranking, which sorts by these fields in this order; big-endian, so by its bytes.
 
 `cell` is a hash of its values, `rank` is lower for a better document, `high` and `low` are a hash of its id that breaks
 ties, and `place` (shard and row) orders documents with the same id and score.
 """
+_BYTES = f"S{RANKED.itemsize}"
 _PIECE_ROWS = 2**16
 _MIN_BLOCK_ROWS = 2**6
 _ROW_BITS = 40
-_TOTALS = np.dtype([("cell", "u8"), ("documents", "i8"), ("tokens", "i8")])
+_TOTALS = [("cell", "u8"), ("documents", "i8"), ("tokens", "i8")]
 _RESULTS = ("quota", "budget", "kept_documents", "kept_tokens")
+_CELL = np.dtype([*_TOTALS, ("listed", "?"), *((name, "i8") for name in (*_RESULTS, "used")), ("cut", RANKED)])
 _LARGEST_CELLS = 100
 _SIGN = np.uint64(2**63)
 
@@ -78,96 +80,44 @@ def ranked(measured: NDArray[np.void], shard: int, first_row: int) -> NDArray[np
 
 
 def at_or_before(rows: NDArray[np.void], bounds: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Whether each row ranks at its bound or before it; `bounds` has one entry per row, or one for all rows."""
-    before = np.zeros(len(rows), dtype=np.bool_)
-    tied = ~before
-    for name in ORDER:
-        before |= tied & (rows[name] < bounds[name])
-        tied &= rows[name] == bounds[name]
-    return before | tied
+    """Whether each row ranks at its bound or before it."""
+    before: NDArray[np.bool_] = rows.view(_BYTES) <= bounds.view(_BYTES)
+    return before
 
 
-def _sorted(rows: NDArray[np.void]) -> NDArray[np.void]:
-    return rows[np.lexsort([rows[name] for name in reversed(ORDER)])]
+def external_sort(
+    blocks: Iterable[NDArray[np.void]], path: Path, piece_rows: int = _PIECE_ROWS
+) -> Iterator[NDArray[np.void]]:
+    """Sort any number of rows: in pieces, which are written to `path` at once and merged in blocks when read.
 
-
-# --- External sort ---------------------------------------------------------------------------------------------------
-
-
-class ExternalSort:
-    """Sorts any number of rows: in pieces, which are written to one file and merged when read.
-
-    Args:
-        piece_rows: rows per piece. Merging holds twice as many rows in memory, but at least 64 of each piece.
+    Memory holds two pieces of `piece_rows` rows, but at least 64 rows of each piece.
     """
+    lengths: list[int] = []
+    with path.open("wb") as file:
+        for piece in _joined(blocks, piece_rows):
+            np.sort(piece.view(_BYTES)).tofile(file)
+            lengths.append(len(piece))
+    block_rows = max(_MIN_BLOCK_ROWS, 2 * piece_rows // max(len(lengths), 1))
 
-    def __init__(self, path: Path, piece_rows: int = _PIECE_ROWS) -> None:
-        self._path, self._piece_rows = path, piece_rows
-        self._lengths: list[int] = []
-        self._pending: list[NDArray[np.void]] = []
-        self._file: BinaryIO
+    def read(start: int, end: int) -> Iterator[bytes]:
+        for first in range(start, end, block_rows):
+            rows = np.fromfile(path, _BYTES, min(block_rows, end - first), offset=first * RANKED.itemsize)
+            yield from rows.tolist()
 
-    def __enter__(self) -> Self:
-        self._file = self._path.open("w+b")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._path.unlink()
-
-    def add(self, rows: NDArray[np.void]) -> None:
-        """Add rows, not many more at a time than a piece has."""
-        self._pending.append(rows)
-        if sum(map(len, self._pending)) >= self._piece_rows:
-            self._flush()
-
-    def _flush(self) -> None:
-        piece = _sorted(np.concatenate(self._pending))
-        self._pending = []
-        self._file.write(piece.tobytes())
-        self._lengths.append(len(piece))
-
-    def merged(self) -> Iterator[NDArray[np.void]]:
-        """All rows in order, in blocks."""
-        if self._pending:
-            self._flush()
-        self._file.flush()
-        block = max(_MIN_BLOCK_ROWS, 2 * self._piece_rows // max(len(self._lengths), 1))
-        offsets = np.cumsum([0, *self._lengths]).tolist()
-        pieces = [_Piece(self._file, start, end, block) for start, end in pairwise(offsets)]
-        while pieces:
-            for piece in pieces:
-                piece.fill()
-            # Rows still in the file come after the last row in memory of their piece. So everything up to the first of
-            # these last rows is complete and can be sorted and returned.
-            bounds = [piece.rows[-1:] for piece in pieces if piece.unread]
-            bound = _sorted(np.concatenate(bounds))[0] if bounds else None
-            yield _sorted(np.concatenate([piece.take(bound) for piece in pieces]))
-            pieces = [piece for piece in pieces if piece.unread or len(piece.rows)]
+    merged = heapq.merge(*(read(end - length, end) for length, end in zip(lengths, accumulate(lengths), strict=True)))
+    return (np.array(rows, _BYTES).view(RANKED) for rows in iter(lambda: list(islice(merged, _PIECE_ROWS)), []))
 
 
-class _Piece:
-    """A sorted piece of the file; `rows` are in memory, `unread` rows are not yet."""
-
-    def __init__(self, file: BinaryIO, start: int, end: int, block: int) -> None:
-        self._file, self._next, self._end, self._block = file, start, end, block
-        self.rows: NDArray[np.void] = np.empty(0, RANKED)
-
-    @property
-    def unread(self) -> int:
-        return self._end - self._next
-
-    def fill(self) -> None:
-        count = min(self._block - len(self.rows), self.unread)
-        if count > 0:
-            self._file.seek(self._next * RANKED.itemsize)
-            self.rows = np.concatenate([self.rows, np.fromfile(self._file, RANKED, count)])
-            self._next += count
-
-    def take(self, bound: NDArray[np.void] | None) -> NDArray[np.void]:
-        count = len(self.rows) if bound is None else int(at_or_before(self.rows, bound).sum())
-        taken, self.rows = self.rows[:count], self.rows[count:]
-        return taken
+def _joined(blocks: Iterable[NDArray[np.void]], rows: int) -> Iterator[NDArray[np.void]]:
+    """The rows in blocks of at least `rows`, except for the last."""
+    pending: list[NDArray[np.void]] = []
+    for block in blocks:
+        pending.append(block)
+        if sum(map(len, pending)) >= rows:
+            yield np.concatenate(pending, dtype=RANKED)  # without a dtype, the bytes would be in native order
+            pending = []
+    if pending:
+        yield np.concatenate(pending, dtype=RANKED)
 
 
 # --- Budgets and cuts ------------------------------------------------------------------------------------------------
@@ -185,11 +135,18 @@ class Totals:
         part["cell"], part["documents"], part["tokens"] = rows["cell"], 1, rows["tokens"]
         self._parts.append(_sum_by_cell(part))
         if sum(map(len, self._parts[1:])) >= len(self._parts[0]):  # so that each row is merged a few times at most
-            self._parts = [self.summed()]
+            self._parts = [_sum_by_cell(np.concatenate(self._parts))]
 
-    def summed(self) -> NDArray[np.void]:
-        """`cell`, `documents`, `tokens`, ordered by cell."""
-        return _sum_by_cell(np.concatenate(self._parts))
+    def cells(self, named: NDArray[np.uint64]) -> Cells:
+        """The counted cells, and those that are named, in ascending order."""
+        empty = np.zeros(len(named), _TOTALS)
+        empty["cell"] = named
+        totals = _sum_by_cell(np.concatenate([*self._parts, empty]))
+        rows = np.zeros(len(totals), _CELL)
+        for name, _ in _TOTALS:
+            rows[name] = totals[name]
+        rows["listed"] = True
+        return Cells(rows, pa.array([""] * len(rows), pa.string()))
 
 
 def _sum_by_cell(rows: NDArray[np.void]) -> NDArray[np.void]:
@@ -205,35 +162,29 @@ class Cells:
     """The cells of a quota: what each has, may keep and keeps. Without a quota there is one cell.
 
     Attributes:
-        cell: hash of each cell's value, ascending.
-        value: the value, as text.
-        documents, tokens: what can be kept.
-        listed: False if the quota names other values, so that this one gets nothing.
-        quota: what the cell should get: tokens of a token budget, otherwise documents.
-        budget: the quota after redistributing what other cells have too few documents for.
-        kept_documents, kept_tokens: what is kept.
-        cut: the last kept document; undefined if none is kept.
+        rows: one row per cell, ascending by `cell`, the hash of its value:
+            `documents`, `tokens`: what can be kept.
+            `listed`: False if the quota names other values, so that this one gets nothing.
+            `quota`: what the cell should get: tokens of a token budget, otherwise documents.
+            `budget`: the quota after redistributing what other cells have too few documents for.
+            `used`: running sum of the ranking, in the unit of the budget.
+            `kept_documents`, `kept_tokens`: what is kept.
+            `cut`: the last kept document; undefined if none is kept.
+        value: the value of each cell, as text.
     """
 
-    def __init__(self, totals: NDArray[np.void], named: NDArray[np.uint64]) -> None:
-        empty = np.zeros(len(named), _TOTALS)
-        empty["cell"] = named
-        totals = _sum_by_cell(np.concatenate([totals, empty]))
-        self.cell: NDArray[np.uint64] = totals["cell"].copy()
-        self.documents: NDArray[np.int64] = totals["documents"].copy()
-        self.tokens: NDArray[np.int64] = totals["tokens"].copy()
-        self.listed: NDArray[np.bool_] = np.ones(len(self.cell), np.bool_)
-        self.quota, self.budget, self.kept_documents, self.kept_tokens = np.zeros((4, len(self.cell)), np.int64)
-        self.cut: NDArray[np.void] = np.zeros(len(self.cell), RANKED)
-        self.value = pa.array([""] * len(self.cell), pa.string())
-        self._used: NDArray[np.int64] = np.zeros(len(self.cell), np.int64)
+    def __init__(self, rows: NDArray[np.void], value: pa.Array) -> None:
+        self.rows, self.value = rows, value
 
     def __len__(self) -> int:
-        return len(self.cell)
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.rows[name]
 
     def _index(self, cells: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The index of each cell; an arbitrary index for an unknown one."""
-        return np.minimum(np.searchsorted(self.cell, cells), len(self) - 1)
+        return np.minimum(np.searchsorted(self["cell"], cells), len(self) - 1)
 
     def set_values(self, tables: Iterable[pa.Table]) -> None:
         """Set the value of each cell from tables of `cell` and `value`, in which a cell may occur several times."""
@@ -245,7 +196,7 @@ class Cells:
         for table in tables:
             cells = table["cell"].to_numpy()
             index = self._index(cells)
-            is_new = (self.cell[index] == cells) & ~has_value[index]
+            is_new = (self["cell"][index] == cells) & ~has_value[index]
             has_value[index[is_new]] = True
             indices.append(index[is_new])
             values += table["value"].filter(pa.array(is_new)).chunks
@@ -256,26 +207,28 @@ class Cells:
         """Set quota and budget of each cell."""
         quota = config.quota
         if config.keep_fraction is not None:
-            fractions = np.full(len(self), config.keep_fraction)
-            for value, fraction in (quota.fractions if quota else {}).items():
-                fractions[self.cell == cell_of(value)] = fraction
-            kept = map(_share_rounded_down, self.documents.tolist(), fractions.tolist())
-            self.quota = np.fromiter(kept, np.int64, len(self))
-            self.budget = self.quota.copy()
+            fractions = self._by_value(quota.fractions if quota else {}, config.keep_fraction)
+            kept = map(_share_rounded_down, self["documents"].tolist(), fractions.tolist())
+            self["quota"][:] = self["budget"][:] = np.fromiter(kept, np.int64, len(self))
             return
         assert config.token_budget is not None
         weights = np.ones(len(self))
         if quota is not None and quota.named is not None:
-            weights = np.zeros(len(self))
-            for value, weight in quota.named.items():
-                weights[self.cell == cell_of(value)] = weight
-            self.listed = np.isin(self.cell, [cell_of(value) for value in quota.named])
+            weights = self._by_value(quota.named, 0)
+            self["listed"][:] = np.isin(self["cell"], [cell_of(value) for value in quota.named])
         elif quota is not None and quota.split == "proportional":
-            weights = self.tokens.astype(np.float64)
-        self.quota = weights.astype(np.int64) if quota and quota.tokens else in_proportion(config.token_budget, weights)
-        self.budget = self.quota.copy()
+            weights = self["tokens"].astype(np.float64)
+        amounts = weights.astype(np.int64) if quota and quota.tokens else in_proportion(config.token_budget, weights)
+        self["quota"][:] = self["budget"][:] = amounts
         if quota is None or quota.redistributes:
-            self.budget = redistributed(config.token_budget, self.tokens, weights)
+            self["budget"][:] = redistributed(config.token_budget, self["tokens"], weights)
+
+    def _by_value(self, amounts: Mapping[str, float], default: float) -> NDArray[np.float64]:
+        """The amount of each cell, by its value."""
+        result = np.full(len(self), default, np.float64)
+        for value, amount in amounts.items():
+            result[self["cell"] == cell_of(value)] = amount
+        return result
 
     def fill(self, rows: NDArray[np.void], *, by_tokens: bool) -> None:
         """Fill the budgets with the next block of the ranking, in which the rows of a cell are adjacent.
@@ -284,55 +237,52 @@ class Cells:
         as well, so the sum never falls: after the first row that does not fit, no later row of the cell does. The kept
         rows are therefore a prefix, and no document is passed over in favour of a worse one.
         """
-        if not len(rows):
-            return
         tokens = rows["tokens"].astype(np.int64)
         size = tokens if by_tokens else np.ones_like(tokens)
         cells, starts, counts = np.unique(rows["cell"], return_index=True, return_counts=True)
         index, block_sum = self._index(cells), np.cumsum(size)
         # Subtracting this offset turns the running sum of the block into that of the cell, with earlier blocks.
-        offset = block_sum[starts] - size[starts] - self._used[index]
-        fits = block_sum - np.repeat(offset, counts) <= np.repeat(self.budget[index], counts)
+        offset = block_sum[starts] - size[starts] - self["used"][index]
+        fits = block_sum - np.repeat(offset, counts) <= np.repeat(self["budget"][index], counts)
         kept = np.add.reduceat(fits, starts, dtype=np.int64)
         keeps_any = kept > 0
-        self.cut[index[keeps_any]] = rows[(starts + kept - 1)[keeps_any]]
-        self.kept_documents[index] += kept
-        self.kept_tokens[index] += np.add.reduceat(tokens * fits, starts)
-        self._used[index] = block_sum[starts + counts - 1] - offset
+        self["cut"][index[keeps_any]] = rows[(starts + kept - 1)[keeps_any]]
+        self["kept_documents"][index] += kept
+        self["kept_tokens"][index] += np.add.reduceat(tokens * fits, starts)
+        self["used"][index] = block_sum[starts + counts - 1] - offset
 
     def keeps(self, rows: NDArray[np.void]) -> NDArray[np.bool_]:
         """Whether each document is kept: whether it ranks at the cut of its cell or before it."""
         if not len(self):
             return np.zeros(len(rows), np.bool_)
         index = self._index(rows["cell"])
-        return (self.kept_documents[index] > 0) & at_or_before(rows, self.cut[index])
+        return (self["kept_documents"][index] > 0) & at_or_before(rows, self["cut"][index])
 
     def excludes(self, rows: NDArray[np.void]) -> NDArray[np.bool_]:
         """Whether each document has a value that the quota does not name."""
-        return ~self.listed[self._index(rows["cell"])] if len(self) else np.zeros(len(rows), np.bool_)
+        return ~self["listed"][self._index(rows["cell"])] if len(self) else np.zeros(len(rows), np.bool_)
 
     def thresholds(self) -> pa.Array:
         """The ranked value of the last kept document of each cell; null if none is kept."""
-        return pa.array(values_of(self.cut["rank"]), pa.float64(), mask=self.kept_documents == 0)
+        return pa.array(values_of(self["cut"]["rank"].astype("u8")), pa.float64(), mask=self["kept_documents"] == 0)
 
     def shortfall(self, *, by_tokens: bool) -> NDArray[np.int64]:
         """How much of each quota cannot be filled, because the cell has too few documents."""
-        available = self.tokens if by_tokens else self.documents
-        return np.asarray(np.maximum(self.quota - available, 0))
+        return np.asarray(np.maximum(self["quota"] - self["tokens" if by_tokens else "documents"], 0))
 
     def largest(self, without: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The cells with the most documents, as rows without the columns `without`."""
-        order = np.lexsort([self.cell, -self.documents])[:_LARGEST_CELLS]
+        order = np.lexsort([self["cell"], -self["documents"]])[:_LARGEST_CELLS]
         names = [n for n in ("value", "documents", "tokens", *_RESULTS, "threshold") if n not in without]
         rows: list[dict[str, Any]] = self.table().select(names).take(pa.array(order)).to_pylist()
         return rows
 
     def table(self) -> pa.Table:
         """One row per cell, with all attributes."""
-        columns = {"value": self.value, "documents": self.documents, "tokens": self.tokens, "listed": self.listed}
-        columns |= {name: getattr(self, name) for name in _RESULTS}
-        columns |= {"threshold": self.thresholds()}
-        return pa.table(columns | {f"cut_{name}": self.cut[name] for name in ORDER} | {"cell": self.cell})
+        names = ("documents", "tokens", "listed", *_RESULTS)
+        columns = {"value": self.value, **{name: self[name] for name in names}, "threshold": self.thresholds()}
+        cuts = {f"cut_{name}": self["cut"][name].astype("u8") for name in ORDER}
+        return pa.table({**columns, **cuts, "cell": self["cell"]})
 
     def to_bytes(self, without: Sequence[str] = ()) -> bytes:
         """The table as a Parquet file, without some columns."""
@@ -344,16 +294,12 @@ class Cells:
     def from_bytes(cls, content: bytes) -> Cells:
         """Read what `to_bytes` wrote."""
         table = pq.read_table(io.BytesIO(content))
-        totals = np.zeros(len(table), _TOTALS)
-        for name in _TOTALS.names or ():
-            totals[name] = table[name].to_numpy()
-        cells = cls(totals, totals["cell"][:0])
-        cells.value, cells.listed = table["value"].combine_chunks(), table["listed"].to_numpy()
-        for name in _RESULTS:
-            setattr(cells, name, table[name].to_numpy())
+        rows = np.zeros(len(table), _CELL)
+        for name in ("cell", "documents", "tokens", "listed", *_RESULTS):
+            rows[name] = table[name].to_numpy()
         for name in ORDER:
-            cells.cut[name] = table[f"cut_{name}"].to_numpy()
-        return cells
+            rows["cut"][name] = table[f"cut_{name}"].to_numpy()
+        return cls(rows, table["value"].combine_chunks())
 
 
 def _share_rounded_down(documents: int, fraction: float) -> int:

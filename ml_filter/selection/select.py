@@ -7,7 +7,7 @@ measures every document (measure.py), ranks them and finds the cut (ranking.py);
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -29,7 +29,7 @@ from ml_filter.documents.tables import rename_clashing_columns
 from ml_filter.progress import Progress, progress
 from ml_filter.selection.config import FilterConfig, QuotaConfig
 from ml_filter.selection.measure import KEPT, UNSCORED, Corpus, Measure, Measurements, find_columns
-from ml_filter.selection.ranking import Cells, ExternalSort, Totals, cell_of, ranked
+from ml_filter.selection.ranking import Cells, Totals, cell_of, external_sort, ranked
 
 REASON_COLUMN = "dropped_reason"
 QUOTA_NAME = "quota.parquet"
@@ -123,19 +123,23 @@ class TopRanked:
         # A named value may have no documents, but still gets a row in the report.
         names = [""] if config.quota is None else list(config.quota.named or ())
         named = pa.table({"cell": pa.array(map(cell_of, names), pa.uint64()), "value": pa.array(names, pa.string())})
-        with ExternalSort(scratch) as ranking:
+
+        def rows_to_rank() -> Iterator[NDArray[np.void]]:
             for number, shard in enumerate(corpus.shards):
                 for first_row, block in self._measurements.blocks(shard):
                     rows = ranked(block, number, first_row)[block["reason"] == 0]
                     totals.add(rows)
-                    ranking.add(rows)
-            cells = Cells(totals.summed(), named["cell"].to_numpy())
-            cells.set_values(chain([named], map(self._measurements.values, corpus.shards)))
-            cells.set_budgets(config)
-            with progress("Ranking", int(cells.documents.sum())) as bar:
-                for rows in ranking.merged():
-                    cells.fill(rows, by_tokens=self._by_tokens)
-                    bar.advance(len(rows))
+                    yield rows
+
+        ranking = external_sort(rows_to_rank(), scratch)
+        cells = totals.cells(named["cell"].to_numpy())
+        cells.set_values(chain([named], map(self._measurements.values, corpus.shards)))
+        cells.set_budgets(config)
+        with progress("Ranking", int(cells["documents"].sum())) as bar:
+            for rows in ranking:
+                cells.fill(rows, by_tokens=self._by_tokens)
+                bar.advance(len(rows))
+        scratch.unlink()
         return cells
 
     def decide(self, number: int, shard: InputShard, first_row: int, table: pa.Table) -> Decision:
@@ -152,7 +156,7 @@ class TopRanked:
         cells, quota = self.cells, self.measure.config.quota
         uncounted = () if self.measure.config.counts_tokens else ("tokens", "kept_tokens")
         names = [n for n in ("documents", "tokens", "kept_documents", "kept_tokens") if n not in uncounted]
-        sums: dict[str, Any] = {name: int(getattr(cells, name).sum()) for name in names}
+        sums: dict[str, Any] = {name: int(cells[name].sum()) for name in names}
         shortfall = cells.shortfall(by_tokens=self._by_tokens)
         if quota is None:
             if shortfall.any():
@@ -174,7 +178,7 @@ class TopRanked:
                 f"quota: {shortfall.sum():,} {'tokens' if self._by_tokens else 'documents'} are missing"
                 + (". Other values got them if they had enough documents" if quota.redistributes else "")
             )
-        too_small = (cells.budget > 0) & (cells.documents > 0) & (cells.kept_documents == 0)
+        too_small = (cells["budget"] > 0) & (cells["documents"] > 0) & (cells["kept_documents"] == 0)
         if too_small.any():
             logger.warning(
                 f"{too_small.sum():,} of {len(cells):,} values of {columns} keep nothing: their best document has more "

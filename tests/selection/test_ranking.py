@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ml_filter.selection.ranking import (
     ORDER,
     RANKED,
-    ExternalSort,
     at_or_before,
+    external_sort,
     in_proportion,
     rank_of,
     redistributed,
@@ -29,10 +29,11 @@ def rows_of(keys: list[tuple[int, ...]]) -> np.ndarray:
 @given(keys=st.lists(KEY, max_size=400), piece_rows=st.sampled_from([1, 3, 50]), added=st.integers(1, 40))
 def test_sorted_pieces_of_any_size_merge_into_one_order(keys, piece_rows, added):
     rows = rows_of(keys)
-    with tempfile.TemporaryDirectory() as directory, ExternalSort(Path(directory) / "rows", piece_rows) as ranking:
-        for start in range(0, len(rows), added):
-            ranking.add(rows[start : start + added])
-        merged = [row for block in ranking.merged() for row in block.tolist()]
+    blocks = (rows[start : start + added] for start in range(0, len(rows), added))
+    with tempfile.TemporaryDirectory() as folder:
+        merged = [
+            row for block in external_sort(blocks, Path(folder) / "rows", piece_rows) for row in block.tolist()
+        ]
     assert merged == sorted(rows.tolist())
 
 
