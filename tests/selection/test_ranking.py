@@ -31,9 +31,7 @@ def test_sorted_pieces_of_any_size_merge_into_one_order(keys, piece_rows, added)
     rows = rows_of(keys)
     blocks = (rows[start : start + added] for start in range(0, len(rows), added))
     with tempfile.TemporaryDirectory() as folder:
-        merged = [
-            row for block in external_sort(blocks, Path(folder) / "rows", piece_rows) for row in block.tolist()
-        ]
+        merged = [row for block in external_sort(blocks, Path(folder) / "rows", piece_rows) for row in block.tolist()]
     assert merged == sorted(rows.tolist())
 
 
