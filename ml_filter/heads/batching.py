@@ -170,7 +170,7 @@ def run_in_batches(
         while waiting:
             indices = waiting.popleft()
             try:
-                batch = _pad([encoded[index] for index in indices], padding, device)
+                batch = pad([encoded[index] for index in indices], padding, device)
                 outputs.append((indices, forward(*batch).float()))
                 continue
             except torch.OutOfMemoryError:
@@ -197,7 +197,7 @@ def run_in_batches(
     return results
 
 
-def _pad(encoded: Sequence[Sequence[int]], padding: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(encoded: Sequence[Sequence[int]], padding: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask [texts, longest], on the device."""
     import torch
 

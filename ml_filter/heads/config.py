@@ -79,7 +79,8 @@ class FinetuneConfig(StageConfig):
     )
     log_steps: _Count = Field(10, description="steps between log lines")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number type of the encoder's matrix products; auto: bfloat16 if the hardware supports it"
+        "auto",
+        description="number type of the encoder's matrix products; auto: bfloat16 if the hardware multiplies it faster",
     )
     processes: _Count | None = Field(None, description="number of processes (default: one per GPU, or one)")
 
@@ -214,8 +215,12 @@ class EngineConfig(StageConfig):
     )
     engine: Literal["auto", "torch", "openvino"] = Field(
         "auto",
-        description="what runs the encoder; auto: torch, but on a CPU with a large corpus the faster of both, as "
-        "measured first",
+        description="what runs the encoder; auto: torch, but on a CPU with a large corpus the faster of both, as timed "
+        "on some of its documents",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="number type of the encoder")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="number type of the encoder; auto: bfloat16 if the hardware multiplies it faster; on a CPU with a "
+        "large corpus both are timed with `engine`",
+    )

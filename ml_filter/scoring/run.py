@@ -155,11 +155,9 @@ def _with_engine_choice(job: ScoringJob, out: OutputDirectory) -> ScoringJob:
     """The job with the engine that an earlier run or another rank chose for this output, or else a new choice."""
     recorded = out.made_with
     if not recorded:
-        sizes = [shard.size for shard in job.shards]
-        input_bytes = None if None in sizes else sum(size or 0 for size in sizes)
         is_one_process = job.config.workers == 1 and not job.config.ray
         threads = None if is_one_process else threads_per_worker(job.config, min(job.config.workers, len(job.shards)))
-        choice = choose_engine(job.head, job.config, input_bytes, threads)
+        choice = choose_engine(job.head, job.config, job.source, job.shards, threads)
         if choice is None:
             return job
         recorded = out.settle(choice.model_dump())

@@ -5,6 +5,10 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from itertools import product
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,15 +17,21 @@ import torch
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
+from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError
+from ml_filter.heads import device
 from ml_filter.heads.device import local_rank
+from ml_filter.heads.kinds import encoder as encoder_module
 from ml_filter.heads.kinds import encoder_directory, load_head
+from ml_filter.heads.openvino import OpenVinoModel
+from ml_filter.scoring import engine_choice
 from ml_filter.scoring.config import ScoreConfig
-from ml_filter.scoring.engine_choice import choose_engine
+from ml_filter.scoring.engine_choice import Candidate, choose_engine
 from ml_filter.scoring.run import score_corpus
 from tests.scoring.corpora import output_digests
 
 SMALL, LARGE = 1000, 10**9
+FAST, SLOW = Candidate("torch", "float32"), Candidate("openvino", "float32")
 OPENVINO = ScoreConfig(engine="openvino", dtype="float32")
 
 
@@ -42,24 +52,92 @@ def test_openvino_gives_the_scores_of_torch(encoder_head, documents):
     assert load_head(encoder_head, ScoreConfig(engine="openvino")).score(texts) == pytest.approx(expected, abs=0.1)
 
 
-def test_for_a_large_corpus_the_engines_are_measured_and_the_faster_one_is_chosen(encoder_head):
+def shards_of(source, size=LARGE):
+    """The shards of a source, as if they had this size together."""
+    shards, _ = list_shards(source)
+    return [replace(shard, size=size // len(shards), rows=size // 1000 // len(shards)) for shard in shards]
+
+
+def choose(head, source, size=LARGE, **settings):
+    return choose_engine(head, ScoreConfig(device="cpu", **settings), source, shards_of(source, size), threads=1)
+
+
+def test_for_a_large_corpus_engines_and_number_types_are_timed_and_the_fastest_is_chosen(
+    encoder_head, source, monkeypatch
+):
+    monkeypatch.setattr(engine_choice, "multiplies_bfloat16", lambda device: True)
     threads = torch.get_num_threads()
-    choice = choose_engine(encoder_head, ScoreConfig(device="cpu"), LARGE, threads=1)
-    figures = re.fullmatch(r"on long texts openvino reads ([\d,]+) tokens/s, torch ([\d,]+)", choice.reason)
-    openvino_speed, torch_speed = (int(figure.replace(",", "")) for figure in figures.groups())
-    assert (choice.engine == "openvino") == (openvino_speed > 1.05 * torch_speed)
+    choice = choose(encoder_head, source)
+    assert re.match(r"it reads [\d,]+ tokens/s of this corpus, ", choice.reason)
+    others = re.findall(r"(\w+) (\w+) takes ([\d.]+) times as long", choice.reason)
+    measured = {(engine, dtype) for engine, dtype, _ in others} | {(choice.engine, choice.dtype)}
+    assert measured == set(product(("torch", "openvino"), ("float32", "bfloat16")))
+    assert min(float(ratio) for *_, ratio in others) >= 0.95
     assert torch.get_num_threads() == threads
 
 
-def test_a_small_corpus_or_a_setting_makes_measuring_unnecessary(encoder_head):
-    small = choose_engine(encoder_head, ScoreConfig(device="cpu"), SMALL, threads=1)
-    assert (small.engine, small.reason) == ("torch", "less than 4 MiB to score, so the engines were not measured")
-    fixed = choose_engine(encoder_head, OPENVINO, LARGE, threads=1)
+def test_only_what_the_settings_leave_open_is_timed(encoder_head, source):
+    assert "bfloat16" not in choose(encoder_head, source, dtype="float32").reason
+    assert "torch" not in choose(encoder_head, source, engine="openvino").reason
+    fixed = choose(encoder_head, source, engine="openvino", dtype="float32")
     assert (fixed.engine, fixed.dtype, fixed.reason) == ("openvino", "float32", "set in the configuration")
 
 
-def test_a_head_without_an_encoder_has_no_engine_to_choose(hashing_head):
-    assert choose_engine(hashing_head, ScoreConfig(), LARGE, threads=1) is None
+def test_a_corpus_is_not_timed_if_that_costs_more_than_it_can_save(encoder_head, source):
+    small = choose(encoder_head, source, SMALL)
+    assert (small.engine, small.reason) == ("torch", "less than 4 MiB to score, so the engines were not timed")
+    soon_scored = choose(encoder_head, source, 5 * 2**20)
+    assert soon_scored.engine == "torch"
+    assert re.search(r"timing openvino .* could cost more than it saves: scoring takes about \d+ s", soon_scored.reason)
+
+
+def test_a_corpus_of_which_nothing_can_be_read_is_not_timed(encoder_head, source):
+    unreadable = source.model_copy(update={"text_column": "body"})
+    assert choose(encoder_head, unreadable).reason == "no document could be read to time the engines"
+
+
+def test_an_engine_that_fails_its_self_test_is_not_chosen(encoder_head, source, monkeypatch):
+    class Broken(OpenVinoModel):
+        def __call__(self, input_ids, attention_mask):
+            return torch.full((len(input_ids), 1), torch.nan)
+
+    monkeypatch.setattr(encoder_module, "OpenVinoModel", Broken)
+    choice = choose(encoder_head, source, dtype="float32")
+    assert choice.engine == "torch"
+    assert "scores of openvino on cpu in torch.float32 differ from a plain float32 forward pass" in choice.reason
+
+
+def test_a_clearly_slower_candidate_is_stopped_after_its_first_batch(encoder_head, documents):
+    head = load_head(encoder_head, ScoreConfig(device="cpu", dtype="float32", batch_tokens=1024))
+    timings, calls = engine_choice._Timings([row["text"] for row in documents[:128]]), Counter()
+    for candidate, seconds in ((FAST, 0.002), (SLOW, 0.02)):
+
+        def forward(ids, mask, candidate=candidate, seconds=seconds):
+            calls[candidate] += 1
+            time.sleep(seconds)
+
+        head.forward = forward
+        timings.add(candidate, head)
+    assert timings.best == FAST
+    assert (calls[FAST], calls[SLOW]) == (8, 2)
+
+
+@pytest.mark.parametrize(("speedup", "dtype"), [(0.4, torch.float32), (2.8, torch.bfloat16)])
+def test_the_number_type_follows_the_measured_speed_and_not_the_instructions(speedup, dtype, monkeypatch):
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(device, "_bfloat16_speedup", lambda: speedup)
+    assert device.choose_dtype("auto", torch.device("cpu")) == dtype
+    assert device.choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+def test_the_speed_of_matrix_products_is_measured_without_changing_the_number_of_threads():
+    threads = torch.get_num_threads()
+    assert 0.01 < device._bfloat16_speedup.__wrapped__() < 100
+    assert torch.get_num_threads() == threads
+
+
+def test_a_head_without_an_encoder_has_no_engine_to_choose(hashing_head, source):
+    assert choose(hashing_head, source) is None
 
 
 def test_the_manifest_records_the_choice_but_its_digest_does_not_depend_on_the_reason(encoder_head, source, tmp_path):
