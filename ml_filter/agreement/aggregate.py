@@ -6,9 +6,9 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,8 @@ def aggregate_annotations(annotations: Sequence[str | Path], config: AggregateCo
             documents=len(votes.documents), criteria=len(votes.criteria), annotators=len(votes.annotators), scored=0
         )
         with out.new_shard(_SHARD, AGGREGATED_SCHEMA) as writer, out.new_rejects(_SHARD) as rejects:
-            for rows in _in_chunks(_score_documents(votes, config.method, criteria, posteriors)):
+            scored = _score_documents(votes, config.method, criteria, posteriors)
+            for rows in iter(lambda: list(islice(scored, _WRITE_ROWS)), []):
                 counts.update(
                     scored=sum(row["score"] is not None for row in rows),
                     failed=sum(row["score"] is None for row in rows),
@@ -167,14 +168,12 @@ def _read_votes(manifests: Sequence[Manifest], config: AggregateConfig) -> _Vote
                     if config.use == "expected":
                         score = pc.coalesce(table["expected_score"], score)
                     score = pc.if_else(pc.equal(table["status"], "scored"), score, None)
-                    parts.append(
-                        [
-                            *(_index_of(table[name].to_pylist(), index) for name, index in indices.items()),
-                            table["vote"].to_numpy(),
-                            np.full(table.num_rows, source, dtype=np.int32),
-                            score.to_numpy(),
-                        ]
-                    )
+                    codes = []
+                    for name, index in indices.items():  # new names get the next numbers
+                        numbers = (index.setdefault(value, len(index)) for value in table[name].to_pylist())
+                        codes.append(np.fromiter(numbers, np.int64, table.num_rows))
+                    sources = np.full(table.num_rows, source, dtype=np.int32)
+                    parts.append([*codes, table["vote"].to_numpy(), sources, score.to_numpy()])
                     bar.advance(table.num_rows)
     if not parts:
         raise InputError(f"{', '.join(m.root for m in manifests)} has no votes")
@@ -197,16 +196,11 @@ def _read_votes(manifests: Sequence[Manifest], config: AggregateConfig) -> _Vote
         documents=names["document_id"],
         criteria=names["criterion"],
         annotators=names["annotator"],
-        document=document[order].astype(np.int64),
-        criterion=criterion[order].astype(np.int64),
-        annotator=annotator[order].astype(np.int64),
+        document=document[order],
+        criterion=criterion[order],
+        annotator=annotator[order],
         value=value[order],
     )
-
-
-def _index_of(names: Iterable[str], index: dict[str, int]) -> NDArray[np.int32]:
-    """The index of each name; new names get the next ones."""
-    return np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int32)
 
 
 def _score_documents(
@@ -238,11 +232,6 @@ def _score_documents(
             "posterior": posterior,
             "method": method,
         }
-
-
-def _in_chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    for _, chunk in groupby(enumerate(rows), key=lambda numbered: numbered[0] // _WRITE_ROWS):
-        yield [row for _, row in chunk]
 
 
 def _fit(

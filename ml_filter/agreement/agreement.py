@@ -1,9 +1,11 @@
-"""How well raters agree, overall and by stratum: the figures, from ratings that are in memory."""
+"""How well raters agree, overall and by stratum: the figures, the plots and the page."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.agreement.config import AgreementConfig
-from ml_filter.agreement.ratings import RatedInput, Ratings
+from ml_filter.agreement.ratings import RatedInput, Ratings, read_ratings
+from ml_filter.documents.manifest import Manifest
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.progress import progress
+from ml_filter.rendering.html import render
+from ml_filter.rendering.plots import confusion_tables, interval_plot, rating_differences, rating_distribution
 from ml_filter.statistics.group import GroupAgreement, compare_group
-from ml_filter.statistics.intervals import MIN_DOCUMENTS, Array, Figure, Resampling, mean_figure, too_few
+from ml_filter.statistics.intervals import MIN_DOCUMENTS, Figure, Resampling, mean_figure, too_few
+from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
 from ml_filter.statistics.pair import PairAgreement, compare_pair
 from ml_filter.statistics.rounding import round_scores
 
@@ -29,6 +36,9 @@ METHOD = (
     "raters; Fleiss' kappa and ICC (forms of Shrout and Fleiss 1979) use the documents that every rater scored, "
     "Krippendorff's alpha those that at least two scored."
 )
+_PANELS = 6
+"""Pairs that a plot shows at most; the tables show all."""
+_STRATA_FIGURES = ("spearman", "kappa_quadratic")
 
 
 class RaterSummary(BaseModel):
@@ -43,7 +53,10 @@ class RaterSummary(BaseModel):
 
 
 class Section(BaseModel):
-    """Agreement over some documents. With gold, gold is the reference of the first pairs."""
+    """Agreement over some documents. With gold, gold is the reference of the first pairs.
+
+    `share_failed` is of the documents that a rater should have scored.
+    """
 
     documents: int
     share_failed: dict[str, Figure]
@@ -76,6 +89,39 @@ class Agreement(BaseModel):
             for value, section in sections.items()
         }
         return {"overall": self.overall, **strata}
+
+
+def measure_agreement(scores: Sequence[str], config: AgreementConfig, output: str | Path) -> tuple[Agreement, Manifest]:
+    """Compare the raters of annotation directories, score directories and rated tables.
+
+    Writes `agreement.json`, `agreement.html` and plots as .svg. An undefined figure is None, with the reason.
+
+    Raises:
+        InputError: an input cannot be read, or there is nothing to compare.
+    """
+    ratings, parents = read_ratings(scores, config)
+    with OutputDirectory(output, "agreement", config, parents) as out:
+        if out.manifest:
+            return Agreement.model_validate_json(out.fs.cat_file(f"{out.root}/{AGREEMENT_NAME}")), out.manifest
+        agreement = compare_ratings(ratings, config)
+        write_agreement(out, agreement, ratings)
+        counts = {
+            "documents": agreement.overall.documents,
+            "raters": len(agreement.raters),
+            "failed": sum(rater.failed for rater in agreement.raters),
+            "unmatched_rows": sum(rated.unmatched_rows for rated in agreement.inputs),
+        }
+        return agreement, out.finish([], counts)
+
+
+def write_agreement(out: OutputDirectory, agreement: Agreement, ratings: Ratings) -> dict[str, str]:
+    """Write `agreement.json`, `agreement.html` and the plots; returns the plots by name."""
+    plots = agreement_plots(agreement, ratings)
+    for name, svg in plots.items():
+        out.put_bytes(f"{name}.svg", svg.encode())
+    out.put_bytes(AGREEMENT_NAME, (agreement.model_dump_json(indent=1) + "\n").encode())
+    out.put_bytes(REPORT_NAME, agreement_report(agreement, plots).encode())
+    return plots
 
 
 def compare_ratings(ratings: Ratings, config: AgreementConfig) -> Agreement:
@@ -120,25 +166,23 @@ def _section(ratings: Ratings, chosen: NDArray[np.bool_], config: AgreementConfi
         for a, b in combinations(range(len(names)), 2)
     ]
     group = slice(1 if ratings.has_gold and len(names) > 2 else 0, None)
+    attempted = np.isfinite(values) | failed
+    share_failed = {
+        name: mean_figure(failed[attempted[:, i], i], resampling, is_share=True)
+        if count >= MIN_DOCUMENTS
+        else too_few(count)
+        for i, (name, count) in enumerate(zip(names, attempted.sum(axis=0).tolist(), strict=True))
+    }
     return Section(
         documents=int(chosen.sum()),
-        share_failed={name: _share_failed(values[:, i], failed[:, i], resampling) for i, name in enumerate(names)},
+        share_failed=share_failed,
         pairs=pairs,
         group=compare_group(names[group], values[:, group], score_range=ratings.score_range, resampling=resampling),
     )
 
 
-def _share_failed(scores: Array, failed: NDArray[np.bool_], resampling: Resampling) -> Figure:
-    """The share of the documents a rater should have scored, [documents], that got no score."""
-    attempted = np.isfinite(scores) | failed
-    if attempted.sum() < MIN_DOCUMENTS:
-        return too_few(int(attempted.sum()))
-    return mean_figure(failed[attempted], resampling, is_share=True)
-
-
 def _summary(ratings: Ratings, column: int) -> RaterSummary:
-    scores: Array = ratings.values[:, column]
-    scores = scores[np.isfinite(scores)]
+    scores = ratings.values[np.isfinite(ratings.values[:, column]), column]
     classes = Counter(round_scores(scores, *(ratings.score_range or ())).astype(int).tolist())
     return RaterSummary(
         name=ratings.raters[column],
@@ -147,4 +191,52 @@ def _summary(ratings: Ratings, column: int) -> RaterSummary:
         mean=float(scores.mean()) if len(scores) else None,
         standard_deviation=float(scores.std(ddof=1)) if len(scores) > 1 else None,
         classes=dict(sorted(classes.items())),
+    )
+
+
+def agreement_plots(agreement: Agreement, ratings: Ratings) -> dict[str, str]:
+    """SVG texts by name: `distribution`, and if the data allow it `differences`, `confusion` and one `strata_<figure>`
+    each for Spearman and the quadratic kappa."""
+    shares = {
+        rater.name: {score: count / rater.documents for score, count in rater.classes.items()}
+        for rater in agreement.raters
+    }
+    plots = {"distribution": rating_distribution(shares)}
+    pairs = [pair for pair in agreement.overall.compared(agreement.gold) if pair.documents][:_PANELS]
+    if pairs:
+        plots["differences"] = rating_differences(
+            {f"{pair.rater} − {pair.reference}": _differences(ratings, pair) for pair in pairs}  # noqa: RUF001
+        )
+    tables = {(p.reference, p.rater): (list(p.classes), p.confusion) for p in pairs if p.confusion}
+    if tables:
+        plots["confusion"] = confusion_tables(tables)
+    if agreement.strata:
+        for name in _STRATA_FIGURES:
+            rows = [
+                (f"{stratum}: {pair.rater} (n={figure.documents})", *figure.interval)
+                for stratum, section in agreement.sections().items()
+                for pair in section.compared(agreement.gold)
+                if (figure := pair.figures[name]).interval
+            ]
+            if rows:
+                plots[f"strata_{name}"] = interval_plot(rows, xlabel=PAIR_FIGURES[name])
+    return plots
+
+
+def _differences(ratings: Ratings, pair: PairAgreement) -> list[float]:
+    reference, rater = (ratings.values[:, ratings.raters.index(name)] for name in (pair.reference, pair.rater))
+    differences = rater - reference
+    result: list[float] = differences[np.isfinite(differences)].tolist()
+    return result
+
+
+def agreement_report(agreement: Agreement, plots: dict[str, str]) -> str:
+    """HTML with the figures, their intervals and the plots."""
+    return render(
+        "agreement/templates/agreement.html",
+        agreement=agreement,
+        plots=plots,
+        strata_figures=_STRATA_FIGURES,
+        pair_names=PAIR_FIGURES,
+        group_names=GROUP_FIGURES,
     )

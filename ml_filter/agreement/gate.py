@@ -7,9 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from ml_filter.agreement.agreement import REPORT_NAME
+from ml_filter.agreement.agreement import REPORT_NAME, measure_agreement
 from ml_filter.agreement.config import AgreementConfig, GateConfig
-from ml_filter.agreement.measure import measure_agreement
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import GateFailed
 from ml_filter.statistics.intervals import Figure
@@ -95,22 +94,14 @@ def run_gate(scores: Manifest | str | Path, config: GateConfig, output: str | Pa
 def _check(stratum: str, pair: PairAgreement, share_failed: float, config: GateConfig) -> GateCheck:
     figure = pair.figures[config.metric]
     subject = f"{pair.rater}, {stratum}"
-    metric = f"{subject}: {PAIR_FIGURES[config.metric]}"
-    outcome: Outcome = "failed"
+    passed, reason = figure.reaches(
+        f"{subject}: {PAIR_FIGURES[config.metric]}", config.min_agreement, config.min_documents, config.confidence
+    )
+    outcome: Outcome = "passed" if passed else "failed"
     if figure.documents < config.min_documents:
         if stratum != "overall" and config.small_strata == "report":
             outcome = "not_judged"
-        reason = f"{metric} has only {figure.documents} documents; at least {config.min_documents} are required"
     elif share_failed > config.max_failed_share:
+        outcome = "failed"
         reason = f"{subject}: {share_failed:.1%} failed; at most {config.max_failed_share:.1%} is allowed"
-    elif figure.low is None:
-        reason = f"{metric} is undefined on {figure.documents} documents ({figure.reason})"
-    else:
-        reached = figure.low >= config.min_agreement
-        outcome = "passed" if reached else "failed"
-        reason = (
-            f"{metric} is {figure.value:.3f} on {figure.documents} documents, {config.confidence:.0%} interval "
-            f"{figure.low:.3f} to {figure.high:.3f}; its lower bound is {'at least' if reached else 'below'} "
-            f"{config.min_agreement:g}"
-        )
     return GateCheck(rater=pair.rater, stratum=stratum, figure=figure, outcome=outcome, reason=reason)

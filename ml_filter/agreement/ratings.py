@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from loguru import logger
@@ -20,14 +20,13 @@ from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.eurolingua import failed_votes
 from ml_filter.documents.lineage import only_criterion
-from ml_filter.documents.manifest import Manifest, Parent, find_manifest
+from ml_filter.documents.manifest import Parent, find_manifest
 from ml_filter.documents.readers import read_rows, read_schema, read_tables, text_id
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 
 NO_STRATUM = "(none)"
 """The stratum of documents without a value in the column."""
-Kind = Literal["annotations", "scores", "table", "gold"]
 _ID_COLUMNS = ("id", "document_id")
 _RATING_COLUMNS = ("score", "scores")
 _OUTCOMES = ("score_status", "errors", "document_processing_status")
@@ -36,10 +35,13 @@ _ANNOTATION_COLUMNS = ("document_id", "annotator", "criterion", "vote", "status"
 
 
 class RatedInput(BaseModel):
-    """One input. An unmatched row is of a document that gold does not have; without gold, that no other input has."""
+    """One input: its `kind` is annotations, scores, table or gold.
+
+    An unmatched row is of a document that gold does not have; without gold, that no other input has.
+    """
 
     path: str
-    kind: Kind
+    kind: str
     digest: str
     rows: int
     documents: int
@@ -90,11 +92,11 @@ class _Rater:
 @dataclass
 class _Input:
     path: str
-    kind: Kind
+    kind: str
     digest: str
     only: Counter[str] | None
     """The documents of gold, if there is gold: rows of other documents are skipped."""
-    raters: dict[Any, _Rater] = field(default_factory=dict)
+    raters: dict[str, _Rater] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
     """Rows of each document that is kept."""
     skipped: int = 0
@@ -115,6 +117,10 @@ class _Input:
         self.rows[document] += 1
         return True
 
+    def rater(self, *names: str) -> _Rater:
+        """The rater with these names, the last of which is unique."""
+        return self.raters.setdefault(names[-1], _Rater(names))
+
     @property
     def some_ids(self) -> str:
         return ", ".join(self.some_skipped or list(self.rows)[:2]) or "(no rows)"
@@ -134,7 +140,6 @@ def read_ratings(scores: Sequence[str], config: AgreementConfig) -> tuple[Rating
     inputs = _read_inputs(scores, config)
     _check_join(inputs)
     ratings = _join(inputs, config)
-    _check_thresholds(inputs, config)
     if len(ratings.raters) < 2:
         raise InputError(
             f"{', '.join(scores)} has only one rater ({', '.join(ratings.raters) or 'none'}); agreement requires two: "
@@ -208,49 +213,32 @@ def _join(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
 
 def _read_input(source: SourceConfig, config: AgreementConfig, only: Counter[str] | None) -> _Input:
     manifest = find_manifest(source.paths[0])
-    if manifest is not None and manifest.kind == "annotations":
-        return _read_annotations(manifest, config, only)
-    if manifest is not None and manifest.kind == "scores":
-        return _read_scores(manifest, config, only)
-    return _read_table(source.model_copy(update={"id_column": config.id_column}), "table", config, only)
-
-
-def _read_annotations(manifest: Manifest, config: AgreementConfig, only: Counter[str] | None) -> _Input:
+    if manifest is None or manifest.kind not in ("annotations", "scores"):
+        return _read_table(source.model_copy(update={"id_column": config.id_column}), "table", config, only)
     criterion = only_criterion(manifest, config.criterion)
-    rated = _Input(manifest.root, "annotations", manifest.digest, only, criterion=criterion)
-    prompts = [prompt["name"] for prompt in manifest.config["prompts"] if prompt["criterion"] == criterion.name]
-    prompt = prompts[0] if len(prompts) == 1 else criterion.name
-    for path in manifest.shard_paths():
-        for table in read_tables(path, _ANNOTATION_COLUMNS):
-            for row in table.to_pylist():
-                if row["criterion"] != criterion.name or not rated.count(row["document_id"]):
-                    continue
-                annotator = row["annotator"]
-                vote = f" vote {row['vote']}" if config.votes_as_raters else ""
-                names = (annotator, f"{annotator} / {prompt}", f"{annotator} in {manifest.root}")
-                rater = rated.raters.setdefault((annotator, vote), _Rater(tuple(name + vote for name in names)))
-                score = row["expected_score"] if config.use == "expected" else None
-                score = row["score"] if score is None else score
-                rater.add(row["document_id"], score if row["status"] == "scored" else None)
-    return rated
-
-
-def _read_scores(manifest: Manifest, config: AgreementConfig, only: Counter[str] | None) -> _Input:
-    criterion = only_criterion(manifest, config.criterion)
-    rated = _Input(manifest.root, "scores", manifest.digest, only, criterion=criterion)
+    rated = _Input(manifest.root, manifest.kind, manifest.digest, only, criterion=criterion)
     path = PurePosixPath(manifest.root)
-    rater = rated.raters["score"] = _Rater((path.name, f"{path.parent.name}/{path.name}", manifest.root))
-    for shard in manifest.shard_paths():
-        for table in read_tables(shard, ("document_id", "criterion", "score")):
-            for row in table.to_pylist():
-                if row["criterion"] == criterion.name and rated.count(row["document_id"]):
-                    rater.add(row["document_id"], row["score"])
+    names = (path.name, f"{path.parent.name}/{path.name}", manifest.root)
+    prompts = [p["name"] for p in manifest.config.get("prompts", []) if p["criterion"] == criterion.name]
+    prompt = prompts[0] if len(prompts) == 1 else criterion.name
+    columns = _ANNOTATION_COLUMNS if manifest.kind == "annotations" else ("document_id", "criterion", "score")
+    for row in (row for shard in manifest.shard_paths() for t in read_tables(shard, columns) for row in t.to_pylist()):
+        if row["criterion"] != criterion.name or not rated.count(row["document_id"]):
+            continue
+        score, vote = row["score"], ""
+        if manifest.kind == "annotations":
+            annotator = row["annotator"]
+            names = (annotator, f"{annotator} / {prompt}", f"{annotator} in {manifest.root}")
+            vote = f" vote {row['vote']}" if config.votes_as_raters else ""
+            if row["status"] != "scored":
+                score = None
+            elif config.use == "expected" and row["expected_score"] is not None:
+                score = row["expected_score"]
+        rated.rater(*(name + vote for name in names)).add(row["document_id"], score)
     return rated
 
 
-def _read_table(
-    source: SourceConfig, kind: Literal["table", "gold"], config: AgreementConfig, only: Counter[str] | None
-) -> _Input:
+def _read_table(source: SourceConfig, kind: str, config: AgreementConfig, only: Counter[str] | None) -> _Input:
     shards, parents = list_shards(source)
     path = ", ".join(source.paths)
     rated = _Input(path, kind, "+".join(parent.digest for parent in parents), only)
@@ -273,12 +261,11 @@ def _read_table(
             for column in rating_columns or [name for name in _RATING_COLUMNS if name in row][:1]:
                 failed = _failed(location, column, row) if kind == "table" else []
                 for index, (name, value) in enumerate(_cells(column, row.get(column))):
-                    rater = rated.raters.setdefault(name, _Rater((name, f"{stem}: {name}", f"{path}: {name}")))
+                    rater = rated.rater(name, f"{stem}: {name}", f"{path}: {name}")
                     score = _number(location, column, value)
-                    if failed[index : index + 1] == [True]:
-                        rater.add(document, None)
-                    elif score is not None:
-                        rater.add(document, score)
+                    has_failed = failed[index : index + 1] == [True]
+                    if has_failed or score is not None:
+                        rater.add(document, None if has_failed else score)
     missing = [name for name in rating_columns if name not in rated.columns]
     if missing or not (rating_columns or rated.columns & set(_RATING_COLUMNS)):
         absent = f"no column {missing[0]!r}" if missing else "no column score or scores"
@@ -405,7 +392,7 @@ def _scale(inputs: Sequence[_Input], config: AgreementConfig) -> tuple[tuple[flo
     """Score range (None: not known) and threshold: those of the inputs' criterion, or those in the configuration.
 
     Raises:
-        InputError: the score ranges of the inputs and the configuration differ.
+        InputError: the inputs have different score ranges or thresholds.
     """
     ranges = {rated.criterion.bounds: rated.path for rated in inputs if rated.criterion}
     if config.score_range:
@@ -415,16 +402,13 @@ def _scale(inputs: Sequence[_Input], config: AgreementConfig) -> tuple[tuple[flo
             "the inputs have different score ranges: "
             + "; ".join(f"{path} from {low:g} to {high:g}" for (low, high), path in ranges.items())
         )
-    default = Criterion.of_labels("score", config.score_range, config.threshold).threshold
-    thresholds = [] if config.threshold is not None else [r.criterion.threshold for r in inputs if r.criterion]
-    return next(iter(ranges), None), next(iter(thresholds), default)
-
-
-def _check_thresholds(inputs: Sequence[_Input], config: AgreementConfig) -> None:
     thresholds = {rated.criterion.threshold: rated.path for rated in inputs if rated.criterion}
-    if len(thresholds) > 1 and config.threshold is None:
+    if config.threshold is not None or not thresholds:
+        thresholds = {Criterion.of_labels("score", config.score_range, config.threshold).threshold: ""}
+    if len(thresholds) > 1:
         raise InputError(
             "the inputs have different thresholds: "
             + "; ".join(f"{path} {threshold:g}" for threshold, path in thresholds.items())
             + "; choose one with --threshold"
         )
+    return next(iter(ranges), None), next(iter(thresholds))

@@ -394,7 +394,7 @@ def convert(
 )
 def agreement(scores: Ratings, output: Output, agreement: AgreementConfig) -> None:
     """Measure how well raters agree, with confidence intervals. Writes the figures as JSON, a page and plots."""
-    from ml_filter.agreement.measure import measure_agreement
+    from ml_filter.agreement.agreement import measure_agreement
 
     result, manifest = measure_agreement(scores, agreement, output)
     show_agreement(result, manifest.root)

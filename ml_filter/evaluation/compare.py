@@ -10,8 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel
 
-from ml_filter.agreement.agreement import Agreement, compare_ratings
-from ml_filter.agreement.measure import write_agreement
+from ml_filter.agreement.agreement import Agreement, compare_ratings, write_agreement
 from ml_filter.agreement.ratings import Ratings, read_ratings, require_gold
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import AnnotateConfig
@@ -28,6 +27,7 @@ from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, TooManyFailures
 from ml_filter.evaluation.config import CompareConfig
+from ml_filter.evaluation.result import excerpt_of
 from ml_filter.rendering.html import render
 from ml_filter.statistics.intervals import Array, Figure, Resampling
 from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES
@@ -304,7 +304,7 @@ def _excerpts(source: SourceConfig, ids: set[str]) -> dict[str, str]:
         for table in read_shard(shard, source, RejectsLog()):
             for document_id, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
                 if document_id in ids and document_id not in excerpts:
-                    excerpts[document_id] = text if len(text) <= _EXCERPT_CHARS else text[:_EXCERPT_CHARS] + " …"
+                    excerpts[document_id] = excerpt_of(text, _EXCERPT_CHARS)
         if len(excerpts) == len(ids):
             break
     return excerpts

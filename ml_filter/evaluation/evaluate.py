@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,31 @@ from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.writer import file_digest
 from ml_filter.errors import InputError
-from ml_filter.evaluation.collector import SCORE_COLUMNS, Collector
-from ml_filter.evaluation.result import EVALUATION_NAME, REPORT_NAME, HeadEvaluation, Unit, evaluation_report
+from ml_filter.evaluation.result import (
+    EVALUATION_NAME,
+    REPORT_NAME,
+    Disagreement,
+    HeadEvaluation,
+    Unit,
+    evaluation_report,
+    excerpt_of,
+)
 from ml_filter.heads.config import EngineConfig
 from ml_filter.heads.info import CalibratedCriterion, read_info
 from ml_filter.heads.kinds import load_head
-from ml_filter.heads.labels import Labelled, LabelledDocuments
+from ml_filter.heads.labels import STRATA, Labelled, LabelledDocuments
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import TRAINING_NAME, head_parent
 from ml_filter.progress import progress
-from ml_filter.statistics.quality import HeadScores
+from ml_filter.statistics.quality import LENGTH, HeadScores, compare_heads, length_buckets, measure_quality
 
+WORST = 20
+_EXCERPT_CHARS = 400
 _SHARD = "predictions"
+_SCORE_COLUMNS = ("score", "compared_score")
+"""Columns of the predictions: of the head, and of the one it is compared with."""
+_SOURCE_COLUMNS = ("host", "source")
+"""Columns that say where a document comes from, the most specific first."""
 
 
 def evaluate_head(
@@ -67,35 +81,59 @@ def evaluate_head(
     with OutputDirectory(output, "predictions", settings, [*data.parents, *parents]) as out:
         if out.manifest:
             return HeadEvaluation.model_validate_json(out.fs.cat_file(f"{out.root}/{EVALUATION_NAME}")), out.manifest
-        heads = [
-            _find_scores(directory, parent, data.parents, settings, earlier, compared=index > 0)
-            or _HeadScores(directory, criterion, compared=index > 0)
+        scorers = [
+            _earlier_scorer(directory, parent, data.parents, settings, earlier, compared=index > 0)
+            or _head_scorer(directory, criterion, compared=index > 0)
             for index, (directory, parent) in enumerate(zip(directories, parents, strict=True))
         ]
-        _check_ranges(heads, [parent.path for parent in parents])
-        scale = heads[0].criterion
+        _check_ranges(scorers, [parent.path for parent in parents])
+        scale, unit = scorers[0].criterion, scorers[0].unit
         column = 0 if len(data.criteria) == 1 else _column(data.names, criterion, ", ".join(gold.paths))
-        collector, seen = Collector(heads=len(heads), unit=heads[0].unit), 0
+        tables: list[pa.Table] = []
+        sizes: list[int] = []
+        worst: list[Disagreement] = []
+        seen = 0
         with out.new_shard(_SHARD) as writer, out.new_rejects(_SHARD) as rejects, progress("Evaluating") as bar:
             for chunk in data:
                 seen += len(chunk.ids)
                 labelled = _with_label(chunk, column)
                 if not labelled.ids:
                     continue
-                scores = [
-                    HeadScores.from_scores(head.score(labelled), head.criterion, head.criterion.calibration)
-                    for head in heads
-                ]
-                writer.write(collector.add(labelled, scores, heads[0].lengths(labelled)))
+                scores = [scorer.score(labelled, len(sizes)) for scorer in scorers]
+                int_scores = HeadScores.from_scores(scores[0], scale, scale.calibration).int_scores
+                table = _predictions(labelled, scores, int_scores, unit, scorers[0].lengths(labelled, len(sizes)))
+                writer.write(table)
+                tables.append(table.drop_columns(["id"]))
+                sizes += [len(text.encode(errors="replace")) for text in labelled.texts]
+                worst = _keep_worst(worst, labelled, scores[0])
                 bar.advance(len(labelled.ids))
-        labels = collector.labels
+        if not tables:
+            raise InputError(f"no document of {', '.join(gold.paths)} has a label in {label_column!r}")
+        # Chunks may lack columns of others, which become null.
+        predictions = pa.concat_tables(tables, promote_options="default")
+        labels, *scores = (predictions[name].to_numpy() for name in ("label", *_SCORE_COLUMNS[: len(scorers)]))
         unlabelled = data.unlabelled + seen - len(labels)
         _check_labels(labels, scale, gold, label_column)
-        scores_of_head = collector.scores_of(0).scores
-        if not np.isfinite(scores_of_head).any():
+        if not np.isfinite(scores[0]).any():
             raise InputError(f"{parents[0].path} gives none of the labelled documents a score")
+        columns = {name: predictions[name].to_pylist() for name in predictions.column_names if name in STRATA}
+        columns[f"{LENGTH} {unit}"] = length_buckets(predictions[unit].to_numpy())
+        source = next((name for name in _SOURCE_COLUMNS if name in columns), None)
+        quality = measure_quality(
+            scores[0],
+            labels,
+            scale,
+            calibration=scale.calibration,
+            columns={name: values for name, values in columns.items() if name != "host"},
+            source=None if source is None else (source, columns[source]),
+            tokens=np.array(sizes),
+        )
+        compared = [
+            HeadScores.from_scores(values, scorer.criterion, scorer.criterion.calibration)
+            for values, scorer in zip(scores, scorers, strict=True)
+        ]
         evaluation = HeadEvaluation(
-            **dict(collector.quality(scale)),
+            **dict(quality),
             head=parents[0].path,
             head_digest=parents[0].digest,
             criterion=scale.name,
@@ -103,57 +141,39 @@ def evaluate_head(
             label_column=label_column,
             unlabelled=unlabelled,
             compared_with=None if compare is None else parents[1].path,
-            comparison=collector.comparison(scale),
-            worst=collector.worst(),
-            length_unit=heads[0].unit,
+            comparison=None if compare is None else compare_heads(compared[0], compared[1], labels, scale),
+            worst=worst,
+            length_unit=unit,
         )
         out.put_bytes(EVALUATION_NAME, (evaluation.model_dump_json(indent=1) + "\n").encode())
-        out.put_bytes(REPORT_NAME, evaluation_report(evaluation, scores_of_head, labels).encode())
+        out.put_bytes(REPORT_NAME, evaluation_report(evaluation, scores[0], labels).encode())
         counts = {"documents": len(labels), "unscored": evaluation.unscored, "unlabelled": unlabelled}
         return evaluation, out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, counts))])
 
 
-class _HeadScores:
-    """One criterion of a head, and its scores of texts."""
+@dataclass(frozen=True)
+class _Scorer:
+    """One criterion of a head. `score` and `lengths` take a chunk and the number of labelled documents before it, and
+    return scores and lengths of whole texts, [documents]."""
 
-    def __init__(self, directory: Path, criterion: str | None, *, compared: bool) -> None:
-        head = load_head(directory, EngineConfig())
-        self._head, names = head, head.info.names
-        self._column = _column(names, criterion, head_origin(directory), compared=compared)
-        self.criterion = head.info.criteria[self._column]
-        self.unit: Unit = head.unit
-
-    def score(self, chunk: Labelled) -> NDArray[np.float32]:
-        """Scores [documents]."""
-        return self._head.score(chunk.texts)[:, self._column]
-
-    def lengths(self, chunk: Labelled) -> Sequence[int]:
-        """Lengths of whole texts [documents]."""
-        return self._head.lengths(chunk.texts)
+    criterion: CalibratedCriterion
+    unit: Unit
+    score: Callable[[Labelled, int], NDArray[np.float32]]
+    lengths: Callable[[Labelled, int], Sequence[int]]
 
 
-class _EarlierScores:
-    """The same, from the predictions of an earlier evaluation."""
-
-    def __init__(self, predictions: pa.Table, column: str, criterion: CalibratedCriterion) -> None:
-        self.criterion, self._column = criterion, column
-        self.unit: Unit = "tokens" if "tokens" in predictions.column_names else "words"
-        self._left = predictions
-
-    def score(self, chunk: Labelled) -> NDArray[np.float32]:
-        """Scores [documents]; call it before `lengths`."""
-        self._current, self._left = self._left[: len(chunk.ids)], self._left[len(chunk.ids) :]
-        assert self._current["id"].to_pylist() == list(chunk.ids)
-        scores: NDArray[np.float32] = self._current[self._column].to_numpy()
-        return scores
-
-    def lengths(self, chunk: Labelled) -> Sequence[int]:
-        """Lengths of whole texts [documents]."""
-        lengths: list[int] = self._current[self.unit].to_pylist()
-        return lengths
+def _head_scorer(directory: Path, criterion: str | None, *, compared: bool) -> _Scorer:
+    head = load_head(directory, EngineConfig())
+    column = _column(head.info.names, criterion, head_origin(directory), compared=compared)
+    return _Scorer(
+        head.info.criteria[column],
+        head.unit,
+        lambda chunk, _: head.score(chunk.texts)[:, column],
+        lambda chunk, _: head.lengths(chunk.texts),
+    )
 
 
-def _find_scores(
+def _earlier_scorer(
     directory: Path,
     head: Parent,
     documents: Sequence[Parent],
@@ -161,7 +181,7 @@ def _find_scores(
     earlier: Sequence[Manifest],
     *,
     compared: bool,
-) -> _EarlierScores | None:
+) -> _Scorer | None:
     """A head's scores in earlier predictions of the same documents, if the file exists unchanged."""
     digests = [parent.digest for parent in documents]
     for manifest in earlier:
@@ -171,14 +191,62 @@ def _find_scores(
         if not same or not (directory / TRAINING_NAME).exists() or find_manifest(manifest.root) is None:
             continue
         path = manifest.shard_paths()[0]
-        column = SCORE_COLUMNS[[parent.digest for parent in heads].index(head.digest)]
+        score_column = _SCORE_COLUMNS[[parent.digest for parent in heads].index(head.digest)]
         if "://" in path or not Path(path).exists() or file_digest(Path(path)) != manifest.shards[0].digest:
             continue
-        info = read_info(directory)
         logger.info(f"The scores of {head.path} on these documents are reused from {manifest.root}")
+        info = read_info(directory)
         index = _column(info.names, settings["criterion"], head.path, compared=compared)
-        return _EarlierScores(pq.read_table(path), column, info.criteria[index])
+        return _table_scorer(pq.read_table(path), score_column, info.criteria[index])
     return None
+
+
+def _table_scorer(predictions: pa.Table, score_column: str, criterion: CalibratedCriterion) -> _Scorer:
+    unit: Unit = "tokens" if "tokens" in predictions.column_names else "words"
+    return _Scorer(
+        criterion,
+        unit,
+        lambda chunk, start: predictions[score_column].slice(start, len(chunk.ids)).to_numpy(),
+        lambda chunk, start: predictions[unit].slice(start, len(chunk.ids)).to_pylist(),
+    )
+
+
+def _predictions(
+    chunk: Labelled,
+    scores: Sequence[NDArray[np.float32]],
+    int_scores: NDArray[np.int64],
+    unit: Unit,
+    lengths: Sequence[int],
+) -> pa.Table:
+    """The rows of a chunk in the shard. `int_scores` are of the first head."""
+    columns = {
+        "id": pa.array(chunk.ids, pa.string()),
+        "label": pa.array(chunk.labels[:, 0]),
+        "score": pa.array(scores[0], from_pandas=True),
+        "int_score": pa.array(int_scores, pa.int32(), mask=np.isnan(scores[0])),
+        unit: pa.array(lengths, pa.int64()),
+    }
+    columns |= {name: pa.array(values, from_pandas=True) for name, values in zip(_SCORE_COLUMNS, scores, strict=False)}
+    for name, values in chunk.strata.items():
+        columns[name] = pa.array([None if value is None else str(value) for value in values], pa.string())
+    return pa.table(columns)
+
+
+def _keep_worst(worst: list[Disagreement], chunk: Labelled, scores: NDArray[np.float32]) -> list[Disagreement]:
+    """The largest disagreements of those so far and those of a chunk; of two that are equal, the first."""
+    labels = chunk.labels[:, 0]
+    distances = np.nan_to_num(np.abs(scores.astype(np.float64) - labels))
+    rows = [row for row in np.argsort(-distances, kind="stable")[:WORST].tolist() if distances[row] > 0]
+    found = [
+        Disagreement(
+            id=chunk.ids[row],
+            label=float(labels[row]),
+            score=float(scores[row]),
+            excerpt=excerpt_of(chunk.texts[row], _EXCERPT_CHARS),
+        )
+        for row in rows
+    ]
+    return sorted([*worst, *found], key=lambda document: -abs(document.score - document.label))[:WORST]
 
 
 def _with_label(chunk: Labelled, column: int) -> Labelled:
@@ -204,7 +272,7 @@ def _column(names: Sequence[str], criterion: str | None, owner: str, *, compared
     return 0 if criterion is None else names.index(criterion)
 
 
-def _check_ranges(heads: Sequence[_HeadScores | _EarlierScores], names: Sequence[str]) -> None:
+def _check_ranges(heads: Sequence[_Scorer], names: Sequence[str]) -> None:
     ranges = [(head.criterion.low, head.criterion.high) for head in heads]
     if len(set(ranges)) > 1:
         scales = [f"{name} scores from {low:g} to {high:g}" for name, (low, high) in zip(names, ranges, strict=True)]
@@ -214,12 +282,10 @@ def _check_ranges(heads: Sequence[_HeadScores | _EarlierScores], names: Sequence
 def _check_labels(
     labels: NDArray[np.float64], criterion: CalibratedCriterion, gold: SourceConfig, label_column: str
 ) -> None:
-    paths = ", ".join(gold.paths)
-    if not len(labels):
-        raise InputError(f"no document of {paths} has a label in {label_column!r}")
     outside = labels[(labels < criterion.low) | (labels > criterion.high)]
     if len(outside):
         raise InputError(
-            f"{len(outside):,} labels of {paths} in {label_column!r} are outside the head's score range "
-            f"{criterion.low:g} to {criterion.high:g}, such as {outside[0]:g}; use a column with labels in that range"
+            f"{len(outside):,} labels of {', '.join(gold.paths)} in {label_column!r} are outside the head's score "
+            f"range {criterion.low:g} to {criterion.high:g}, such as {outside[0]:g}; use a column with labels in that "
+            "range"
         )

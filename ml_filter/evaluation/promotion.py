@@ -13,7 +13,7 @@ no head to beat and only needs to pass the gate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -103,62 +103,55 @@ def evaluate_candidate(
     sets: dict[Labels, tuple[SourceConfig, str]] = {"gold": (gold, gold_label_column)}
     if config.test is not None:
         sets["test"] = (config.test, config.test_label_column)
-    for source, column in sets.values():
-        _require_held_out(candidate, names[0], source, column)
-        if current is not None:
-            _require_held_out(current, names[1], source, column)
+    for head, name in zip((candidate, current), names, strict=True):
+        if head is not None:
+            _require_held_out(head, name, sets.values())
     compare = None if current is None else current.directory
-    evaluations: dict[Labels, HeadEvaluation] = {}
-    directories: dict[Labels, str] = {}
-    for labels, (source, column) in sets.items():
-        evaluations[labels], manifest = evaluate_head(
-            candidate.directory, source, column, output, compare, config.criterion, earlier
-        )
-        directories[labels] = manifest.root
-    decision = decide(evaluations["gold"], evaluations.get("test"), config, names)
-    return decision.model_copy(update={"evaluations": directories})
+    results = {
+        labels: evaluate_head(candidate.directory, source, column, output, compare, config.criterion, earlier)
+        for labels, (source, column) in sets.items()
+    }
+    decision = decide({labels: evaluation for labels, (evaluation, _) in results.items()}, config, names)
+    return decision.model_copy(update={"evaluations": {name: manifest.root for name, (_, manifest) in results.items()}})
 
 
-def _require_held_out(head: TrainedHead, name: str, source: SourceConfig, label_column: str) -> None:
+def _require_held_out(head: TrainedHead, name: str, sets: Iterable[tuple[SourceConfig, str]]) -> None:
     trained_on = {parent.digest for parent in head.training.parents}
-    for parent in list_shards(source)[1]:
-        if parent.digest in trained_on:
-            raise InputError(f"{name} was trained on {parent.path}: {_HELD_OUT}")
     keys = read_trained_on(head.directory)
     if keys is None:
         logger.warning(f"{name} has no record of the texts it was trained on: not checked for overlap")
-        return
-    seen: list[str] = []
-    documents = 0
-    for chunk in LabelledDocuments(source, label_column):
-        documents += len(chunk.ids)
-        seen += [chunk.ids[row] for row in np.flatnonzero(np.isin(text_keys(chunk.texts), keys)).tolist()]
-    if seen:
-        raise InputError(
-            f"{name} was trained on {len(seen):,} of the {documents:,} documents of {', '.join(source.paths)}, such as "
-            f"{seen[0]}: remove them, or use `ml-filter decontaminate LABELS --against` these documents before "
-            f"training; {_HELD_OUT}"
-        )
+    for source, label_column in sets:
+        for parent in list_shards(source)[1]:
+            if parent.digest in trained_on:
+                raise InputError(f"{name} was trained on {parent.path}: {_HELD_OUT}")
+        if keys is None:
+            continue
+        seen: list[str] = []
+        documents = 0
+        for chunk in LabelledDocuments(source, label_column):
+            documents += len(chunk.ids)
+            seen += [chunk.ids[row] for row in np.flatnonzero(np.isin(text_keys(chunk.texts), keys)).tolist()]
+        if seen:
+            raise InputError(
+                f"{name} was trained on {len(seen):,} of the {documents:,} documents of {', '.join(source.paths)}, "
+                f"such as {seen[0]}: remove them, or use `ml-filter decontaminate LABELS --against` these documents "
+                f"before training; {_HELD_OUT}"
+            )
 
 
-def decide(
-    gold: HeadEvaluation, test: HeadEvaluation | None, config: PromoteConfig, names: tuple[str, str] = _NAMES
-) -> Decision:
+def decide(evaluations: Mapping[Labels, HeadEvaluation], config: PromoteConfig, names: tuple[str, str]) -> Decision:
     """Promote the candidate or not.
 
     Args:
-        gold: the candidate on human labels, compared with the current head if there is one.
-        test: the same on held-out documents with LLM labels; None: compare on gold.
+        evaluations: of the candidate, compared with the current head if there is one: on human gold, and on held-out
+            documents with LLM labels if there are some.
         config: metric, margin, minimum.
         names: of candidate and current head, for the reasons.
     """
     candidate, current = names
-    sets: dict[Labels, HeadEvaluation] = {"gold": gold}
-    if test is not None:
-        sets["test"] = test
     refused: list[str] = []
     granted: list[str] = []
-    for labels, evaluation in sets.items():
+    for labels, evaluation in evaluations.items():
         failed = evaluation.unscored / (evaluation.documents + evaluation.unscored)
         if failed > config.max_failed_share:
             refused.append(
@@ -167,7 +160,7 @@ def decide(
             )
     comparisons = {
         labels: evaluation.comparison.differences
-        for labels, evaluation in sets.items()
+        for labels, evaluation in evaluations.items()
         if evaluation.comparison is not None
     }
     compared_on: Labels | None = None
@@ -177,8 +170,12 @@ def decide(
         (granted if beats else refused).append(reason)
     else:
         granted.append(f"{candidate} is the first head: there is no other to beat")
-    gate, reason = _human_gate(gold.intervals[config.metric], config)
-    (granted if gate.passed else refused).append(reason)
+    gold = evaluations["gold"]
+    figure = gold.intervals[config.metric]
+    passed, reason = figure.reaches(
+        f"{PAIR_FIGURES[config.metric]} with humans", config.min_agreement, config.min_documents, gold.confidence
+    )
+    (granted if passed else refused).append(reason)
     return Decision(
         promoted=not refused,
         reasons=refused + granted,
@@ -187,7 +184,7 @@ def decide(
         current=current if comparisons else None,
         compared_on=compared_on,
         comparisons=comparisons,
-        gate=gate,
+        gate=HumanGate(figure=figure, minimum=config.min_agreement, passed=passed),
     )
 
 
@@ -204,20 +201,3 @@ def _beats(difference: Figure, labels: Labels, config: PromoteConfig, current: s
     if value <= config.margin:
         return False, reason + "this is no improvement"
     return True, reason + f"the lower bound reaches the margin of {config.margin:g}"
-
-
-def _human_gate(figure: Figure, config: PromoteConfig) -> tuple[HumanGate, str]:
-    metric = f"{PAIR_FIGURES[config.metric]} with humans"
-    passed = False
-    if figure.documents < config.min_documents:
-        reason = f"{metric} has only {figure.documents} documents; at least {config.min_documents} are required"
-    elif figure.interval is None:
-        reason = f"{metric} is undefined on {figure.documents} documents: {figure.reason}"
-    else:
-        value, low, high = figure.interval
-        passed = low >= config.min_agreement
-        reason = (
-            f"{metric} is {value:.3f} on {figure.documents:,} documents, 95% interval {low:.3f} to {high:.3f}: the "
-            f"lower bound {'reaches' if passed else 'is below'} {config.min_agreement:g}"
-        )
-    return HumanGate(figure=figure, minimum=config.min_agreement, passed=passed), reason

@@ -37,6 +37,11 @@ class Disagreement(BaseModel):
     excerpt: str
 
 
+def excerpt_of(text: str, characters: int) -> str:
+    """The beginning of a text, with an ellipsis if there is more."""
+    return text if len(text) <= characters else text[:characters] + " …"
+
+
 class HeadEvaluation(Quality):
     """The content of evaluation.json. `worst` holds the largest disagreements, the largest first.
 

@@ -49,6 +49,18 @@ class Figure(BaseModel):
             return None
         return self.value, self.low, self.high
 
+    def reaches(self, subject: str, minimum: float, min_documents: int, confidence: float) -> tuple[bool, str]:
+        """Whether the lower bound reaches a minimum, on enough documents; and a sentence on `subject` that says so."""
+        if self.documents < min_documents:
+            return False, f"{subject} has only {self.documents} documents; at least {min_documents} are required"
+        if self.interval is None:
+            return False, f"{subject} is undefined on {self.documents} documents ({self.reason})"
+        value, low, high = self.interval
+        return low >= minimum, (
+            f"{subject} is {value:.3f} on {self.documents:,} documents, {confidence:.0%} interval {low:.3f} to "
+            f"{high:.3f}; its lower bound is {'at least' if low >= minimum else 'below'} {minimum:g}"
+        )
+
     @property
     def text(self) -> str:
         """The figure with its interval, or why it is missing."""

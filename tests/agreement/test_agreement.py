@@ -9,10 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from ml_filter.agreement.agreement import AGREEMENT_NAME, REPORT_NAME, Agreement, compare_ratings
+from ml_filter.agreement.agreement import (
+    AGREEMENT_NAME,
+    REPORT_NAME,
+    Agreement,
+    agreement_plots,
+    agreement_report,
+    compare_ratings,
+    measure_agreement,
+)
 from ml_filter.agreement.config import AgreementConfig
-from ml_filter.agreement.measure import measure_agreement
-from ml_filter.agreement.page import agreement_plots, agreement_report
 from ml_filter.agreement.ratings import Ratings, read_ratings
 from ml_filter.cli.command import app
 from ml_filter.documents.config import SourceConfig

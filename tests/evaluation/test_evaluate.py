@@ -16,8 +16,7 @@ from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError, InputError
-from ml_filter.evaluation.collector import WORST, Collector
-from ml_filter.evaluation.evaluate import _column, _with_label, evaluate_head
+from ml_filter.evaluation.evaluate import WORST, _column, _keep_worst, _predictions, _with_label, evaluate_head
 from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.hashing import HashingSettings
@@ -216,42 +215,44 @@ def test_scores_of_other_documents_or_of_a_changed_file_are_not_reused(heads, wi
         evaluate_head(ours, source, "label", tmp_path / "changed", earlier=[manifest])
 
 
-# --- Collecting documents --------------------------------------------------------------------------------------------
+# --- Documents ------------------------------------------------------------------------------------------------------
 
 
-def add_chunk(collector, ids, strata, scores=None):
-    scores = np.arange(len(ids), dtype=np.float32) if scores is None else np.array(scores, np.float32)
-    texts = [name * 500 for name in ids]
+def labelled(ids):
     labels = np.zeros((len(ids), 1))
-    chunk = Labelled(ids, texts, labels, labels + 1, strata)
-    return collector.add(chunk, [HeadScores.from_scores(scores, CRITERION)], [len(text) for text in texts])
+    return Labelled(ids, [name * 500 for name in ids], labels, labels + 1, {})
 
 
-def test_columns_missing_in_some_chunks_are_padded():
-    collector = Collector(heads=1, unit="tokens")
-    add_chunk(collector, ["a", "b"], {"language": ["en", None]})
-    add_chunk(collector, ["c"], {"host": ["x.org"]})
-    add_chunk(collector, ["d", "e"], {"language": ["de", "de"]})
-    columns = collector.columns()
-    assert columns["language"] == ["en", None, None, "de", "de"]
-    assert columns["host"] == [None, None, "x.org", None, None]
-    assert len(columns["length in tokens"]) == 5
+def test_documents_without_a_column_are_in_no_stratum_of_it(heads, gold, tmp_path):
+    rows = [json.loads(line) for line in gold.read_text().splitlines()]
+    english, with_url = (
+        [{"text": row["text"], "label": row["label"], **extra} for row in part]
+        for part, extra in ((rows[:20], {"language": "en"}), (rows[20:], {"url": "https://x.org/a"}))
+    )
+    for name, part in (("a", english), ("b", with_url)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    source = SourceConfig(paths=[str(tmp_path / "?.jsonl")])
+    evaluation, _ = evaluate_head(heads[0], source, "label", tmp_path / "evaluation")
+    assert [(s.value, s.documents) for s in evaluation.strata if s.column == "language"] == [("en", 20)]
+    assert (evaluation.discrimination.column, evaluation.discrimination.documents) == ("host", 40)
+    assert sum(s.documents for s in evaluation.strata if s.column == "length in tokens") == 60
 
 
-def test_collector_keeps_only_the_texts_of_the_worst():
-    collector = Collector(heads=1, unit="tokens")
+def test_only_the_texts_of_the_worst_are_kept():
+    worst = []
     for first in range(0, 500, 50):
-        add_chunk(collector, [str(first + k) for k in range(50)], {}, scores=[(first + k) / 100 for k in range(50)])
-    assert [worst.id for worst in collector.worst()] == [str(k) for k in range(499, 499 - WORST, -1)]
-    assert all(len(worst.excerpt) == 402 for worst in collector.worst())
+        scores = np.arange(first, first + 50, dtype=np.float32) / 100
+        worst = _keep_worst(worst, labelled([str(first + k) for k in range(50)]), scores)
+    assert [document.id for document in worst] == [str(k) for k in range(499, 499 - WORST, -1)]
+    assert all(len(document.excerpt) == 402 for document in worst)
 
 
 def test_document_without_a_score_is_null_and_not_a_disagreement():
-    collector = Collector(heads=1, unit="tokens")
-    rows = add_chunk(collector, ["a", "b"], {}, scores=[math.nan, 2.6]).to_pylist()
+    scores = np.array([math.nan, 2.6], np.float32)
+    rows = _predictions(labelled(["a", "b"]), [scores], np.array([0, 3]), "tokens", [1, 2]).to_pylist()
     assert [row["score"] for row in rows] == [None, pytest.approx(2.6)]
     assert [row["int_score"] for row in rows] == [None, 3]
-    assert [worst.id for worst in collector.worst()] == ["b"]
+    assert [document.id for document in _keep_worst([], labelled(["a", "b"]), scores)] == ["b"]
 
 
 def test_documents_without_a_label_of_the_criterion_are_ignored():

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from ml_filter.agreement.aggregate import aggregate_annotations
+from ml_filter.agreement.agreement import measure_agreement
 from ml_filter.agreement.config import AggregateConfig, AgreementConfig
-from ml_filter.agreement.measure import measure_agreement
 from ml_filter.annotation.prompts import Prompt, keep_prompts, load_prompt
 from ml_filter.cli import main
 from ml_filter.criterion import Criterion
