@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from loguru import logger
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.agreement.config import AggregateConfig, VoteMethod
@@ -30,9 +31,6 @@ from ml_filter.documents.schema import AGGREGATED_SCHEMA
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
 from ml_filter.statistics.rounding import integer_scores
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 ANNOTATORS_NAME = "annotators.json"
 FEW_DOCUMENTS = 250
@@ -85,11 +83,8 @@ def aggregate_annotations(annotations: Sequence[str | Path], config: AggregateCo
     """One score per document and criterion from one or more annotation directories.
 
     All votes on a document count, whichever directory or annotator they come from. `dawid-skene` rounds each vote to a
-    whole score of the criterion's range (halves upwards), estimates each annotator's confusion matrix, and gives the
-    mean of a document's posterior as its score; the estimates are written to `annotators.json`.
-
-    Memory holds the votes and the documents' ids, not the annotations: about 150 MB for 300,000 votes on 100,000
-    documents, 200 MB with `dawid-skene`.
+    whole score (halves upwards) and gives the mean of a document's posterior; its estimates of the annotators are
+    written to `annotators.json`. Memory holds votes and ids: 150 to 200 MB for 300,000 votes on 100,000 documents.
 
     Raises:
         InputError: a directory holds no annotations, votes are duplicates, one criterion has different score ranges
@@ -143,8 +138,7 @@ def read_reliability(scores: Manifest) -> list[CriterionReliability]:
 class _Votes:
     """The votes, column by column, with documents, criteria and annotators as indices into their names.
 
-    They are sorted so that the votes on one document and criterion are adjacent, the lowest first, failed ones (NaN)
-    last.
+    Votes on one document and criterion are adjacent, the lowest first, failed ones (NaN) last.
     """
 
     documents: list[str]

@@ -2,19 +2,16 @@
 
 A. P. Dawid and A. M. Skene, "Maximum likelihood estimation of observer error-rates using the EM algorithm",
 Applied Statistics 28 (1979), 20-28. An annotator is a confusion matrix, P(answer | true class); votes on a document
-are independent given its true class. The E step finds the class posteriors of the documents, the M step the
-confusion matrices and the class priors.
+are independent given its true class.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 SMOOTHING = 0.1
 """Votes added to every cell of a confusion matrix, and documents to every class, so that no probability is zero and
@@ -29,9 +26,9 @@ class DawidSkene:
     """The estimates.
 
     Attributes:
-        posterior: P(true class | votes), [documents, classes]; each row sums to 1.
+        posterior: P(true class | votes), [documents, classes].
         priors: share of each class, [classes].
-        confusion: P(answer | true class) of each annotator, [annotators, true class, answer]; rows sum to 1.
+        confusion: P(answer | true class) of each annotator, [annotators, true class, answer].
         accuracy: expected share of each annotator's votes that are the true class, [annotators]; NaN without votes.
         log_likelihood: of the votes, in nats.
         iterations: EM rounds.
@@ -66,7 +63,7 @@ def dawid_skene(
         classes: number of classes.
         smoothing: pseudo-count of each cell of a confusion matrix and of each class.
         tolerance: stop when no posterior changes by more than this.
-        max_iterations: stop after this many rounds in any case.
+        max_iterations: at most so many rounds.
     """
     size, raters = int(documents.max()) + 1, int(annotators.max()) + 1
     cell = annotators * classes + answers

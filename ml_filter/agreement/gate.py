@@ -62,14 +62,11 @@ class GateResult(BaseModel):
 def run_gate(scores: Manifest | str | Path, config: GateConfig, output: str | Path) -> GateResult:
     """Compare scores with gold, overall and in every stratum of `by`, and check that they agree enough.
 
-    Every rater of the scores must pass: the lower bound of the metric's interval must reach `min_agreement` on at
-    least `min_documents` documents, and at most `max_failed_share` may have failed. An undefined figure fails. Call
-    `require` on the result to stop the run; the agreement report is written either way.
+    Every rater must pass: the lower bound of the metric's interval must reach `min_agreement` on at least
+    `min_documents` documents, and at most `max_failed_share` may have failed. An undefined figure fails. The agreement
+    report is written to `output` either way; `require` on the result stops the run.
 
-    Args:
-        scores: aggregated scores, annotations, or a rated table (with `rating_columns`).
-        config: gold, metric and minimum.
-        output: directory of the report; `{digest}` in it is replaced by the digest of settings and input.
+    `scores` are aggregated scores, annotations, or a rated table (with `rating_columns`).
 
     Raises:
         InputError: scores or gold cannot be read, or have no document in common.

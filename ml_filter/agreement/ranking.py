@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from loguru import logger
+from numpy.typing import NDArray
 
 from ml_filter.agreement.config import RankConfig
 from ml_filter.criterion import Criterion
@@ -25,9 +25,6 @@ from ml_filter.errors import InputError
 from ml_filter.progress import progress
 from ml_filter.statistics.rounding import ROUNDING_VARIANCE
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 RANK_COLUMNS = ("rank", "rank_value")
 _TINY = 1e-9
 """A standard deviation below this is a rounding error."""
@@ -41,15 +38,14 @@ def wrong_decision(
 ) -> NDArray[np.float64]:
     """The probability that keeping or rejecting a document at the threshold is wrong, [documents], 0 to 0.5.
 
-    This is the expected value of perfect information about the document, with a loss of 1 for a wrong decision. The
-    true score is assumed to be normal around the score, with the standard error of the votes. Its variance combines
-    the document's votes with one vote's worth of the variance within documents, pooled over all documents with two
-    votes or more (a scaled inverse chi-squared prior of one degree of freedom; Gelman et al. 2013, section 2.6). A
-    single vote has the pooled variance.
+    This is the expected value of perfect information, with a loss of 1 for a wrong decision. The true score is normal
+    around the score, with the standard error of the votes. Its variance combines the document's votes with one vote's
+    worth of the variance within documents, pooled over those with two votes or more (a scaled inverse chi-squared prior
+    of one degree of freedom; Gelman et al. 2013, section 2.6).
 
     Args:
         scores: [documents].
-        votes: number of votes of each score, [documents].
+        votes: their number for each document, [documents].
         disagreement: their standard deviation, [documents].
         threshold: documents at or above it are kept.
     """
@@ -68,16 +64,9 @@ def rank_documents(
     """Write the documents to annotate next, most valuable first, as documents that annotate can read.
 
     `rank_value` is, by `disagreement`, the standard deviation of the document's votes; by `expected-value`, the
-    probability that a filter at `threshold` decides wrongly about it: min(p, 1 - p), with p the probability that its
-    true score reaches the threshold, from the posterior if the scores have one, or from `wrong_decision`. Ties are in
-    the order of document ids. Documents without a score are not ranked (use `annotate --retry-failed` for them); they
-    are counted, and listed in rejects.jsonl as `no_score`.
-
-    Args:
-        scores: directory of aggregated scores.
-        config: how many documents, ranked by what, and the criterion.
-        output: directory or URL.
-        documents: where the texts are; None: the documents that were annotated, by lineage.
+    probability that a filter at `threshold` decides wrongly about it, from the posterior if the scores have one, or
+    from `wrong_decision`. Ties are in the order of document ids. Documents without a score are listed in rejects.jsonl
+    as `no_score`. `documents` has the texts; None: the documents that were annotated, by lineage.
 
     Raises:
         InputError: there is no score to rank by, or the ranked documents cannot be found.

@@ -53,15 +53,12 @@ class Ratings:
     """Ratings by document and rater.
 
     Attributes:
-        documents: D ids.
         raters: R names; gold, if there is one, is the first.
-        values: [D, R] scores; NaN: no score.
-        failed: [D, R] whether scoring the document failed.
+        values: [documents, R] scores; NaN: no score.
+        failed: [documents, R] whether scoring the document failed.
         columns: for each column of `by`, the value of each document; each value is a stratum.
-        has_gold: whether the first rater is gold.
         score_range: lowest and highest score, if the inputs define it.
         threshold: documents with at least this rounded score count as good.
-        inputs: what was read.
     """
 
     documents: list[str]
@@ -131,8 +128,7 @@ def read_ratings(scores: Sequence[str], config: AgreementConfig) -> tuple[Rating
 
     In a directory of annotations each annotator is a rater, and its votes on a document are averaged. (Several prompts
     of one criterion are its languages, one per document.) A directory of scores is a rater, and so is each column of a
-    table; a row that repeats a document counts as a further vote. With gold, only its documents are kept, so that a
-    whole corpus of scores can be compared in little memory.
+    table. With gold, only its documents are kept, so that a whole corpus of scores can be compared in little memory.
 
     Raises:
         InputError: an input cannot be read, has several criteria, or has no document in common with the others.

@@ -5,12 +5,9 @@ A command declares its arguments, its configurations and its body; every setting
     @command("ml-filter sample installed: --size 500 --output runs/sample")
     def sample(source: Sources, output: Output, sample: SampleConfig) -> None:
 
-A configuration is built from its defaults, the YAML file of --config, --set and the options, each overriding the one
-before. It is read from the section of the file that is named like the parameter; the first configuration may also be
-the whole file.
-
-CliApp of pydantic-settings is no substitute: it is built on argparse, lists every nested setting, has no panels or
-examples, and cannot read a file that is named on the command line.
+A configuration is built from its defaults, its section in the YAML file of --config, --set and the options, each
+overriding the one before. The first configuration may also be the whole file. (CliApp of pydantic-settings cannot read
+a file that is named on the command line, and has no panels or examples.)
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ REPORT_NAME = "comparison.html"
 
 
 class Side(BaseModel):
-    """One of the two annotators: its name, how many of its documents were scored, and what they cost."""
+    """One of the two annotators, how many of its documents were scored, and what they cost."""
 
     name: str
     annotator: str
@@ -57,7 +57,7 @@ class Side(BaseModel):
 class Difference(BaseModel):
     """A figure of a and of b against gold, over the documents that all three scored, and b's minus a's.
 
-    `better` is None if the interval of the difference includes 0, so that it may be due to chance.
+    `better` is None if the interval of the difference includes 0.
     """
 
     figure: str
@@ -103,15 +103,13 @@ def compare_annotators(
 ) -> tuple[Comparison, Manifest]:
     """Annotate documents twice, into `output/a` and `output/b`, and compare the annotations.
 
-    Writes `comparison.json` and `comparison.html`, and all figures of agreement as `agreement.json` and
-    `agreement.html`. The run is resumable: requests that were answered are not repeated.
+    Writes `comparison.json`, `comparison.html`, `agreement.json` and `agreement.html`. The run is resumable.
 
     Raises:
         ConfigError: a and b are the same, or their prompts score on different ranges.
         TooManyFailures: more than `max_failed_share` of the answers of one of the two failed (the comparison is
             written), or all of them (it is not).
-        InputError: the gold cannot be read or has no rating; this is checked before any request.
-        EndpointError, InputError: as `annotate_documents` and `read_ratings`.
+        EndpointError, InputError: as `annotate_documents` and `read_ratings`; the gold is checked before any request.
     """
     settings = settings or Settings()
     both = {"a": a, "b": b}
@@ -184,7 +182,7 @@ def _require_scores(manifests: Mapping[str, Manifest]) -> None:
 def two_sides(
     common: AnnotateConfig, prompts: Sequence[str], models: Sequence[str], endpoints: Sequence[str]
 ) -> tuple[AnnotateConfig, AnnotateConfig]:
-    """Two configurations: an option with two values differs between them, one with a single value applies to both.
+    """Two configurations: an option with two values differs between them.
 
     Raises:
         ConfigError: an option has more than two values.
@@ -266,7 +264,7 @@ def _better(name: str, difference: Figure) -> Literal["a", "b"] | None:
 
 
 def _examples(source: SourceConfig, ratings: Ratings, manifests: dict[str, Manifest], most: int) -> list[Example]:
-    """The documents on which the two differ most, the largest difference first."""
+    """The documents on which the two differ, the largest difference first."""
     gold, a, b = (ratings.values[:, 0] if ratings.has_gold else None), ratings.values[:, -2], ratings.values[:, -1]
     distance = np.abs(b - a)
     rows = [int(row) for row in np.argsort(-distance, kind="stable")[:most] if distance[row] > 0]
@@ -288,7 +286,6 @@ def _examples(source: SourceConfig, ratings: Ratings, manifests: dict[str, Manif
 
 
 def _reasons(manifest: Manifest, ids: set[str]) -> dict[str, str]:
-    """For each document, the reason of the first vote that has one."""
     reasons: dict[str, str] = {}
     for path in manifest.shard_paths():
         for table in read_tables(path, ("document_id", "reason")):

@@ -54,22 +54,14 @@ def evaluate_head(
     criterion: str | None = None,
     earlier: Sequence[Manifest] = (),
 ) -> tuple[HeadEvaluation, Manifest]:
-    """Score labelled documents with a head and compare the scores with the labels.
+    """Score labelled documents with a head, and with the head `compare` if given, and compare scores with labels.
 
     Writes shards with each document's `id`, `label`, `score` (null: none), `int_score`, the other head's
     `compared_score`, its length in `tokens` or `words` and the columns of the strata; all figures as
-    `evaluation.json`; and a page, `evaluation.html`.
+    `evaluation.json`; and a page, `evaluation.html`. `{digest}` in `output` is replaced by that of heads and documents.
 
-    Args:
-        model_directory: the head: a directory, or a name that `resolve_head` finds.
-        gold: documents with labels.
-        label_column: column of the labels.
-        output: directory or URL; `{digest}` in it is replaced by the digest of heads and documents.
-        compare: a second head, such as the one in production. If it has several criteria, the one of the same name is
-            compared; its only criterion is compared whatever its name.
-        criterion: of the head; None: its only one.
-        earlier: outputs of this function. If one has a head's scores of these very documents (by the digests of both),
-            they are reused.
+    If one of the `earlier` outputs has a head's scores of these very documents (by the digests of both), they are
+    reused. The only criterion of a compared head is used whatever its name.
 
     Raises:
         InputError: a head or the labels cannot be found, or do not fit each other.

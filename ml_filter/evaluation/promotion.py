@@ -1,14 +1,8 @@
 """Whether a head replaces the current one: a paired test on held-out documents, and a gate on human labels.
 
-A head is promoted only if both hold:
-
-- the lower bound of the paired bootstrap interval of its figure minus the current head's reaches `margin`, and the
-  difference itself is above it. With the default margin of 0, a head must be better by more than the draw of the test
-  documents explains; if the interval reaches below 0, the current head stays;
-- the lower bound of its figure with human labels reaches `min_agreement`.
-
-The paired test uses documents with LLM labels if there are some (`test`), otherwise the human gold. A first head has
-no head to beat and only needs to pass the gate.
+A head is promoted if the lower bound of its figure minus the current head's reaches `margin` (and the difference
+exceeds it), and that of its figure with human labels reaches `min_agreement`. The paired test uses documents with LLM
+labels if there are some (`test`), otherwise the human gold. A first head only needs to pass the gate.
 """
 
 from __future__ import annotations
@@ -50,8 +44,8 @@ class HumanGate(BaseModel):
 class Decision(BaseModel):
     """What was decided, the reasons, and the figures behind it.
 
-    `comparisons` holds the candidate's figures minus the current head's, paired, on each set of labels; the one on
-    `compared_on` decided. Without a current head it is empty. `evaluations` are the directories with all figures.
+    `comparisons` holds the candidate's figures minus the current head's, paired; the one on `compared_on` decided.
+    Without a current head it is empty. `evaluations` are the directories with all figures.
     """
 
     promoted: bool
@@ -86,16 +80,8 @@ def evaluate_candidate(
 ) -> Decision:
     """Score the same documents with both heads and decide.
 
-    Args:
-        candidate: the head to promote.
-        current: the head it has to beat; None: there is no current head.
-        gold: documents with human labels.
-        gold_label_column: column of the labels.
-        config: metric, margin, minimum, and the LLM-labelled documents to compare on.
-        output: directory of each evaluation, with its report; `{digest}` in it is replaced by the digest of heads and
-            documents.
-        names: of candidate and current head, for the reasons.
-        earlier: evaluations of either head, whose scores are reused.
+    `names` are those of candidate and current head in the reasons; scores of the `earlier` evaluations are reused.
+    `{digest}` in `output`, the directory of each evaluation, is replaced by that of heads and documents.
 
     Raises:
         InputError: labels cannot be read, a head was trained on them, or the heads' score ranges differ.
@@ -142,11 +128,8 @@ def _require_held_out(head: TrainedHead, name: str, sets: Iterable[tuple[SourceC
 def decide(evaluations: Mapping[Labels, HeadEvaluation], config: PromoteConfig, names: tuple[str, str]) -> Decision:
     """Promote the candidate or not.
 
-    Args:
-        evaluations: of the candidate, compared with the current head if there is one: on human gold, and on held-out
-            documents with LLM labels if there are some.
-        config: metric, margin, minimum.
-        names: of candidate and current head, for the reasons.
+    `evaluations` are those of the candidate, compared with the current head if there is one. `names` are those of
+    candidate and current head, for the reasons.
     """
     candidate, current = names
     refused: list[str] = []

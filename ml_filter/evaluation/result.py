@@ -45,9 +45,8 @@ def excerpt_of(text: str, characters: int) -> str:
 class HeadEvaluation(Quality):
     """The content of evaluation.json. `worst` holds the largest disagreements, the largest first.
 
-    The shares of tokens in `table` assume that tokens are proportional to UTF-8 bytes. The strata of lengths are in
-    `length_unit`: tokens of the head's own tokenizer, or words if it has none; whole texts are counted, even if the
-    head reads only their beginning.
+    The shares of tokens in `table` assume that tokens are proportional to UTF-8 bytes. Lengths are those of whole
+    texts, in `length_unit`: tokens of the head's own tokenizer, or words if it has none.
     """
 
     head: str
@@ -70,13 +69,10 @@ _STRATUM_PLOTS = {"spearman": "Spearman", "f1_at_threshold": "F1 at the threshol
 def evaluation_plots(
     evaluation: HeadEvaluation, scores: NDArray[np.floating], labels: NDArray[np.float64]
 ) -> dict[str, str]:
-    """SVG texts by name: `confusion`, `scores`, and if the data allow it `curves`, `thresholds`, `reliability`,
-    `strata_<figure>`, `sources` and `comparison`.
+    """SVG texts by name, from scores (NaN: none) and labels [documents].
 
-    Args:
-        evaluation: the figures.
-        scores: of the documents [documents]; NaN: no score.
-        labels: of the documents [documents].
+    These are `confusion`, `scores`, and if the data allow it `curves`, `thresholds`, `reliability`,
+    `strata_<figure>`, `sources` and `comparison`.
     """
     scored = np.isfinite(scores)
     scores, labels = scores[scored], labels[scored]

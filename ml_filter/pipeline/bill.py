@@ -71,8 +71,8 @@ def annotator_runs(
 ) -> list[AnnotatorRun]:
     """The annotator runs of an annotation pipeline: each annotator over the sample, and over the gold of the gates.
 
-    `annotate` is the first annotator, the others are the jury in `parameters`, those of the pipeline. `output` is the
-    directory of the first annotator's answers about the sample; those of the jury go next to it.
+    `annotate` is the first annotator; the others are the jury in `parameters`, those of the pipeline. `output` is for
+    the first annotator's answers about the sample; those of the jury go next to it.
 
     Raises:
         ConfigError: the parameters have neither a source nor a sample, or an annotator has no model.

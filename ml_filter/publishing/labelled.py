@@ -48,19 +48,16 @@ def publish_labels(
 ) -> Manifest:
     """Join aggregated scores with their documents and write train, validation and test as `data/SPLIT-*.parquet`.
 
-    The rows have every column of the documents, plus `score`, `votes` and `disagreement`. With several criteria these
-    are `score_<criterion>`, `votes_<criterion>` and `disagreement_<criterion>`, null if a document has no score.
-    Near-duplicates (a common MinHash band, or the same `duplicate_cluster`) and documents of one host are in the same
-    split. Documents without any score are counted and left out; so are repetitions of an id. `README.md` is the data
-    card. With `config.push`, the data set is then uploaded to the Hub.
+    The rows have every column of the documents, plus `score`, `votes` and `disagreement`; with several criteria
+    `score_<criterion>` and so on, null if a document has no score. Near-duplicates (a common MinHash band, or the same
+    `duplicate_cluster`) and documents of one host are in the same split. Documents without any score and repetitions of
+    an id are counted and left out. `README.md` is the data card. With `config.push`, the data set is then uploaded.
 
-    Holds the scores and about 200 bytes per labelled document in memory, and reads the documents twice.
-
-    `documents` are those of the scores; the default is the documents that were annotated, by lineage.
+    Holds the scores and about 200 bytes per labelled document in memory, and reads the documents twice. `documents`
+    are by default those that were annotated, by lineage.
 
     Raises:
-        InputError: scores, documents or agreement cannot be read, no document has a score, or the Hub rejects the
-            upload.
+        InputError: scores, documents or agreement cannot be read, no document has a score, or the upload fails.
         ConfigError: no token is set for the upload.
     """
     api = hub_api(config.push) if config.push else None  # first, so that a missing token costs no work

@@ -35,10 +35,9 @@ def hub_api(name: str) -> HfApi:
 
 
 def push_to_hub(api: HfApi, labelled: Manifest, name: str, private: bool) -> str:
-    """Upload the splits and the data card of a local directory that `publish_labels` wrote, as one commit.
+    """Upload the splits and the data card of a directory that `publish_labels` wrote, as one commit.
 
-    The manifest is not uploaded, because it names local paths; the card has its digests. Arguments, return value and
-    errors as in `push_model`.
+    The manifest is not uploaded, because it names local paths; the card has its digests. Raises as `push_model`.
     """
 
     def upload() -> None:
@@ -99,21 +98,12 @@ def push_model(
 ) -> str:
     """Upload the files of a head and its model card as one commit, which deletes all other files of the repository.
 
-    `training.json` is uploaded without the local paths of the labels.
-
-    Args:
-        directory: directory or Hub name of the head, as in `resolve_head`.
-        name: OWNER/NAME on the Hub; the repository is created if it does not exist.
-        private: create the repository as private; fail if it exists and is public.
-        evaluations: directories that `ml-filter evaluate` wrote for this head; the card states their figures.
-        license: license identifier for the card, such as apache-2.0.
-
-    Returns:
-        The URL of the repository.
+    The card states the figures of the evaluations, directories that `ml-filter evaluate` wrote for this head.
+    `training.json` is uploaded without the local paths of the labels. Returns the URL of the repository.
 
     Raises:
-        InputError: the head does not exist, an evaluation belongs to another head, or the Hub cannot be reached or
-            rejects the upload.
+        InputError: the head does not exist, an evaluation belongs to another head, a private upload would be public,
+            or the Hub cannot be reached or rejects the upload.
         ConfigError: no token is set.
     """
     head = read_head(resolve_head(directory))

@@ -69,11 +69,10 @@ class Stratum(BaseModel):
 
 
 class CorpusSummary(BaseModel):
-    """A corpus and what was kept of it.
+    """A corpus and what was kept of it. `documents` includes the failed ones.
 
-    `documents` includes the failed ones. `scores` are by criterion, `strata` by column and value, for the columns of
-    `STRATA` that the documents have. `above` and `below` are examples near the threshold, if one threshold applies to
-    all documents.
+    `scores` are by criterion, `strata` by column and value. `above` and `below` are examples near the threshold, if one
+    threshold applies to all documents.
     """
 
     documents: int
@@ -116,8 +115,7 @@ def summarise_corpus(
 ) -> CorpusSummary:
     """Read a scored corpus and what was kept of it, once each.
 
-    `ranked_by` is the criterion of examples and strata; `threshold` is on its score, None if no single threshold
-    applies to all documents.
+    `ranked_by` is the criterion of examples and strata; `threshold` is on its score, None if there is no single one.
     """
     summary = _Summary(criteria, ranked_by, threshold)
     with progress("Reporting", scored.rows + filtered.rows) as bar:

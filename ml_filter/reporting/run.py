@@ -55,11 +55,9 @@ class RunReport(BaseModel):
     """The content of the page, as data.
 
     Attributes:
-        chosen: description of the selection.
-        ranked_by: criterion of the selection.
+        chosen: description of the selection, by the criterion `ranked_by`.
         threshold: on its score; None if no single threshold applies to all documents.
         expected: row of the head's calibration for that threshold.
-        facts: digests, versions and settings of the inputs.
         shifts: differences from the training documents of the head; None if the head has no profile of them.
         measured: the share of all decisions that, by its audit, differ from the encoder's.
         evaluation: figures of the head on held-out documents.
@@ -116,11 +114,10 @@ def write_run_report(
     feature: Sequence[Manifest] = (),
     usd_per_worker_hour: float | None = None,
 ) -> tuple[str, str]:
-    """Write `report.html`, `report.json` and `DATASHEET.md` beside the filtered documents.
+    """Write `report.html`, `report.json` and `DATASHEET.md` beside the filtered documents; returns path and page.
 
     `feature` are the manifests of sample, annotations and aggregated scores, if they belong to the run. Without the
-    price of an hour of one worker, `usd_per_worker_hour`, the report states no cost. Returns the path of the page, and
-    the page.
+    price of an hour of one worker, the report states no cost.
     """
     report = run_report(head, scored, filtered, feature, usd_per_worker_hour)
     page = report.to_html()
@@ -137,13 +134,9 @@ def report_filtered(
     head: str | Path | None = None,
     usd_per_worker_hour: float | None = None,
 ) -> tuple[str, str]:
-    """Write the report of a filtered corpus, found by the lineage in its manifest; see `write_run_report`.
+    """Write the report of a filtered corpus; see `write_run_report`.
 
-    Args:
-        filtered: directory of the filtered corpus.
-        scored: directory of the scored corpus; default: where it was when it was filtered.
-        head: directory or Hub name of the head, as in `resolve_head`; default: where it was when it scored.
-        usd_per_worker_hour: price of an hour of one worker; None: the report states no cost.
+    Scored corpus and head are by default those that the manifest names, where they were then.
 
     Raises:
         InputError: one of the three is missing or is not the one in the lineage, or the corpus was not scored by a

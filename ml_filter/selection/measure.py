@@ -1,10 +1,9 @@
 """Read and measure scored documents: may each be kept, how does it rank, what is its quota cell, how many tokens.
 
-Documents rank by score; with `weighted` by score / temperature plus Gumbel noise. The first k of that order are a
-sample without replacement with chances in proportion to exp(score / temperature): the exponential keys of Efraimidis
-and Spirakis 2006 (Weighted random sampling with a reservoir, algorithm A) in another form, with the weights of QuRating
-(Wettig et al. 2024). The noise and the order of ties come from a hash of id and seed, so that they do not depend on
-which shard a document is in.
+With `weighted`, documents rank by score / temperature plus Gumbel noise. The first k of that order are a sample without
+replacement with chances in proportion to exp(score / temperature): the exponential keys of Efraimidis and Spirakis 2006
+(Weighted random sampling with a reservoir, algorithm A) in another form, with the weights of QuRating (Wettig et al.
+2024). Noise and ties come from a hash of id and seed, so that they do not depend on a document's shard.
 """
 
 from __future__ import annotations
@@ -57,13 +56,10 @@ _VALUES = pa.schema([("cell", pa.uint64()), ("value", pa.string())])
 
 
 class Corpus:
-    """Scored documents, shard by shard. Can be read several times, with the same rows in the same order.
+    """Scored documents, shard by shard, always with the same rows in the same order.
 
     Of the shards of a manifest, single columns can be read: their texts were checked when they were written, and damage
     is an error. In other files any row may be rejected because of its text, so they are always read completely.
-
-    Raises:
-        InputError: a path does not exist, matches nothing, is unfinished or has an unknown format.
     """
 
     def __init__(self, source: SourceConfig) -> None:
@@ -106,8 +102,7 @@ class Corpus:
     ) -> Iterator[tuple[int, pa.Table]]:
         """The documents of a shard as tables, each with the row number of its first document.
 
-        Args:
-            columns: the required columns; there may be others, and those that the shard does not have are missing.
+        `columns` are required; there may be others, and those that the shard does not have are missing.
 
         Raises:
             InputError: a shard of a manifest is missing or damaged.

@@ -1,13 +1,12 @@
 """Rank documents and find where a budget cuts the ranking: exactly, in memory that does not grow with their number.
 
-Documents are ranked within each cell: one combination of values of the quota's columns (without a quota, the only
-cell). Three ideas keep memory flat:
+Documents are ranked within each cell: one combination of values of the quota's columns. Three ideas keep memory flat:
 
 - External sort: documents are sorted in pieces, which are written to one file (48 bytes per document) and merged.
 - Prefix cut: a budget keeps a prefix of each cell's ranking, so the last kept document of each cell describes the whole
-  selection. No list of ids is needed: a document is kept if it does not rank behind the cut of its cell.
-- One ordered pass: the cuts are found while the merged ranking streams by, with one running sum per cell. Memory holds
-  about 400 bytes per cell.
+  selection.
+- One ordered pass: the cuts are found while the merged ranking streams by, with one running sum and about 400 bytes per
+  cell.
 """
 
 from __future__ import annotations
@@ -161,16 +160,13 @@ def _sum_by_cell(rows: NDArray[np.void]) -> NDArray[np.void]:
 class Cells:
     """The cells of a quota: what each has, may keep and keeps. Without a quota there is one cell.
 
-    Attributes:
-        rows: one row per cell, ascending by `cell`, the hash of its value:
-            `documents`, `tokens`: what can be kept.
-            `listed`: False if the quota names other values, so that this one gets nothing.
-            `quota`: what the cell should get: tokens of a token budget, otherwise documents.
-            `budget`: the quota after redistributing what other cells have too few documents for.
-            `used`: running sum of the ranking, in the unit of the budget.
-            `kept_documents`, `kept_tokens`: what is kept.
-            `cut`: the last kept document; undefined if none is kept.
-        value: the value of each cell, as text.
+    `value` has the value of each cell, `rows` one row per cell, ascending by `cell`, the hash of its value:
+        `documents`, `tokens`: what can be kept.
+        `listed`: False if the quota names other values, so that this one gets nothing.
+        `quota`: what the cell should get: tokens of a token budget, otherwise documents.
+        `budget`: the quota after redistributing what other cells have too few documents for.
+        `used`: running sum of the ranking, in the unit of the budget.
+        `cut`: the last kept document; undefined if none is kept.
     """
 
     def __init__(self, rows: NDArray[np.void], value: pa.Array) -> None:

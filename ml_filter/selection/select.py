@@ -43,13 +43,10 @@ Decision = tuple[NDArray[np.uint8], NDArray[np.uint64]]
 def filter_corpus(scored: SourceConfig, config: FilterConfig, output: str | Path) -> Manifest:
     """Write the kept documents with all their columns. `selection` in the manifest's config describes the result.
 
-    Documents without a score, or without a number that a condition needs, are counted as `unscored`. All others that
-    are not kept are counted as `dropped`, and by reason: `condition:adult<=1`, `below_min_score`, `over_fraction`,
-    `over_budget`, `no_quota` (the quota does not name its value), `no_token_count` (null in the token column).
-
-    Documents rank by score, ties by a hash of id and seed, so the result does not depend on the order of the shards or
-    on how documents are divided into shards. For each value of the quota's columns, a budget is filled up to the first
-    document that does not fit; a fraction is rounded down to whole documents.
+    Documents without a score, or without a number that a condition needs, are counted as `unscored`, all others that
+    are not kept as `dropped`, and by reason (docs/selection.md). Documents rank by score, ties by a hash of id and
+    seed, so the result does not depend on the order or grouping of shards. For each value of the quota's columns, a
+    budget is filled up to the first document that does not fit; a fraction is rounded down to whole documents.
 
     Raises:
         InputError: a column or criterion is missing or has the wrong type, or the corpus changed during the run.
@@ -76,11 +73,7 @@ def filter_corpus(scored: SourceConfig, config: FilterConfig, output: str | Path
 
 
 class MinScore:
-    """Keeps documents with at least the minimum score.
-
-    Attributes:
-        reasons: why documents are not kept; the first one stands for kept documents.
-    """
+    """Keeps documents with at least the minimum score. `reasons` says why others are not kept; the first is `kept`."""
 
     def __init__(self, measure: Measure) -> None:
         self.measure, self.reasons = measure, measure.reasons

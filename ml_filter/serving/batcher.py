@@ -1,7 +1,6 @@
-"""Score the documents of many requests together.
+"""Score the documents of many requests together, batch by batch, in order of arrival and in one thread.
 
-Documents queue in order of arrival, and one thread scores them batch by batch. A batch starts when it is full or when
-its first document has waited long enough. Documents that arrive while the head is busy form the next batch.
+A batch starts when it is full or when its first document has waited long enough.
 """
 
 from __future__ import annotations
@@ -56,9 +55,7 @@ class Batcher:
         metrics.queue.set_function(lambda: len(self._queue))
 
     async def score(self, documents: Sequence[Document]) -> list[ScoredDocument]:
-        """Return the result of each document, in order.
-
-        If the caller is cancelled, its documents that still wait are not scored.
+        """Return the result of each document, in order; if the caller is cancelled, waiting ones are not scored.
 
         Raises:
             QueueFull: the queue has not enough room for all of these documents; none of them was queued.

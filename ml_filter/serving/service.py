@@ -69,10 +69,8 @@ class Service:
     async def score(self, documents: Sequence[Document], request: Request, deadline: float) -> list[ScoredDocument]:
         """Return the result of each document, in order.
 
-        Args:
-            documents: the documents of a request.
-            request: if its client disconnects, its documents that still wait are not scored.
-            deadline: time of the event loop after which documents that still wait are not scored.
+        Documents that still wait at the deadline (in the event loop's time), or when the client disconnects, are not
+        scored.
 
         Raises:
             HTTPException: 503 if the queue is full, 504 after the deadline, 499 if the client disconnected.

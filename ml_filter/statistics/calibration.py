@@ -1,9 +1,8 @@
 """What a score says about the label: probabilities, whole scores, and what a threshold keeps.
 
-For every whole score k a rising curve gives the probability that the label, rounded, reaches k. `int_score` follows
-from the curves: it is at least k exactly where that probability is at least one half, which makes it the median of the
-label given the score. For a k that too few labels reach, or too few miss, there is no curve, and int_score >= k begins
-where rounding puts it.
+For every whole score k a rising curve gives the probability that the label, rounded, reaches k. `int_score` is at least
+k exactly where that probability is at least one half, which makes it the median of the label given the score. For a k
+that too few labels reach, or too few miss, there is no curve, and int_score >= k begins where rounding puts it.
 
 Sources: Zadrozny and Elkan 2002 (isotonic regression); Platt 1999 (a logistic curve, fitted to smoothed targets).
 """
@@ -11,10 +10,11 @@ Sources: Zadrozny and Elkan 2002 (isotonic regression); Platt 1999 (a logistic c
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from loguru import logger
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.criterion import Criterion
@@ -25,13 +25,9 @@ from ml_filter.statistics.intervals import (
     Resampling,
     Statistic,
     divide,
-    exact_interval,
     resampled_figures,
 )
 from ml_filter.statistics.rounding import integer_scores, whole_scores
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Method = Literal["isotonic", "platt"]
 MIN_LABELS = 50
@@ -68,8 +64,8 @@ class PlattCurve(BaseModel):
 class ThresholdRow(BaseModel):
     """What keeping the documents from a score on gives.
 
-    `precision` is the share of good documents among those kept, `recall` the share of the good documents that is
-    kept, `documents` and `tokens` the shares kept of all. `tokens` is None where token counts were not known.
+    `precision` is the share of good documents among those kept, `recall` that of the good documents that is kept,
+    `documents` and `tokens` the shares kept of all. `tokens` is None where token counts were not known.
     """
 
     score: float
@@ -84,7 +80,7 @@ class Calibration(BaseModel):
 
     The keys of `curves` and `cuts` are whole scores k: the probability that the label reaches k, and the lowest score
     whose int_score is k or more (None: no score). `table` counts documents whose rounded label reaches `threshold` as
-    good. `fitted_on` says which scores and labels it was fitted to, `labels` counts them by rounded label.
+    good. `fitted_on` names the scores and labels; `labels` counts them by rounded label.
     """
 
     method: Method
@@ -133,6 +129,9 @@ def fit_calibration(
 ) -> Calibration | None:
     """Fit the curves to the scores that a head gave to documents it was not trained on.
 
+    Returns None, with the reason in the log, if there are fewer than `MIN_LABELS` documents, or no whole score that
+    `MIN_EACH_SIDE` labels reach and as many miss.
+
     Args:
         scores: [documents]; NaN: no score, left out.
         labels: [documents], in the range of the criterion.
@@ -141,10 +140,6 @@ def fit_calibration(
         method: isotonic follows any rising relation, platt is steadier on a few hundred labels.
         tokens: of each document [documents], for the share of tokens that a threshold keeps.
         resampling: for the intervals of the table.
-
-    Returns:
-        None, with the reason in the log, if there are fewer than `MIN_LABELS` documents, or no whole score that
-        `MIN_EACH_SIDE` labels reach and as many miss.
     """
     low, high, threshold = criterion.low, criterion.high, criterion.threshold
     scored = np.isfinite(scores)
@@ -197,18 +192,11 @@ def threshold_table(
     step: float = STEP,
     resampling: Resampling | None = None,
 ) -> list[ThresholdRow]:
-    """What each threshold on the score keeps, with intervals.
+    """What each threshold in the range of the criterion keeps, `step` apart, with intervals.
 
-    With calibrated probabilities as `good` it predicts what the thresholds keep of a corpus without labels; the
-    intervals then cover the draw of the documents, but not the uncertainty of the calibration.
-
-    Args:
-        scores: [documents].
-        good: [documents], whether a document is good, or the probability of that.
-        criterion: its range is that of the thresholds.
-        tokens: of each document, [documents].
-        step: between thresholds.
-        resampling: for the intervals; None: 95% intervals from 1,000 resamples.
+    `good` [documents] says whether a document is good, or how probable that is. With calibrated probabilities, the
+    table predicts what the thresholds keep of a corpus without labels; the intervals then cover the draw of the
+    documents, but not the uncertainty of the calibration. `resampling` None: 95% intervals from 1,000 resamples.
     """
     if not len(scores):
         return []
@@ -217,26 +205,13 @@ def threshold_table(
     cuts = np.asarray(criterion.low + step * np.arange(steps + 1), dtype=np.float64)
     columns = [scores, good, np.ones(len(scores)) if tokens is None else tokens]
     rows = np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
-    figures = resampled_figures(rows, _kept_shares(cuts), resampling)
-    all_good = float(rows[:, 1].sum())
+    counts: dict[str, float] = {}
+    for cut in cuts[1:].tolist():  # the lowest threshold keeps all documents for certain
+        counts |= {f"precision@{cut}": float((rows[:, 0] >= cut).sum()), f"recall@{cut}": float(rows[:, 1].sum())}
+        counts[f"documents@{cut}"] = len(rows)
+    figures = resampled_figures(rows, _kept_shares(cuts), resampling, counts)
     names = ["precision", "recall", "documents"] + (["tokens"] if tokens is not None else [])
-    table = []
-    for cut in cuts.tolist():
-        shares = {name: figures[f"{name}@{cut}"] for name in names}
-        if cut > criterion.low:  # the lowest threshold keeps all documents for certain
-            kept = int((rows[:, 0] >= cut).sum())
-            for name, count in (("precision", kept), ("recall", all_good), ("documents", len(rows))):
-                shares[name] = _with_exact_interval(shares[name], count, resampling)
-        table.append(ThresholdRow(score=cut, **shares))
-    return table
-
-
-def _with_exact_interval(share: Figure, n: float, resampling: Resampling) -> Figure:
-    """A share of 0 or 1, which every resample repeats, with the exact interval instead."""
-    if share.value not in (0, 1):
-        return share
-    low, high = exact_interval(share.value * n, n, resampling.confidence)
-    return share.model_copy(update={"low": low, "high": high, "reason": None})
+    return [ThresholdRow(score=cut, **{name: figures[f"{name}@{cut}"] for name in names}) for cut in cuts.tolist()]
 
 
 def _kept_shares(cuts: Array) -> Statistic:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.statistics.intervals import MAX_WEIGHTS, Array, Figure, Resampling, divide, resampled_figures
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 class Discrimination(BaseModel):
     """Pairs of documents in the right order, within sources and across.
 
     A pair of documents whose whole labels differ is in the right order when the better one scores higher; ties count
-    one half. `within` is the share of such pairs among those of one source, `across` among those of two sources.
-    Labels vary less within a source, which makes its pairs harder; `across_alike` therefore weights the pairs of two
-    sources so that their pairs of labels are as frequent as within one source. `difference` is `within` minus that.
-    Intervals are over `sources`, the number of all sources; `groups` of them have a pair within.
+    one half. `across_alike` weights the pairs of two sources so that their pairs of labels are as frequent as within
+    one source, whose labels vary less. `difference` is `within` minus that. Intervals are over `sources`, the number of
+    all sources; `groups` of them have a pair within.
     """
 
     column: str
@@ -40,12 +37,8 @@ def discriminate(
 ) -> Discrimination | None:
     """Count correctly ordered pairs within and across sources; None where no document's source is known.
 
-    Args:
-        scores: [documents], without NaN.
-        wanted: whole labels, [documents].
-        sources: of the documents, [documents]; documents with an empty source are left out.
-        column: what the sources are, such as "host".
-        resampling: of whole sources, as documents of one source are not independent.
+    `scores`, whole labels `wanted` and `sources` ("": not known, left out) are [documents]; `column` says what the
+    sources are, such as "host". Whole sources are resampled, as documents of one source are not independent.
     """
     has_source = sources != ""
     scores, wanted = scores[has_source], wanted[has_source]

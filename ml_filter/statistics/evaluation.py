@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.criterion import Criterion
 from ml_filter.statistics.intervals import Array, Statistic, single_figures
 from ml_filter.statistics.pair import confusion_table
 from ml_filter.statistics.rounding import integer_scores, whole_scores
-from ml_filter.statistics.weighted import at_threshold, precision_recall_f1, rank_and_distance, ranking
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from ml_filter.statistics.weighted import at_threshold, rank_and_distance, ranking, table_statistic
 
 
 class ClassFigures(BaseModel):
@@ -34,9 +32,8 @@ class ClassFigures(BaseModel):
 class ThresholdFigures(BaseModel):
     """How well scores separate good documents, whose rounded label reaches a whole score, from the rest.
 
-    `good` counts them, `kept` those whose rounded score reaches it. Precision is None where none is kept, recall
-    where none is good, F1 where neither. The area under the ROC curve and the average precision are of the scores
-    before rounding, and None where all documents are good, or none.
+    `good` counts them, `kept` those whose rounded score reaches it. Undefined figures are None. The area under the ROC
+    curve and the average precision are of the scores before rounding.
     """
 
     precision: float | None
@@ -52,9 +49,8 @@ class Evaluation(BaseModel):
     """Figures of a head on labelled documents. Undefined figures are None, such as Spearman where scores are constant.
 
     Macro figures are means over the classes that occur on either side, where an undefined precision or recall counts
-    as 0. `confusion` counts documents by the label's class (rows) and the score's (columns), in the order of
-    `classes`. The keys of `thresholds` are whole scores. Documents without a score are counted in `unscored` and are
-    in no figure.
+    as 0. `confusion` counts documents by the label's class (rows) and the score's (columns). The keys of `thresholds`
+    are whole scores. Documents without a score are counted in `unscored` and are in no figure.
     """
 
     documents: int
@@ -98,13 +94,10 @@ def evaluate_scores(
     *,
     int_scores: NDArray[Any] | None = None,
 ) -> Evaluation:
-    """Compare scores with labels.
+    """Compare scores [documents] (NaN: none) with labels [documents] (NaN: left out); rounded, they are the classes.
 
-    Args:
-        scores: [documents]; NaN: no score.
-        labels: [documents]; NaN: no label, left out. Rounded, they are the classes.
-        criterion: a document counts as good when its whole score reaches the threshold.
-        int_scores: the whole score of each document [documents]; None: the scores rounded.
+    `int_scores` are the whole scores [documents]; None: the scores rounded. A document counts as good when its whole
+    score reaches the threshold of the criterion.
 
     Raises:
         ValueError: no document has both a score and a label.
@@ -154,23 +147,20 @@ def _threshold_figures(
 
 def _class_figures(wanted: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[str, Any]:
     classes = np.union1d(predicted, wanted)
-    confusion = confusion_table(np.column_stack([wanted, predicted]), classes)
-    hits, support, predicted_counts = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall, f1 = precision_recall_f1(hits, support, predicted_counts)
+    rows = np.column_stack([wanted, predicted]).astype(np.float64)
+    figures = single_figures(rows, table_statistic(classes.astype(np.float64)))
+    by_class = {
+        k: ClassFigures.model_validate(
+            {name: figures[f"{name}@{k}"] for name in ("precision", "recall", "f1")}
+            | {"support": (wanted == k).sum(), "predicted": (predicted == k).sum()}
+        )
+        for k in classes.tolist()
+    }
     return {
-        "accuracy": float(hits.sum() / len(wanted)),
-        "macro_precision": float(np.nan_to_num(precision).mean()),
-        "macro_recall": float(np.nan_to_num(recall).mean()),
-        "macro_f1": float(f1.mean()),
-        "classes": {
-            int(name): ClassFigures(
-                precision=None if np.isnan(precision[k]) else float(precision[k]),
-                recall=None if np.isnan(recall[k]) else float(recall[k]),
-                f1=float(f1[k]),
-                support=int(support[k]),
-                predicted=int(predicted_counts[k]),
-            )
-            for k, name in enumerate(classes)
-        },
-        "confusion": confusion.tolist(),
+        "accuracy": figures["exact_agreement"],
+        "macro_precision": sum(figures_of.precision or 0.0 for figures_of in by_class.values()) / len(by_class),
+        "macro_recall": sum(figures_of.recall or 0.0 for figures_of in by_class.values()) / len(by_class),
+        "macro_f1": figures["macro_f1"],
+        "classes": by_class,
+        "confusion": confusion_table(rows, classes).tolist(),
     }

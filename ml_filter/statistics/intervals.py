@@ -70,13 +70,9 @@ class Figure(BaseModel):
 
 
 class Resampling(BaseModel):
-    """How bootstrap intervals are computed.
+    """How bootstrap intervals are computed. `confidence` is the share of the resamples inside the interval.
 
-    Attributes:
-        confidence: share of the resamples inside the interval.
-        resamples: number of resamples.
-        seed: the same seed gives the same intervals.
-        defined: a figure that is undefined in more than the rest of the resamples has no interval.
+    A figure that is defined in less than the share `defined` of the resamples has no interval.
     """
 
     confidence: float = 0.95
@@ -102,18 +98,13 @@ def exact_interval(count: float, total: float, confidence: float) -> tuple[float
 
 
 def resampled_figures(
-    rows: Array, statistic: Statistic, resampling: Resampling, shares: Mapping[str, int] | None = None
+    rows: Array, statistic: Statistic, resampling: Resampling, shares: Mapping[str, float] | None = None
 ) -> dict[str, Figure]:
-    """The statistic of rows [documents, ...] with its percentile bootstrap interval.
+    """The statistic of rows [documents, ...] (NaN: no rating) with its percentile bootstrap interval.
 
     The interval is widened to the figure where the percentiles leave it out (few documents, skewed statistics).
-
-    Args:
-        rows: one row of ratings for each document; NaN: no rating.
-        statistic: of the distinct rows and how often each occurs.
-        resampling: of the documents.
-        shares: the figures that are shares, and of how many documents. A share of 0 or 1 is 0 or 1 in every resample,
-            however few documents there are, so its interval reaches to the exact bound instead.
+    `shares` names the figures that are shares, and of how many documents. A share of 0 or 1 is the same in every
+    resample, so its interval reaches to the exact bound instead.
     """
     distinct, counts = distinct_rows(rows)
     values = statistic(distinct, counts[None].astype(np.float64))
@@ -175,7 +166,7 @@ def _draw_counts(counts: NDArray[np.int64], resampling: Resampling) -> Iterator[
 
 
 def _figure(
-    name: str, value: float, drawn: Array | None, documents: int, resampling: Resampling, share_of: int | None
+    name: str, value: float, drawn: Array | None, documents: int, resampling: Resampling, share_of: float | None
 ) -> Figure:
     if np.isnan(value):
         return Figure(value=None, documents=documents, reason=_why_undefined(name))

@@ -70,39 +70,20 @@ def compare_pair(
     threshold: float,
     resampling: Resampling,
 ) -> PairAgreement:
-    """All figures of two raters.
+    """All figures of two raters, from their scores [documents, 2], the reference first; NaN: no score.
 
-    Args:
-        reference: name of the first rater.
-        rater: name of the second rater.
-        scores: [documents, 2], the reference first; NaN: no score.
-        score_range: lowest and highest score, to which classes are clamped; None: not known.
-        threshold: a rounded score at or above counts as good.
-        resampling: for the intervals.
+    Classes are clamped to `score_range`, if it is known. A rounded score at `threshold` or above counts as good.
     """
     rows = scores[np.isfinite(scores).all(axis=1)]
-    documents = len(rows)
-    if documents < MIN_DOCUMENTS:
-        figures = dict.fromkeys(PAIR_FIGURES, too_few(documents))
-        return PairAgreement(
-            reference=reference, rater=rater, documents=documents, figures=figures, classes={}, confusion=[]
-        )
-    rounded = round_scores(rows, *(score_range or ()))
-    good = (rounded >= threshold).astype(np.float64)
-    classes = np.unique(rounded)
-    figures = resampled_figures(rows, rank_and_distance, resampling)
+    names = {"reference": reference, "rater": rater}
+    if len(rows) < MIN_DOCUMENTS:
+        figures = dict.fromkeys(PAIR_FIGURES, too_few(len(rows)))
+        return PairAgreement(**names, documents=len(rows), figures=figures, classes={}, confusion=[])
+    figures, rounded, classes = _all_figures(rows, score_range, threshold, resampling)
     figures |= _kendall_figure(rows, resampling)
-    figures |= resampled_figures(good, at_threshold, resampling, shares_at_threshold(good))
-    if too_many_classes(classes):
-        classes = np.empty(0)
-        figures |= dict.fromkeys(TABLE_FIGURES, Figure(value=None, documents=documents, reason=TOO_MANY_CLASSES))
-    else:
-        shares = _shares_by_class(rounded, classes)
-        figures |= resampled_figures(rounded, table_statistic(classes), resampling, shares)
     return PairAgreement(
-        reference=reference,
-        rater=rater,
-        documents=documents,
+        **names,
+        documents=len(rows),
         figures={name: figures[name] for name in PAIR_FIGURES},
         classes={int(k): _class_agreement(int(k), rounded, figures) for k in classes},
         confusion=confusion_table(rounded, classes).tolist() if len(classes) else [],
@@ -114,29 +95,35 @@ def compare_against(
 ) -> dict[str, Figure]:
     """By how much a second rater's figures against a reference exceed a first one's.
 
-    The intervals are paired: both figures come from the same resamples. Where the two raters make the same errors,
-    the interval of the difference is narrower than those of the two figures suggest.
-
-    Args:
-        scores: [documents, 3], the reference, the first and the second rater; NaN: no score. Only documents that all
-            three scored count.
-        score_range: lowest and highest score; None: not known.
-        threshold: a rounded score at or above counts as good.
-        resampling: for the intervals.
+    `scores` are [documents, 3]: reference, first and second rater; documents without one of them do not count. The
+    intervals are paired: both figures come from the same resamples, so errors that the raters share do not widen them.
     """
     rows = scores[np.isfinite(scores).all(axis=1)]
     if len(rows) < MIN_DOCUMENTS:
         return dict.fromkeys(COMPARED_FIGURES, too_few(len(rows)))
+    figures = _all_figures(rows, score_range, threshold, resampling)[0]
+    return {name: figures[name] for name in COMPARED_FIGURES}
+
+
+def _all_figures(
+    rows: Array, score_range: ScoreRange | None, threshold: float, resampling: Resampling
+) -> tuple[dict[str, Figure], Array, Array]:
+    """Figures of two raters, or differences of those of three; also the rounded scores and their classes, if few."""
+    differs = rows.shape[1] == 3
+    statistic_of = _difference if differs else lambda statistic: statistic
     rounded = round_scores(rows, *(score_range or ()))
     good = (rounded >= threshold).astype(np.float64)
     classes = np.unique(rounded)
-    figures = resampled_figures(rows, _difference(rank_and_distance), resampling)
-    figures |= resampled_figures(good, _difference(at_threshold), resampling)
+    figures = resampled_figures(rows, statistic_of(rank_and_distance), resampling)
+    shares = None if differs else shares_at_threshold(good)
+    figures |= resampled_figures(good, statistic_of(at_threshold), resampling, shares)
     if too_many_classes(classes):
+        classes = np.empty(0)
         figures |= dict.fromkeys(TABLE_FIGURES, Figure(value=None, documents=len(rows), reason=TOO_MANY_CLASSES))
     else:
-        figures |= resampled_figures(rounded, _difference(table_statistic(classes)), resampling)
-    return {name: figures[name] for name in COMPARED_FIGURES}
+        shares = None if differs else _shares_by_class(rounded, classes)
+        figures |= resampled_figures(rounded, statistic_of(table_statistic(classes)), resampling, shares)
+    return figures, rounded, classes
 
 
 def too_many_classes(classes: Array) -> bool:

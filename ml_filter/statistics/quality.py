@@ -6,9 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.criterion import Criterion
@@ -28,9 +29,6 @@ from ml_filter.statistics.metrics import PAIR_FIGURES
 from ml_filter.statistics.pair import ClassAgreement, compare_against, compare_pair
 from ml_filter.statistics.rounding import integer_scores, round_scores
 from ml_filter.statistics.weighted import at_threshold, rank_and_distance, shares_at_threshold
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 STRATUM_FIGURES = ("spearman", "mae", "f1_at_threshold")
 STRATA_SHOWN = 10
@@ -69,10 +67,9 @@ class Quality(Evaluation):
     """The figures of an evaluation with intervals, and figures that need more than one number a document.
 
     `intervals` has the names of `PAIR_FIGURES`: rank and distance figures are of the scores, the others of the whole
-    scores. `threshold_intervals` goes by whole score, then by the names of `ThresholdFigures`. `table` says what each
-    threshold on the score keeps. `reliability` and `brier` (the mean squared difference of probability and outcome)
-    use the criterion's threshold, and need a calibrated head. `others` counts by column the documents that are in no
-    stratum because the column has too many values; documents without a value are not among them.
+    scores. `threshold_intervals` goes by whole score, then by the names of `ThresholdFigures`. `reliability` and
+    `brier` (the mean squared difference of probability and outcome) use the criterion's threshold, and need a
+    calibrated head. `others` counts by column the documents whose value is too rare for a stratum.
     """
 
     confidence: float
@@ -138,10 +135,9 @@ def measure_quality(
         criterion: a document counts as good when its whole score reaches the threshold.
         calibration: gives whole scores and probabilities; None: scores are rounded.
         columns: values [documents] by column; each value is a stratum, None is in no stratum.
-        source: the column that says where documents come from, such as "host", and its values [documents]; for
-            `discrimination`.
+        source: the column that says where documents come from, such as "host", and its values [documents].
         tokens: of each document [documents].
-        resampling: for the intervals; None: 95% intervals from 1,000 resamples.
+        resampling: None: 95% intervals from 1,000 resamples.
 
     Raises:
         ValueError: no document has a score.
@@ -190,14 +186,9 @@ def compare_heads(
     *,
     resampling: Resampling | None = None,
 ) -> HeadComparison:
-    """The figures that show which head is better, of both on the same documents, and their paired differences.
+    """Figures of two heads on the documents with both scores and a label, and their paired differences.
 
-    Args:
-        ours: scores of one head.
-        theirs: scores of the other head.
-        labels: [documents]; documents with both scores and a label count.
-        criterion: a document counts as good when its whole score reaches the threshold.
-        resampling: for the intervals; None: 95% intervals from 1,000 resamples.
+    `resampling` None: 95% intervals from 1,000 resamples.
     """
     resampling = resampling or Resampling()
     both = np.isfinite(ours.scores) & np.isfinite(theirs.scores) & np.isfinite(labels)
