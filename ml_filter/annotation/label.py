@@ -88,7 +88,7 @@ class _LabelTask(Task):
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
         assert isinstance(call.question, LabelQuestion)
-        return {"labels": read_labels(answer.text, call.question)}
+        return {"labels": read_labels(answer.text, call.question, cut_off=answer.cut_off)}
 
     def table(
         self, shard: InputShard, documents: pa.Table, rows: list[dict[str, Any]], counts: Counter[str]

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from ml_filter.annotation.parsing import AnswerError
+from ml_filter.annotation.grammar import AnswerError
 from ml_filter.annotation.prompt_files import LABELS, shipped_file
 from ml_filter.annotation.prompts import Question, Strict
+from ml_filter.annotation.reasoning import without_reasoning
 from ml_filter.config import problems_in, read_yaml
 from ml_filter.errors import ConfigError
 
@@ -127,15 +128,18 @@ def label_question(facet: LabelList) -> LabelQuestion:
         raise ConfigError(f"label list {facet.name}: {problems_in(error, 'labels')}") from error
 
 
-def read_labels(answer: str, question: LabelQuestion) -> list[str]:
+def read_labels(answer: str, question: LabelQuestion, *, cut_off: bool = False) -> list[str]:
     """The labels in an answer, from its last JSON object with `labels`: without duplicates, spelled as in the list.
 
     Raises:
-        AnswerError: `empty_answer`, `unparsable_labels`, `unknown_label`, `no_label` or `too_many_labels`.
+        AnswerError: `empty_answer`, `cut_off`, `unparsable_labels`, `unknown_label`, `no_label` or `too_many_labels`.
     """
+    text = without_reasoning(answer) or ""
+    lists = [value["labels"] for value in _json_objects(text) if isinstance(value.get("labels"), list)]
+    if cut_off and not lists:
+        raise AnswerError("cut_off", "the answer reached max_tokens before its labels were complete")
     if not answer.strip():
         raise AnswerError("empty_answer", "the answer is empty")
-    lists = [value["labels"] for value in _json_objects(answer) if isinstance(value.get("labels"), list)]
     if not lists or not all(isinstance(name, str) for name in lists[-1]):
         raise AnswerError("unparsable_labels", 'the answer does not contain {"labels": [...]}')
     spelled = {name.casefold(): name for name in question.facet.names}

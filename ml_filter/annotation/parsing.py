@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import unicodedata
 from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from ml_filter.annotation.grammar import AnswerError, Statement, numeral
 from ml_filter.annotation.prompts import Prompt
+from ml_filter.annotation.reasoning import without_reasoning
 from ml_filter.annotation.responses import Answer, storable
 
-_PLAIN = str.maketrans({",": ".", "\u066b": ".", "\u2212": "-"})
-"""Decimal comma, Arabic decimal separator and minus sign in the form that `float` accepts."""
 _SHOWN_CHARS = 100
 
 
@@ -26,19 +24,11 @@ class Verdict(NamedTuple):
     reason: str | None = None
 
 
-class AnswerError(Exception):
-    """An answer that cannot be used. `code` is the error code of the failed annotation."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-
-
 def read_verdict(answer: Answer, prompt: Prompt) -> Verdict:
     """Read the score from an answer, by the mode of the prompt.
 
     Raises:
-        AnswerError: `empty_answer`, `unparsable_score`, `out_of_range` or `no_logprobs`.
+        AnswerError: `no_logprobs`, or an error of the grammar (`Grammar.read`).
     """
     if prompt.mode == "choice":
         return _read_choice(answer, prompt) if prompt.top_logprobs else _read_written_choice(answer, prompt)
@@ -46,33 +36,13 @@ def read_verdict(answer: Answer, prompt: Prompt) -> Verdict:
 
 
 def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
-    if not answer.text.strip():
-        raise AnswerError("empty_answer", "the answer is empty")
-    matches = prompt.scores_in(answer.text)
-    if not matches:
-        end = answer.text.strip()[-_SHOWN_CHARS:]
-        raise AnswerError(
-            "unparsable_score",
-            f"no score in the answer matches the pattern of {prompt.name}; the answer ends with {end!r}",
-        )
-    match = matches[-1]  # the last match: models restate the scale before they decide
-    score = _number(match[1])
-    if score is None:
-        raise AnswerError("unparsable_score", f"{match[1]!r} is not a number")
-    if not prompt.score.min <= score <= prompt.score.max:
-        raise AnswerError("out_of_range", f"{score:g} is outside {prompt.score.min:g} to {prompt.score.max:g}")
-    expected = _expected_at(match, answer, prompt)
-    before = answer.text[: match.start()]
-    reason = _json_reason(answer.text, match.start()) if prompt.mode == "json" else before.strip() or None
-    return Verdict(score, None if expected is None else prompt.calibrated(expected), reason)
-
-
-def _number(text: str) -> float | None:
-    """A number in the digits of any script, with point or comma, or a single numeral such as \u4e94 (5)."""
-    try:
-        return float(text.translate(_PLAIN))
-    except ValueError:
-        return unicodedata.numeric(text, None) if len(text) == 1 else None
+    statement = prompt.grammar.read(answer.text, cut_off=answer.cut_off)
+    expected = _expected_at(statement, answer, prompt)
+    if prompt.mode == "json":
+        reason = _json_reason(answer.text, statement.start)
+    else:
+        reason = (without_reasoning(answer.text) or "")[: statement.start].strip(" \n*#_`<({[|\"'") or None
+    return Verdict(statement.value.number, None if expected is None else prompt.calibrated(expected), reason)
 
 
 def _json_reason(text: str, score_at: int) -> str | None:
@@ -87,24 +57,25 @@ def _json_reason(text: str, score_at: int) -> str | None:
     return None
 
 
-def _expected_at(match: re.Match[str], answer: Answer, prompt: Prompt) -> float | None:
+def _expected_at(statement: Statement, answer: Answer, prompt: Prompt) -> float | None:
     """The mean of the scores at the position of the parsed one, weighted by their probabilities."""
+    value = statement.value
     # The tokens may contain more than the text (reasoning, an end token) and parts of characters, so offsets in the
     # text are not offsets in the tokens: search the tokens for the text from the match on.
-    start = "".join(token.text for token in answer.tokens).rfind(answer.text[match.start() :])
+    start = "".join(token.text for token in answer.tokens).rfind(answer.text[statement.start :])
     if start < 0:
         return None
-    offset = start + match.start(1) - match.start()
+    offset = start + value.start - statement.start
     position = 0
     for token in answer.tokens:
         if position <= offset < position + len(token.text):
-            if token.text.strip() != match[1]:
+            if token.text.strip() != answer.text[value.start : value.stop]:
                 return None  # the score shares its token with other text, or continues in the next
             weights = []
             for text, logprob in token.top.items():
-                value = _number(text.strip()) if re.fullmatch(r"\s*(\d+|\w)\s*", text) else None
-                if value is not None and prompt.score.min <= value <= prompt.score.max:
-                    weights.append((value, logprob))
+                number = numeral(text.strip())
+                if number is not None and prompt.score.min <= number <= prompt.score.max:
+                    weights.append((number, logprob))
             return weighted_mean(weights)
         position += len(token.text)
     return None
@@ -129,12 +100,14 @@ def _read_choice(answer: Answer, prompt: Prompt) -> Verdict:
 
 
 def _read_written_choice(answer: Answer, prompt: Prompt) -> Verdict:
-    written = answer.text.strip().casefold()
-    if not written:
-        raise AnswerError("empty_answer", "the answer is empty")
+    written = (without_reasoning(answer.text) or "").strip(" \n*_`\"'.").casefold()
     for choice, value in prompt.choices.items():
         if written == choice.strip().casefold():
             return Verdict(value, None)
+    if answer.cut_off:
+        raise AnswerError("cut_off", "the answer reached max_tokens before a choice; raise max_tokens of the prompt")
+    if not written:
+        raise AnswerError("empty_answer", "the answer is empty")
     raise AnswerError("unparsable_score", f"{answer.text.strip()[:_SHOWN_CHARS]!r} is not one of the choices")
 
 

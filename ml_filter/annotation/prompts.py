@@ -2,8 +2,8 @@
 
 A prompt has one of three modes:
 
-- `generate`: the model writes an answer. The last match of the pattern is the score, and the token log-probabilities at
-  that position give an expected score.
+- `generate`: the model writes an answer, which states the score (grammar.py). The token log-probabilities at the
+  position of the score give an expected score.
 - `json`: the answer is a JSON object with `reason` and `score`. Servers with structured output enforce its schema.
 - `choice`: the next token is compared over the labelled choices, and the model writes nothing. This works for models
   that are too small to follow a rubric. With `top_logprobs: 0` the model writes one of the choices.
@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ml_filter.annotation.grammar import GRAMMAR, Grammar
 from ml_filter.annotation.prompt_files import prompt_file
 from ml_filter.config import problems_in, read_yaml
 from ml_filter.criterion import Criterion, middle
@@ -41,22 +42,6 @@ _SPECIAL_TOKEN = re.compile(
 )
 """First characters of the control tokens of chat templates. A space after the first character turns such a token into
 plain text. The model's own tokenizer, where one is configured, adds its special tokens (`Windows.clean`)."""
-JSON_SCORE = r'(?i)"score"\s*:\s*"?(-?\d+(?:\.\d+)?)'
-_LABEL = r"""[*\#]{0,3} (?<![^\W_]) score [\s*_"'`]{0,8}"""
-_SCALE = (
-    r"(?: [(\[\uff08] [^()\[\]\uff08\uff09\n]{0,40} [)\]\uff09] | \d+ \s? (?: [-\u2013] | to ) \s? \d+ ) [\s*_]{0,8}"
-)
-_COLON = r"(?: [:\uff1a=\uff1d|\u2192] | -{1,2}> | (?<=score)> | [-\u2013\u2014](?=\s) )"
-_DRESS = r"""[\s*_"'`<(\[$]{0,8}"""
-_BOX = r"\\boxed \s? \{ \s?"
-_NUMBER = r"""( [-\u2212]? \d+ (?: [.,\u066b]\d+ )? ) (?! \d | [.,\u066b]\d )"""
-_NO_RANGE = r"(?! [ \t]* (?: [-\u2013\u2014] | to | bis | a | or ) [ \t]* \d )"
-SCORE_PATTERNS = (
-    rf"(?xi) (?: {_LABEL} (?: {_SCALE} )? {_COLON} {_DRESS} (?: {_BOX} )? | {_BOX} ) {_NUMBER} {_NO_RANGE}",
-    rf"(?xi) {_LABEL} (?: (?: is|of|at|was|ist|es ) \b :? {_DRESS} )? (?: {_BOX} )? {_NUMBER} {_NO_RANGE}",
-)
-"""Default patterns of a prompt: `Score: 4`, `**Score (0-5):** 4` or `\\boxed{4}`; if an answer has none of these,
-`The score is 4` or `score 4`."""
 
 
 class Strict(BaseModel):
@@ -189,7 +174,7 @@ class Prompt(Question):
     pattern: str | tuple[str, ...] = Field(
         "",
         description="regular expression, or several in order of preference, with one group around the score "
-        "(mode generate; default: SCORE_PATTERNS)",
+        "(mode generate; default: the grammar of answers)",
     )
     calibration: Calibration | None = None
     max_reason_chars: Annotated[int, Field(gt=0)] | None = Field(
@@ -199,9 +184,9 @@ class Prompt(Question):
     @model_validator(mode="before")
     @classmethod
     def _has_a_pattern(cls, fields: Any) -> Any:
-        """Fill in the default pattern before validation, so that the digest covers it."""
+        """Fill in the default before validation, so that the digest covers it."""
         if isinstance(fields, dict) and fields.get("mode", "generate") == "generate":
-            return {"pattern": SCORE_PATTERNS, **fields}
+            return {"pattern": GRAMMAR, **fields}
         return fields
 
     @model_validator(mode="after")
@@ -216,10 +201,10 @@ class Prompt(Question):
     def _is_complete(self) -> Prompt:
         if self.mode == "generate":
             try:
-                groups = [pattern.groups for pattern in self._patterns]
+                groups = {pattern.groups for pattern in self.grammar.patterns}
             except re.error as error:
                 raise ValueError(f"pattern is not a valid regular expression: {error}") from error
-            if not groups or set(groups) != {1}:
+            if groups != {1} and self.pattern != GRAMMAR:
                 raise ValueError("pattern must have exactly one group, around the score")
         elif self.mode == "choice":
             if len(self.choices) < 2:
@@ -237,14 +222,18 @@ class Prompt(Question):
         return Criterion(name=self.criterion, low=low, high=high, threshold=threshold)
 
     @cached_property
-    def _patterns(self) -> Sequence[re.Pattern[str]]:
-        patterns = JSON_SCORE if self.mode == "json" else self.pattern
-        return [re.compile(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
-
-    def scores_in(self, answer: str) -> list[re.Match[str]]:
-        """All matches, with the score as group 1, of the first pattern that matches anywhere in the answer."""
-        matches = ([match for match in pattern.finditer(answer) if match[1]] for pattern in self._patterns)
-        return next(filter(None, matches), [])
+    def grammar(self) -> Grammar:
+        """How a written answer is read."""
+        written = [self.pattern] if isinstance(self.pattern, str) else self.pattern
+        has_own = self.mode == "generate" and self.pattern != GRAMMAR
+        return Grammar(
+            self.score.min,
+            self.score.max,
+            self.criterion,
+            self.text,
+            patterns=[re.compile(pattern) for pattern in written] if has_own else (),
+            in_json=self.mode == "json",
+        )
 
     @property
     def json_schema(self) -> dict[str, Any]:

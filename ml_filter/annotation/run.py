@@ -15,8 +15,8 @@ import pyarrow as pa
 from loguru import logger
 
 from ml_filter.annotation.budget import NO_TOKENS, Budget, Usage
+from ml_filter.annotation.grammar import AnswerError
 from ml_filter.annotation.ledger import Key, Ledger
-from ml_filter.annotation.parsing import AnswerError
 from ml_filter.annotation.plan import Call, Plan, Vote
 from ml_filter.annotation.prompts import Question, keep_prompts
 from ml_filter.annotation.responses import Answer, RequestFailed

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.parsing import AnswerError, read_verdict
+from ml_filter.annotation.grammar import AnswerError
+from ml_filter.annotation.parsing import read_verdict
 from ml_filter.annotation.prompts import Prompt
 from ml_filter.annotation.responses import read_answer
 from ml_filter.config import Settings

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_filter.annotation.config import LabelConfig
+from ml_filter.annotation.grammar import AnswerError
 from ml_filter.annotation.label import DISTRIBUTION_NAME, REPORT_NAME, Tally, label_documents
 from ml_filter.annotation.label_lists import LabelList, label_question, load_labels, read_labels
-from ml_filter.annotation.parsing import AnswerError
 from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.schema import LABEL_SCHEMA
@@ -288,6 +288,20 @@ def test_a_list_can_allow_exactly_one_label():
     assert read_labels('{"labels": ["stones"]}', question) == ["stones"]
     with pytest.raises(AnswerError, match="the answer has 2 labels, but the list allows one"):
         read_labels('{"labels": ["stones", "plants"]}', question)
+
+
+@pytest.mark.parametrize(
+    ("answer", "cut_off", "code"),
+    [
+        ('<think>{"labels": ["stones"]}', False, "unparsable_labels"),
+        ('<think>{"labels": ["stones"]}</think>{"labels": ["sto', True, "cut_off"),
+        ("", True, "cut_off"),
+    ],
+)
+def test_labels_of_unfinished_answers_do_not_count(several, answer, cut_off, code):
+    with pytest.raises(AnswerError) as caught:
+        read_labels(answer, label_question(several), cut_off=cut_off)
+    assert caught.value.code == code
 
 
 @given(

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_filter.annotation.parsing import AnswerError, Verdict, read_verdict, weighted_mean
+from ml_filter.annotation.grammar import AnswerError
+from ml_filter.annotation.parsing import Verdict, read_verdict, weighted_mean
 from ml_filter.annotation.prompts import Calibration, Prompt
 from ml_filter.annotation.responses import Answer, Token
 from tests.annotation.misbehaving import PROMPT
@@ -14,6 +15,9 @@ SHORT = Prompt.model_validate(PROMPT)
 CHOICE = Prompt.model_validate(
     {**PROMPT, "mode": "choice", "api": "completion", "pattern": "", "choices": {" good": 5, " fine": 5, " bad": 0}}
 )
+
+
+CODES = {"empty_answer", "unparsable_score", "ambiguous_score", "other_scale", "out_of_range"}
 
 
 def logs(**probabilities: float) -> dict[str, float]:
@@ -77,7 +81,7 @@ def test_a_digit_means_the_same_in_every_script(value, zero):
         ("No idea.", "unparsable_score"),
         ("Score: high", "unparsable_score"),
         ("Score: 5.01", "out_of_range"),
-        ("Score: 3. Score: 10", "out_of_range"),
+        ("Score: 3. Score: 10", "ambiguous_score"),
         (f"Score: {'9' * 400}", "out_of_range"),
     ],
 )
@@ -95,7 +99,7 @@ def test_any_text_gives_a_score_in_range_or_an_error_code(text):
     try:
         assert 0 <= read_verdict(Answer(f"{text} score {text}"), SHORT).score <= 5
     except AnswerError as error:
-        assert error.code in {"unparsable_score", "out_of_range"}
+        assert error.code in CODES
 
 
 USUAL = Prompt.model_validate({name: value for name, value in PROMPT.items() if name != "pattern"})
@@ -137,7 +141,7 @@ def test_a_score_is_found_however_a_model_labels_it(text, score):
     [
         ("Score: -1", "out_of_range"),
         ("Score: \u22121", "out_of_range"),
-        ("Score: 3\nScore: 9", "out_of_range"),
+        ("Score: 3\nScore: 9", "ambiguous_score"),
         ("Score: 0-5", "unparsable_score"),
         ("Score: 10 - 15", "unparsable_score"),
         ("Score: <0 to 5>", "unparsable_score"),
@@ -178,28 +182,67 @@ VALUES = st.tuples(st.integers(0, 5), st.sampled_from([0x30, 0x660, 0x966, 0xFF1
     st.sampled_from(LABELS),
     st.lists(st.sampled_from(PROSE)),
 )
-def test_the_last_labelled_score_is_read_whatever_is_said_around_it(value, before, label, after):
+def test_a_labelled_score_is_read_whatever_is_said_around_it_but_no_other_label(value, before, label, after):
     whole, zero, rest = value
     written = label.format(chr(zero + whole) + rest)
     expected = whole + (0.5 if rest else 0)
     answer = Answer("\n".join([*before, written, *after]))
-    if expected > 5:
+    if expected != 3 and set(before) - set(PROSE):
+        assert error_of(answer.text, USUAL) == "ambiguous_score"
+    elif expected > 5:
         assert error_of(answer.text, USUAL) == "out_of_range"
     else:
         assert read_verdict(answer, USUAL).score == expected
 
 
 @given(st.text(st.sampled_from("score Score:is*_(0-5)[]{}<>|=\\boxed\n 9,."), max_size=200))
-def test_the_usual_patterns_give_a_score_in_range_or_an_error_code(text):
+def test_the_grammar_gives_a_score_in_range_or_an_error_code(text):
     try:
         assert 0 <= read_verdict(Answer(text), USUAL).score <= 5
     except AnswerError as error:
-        assert error.code in {"empty_answer", "unparsable_score", "out_of_range"}
+        assert error.code in CODES
 
 
 def test_a_long_answer_without_a_score_is_no_work():
     for piece in ("score ", "* ", "(", "score (", "0-", "\\boxed ", " "):
         assert error_of("." + piece * 50_000, USUAL) == "unparsable_score"
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "outcome"),
+    [
+        ("<think>Score: 4", USUAL, "cut_off"),
+        ("a first guess would be Score: 4, but", USUAL, "cut_off"),
+        ("Score: 4", SHORT, "cut_off"),
+        ("Score: 4\nThe page", SHORT, 4.0),
+        (" 4\n\nPage:", SHORT.model_copy(update={"pattern": "([0-5])"}), 4.0),
+    ],
+)
+def test_a_cut_off_answer_names_max_tokens_unless_its_score_is_complete(text, prompt, outcome):
+    answer = Answer(text, cut_off=True)
+    if isinstance(outcome, float):
+        assert read_verdict(answer, prompt).score == outcome
+        return
+    with pytest.raises(AnswerError, match="max_tokens") as caught:
+        read_verdict(answer, prompt)
+    assert caught.value.code == outcome
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("Score: 1 + 1 + 1 = 3", 3.0),
+        ("Score: 3 (clarity score: 5)", 3.0),
+        ("Score: 4/10", "other_scale"),
+        ("Score: 3 or 4", "unparsable_score"),
+        ("I say 4/5", "unparsable_score"),
+    ],
+)
+def test_the_grammar_also_holds_for_what_a_pattern_matches(text, outcome):
+    if isinstance(outcome, float):
+        assert read_verdict(Answer(text), SHORT).score == outcome
+    else:
+        assert error_of(text) == outcome
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -239,6 +282,20 @@ def test_a_score_is_read_from_json_whole_fenced_or_cut_off(text, verdict):
 )
 def test_json_without_a_score_in_range_has_a_code(text, code):
     assert error_of(text, AS_JSON) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [('{"reason": "ok", "score": 4', "cut_off"), ('{"score": 4, "reason": "o', None), ('{"score": 4', "cut_off")],
+)
+def test_a_score_in_json_is_complete_once_a_comma_or_brace_follows(text, code):
+    answer = Answer(text, cut_off=True)
+    if code is None:
+        assert read_verdict(answer, AS_JSON).score == 4.0
+        return
+    with pytest.raises(AnswerError) as caught:
+        read_verdict(answer, AS_JSON)
+    assert caught.value.code == code
 
 
 def test_json_that_nests_without_end_still_has_its_score():
@@ -349,6 +406,26 @@ def test_a_choice_needs_log_probabilities_and_a_listed_label():
     with pytest.raises(AnswerError) as caught:
         read_verdict(Answer(" the", [Token(" the", logs(_the=0.9))]), CHOICE)
     assert caught.value.code == "unparsable_score"
+
+
+WRITTEN = CHOICE.model_copy(update={"top_logprobs": 0})
+
+
+@pytest.mark.parametrize(
+    ("text", "cut_off", "outcome"),
+    [
+        ("**Good.**", False, 5.0),
+        ("<think>bad</think>good", True, 5.0),
+        ("<think>bad", True, "cut_off"),
+        ("<think>good", False, "empty_answer"),
+        ("good or bad", False, "unparsable_score"),
+    ],
+)
+def test_a_written_choice_is_the_whole_answer(text, cut_off, outcome):
+    try:
+        assert read_verdict(Answer(text, cut_off=cut_off), WRITTEN).score == outcome
+    except AnswerError as error:
+        assert error.code == outcome
 
 
 # --- Calibration -----------------------------------------------------------------------------------------------------

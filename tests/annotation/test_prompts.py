@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.grammar import GRAMMAR
 from ml_filter.annotation.prompt_files import PROMPTS
 from ml_filter.annotation.prompts import (
-    SCORE_PATTERNS,
     SLOT,
     Prompt,
     keep_prompts,
@@ -85,7 +85,7 @@ def test_a_changed_copy_has_no_cached_properties():
     original = (
         SHORT.digest,
         SHORT.render("x"),
-        SHORT.scores_in("a 4, score: 3"),
+        SHORT.grammar,
         SHORT.frame_bytes,
         SHORT.clean("=========="),
     )
@@ -93,7 +93,7 @@ def test_a_changed_copy_has_no_cached_properties():
     told = (
         changed.digest,
         changed.render("x"),
-        changed.scores_in("a 4, score: 3"),
+        changed.grammar,
         changed.frame_bytes,
         changed.clean("=========="),
     )
@@ -343,18 +343,12 @@ def test_a_document_on_one_line_keeps_its_words(document):
     assert cleaned.split() == document.split()
 
 
-@pytest.mark.parametrize("name", ["educational_value", "adult_content", "personal_data", "harmful_content"])
-def test_the_shipped_patterns_read_markdown_and_take_no_minus_for_a_dash(name):
-    prompt = load_prompt(name)
-    assert [match[1] for match in prompt.scores_in("**Score**: **2**\nScore: 3\nScore - 1")] == ["2", "3", "1"]
-    assert [match[1] for match in prompt.scores_in("Score: -1")] == ["-1"]
-
-
-def test_a_prompt_without_a_pattern_has_the_usual_ones_and_its_digest_covers_them():
+def test_a_prompt_without_a_pattern_has_the_grammar_and_its_digest_covers_it():
     unset = Prompt.model_validate({name: value for name, value in PROMPT.items() if name != "pattern"})
-    assert unset.pattern == SCORE_PATTERNS
-    assert unset.digest == Prompt.model_validate({**PROMPT, "pattern": list(SCORE_PATTERNS)}).digest
-    assert unset.digest != unset.model_copy(update={"pattern": SCORE_PATTERNS[:1]}).digest
+    assert unset.pattern == GRAMMAR
+    assert not unset.grammar.patterns
+    assert unset.digest == Prompt.model_validate({**PROMPT, "pattern": GRAMMAR}).digest
+    assert unset.digest != unset.model_copy(update={"pattern": r"(\d)"}).digest
 
 
 def test_prompts_that_set_every_field_keep_their_digests():

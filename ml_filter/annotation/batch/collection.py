@@ -18,8 +18,8 @@ from ml_filter.annotation.batch.submission import ENDED_EARLY, BatchDirectory, h
 from ml_filter.annotation.budget import Budget, reported
 from ml_filter.annotation.client import Endpoint
 from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.annotation.grammar import AnswerError
 from ml_filter.annotation.ledger import Key, Ledger
-from ml_filter.annotation.parsing import AnswerError
 from ml_filter.annotation.plan import Call, Plan
 from ml_filter.annotation.responses import Answer, RequestFailed
 from ml_filter.annotation.run import AnswerSource, Recorder, run

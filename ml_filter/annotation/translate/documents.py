@@ -15,9 +15,10 @@ from ml_filter.annotation.annotator import Annotator
 from ml_filter.annotation.asking import Asking
 from ml_filter.annotation.config import TranslateConfig
 from ml_filter.annotation.connection import annotator_name
-from ml_filter.annotation.parsing import AnswerError
+from ml_filter.annotation.grammar import AnswerError
 from ml_filter.annotation.plan import Call, Plan, Task
 from ml_filter.annotation.prompts import Question
+from ml_filter.annotation.reasoning import without_reasoning
 from ml_filter.annotation.responses import Answer
 from ml_filter.annotation.run import run
 from ml_filter.annotation.translate.checks import default_code, language_name, suspicion, without_fence
@@ -110,12 +111,12 @@ class _TranslationTask(Task):
         return _Pieces(self.config, question, annotator.tokenizer, question.max_text_chars)
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
-        translation = without_fence(answer.text)
-        if not translation:
-            raise AnswerError("empty_answer", "the answer is empty")
+        translation = without_fence(without_reasoning(answer.text) or "")
         if answer.cut_off:
             limit = call.question.max_tokens
-            raise AnswerError("answer_cut_off", f"a translation is longer than {limit:,} tokens (max_tokens)")
+            raise AnswerError("cut_off", f"a translation is longer than {limit:,} tokens (max_tokens)")
+        if not translation:
+            raise AnswerError("empty_answer", "the answer is empty")
         problem = suspicion(call.piece.strip(), translation, self.language, self.config.length_ratio)
         if problem:
             raise AnswerError("suspicious_translation", problem)

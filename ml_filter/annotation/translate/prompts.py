@@ -16,9 +16,10 @@ from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.config import TranslateConfig
 from ml_filter.annotation.connection import annotator_name, open_endpoints
 from ml_filter.annotation.endpoints import EndpointPool
-from ml_filter.annotation.parsing import AnswerError
+from ml_filter.annotation.grammar import AnswerError
 from ml_filter.annotation.prompt_files import PROMPTS
 from ml_filter.annotation.prompts import SLOT, Prompt, Question, as_yaml, language_code, load_prompt
+from ml_filter.annotation.reasoning import without_reasoning
 from ml_filter.annotation.responses import RequestFailed
 from ml_filter.annotation.run import NOT_ASKED
 from ml_filter.annotation.translate.checks import language_name, suspicion, without_fence
@@ -113,16 +114,13 @@ def _check_translatable(prompt: Prompt) -> None:
 
 def _shown_answers(prompt: Prompt) -> list[str]:
     """The text before the score in each line of the prompt that shows the form of the answer: a line with a placeholder
-    in angle brackets in whose place the pattern finds a score."""
-    score = f"{prompt.score.max:g}"
-    answers = []
-    for line in prompt.text.splitlines():
-        for placeholder in _PLACEHOLDER.finditer(line):
-            answer = line[: placeholder.start()] + score
-            matches = [match for match in prompt.scores_in(answer) if match[1] == score]
-            if matches:
-                answers.append(answer[matches[-1].start() : matches[-1].start(1)])
-    return answers
+    in angle brackets in whose place a number is a score."""
+    shown = [
+        prompt.grammar.form(line[: placeholder.start()])
+        for line in prompt.text.splitlines()
+        for placeholder in _PLACEHOLDER.finditer(line)
+    ]
+    return [form for form in shown if form]
 
 
 def prompt_problem(original: Prompt, translated: Prompt) -> str | None:
@@ -210,7 +208,7 @@ class _Translator:
             answer = result[0]
             if isinstance(answer, RequestFailed):
                 raise answer
-            translation = without_fence(answer.text)
+            translation = without_fence(without_reasoning(answer.text) or "")
             if answer.cut_off:
                 problem = f"it is longer than {config.max_tokens:,} tokens (max_tokens)"
             else:
