@@ -1,8 +1,7 @@
 """ml_filter: the quality filter for pretraining corpora.
 
-Rooms: `documents` (read, sample, write), `annotation` (LLM scores), `agreement` (aggregate votes),
-`heads` (train and evaluate encoder heads), `scoring` (score a corpus), `selection` (keep the best),
-`reports` (HTML and plots). Nothing here imports ZenML; the pipelines wrap these functions.
+Sample documents, let an LLM annotate them, train a head on the scores, score the whole corpus with it and keep the
+best. docs/architecture.md lists the packages. Nothing here imports ZenML; the pipelines wrap these functions.
 """
 
 __version__ = "0.1.0"

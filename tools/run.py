@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ml_filter import errors
 from ml_filter.config import parse_override, problems_in, read_settings, read_yaml, unknown_key, with_overrides
 from ml_filter.errors import ConfigError, MlFilterError
 from ml_filter.logs import configure_logging
@@ -73,7 +75,7 @@ PIPELINES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a pipeline; returns the exit code: 0 done, 1 failures above the tolerated share, 2 bad input."""
+    """Run a pipeline; returns the exit code: 0 done or submitted, 1 failed, 2 bad input."""
     return run_task(_parser(), _run, arguments)
 
 
@@ -149,7 +151,7 @@ def _run(arguments: argparse.Namespace) -> None:
                 raise
             raise reason from None
     if run is not None:
-        _print_summary(run, time.monotonic() - started)
+        _finish(run.id, time.monotonic() - started)
 
 
 def _domain_error(error: BaseException | None) -> MlFilterError | None:
@@ -161,14 +163,50 @@ def _domain_error(error: BaseException | None) -> MlFilterError | None:
     return None
 
 
+class RunFailed(MlFilterError):
+    """A pipeline run failed on its orchestrator."""
+
+    exit_code = 1
+
+
+def _finish(run_id: UUID, seconds: float) -> None:
+    """Print what a run did, or how to watch it if it goes on elsewhere.
+
+    Only a local orchestrator raises the error of a step: on others the status of the run has to be checked.
+
+    Raises:
+        RunFailed: the run failed or was stopped; with the exit code of the step's error if that is one of ours.
+    """
+    from zenml.client import Client
+    from zenml.utils.dashboard_utils import get_run_url
+
+    run = Client().get_pipeline_run(run_id)
+    if not run.status.is_finished:
+        url = get_run_url(run)
+        where = f"at {url}" if url else "in the dashboard"
+        print(f"{run.name} is {run.status.value}, not finished. Watch it {where}, or")
+        print(f"  zenml pipeline runs refresh --include-steps {run.id} && zenml pipeline runs list --id {run.id}")
+        return
+    _print_summary(run, seconds)
+    if run.status.is_successful:
+        return
+    failed = RunFailed(f"{run.name} ended as {run.status.value}")
+    for name, step in run.steps.items():
+        if step.status.is_failed:
+            cause = step.exception_info
+            failed = RunFailed(f"step {name} of {run.name} {step.status.value}: {cause and cause.message}")
+            error_type = getattr(errors, str(cause and cause.source).rpartition(".")[2], RunFailed)
+            failed.exit_code = getattr(error_type, "exit_code", RunFailed.exit_code)
+            break
+    raise failed
+
+
 def _print_summary(run: PipelineRunResponse, seconds: float) -> None:
     """A table with the counts and the path of each step."""
     from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
-    from zenml.client import Client
 
-    run = Client().get_pipeline_run(run.id)
     table = Table("stage", "result", "path", title=f"{run.name}: {run.status.value} in {seconds:,.0f} s", box=None)
     for name, step in run.steps.items():
         metadata: dict[str, Any] = dict(step.run_metadata)

@@ -56,7 +56,7 @@ def resolve_head(name: str | Path) -> Path:
         )
     if not Path(text).is_dir():
         raise InputError(
-            f"{text} holds no trained head: the directory does not exist; train one with ml-filter train, or use one "
+            f"{text} has no trained head: the directory does not exist; train one with ml-filter train, or use one "
             "from the Hub as hf://OWNER/NAME[@REVISION]"
         )
     return Path(text)

@@ -249,7 +249,7 @@ def read_head(directory: str | Path) -> TrainedHead:
     training_file = Path(directory) / TRAINING_NAME
     files = [file for file in head_files(directory) if file.suffix == ".safetensors" or file.name == CONFIG_NAME]
     if not training_file.exists() or not {".safetensors", ".json"} <= {file.suffix for file in files}:
-        raise InputError(f"{directory} holds no trained head (no {TRAINING_NAME}); make one with ml-filter train")
+        raise InputError(f"{directory} has no trained head (no {TRAINING_NAME}); train one with ml-filter train")
     digest = digest_of({str(file.relative_to(directory)): file_digest(file) for file in files})
     return TrainedHead(directory=str(directory), digest=digest, training=_read_training(training_file))
 

@@ -255,7 +255,7 @@ def test_a_head_of_the_hub_is_downloaded_once_by_commit_and_found_again_without_
             "zenml:model@1",
             r"'zenml:model@1' is in ZenML's model store, which only pipelines can read; use its directory",
         ),
-        ("owner/head", r"owner/head holds no trained head: the directory does not exist; train one .* hf://OWNER/NAME"),
+        ("owner/head", r"owner/head has no trained head: the directory does not exist; train one .* hf://OWNER/NAME"),
     ],
 )
 def test_an_unknown_name_is_an_error_with_the_reason(name, says, run):

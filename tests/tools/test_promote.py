@@ -293,7 +293,7 @@ def test_a_head_is_found_by_its_model_and_version_or_stage(versions, head, run):
         find_head(f"{name}@7")
     with pytest.raises(InputError, match="unknown model 'nowhere'"):
         find_head("zenml:nowhere@1")
-    with pytest.raises(InputError, match="nowhere holds no trained head"):
+    with pytest.raises(InputError, match="nowhere has no trained head"):
         find_head("nowhere")
 
 
