@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, settings
 
 from ml_filter.heads.encoder import steady_arithmetic
 
-# A busy machine is slow, not wrong.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")
+# A test that is slow on a busy machine has not failed.
+settings.register_profile("no-deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no-deadline")
 
 os.environ["TERMINAL_WIDTH"] = "200"  # typer reads it when it is imported; help is not wrapped in tests
 
@@ -74,7 +74,7 @@ def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def labelled(tmp_path: Path, documents: list[dict[str, str]]) -> Path:
-    """The documents with a label that their text bears out: how much of it is prose rather than signs."""
+    """The documents, each with a label that follows from its text: the share of letters and spaces."""
     path = tmp_path / "labelled.jsonl"
     with path.open("w") as file:
         for row in documents:
