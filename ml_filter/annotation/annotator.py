@@ -10,8 +10,9 @@ from ml_filter.annotation.budget import Budget, Spending
 from ml_filter.annotation.client import Endpoint
 from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.endpoints import EndpointPool
+from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.prompts import Question
-from ml_filter.annotation.responses import Answer, RequestFailed
+from ml_filter.annotation.responses import Answer
 from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows
 from ml_filter.errors import ConfigError, EndpointError
 
@@ -55,7 +56,7 @@ class Annotator:
         try:
             listed = (await self.pool.client.get(endpoint, endpoint.url("models"))).get("data")
         except EndpointError as error:
-            raise RequestFailed("bad_request", str(error), refused=True) from error
+            raise RequestFailed("bad_request", str(error)) from error
         models = listed if isinstance(listed, list) else []
         for model in models:
             # llama.cpp lists its only model under its file name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Sequence
 
@@ -14,15 +13,10 @@ from ml_filter.annotation.connection import open_endpoints
 from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.plan import Call, OpenCalls, Plan
-from ml_filter.annotation.responses import RequestFailed
 from ml_filter.annotation.run import AnswerSource, Recorder
 from ml_filter.config import Settings
-from ml_filter.errors import EndpointError, MlFilterError
+from ml_filter.errors import MlFilterError
 from ml_filter.progress import progress
-
-_SAME_REJECTIONS = 20
-_NUMBERS = re.compile(r"\S*\d\S*")
-"""What differs between rejections for the same reason: request ids, counts."""
 
 
 class Asking(AnswerSource):
@@ -37,18 +31,18 @@ class Asking(AnswerSource):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.requests, self.seconds = 0, 0.0
-        self._same_rejections: _SameRejections | None = _SameRejections()
+        self._error: MlFilterError | None = None
 
     def fill(self, plan: Plan, ledger: Ledger, budget: Budget) -> None:
         """Ask everything that is open, as far as the budget allows. Connects only if a call is open.
 
         Raises:
-            EndpointError: no endpoint answers, or all requests are rejected with the same error.
+            EndpointError: no endpoint answers or can be used, or the first answers all fail with the same code.
         """
         calls = OpenCalls(plan, ledger)
         if calls.is_empty:
             return
-        self.plan, self.budget, self.recorder = plan, budget, Recorder(plan, ledger)
+        self.plan, self.budget, self.recorder = plan, budget, Recorder(plan, ledger, self.retry_hint)
         with open_endpoints(plan.config, self.settings) as endpoints:
             asyncio.run(self._ask(endpoints, calls))
 
@@ -68,38 +62,47 @@ class Asking(AnswerSource):
                             bar.advance()
 
                 async def feed() -> None:
-                    async for open_calls in calls.by_vote(lambda question: plan.task.windows(annotator, question)):
-                        bar.skip(calls.finished + 1 - len(open_calls))  # a long document takes several calls
-                        calls.finished = 0
-                        for call in open_calls:
-                            await queue.put(call)
-                        if self.budget.is_spent:
-                            break
+                    try:
+                        async for open_calls in calls.by_vote(lambda question: plan.task.windows(annotator, question)):
+                            bar.skip(calls.finished + 1 - len(open_calls))  # a long document takes several calls
+                            calls.finished = 0
+                            for call in open_calls:
+                                await queue.put(call)
+                            if self.budget.is_spent or self._error:
+                                break
+                    except MlFilterError as error:
+                        self._stop(annotator, error)
                     for _ in range(concurrency):
                         await queue.put(None)
 
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        group.create_task(feed())
-                        for _ in range(concurrency):
-                            group.create_task(work())
-                except* MlFilterError as errors:
-                    raise errors.exceptions[0] from None
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(feed())
+                    for _ in range(concurrency):
+                        group.create_task(work())
                 self.seconds = time.monotonic() - start
+        if self._error:
+            raise self._error
+
+    def _stop(self, annotator: Annotator, error: MlFilterError) -> None:
+        """End the run: requests in flight are still recorded, because they may have to be paid for."""
+        self._error = self._error or error
+        annotator.pool.stop(error)
 
     async def _answer(self, annotator: Annotator, call: Call) -> bool:
-        """Make a call and record its outcome; False if the budget has no room for it."""
-        result = await annotator.ask(call.question, call.piece, call.key.vote, self.budget)
-        if result is None:
+        """Make a call and record its outcome; False if there is none: the budget is used up, or the run ends."""
+        if self._error:
             return False
-        outcome, spending = result
-        self.requests += 1
-        # No await between the end of a request and its record: a cancelled task cannot lose a paid answer.
-        self.recorder.record(call, outcome, spending.reported, spending.assumed)
-        if not isinstance(outcome, RequestFailed):
-            self._same_rejections = None
-        elif self._same_rejections:
-            self._same_rejections.count(outcome)
+        try:
+            result = await annotator.ask(call.question, call.piece, call.key.vote, self.budget)
+            if result is None:
+                return False
+            outcome, spending = result
+            self.requests += 1
+            # No await between the end of a request and its record: a cancelled task cannot lose a paid answer.
+            self.recorder.record(call, outcome, spending.reported, spending.assumed)
+        except MlFilterError as error:
+            self._stop(annotator, error)
+            return False
         return True
 
     def _status(self, pool: EndpointPool) -> str:
@@ -107,24 +110,3 @@ class Asking(AnswerSource):
         usd = self.plan.config.usd(*used)
         cost = "" if usd is None else f", {usd:,.2f} USD"
         return f"{self.recorder.failed:,} failed, {pool.in_flight:,} in flight, {sum(used):,.0f} tokens{cost}"
-
-
-class _SameRejections:
-    """Ends a run early if every request is rejected with the same error, for example an unsupported parameter."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._message: str | None = None
-
-    def count(self, failure: RequestFailed) -> None:
-        """Count a failed request. Raises EndpointError for the 20th rejection in a row with the same message."""
-        message = _NUMBERS.sub("", str(failure)) if failure.code == "bad_request" else None
-        self._count = 0 if message is None else self._count + 1 if message == self._message else 1
-        self._message = message
-        if self._count >= _SAME_REJECTIONS:
-            raise EndpointError(
-                f"the endpoint rejected the first {_SAME_REJECTIONS} requests with the same error: "
-                f"{str(failure).rstrip('.')}. Check the setting that the message names: the model, extra_body, top_p, "
-                "temperature, structured, or top_logprobs and max_tokens of the prompt. These documents have failed "
-                "with the code bad_request; fix the setting, then ask for them again with --retry-failed"
-            )

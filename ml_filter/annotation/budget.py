@@ -6,8 +6,9 @@ import asyncio
 from typing import NamedTuple
 
 from ml_filter.annotation.config import AskConfig
+from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.prompts import Question
-from ml_filter.annotation.responses import Answer, RequestFailed
+from ml_filter.annotation.responses import Answer
 
 _TOKENS_PER_BYTE = 1 / 3
 """Upper estimate until the first answer, and for servers that report no usage; English has about 4 bytes a token."""

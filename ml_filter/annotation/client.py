@@ -7,14 +7,17 @@ request and becomes the bottleneck (benchmarks/annotation_throughput.py).
 from __future__ import annotations
 
 import asyncio
-import json
 import math
+import os
 import re
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -22,14 +25,28 @@ import aiohttp
 import orjson
 from pydantic import SecretStr
 
-from ml_filter.annotation.responses import RequestFailed, storable
+from ml_filter.annotation.failures import FORBIDDEN, OUT_OF_CREDIT, RequestFailed
+from ml_filter.annotation.responses import Answer, read_answer, read_body, storable
 from ml_filter.errors import EndpointError
 
-_TEMPORARY_STATUS = {408, 409, 425}
-_TOO_LONG = ("context length", "context size", "context window", "maximum context", "model length", "too long")
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
 _MAX_BYTES = 32 * 2**20
 """Largest response. 300 log-probabilities for each of 1,000 tokens take about 15 MB."""
+_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
+"""What OpenSSL says if the server speaks plain HTTP."""
+# Codes of OpenSSL, see X509_STORE_CTX_get_error.
+_CERTIFICATE_PROBLEMS = {
+    9: "is not valid yet; check the clock of this machine and of the server",
+    10: "has expired; the server needs a new one",
+    62: "is for another host name; use the name in the certificate in --endpoint (ML_FILTER_ENDPOINT)",
+    64: "is for another address; use the name in the certificate in --endpoint (ML_FILTER_ENDPOINT)",
+}
+_UNKNOWN_AUTHORITY = (
+    "is not signed by a known authority: it is self-signed, or a company's proxy has replaced it. Set "
+    "ML_FILTER_CA_BUNDLE, or SSL_CERT_FILE, to a PEM file with the certificate of the authority"
+)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,24 +57,28 @@ class Endpoint:
     model: str
     api_key: SecretStr
     max_concurrency: int | None = None
-    key_name: str | None = None
-    """Environment variable that holds the key; None: ML_FILTER_API_KEY."""
+    key_name: str = "ML_FILTER_API_KEY"
+    """Environment variable that holds the key."""
+    tls: ssl.SSLContext | bool = True
+    """The certificates to trust; True: those of the system."""
 
     def url(self, path: str) -> str:
         """URL of an API path such as `chat/completions`."""
         return f"{self.base_url.rstrip('/')}/{path}"
 
     def server_url(self, path: str) -> str:
-        """URL of a path outside the API, such as vLLM's `tokenize`."""
-        parts = urlsplit(self.base_url)
-        return f"{parts.scheme}://{parts.netloc}/{path}"
+        """URL of a path beside the API, such as vLLM's `tokenize`: the base URL without its version."""
+        return f"{re.sub(r'/v[0-9][a-z0-9]*(/openai)?$', '', self.base_url.rstrip('/'))}/{path}"
 
     @cached_property
     def proxy(self) -> str | None:
-        """The proxy for this URL from the environment (`HTTPS_PROXY`, `NO_PROXY`, ...)."""
+        """The proxy for this URL from the environment (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, ...)."""
         # Not aiohttp's trust_env: it also reads ~/.netrc, in a thread, for every request.
-        parts = urlsplit(self.base_url)
-        return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+        parts, proxies = urlsplit(self.base_url), getproxies()
+        proxy = proxies.get(parts.scheme) or proxies.get("all")
+        if not proxy or proxy_bypass(parts.netloc):
+            return None
+        return proxy if "://" in proxy else f"http://{proxy}"
 
     def public(self, detail: str) -> str:
         """A server's message, fit for logs and files: at most 1,000 characters, without the key, which some servers
@@ -66,9 +87,48 @@ class Endpoint:
         detail = _USER_IN_URL.sub("***", detail)
         return storable(detail.replace(key, "***") if len(key) >= 8 else detail)[:1000]
 
+    def unusable(self, failure: RequestFailed) -> EndpointError:
+        """The error for a failure that every request to this endpoint would have."""
+        said, where = str(failure).rstrip("."), "check --endpoint (ML_FILTER_ENDPOINT)"
+        if failure.code == OUT_OF_CREDIT:
+            return EndpointError(
+                f"{self.base_url} is out of credit ({said}). Finished answers are kept and the other documents stay "
+                "open: add credit, then run the same command again"
+            )
+        status = failure.status or 0
+        if status in (401, 403):
+            problem = f"rejected the key ({said}); set {self.key_name}"
+        elif status == 407:
+            problem = f"is behind a proxy that asks for a user and password ({said}); {_PROXY_ADVICE}"
+        elif 300 <= status < 400:
+            problem = f"{said}; set --endpoint (ML_FILTER_ENDPOINT) to the final URL"
+        elif status in (404, 405, 410):
+            problem = (
+                f"does not know the model {self.model!r} or the path ({said}); check --model (ML_FILTER_MODEL) and "
+                "--endpoint (ML_FILTER_ENDPOINT)"
+            )
+        else:
+            problem = f"rejects every request ({said}); {where}"
+        return EndpointError(f"{self.base_url} {problem}")
+
+    def certificate_problem(self, error: ssl.SSLCertVerificationError) -> EndpointError:
+        """The error for a certificate that cannot be trusted."""
+        problem = _CERTIFICATE_PROBLEMS.get(error.verify_code, _UNKNOWN_AUTHORITY)
+        bundle = os.environ.get("SSL_CERT_FILE")
+        if bundle and not Path(bundle).exists():
+            problem += f". SSL_CERT_FILE is set to {bundle}, which does not exist"
+        return EndpointError(f"the certificate of {self.base_url} {problem} (OpenSSL: {error.verify_message})")
+
+
+_PROXY_ADVICE = "check HTTPS_PROXY or HTTP_PROXY, or exclude the host with NO_PROXY"
+
 
 class Client:
-    """A pool of connections. `timeout_s` limits the complete request, so it also ends an answer that trickles in."""
+    """A pool of connections. `timeout_s` limits the complete request, so it also ends an answer that trickles in.
+
+    The methods raise RequestFailed if there is no usable answer, and EndpointError if no request can arrive, because of
+    the URL, the certificate or the proxy.
+    """
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
@@ -79,55 +139,78 @@ class Client:
         """Close all connections."""
         await self._session.close()
 
-    async def post(self, endpoint: Endpoint, url: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Send a JSON body and return the JSON object of the response.
+    async def ask(self, endpoint: Endpoint, path: str, body: dict[str, Any]) -> Answer:
+        """The model's answer to a request to an API path."""
+        return await self._send("POST", endpoint, endpoint.url(path), orjson.dumps(body), read_answer)
 
-        Raises:
-            RequestFailed: `timeout`, `connection_error`, `rate_limited`, `server_error`, `malformed_answer`,
-                `context_too_long` or `bad_request`.
-            EndpointError: no request can succeed, because the key, the path or the model name is rejected.
-        """
-        return await self._send("POST", endpoint, url, orjson.dumps(body))
+    async def post(self, endpoint: Endpoint, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a JSON body and return the JSON object of the response. A rejected key or path is an EndpointError."""
+        return await self._json("POST", endpoint, url, orjson.dumps(body))
 
     async def get(self, endpoint: Endpoint, url: str) -> dict[str, Any]:
-        """The JSON object at a URL; raises the same errors as `post`."""
-        return await self._send("GET", endpoint, url, None)
+        """The JSON object at a URL; errors as of `post`."""
+        return await self._json("GET", endpoint, url, None)
 
-    async def _send(self, method: str, endpoint: Endpoint, url: str, data: bytes | None) -> dict[str, Any]:
+    async def _json(self, method: str, endpoint: Endpoint, url: str, data: bytes | None) -> dict[str, Any]:
+        try:
+            return await self._send(method, endpoint, url, data, dict)
+        except RequestFailed as failure:
+            if failure.code in (FORBIDDEN, OUT_OF_CREDIT):
+                raise endpoint.unusable(failure) from failure
+            raise
+
+    async def _send(
+        self, method: str, endpoint: Endpoint, url: str, data: bytes | None, read: Callable[[dict[str, Any]], T]
+    ) -> T:
+        try:
+            status, content, headers = await self._exchange(method, endpoint, url, data)
+            if 300 <= status < 400:
+                content = f"it redirects to {headers.get('Location', 'nowhere')}".encode()
+            return read(read_body(status, content, _seconds(headers.get("Retry-After"))))
+        except RequestFailed as failure:
+            failure.args = (endpoint.public(str(failure)),)
+            raise
+
+    async def _exchange(
+        self, method: str, endpoint: Endpoint, url: str, data: bytes | None
+    ) -> tuple[int, bytes, Mapping[str, str]]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {endpoint.api_key.get_secret_value()}"}
+        proxy = endpoint.proxy
         try:
             async with self._session.request(
-                method, url, data=data, headers=headers, proxy=endpoint.proxy, allow_redirects=False
+                method, url, data=data, headers=headers, proxy=proxy, allow_redirects=False, ssl=endpoint.tls
             ) as response:
-                content = await _content(response)
-                status, sent = response.status, response.headers
+                return response.status, await _content(response), response.headers
         except TimeoutError as error:
             raise RequestFailed("timeout", f"no answer within {self.timeout_s:g} s", may_cost=True) from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise endpoint.certificate_problem(error.certificate_error) from error  # type: ignore[arg-type]
+        except aiohttp.ClientHttpProxyError as error:
+            detail = f"the proxy {proxy} refuses the connection: {error.status} {error.message}"
+            if error.status in (500, 502, 503, 504):
+                raise RequestFailed("connection_error", detail) from error
+            raise EndpointError(f"{endpoint.public(detail)}; {_PROXY_ADVICE}") from error
         except (ValueError, aiohttp.NonHttpUrlClientError) as error:  # a password in the URL is a ValueError
-            host = urlsplit(endpoint.base_url).netloc.rpartition("@")[2]
-            raise EndpointError(
-                f"the endpoint {host or endpoint.base_url!r} is not a URL like http://host:port/v1 (keys go into "
-                "ML_FILTER_API_KEY); check --endpoint (ML_FILTER_ENDPOINT)"
-            ) from error
+            raise _wrong_url(endpoint) from error
         except (aiohttp.ClientError, OSError) as error:
-            detail = endpoint.public(f"{type(error).__name__}: {error}")
+            if isinstance(error, aiohttp.ClientSSLError) and getattr(error.os_error, "reason", "") in _NO_TLS:
+                raise EndpointError(f"{endpoint.base_url} does not speak TLS; use http:// in --endpoint") from error
+            detail = f"{type(error).__name__}: {error}"
+            if isinstance(error, aiohttp.ClientProxyConnectionError):
+                detail = f"cannot connect to the proxy {proxy} ({error}); {_PROXY_ADVICE}"
             was_sent = not isinstance(error, aiohttp.ClientConnectorError)
             raise RequestFailed("connection_error", detail, may_cost=was_sent) from error
-        if 300 <= status < 400:
-            raise EndpointError(
-                f"{endpoint.base_url} redirects to {endpoint.public(sent.get('Location', 'nowhere'))}; set --endpoint "
-                "(ML_FILTER_ENDPOINT) to the final URL"
-            )
-        if status >= 400:
-            raise failure_of(endpoint, status, content, sent.get("Retry-After"))
-        try:
-            answer = _loads(content)
-        except (ValueError, RecursionError) as error:
-            raise RequestFailed("malformed_answer", endpoint.public(f"not JSON: {error}"), may_cost=True) from error
-        if not isinstance(answer, dict):
-            detail = f"the answer is a {type(answer).__name__}, not an object"
-            raise RequestFailed("malformed_answer", detail, may_cost=True)
-        return answer
+
+
+def _wrong_url(endpoint: Endpoint) -> EndpointError:
+    if endpoint.proxy and not endpoint.proxy.startswith(("http://", "https://")):
+        proxy = endpoint.public(endpoint.proxy)
+        return EndpointError(f"the proxy {proxy} is not of the form http://host:port; {_PROXY_ADVICE}")
+    host = urlsplit(endpoint.base_url).netloc.rpartition("@")[2]
+    return EndpointError(
+        f"the endpoint {host or endpoint.base_url!r} is not a URL like http://host:port/v1 (keys go into "
+        "ML_FILTER_API_KEY); check --endpoint (ML_FILTER_ENDPOINT)"
+    )
 
 
 async def _content(response: aiohttp.ClientResponse) -> bytes:
@@ -136,36 +219,6 @@ async def _content(response: aiohttp.ClientResponse) -> bytes:
     except asyncio.IncompleteReadError as complete:
         return complete.partial
     raise RequestFailed("malformed_answer", f"the answer is longer than {_MAX_BYTES:,} bytes", may_cost=True)
-
-
-def failure_of(endpoint: Endpoint, status: int, content: bytes, retry_after: str | None) -> Exception:
-    """The error for a response with status 400 or above: RequestFailed, or EndpointError if no request can succeed."""
-    message = endpoint.public(_message(content)) or f"status {status} without a message"
-    if status in (401, 403):
-        return EndpointError(
-            f"{endpoint.base_url} rejected the key ({status}); set {endpoint.key_name or 'ML_FILTER_API_KEY'}"
-        )
-    if status == 404:
-        return EndpointError(
-            f"{endpoint.base_url} does not know the model {endpoint.model!r} or the path; check --model "
-            f"(ML_FILTER_MODEL) and --endpoint (ML_FILTER_ENDPOINT): {message}"
-        )
-    if status == 429:
-        return RequestFailed("rate_limited", message, retry_after_s=_seconds(retry_after))
-    if status >= 500 or status in _TEMPORARY_STATUS:
-        return RequestFailed("server_error", f"{status}: {message}", retry_after_s=_seconds(retry_after))
-    too_long = any(words in message.lower() for words in _TOO_LONG)
-    return RequestFailed("context_too_long" if too_long else "bad_request", message, refused=True)
-
-
-def _message(content: bytes) -> str:
-    text = content.decode("utf-8", "replace")
-    try:
-        error = json.loads(text)
-        error = error.get("error", error)
-        return str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError, RecursionError):
-        return text
 
 
 def _seconds(retry_after: str | None) -> float | None:
@@ -178,10 +231,3 @@ def _seconds(retry_after: str | None) -> float | None:
         except (ValueError, TypeError):
             return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-def _loads(content: bytes) -> Any:
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return json.loads(content)  # more tolerant: accepts infinities and lone surrogates, which some servers write

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import ssl
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from pydantic import SecretStr, ValidationError
 
@@ -53,7 +55,21 @@ def _endpoint(endpoint: EndpointConfig, config: AskConfig, settings: Settings) -
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(f"{variable} contains characters that are not allowed in a key, such as line breaks")
     model = endpoint.model or annotator_name(config, settings)
-    return Endpoint(endpoint.url, model, SecretStr(key), key_name=endpoint.api_key_env)
+    return Endpoint(endpoint.url, model, SecretStr(key), key_name=variable, tls=_tls(settings.ca_bundle))
+
+
+def _tls(ca_bundle: Path | None) -> ssl.SSLContext:
+    """The certificates of the system, or of SSL_CERT_FILE, and those of the bundle."""
+    context = ssl.create_default_context()
+    if ca_bundle is not None:
+        try:
+            context.load_verify_locations(ca_bundle)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"ML_FILTER_CA_BUNDLE: {ca_bundle} is not a PEM file of certificates ({error}); give the file with the "
+                "certificate of your authority"
+            ) from error
+    return context
 
 
 def open_endpoints(config: AskConfig, settings: Settings) -> AbstractContextManager[list[Endpoint]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -17,8 +18,9 @@ from ml_filter.annotation.budget import Spending
 from ml_filter.annotation.client import Client, Endpoint
 from ml_filter.annotation.concurrency import AdaptiveLimit
 from ml_filter.annotation.config import AskConfig
-from ml_filter.annotation.responses import Answer, RequestFailed, read_answer, reported_usage
-from ml_filter.errors import EndpointError
+from ml_filter.annotation.failures import FORBIDDEN, OUT_OF_CREDIT, RequestFailed
+from ml_filter.annotation.responses import Answer
+from ml_filter.errors import EndpointError, MlFilterError
 
 _OPEN_AFTER = 5
 _OPEN_AFTER_S = 2.0
@@ -29,6 +31,8 @@ _PING: dict[str, dict[str, Any]] = {
     "completions": {"prompt": "1"},
 }
 _FIRST_ANSWER_WITHIN_S = 30.0
+_ANSWERED = ("malformed_answer", "empty_answer")
+"""Failures that are paid for like answers and likely to repeat: at most two retries."""
 _ENDPOINT_FAULT = 0.1
 """What a try counts if it failed because of the endpoint and not because of the request."""
 
@@ -66,6 +70,8 @@ class _State:
         self.is_excluded = False
         self.paused_until = 0.0
         self.has_answered = False
+        self.accepted_at = -math.inf  # when the last ping that it accepted was sent
+        self.checking = asyncio.Lock()
         self.pinging: asyncio.Task[None] | None = None
 
     def takes_requests(self, now: float) -> bool:
@@ -93,7 +99,7 @@ class EndpointPool:
         self._states = [_State(endpoint, config, now) for endpoint in endpoints]
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._last_error = ""
-        self._unusable: EndpointError | None = None
+        self._unusable: MlFilterError | None = None
 
     async def __aenter__(self) -> EndpointPool:
         return self
@@ -135,16 +141,18 @@ class EndpointPool:
             attempts += 1
             start, sent_among = time.monotonic(), state.in_flight
             try:
-                endpoint = state.endpoint
-                answer = _read(await self.client.post(endpoint, endpoint.url(path), body_for(endpoint)))
+                answer = await self.client.ask(state.endpoint, path, body_for(state.endpoint))
             except EndpointError as error:
                 self._exclude(state, error)
                 continue  # at another endpoint
             except RequestFailed as error:
+                if await self._is_unusable(state, error, path):
+                    self._exclude(state, state.endpoint.unusable(error))
+                    continue
                 if self._failed(state, error, path):
                     spent += _ENDPOINT_FAULT
-                else:  # an empty answer is paid for like any other, and likely to repeat: at most two retries
-                    spent += max(1.0, self.max_retries / 2) if error.code == "empty_answer" else 1.0
+                else:
+                    spent += max(1.0, self.max_retries / 2) if error.code in _ANSWERED else 1.0
                 error.attempts = attempts
                 if spending:
                     spending.failed(error)
@@ -181,16 +189,44 @@ class EndpointPool:
             self._waiting.append(waiter)
             await waiter
 
+    async def _is_unusable(self, state: _State, error: RequestFailed, path: str) -> bool:
+        """Whether every request to the endpoint would fail like this one. After a 401, 403, 404, ... a ping tells a
+        wrong key, model or path from a document that a firewall or a moderator rejects."""
+        if error.code != FORBIDDEN:
+            return error.code == OUT_OF_CREDIT
+        failed_at = time.monotonic()
+        async with state.checking:
+            if state.is_excluded or state.accepted_at >= failed_at:
+                return state.is_excluded
+            pinged_at = time.monotonic()
+            try:
+                await self._ping(state.endpoint, path)
+            except EndpointError:
+                return True
+            except RequestFailed as answer:
+                if not answer.refused:  # down or busy, so that only its past can tell
+                    return not state.has_answered
+            state.accepted_at = pinged_at
+            return False
+
+    async def _ping(self, endpoint: Endpoint, path: str) -> None:
+        body = {"model": endpoint.model, "max_tokens": 1, **_PING[path]}
+        await self.client.post(endpoint, endpoint.url(path), body)
+
+    def stop(self, error: MlFilterError) -> None:
+        """Send no more requests: those that wait or would be retried raise the error."""
+        self._unusable = self._unusable or error
+        self._wake(everyone=True)
+
     def _exclude(self, state: _State, error: EndpointError) -> None:
         """Stop using an endpoint at which no request can succeed; fail all waiting requests if it is the last one."""
         is_new, state.is_excluded = not state.is_excluded, True
         left = [other.endpoint.base_url for other in self._states if not other.is_excluded]
         if is_new and left:
             logger.warning(f"{error}. The run continues without it, with {', '.join(left)}")
-        if not left:
-            self._unusable = error
         self._wake(everyone=True)
         if not left:
+            self.stop(error)
             raise error
 
     def _wake(self, *, everyone: bool = False) -> None:
@@ -225,7 +261,7 @@ class EndpointPool:
             pause = min(error.retry_after_s, self.max_outage_s)
             state.paused_until = max(state.paused_until, now + pause)
             asyncio.get_running_loop().call_later(pause + 0.001, self._wake)
-        if error.code in ("malformed_answer", "empty_answer"):
+        if error.code in _ANSWERED:
             state.circuit.answered(now)
             return False
         if state.circuit.failed(now):
@@ -240,14 +276,13 @@ class EndpointPool:
         With a request of one token, not with a waiting one: a document that crashes the server must not look like an
         outage of the endpoint.
         """
-        endpoint, (least, most) = state.endpoint, _PING_AFTER_S
-        body = {"model": endpoint.model, "max_tokens": 1, **_PING[path]}
+        least, most = _PING_AFTER_S
         for nth in count():
             await asyncio.sleep(max(min(least * 2.0 ** min(nth, 10), most), state.paused_until - time.monotonic()))
             if not state.circuit.is_open:
                 return
             try:
-                await self.client.post(endpoint, endpoint.url(path), body)
+                await self._ping(state.endpoint, path)
             except (RequestFailed, EndpointError) as error:
                 if not (isinstance(error, RequestFailed) and error.refused):
                     self._last_error = f"{error.code}: {error}" if isinstance(error, RequestFailed) else str(error)
@@ -283,18 +318,3 @@ def outage(endpoints: Sequence[Endpoint], silent_s: float, last: str) -> Endpoin
 def _backoff_s(attempts: int) -> float:
     """Seconds before the next try; random, so that requests that failed together do not return together."""
     return min(0.5 * 2.0 ** (min(attempts, 10) - 1) + random.random(), 30.0)  # noqa: S311
-
-
-def _read(payload: dict[str, Any]) -> Answer:
-    try:
-        answer = read_answer(payload)
-        if answer.text.strip() or answer.tokens or answer.cut_off:
-            return answer
-        raise RequestFailed("empty_answer", "the model wrote nothing", may_cost=True)
-    except RequestFailed as error:
-        error.prompt_tokens, error.completion_tokens = reported_usage(payload)
-        raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        failed = RequestFailed("malformed_answer", f"{type(error).__name__}: {error}", may_cost=True)
-        failed.prompt_tokens, failed.completion_tokens = reported_usage(payload)
-        raise failed from error

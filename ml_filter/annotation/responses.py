@@ -1,10 +1,28 @@
-"""What came back for a request: an answer, or the reason for having no usable one."""
+"""From a response to an answer, or to the failure that it means; the same for live responses and results of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import orjson
+
+from ml_filter.annotation.failures import RequestFailed, failure_of, plain_text, said_in, shown
+
+_CUT_OFF = {"length", "max_tokens", "model_length", "max_output_tokens"}
+# Reasons to end an answer that make it unusable: of OpenAI, then Gemini, Zhipu, DeepSeek, vLLM and OpenRouter.
+_FINISH = {
+    **dict.fromkeys(("content_filter", "safety", "recitation", "prohibited_content", "blocklist"), "content_filter"),
+    **dict.fromkeys(("spii", "sensitive", "content_filtered"), "content_filter"),
+    **dict.fromkeys(("insufficient_system_resource", "network_error", "abort", "error"), "server_error"),
+    "refusal": "refusal",
+}
+_REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "redacted_thinking")
+_TOOLS = ("tool_calls", "function_call", "tool_use", "tool_call", "function")
+_NO_TEXT = {"refusal": "refusal", **dict.fromkeys(_TOOLS, "tool_call"), **dict.fromkeys(_REASONING, "only_reasoning")}
+"""Error codes of what a message may hold instead of text; of anything else it is `not_text`."""
 
 
 @dataclass(frozen=True)
@@ -32,49 +50,131 @@ class Answer:
     may_cost: ClassVar[bool] = True
 
 
-class RequestFailed(Exception):
-    """A request without a usable answer. `code` is the error code of the failed annotation.
+def read_body(status: int, content: bytes, retry_after_s: float | None = None) -> dict[str, Any]:
+    """The JSON object of a response; raises RequestFailed as `checked` does, or if there is none."""
+    text = content.decode("utf-8", "replace")
+    try:
+        body = _loads(content)
+    except (ValueError, RecursionError) as error:
+        events = list(_events(text))
+        if status >= 300:
+            body = text
+        elif error_event := next((event for event in events if said_in(event)[1]), None):
+            body = {"error": error_event}
+        elif events:
+            raise RequestFailed(
+                "streamed_answer", "the server streams its answer; set extra_body: {stream: false}", may_cost=True
+            ) from error
+        else:
+            start = plain_text(text)[:200]
+            detail = f"not JSON, but {start!r}" if start else f"the body is empty (status {status})"
+            raise RequestFailed("malformed_answer", detail, may_cost=True) from error
+    return checked(status, body, retry_after_s)
 
-    `refused`: a working server rejects this particular request, so that a retry is pointless.
-    `may_cost`: the model may have processed it, so it may have to be paid for: it was sent, and no error came back.
-    `prompt_tokens`, `completion_tokens`: tokens used despite the failure, if the server reports them.
-    `attempts`: number of requests made.
+
+def _events(text: str) -> Iterator[Any]:
+    """The JSON of the lines of a stream of server-sent events."""
+    for line in text.splitlines():
+        if line.startswith("data:"):
+            try:
+                yield _loads(line[5:].encode())
+            except (ValueError, RecursionError):
+                continue
+
+
+def checked(status: int, body: Any, retry_after_s: float | None = None) -> dict[str, Any]:
+    """The body of a response.
+
+    Raises:
+        RequestFailed: the response is an error, by its status or its body, or not a JSON object.
     """
-
-    def __init__(
-        self,
-        code: str,
-        detail: str,
-        *,
-        refused: bool = False,
-        may_cost: bool = False,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.code, self.refused, self.may_cost, self.retry_after_s = code, refused, may_cost, retry_after_s
-        self.prompt_tokens: int | None = None
-        self.completion_tokens: int | None = None
-        self.attempts = 1
+    is_object = isinstance(body, dict)
+    if status >= 300 or (is_object and (body.get("error") or body.get("object") == "error")):
+        raise failure_of(status, body, retry_after_s)
+    if not is_object:
+        if said_in(body)[1] and not isinstance(body, str):
+            raise failure_of(status, body, retry_after_s)
+        raise RequestFailed("malformed_answer", f"not a JSON object, but {shown(body)}", may_cost=True)
+    return body  # type: ignore[no-any-return]
 
 
-def read_answer(payload: dict[str, Any]) -> Answer:
+def read_answer(body: Mapping[str, Any]) -> Answer:
     """The answer in the body of a response.
 
     Raises:
-        LookupError, TypeError, ValueError, AttributeError: the body does not have the form of a response.
+        RequestFailed: the body is an error or has no answer; with the usage that it reports.
     """
-    choice = payload["choices"][0]
-    text = choice["text"] if "message" not in choice else choice["message"]["content"]
-    if not isinstance(text, str | None):
-        raise TypeError(f"the answer's text is of type {type(text).__name__}")
-    prompt_tokens, completion_tokens = reported_usage(payload)
-    return Answer(
-        text=storable(text or ""),
-        tokens=_tokens(choice.get("logprobs")),
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        cut_off=choice.get("finish_reason") == "length",
-    )
+    usage = body.get("usage")
+    prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    try:
+        choice = _choice_in(body)
+        text, tokens, cut_off = _text_in(choice, body), _tokens(choice.get("logprobs")), _is_cut_off(choice)
+        if not (text.strip() or tokens or cut_off):
+            raise RequestFailed("empty_answer", "the model wrote nothing", may_cost=True)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        detail = f"not an answer ({type(error).__name__}: {error}): {shown(body)}"
+        failure = RequestFailed("malformed_answer", detail, may_cost=True)
+    except RequestFailed as error:
+        failure = error
+    else:
+        return Answer(text, tokens, prompt_tokens, completion_tokens, cut_off)
+    failure.prompt_tokens, failure.completion_tokens = prompt_tokens, completion_tokens
+    raise failure
+
+
+def _choice_in(body: Mapping[str, Any]) -> dict[str, Any]:
+    choices = body.get("choices")
+    if not choices and (blocked := body.get("promptFeedback") or body.get("prompt_feedback")):
+        raise RequestFailed("content_filter", f"the prompt was blocked: {shown(blocked)}")
+    if not choices and said_in(body)[1]:
+        raise failure_of(200, body)
+    choice: dict[str, Any] = body["choices"][0]
+    message = choice.get("message")
+    for part in (choice, message):
+        if isinstance(part, dict) and part.get("error"):
+            raise failure_of(200, {"error": part["error"]})
+    return choice
+
+
+def _is_cut_off(choice: Mapping[str, Any]) -> bool:
+    return str(choice.get("finish_reason")).lower() in _CUT_OFF
+
+
+def _text_in(choice: Mapping[str, Any], body: Mapping[str, Any]) -> str:
+    """The text of a choice. Raises RequestFailed if it is unusable, or if there is something else instead."""
+    message = choice["message"] if "message" in choice else {"content": choice["text"]}
+    text, others = _parts(message.get("content"))
+    others = {name: value for name, value in message.items() if name in {*_NO_TEXT, "audio"} and value} | others
+    reason = choice.get("finish_reason")
+    code = _FINISH.get(str(reason).lower())
+    if code:
+        words = [choice.get("content_filter_results"), body.get("prompt_filter_results"), *others.values(), text]
+        said = shown(next(filter(None, words), "no message"))
+        raise RequestFailed(code, f"finish_reason {reason}: {said}", may_cost=True)
+    if reason in ("tool_calls", "function_call") and others.keys() & set(_TOOLS):
+        others = {name: value for name, value in others.items() if name in _TOOLS}
+    elif text.strip() or _is_cut_off(choice):
+        return text
+    if not others:
+        return text
+    name = next((name for name in _NO_TEXT if name in others), next(iter(others)))
+    raise RequestFailed(_NO_TEXT.get(name, "not_text"), f"{name} instead of text: {shown(others[name])}", may_cost=True)
+
+
+def _parts(content: Any) -> tuple[str, dict[str, Any]]:
+    """The text of a message's content, which is text or a list of parts, and its other parts by their type."""
+    if isinstance(content, str | None):
+        return storable(content or ""), {}
+    text: list[str] = []
+    others: dict[str, Any] = {}
+    for part in content if isinstance(content, list) else [content]:
+        kind = "text" if isinstance(part, str) else part.get("type", "text")
+        value = part if isinstance(part, str) else part.get(kind, part.get("text", part))
+        if kind in ("text", "output_text"):
+            text.append(value["value"] if isinstance(value, dict) else value)
+        else:
+            others[kind] = value
+    return storable("".join(text)), others
 
 
 def _tokens(logprobs: Any) -> list[Token]:
@@ -97,15 +197,16 @@ def _usable(top: Mapping[str, Any]) -> dict[str, float]:
     return {text: float(p) for text, p in numbers.items() if -9999 < p <= 1}
 
 
-def reported_usage(payload: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Prompt and completion tokens from a response's body; None where they are missing or implausible."""
-    usage = payload.get("usage")
-    return _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-
-
 def _count(usage: Any, name: str) -> int | None:
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if type(count) is int and 0 <= count < 2**31 else None
+
+
+def _loads(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content)  # more tolerant: accepts infinities and lone surrogates, which some servers write
 
 
 def storable(text: str) -> str:

@@ -15,22 +15,36 @@ import pyarrow as pa
 from loguru import logger
 
 from ml_filter.annotation.budget import NO_TOKENS, Budget, Usage
+from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.grammar import AnswerError
 from ml_filter.annotation.ledger import Key, Ledger
 from ml_filter.annotation.plan import Call, Plan, Vote
 from ml_filter.annotation.prompts import Question, keep_prompts
-from ml_filter.annotation.responses import Answer, RequestFailed
+from ml_filter.annotation.responses import Answer
 from ml_filter.documents.manifest import LEDGER_NAME, Manifest, digest_of, find_manifest
 from ml_filter.documents.output_directory import OutputDirectory, Resumption
 from ml_filter.documents.rejects import RejectsLog, nothing_read
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
-from ml_filter.errors import InputError, TooManyFailures
+from ml_filter.errors import EndpointError, InputError, TooManyFailures
 
 FAILED_NAME = "failed.jsonl"
 """The failed answers of the last run, for people to read."""
 NOT_ASKED = "not_asked"
 """Error code of a vote that the budget had no room for."""
 NOT_ASKED_COUNT = f"failed_{NOT_ASKED}"
+_ALIKE = 20
+"""If as many first answers fail with the same code, so would all others."""
+_ADVICE = {
+    "bad_request": "Check the setting that the message names: the model, extra_body, top_p, temperature, structured, "
+    "or top_logprobs and max_tokens of the prompt",
+    "context_too_long": "Set tokenizer and context_tokens, or a lower max_text_chars or max_tokens in the prompt",
+    "cut_off": "Set a higher max_tokens in the prompt",
+    "only_reasoning": "Turn reasoning off (extra_body), set a higher max_tokens in the prompt, or check the reasoning "
+    "parser of the server",
+    "tool_call": "Remove tools from extra_body and from the server's defaults",
+    "unparsable_score": "Compare the answers (raw in the ledger) with the pattern of the prompt",
+    "no_logprobs": "Use a server that returns log-probabilities, or set top_logprobs of the prompt to 0",
+}
 _FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason", "attempts")
 _ROW_GROUP_BYTES = 2**20
 """Annotations are small: larger row groups would dominate the memory of a run."""
@@ -56,7 +70,7 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path) -> Manifest:
     Raises:
         TooManyFailures: the failed share is above `max_failed_share`, or the budget is used up. Answers stay in the
             ledger; with `at_budget` finish the output is complete nevertheless.
-        EndpointError: no endpoint answers, or all requests are rejected with the same error.
+        EndpointError: no endpoint answers or can be used, or the first answers all fail with the same code.
         InputError: the source is wrong, or the output directory is not local, in use or taken.
     """
     task, config = plan.task, plan.config
@@ -127,13 +141,19 @@ def _failed_row(annotator: str, question: Question, key: Key, **fields: Any) -> 
 class Recorder:
     """Writes the outcomes of calls to the ledger. `failed` counts those without a usable answer."""
 
-    def __init__(self, plan: Plan, ledger: Ledger) -> None:
-        self.plan, self.ledger, self.failed = plan, ledger, 0
+    def __init__(self, plan: Plan, ledger: Ledger, retry_hint: str) -> None:
+        self.plan, self.ledger, self.retry_hint = plan, ledger, retry_hint
+        self.failed = self._alike = 0
+        self._code: str | None = ""  # of all outcomes so far; None once one is usable
 
     def record(
         self, call: Call, outcome: Answer | RequestFailed, used: Usage | None, assumed: Usage = NO_TOKENS
     ) -> None:
-        """Write one outcome with the tokens of all its tries: `used` as reported, `assumed` without a report."""
+        """Write one outcome with the tokens of all its tries: `used` as reported, `assumed` without a report.
+
+        Raises:
+            EndpointError: the first outcomes have all failed with the same code.
+        """
         task = self.plan.task
         fields = {"windows": call.windows, "truncated": call.truncated, "attempts": outcome.attempts}
         row = _failed_row(self.plan.annotator, call.question, call.key, **fields)
@@ -147,10 +167,26 @@ class Recorder:
                 row |= {"status": task.done, **task.read(outcome, call)}
             except AnswerError as error:
                 row |= {"error": error.code, "reason": str(error)}
+        self.ledger.record(call.key, call.window, row, (math.ceil(assumed.prompt), math.ceil(assumed.completion)))
         if row["error"]:
             self.failed += 1
             logger.debug(f"{call.key.document_id}: {row['error']}: {row['reason']}")
-        self.ledger.record(call.key, call.window, row, (math.ceil(assumed.prompt), math.ceil(assumed.completion)))
+            self._check_alike(row["error"], row["reason"])
+        else:
+            self._code = None
+
+    def _check_alike(self, code: str, reason: str) -> None:
+        if self._code is None:
+            return
+        self._alike = self._alike + 1 if code == self._code else 1
+        self._code = code
+        if self._alike == _ALIKE:
+            raise EndpointError(
+                f"the first {_ALIKE} answers have all failed with the code {code}. The last one: {reason.rstrip('.')}. "
+                f"{_ADVICE.get(code, 'Find the cause in the message')}. These documents have failed, and the others "
+                f"are open. After the fix, {self.retry_hint} with --retry-failed to ask for all of them; to go on "
+                "with the open ones only, run the same command again"
+            )
 
 
 class Collection:

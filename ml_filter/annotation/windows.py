@@ -17,8 +17,8 @@ from tenacity import AsyncRetrying, retry_if_exception, wait_exponential
 from ml_filter.annotation.client import Client, Endpoint
 from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.endpoints import outage, patience_s
+from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.prompts import SLOT, Question
-from ml_filter.annotation.responses import RequestFailed
 from ml_filter.errors import ConfigError, EndpointError
 
 _TEMPLATE_TOKENS = 32
@@ -199,7 +199,7 @@ class ServerTokenizer(Tokenizer):
                 answer = await self.servers.client.post(endpoint, url, {"model": endpoint.model, **body})
                 return next(answer[name] for name in names if isinstance(answer.get(name), str | list))
             except EndpointError as error:
-                raise RequestFailed("bad_request", f"{url} does not work ({error})", refused=True) from error
+                raise RequestFailed("bad_request", f"{url} does not work ({error})") from error
             except StopIteration:
                 fields = " or ".join(names)
                 raise RequestFailed("malformed_answer", f"{url} does not work (its answer has no {fields})") from None

@@ -277,7 +277,7 @@ def test_the_key_is_removed_from_results(pages, asking, provide, tmp_path, monke
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(result(line, error, 400)) + "\n" for line in lines_in(tmp_path / "b")))
     manifest = collect_batch(tmp_path / "b", tmp_path / "out", results=[path], settings=SETTINGS)
-    assert {row["reason"] for row in rows(manifest)} == {"*** has no quota"}
+    assert {row["reason"] for row in rows(manifest)} == {"400: *** has no quota"}
 
 
 @how(max_examples=10, deadline=None)
@@ -422,7 +422,7 @@ def test_each_failed_request_has_its_code_and_no_score(provide, written, tmp_pat
     provider = provide(lambda request: [answers.get(document_of(request), good)(request)])
     manifest = bring_home(written(provider, 8), tmp_path / "out")
     expected = ["context_too_long", "context_too_long", "server_error", "unparsable_score", "malformed_answer"]
-    assert [row["error"] for row in rows(manifest)] == [*expected, "bad_request", "rate_limited", None]
+    assert [row["error"] for row in rows(manifest)] == [*expected, "forbidden", "rate_limited", None]
     assert [row["score"] for row in rows(manifest)] == [None] * 7 + [1.0]
     with pytest.raises(TooManyFailures, match=r"7 of 8 .* run ml-filter annotate on the same output with"):
         collect_batch(tmp_path / "batch", tmp_path / "strict", max_failed_share=0.5, settings=SETTINGS)
@@ -438,7 +438,7 @@ def test_expired_and_missing_requests_stay_open_and_annotate_finishes_them(
     provider = provide(answer)
     provider.ends = "expired"
     batch = written(provider)
-    with pytest.raises(TooManyFailures, match=r"3 answers are open; 2 requests expired or were cancelled") as stopped:
+    with pytest.raises(TooManyFailures, match=r"3 answers are open; 2 requests expired, were cancelled") as stopped:
         bring_home(batch, tmp_path / "out")
     assert f"let ml-filter annotate finish {tmp_path / 'out'}" in str(stopped.value)
     assert answers_in(tmp_path / "out" / "ledger.sqlite") == {"scored": 3}

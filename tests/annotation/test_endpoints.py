@@ -17,7 +17,7 @@ from ml_filter.annotation import endpoints
 from ml_filter.annotation.client import Endpoint
 from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.endpoints import Circuit, EndpointPool
-from ml_filter.annotation.responses import RequestFailed
+from ml_filter.annotation.failures import RequestFailed
 from ml_filter.errors import EndpointError
 from tests.annotation.misbehaving import MisbehavingServer, Reply, Request, chat, refused
 

@@ -290,7 +290,7 @@ def test_an_outage_of_the_tokenizer_is_reported_as_an_outage(asking, pages, serv
 
 def test_a_wrong_key_is_reported_when_the_context_is_requested(serve, pages, asking, tmp_path):
     server = serve(lambda request: refused(401, "no"))
-    with pytest.raises(ConfigError, match=r"rejected the key \(401\); set ML_FILTER_API_KEY"):
+    with pytest.raises(ConfigError, match=r"rejected the key \(401: no\); set ML_FILTER_API_KEY"):
         annotate_documents(pages(1), asking(server, tokenizer="server"), tmp_path / "out", SETTINGS)
 
 
@@ -365,7 +365,7 @@ def test_one_failed_window_fails_its_document_with_its_reason(serve, in_windows,
     assert (row["status"], row["error"], row["reason"], row["score"]) == (
         "failed",
         "bad_request",
-        "no such thing",
+        "400: no such thing",
         None,
     )
     again = config.model_copy(update={"retry_failed": True})

@@ -18,10 +18,11 @@ from ml_filter.annotation.batch.submission import ENDED_EARLY, BatchDirectory, h
 from ml_filter.annotation.budget import Budget, reported
 from ml_filter.annotation.client import Endpoint
 from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.grammar import AnswerError
 from ml_filter.annotation.ledger import Key, Ledger
 from ml_filter.annotation.plan import Call, Plan
-from ml_filter.annotation.responses import Answer, RequestFailed
+from ml_filter.annotation.responses import Answer
 from ml_filter.annotation.run import AnswerSource, Recorder, run
 from ml_filter.config import Settings
 from ml_filter.documents.manifest import Manifest, read_manifest
@@ -88,7 +89,10 @@ class _BatchResults(AnswerSource):
         key = self.batch.settings.api_key or SecretStr("none")
         with suppress(ConfigError):  # results may repeat the key of the endpoint; it is removed from them if known here
             key = self.batch.endpoint().api_key
-        self.endpoint, self.recorder = Endpoint("the batch", plan.annotator, key), Recorder(plan, ledger)
+        self.endpoint, self.recorder = (
+            Endpoint("the batch", plan.annotator, key),
+            Recorder(plan, ledger, self.retry_hint),
+        )
         self.questions = {question.digest: question for question in plan.task.questions}
         with (
             requests_table(self.batch.path) as db,
@@ -149,7 +153,7 @@ class _BatchResults(AnswerSource):
         if 0 < unsent < len(submissions):
             reasons.append(f"{unsent:,} of {len(submissions):,} are not submitted (ml-filter batch submit)")
         if self.lines["not_asked"]:
-            reasons.append(f"{self.lines['not_asked']:,} requests expired or were cancelled")
+            reasons.append(f"{self.lines['not_asked']:,} requests expired, were cancelled or found no credit")
         reasons += [f"{batch.file}: {batch.problem}" for batch in early if batch.problem]
         resubmit = ""
         if early:

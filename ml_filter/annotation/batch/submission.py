@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,10 +15,11 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ml_filter.annotation.batch.files import WRITE_AGAIN, requests_table
-from ml_filter.annotation.client import Endpoint, failure_of
+from ml_filter.annotation.client import Endpoint
 from ml_filter.annotation.config import AnnotateConfig, BatchConfig
 from ml_filter.annotation.connection import configured_endpoints
-from ml_filter.annotation.responses import Answer, RequestFailed, read_answer
+from ml_filter.annotation.failures import FORBIDDEN, OUT_OF_CREDIT, RequestFailed, failure_of
+from ml_filter.annotation.responses import Answer, checked, read_answer
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
@@ -31,6 +33,7 @@ SUBMITTED_NAME = "submitted.json"
 ENDED_EARLY = {"failed", "expired", "cancelled"}
 ENDED = {"completed", *ENDED_EARLY}
 _NOT_ASKED = {"batch_expired", "batch_cancelled"}
+_KEPT = "Finished work is kept; run the same command again"
 _SETTLED_S = 30.0
 """How long the creation of a batch may take to show in the provider's list after it was interrupted."""
 
@@ -111,17 +114,22 @@ class BatchDirectory:
         import openai
 
         endpoint = self.endpoint()
-        client = openai.OpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key.get_secret_value())
+        http = openai.DefaultHttpxClient(verify=endpoint.tls)
+        key = endpoint.api_key.get_secret_value()
+        client = openai.OpenAI(base_url=endpoint.base_url, api_key=key, http_client=http)
         try:
             yield client
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            variable = endpoint.key_name or "ML_FILTER_API_KEY"
-            raise EndpointError(f"{endpoint.base_url} rejected the key; set {variable}") from error
+        except openai.APIStatusError as error:
+            failure = failure_of(error.status_code, error.body or error.response.text)
+            failure.args = (endpoint.public(str(failure)),)
+            if failure.code in (FORBIDDEN, OUT_OF_CREDIT):
+                raise endpoint.unusable(failure) from error
+            raise EndpointError(f"{endpoint.base_url}: {failure}. {_KEPT}") from error
         except openai.APIError as error:
-            message = endpoint.public(str(error)).rstrip(".")
-            raise EndpointError(
-                f"{endpoint.base_url}: {message}. Finished work is kept; run the same command again"
-            ) from error
+            for cause in _causes(error):
+                if isinstance(cause, ssl.SSLCertVerificationError):
+                    raise endpoint.certificate_problem(cause) from error
+            raise EndpointError(f"{endpoint.base_url}: {endpoint.public(str(error)).rstrip('.')}. {_KEPT}") from error
         finally:
             client.close()
 
@@ -158,6 +166,12 @@ class BatchDirectory:
                 for file_id, path in missing.items():
                     _download(client, file_id, path)
         return list(results.values())
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager
@@ -202,19 +216,17 @@ def _download(client: OpenAI, file_id: str, path: Path) -> None:
 
 def outcome_of(result: dict[str, Any], endpoint: Endpoint) -> Answer | RequestFailed | None:
     """The outcome in a line of results; None if the request was never sent to the model."""
-    response, error = result.get("response") or {}, result.get("error")
+    response, error = result.get("response"), result.get("error")
     if isinstance(error, dict) and error.get("code") in _NOT_ASKED:
         return None
-    status, body = response.get("status_code"), response.get("body")
-    if error or not isinstance(status, int) or status >= 400:
-        failure = failure_of(endpoint, status if isinstance(status, int) else 500, orjson.dumps(error or body), None)
-        if isinstance(failure, RequestFailed):
-            return failure
-        return RequestFailed("bad_request", str(failure), refused=True)
+    response = response if isinstance(response, dict) else {}
+    status = response.get("status_code")
     try:
-        return read_answer(cast("dict[str, Any]", body))
-    except (AttributeError, LookupError, TypeError, ValueError) as malformed:
-        return RequestFailed("malformed_answer", f"{type(malformed).__name__}: {malformed}")
+        body = checked(status if isinstance(status, int) else 200, {"error": error} if error else response.get("body"))
+        return read_answer(body)
+    except RequestFailed as failure:
+        failure.args = (endpoint.public(str(failure)),)
+        return None if failure.code == OUT_OF_CREDIT else failure
 
 
 def submit_batch(

@@ -16,11 +16,11 @@ from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.config import TranslateConfig
 from ml_filter.annotation.connection import annotator_name, open_endpoints
 from ml_filter.annotation.endpoints import EndpointPool
+from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.grammar import AnswerError
 from ml_filter.annotation.prompt_files import PROMPTS
 from ml_filter.annotation.prompts import SLOT, Prompt, Question, as_yaml, language_code, load_prompt
 from ml_filter.annotation.reasoning import without_reasoning
-from ml_filter.annotation.responses import RequestFailed
 from ml_filter.annotation.run import NOT_ASKED
 from ml_filter.annotation.translate.checks import language_name, suspicion, without_fence
 from ml_filter.config import Settings
