@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ml_filter.config import Cli, StageConfig
 from ml_filter.criterion import Criterion, ScoreBounds
+from ml_filter.documents.extraction import Extractor
 
 
 class SourceConfig(StageConfig):
@@ -26,6 +27,14 @@ class SourceConfig(StageConfig):
     subset: str | None = Field(None, description="subset (configuration) of a Hub data set (default: its default one)")
     max_text_bytes: Annotated[int, Field(gt=0)] = Field(
         10 * 2**20, description="longest text in bytes; a longer one is rejected as text_too_long"
+    )
+    extractor: Extractor = Field(
+        "trafilatura",
+        description="how to get the text of a web page: its main text by trafilatura, by resiliparse (ten times as "
+        "fast) or by justext, or text for all of its text",
+    )
+    max_extraction_seconds: Annotated[float, Field(gt=0)] = Field(
+        10, description="most CPU time for the text of a web page; a page that takes longer is an extraction_timeout"
     )
 
 

@@ -20,7 +20,7 @@ class RejectsLog:
     """Appends one JSON line for each reject: `source`, `place` (the location in it), `reason`, `detail`.
 
     Reasons: `truncated`, `unreadable`, `invalid_utf8`, `invalid_json`, `invalid_csv`, `missing_text`, `empty_text`,
-    `text_too_long`, `no_main_text`, `duplicate_id`.
+    `text_too_long`, `no_main_text`, `extraction_timeout`, `extraction_failed`, `duplicate_id`.
 
     Args:
         path: a local file; None: rejects are only counted.

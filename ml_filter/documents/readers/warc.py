@@ -1,6 +1,6 @@
 """WARC and WET archives of Common Crawl, plain or compressed.
 
-A WET record holds a text. The main text of a page in a WARC record is extracted with trafilatura.
+A WET record holds a text. The main text of a page in a WARC record is extracted as the source's `extractor` says.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.extraction import ExtractionError, main_text
 from ml_filter.documents.readers.base import TRUNCATION_ERRORS, Problem, Record, Row
 
 
@@ -37,7 +38,7 @@ def read_records(raw: IO[bytes], uri: str, source: SourceConfig) -> Iterator[Rec
             if len(body) < record.content_length:
                 yield location, Problem("truncated", f"{len(body):,} of {record.content_length:,} bytes")
                 return
-            yield location, _document(record, body, source.text_column)
+            yield location, _document(record, body, source)
     except Exception as error:  # FastWARC's stream errors have no common base
         yield f"after byte {last}", Problem("truncated", f"{type(error).__name__}: {error}")
         return
@@ -45,7 +46,7 @@ def read_records(raw: IO[bytes], uri: str, source: SourceConfig) -> Iterator[Rec
         yield f"after byte {last}", Problem("truncated", detail)
 
 
-def _document(record: Any, body: bytes, text_column: str) -> Row | Problem:
+def _document(record: Any, body: bytes, source: SourceConfig) -> Row | Problem:
     from fastwarc.warc import WarcRecordType
 
     url = record.headers.get("WARC-Target-URI")
@@ -55,16 +56,19 @@ def _document(record: Any, body: bytes, text_column: str) -> Row | Problem:
             text = body.decode("utf-8")
         except UnicodeDecodeError as error:
             return Problem("invalid_utf8", f"byte {error.start}: {error.reason}")
-        return {**row, "language": record.headers.get("WARC-Identified-Content-Language"), text_column: text}
-    import trafilatura
+        return {**row, "language": record.headers.get("WARC-Identified-Content-Language"), source.text_column: text}
+    from trafilatura.utils import decode_file
 
     content_type = record.http_content_type or ""
     if content_type and not content_type.startswith(("text/", "application/xhtml")):
         return Problem("no_main_text", f"content type {content_type}")
-    main_text: str | None = trafilatura.extract(body, url=url) if body.strip() else None
-    if not main_text:
+    try:
+        text = main_text(decode_file(body), source.extractor, source.max_extraction_seconds)
+    except ExtractionError as error:
+        return Problem(error.reason, str(error))
+    if not text:
         return Problem("no_main_text", f"{len(body):,} bytes of {content_type or 'unknown type'}")
-    return {**row, text_column: main_text}
+    return {**row, source.text_column: text}
 
 
 def _truncation_after(raw: IO[bytes], position: int) -> str | None:

@@ -102,3 +102,22 @@ def test_a_truncated_warc_gives_its_readable_records_and_one_reject(
     result = read(path)
     assert result.reasons.count("truncated") == 1
     assert len(result.rows) + result.reasons.count("no_main_text") == whole_responses
+
+
+def test_a_page_that_takes_too_long_is_rejected_with_its_location(read, tmp_path):
+    path = tmp_path / "a.warc"
+    long_tag = "<html><body><div " + " ".join(f"a{number}" for number in range(300_000)) + ">"
+    path.write_bytes(response(1, page("Before")) + response(2, long_tag) + response(3, page("After")))
+    result = read(path, max_extraction_seconds=0.3, extractor="resiliparse")
+    assert [row["url"] for row in result.rows] == ["http://example.com/1", "http://example.com/3"]
+    assert result.reasons == ["extraction_timeout"]
+    assert "000000000002" in result.rejects[0]["place"]
+    assert result.rejects[0]["detail"] == "resiliparse took more than 0.3 s"
+
+
+def test_the_extractor_is_a_setting(read, tmp_path):
+    path = tmp_path / "a.warc"
+    path.write_bytes(response(1, page("Circulation")))
+    texts = {extractor: read(path, extractor=extractor).texts[0] for extractor in ("trafilatura", "text")}
+    assert "menu" not in texts["trafilatura"]
+    assert "menu" in texts["text"]
