@@ -1,29 +1,26 @@
-"""What all formats share: input shards, records, checks of a text, and decompression.
+"""What all formats share: input shards, records, and checks of a text and an id.
 
-The reader of a row format is a generator `read_records(raw, uri, source)` that yields each row, or the problem with it,
-with its location in the file. It stops early only where the rest of the file cannot be read.
+The reader of a format is a generator that yields each row (of tables, many at once), or the problem with it, with its
+location in the file. It stops early only where the rest of the file cannot be read.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
-import zlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
-import zstandard
+import pyarrow as pa
 
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.tables import json_text
 
-Format = Literal["parquet", "jsonl", "csv", "warc", "hub", "installed"]
+Format = Literal["parquet", "arrow", "jsonl", "csv", "warc", "hub", "installed"]
 BATCH_ROWS = 1000
 BATCH_BYTES = 8 * 2**20
-TRUNCATION_ERRORS = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
-"""Raised by a decompressor whose input ends early or is damaged."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class InputShard:
     """Number of this shard and number of shards; only a Hub data set has several with the same URI."""
     rows: int | None = None
     """Number of rows that a manifest states; None for shards without a manifest."""
+    partitions: tuple[tuple[str, str | None], ...] = ()
+    """Columns that the directories of a Hive-partitioned table give to all rows, as in `language=de/part-0.parquet`."""
 
 
 class Problem(NamedTuple):
@@ -50,6 +49,21 @@ class Problem(NamedTuple):
 Row = dict[str, Any]
 Record = tuple[str, Row | Problem]
 """A location within the file, and the row at this location or the problem with it."""
+
+
+class Rows(NamedTuple):
+    """A table of rows, and the number of the first one in its file."""
+
+    table: pa.Table
+    first: int
+
+    def records(self) -> Iterator[tuple[str, Row]]:
+        """Each row with its location."""
+        return ((f"row {number}", row) for number, row in enumerate(self.table.to_pylist(), self.first))
+
+
+Part = tuple[str, Row | Problem | Rows]
+"""A location within the file, and what is there."""
 
 
 def text_id(text: str) -> str:
@@ -73,6 +87,19 @@ def problem_with_text(text: Any, source: SourceConfig) -> Problem | None:
     return None
 
 
+def id_text(value: Any) -> str | None:
+    """The id of a document as text; None: it has none."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bytes):
+        try:
+            text = value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+        return text if text.isprintable() else value.hex()
+    return json_text(value) if isinstance(value, dict | list | bool) else str(value)
+
+
 def is_blank(text: Any) -> bool:
     """Whether a value is null or has only white space."""
     return text is None or (isinstance(text, str) and not text.strip())
@@ -90,42 +117,3 @@ def has_lone_surrogates(value: Row | Sequence[str]) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def decompressed(raw: IO[bytes], uri: str) -> IO[bytes]:
-    """The content of a file, by the ending of its name."""
-    if uri.endswith(".gz"):
-        return cast("IO[bytes]", gzip.open(raw))
-    if uri.endswith(".zst"):
-        return io.BufferedReader(_ZstdFrames(raw))
-    return raw
-
-
-class _ZstdFrames(io.RawIOBase):
-    """Zstandard frames as a stream. Unlike `zstandard.stream_reader`, it raises EOFError if the last one is cut off."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw = raw
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._ready = memoryview(b"")
-        self._started = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            compressed = self._frame.unused_data if self._frame.eof else b""
-            compressed = compressed or self._raw.read(2**17)
-            if not compressed:
-                if self._started and not self._frame.eof:
-                    raise EOFError("the last zstandard frame is cut off")
-                return 0
-            if self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._started = True
-            self._ready = memoryview(self._frame.decompress(compressed))
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count

@@ -1,4 +1,4 @@
-"""CSV and TSV, plain or compressed.
+"""CSV and TSV.
 
 The first line names the columns. The separator (comma, semicolon or tab) is the one that occurs most in it. Every value
 is text, because the file has no types; an empty one is None.
@@ -8,36 +8,38 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
+import re
 from collections.abc import Iterator
-from typing import IO
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.readers.base import (
-    TRUNCATION_ERRORS,
-    Problem,
-    Record,
-    Row,
-    decompressed,
-    has_lone_surrogates,
-    line_limit,
-)
+from ml_filter.documents.readers.base import Problem, Record, Row, has_lone_surrogates, line_limit
+from ml_filter.documents.readers.columns import check_columns, check_unique
+from ml_filter.documents.readers.files import DamagedFile, InputFile
 from ml_filter.errors import InputError
 
+_LINE_END = re.compile(r"[\r\n]")
 
-def read_records(raw: IO[bytes], uri: str, source: SourceConfig) -> Iterator[Record]:
+
+def read_records(file: InputFile, source: SourceConfig, *, is_table: bool = False) -> Iterator[Record]:
     """The rows below the first line.
 
+    Args:
+        is_table: rows need no text.
+
     Raises:
-        InputError: the first line does not name the columns.
+        InputError: the first line does not name the columns, or a column is missing.
     """
     csv.field_size_limit(line_limit(source))  # a longer value is probably a quote that is never closed
-    stream = io.BufferedReader(decompressed(raw, uri))  # type: ignore[type-var]
     location = "line 0"
     try:
-        first = stream.peek(2**13).partition(b"\n")[0].decode(errors="replace")
-        with io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="") as text:
-            rows = csv.reader(text, delimiter=max(",;\t", key=first.count), strict=True)
+        stream = file.text_stream()
+        first = _LINE_END.split(stream.peek(2**13).decode(errors="replace"), maxsplit=1)[0]
+        with io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="") as text:
+            separator = max(",;\t", key=first.count)
+            if first.startswith("sep=") and len(first) == 5:  # for Excel
+                separator = first[4]
+                text.readline()
+            rows = csv.reader(text, delimiter=separator, strict=True)
             header: list[str] | None = None
             while True:
                 location = f"line {rows.line_num + 1}"
@@ -47,15 +49,19 @@ def read_records(raw: IO[bytes], uri: str, source: SourceConfig) -> Iterator[Rec
                     return
                 except csv.Error as error:
                     if header is None:
-                        raise InputError(f"{uri}, {location}: {error}; the first line must name the columns") from None
+                        raise InputError(
+                            f"{file.uri}, {location}: {error}; the first line must name the columns"
+                        ) from None
                     yield location, Problem("invalid_csv", str(error))
                     continue
                 if header is None:
-                    header = _column_names(cells, uri)
+                    header = _column_names(cells, file.uri)
+                    if not is_table:
+                        check_columns(header, source, file.uri)
                 elif cells:
                     yield location, _row(header, cells)
-    except TRUNCATION_ERRORS as error:
-        yield f"after {location}", Problem("truncated", str(error))
+    except DamagedFile as error:
+        yield f"after {location}", Problem(error.reason, str(error))
 
 
 def _column_names(cells: list[str], uri: str) -> list[str]:
@@ -63,9 +69,7 @@ def _column_names(cells: list[str], uri: str) -> list[str]:
         raise InputError(f"{uri} is not UTF-8; save it as UTF-8")
     if not any(cells):
         raise InputError(f"{uri} begins with an empty line; the first line must name the columns")
-    duplicates = [name for name, count in Counter(cells).items() if count > 1]
-    if duplicates:
-        raise InputError(f"{uri} has a duplicate column {duplicates[0]!r}; rename one of them")
+    check_unique(cells, uri)
     return cells
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-import fsspec
-
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.readers import csv, jsonl
-from ml_filter.documents.readers.base import InputShard, Problem, Record, Row
+from ml_filter.documents.readers.base import InputShard, Problem, Row, Rows
+from ml_filter.documents.readers.documents import file_parts
+from ml_filter.documents.readers.files import DamagedFile, opened
 from ml_filter.documents.readers.parquet import read_tables
 from ml_filter.documents.rejects import DAMAGE
 from ml_filter.errors import InputError
@@ -17,7 +16,7 @@ _LIMITS = SourceConfig(max_text_bytes=2**26)
 
 
 def read_rows(shard: InputShard, columns: Collection[str] | None = None) -> Iterator[tuple[str, Row]]:
-    """Each row of a Parquet, JSONL or CSV file with its location, such as `gold.csv, line 3`, for error messages.
+    """Each row of a table with its location, such as `gold.csv, line 3`, for error messages.
 
     Unlike `read_shard`, it needs no text column, and an unreadable row is an error: figures must not depend on which
     rows happened to be readable.
@@ -32,22 +31,22 @@ def read_rows(shard: InputShard, columns: Collection[str] | None = None) -> Iter
         rows = (row for table in read_tables(shard.uri, columns) for row in table.to_pylist())
         yield from ((f"{shard.uri}, row {number}", row) for number, row in enumerate(rows))
         return
-    if shard.format not in ("jsonl", "csv"):
-        raise InputError(f"{shard.uri}: tables are read from Parquet, JSON lines and CSV, not from {shard.format}")
+    if shard.format in ("warc", "hub", "installed"):
+        raise InputError(f"{shard.uri}: tables are Parquet, Arrow, JSON lines or CSV, not {shard.format}")
     try:
-        for location, record in _records(shard):
-            if isinstance(record, Problem):
-                if record.reason in DAMAGE:
-                    raise InputError(f"{shard.uri} cannot be read: {location}: {record.detail}")
-                raise InputError(f"{shard.uri}, {location}: {record.detail}")
-            yield f"{shard.uri}, {location}", record
-    except OSError as error:
-        raise InputError(f"{shard.uri} cannot be read: {type(error).__name__}: {error}") from error
+        with opened(shard.uri) as file:
+            for location, part in file_parts(file, shard, _LIMITS, is_table=True):
+                if isinstance(part, Problem):
+                    raise InputError(_described(shard.uri, location, part))
+                if isinstance(part, Rows):
+                    yield from ((f"{shard.uri}, {row_location}", row) for row_location, row in part.records())
+                else:
+                    yield f"{shard.uri}, {location}", part
+    except DamagedFile as error:
+        raise InputError(f"{shard.uri} cannot be read: {error}") from error
 
 
-def _records(shard: InputShard) -> Iterator[Record]:
-    with fsspec.open(shard.uri, "rb") as raw:
-        if shard.format == "csv":
-            yield from csv.read_records(raw, shard.uri, _LIMITS)
-        else:
-            yield from jsonl.read_records(raw, shard.uri, _LIMITS, allow_surrogates=True)
+def _described(uri: str, location: str | int, problem: Problem) -> str:
+    if problem.reason in DAMAGE:
+        return f"{uri} cannot be read: {location}: {problem.detail}"
+    return f"{uri}, {location}: {problem.detail}"

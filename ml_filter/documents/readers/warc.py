@@ -1,104 +1,164 @@
-"""WARC and WET archives of Common Crawl, plain or compressed.
+"""WARC and WET archives of Common Crawl and others.
 
-A WET record holds a text. The main text of a page in a WARC record is extracted as the source's `extractor` says.
+A WET record holds a text. The main text of a page in a WARC record is extracted as the source's `extractor` says. After bytes that are
+damaged or not a record, reading goes on with the next record.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import NamedTuple
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.extraction import ExtractionError, main_text
-from ml_filter.documents.readers.base import TRUNCATION_ERRORS, Problem, Record, Row
+from ml_filter.documents.readers.base import Problem, Record, Row
+from ml_filter.documents.readers.files import Gap, InputFile, stream_of
+from ml_filter.documents.readers.http import decoded_body, decoded_text, parse_headers, parse_response
+
+_VERSION = re.compile(rb"WARC/\d\.\d+\s*$")
+_LINE = 2**16
+_HTML = ("text/html", "application/xhtml+xml")
+_PLAIN = ("text/plain", "text/markdown", "text/x-markdown")
+_BEGINS_AS_HTML = re.compile(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype\s+html|html)[\s>]")
+_LOOKS_LIKE_HTML = re.compile(rb"(?i)<(!doctype\s+html|html|head|body|title|meta|div|p|h1|table|script|article)[\s>]")
 
 
-def read_records(raw: IO[bytes], uri: str, source: SourceConfig) -> Iterator[Record]:
+class _WarcRecord(NamedTuple):
+    location: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def read_records(file: InputFile, source: SourceConfig) -> Iterator[Record]:
     """The documents of all responses (WARC) and conversions (WET): `id`, `url`, `date`, text, and `language` in WET."""
-    from fastwarc.warc import ArchiveIterator, WarcRecordType
+    pieces = file.pieces()
+    number = 0
+    gap: Gap | None = Gap("", "unreadable")
+    while gap is not None:
+        segment = _Segment(pieces)
+        is_cut_off = False
+        for record in _records(segment.stream, source):
+            number += 1
+            if isinstance(record, _WarcRecord):
+                yield f"record {number}, {record.location}", _document(record, source)
+                continue
+            is_cut_off = record.reason == "truncated"
+            detail = f"{record.detail}; {segment.gap.detail}" if is_cut_off and segment.gap else record.detail
+            yield f"record {number}", Problem(record.reason, detail)
+        gap = segment.gap
+        if gap is not None and not is_cut_off:
+            yield f"after record {number}", Problem(gap.reason, gap.detail)
 
-    last = 0
-    without_length = False
-    kinds = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.resource
-    try:
-        for record in ArchiveIterator(raw, record_types=kinds):
-            last = record.stream_pos
-            location = f"record {record.record_id} at byte {last}"
-            without_length = not record.headers.get("Content-Length")
-            if without_length:  # FastWARC takes a header that is cut off for that of an empty record
-                yield location, Problem("truncated", "the record's header has no length")
-                continue
-            if record.content_length > 4 * source.max_text_bytes:
-                yield location, Problem("text_too_long", f"a record of {record.content_length:,} bytes")
-                continue
-            body = record.reader.read()
-            if len(body) < record.content_length:
-                yield location, Problem("truncated", f"{len(body):,} of {record.content_length:,} bytes")
+
+class _Segment:
+    """The content of an archive up to the next gap."""
+
+    def __init__(self, pieces: Iterator[bytes | Gap]) -> None:
+        self.gap: Gap | None = None
+        self.stream = stream_of(self._read(pieces))
+
+    def _read(self, pieces: Iterator[bytes | Gap]) -> Iterator[bytes]:
+        for piece in pieces:
+            if isinstance(piece, Gap):
+                self.gap = piece
                 return
-            yield location, _document(record, body, source)
-    except Exception as error:  # FastWARC's stream errors have no common base
-        yield f"after byte {last}", Problem("truncated", f"{type(error).__name__}: {error}")
-        return
-    if not without_length and (detail := _truncation_after(raw, last)):
-        yield f"after byte {last}", Problem("truncated", detail)
+            yield piece
 
 
-def _document(record: Any, body: bytes, source: SourceConfig) -> Row | Problem:
-    from fastwarc.warc import WarcRecordType
+def _records(stream: io.BufferedReader, source: SourceConfig) -> Iterator[_WarcRecord | Problem]:
+    """The records that can hold documents, and what is not a record."""
+    skipped, line = 0, b""
+    for line in iter(lambda: stream.readline(_LINE), b""):
+        if not _VERSION.match(line):
+            skipped += len(line) if line.strip() else 0
+            continue
+        if skipped:
+            yield Problem("unreadable", f"{skipped:,} bytes are not a record")
+            skipped = 0
+        head, is_whole = _read_head(stream)
+        headers = parse_headers(line + head)
+        length = headers.get("content-length", "")
+        if not is_whole:
+            yield Problem("truncated", "the header is cut off")
+            return
+        if not (length.isascii() and length.isdigit()):
+            yield Problem("unreadable", f"the header has no length (Content-Length: {length!r})")
+            continue
+        kept = headers.get("warc-type", "").lower() in ("response", "conversion", "resource")
+        location = headers.get("warc-record-id") or headers.get("warc-target-uri", "")
+        body, missing = b"", int(length)
+        if kept and missing <= 4 * source.max_text_bytes:
+            body = stream.read(missing)
+            missing -= len(body)
+        elif kept:
+            yield Problem("text_too_long", f"{location}: a record of {missing:,} bytes")
+            kept = False
+        while missing and (piece := stream.read(min(missing, _LINE))):
+            missing -= len(piece)
+        if missing:
+            yield Problem("truncated", f"{location}: {int(length) - missing:,} of {int(length):,} bytes")
+            return
+        if kept:
+            yield _WarcRecord(location, headers, body)
+    if skipped and b"WARC/1.0\r\n".startswith(line.replace(b".1", b".0")):
+        yield Problem("truncated", "the archive ends inside a record's header")
+    elif skipped:
+        yield Problem("unreadable", f"{skipped:,} bytes are not a record")
 
-    url = record.headers.get("WARC-Target-URI")
-    row = {"id": record.record_id, "url": url, "date": record.headers.get("WARC-Date")}
-    if record.record_type == WarcRecordType.conversion:
+
+def _read_head(stream: io.BufferedReader) -> tuple[bytes, bool]:
+    """The header fields, and whether a blank line ends them."""
+    head = b""
+    while len(head) < 2**20 and (line := stream.readline(_LINE)):
+        if not line.strip():
+            return head, line.endswith(b"\n")
+        head += line
+    return head, False
+
+
+def _document(record: _WarcRecord, source: SourceConfig) -> Row | Problem:
+    headers = record.headers
+    url = headers.get("warc-target-uri", "").strip("<>") or None
+    row = {"id": headers.get("warc-record-id"), "url": url, "date": headers.get("warc-date")}
+    if headers["warc-type"].lower() == "conversion":
         try:
-            text = body.decode("utf-8")
+            text = record.body.decode("utf-8")
         except UnicodeDecodeError as error:
             return Problem("invalid_utf8", f"byte {error.start}: {error.reason}")
-        return {**row, "language": record.headers.get("WARC-Identified-Content-Language"), source.text_column: text}
+        return {**row, "language": headers.get("warc-identified-content-language"), source.text_column: text}
+    response = parse_response(record.body)
+    if response.status is not None and not 200 <= response.status < 300:
+        return Problem("http_status", f"{response.status} {response.reason}".strip())
+    content_type = response.headers.get("content-type", "")
+    if response.status is None and not headers.get("content-type", "").lower().startswith("application/http"):
+        content_type = headers.get("content-type", "")
+    body = decoded_body(response, 4 * source.max_text_bytes)
+    page = _text_of(body, content_type, source)
+    return page if isinstance(page, Problem) else {**row, source.text_column: page}
+
+
+def _text_of(body: bytes, content_type: str, source: SourceConfig) -> str | Problem:
+    """The text of a plain text, or the main text of a page."""
     from trafilatura.utils import decode_file
 
-    content_type = record.http_content_type or ""
-    if content_type and not content_type.startswith(("text/", "application/xhtml")):
+    kind = content_type.partition(";")[0].strip().lower()
+    is_html = kind in _HTML
+    if kind in _PLAIN:
+        is_html = _BEGINS_AS_HTML.match(body) is not None
+    elif not kind or kind.startswith("text/") or kind.endswith("xml"):
+        is_html = is_html or _LOOKS_LIKE_HTML.search(body[:2048]) is not None
+    if not is_html and kind and kind not in _PLAIN:
         return Problem("no_main_text", f"content type {content_type}")
-    try:
-        text = main_text(decode_file(body), source.extractor, source.max_extraction_seconds)
-    except ExtractionError as error:
-        return Problem(error.reason, str(error))
-    if not text:
+    if not body.strip():
+        return Problem("no_main_text", f"0 bytes of {content_type or 'unknown type'}")
+    text = decoded_text(body, content_type) or decode_file(body)
+    if is_html:
+        try:
+            text = main_text(text, source.extractor, source.max_extraction_seconds) or ""
+        except ExtractionError as error:
+            return Problem(error.reason, str(error))
+    if not text or "\x00" in text:
         return Problem("no_main_text", f"{len(body):,} bytes of {content_type or 'unknown type'}")
-    return {**row, source.text_column: text}
-
-
-def _truncation_after(raw: IO[bytes], position: int) -> str | None:
-    """Whether the file ends inside a record after `position`: FastWARC takes such an end for the end of the file."""
-    raw.seek(position)
-    is_gzip = raw.read(2) == b"\x1f\x8b"
-    raw.seek(position)
-    if not is_gzip:
-        return _plain_truncation_after(raw, position)
-    try:
-        with gzip.open(raw) as stream:
-            while stream.read(2**20):
-                pass
-    except TRUNCATION_ERRORS as error:
-        return str(error)
-    return None
-
-
-def _plain_truncation_after(raw: IO[bytes], position: int) -> str | None:
-    end = raw.seek(0, io.SEEK_END)
-    while position < end:
-        raw.seek(position)
-        head = raw.read(2**16)
-        start = len(head) - len(head.lstrip())
-        header, blank_line, _ = head[start:].partition(b"\r\n\r\n")
-        length = re.search(rb"(?mi)^content-length:\s*(\d+)", header)
-        if start == len(head):
-            position += start
-        elif not blank_line or length is None:
-            return "the archive ends inside a record's header"
-        else:
-            position += start + len(header) + len(blank_line) + int(length[1])
-    return None if position == end else "the archive ends inside a record"
+    return text

@@ -50,8 +50,8 @@ def test_a_missing_text_column_is_an_error_that_lists_the_columns(read, tmp_path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,text\n1,one\n".encode("utf-16"), "is not UTF-8; save it as UTF-8"),
-        (b"id,id\n1,one\n", "has a duplicate column 'id'; rename one of them"),
+        ("id,té\n1,one\n".encode("latin-1"), "is not UTF-8; save it as UTF-8"),
+        (b"id,id\n1,one\n", "has several columns named 'id'; rename them"),
         (b"\nid,text\n", "begins with an empty line; the first line must name the columns"),
         (b'"id" x,text\n', "line 1: .*; the first line must name the columns"),
     ],

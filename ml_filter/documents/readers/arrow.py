@@ -1,0 +1,33 @@
+"""Arrow IPC: streams, as `datasets` saves them, and files (Feather)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from ml_filter.documents.readers import base
+from ml_filter.documents.readers.base import Part, Problem, Rows
+from ml_filter.documents.readers.columns import check_unique
+from ml_filter.documents.readers.files import InputFile
+
+
+def read_parts(file: InputFile) -> Iterator[Part]:
+    """The rows of a file in tables of at most 1,000; a file that is cut off or damaged ends with a problem."""
+    first = 0
+    with file.seekable() as raw:
+        is_file = raw.read(6) == b"ARROW1"
+        raw.seek(0)
+        reader = pa.ipc.open_file(raw) if is_file else pa.ipc.open_stream(raw)
+        check_unique(reader.schema.names, file.uri)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
+        try:
+            for batch in batches:
+                for start in range(0, batch.num_rows, base.BATCH_ROWS):
+                    yield f"row {first}", Rows(pa.Table.from_batches([batch.slice(start, base.BATCH_ROWS)]), first)
+                    first += min(base.BATCH_ROWS, batch.num_rows - start)
+        except (pa.ArrowException, OSError, EOFError) as error:
+            yield f"after row {first - 1}", Problem("truncated", str(error))
+            return
+        if not is_file and raw.read(1):
+            yield f"after row {first - 1}", Problem("unreadable", "bytes after the end of the stream")

@@ -1,0 +1,371 @@
+"""Open a file of a source: what its first bytes say about compression, format and encoding goes before its name."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import io
+import lzma
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import IO, Any, Literal, NamedTuple, cast
+
+import fsspec
+import pyarrow as pa
+import zstandard
+
+from ml_filter.documents.readers.base import Format
+
+Compression = Literal["gzip", "zstd", "xz", "bzip2", "lz4"]
+_BLOCK = 2**16
+_PIECE = 2**13
+"""Compressed bytes are decompressed in small pieces: what comes before damage is read, and memory stays low."""
+_HEAD = 2**12
+_MAGIC: dict[Compression, bytes] = {
+    "gzip": b"\x1f\x8b\x08",
+    "zstd": b"\x28\xb5\x2f\xfd",
+    "xz": b"\xfd7zXZ\x00",
+    "bzip2": b"BZh",
+    "lz4": b"\x04\x22\x4d\x18",
+}
+_ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+_ZSTD_DICTIONARY = b"\x5d\x2a\x4d\x18"
+_ENDINGS: dict[str, Compression] = {
+    "gz": "gzip", "gzip": "gzip", "zst": "zstd", "zstd": "zstd", "xz": "xz", "bz2": "bzip2", "lz4": "lz4",
+}  # fmt: skip
+_FORMATS: tuple[tuple[bytes, Format], ...] = (
+    (rb"PAR1", "parquet"),
+    (rb"ARROW1|\xff\xff\xff\xff[^\xff]..\x00", "arrow"),
+    (rb"WARC/\d\.\d\r?\n", "warc"),
+    (rb"(\xef\xbb\xbf)?\s*(\{\s*[\"}]|\[\s*[\[{\]])", "jsonl"),
+)
+_UNREADABLE = (
+    (rb"PARE", "is encrypted Parquet; decrypt it"),
+    (rb"FEA1", "is Feather version 1; write it again with a recent version of pandas or pyarrow"),
+    (rb"PK\x03\x04|7z\xbc\xaf|Rar!", "is an archive of files; unpack it"),
+    (rb"(?s).{257}ustar", "is a tar archive; unpack it"),
+    (rb"%PDF-", "is a PDF; extract its text first"),
+    (rb"SQLite format 3\x00", "is an SQLite database; export its table as Parquet, JSON lines or CSV"),
+    (rb"ORC|Obj\x01|\x89HDF", "is ORC, Avro or HDF5; convert it to Parquet"),
+    (rb"\x80[\x02-\x05].", "is a Python pickle; write it as Parquet, JSON lines or CSV"),
+    (rb"version https://git-lfs", "is a Git LFS pointer; fetch the file with `git lfs pull`"),
+    (rb"(?i)\s*<(!doctype html|html)", "is an HTML page, perhaps an error message; download the file again"),
+)
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_WITHOUT_MARK = (
+    (rb"[^\x00]\x00\x00\x00", "utf-32-le"),
+    (rb"\x00\x00\x00[^\x00]", "utf-32-be"),
+    (rb"[^\x00]\x00[^\x00]\x00", "utf-16-le"),
+    (rb"\x00[^\x00]\x00[^\x00]", "utf-16-be"),
+)
+"""How two ASCII characters look, with which JSON and nearly all CSV begin."""
+
+
+class DamagedFile(Exception):
+    """The rest of a file cannot be read; `reason` is that of the reject."""
+
+    def __init__(self, reason: Literal["truncated", "unreadable"], detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Gap(NamedTuple):
+    """Bytes of a file that were skipped because they cannot be decompressed, and whether they end the file."""
+
+    detail: str
+    reason: Literal["truncated", "unreadable"]
+
+
+class InputFile:
+    """A file that is open for reading.
+
+    Attributes:
+        compression: by the first bytes; None: the file is not compressed.
+    """
+
+    def __init__(self, raw: IO[bytes], uri: str) -> None:
+        self._raw, self.uri = raw, uri
+        self._start = self._read(_HEAD)
+        self.compression = _compression_of(self._start, uri)
+        self._rest = self._decompressed()
+        self._first: list[bytes | Gap] = []
+
+    def format(self, by_name: Format | None) -> Format | None:
+        """The format of the content if its first bytes tell, otherwise the one by the file's name.
+
+        Raises:
+            DamagedFile: the content is known, but not read.
+        """
+        head = self._head()
+        for pattern, what in _UNREADABLE:
+            if re.match(pattern, head):
+                raise DamagedFile("unreadable", f"the file {what}")
+        by_content = next((found for pattern, found in _FORMATS if re.match(pattern, head, re.DOTALL)), None)
+        if by_content == "jsonl" and by_name == "csv" and not re.match(rb"\s*\{\s*\"[^\"]*\"\s*:", head):
+            return by_name
+        return by_content or by_name
+
+    def pieces(self) -> Iterator[bytes | Gap]:
+        """The decompressed content; damaged parts are gaps, after which it goes on with the next member or frame."""
+        self._head()
+        return chain(self._first, self._rest)
+
+    def stream(self) -> io.BufferedReader:
+        """The decompressed content; reading raises DamagedFile at the first gap."""
+        return stream_of(_up_to_gap(self.pieces()))
+
+    def text_stream(self) -> io.BufferedReader:
+        """The content as UTF-8, without a byte order mark; what is not text in its encoding becomes invalid UTF-8."""
+        encoding, mark = encoding_of(self._head())
+        stream = self.stream()
+        stream.read(len(mark))
+        return stream if encoding == "utf-8" else stream_of(_transcoded(stream, encoding))
+
+    @contextmanager
+    def seekable(self) -> Iterator[IO[bytes]]:
+        """The content with random access; a compressed file is unpacked to a temporary one."""
+        if self.compression is None and self._raw.seekable():
+            self._raw.seek(0)
+            yield self._raw
+            return
+        with tempfile.TemporaryFile() as unpacked:
+            shutil.copyfileobj(self.stream(), unpacked)
+            unpacked.seek(0)
+            yield unpacked
+
+    def _head(self) -> bytes:
+        """The first bytes of the content."""
+        if not self._first:
+            size = 0
+            for piece in self._rest:
+                self._first.append(piece)
+                size += len(piece)
+                if isinstance(piece, Gap) or size >= _HEAD:
+                    break
+        return b"".join(piece for piece in self._first if isinstance(piece, bytes))
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._raw.read(size)
+        except Exception as error:  # file systems and their clients have no common base class
+            raise DamagedFile("unreadable", _described(error)) from error
+
+    def _chunks(self) -> Iterator[bytes]:
+        chunk = self._start
+        while chunk:
+            yield chunk
+            chunk = self._read(_BLOCK)
+
+    def _decompressed(self) -> Iterator[bytes | Gap]:
+        try:
+            if self.compression is None:
+                yield from self._chunks()
+            elif self.compression == "lz4":
+                yield from _lz4(self._chunks())
+            else:
+                yield from _members(self._chunks(), self.compression)
+        except DamagedFile as error:
+            yield Gap(str(error), error.reason)
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[InputFile]:
+    """The file at a path or URL.
+
+    Raises:
+        DamagedFile: it cannot be opened.
+    """
+    try:
+        raw = cast("IO[bytes]", fsspec.open(uri, "rb").open())
+    except Exception as error:
+        raise DamagedFile("unreadable", _described(error)) from error
+    with raw:
+        yield InputFile(raw, uri)
+
+
+def encoding_of(head: bytes) -> tuple[str, bytes]:
+    """The Unicode encoding of a text by its first bytes, and its byte order mark."""
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            return encoding, mark
+    return next((encoding for pattern, encoding in _WITHOUT_MARK if re.match(pattern, head, re.DOTALL)), "utf-8"), b""
+
+
+def stream_of(chunks: Iterator[bytes]) -> io.BufferedReader:
+    """Chunks of bytes as one stream."""
+    return io.BufferedReader(_Chunks(chunks), _BLOCK)
+
+
+class _Chunks(io.RawIOBase):
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._ready = memoryview(chunk)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
+def _up_to_gap(pieces: Iterator[bytes | Gap]) -> Iterator[bytes]:
+    for piece in pieces:
+        if isinstance(piece, Gap):
+            raise DamagedFile(piece.reason, piece.detail)
+        yield piece
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+# --- Compression -----------------------------------------------------------------------------------------------------
+
+
+def _compression_of(head: bytes, uri: str) -> Compression | None:
+    for compression, magic in _MAGIC.items():
+        if head.startswith(magic):
+            return compression
+    if _ZSTD_SKIPPABLE.match(head):
+        return "zstd"
+    ending = _ENDINGS.get(uri.rpartition(".")[2].lower())
+    # Too short for the first bytes to tell: the name decides, and the end of the file is missing.
+    return ending if ending and _MAGIC[ending].startswith(head) else None
+
+
+_ERRORS = (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError, ValueError, MemoryError)
+
+
+def _members(chunks: Iterator[bytes], compression: Compression) -> Iterator[bytes | Gap]:
+    """The content of all members (frames, streams). After damage, the file is searched for the next one."""
+    member = _Member(compression)
+    magic = _MAGIC[compression]
+    skipped, why, pending = 0, "", b""
+    for chunk in chunks:
+        pending += chunk
+        while pending:
+            if why:
+                start = pending.find(magic)
+                size = start if start >= 0 else max(len(pending) - len(magic) + 1, 0)
+                skipped, pending = skipped + size, pending[size:]
+                if start < 0:
+                    break
+                member = _Member(compression, member.dictionary)
+            piece, pending = pending[:_PIECE], pending[_PIECE:]
+            try:
+                content = member.feed(piece)
+            except _ERRORS as error:
+                why = why or _described(error)
+                skipped, pending = skipped + 1, piece[1:] + pending
+                continue
+            if why:
+                yield Gap(f"{skipped:,} bytes are not {compression} ({why})", "unreadable")
+                skipped, why = 0, ""
+            pending = member.unused + pending
+            if content:
+                yield content
+    if why:
+        yield Gap(f"the last {skipped + len(pending):,} bytes are not {compression} ({why})", "unreadable")
+    elif not member.is_finished:
+        yield Gap(f"the last {compression} member is cut off", "truncated")
+
+
+class _Member:
+    """Decompresses one member after another.
+
+    Attributes:
+        unused: bytes of the last piece that belong to the next member.
+        is_finished: whether a member ends with the last piece.
+        dictionary: of all frames; a .warc.zst has it in a skippable frame at its start.
+    """
+
+    def __init__(self, compression: Compression, dictionary: zstandard.ZstdCompressionDict | None = None) -> None:
+        self._compression, self.dictionary = compression, dictionary
+        self._decompressor = self._new_decompressor()
+        self.unused, self._header = b"", b""
+        self._is_started = self.is_finished = False
+
+    def feed(self, data: bytes) -> bytes:
+        """The content of the next compressed bytes."""
+        if self._header or (not self._is_started and data.startswith(_ZSTD_DICTIONARY)):
+            self._is_started = True
+            return self._read_dictionary(data)
+        self._is_started = True
+        if self.is_finished:
+            data = data if self._compression == "bzip2" else data.lstrip(b"\x00")  # padding between members
+            if not data:
+                self.unused = b""
+                return b""
+            self._decompressor = self._new_decompressor()
+        content: bytes = self._decompressor.decompress(data)
+        self.is_finished = self._decompressor.eof
+        self.unused = self._decompressor.unused_data if self.is_finished else b""
+        return content
+
+    def _read_dictionary(self, data: bytes) -> bytes:
+        self._header += data
+        end = 8 + int.from_bytes(self._header[4:8], "little")
+        self.unused, self.is_finished = b"", len(self._header) >= end
+        if self.is_finished:
+            content, self.unused, self._header = self._header[8:end], self._header[end:], b""
+            if content.startswith(_MAGIC["zstd"]):
+                content = zstandard.ZstdDecompressor().decompress(content, max_output_size=2**27)
+            self.dictionary = zstandard.ZstdCompressionDict(content)
+        return b""
+
+    def _new_decompressor(self) -> Any:
+        if self._compression == "gzip":
+            return zlib.decompressobj(wbits=31)
+        if self._compression == "xz":
+            return lzma.LZMADecompressor()
+        if self._compression == "bzip2":
+            return bz2.BZ2Decompressor()
+        return zstandard.ZstdDecompressor(self.dictionary, max_window_size=2**31).decompressobj()
+
+
+def _lz4(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    stream = pa.CompressedInputStream(pa.PythonFile(stream_of(chunks), "r"), "lz4")
+    try:
+        while piece := stream.read(_BLOCK):
+            yield piece
+    except (OSError, pa.ArrowException) as error:
+        reason: Literal["truncated", "unreadable"] = "truncated" if "truncated" in str(error).lower() else "unreadable"
+        raise DamagedFile(reason, _described(error)) from error
+
+
+# --- Encodings -------------------------------------------------------------------------------------------------------
+
+
+def _lone_surrogate(error: UnicodeError) -> tuple[str, int]:
+    """Decode what is not text to a character that is not valid UTF-8, so that its row is rejected."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\udcff", error.end
+
+
+codecs.register_error("ml_filter_lone_surrogate", _lone_surrogate)
+
+
+def _transcoded(stream: IO[bytes], encoding: str) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(encoding)("ml_filter_lone_surrogate")
+    while chunk := stream.read(_BLOCK):
+        yield decoder.decode(chunk).encode("utf-8", "surrogatepass")
+    yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
