@@ -18,9 +18,9 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import annotated_documents, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import known_rows, read_shard, read_tables
-from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.readers import known_rows, read_tables
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.unique import find_documents
 from ml_filter.errors import InputError
 from ml_filter.progress import progress
 from ml_filter.statistics.rounding import ROUNDING_VARIANCE
@@ -88,10 +88,9 @@ def rank_documents(
             _warn_of_ties(values, ranked, config)
             ranks = {document_id: rank for rank, document_id in enumerate(ranked, 1)}
             with progress("Finding the ranked documents", known_rows(shards)) as bar:
-                for shard in shards:
-                    for table in read_shard(shard, documents, RejectsLog()):
-                        candidates.write(_take_ranked(table, ranks, values))
-                        bar.advance(table.num_rows)
+                for table in find_documents(shards, documents, ranked):
+                    candidates.write(_take_ranked(table, ranks, values))
+                    bar.advance(table.num_rows)
             for document_id in ranks:  # _take_ranked removed those it found
                 rejects.add(manifest.root, document_id, "no_document", f"not in {', '.join(documents.paths)}")
         if candidates.rows == 0:

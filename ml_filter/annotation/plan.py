@@ -7,11 +7,9 @@ A task says what is asked and how answers become rows: scores (annotate.py), lab
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from itertools import chain, islice
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,9 +24,10 @@ from ml_filter.annotation.windows import Windows
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import InputShard, known_rows, read_shard, text_id
+from ml_filter.documents.readers import InputShard, known_rows, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.unique import UniqueIds
 
 _READ_AHEAD = 256
 _ANSWER_SETTINGS = {
@@ -153,18 +152,13 @@ class Plan:
         return None if documents is None else documents * self.task.votes * len(self.task.questions_for(None))
 
     def tables(self, rejects: RejectsLog) -> Iterator[tuple[InputShard, pa.Table]]:
-        """The documents in input order, also those without a text; documents whose id is a duplicate are rejected."""
-        # The ids seen so far are in a temporary SQLite file, so that memory stays flat.
-        with closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as db:
-            db.execute("PRAGMA journal_mode = OFF")
-            db.execute("CREATE TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID")
-            for shard in self.shards:
-                for table in read_shard(shard, self.source, rejects, keep_blank=True):
-                    ids = table["id"].to_pylist()
-                    is_new = [db.execute("INSERT OR IGNORE INTO seen VALUES (?)", (i,)).rowcount == 1 for i in ids]
-                    for document_id in (ids[row] for row, new in enumerate(is_new) if not new):
-                        rejects.add(shard.uri, document_id, "duplicate_id", "an earlier document has this id")
-                    yield shard, table if all(is_new) else table.filter(pa.array(is_new))
+        """The documents in input order, also those without a text; a document that is read again is rejected."""
+        with UniqueIds() as ids:
+            for shard, table, is_new in ids.read(self.shards, self.source, rejects):
+                for row in [row for row, new in enumerate(is_new) if not new]:
+                    document_id = table["id"][row].as_py()
+                    rejects.add(shard.uri, document_id, "duplicate_id", "an earlier document has this id and text")
+                yield shard, table.filter(pa.array(is_new, pa.bool_()))
 
     def votes(self, table: pa.Table) -> Iterator[Vote]:
         """The votes on each document of a table."""

@@ -16,7 +16,7 @@ class SourceConfig(StageConfig):
 
     paths: Annotated[list[str], Field(min_length=1)] = Field(
         ["installed:"],
-        description="files, globs, directories or URLs (Parquet, JSONL or CSV[.gz|.zst], WARC, WET), "
+        description="files, globs, directories or URLs (Parquet, Arrow, JSON, CSV, WARC or WET, plain or compressed), "
         "hf://datasets/OWNER/NAME, or installed: for the documents that every machine has",
     )
     text_column: str = Field("text", description="column with the text")

@@ -24,11 +24,12 @@ from ml_filter.documents.eurolingua import parse_record, record_of, votes_of
 from ml_filter.documents.lineage import annotated_documents, criteria_config, only_criterion
 from ml_filter.documents.manifest import Manifest, digest_of, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import InputShard, read_records, read_shard, read_tables
+from ml_filter.documents.readers import InputShard, read_records, read_tables
 from ml_filter.documents.rejects import RejectsLog, describe_counts
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.tables import json_text
+from ml_filter.documents.unique import UniqueIds, find_documents
 from ml_filter.documents.writer import file_digest
 from ml_filter.errors import ConfigError, InputError
 
@@ -168,11 +169,15 @@ def _read_flat(
         "language": config.language,
     }
     names: dict[str, None] = {}
-    for shard in shards:
-        for table in read_shard(shard, source, rejects):
+    with UniqueIds() as ids:
+        for shard, table, _ in ids.read(shards, source, rejects):
             names |= dict.fromkeys(table.column_names)
-            scores = [_numbers(table, name, shard.uri) for name in columns]
-            for document_id, *values in zip(table.column("id").to_pylist(), *scores, strict=True):
+            is_blank = pc.equal(table["text"], "")
+            for document_id in table["id"].filter(is_blank).to_pylist():
+                rejects.add(shard.uri, f"document {document_id}", "empty_text")
+            documents = table.filter(pc.invert(is_blank))
+            scores = [_numbers(documents, name, shard.uri) for name in columns]
+            for document_id, *values in zip(documents["id"].to_pylist(), *scores, strict=True):
                 for name, score in zip(columns, values, strict=True):
                     answer = {**common, "document_id": document_id, "annotator": config.annotator or name}
                     yield shard.uri, f"document {document_id}", [_row(answer, 0, {"score": score}, config)]
@@ -287,16 +292,15 @@ def write_fineweb_edu(
     counts: Counter[str] = Counter(documents=0, scored=0, failed=0)
 
     def lines() -> Iterator[dict[str, Any]]:
-        for shard in list_shards(source)[0]:
-            for table in read_shard(shard, source, RejectsLog()):
-                for row in table.to_pylist():
-                    if row["id"] not in unwritten:
-                        continue
-                    score = unwritten.pop(row["id"])
-                    counts["documents"] += 1
-                    counts["failed" if score is None else "scored"] += 1
-                    rounded = None if score is None else math.floor(min(max(score, chosen.low), chosen.high) + 0.5)
-                    yield {**row, "score": score, "int_score": rounded}
+        for table in find_documents(list_shards(source)[0], source, list(unwritten)):
+            for row in table.to_pylist():
+                if row["id"] not in unwritten:
+                    continue
+                score = unwritten.pop(row["id"])
+                counts["documents"] += 1
+                counts["failed" if score is None else "scored"] += 1
+                rounded = None if score is None else math.floor(min(max(score, chosen.low), chosen.high) + 0.5)
+                yield {**row, "score": score, "int_score": rounded}
 
     _write_lines(lines(), Path(output))
     counts["without_text"] = len(unwritten)

@@ -28,6 +28,7 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
+from loguru import logger
 from pydantic import BaseModel
 
 from ml_filter.documents.lock import WriterLock, temporary_directory
@@ -307,6 +308,12 @@ class OutputDirectory:
             self.put_file(rejects.path, f"{PROGRESS_NAME}/{name}.rejects.jsonl")
         rejected = {f"rejected_{reason}": count for reason, count in sorted(rejects.counts.items())}
         all_counts = {**counts, "rejected": rejects.total, **rejected}
+        if rejects.renamed_ids:
+            all_counts["renamed_ids"] = rejects.renamed_ids
+            logger.warning(
+                f"{rejects.renamed_ids:,} documents have the id of another document with another text; the name of "
+                "their shard was added to it"
+            )
         return self._record(name, ShardResult(shard=shard, counts=all_counts, state=state, seconds=seconds))
 
     def record_failure(self, name: str, source: str, reason: str) -> ShardResult:

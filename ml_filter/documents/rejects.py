@@ -20,7 +20,7 @@ class RejectsLog:
     """Appends one JSON line for each reject: `source`, `place` (the location in it), `reason`, `detail`.
 
     Reasons: `truncated`, `unreadable`, `invalid_utf8`, `invalid_json`, `invalid_csv`, `missing_text`, `empty_text`,
-    `text_too_long`, `no_main_text`, `extraction_timeout`, `extraction_failed`, `duplicate_id`.
+    `text_too_long`, `http_status`, `no_main_text`, `extraction_timeout`, `extraction_failed`, `duplicate_id`.
 
     Args:
         path: a local file; None: rejects are only counted.
@@ -29,6 +29,8 @@ class RejectsLog:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.counts: Counter[str] = Counter()
+        self.renamed_ids = 0
+        """Documents that are not rejected, but got an id of their own (`unique.py`)."""
         self.damage: str | None = None
         """The first reject whose reason is damage: reason, location and detail."""
         self._file: IO[str] | None = None
@@ -58,17 +60,21 @@ class RejectsLog:
         return self.counts.total()
 
 
-def nothing_read(paths: Sequence[str], counts: Mapping[str, int], option: str = "--text-column") -> InputError:
+def nothing_read(
+    paths: Sequence[str], counts: Mapping[str, int], option: str = "--text-column", detail: str | None = None
+) -> InputError:
     """The error for sources without a readable document.
 
     Args:
         counts: of a rejects log or of shard results.
         option: names the column that holds the text.
+        detail: describes the first damage.
     """
     reasons = {name.removeprefix("rejected_"): n for name, n in counts.items() if n and name != "rejected"}
     hint = (
         f"; name the column that holds the text with {option}" if reasons.keys() & {"missing_text", "no_text"} else ""
     )
+    hint += f" ({detail})" if detail else ""
     return InputError(f"no document could be read from {', '.join(paths)}: {describe_counts(reasons)}{hint}")
 
 

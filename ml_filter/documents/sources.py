@@ -7,29 +7,37 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
+from fsspec import AbstractFileSystem
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, file_system_of, find_manifest
-from ml_filter.documents.readers import Format, InputShard, hub, installed
-from ml_filter.errors import InputError
+from ml_filter.documents.readers import Format, InputShard, format_of_content, hub, installed
+from ml_filter.errors import InputError, MlFilterError
 
+_COMPRESSED = r"(\.(gz|gzip|zst|zstd|xz|bz2|lz4))?$"
 _FORMATS: tuple[tuple[str, Format], ...] = (
-    (r"\.parquet$", "parquet"),
-    (r"\.(jsonl|ndjson|json)(\.gz|\.zst)?$", "jsonl"),
-    (r"\.(csv|tsv)(\.gz|\.zst)?$", "csv"),
-    (r"\.(warc|wet|warc\.wet)(\.gz)?$", "warc"),
+    (r"\.(parquet|pq)", "parquet"),
+    (r"\.(arrow|feather|ipc)", "arrow"),
+    (r"\.(jsonl|ndjson|json|jl|jsonlines)", "jsonl"),
+    (r"\.(csv|tsv)", "csv"),
+    (r"\.(warc|wet)", "warc"),
 )
-_KNOWN = ".parquet, .jsonl[.gz|.zst], .csv[.gz|.zst], .tsv[.gz|.zst], .warc[.gz], .wet[.gz]"
-_HUB_DATA_SET = re.compile(r"^hf://datasets/(?P<name>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/?$")
+_KNOWN = ".parquet, .arrow, .jsonl, .json, .csv, .tsv, .warc and .wet, also with .gz, .zst, .xz, .bz2 or .lz4"
+_BESIDE_DATA = re.compile(r"^(dataset_infos?\.json|dataset_dict\.json|state\.json|cache-[0-9a-f]+\.arrow)$")
+"""Files that `datasets.save_to_disk` and its cache write beside the data."""
+_HUB_DATA_SET = re.compile(r"^hf://datasets/(?P<name>[^/@*?]+(/[^/@*?]+)?)(@(?P<revision>[^/]+))?/?$")
+_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
 def list_shards(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
     """The input shards of a source in a fixed order, and a digest of the content of each path.
 
     Raises:
-        InputError: a path does not exist, matches nothing, is not finished or has an unknown format.
+        InputError: a path does not exist, cannot be reached, matches nothing, is not finished or has an unknown format.
     """
     unnamed: list[InputShard] = []
     parents: list[Parent] = []
@@ -39,7 +47,7 @@ def list_shards(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
         elif match := _HUB_DATA_SET.match(path):
             shards, digest = _hub_files(match["name"], match["revision"], source)
         else:
-            shards, digest = _files_at(path)
+            shards, digest = _reachable_files(path)
         unnamed += shards
         parents.append(Parent(path=path, digest=digest))
     return [replace(shard, name=f"{number:05d}-{_stem(shard)}") for number, shard in enumerate(unnamed)], parents
@@ -60,9 +68,23 @@ def shard_state(shard: InputShard) -> str | None:
 
 def _stem(shard: InputShard) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(shard.uri.rstrip("/:")).name)
-    name = re.sub(r"(\.(parquet|jsonl|ndjson|json|csv|tsv|gz|zst|warc|wet))+$", "", name)
+    endings = "parquet|pq|arrow|feather|ipc|jsonl|ndjson|json|jl|jsonlines|csv|tsv|warc|wet|gz|gzip|zst|zstd|xz|bz2|lz4"
+    name = re.sub(rf"(?i)(\.({endings}))+$", "", name)
     number, parts = shard.part
     return f"{name}-{number}" if parts > 1 else name
+
+
+def _reachable_files(path: str) -> tuple[list[InputShard], str]:
+    try:
+        return _files_at(path)
+    except MlFilterError:
+        raise
+    except Exception as error:  # file systems and their clients have no common base class
+        reason = str(error).strip().partition("\n")[0] or "no details"
+        raise InputError(
+            f"{path} cannot be reached ({type(error).__name__}: {reason}); check the address, the network and your "
+            "access to it, or name local files"
+        ) from error
 
 
 def _files_at(path: str) -> tuple[list[InputShard], str]:
@@ -78,42 +100,77 @@ def _files_at(path: str) -> tuple[list[InputShard], str]:
             return files, manifest.digest
         if fs.exists(f"{root.rstrip('/')}/{PROGRESS_NAME}"):
             raise InputError(f"{path} contains an unfinished run; run its command again to finish it")
-        names = sorted(n for n in fs.find(root) if _format_of(n) and not _is_hidden(n, root))
-        if not names:
+        found = _files_below(fs, root)
+        if not found:
             raise InputError(f"{path} contains no readable file; readable are {_KNOWN}")
     elif fs.exists(root):
-        names = [root]
+        found = {root: fs.info(root)}
     elif any(character in root for character in "*?["):
-        names = sorted(fs.glob(root))
-        if not names:
+        found = _matches(fs, root)
+        if not found:
             raise InputError(f"{path} matches no file")
     else:
-        raise InputError(f"{path} does not exist")
+        raise InputError(f"{path} does not exist{_hub_hint(path)}")
     files, states = [], []
-    for name in names:
-        file_format = _format_of(name)
+    for name, info in sorted(found.items()):
+        uri = name if "://" not in path else fs.unstrip_protocol(name)
+        file_format = _format_of(name) or format_of_content(uri)
         if file_format is None:
             raise InputError(f"{name}: unknown format; known endings are {_KNOWN}")
-        try:
-            info = fs.info(name)
-        except FileNotFoundError:  # a dangling link, or deleted since it was listed; its reader will report it
-            info = {}
-        uri = name if "://" not in path else fs.unstrip_protocol(name)
         states.append([uri, *_state_of(info)])
-        files.append(InputShard(uri, file_format, size=info.get("size")))
+        files.append(InputShard(uri, file_format, size=info.get("size"), partitions=_partitions_of(name)))
     return files, digest_of(states)
+
+
+def _files_below(fs: AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]:
+    """The files below a directory that can be read, with what the file system says about them."""
+    found = fs.find(root, detail=True)
+    return {
+        name: info
+        for name, info in found.items()
+        if not _is_hidden(name.removeprefix(root))
+        and not _BESIDE_DATA.match(PurePosixPath(name).name)
+        and (_format_of(name) or (not PurePosixPath(name).suffix and format_of_content(fs.unstrip_protocol(name))))
+    }
+
+
+def _matches(fs: AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
+    """The files that match a glob, or are below a directory that does."""
+    fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+    may_be_hidden = re.search(r"/[._]", pattern.removeprefix(fixed))
+    found: dict[str, dict[str, Any]] = {}
+    for name, info in fs.glob(pattern, detail=True).items():
+        if may_be_hidden or not _is_hidden(name.removeprefix(fixed)):
+            found |= _files_below(fs, name) if info.get("type") == "directory" else {name: info}
+    return found
 
 
 def _state_of(info: Mapping[str, Any]) -> list[Any]:
     return [info.get("size"), str(info.get("mtime") or info.get("ETag") or info.get("LastModified"))]
 
 
-def _is_hidden(name: str, root: str) -> bool:
-    return any(part.startswith(".") for part in PurePosixPath(name.removeprefix(root)).parts)
+def _is_hidden(path: str) -> bool:
+    """Whether a path below a source is not data: `.crc`, and what Spark has not committed or only marks."""
+    return any(part.startswith((".", "_")) for part in PurePosixPath(path).parts)
 
 
 def _format_of(name: str) -> Format | None:
-    return next((file_format for pattern, file_format in _FORMATS if re.search(pattern, name)), None)
+    return next((found for pattern, found in _FORMATS if re.search(pattern + _COMPRESSED, name, re.IGNORECASE)), None)
+
+
+def _partitions_of(name: str) -> tuple[tuple[str, str | None], ...]:
+    """The columns in the names of the directories above a file, as in `language=de/year=2024/part-0.parquet`."""
+    partitions: list[tuple[str, str | None]] = []
+    for directory in reversed(PurePosixPath(name).parent.parts):
+        column, equals, value = directory.partition("=")
+        if not equals or not column:
+            break
+        partitions.insert(0, (unquote(column), None if value == _NO_PARTITION else unquote(value)))
+    return tuple(dict(partitions).items())
+
+
+def _hub_hint(path: str) -> str:
+    return f"; a data set of the Hugging Face Hub is named hf://datasets/{path}" if _HUB_NAME.match(path) else ""
 
 
 def _hub_files(name: str, revision: str | None, source: SourceConfig) -> tuple[list[InputShard], str]:

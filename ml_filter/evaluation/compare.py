@@ -22,9 +22,9 @@ from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import read_shard, read_tables
-from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.readers import read_tables
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.unique import find_documents
 from ml_filter.errors import ConfigError, TooManyFailures
 from ml_filter.evaluation.config import CompareConfig
 from ml_filter.evaluation.result import excerpt_of
@@ -297,11 +297,10 @@ def _reasons(manifest: Manifest, ids: set[str]) -> dict[str, str]:
 
 def _excerpts(source: SourceConfig, ids: set[str]) -> dict[str, str]:
     excerpts: dict[str, str] = {}
-    for shard in list_shards(source)[0]:
-        for table in read_shard(shard, source, RejectsLog()):
-            for document_id, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
-                if document_id in ids and document_id not in excerpts:
-                    excerpts[document_id] = excerpt_of(text, _EXCERPT_CHARS)
+    for table in find_documents(list_shards(source)[0], source, ids):
+        for document_id, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
+            if document_id in ids and document_id not in excerpts:
+                excerpts[document_id] = excerpt_of(text, _EXCERPT_CHARS)
         if len(excerpts) == len(ids):
             break
     return excerpts

@@ -27,6 +27,7 @@ from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.readers import read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.unique import find_documents
 from ml_filter.errors import InputError
 from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures
 from ml_filter.prepare.ngrams import words
@@ -157,11 +158,14 @@ class LabelledDocuments:
 
     def __iter__(self) -> Iterator[Labelled]:
         self.unlabelled = 0
+        if self._scores is None:
+            for shard in self._shards:
+                yield from map(self._chunk, read_shard(shard, self.source, RejectsLog()))
+            return
         seen: set[str] = set()
-        for shard in self._shards:
-            for table in read_shard(shard, self.source, RejectsLog()):
-                # An annotated document counts once, even if several sources have it.
-                yield self._chunk(table if self._scores is None else _without_seen(table, seen))
+        for table in find_documents(self._shards, self.source, self._scores):
+            # An annotated document counts once, even if several sources have it.
+            yield self._chunk(_without_seen(table, seen))
 
     def _chunk(self, table: pa.Table) -> Labelled:
         labels = np.full((table.num_rows, len(self.criteria)), np.nan)

@@ -1,6 +1,6 @@
-"""Draw a seeded sample in one pass: the documents with the smallest hash of id and seed.
+"""Draw a seeded sample in one pass: the documents with the smallest hash of id, start of the text, and seed.
 
-The sample does not depend on the order of shards or rows, is the same on every machine, and contains each id once.
+The sample does not depend on the order of shards or rows, is the same on every machine, and has each document once.
 Memory holds the ids and keys of the sample, not its texts: candidates are written to disk as they are read, about `size
 * (1 + ln(corpus / size))` rows, and the final selection is filtered from them.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,44 +20,48 @@ import pyarrow.parquet as pq
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import known_rows, read_shard
+from ml_filter.documents.readers import known_rows, read_shard, text_id
 from ml_filter.documents.rejects import nothing_read
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.unique import UniqueIds
 from ml_filter.errors import InputError
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.progress import progress
 
 _SHARD = "sample"
+_KEY_CHARACTERS = 200
 Purpose = Literal["sample", "publish", "test", "bounds", "audit", "example"]
 
 
 class _Stratum:
-    """The `size` smallest keys of one stratum; each id counts once."""
+    """The `size` smallest keys of one stratum; each document counts once."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._heap: list[tuple[int, str]] = []  # negated key and id, so that the greatest key is on top
-        self._ids: set[str] = set()
+        self._heap: list[tuple[int, str]] = []  # negated key and identity, so that the greatest key is on top
+        self._documents: set[str] = set()
 
-    def offer(self, key: int, document_id: str) -> bool:
+    def offer(self, document_id: str, text: str, seed: int) -> bool:
         """Whether the document is a candidate so far."""
-        if document_id in self._ids:
+        # The start of the text belongs to the key, because in some corpora each shard counts its ids from 0.
+        key = sampling_key(f"{document_id}\n{text[:_KEY_CHARACTERS]}", seed, "sample")
+        if len(self._heap) == self.size and -self._heap[0][0] < key:
             return False
-        if len(self._heap) < self.size:
-            heapq.heappush(self._heap, (-key, document_id))
-        elif -self._heap[0][0] <= key:
+        document = _identity(document_id, text)
+        if document in self._documents:
             return False
-        else:
-            self._ids.discard(heapq.heapreplace(self._heap, (-key, document_id))[1])
-        self._ids.add(document_id)
-        return True
+        self._documents.add(document)
+        heapq.heappush(self._heap, (-key, document))
+        if len(self._heap) > self.size:
+            self._documents.discard(heapq.heappop(self._heap)[1])
+        return document in self._documents
 
-    def remove(self, ids: set[str]) -> None:
+    def remove(self, documents: set[str]) -> None:
         """Remove the documents that another stratum contributes."""
-        self._heap = [(key, document_id) for key, document_id in self._heap if document_id not in ids]
+        self._heap = [(key, document) for key, document in self._heap if document not in documents]
 
     def best(self, count: int) -> list[str]:
-        return [document_id for _, document_id in heapq.nlargest(count, self._heap)]
+        return [document for _, document in heapq.nlargest(count, self._heap)]
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -88,7 +93,9 @@ def sample_documents(source: SourceConfig, config: SampleConfig, output: str | P
         if out.manifest:
             return out.manifest
         strata: dict[str, _Stratum] = {}
-        sampled = read = 0
+        shard_names = [shard.name for shard in shards]
+        shard_ends: list[int] = []
+        read = 0
         with (
             out.new_shard("candidates") as candidates,
             out.new_rejects(_SHARD) as rejects,
@@ -99,30 +106,44 @@ def sample_documents(source: SourceConfig, config: SampleConfig, output: str | P
                     candidates.write(table.filter(pa.array(_offer(table, config, strata))))
                     read += table.num_rows
                     bar.advance(table.num_rows)
+                shard_ends.append(candidates.rows)
         if read == 0:
-            raise nothing_read(source.paths, rejects.counts)
+            raise nothing_read(source.paths, rejects.counts, detail=rejects.damage)
         chosen = _choose(strata, config.size)
-        with out.new_shard(_SHARD) as writer:
+        with out.new_shard(_SHARD) as writer, UniqueIds() as ids:
             file = pq.ParquetFile(candidates.path)
+            row = 0
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
-                keep = []
-                for document_id in table.column("id").to_pylist():
-                    keep.append(document_id in chosen)
-                    chosen.discard(document_id)  # an id that is read twice is taken once
-                writer.write(table.filter(pa.array(keep)))
-                sampled += sum(keep)
+                keep = [i for i, document in enumerate(_identities(table)) if document in chosen]
+                names = [shard_names[bisect_right(shard_ends, row + i)] for i in keep]
+                row += table.num_rows
+                resolved, is_new = ids.resolve(table.take(keep), names)
+                writer.write(resolved.filter(pa.array(is_new, pa.bool_())))
+            rejects.renamed_ids = ids.renamed
         candidates.path.unlink()
-        result = out.commit(_SHARD, writer, rejects, {"read": read, "sampled": sampled})
+        result = out.commit(_SHARD, writer, rejects, {"read": read, "sampled": writer.rows})
         return out.finish([(_SHARD, result)])
 
 
 def _offer(table: pa.Table, config: SampleConfig, strata: dict[str, _Stratum]) -> list[bool]:
     is_candidate = []
-    for document_id, name in zip(table.column("id").to_pylist(), strata_of(table, config.by), strict=True):
+    rows = zip(
+        table.column("id").to_pylist(), table.column("text").to_pylist(), strata_of(table, config.by), strict=True
+    )
+    for document_id, text, name in rows:
         stratum = strata.setdefault(name, _Stratum(config.size))
-        is_candidate.append(stratum.offer(sampling_key(document_id, config.seed, "sample"), document_id))
+        is_candidate.append(stratum.offer(document_id, text, config.seed))
     return is_candidate
+
+
+def _identities(table: pa.Table) -> list[str]:
+    return [_identity(*row) for row in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)]
+
+
+def _identity(document_id: str, text: str) -> str:
+    """What makes a document the same as another one: its id and its text."""
+    return f"{text_id(text)} {document_id}"
 
 
 def strata_of(table: pa.Table, by: Sequence[str]) -> list[str]:
@@ -150,9 +171,9 @@ def sampling_key(name: str, seed: int, purpose: Purpose) -> int:
 
 
 def _choose(strata: dict[str, _Stratum], size: int) -> set[str]:
-    ids: set[str] = set()
-    for name in sorted(strata):  # an id in several strata counts in the first
-        strata[name].remove(ids)
-        ids.update(strata[name].best(size))
+    documents: set[str] = set()
+    for name in sorted(strata):  # a document in several strata counts in the first
+        strata[name].remove(documents)
+        documents.update(strata[name].best(size))
     allotted = shares({name: len(stratum) for name, stratum in strata.items()}, size)
-    return {document_id for name, stratum in strata.items() for document_id in stratum.best(allotted[name])}
+    return {document for name, stratum in strata.items() for document in stratum.best(allotted[name])}

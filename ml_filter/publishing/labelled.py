@@ -21,10 +21,10 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import annotated_documents, criteria_config, criteria_of, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, Shard, digest_of, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory, ShardResult
-from ml_filter.documents.readers import read_shard, read_tables
-from ml_filter.documents.rejects import RejectsLog
+from ml_filter.documents.readers import read_tables
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.tables import cast_table, rename_clashing_columns, union_schema
+from ml_filter.documents.unique import find_documents
 from ml_filter.documents.writer import file_digest
 from ml_filter.errors import InputError
 from ml_filter.prepare.deduplicate import CLUSTER_COLUMN
@@ -129,28 +129,27 @@ class _Labelled:
         """Read the documents once."""
         self.counts = Counter(read=0, labelled=0, failed=0, not_annotated=0, repeated=0)
         is_unseen = np.ones(len(self._row_of), dtype=np.bool_)
-        for shard in list_shards(self.documents)[0]:
-            for table in read_shard(shard, self.documents, RejectsLog()):
-                kept, rows = [], []
-                for index, name in enumerate(table["id"].to_pylist()):
-                    row = self._row_of.get(name)
-                    if row is None:
-                        self.counts["not_annotated"] += 1
-                    elif not is_unseen[row]:
-                        self.counts["repeated"] += 1
+        for table in find_documents(list_shards(self.documents)[0], self.documents, self._row_of):
+            kept, rows = [], []
+            for index, name in enumerate(table["id"].to_pylist()):
+                row = self._row_of.get(name)
+                if row is None:
+                    self.counts["not_annotated"] += 1
+                elif not is_unseen[row]:
+                    self.counts["repeated"] += 1
+                else:
+                    is_unseen[row] = False
+                    if self._has_score[row]:
+                        kept.append(index)
+                        rows.append(row)
                     else:
-                        is_unseen[row] = False
-                        if self._has_score[row]:
-                            kept.append(index)
-                            rows.append(row)
-                        else:
-                            self.counts["failed"] += 1
-                self.counts.update(read=table.num_rows, labelled=len(kept))
-                if kept:
-                    labelled = rename_clashing_columns(table.take(kept), self.columns)
-                    for name in self.columns:
-                        labelled = labelled.append_column(name, self.labels[name].take(rows))
-                    yield labelled
+                        self.counts["failed"] += 1
+            self.counts.update(read=table.num_rows, labelled=len(kept))
+            if kept:
+                labelled = rename_clashing_columns(table.take(kept), self.columns)
+                for name in self.columns:
+                    labelled = labelled.append_column(name, self.labels[name].take(rows))
+                yield labelled
         self.counts["scores_without_document"] = int(is_unseen.sum())
 
 

@@ -112,8 +112,6 @@ def score_shard(
     if finished is not None:
         return finished
     try:
-        if shard.size == 0 and shard.uri.endswith((".gz", ".zst")):
-            raise DamagedShard("truncated, file: it is empty")
         return _read_score_write(job, shard, head, out, advance)
     except DamagedShard as error:
         return fail_shard(out, shard, str(error))

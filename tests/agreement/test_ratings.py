@@ -188,8 +188,8 @@ def test_gold_saved_by_a_spreadsheet_is_read(tmp_path):
         (b"id,a,b\nx,1,1\ny,1\n", "line 3: 2 values for 3 columns"),
         (b'id,a,b\n"x,1,1\ny,1,1\n', "line 2: unexpected end of data"),
         (b"id,a,b\nx,1,\xff\n", "line 2: not UTF-8"),
-        ("id,a,b\nx,1,1\n".encode("utf-16"), "is not UTF-8; save it as UTF-8"),
-        (b"id,a,a\nx,1,1\n", "has a duplicate column 'a'; rename one of them"),
+        ("id,é,b\nx,1,1\n".encode("latin-1"), "is not UTF-8; save it as UTF-8"),
+        (b"id,a,a\nx,1,1\n", "has several columns named 'a'; rename them"),
         (b"", "has no column 'a'; it has no rows"),
     ],
 )
@@ -358,7 +358,7 @@ def test_strata_come_from_any_table_with_the_column(tmp_path):
             "line 3: inf in column 'a' is not a finite",
         ),
         ('{"id": "x", "a": 1, "b": 1}\n{"id": "y", "a"', "line 2: not JSON"),
-        ("[1, 2]\n", "line 1: a JSON list, not an object"),
+        ("[1, 2]\n", "line 1: a JSON int, not an object"),
         ('{"id": "x", "a": 1}\n', "has no column 'b'; it has a, id; name the ratings with --rating-columns"),
         ("", "has no column 'a'; it has no rows"),
     ],
@@ -392,7 +392,7 @@ def test_input_without_ratings_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.jsonl does not exist"):
         read(tmp_path / "nowhere.jsonl", rated)
     (tmp_path / "pages.warc").touch()
-    with pytest.raises(InputError, match="tables are read from Parquet, JSON lines and CSV, not from warc"):
+    with pytest.raises(InputError, match="tables are Parquet, Arrow, JSON lines or CSV, not warc"):
         read(tmp_path / "pages.warc", rated)
 
 

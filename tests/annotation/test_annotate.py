@@ -723,16 +723,17 @@ def test_after_a_kill_only_requests_in_flight_are_made_again(serve, pages, askin
 # --- Input -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_document_with_a_duplicate_id_is_rejected(serve, asking, tmp_path):
+def test_a_repeated_document_is_rejected_and_another_one_with_its_id_gets_its_own(serve, asking, tmp_path):
     path = tmp_path / "pages.jsonl"
     texts = [("a", "[a] first"), ("b", "[b] page"), ("a", "[c] other text"), ("a", "[a] first")]
     path.write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in texts))
     server = serve(always(GOOD))
     manifest = annotate_documents(SourceConfig(paths=[str(path)]), asking(server), tmp_path / "out", SETTINGS)
-    assert [row["document_id"] for row in rows(manifest)] == ["a", "b"]
-    assert server.asked == {"a": 1, "b": 1}
+    assert [row["document_id"] for row in rows(manifest)] == ["a", "b", "a@00000-pages"]
+    assert server.asked == {"a": 1, "b": 1, "c": 1}
+    assert manifest.counts["renamed_ids"] == 1
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
-    assert [(reject["place"], reject["reason"]) for reject in rejects] == [("a", "duplicate_id")] * 2
+    assert [(reject["place"], reject["reason"]) for reject in rejects] == [("a", "duplicate_id")]
 
 
 def test_a_source_without_any_document_is_an_input_error(serve, asking, tmp_path):

@@ -167,7 +167,7 @@ def test_a_missing_prompt_or_annotator_must_be_named(tmp_path):
 
 def test_a_file_without_records_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"no record could be read from .*a\.jsonl: invalid_json 1"):
-        converted(lines(tmp_path / "a.jsonl", "{"), tmp_path / "out", prompt="p")
+        converted(lines(tmp_path / "a.jsonl", "{]"), tmp_path / "out", prompt="p")
 
 
 def test_a_written_record_has_the_fields_of_the_eurolingua_tool(tmp_path):
@@ -252,7 +252,7 @@ def test_flat_rows_become_annotations_whose_documents_are_the_file(tmp_path):
         ("d1", "llama", 2.6, None),
         ("d2", "llama", None, "no_score"),
     ]
-    assert rejected(manifest) == [("line 3", "empty_text")]
+    assert rejected(manifest) == [("document d3", "empty_text")]
     scores = aggregate_annotations([manifest.root], AggregateConfig(), tmp_path / "scores")
     assert write_fineweb_edu(scores.root, tmp_path / "back.jsonl") == {
         "documents": 2,

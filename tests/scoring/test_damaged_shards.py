@@ -61,7 +61,7 @@ DAMAGES = {
     "truncated gzip": ("c.jsonl.gz", truncate, "truncated, after line "),
     "truncated zstandard": ("d.jsonl.zst", truncate, "truncated, after line "),
     "empty Parquet file": ("b.parquet", empty, "unreadable, file: "),
-    "empty gzip file": ("c.jsonl.gz", empty, "truncated, file: it is empty"),
+    "empty gzip file": ("c.jsonl.gz", empty, "truncated, after line 0: the file is empty"),
     "not Parquet": ("b.parquet", lambda path: path.write_bytes(b"PAR1 not Parquet PAR1"), "unreadable, file: "),
     "corrupt row group": ("b.parquet", corrupt_a_row_group, "unreadable, rows 10 to 14: "),
     "no text column": ("b.parquet", lambda path: pq.write_table(pa.table({"x": [1]}), path), "no column 'text'"),

@@ -8,12 +8,14 @@
 
 from ml_filter.documents.readers.base import Format, InputShard, text_id
 from ml_filter.documents.readers.documents import read_records, read_shard
+from ml_filter.documents.readers.files import format_of_content
 from ml_filter.documents.readers.parquet import known_rows, read_schema, read_tables
 from ml_filter.documents.readers.table import read_rows
 
 __all__ = [
     "Format",
     "InputShard",
+    "format_of_content",
     "known_rows",
     "read_records",
     "read_rows",

@@ -20,6 +20,7 @@ import pyarrow as pa
 import zstandard
 
 from ml_filter.documents.readers.base import Format
+from ml_filter.errors import InputError
 
 Compression = Literal["gzip", "zstd", "xz", "bzip2", "lz4"]
 _BLOCK = 2**16
@@ -194,6 +195,19 @@ def opened(uri: str) -> Iterator[InputFile]:
         yield InputFile(raw, uri)
 
 
+def format_of_content(uri: str) -> Format | None:
+    """The format of a file whose name does not tell it; None: its content does not tell it either.
+
+    Raises:
+        InputError: the file cannot be opened, or its content is known but not read.
+    """
+    try:
+        with opened(uri) as file:
+            return file.format(None)
+    except DamagedFile as error:
+        raise InputError(f"{uri}: {error}") from error
+
+
 def encoding_of(head: bytes) -> tuple[str, bytes]:
     """The Unicode encoding of a text by its first bytes, and its byte order mark."""
     for mark, encoding in _BYTE_ORDER_MARKS:
@@ -259,8 +273,9 @@ def _members(chunks: Iterator[bytes], compression: Compression) -> Iterator[byte
     """The content of all members (frames, streams). After damage, the file is searched for the next one."""
     member = _Member(compression)
     magic = _MAGIC[compression]
-    skipped, why, pending = 0, "", b""
+    skipped, why, pending, is_started = 0, "", b"", False
     for chunk in chunks:
+        is_started = True
         pending += chunk
         while pending:
             if why:
@@ -286,7 +301,7 @@ def _members(chunks: Iterator[bytes], compression: Compression) -> Iterator[byte
     if why:
         yield Gap(f"the last {skipped + len(pending):,} bytes are not {compression} ({why})", "unreadable")
     elif not member.is_finished:
-        yield Gap(f"the last {compression} member is cut off", "truncated")
+        yield Gap(f"the last {compression} member is cut off" if is_started else "the file is empty", "truncated")
 
 
 class _Member:

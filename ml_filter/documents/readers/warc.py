@@ -69,14 +69,14 @@ class _Segment:
 
 def _records(stream: io.BufferedReader, source: SourceConfig) -> Iterator[_WarcRecord | Problem]:
     """The records that can hold documents, and what is not a record."""
-    skipped, line = 0, b""
+    skipped, why, line = 0, "", b""
     for line in iter(lambda: stream.readline(_LINE), b""):
         if not _VERSION.match(line):
             skipped += len(line) if line.strip() else 0
             continue
         if skipped:
-            yield Problem("unreadable", f"{skipped:,} bytes are not a record")
-            skipped = 0
+            yield Problem("unreadable", f"{skipped:,} bytes are not a record{why}")
+            skipped, why = 0, ""
         head, is_whole = _read_head(stream)
         headers = parse_headers(line + head)
         length = headers.get("content-length", "")
@@ -84,7 +84,7 @@ def _records(stream: io.BufferedReader, source: SourceConfig) -> Iterator[_WarcR
             yield Problem("truncated", "the header is cut off")
             return
         if not (length.isascii() and length.isdigit()):
-            yield Problem("unreadable", f"the header has no length (Content-Length: {length!r})")
+            skipped, why = len(line + head), f": the header has no length (Content-Length: {length!r})"
             continue
         kept = headers.get("warc-type", "").lower() in ("response", "conversion", "resource")
         location = headers.get("warc-record-id") or headers.get("warc-target-uri", "")
@@ -105,7 +105,7 @@ def _records(stream: io.BufferedReader, source: SourceConfig) -> Iterator[_WarcR
     if skipped and b"WARC/1.0\r\n".startswith(line.replace(b".1", b".0")):
         yield Problem("truncated", "the archive ends inside a record's header")
     elif skipped:
-        yield Problem("unreadable", f"{skipped:,} bytes are not a record")
+        yield Problem("unreadable", f"{skipped:,} bytes are not a record{why}")
 
 
 def _read_head(stream: io.BufferedReader) -> tuple[bytes, bool]:
