@@ -1,8 +1,11 @@
 """The text of a web page, extracted in a process of its own that the kernel ends when a page takes too long.
 
 Every extractor has pages that keep it busy for minutes: 300,000 attributes, 100,000 nested elements, a table of 200,000
-rows. They are small enough that no limit on bytes or elements finds them, and they run in C or Rust, which nothing in
-the same process can interrupt. A process of its own costs 0.2 ms a page, and also turns crashes into rejects.
+rows. No limit on bytes or elements finds them all, and the extractors run in C or Rust, which nothing in the same
+process can interrupt. A process of its own costs half a millisecond a page, and also turns crashes into rejects.
+
+A page over the limit is a reject, not a document of all its text: taking all the text exceeds the limit on some of the
+same pages, and 40% of the words of a page are not its main text.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from ml_filter.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lxml.html import HtmlElement
+    from lxml.html import HtmlElement, HTMLParser
 
 Extractor = Literal["trafilatura", "resiliparse", "justext", "text"]
 _Extract = Callable[[str], str | None]
@@ -135,8 +138,9 @@ def _serve(extractor: Extractor, seconds: str, descriptor: str) -> None:
     connection = Connection(int(descriptor))
     with suppress(OSError, ValueError):  # the system has no such limit, or a lower one
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
+    sys.setrecursionlimit(10_000)  # trees are up to 2,048 elements deep
     try:
-        extract = _EXTRACTORS[extractor]()
+        extract = EXTRACTORS[extractor]()
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
         return
@@ -158,6 +162,9 @@ def _serve(extractor: Extractor, seconds: str, descriptor: str) -> None:
 
 def _trafilatura() -> _Extract:
     import trafilatura
+    from trafilatura import utils
+
+    utils.HTML_PARSER = _parser(huge=True)  # for parts of a page that it parses again
 
     def extract(html: str) -> str | None:
         # without comments: a little better on all three benchmarks (docs/performance.md)
@@ -193,9 +200,9 @@ def _tree_of(html: str, huge: bool) -> HtmlElement:
             or 2,048 in a huge tree.
     """
     from lxml.etree import ErrorTypes, ParserError
-    from lxml.html import HTMLParser, document_fromstring
+    from lxml.html import document_fromstring
 
-    parser = HTMLParser(encoding="utf-8", huge_tree=huge, remove_comments=True, remove_pis=True)
+    parser = _parser(huge)
     try:
         tree = document_fromstring(html.encode(), parser=parser)
     except ParserError:  # a page without elements and text
@@ -206,7 +213,20 @@ def _tree_of(html: str, huge: bool) -> HtmlElement:
     return tree
 
 
-_EXTRACTORS: dict[Extractor, Callable[[], _Extract]] = {
+def _parser(huge: bool) -> HTMLParser:
+    from lxml.html import HTMLParser
+
+    return HTMLParser(
+        encoding="utf-8",
+        huge_tree=huge,
+        remove_comments=True,
+        remove_pis=True,
+        collect_ids=False,
+        default_doctype=False,
+    )
+
+
+EXTRACTORS: dict[Extractor, Callable[[], _Extract]] = {
     "trafilatura": _trafilatura,
     "resiliparse": _resiliparse,
     "justext": _justext,
