@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
-    print(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
+    print(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|", flush=True)
     for row in rows:
         print(f"| {' | '.join(row)} |")
 

@@ -33,7 +33,7 @@ class SourceConfig(StageConfig):
         description="how to get the text of a web page: its main text by trafilatura, by resiliparse (ten times as "
         "fast) or by justext, or text for all of its text",
     )
-    max_extraction_seconds: Annotated[float, Field(gt=0)] = Field(
+    max_extraction_seconds: Annotated[float, Field(ge=0.01, le=3600)] = Field(
         10, description="most CPU time for the text of a web page; a page that takes longer is an extraction_timeout"
     )
 

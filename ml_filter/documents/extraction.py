@@ -5,7 +5,7 @@ rows. No limit on bytes or elements finds them all, and the extractors run in C 
 process can interrupt. A process of its own costs half a millisecond a page, and also turns crashes into rejects.
 
 A page over the limit is a reject, not a document of all its text: taking all the text exceeds the limit on some of the
-same pages, and 40% of the words of a page are not its main text.
+same pages, and four of ten words of a page are not its main text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -36,10 +35,10 @@ _Answer = tuple[str, str | None]
 """The text of a page, and the error of the extractor."""
 _MAX_MEMORY = 4 * 2**30
 _NOT_TEXT = re.compile(
-    r"[\x00-\x08\x0b\x0e-\x1f\ud800-\udfff\ufffe\uffff]"
+    r"[\x00-\x08\x0b\x0e-\x1f\ud800-\udfff\ufeff\ufffe\uffff]"
     r"|&#(?:0*(?:[0-8]|1[124-9]|2\d|3[01]|6553[45])|[xX]0*(?:[0-8bcefBCEF]|1[\da-fA-F]|[fF]{3}[efEF]))(?!\w);?"
 )
-"""Control characters, also as references: lxml refuses them, and with them the page."""
+"""Control characters, also as references, with which lxml refuses a page, and byte order marks."""
 
 
 class ExtractionError(Exception):
@@ -135,6 +134,8 @@ class _Worker:
 
 def _serve(extractor: Extractor, seconds: str, descriptor: str) -> None:
     """Extract the pages that the connection brings, until its other end is closed."""
+    import resource  # Unix only
+
     connection = Connection(int(descriptor))
     with suppress(OSError, ValueError):  # the system has no such limit, or a lower one
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
