@@ -21,6 +21,7 @@ def serve(model: str, threads: int, slots: int) -> None:
     params.port = 0
     params.n_ctx = CONTEXT_TOKENS * slots
     params.n_parallel = slots
+    params.cache_ram_mib = 0  # the state of finished prompts: up to 8 GiB by default, and every document is new
     params.cpuparams.n_threads = threads
     params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)

@@ -14,7 +14,7 @@ import pytest
 
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import AnnotateConfig
-from ml_filter.annotation.embedded import MODEL_NAME, model_file
+from ml_filter.annotation.embedded import MODEL_NAME, embedded_endpoint, model_file
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import EndpointError
@@ -47,6 +47,24 @@ def test_documents_are_ranked_by_log_probabilities_and_nothing_is_left_behind(tm
     assert {row["annotator"] for row in answers} == {MODEL_NAME} == {"SmolLM2-135M-Instruct-Q4_1"}
     assert all(0 < row["expected_score"] < 5 and row["score"] in (0.0, 5.0) for row in answers)
     assert all(row["prompt_tokens"] > 100 and row["completion_tokens"] == 1 for row in answers)
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_the_memory_of_its_server_does_not_grow_with_the_documents():
+    """llama.cpp keeps the state of finished prompts by default: 10 MB for each of these, up to 8 GiB."""
+    with embedded_endpoint(Settings(endpoint=None)) as [endpoint]:
+        [server] = [child for child in psutil.Process().children() if "embedded_server" in " ".join(child.cmdline())]
+
+        def ask(number: int) -> int:
+            request = {"prompt": f"Page {number}. {LESSON * 15}", "max_tokens": 1}
+            body = json.dumps(request).encode()
+            headers = {"Content-Type": "application/json"}
+            urllib.request.urlopen(urllib.request.Request(f"{endpoint.base_url}/completions", body, headers)).read()
+            return server.memory_info().rss
+
+        sizes = [ask(number) for number in range(10)]
+    assert sizes[-1] - sizes[4] < 10e6
 
 
 @pytest.mark.slow
