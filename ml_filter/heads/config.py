@@ -211,7 +211,7 @@ class EngineConfig(StageConfig):
     """What runs an encoder, and on which device."""
 
     batch_tokens: Annotated[int, Field(ge=64)] | None = Field(
-        None, description="padded tokens per batch (default: 4096 on a CPU, 65536 on a GPU with enough memory)"
+        None, description="padded tokens per batch (default: 2048 on a CPU, 65536 on a GPU with enough memory)"
     )
     engine: Literal["auto", "torch", "openvino"] = Field(
         "auto",

@@ -83,7 +83,7 @@ def load_encoder(name: str) -> Encoder:
     from transformers import AutoModel, AutoTokenizer
 
     steady_arithmetic()
-    path = _path_in_package(name) or name
+    path = encoder_path(name)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(path)
@@ -125,15 +125,13 @@ def quiet_transformers() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def _path_in_package(name: str) -> str | None:
-    """The `model` directory of an installed package, which is not imported."""
+def encoder_path(name: str) -> str:
+    """The `model` directory of an installed package, which is not imported; every other name unchanged."""
     if "/" in name or Path(name).exists():
-        return None
+        return name
     spec = importlib.util.find_spec(name.replace("-", "_"))
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(location) / "model" / "config.json").exists():
-            return str(Path(location) / "model")
-    return None
+    directories = (Path(location) / "model" for location in (spec.submodule_search_locations or [] if spec else []))
+    return next((str(directory) for directory in directories if (directory / "config.json").exists()), name)
 
 
 def _pooling(path: str) -> Pooling:

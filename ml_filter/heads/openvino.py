@@ -21,11 +21,14 @@ _PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
 class OpenVinoModel:
     """Token ids to scores: OpenVINO runs the encoder on as many threads as torch uses; torch runs the head in float32.
 
+    Args:
+        settings: more properties of OpenVINO, such as PERF_COUNT.
+
     Raises:
         ConfigError: OpenVINO is not installed, or it cannot run this encoder.
     """
 
-    def __init__(self, model: HeadModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: HeadModel, dtype: torch.dtype, **settings: bool) -> None:
         self.model = model
         openvino = _import()
         try:
@@ -37,17 +40,18 @@ class OpenVinoModel:
                     "INFERENCE_NUM_THREADS": torch.get_num_threads(),
                     "NUM_STREAMS": 1,
                     "ENABLE_CPU_PINNING": False,  # several workers would all pin to the same cores
+                    **settings,
                 },
             )
         except Exception as error:  # OpenVINO raises many types for operations it does not know
             name = model.config.encoder_name or "this encoder"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(f"OpenVINO cannot run {name} ({reason}); use --engine torch") from error
-        self._request = compiled.create_infer_request()
+        self.request = compiled.create_infer_request()
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Scores [batch, criteria], float32, not clamped."""
-        outputs = self._request.infer([input_ids.numpy(), attention_mask.numpy()], share_inputs=True)
+        outputs = self.request.infer([input_ids.numpy(), attention_mask.numpy()], share_inputs=True)
         return self.model.read(torch.from_numpy(outputs[0]))
 
 
