@@ -23,7 +23,7 @@ from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.documents.config import SourceConfig
 from ml_filter.logs import configure_logging
-from ml_filter.statistics.pair import PairAgreement
+from ml_filter.statistics.agreement import PairAgreement
 
 SCORE = {"min": 0, "max": 5}
 COMMON = {"criterion": "educational_value", "language": "en", "score": SCORE, "max_text_chars": 600, "one_line": True}

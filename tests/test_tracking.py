@@ -12,7 +12,7 @@ from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import ConfigError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
-from ml_filter.reporting.record import record_run
+from ml_filter.reporting.run import record_run
 from ml_filter.tracking import RunRecord, TrackingConfig, track_run
 
 KEY = "comet-very-secret-key"

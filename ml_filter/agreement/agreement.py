@@ -19,10 +19,9 @@ from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.progress import progress
 from ml_filter.rendering.html import render
 from ml_filter.rendering.plots import confusion_tables, interval_plot, rating_differences, rating_distribution
-from ml_filter.statistics.group import GroupAgreement, compare_group
+from ml_filter.statistics.agreement import GroupAgreement, PairAgreement, compare_group, compare_pair
 from ml_filter.statistics.intervals import MIN_DOCUMENTS, Figure, Resampling, mean_figure, too_few
 from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
-from ml_filter.statistics.pair import PairAgreement, compare_pair
 from ml_filter.statistics.rounding import round_scores
 
 AGREEMENT_NAME = "agreement.json"

@@ -11,9 +11,9 @@ from ml_filter.agreement.agreement import REPORT_NAME, measure_agreement
 from ml_filter.agreement.config import AgreementConfig, GateConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import GateFailed
+from ml_filter.statistics.agreement import PairAgreement
 from ml_filter.statistics.intervals import Figure
 from ml_filter.statistics.metrics import PAIR_FIGURES
-from ml_filter.statistics.pair import PairAgreement
 
 Outcome = Literal["passed", "failed", "not_judged"]
 

@@ -29,9 +29,9 @@ from ml_filter.errors import ConfigError, TooManyFailures
 from ml_filter.evaluation.config import CompareConfig
 from ml_filter.evaluation.result import excerpt_of
 from ml_filter.rendering.html import render
+from ml_filter.statistics.agreement import compare_against, compare_pair
 from ml_filter.statistics.intervals import Array, Figure, Resampling
 from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES
-from ml_filter.statistics.pair import compare_against, compare_pair
 
 COMPARISON_NAME = "comparison.json"
 REPORT_NAME = "comparison.html"

@@ -32,9 +32,10 @@ from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures
 from ml_filter.prepare.sampling import sampling_key
 from ml_filter.prepare.split import assign_splits, group_documents, host_of, name_keys
 from ml_filter.progress import progress
-from ml_filter.publishing.card import CARD_NAME, write_card
+from ml_filter.publishing.cards import CARD_NAME, write_card
 from ml_filter.publishing.config import PublishConfig
 from ml_filter.publishing.push import hub_api, push_to_hub
+from ml_filter.statistics.rounding import round_scores
 
 SPLITS = ("train", "validation", "test")
 LABEL_COLUMNS = ("score", "votes", "disagreement")
@@ -121,74 +122,62 @@ class _Labelled:
         self.labels = reduce(lambda left, right: left.join(right, "document_id", join_type="full outer"), by_criterion)
         self.columns = [name for name in self.labels.column_names if name != "document_id"]
         self.score_columns = [f"score{suffix}" for suffix in suffixes]
-        self._has_score = reduce(pc.or_, (self.labels[name].is_valid() for name in self.score_columns)).to_pylist()
+        has_score = reduce(pc.or_, (self.labels[name].is_valid() for name in self.score_columns)).to_numpy()
+        self._has_score = np.append(has_score, False)  # the last entry is for documents that were not annotated
         self._row_of = {name: row for row, name in enumerate(self.labels["document_id"].to_pylist())}
         self.counts: Counter[str] = Counter()
 
     def tables(self) -> Iterator[pa.Table]:
         """Read the documents once."""
         self.counts = Counter(read=0, labelled=0, failed=0, not_annotated=0, repeated=0)
-        is_unseen = np.ones(len(self._row_of), dtype=np.bool_)
+        is_unseen = np.append(np.ones(len(self._row_of), np.bool_), False)
         for table in find_documents(list_shards(self.documents)[0], self.documents, self._row_of):
-            kept, rows = [], []
-            for index, name in enumerate(table["id"].to_pylist()):
-                row = self._row_of.get(name)
-                if row is None:
-                    self.counts["not_annotated"] += 1
-                elif not is_unseen[row]:
-                    self.counts["repeated"] += 1
-                else:
-                    is_unseen[row] = False
-                    if self._has_score[row]:
-                        kept.append(index)
-                        rows.append(row)
-                    else:
-                        self.counts["failed"] += 1
-            self.counts.update(read=table.num_rows, labelled=len(kept))
-            if kept:
-                labelled = rename_clashing_columns(table.take(kept), self.columns)
+            rows = np.array([self._row_of.get(name, -1) for name in table["id"].to_pylist()], np.int64)
+            is_first = np.zeros(len(rows), np.bool_)
+            is_first[np.unique(rows, return_index=True)[1]] = True
+            is_new = is_first & is_unseen[rows]
+            is_unseen[rows[is_new]] = False
+            kept = is_new & self._has_score[rows]
+            unknown, labelled, failed = (int(mask.sum()) for mask in (rows < 0, kept, is_new & ~kept))
+            self.counts.update(read=len(rows), labelled=labelled, failed=failed, not_annotated=unknown)
+            self.counts["repeated"] += len(rows) - unknown - labelled - failed
+            if kept.any():
+                result = rename_clashing_columns(table.filter(pa.array(kept)), self.columns)
                 for name in self.columns:
-                    labelled = labelled.append_column(name, self.labels[name].take(rows))
-                yield labelled
+                    result = result.append_column(name, self.labels[name].take(pa.array(rows[kept])))
+                yield result
         self.counts["scores_without_document"] = int(is_unseen.sum())
 
 
-class _Facts:
+def _group(
+    labelled: _Labelled, config: PublishConfig
+) -> tuple[pa.Schema, NDArray[np.int64], NDArray[np.float64], NDArray[np.uint64]]:
     """What the split depends on, by labelled document in the order of reading.
 
-    Attributes:
-        schema: of all documents.
-        groups: documents with the same number belong to the same split.
-        scores: [documents, criteria], nan if a document has no score.
-        classes: the scores, rounded, halves up.
-        order: seeded random keys.
+    Returns the schema of all documents, their groups (a group stays together), their scores [documents, criteria] (NaN:
+    none) and seeded random keys.
     """
-
-    def __init__(self, labelled: _Labelled, config: PublishConfig) -> None:
-        self.schema = pa.schema([])
-        rows = rows_per_band(config.near_duplicates, _PERMUTATIONS)
-        keys, scores = [], []
-        order: list[int] = []
-        with progress("Grouping documents", len(labelled.labels)) as bar:
-            for table in labelled.tables():
-                self.schema = union_schema(self.schema, table.schema)
-                minhashes = signatures(table["text"].to_pylist(), _PERMUTATIONS, 0)
-                hosts = name_keys([host_of(url) for url in _strings(table, "url")], len(order))
-                clusters = name_keys(_strings(table, CLUSTER_COLUMN), len(order))
-                keys.append(np.column_stack([band_keys(minhashes, rows), hosts, clusters]))
-                scores.append(np.column_stack([table[name].to_numpy() for name in labelled.score_columns]))
-                order += [sampling_key(name, config.seed, "publish") for name in table["id"].to_pylist()]
-                bar.advance(table.num_rows)
-        if not order:
-            raise InputError(
-                f"no document of {', '.join(labelled.documents.paths)} has a score of "
-                f"{' or '.join(labelled.criteria)} in {labelled.scores.root}: {dict(labelled.counts)}; "
-                "pass the documents that were annotated with --documents"
-            )
-        self.groups = group_documents(np.concatenate(keys))
-        self.scores: NDArray[np.float64] = np.concatenate(scores)
-        self.classes: NDArray[np.float64] = np.floor(self.scores + 0.5)
-        self.order = np.array(order, dtype=np.uint64)
+    schema = pa.schema([])
+    rows = rows_per_band(config.near_duplicates, _PERMUTATIONS)
+    keys, scores = [], []
+    order: list[int] = []
+    with progress("Grouping documents", len(labelled.labels)) as bar:
+        for table in labelled.tables():
+            schema = union_schema(schema, table.schema)
+            minhashes = signatures(table["text"].to_pylist(), _PERMUTATIONS, 0)
+            hosts = name_keys([host_of(url) for url in _strings(table, "url")], len(order))
+            clusters = name_keys(_strings(table, CLUSTER_COLUMN), len(order))
+            keys.append(np.column_stack([band_keys(minhashes, rows), hosts, clusters]))
+            scores.append(np.column_stack([table[name].to_numpy() for name in labelled.score_columns]))
+            order += [sampling_key(name, config.seed, "publish") for name in table["id"].to_pylist()]
+            bar.advance(table.num_rows)
+    if not order:
+        raise InputError(
+            f"no document of {', '.join(labelled.documents.paths)} has a score of "
+            f"{' or '.join(labelled.criteria)} in {labelled.scores.root}: {dict(labelled.counts)}; "
+            "pass the documents that were annotated with --documents"
+        )
+    return schema, group_documents(np.concatenate(keys)), np.concatenate(scores), np.array(order, dtype=np.uint64)
 
 
 def _strings(table: pa.Table, name: str) -> list[str | None]:
@@ -201,16 +190,17 @@ def _strings(table: pa.Table, name: str) -> list[str | None]:
 def _publish(
     out: OutputDirectory, labelled: _Labelled, config: PublishConfig, agreements: Sequence[Agreement]
 ) -> Manifest:
-    facts = _Facts(labelled, config)
+    schema, groups, scores, order = _group(labelled, config)
+    all_classes = round_scores(scores)
     shares = [1 - config.validation_share - config.test_share, config.validation_share, config.test_share]
-    split_of_row = assign_splits(facts.groups, facts.classes, facts.order, shares)
+    split_of_row = assign_splits(groups, all_classes, order, shares)
     sizes = np.bincount(split_of_row, minlength=len(SPLITS)).tolist()
     splits = {name: number for number, name in enumerate(SPLITS) if sizes[number]}
     for name, share in zip(SPLITS, shares, strict=True):
         if share and name not in splits:
             logger.warning(f"{name} is empty: the {len(split_of_row):,} documents form too few groups")
-    results = _write_splits(out, labelled, facts.schema, split_of_row, splits)
-    _, group_sizes = np.unique(facts.groups, return_counts=True)
+    results = _write_splits(out, labelled, schema, split_of_row, splits)
+    _, group_sizes = np.unique(groups, return_counts=True)
     smallest_split = min(share for share in shares if share) * len(split_of_row)
     counts = {
         **labelled.counts,
@@ -219,17 +209,17 @@ def _publish(
         "groups_larger_than_a_split": int((group_sizes > smallest_split).sum()),
     }
     if len(labelled.criteria) > 1:
-        scored = np.isfinite(facts.scores).sum(axis=0).tolist()
+        scored = np.isfinite(scores).sum(axis=0).tolist()
         counts |= {f"labelled_{name}": count for name, count in zip(labelled.criteria, scored, strict=True)}
     by_split = {
         criterion: {
             name: Counter(classes[(split_of_row == number) & np.isfinite(classes)].astype(int).tolist())
             for name, number in splits.items()
         }
-        for criterion, classes in zip(labelled.criteria, facts.classes.T, strict=True)
+        for criterion, classes in zip(labelled.criteria, all_classes.T, strict=True)
     }
     card = write_card(
-        config, labelled.criteria, labelled.scores, out.parents, by_split, counts, agreements, facts.schema.names
+        config, labelled.criteria, labelled.scores, out.parents, by_split, counts, agreements, schema.names
     )
     out.put_bytes(CARD_NAME, card.encode())
     return out.finish(results, counts)

@@ -14,8 +14,7 @@ from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.train import TRAINING_NAME, TrainedHead, head_files, read_head
-from ml_filter.publishing.card import CARD_NAME
-from ml_filter.publishing.model_card import local_name, write_model_card
+from ml_filter.publishing.cards import CARD_NAME, local_name, write_model_card
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, PlainValidator, StrictInt, StrictStr
 
 from ml_filter import __version__
@@ -72,19 +73,22 @@ def reject_reason(text: str) -> str | None:
 def score_documents(engine: Head, documents: Sequence[Document]) -> list[ScoredDocument]:
     """Score documents whose text a corpus reader would accept."""
     scores = engine.score([document.text for document in documents]).astype(np.float64)
-    failed = np.logical_not(np.isfinite(scores).all(axis=1))
+    has_score: NDArray[np.bool_] = np.isfinite(scores).all(axis=1)
     int_scores = np.column_stack(
         [
-            criterion.integer_scores(np.where(failed, criterion.low, column))
+            criterion.integer_scores(np.where(has_score, column, criterion.low))
             for criterion, column in zip(engine.info.criteria, scores.T, strict=True)
         ]
     )
-    results = []
-    rows = zip(documents, failed.tolist(), scores.tolist(), int_scores.tolist(), strict=True)
-    for document, has_failed, row, int_row in rows:
-        pairs = dict(zip(engine.info.names, zip(row, int_row, strict=True), strict=True))
-        results.append(failed_document(document, "no_score", pairs) if has_failed else _result(document, pairs))
-    return results
+    names = engine.info.names
+    return [
+        _result(document, dict(zip(names, zip(row, int_row, strict=True), strict=True)))
+        if is_scored
+        else failed_document(document, "no_score", names)
+        for document, is_scored, row, int_row in zip(
+            documents, has_score.tolist(), scores.tolist(), int_scores.tolist(), strict=True
+        )
+    ]
 
 
 def failed_document(document: Document, reason: str, criteria: Iterable[str]) -> ScoredDocument:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.criterion import Criterion
+from ml_filter.statistics.agreement import confusion_table
 from ml_filter.statistics.intervals import Array, Statistic, single_figures
-from ml_filter.statistics.pair import confusion_table
 from ml_filter.statistics.rounding import integer_scores, whole_scores
 from ml_filter.statistics.weighted import at_threshold, rank_and_distance, ranking, table_statistic
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ml_filter.statistics.intervals import Array, Statistic, divide
 
-_TINY = 1e-12
-"""A variance below this share of the mean square is a rounding error."""
+TINY = 1e-12
+"""A variance or sum of squares below this share of the total is a rounding error."""
 
 
 def rank_and_distance(rows: Array, weights: Array) -> dict[str, Array]:
@@ -49,7 +49,7 @@ def _correlation(x: Array, y: Array, weights: Array) -> Array:
     sx, sy = (weights * x).sum(axis=1), (weights * y).sum(axis=1)
     xx, yy = (weights * x * x).sum(axis=1), (weights * y * y).sum(axis=1)
     vx, vy = xx - sx * sx / n, yy - sy * sy / n
-    constant = (vx <= _TINY * xx) | (vy <= _TINY * yy)
+    constant = (vx <= TINY * xx) | (vy <= TINY * yy)
     return divide((weights * x * y).sum(axis=1) - sx * sy / n, np.sqrt(np.where(constant, 0, vx * vy)))
 
 

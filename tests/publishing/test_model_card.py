@@ -25,7 +25,7 @@ from ml_filter.heads.encoder import load_encoder, weights_digest
 from ml_filter.heads.info import HELD_OUT_FOLD, read_info
 from ml_filter.heads.kinds import load_head
 from ml_filter.heads.train import head_files, read_head, train_head
-from ml_filter.publishing.model_card import write_model_card
+from ml_filter.publishing.cards import write_model_card
 from ml_filter.publishing.push import push_model, read_evaluation
 from ml_filter.scoring.config import ScoreConfig
 from tests.publishing.hub_server import TOKEN, Hub

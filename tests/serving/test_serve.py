@@ -18,7 +18,7 @@ from ml_filter.heads.info import read_info
 from ml_filter.heads.kinds import load_head
 from ml_filter.heads.train import read_head, train_head
 from ml_filter.scoring.config import ScoreConfig
-from ml_filter.serving.metrics import Metrics
+from ml_filter.serving.service import Metrics
 from tests.serving.servers import ProcessServer, ThreadServer
 
 LANGUAGES = [

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_filter.statistics.discrimination import discriminate
 from ml_filter.statistics.intervals import Resampling
+from ml_filter.statistics.quality import discriminate
 from tests.statistics.test_quality import FEW, SMALL, measure
 
 

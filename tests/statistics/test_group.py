@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.metrics.distance import binary_distance, interval_distance
 
-from ml_filter.statistics.group import GroupAgreement, compare_group
+from ml_filter.statistics.agreement import GroupAgreement, compare_group
 from ml_filter.statistics.intervals import Resampling
 from ml_filter.statistics.metrics import GROUP_FIGURES
-from tests.statistics.test_pair import as_task
+from tests.statistics.test_agreement import as_task
 from tests.statistics.test_weighted import CLASSES, RATERS
 
 NAN = math.nan

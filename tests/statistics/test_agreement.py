@@ -14,9 +14,9 @@ from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from ml_filter.statistics import pair as module
+from ml_filter.statistics.agreement import PairAgreement, compare_against, compare_pair
 from ml_filter.statistics.intervals import Resampling
 from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES
-from ml_filter.statistics.pair import PairAgreement, compare_against, compare_pair
 from tests.statistics.test_weighted import CLASSES, SCORES
 
 FEW = Resampling(resamples=100)
