@@ -94,7 +94,7 @@ def evaluation_plots(
         for name, title in names.items()
         if evaluation.table and getattr(evaluation.table[0], name) is not None
     }
-    if shares:
+    if any(map(any, shares.values())):
         plots["thresholds"] = threshold_shares(
             [row.score for row in evaluation.table], shares, xlabel="threshold on the score"
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, PlainValidator, StrictInt, StrictStr
 
 from ml_filter import __version__
@@ -73,7 +72,7 @@ def reject_reason(text: str) -> str | None:
 def score_documents(engine: Head, documents: Sequence[Document]) -> list[ScoredDocument]:
     """Score documents whose text a corpus reader would accept."""
     scores = engine.score([document.text for document in documents]).astype(np.float64)
-    has_score: NDArray[np.bool_] = np.isfinite(scores).all(axis=1)
+    has_score = np.isfinite(scores.sum(axis=1))
     int_scores = np.column_stack(
         [
             criterion.integer_scores(np.where(has_score, column, criterion.low))
@@ -86,7 +85,7 @@ def score_documents(engine: Head, documents: Sequence[Document]) -> list[ScoredD
         if is_scored
         else failed_document(document, "no_score", names)
         for document, is_scored, row, int_row in zip(
-            documents, has_score.tolist(), scores.tolist(), int_scores.tolist(), strict=True
+            documents, has_score, scores.tolist(), int_scores.tolist(), strict=True
         )
     ]
 
