@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,6 @@ from ml_filter.documents.rejects import RejectsLog, nothing_read
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.writer import ShardWriter
 from ml_filter.errors import InputError
-from ml_filter.progress import Progress
 from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.ranking import cell_of, rank_of
 from ml_filter.selection.tokens import TokenCounter
@@ -107,13 +106,10 @@ class Corpus:
         Raises:
             InputError: a shard of a manifest is missing or damaged.
         """
-        first_row = 0
-        with _repair_advice() if self._is_checked(shard) else nullcontext():
-            for table in (
-                read_tables(shard.uri, columns, shard.rows)
-                if self._is_checked(shard)
-                else read_shard(shard, self.source, rejects)
-            ):
+        first_row, checked = 0, self._is_checked(shard)
+        with _repair_advice() if checked else nullcontext():
+            tables = read_tables(shard.uri, columns, shard.rows) if checked else read_shard(shard, self.source, rejects)
+            for table in tables:
                 yield first_row, table
                 first_row += table.num_rows
 
@@ -145,14 +141,13 @@ def find_columns(config: FilterConfig, schemas: Iterable[pa.Schema], corpus: str
         InputError: no shard has a column or criterion, or there are several criteria and none is chosen.
     """
     names: dict[str, None] = {}
-    problem: InputError | None = None
+    problem = InputError(f"{corpus} has no documents")
     for schema in schemas:
         names |= dict.fromkeys(schema.names)
         try:
             return _columns_in(config, names, corpus)
         except InputError as error:
             problem = error
-    assert problem is not None
     raise problem
 
 
@@ -341,12 +336,11 @@ class Measurements:
         self.corpus, self.measure = corpus, measure
         self._directory = directory
 
-    def add(self, shard: InputShard, bar: Progress | None = None) -> None:
-        """Measure a shard, unless it is measured already."""
+    def add(self, shard: InputShard, advance: Callable[[int], None] = lambda rows: None) -> None:
+        """Measure a shard, unless it is measured already; `advance` gets the number of documents of each step."""
         path = self._path(shard)
         if path.exists():
-            if bar is not None:
-                bar.advance(path.stat().st_size // MEASURED.itemsize)
+            advance(path.stat().st_size // MEASURED.itemsize)
             return
         values: dict[int, str] = {}
         temporary = path.with_suffix(".tmp")
@@ -355,13 +349,12 @@ class Measurements:
                 measured, table_values = self.measure(table, shard.uri)
                 file.write(measured.tobytes())
                 values |= table_values
-                if bar is not None:
-                    bar.advance(table.num_rows)
+                advance(table.num_rows)
             file.flush()
             os.fsync(file.fileno())
-        columns = [pa.array(list(values), pa.uint64()), pa.array(list(values.values()), pa.string())]
+        table = pa.table({"cell": list(values), "value": list(values.values())}, schema=_VALUES)
         with ShardWriter(path.with_suffix(".values"), _VALUES) as writer:
-            writer.write(pa.table(columns, schema=_VALUES))
+            writer.write(table)
         os.replace(temporary, path)  # last: this name says that the shard is measured
 
     def rows(self, shard: InputShard, first_row: int, count: int) -> NDArray[np.void]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from loguru import logger
 from numpy.typing import NDArray
 
@@ -66,7 +65,7 @@ def filter_corpus(scored: SourceConfig, config: FilterConfig, output: str | Path
             path = f"{out.path}/{DROPPED_DIRECTORY}"
             dropped = stack.enter_context(OutputDirectory(path, "dropped", settings, corpus.parents))
         selection = MinScore(measure) if config.min_score is not None else TopRanked(out, corpus, measure)
-        return _Writer(out, dropped, corpus, config, selection).write(measure.columns.score)
+        return _write(out, dropped, corpus, selection)
 
 
 # --- Deciding --------------------------------------------------------------------------------------------------------
@@ -111,7 +110,7 @@ class TopRanked:
     def _find_cut(self, corpus: Corpus, scratch: Path) -> Cells:
         with progress("Measuring", corpus.rows) as bar:
             for shard in corpus.shards:
-                self._measurements.add(shard, bar)
+                self._measurements.add(shard, bar.advance)
         config, totals = self.measure.config, Totals()
         # A named value may have no documents, but still gets a row in the report.
         names = [""] if config.quota is None else list(config.quota.named or ())
@@ -182,76 +181,67 @@ class TopRanked:
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
 
-class _Writer:
-    """Writes the kept documents, and the dropped ones to their own directory if requested."""
-
-    def __init__(
-        self,
-        out: OutputDirectory,
-        dropped: OutputDirectory | None,
-        corpus: Corpus,
-        config: FilterConfig,
-        selection: MinScore | TopRanked,
-    ) -> None:
-        self.out, self.dropped, self.corpus, self.config, self.selection = out, dropped, corpus, config, selection
-
-    def write(self, score_column: str) -> Manifest:
-        """Write the unfinished shards and the manifests."""
-        results: list[tuple[str, ShardResult]] = []
-        with progress("Filtering", self.corpus.rows) as bar:
-            for number, shard in enumerate(self.corpus.shards):
-                result = self.out.finished_shard(shard.name)
-                if result is None:
-                    result = self._write_shard(number, shard, bar)
-                else:
-                    bar.advance(result.counts["read"])
-                results.append((shard.name, result))
-        counts = sum((Counter(result.counts) for _, result in results), Counter())
-        if counts["read"] == 0:
-            raise nothing_read(self.corpus.source.paths, counts)
-        if counts[KEPT] == 0:
-            reason = "" if self.config.min_score is None else f": no score is at least {self.config.min_score:g}"
-            logger.warning(f"No document of {self.corpus.name} was kept{reason}")
-        selection = {"score_column": score_column, "ranked_by": self._ranked_by(), **self.selection.finish(self.out)}
-        self.out.config = {**self.out.config, "selection": selection}
-        if self.dropped is not None and self.dropped.manifest is None:
-            dropped = [(shard.name, self.dropped.finished_shard(shard.name)) for shard in self.corpus.shards]
-            self.dropped.finish([(name, result) for name, result in dropped if result is not None])
-        return self.out.finish(results)
-
-    def _write_shard(self, number: int, shard: InputShard, bar: Progress) -> ShardResult:
-        reasons = self.selection.reasons
-        counts = _count(reasons, np.empty(0, np.uint8))
-        if self.config.counts_tokens:
-            counts["tokens_kept"] = 0
-        with ExitStack() as stack:
-            kept = stack.enter_context(self.out.new_shard(shard.name))
-            dropped = stack.enter_context(self.dropped.new_shard(shard.name)) if self.dropped is not None else None
-            rejects = stack.enter_context(self.out.new_rejects(shard.name))
-            for first_row, table in self.corpus.tables(shard, rejects):
-                reason, tokens = self.selection.decide(number, shard, first_row, table)
-                kept.write(table.filter(pa.array(reason == 0)))
-                if dropped is not None:
-                    dropped.write(_dropped_rows(table, pa.array(reasons).take(pa.array(reason))))
-                counts.update(_count(reasons, reason))
-                if self.config.counts_tokens:
-                    counts["tokens_kept"] += int(tokens[reason == 0].sum())
-                bar.advance(table.num_rows)
-        if self.dropped is not None and dropped is not None:
-            with self.dropped.new_rejects(shard.name) as no_rejects:
-                pass
-            dropped_counts = {name: count for name, count in counts.items() if name not in _COUNTS_OF_KEPT}
-            self.dropped.commit(shard.name, dropped, no_rejects, dropped_counts)
-        return self.out.commit(shard.name, kept, rejects, counts)
-
-    def _ranked_by(self) -> str:
-        config = self.config
-        return f"score / {config.temperature:g} + Gumbel noise of seed {config.seed}" if config.weighted else "score"
+def _write(
+    out: OutputDirectory, dropped: OutputDirectory | None, corpus: Corpus, selection: MinScore | TopRanked
+) -> Manifest:
+    """Write the unfinished shards, and then the manifests."""
+    config, columns = selection.measure.config, selection.measure.columns
+    results: list[tuple[str, ShardResult]] = []
+    with progress("Filtering", corpus.rows) as bar:
+        for number, shard in enumerate(corpus.shards):
+            result = out.finished_shard(shard.name)
+            if result is None:
+                result = _write_shard(out, dropped, corpus, selection, number, bar)
+            else:
+                bar.advance(result.counts["read"])
+            results.append((shard.name, result))
+    counts = sum((Counter(result.counts) for _, result in results), Counter())
+    if counts["read"] == 0:
+        raise nothing_read(corpus.source.paths, counts)
+    if counts[KEPT] == 0:
+        reason = "" if config.min_score is None else f": no score is at least {config.min_score:g}"
+        logger.warning(f"No document of {corpus.name} was kept{reason}")
+    noise = f" / {config.temperature:g} + Gumbel noise of seed {config.seed}" if config.weighted else ""
+    selected = {"score_column": columns.score, "ranked_by": f"score{noise}", **selection.finish(out)}
+    out.config = {**out.config, "selection": selected}
+    if dropped is not None and dropped.manifest is None:
+        dropped.finish(list(dropped.finished_shards(shard.name for shard in corpus.shards).items()))
+    return out.finish(results)
 
 
-def _dropped_rows(table: pa.Table, reasons: pa.Array) -> pa.Table:
-    table = rename_clashing_columns(table, (REASON_COLUMN,)).append_column(REASON_COLUMN, reasons)
-    return table.filter(pc.not_equal(reasons, KEPT))
+def _write_shard(
+    out: OutputDirectory,
+    dropped: OutputDirectory | None,
+    corpus: Corpus,
+    selection: MinScore | TopRanked,
+    number: int,
+    bar: Progress,
+) -> ShardResult:
+    shard, reasons, counts_tokens = corpus.shards[number], selection.reasons, selection.measure.config.counts_tokens
+    counts = _count(reasons, np.empty(0, np.uint8))
+    if counts_tokens:
+        counts["tokens_kept"] = 0
+    with ExitStack() as stack:
+        kept = stack.enter_context(out.new_shard(shard.name))
+        others = stack.enter_context(dropped.new_shard(shard.name)) if dropped is not None else None
+        rejects = stack.enter_context(out.new_rejects(shard.name))
+        for first_row, table in corpus.tables(shard, rejects):
+            reason, tokens = selection.decide(number, shard, first_row, table)
+            kept.write(table.filter(pa.array(reason == 0)))
+            if others is not None:
+                named = pa.array(reasons).take(pa.array(reason))
+                table_with_reason = rename_clashing_columns(table, (REASON_COLUMN,)).append_column(REASON_COLUMN, named)
+                others.write(table_with_reason.filter(pa.array(reason != 0)))
+            counts.update(_count(reasons, reason))
+            if counts_tokens:
+                counts["tokens_kept"] += int(tokens[reason == 0].sum())
+            bar.advance(table.num_rows)
+    if dropped is not None and others is not None:
+        with dropped.new_rejects(shard.name) as no_rejects:
+            pass
+        dropped_counts = {name: count for name, count in counts.items() if name not in _COUNTS_OF_KEPT}
+        dropped.commit(shard.name, others, no_rejects, dropped_counts)
+    return out.commit(shard.name, kept, rejects, counts)
 
 
 def _count(reasons: Sequence[str], reason: NDArray[np.uint8]) -> Counter[str]:
