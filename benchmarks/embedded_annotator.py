@@ -15,9 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from ml_filter.agreement.agreement import measure_agreement
+from ml_filter.agreement.agreement import measure_agreement, run_gate
 from ml_filter.agreement.config import AgreementConfig, GateConfig
-from ml_filter.agreement.gate import run_gate
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.annotation.prompts import load_prompt

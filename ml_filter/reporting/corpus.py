@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from heapq import heappush, heapreplace
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
@@ -90,20 +90,17 @@ class _Sample:
     """A few random documents: those with the smallest seeded hashes, so that every run draws the same."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, str, float, str]] = []
+        self._keyed: list[tuple[int, Example]] = []
 
     def offer(self, document_id: str, score: float, text: str) -> None:
-        item = (-sampling_key(document_id, 0, "example"), document_id, score, text[:_EXCERPT_CHARACTERS])
-        if len(self._heap) < EXAMPLES:
-            heappush(self._heap, item)
-        elif item > self._heap[0]:
-            heapreplace(self._heap, item)
+        key = sampling_key(document_id, 0, "example")
+        if len(self._keyed) < EXAMPLES or key < self._keyed[-1][0]:
+            example = Example(id=document_id, score=score, excerpt=text[:_EXCERPT_CHARACTERS])
+            self._keyed = sorted([*self._keyed, (key, example)], key=itemgetter(0))[:EXAMPLES]
 
     @property
     def examples(self) -> list[Example]:
-        return [
-            Example(id=name, score=score, excerpt=text) for _, name, score, text in sorted(self._heap, reverse=True)
-        ]
+        return [example for _, example in self._keyed]
 
 
 def summarise_corpus(
@@ -117,103 +114,74 @@ def summarise_corpus(
 
     `ranked_by` is the criterion of examples and strata; `threshold` is on its score, None if there is no single one.
     """
-    summary = _Summary(criteria, ranked_by, threshold)
+    columns = {criterion.name: "score" if len(criteria) == 1 else f"score_{criterion.name}" for criterion in criteria}
+    summary = CorpusSummary(
+        documents=0,
+        failed=0,
+        characters=0,
+        kept_characters=0,
+        scores={criterion.name: ScoreSummary.empty(criterion) for criterion in criteria},
+        strata={},
+        profile=Profile.of(criteria),
+    )
+    ranking = summary.scores[ranked_by]
+    by_score: Counter[int] = Counter()
+    samples: defaultdict[int, _Sample] = defaultdict(_Sample)
+    above, below = _Sample(), _Sample()
     with progress("Reporting", scored.rows + filtered.rows) as bar:
-        for table in _tables(scored, ["id", "text", *summary.score_columns, *STRATA]):
-            summary.add_scored(table)
+        names = [f"{prefix}{column}" for column in columns.values() for prefix in ("", "int_")]
+        for table in _tables(scored, ["id", "text", *names, *STRATA]):
+            texts = table["text"].to_pylist()
+            summary.documents += len(texts)
+            summary.characters += sum(map(len, texts))
+            sizes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
+            summary.profile.add_texts(sizes, map(script_of, texts))
+            for criterion in criteria:
+                scores = table[columns[criterion.name]].to_numpy(zero_copy_only=False).astype(np.float64)
+                summary.profile.add_scores(criterion, scores)
+                histogram = summary.scores[criterion.name]
+                histogram.counts = _add_to_histogram(histogram.counts, scores, criterion)
+                if criterion.name == ranked_by:
+                    summary.failed += int(np.isnan(scores).sum())
+                    _add_strata(summary.strata, table, scores, criterion)
+            ranks, int_scores = (table[f"{prefix}{columns[ranked_by]}"].to_pylist() for prefix in ("", "int_"))
+            for name, score, int_score, text in zip(table["id"].to_pylist(), ranks, int_scores, texts, strict=True):
+                if int_score is None:
+                    continue
+                by_score[int_score] += 1
+                samples[int_score].offer(name, score, text)
+                if threshold is not None and abs(score - threshold) <= NEAR:
+                    (above if score >= threshold else below).offer(name, score, text)
             bar.advance(table.num_rows)
         for table in _tables(filtered, ["text", *STRATA]):
-            summary.add_kept(table)
+            summary.kept_characters += pc.sum(pc.utf8_length(table["text"])).as_py() or 0
+            for column, values in _stratum_values(table):
+                strata = summary.strata.get(column, {})
+                for value, count in Counter(values).items():
+                    strata[value if value in strata else OTHERS].kept += count
             bar.advance(table.num_rows)
-    return summary.result()
+    ranking.by_score = dict(sorted(by_score.items()))
+    ranking.examples = {int_score: sample.examples for int_score, sample in sorted(samples.items())}
+    summary.strata = {column: strata for column, strata in summary.strata.items() if len(strata) > 1}
+    summary.above, summary.below = above.examples, below.examples
+    return summary
 
 
-class _Summary:
-    """Accumulates a `CorpusSummary` table by table."""
-
-    def __init__(self, criteria: Sequence[Criterion], ranked_by: str, threshold: float | None) -> None:
-        self._columns = {
-            criterion.name: "score" if len(criteria) == 1 else f"score_{criterion.name}" for criterion in criteria
-        }
-        self._criteria, self._threshold = criteria, threshold
-        self._ranked_by = next(criterion for criterion in criteria if criterion.name == ranked_by)
-        self._profile = Profile.of(criteria)
-        self._scores = {criterion.name: ScoreSummary.empty(criterion) for criterion in criteria}
-        self._by_score: Counter[int] = Counter()
-        self._samples: dict[int, _Sample] = {}
-        self._above, self._below = _Sample(), _Sample()
-        self._strata: dict[str, dict[str, Stratum]] = {}
-        self._failed = self._characters = self._kept_characters = 0
-
-    @property
-    def score_columns(self) -> list[str]:
-        """The columns with scores and integer scores."""
-        return [f"{prefix}{column}" for column in self._columns.values() for prefix in ("", "int_")]
-
-    def add_scored(self, table: pa.Table) -> None:
-        """Count documents of the scored corpus."""
-        texts = table["text"].to_pylist()
-        self._characters += sum(map(len, texts))
-        sizes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
-        self._profile.add_texts(sizes, map(script_of, texts))
-        for criterion in self._criteria:
-            scores = table[self._columns[criterion.name]].to_numpy(zero_copy_only=False).astype(np.float64)
-            self._profile.add_scores(criterion, scores)
-            summary = self._scores[criterion.name]
-            summary.counts = _add_to_histogram(summary.counts, scores, criterion)
-            if criterion is self._ranked_by:
-                self._failed += int(np.isnan(scores).sum())
-                self._add_examples(table, texts, scores)
-                self._add_strata(table, scores)
-
-    def _add_examples(self, table: pa.Table, texts: list[str], scores: NDArray[np.float64]) -> None:
-        int_scores = table[f"int_{self._columns[self._ranked_by.name]}"].to_pylist()
-        for name, score, int_score, text in zip(table["id"].to_pylist(), scores, int_scores, texts, strict=True):
-            if int_score is None:
-                continue
-            self._by_score[int_score] += 1
-            self._samples.setdefault(int_score, _Sample()).offer(name, float(score), text)
-            if self._threshold is not None and abs(score - self._threshold) <= NEAR:
-                (self._above if score >= self._threshold else self._below).offer(name, float(score), text)
-
-    def _add_strata(self, table: pa.Table, scores: NDArray[np.float64]) -> None:
-        for column, values in _stratum_values(table):
-            strata = self._strata.setdefault(column, {})
-            for value in dict.fromkeys(values):
-                # Bounded: a column such as a URL has a value per document.
-                is_new_and_full = value not in strata and len(strata) >= _MAX_VALUES
-                stratum = strata.setdefault(OTHERS if is_new_and_full else value, Stratum())
-                stratum_scores = scores[[row_value == value for row_value in values]]
-                finite = stratum_scores[np.isfinite(stratum_scores)]
-                stratum.documents += len(stratum_scores)
-                stratum.failed += len(stratum_scores) - len(finite)
-                stratum.total += float(finite.sum())
-                stratum.scores = _add_to_histogram(stratum.scores, finite, self._ranked_by)
-
-    def add_kept(self, table: pa.Table) -> None:
-        """Count documents that were kept."""
-        self._kept_characters += pc.sum(pc.utf8_length(table["text"])).as_py() or 0
-        for column, values in _stratum_values(table):
-            strata = self._strata.get(column, {})
-            for value, count in Counter(values).items():
-                strata[value if value in strata else OTHERS].kept += count
-
-    def result(self) -> CorpusSummary:
-        """The summary of all tables."""
-        ranking = self._scores[self._ranked_by.name]
-        ranking.by_score = dict(sorted(self._by_score.items()))
-        ranking.examples = {int_score: sample.examples for int_score, sample in sorted(self._samples.items())}
-        return CorpusSummary(
-            documents=sum(self._profile.scripts.values()),
-            failed=self._failed,
-            characters=self._characters,
-            kept_characters=self._kept_characters,
-            scores=self._scores,
-            strata={column: strata for column, strata in self._strata.items() if len(strata) > 1},
-            profile=self._profile,
-            above=self._above.examples,
-            below=self._below.examples,
-        )
+def _add_strata(
+    columns: dict[str, dict[str, Stratum]], table: pa.Table, scores: NDArray[np.float64], criterion: Criterion
+) -> None:
+    for column, values in _stratum_values(table):
+        strata = columns.setdefault(column, {})
+        for value in dict.fromkeys(values):
+            # Bounded: a column such as a URL has a value per document.
+            is_new_and_full = value not in strata and len(strata) >= _MAX_VALUES
+            stratum = strata.setdefault(OTHERS if is_new_and_full else value, Stratum())
+            stratum_scores = scores[[row_value == value for row_value in values]]
+            finite = stratum_scores[np.isfinite(stratum_scores)]
+            stratum.documents += len(stratum_scores)
+            stratum.failed += len(stratum_scores) - len(finite)
+            stratum.total += float(finite.sum())
+            stratum.scores = _add_to_histogram(stratum.scores, finite, criterion)
 
 
 def _add_to_histogram(counts: Sequence[int], scores: NDArray[np.float64], criterion: Criterion) -> list[int]:

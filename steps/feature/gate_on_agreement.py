@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from zenml import log_metadata, step
 
+from ml_filter.agreement.agreement import GateResult, run_gate
 from ml_filter.agreement.config import GateConfig
-from ml_filter.agreement.gate import GateResult, run_gate
 from ml_filter.documents.manifest import Manifest
 from steps.names import Artifact
 

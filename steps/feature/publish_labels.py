@@ -4,7 +4,7 @@ from typing import Annotated
 
 from zenml import log_metadata, step
 
-from ml_filter.agreement.gate import GateResult
+from ml_filter.agreement.agreement import GateResult
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.publishing.config import PublishConfig

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from ml_filter.agreement.aggregate import aggregate_annotations
-from ml_filter.agreement.agreement import AGREEMENT_NAME, REPORT_NAME, Agreement
+from ml_filter.agreement.agreement import AGREEMENT_NAME, REPORT_NAME, Agreement, run_gate
 from ml_filter.agreement.config import AggregateConfig, GateConfig
-from ml_filter.agreement.gate import run_gate
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import GateFailed, InputError
 from ml_filter.statistics.metrics import PAIR_FIGURES, GateMetric

@@ -13,7 +13,7 @@ from nltk.metrics.distance import binary_distance, interval_distance
 from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score
 
-from ml_filter.statistics import pair as module
+from ml_filter.statistics import agreement as module
 from ml_filter.statistics.agreement import PairAgreement, compare_against, compare_pair
 from ml_filter.statistics.intervals import Resampling
 from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from statsmodels.stats.inter_rater import fleiss_kappa
 
-from ml_filter.statistics import group
+from ml_filter.statistics import agreement as group
 from ml_filter.statistics.intervals import single_figures
 from ml_filter.statistics.weighted import (
     at_threshold,
