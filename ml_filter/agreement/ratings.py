@@ -73,27 +73,15 @@ class Ratings:
 
 
 @dataclass
-class _Rater:
-    names: tuple[str, ...]
-    """From the shortest, which need not be unique, to the longest."""
-    votes: dict[str, list[float]] = field(default_factory=dict)
-    failed: set[str] = field(default_factory=set)
-
-    def add(self, document: str, score: float | None) -> None:
-        if score is None:
-            self.failed.add(document)
-        else:
-            self.votes.setdefault(document, []).append(score)
-
-
-@dataclass
 class _Input:
     path: str
     kind: str
     digest: str
     only: Counter[str] | None
     """The documents of gold, if there is gold: rows of other documents are skipped."""
-    raters: dict[str, _Rater] = field(default_factory=dict)
+    ratings: dict[tuple[str, ...], dict[str, list[float]]] = field(default_factory=dict)
+    """By rater, the scores of each document; none if all failed. The names of a rater are its shortest, which need not
+    be unique, to its longest."""
     rows: Counter[str] = field(default_factory=Counter)
     """Rows of each document that is kept."""
     skipped: int = 0
@@ -114,9 +102,11 @@ class _Input:
         self.rows[document] += 1
         return True
 
-    def rater(self, *names: str) -> _Rater:
-        """The rater with these names, the last of which is unique."""
-        return self.raters.setdefault(names[-1], _Rater(names))
+    def add(self, names: tuple[str, ...], document: str, score: float | None, *, failed: bool) -> None:
+        """Add a rating; one that neither is a score nor failed is missing."""
+        ratings = self.ratings.setdefault(names, {})
+        if failed or score is not None:
+            ratings.setdefault(document, []).extend([] if failed or score is None else [score])
 
     @property
     def some_ids(self) -> str:
@@ -163,7 +153,7 @@ def require_gold(config: AgreementConfig) -> None:
         InputError: it cannot be read, has no such column, or no rating in it.
     """
     for gold in _read_inputs([], config):
-        if not any(rater.votes for rater in gold.raters.values()):
+        if not any(any(ratings.values()) for ratings in gold.ratings.values()):
             raise InputError(f"{gold.path} has no rating in {config.gold_column!r}; name the column with --gold-column")
 
 
@@ -177,18 +167,19 @@ def _read_inputs(scores: Sequence[str], config: AgreementConfig) -> list[_Input]
 
 def _join(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
     """The raters of all inputs, joined by document."""
-    raters = [rater for rated in inputs for rater in rated.raters.values()]
+    raters = {names: ratings for rated in inputs for names, ratings in rated.ratings.items()}
     has_gold = any(rated.kind == "gold" for rated in inputs)
     documents = sorted({document for rated in inputs for document in rated.rows})
     rows = {document: row for row, document in enumerate(documents)}
     values = np.full((len(documents), len(raters)), np.nan)
     failed = np.zeros(values.shape, dtype=np.bool_)
-    for column, rater in enumerate(raters):
-        for document, votes in rater.votes.items():
-            values[rows[document], column] = statistics.fmean(votes)
-        for document in rater.failed - rater.votes.keys():
-            failed[rows[document], column] = True
-    names, (score_range, threshold) = _shortest_names(raters), _scale(inputs, config)
+    for column, ratings in enumerate(raters.values()):
+        for document, votes in ratings.items():
+            if votes:
+                values[rows[document], column] = statistics.fmean(votes)
+            else:
+                failed[rows[document], column] = True
+    names, (score_range, threshold) = _shortest_names(list(raters)), _scale(inputs, config)
     if score_range:
         _warn_of_scores_outside(score_range, names, values)
     return Ratings(
@@ -230,7 +221,7 @@ def _read_input(source: SourceConfig, config: AgreementConfig, only: Counter[str
                 score = None
             elif config.use == "expected" and row["expected_score"] is not None:
                 score = row["expected_score"]
-        rated.rater(*(name + vote for name in names)).add(row["document_id"], score)
+        rated.add(tuple(name + vote for name in names), row["document_id"], score, failed=score is None)
     return rated
 
 
@@ -256,12 +247,17 @@ def _read_table(source: SourceConfig, kind: str, config: AgreementConfig, only: 
                     rated.values[name][document] = str(row[name])
             for column in rating_columns or [name for name in _RATING_COLUMNS if name in row][:1]:
                 failed = _failed(location, column, row) if kind == "table" else []
-                for index, (name, value) in enumerate(_cells(column, row.get(column))):
-                    rater = rated.rater(name, f"{stem}: {name}", f"{path}: {name}")
-                    score = _number(location, column, value)
-                    has_failed = failed[index : index + 1] == [True]
-                    if has_failed or score is not None:
-                        rater.add(document, None if has_failed else score)
+                value = row.get(column)  # a list has one rating for each of several raters, identified by their index
+                cells = (
+                    [(f"{column}[{i}]", item) for i, item in enumerate(value)]
+                    if isinstance(value, list)
+                    else [(column, value)]
+                )
+                for index, (name, value) in enumerate(cells):
+                    names = (name, f"{stem}: {name}", f"{path}: {name}")
+                    rated.add(
+                        names, document, _number(location, column, value), failed=failed[index : index + 1] == [True]
+                    )
     missing = [name for name in rating_columns if name not in rated.columns]
     if missing or not (rating_columns or rated.columns & set(_RATING_COLUMNS)):
         absent = f"no column {missing[0]!r}" if missing else "no column score or scores"
@@ -286,11 +282,6 @@ def _failed(location: str, column: str, row: dict[str, Any]) -> list[bool]:
         return (failed_votes(row) if column == "scores" else None) or []
     except ValueError as error:
         raise InputError(f"{location}: {error}") from error
-
-
-def _cells(column: str, value: Any) -> list[tuple[str, Any]]:
-    """A list has one rating for each of several raters, identified by their index."""
-    return [(f"{column}[{i}]", item) for i, item in enumerate(value)] if isinstance(value, list) else [(column, value)]
 
 
 def _document_id(location: str, row: dict[str, Any], source: SourceConfig) -> str:
@@ -348,16 +339,16 @@ def _summary(rated: _Input, inputs: Sequence[_Input], with_gold: bool) -> RatedI
     )
 
 
-def _shortest_names(raters: Sequence[_Rater]) -> list[str]:
+def _shortest_names(raters: Sequence[tuple[str, ...]]) -> list[str]:
     """The shortest names that are unique."""
     lengths = [0] * len(raters)
     while True:
-        names = [rater.names[length] for rater, length in zip(raters, lengths, strict=True)]
+        names = [rater[length] for rater, length in zip(raters, lengths, strict=True)]
         clashes = [i for i, name in enumerate(names) if names.count(name) > 1]
         if not clashes:
             return names
         for i in clashes:
-            if lengths[i] + 1 == len(raters[i].names):
+            if lengths[i] + 1 == len(raters[i]):
                 raise InputError(f"{names[i]} is a duplicate; give each input once")
             lengths[i] += 1
 
