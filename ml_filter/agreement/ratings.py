@@ -167,19 +167,19 @@ def _read_inputs(scores: Sequence[str], config: AgreementConfig) -> list[_Input]
 
 def _join(inputs: Sequence[_Input], config: AgreementConfig) -> Ratings:
     """The raters of all inputs, joined by document."""
-    raters = {names: ratings for rated in inputs for names, ratings in rated.ratings.items()}
+    raters = [rater for rated in inputs for rater in rated.ratings.items()]
     has_gold = any(rated.kind == "gold" for rated in inputs)
     documents = sorted({document for rated in inputs for document in rated.rows})
     rows = {document: row for row, document in enumerate(documents)}
     values = np.full((len(documents), len(raters)), np.nan)
     failed = np.zeros(values.shape, dtype=np.bool_)
-    for column, ratings in enumerate(raters.values()):
+    for column, (_, ratings) in enumerate(raters):
         for document, votes in ratings.items():
             if votes:
                 values[rows[document], column] = statistics.fmean(votes)
             else:
                 failed[rows[document], column] = True
-    names, (score_range, threshold) = _shortest_names(list(raters)), _scale(inputs, config)
+    names, (score_range, threshold) = _shortest_names([names for names, _ in raters]), _scale(inputs, config)
     if score_range:
         _warn_of_scores_outside(score_range, names, values)
     return Ratings(
@@ -248,16 +248,12 @@ def _read_table(source: SourceConfig, kind: str, config: AgreementConfig, only: 
             for column in rating_columns or [name for name in _RATING_COLUMNS if name in row][:1]:
                 failed = _failed(location, column, row) if kind == "table" else []
                 value = row.get(column)  # a list has one rating for each of several raters, identified by their index
-                cells = (
-                    [(f"{column}[{i}]", item) for i, item in enumerate(value)]
-                    if isinstance(value, list)
-                    else [(column, value)]
-                )
-                for index, (name, value) in enumerate(cells):
+                several = isinstance(value, list)
+                for index, item in enumerate(value if several else [value]):
+                    name = f"{column}[{index}]" if several else column
                     names = (name, f"{stem}: {name}", f"{path}: {name}")
-                    rated.add(
-                        names, document, _number(location, column, value), failed=failed[index : index + 1] == [True]
-                    )
+                    has_failed = failed[index : index + 1] == [True]
+                    rated.add(names, document, _number(location, column, item), failed=has_failed)
     missing = [name for name in rating_columns if name not in rated.columns]
     if missing or not (rating_columns or rated.columns & set(_RATING_COLUMNS)):
         absent = f"no column {missing[0]!r}" if missing else "no column score or scores"
