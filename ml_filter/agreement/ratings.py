@@ -248,9 +248,9 @@ def _read_table(source: SourceConfig, kind: str, config: AgreementConfig, only: 
             for column in rating_columns or [name for name in _RATING_COLUMNS if name in row][:1]:
                 failed = _failed(location, column, row) if kind == "table" else []
                 value = row.get(column)  # a list has one rating for each of several raters, identified by their index
-                several = isinstance(value, list)
-                for index, item in enumerate(value if several else [value]):
-                    name = f"{column}[{index}]" if several else column
+                items = value if isinstance(value, list) else [value]
+                for index, item in enumerate(items):
+                    name = f"{column}[{index}]" if items is value else column
                     names = (name, f"{stem}: {name}", f"{path}: {name}")
                     has_failed = failed[index : index + 1] == [True]
                     rated.add(names, document, _number(location, column, item), failed=has_failed)
