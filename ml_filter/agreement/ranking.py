@@ -102,7 +102,8 @@ def rank_documents(
             )
         with out.new_shard(_SHARD) as writer:
             for first in range(1, len(ranked) + 1, _BLOCK):
-                writer.write(_block(candidates.path, first))
+                block = [("rank", ">=", first), ("rank", "<", first + _BLOCK)]
+                writer.write(pq.read_table(candidates.path, filters=block, partitioning=None).sort_by("rank"))
         candidates.path.unlink()
         counts = {"scored": len(values), "ranked": writer.rows}
         return out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, counts))])
@@ -120,13 +121,10 @@ def _warn_of_ties(values: dict[str, float], ranked: list[str], config: RankConfi
 
 def _values(manifest: Manifest, criterion: Criterion, config: RankConfig) -> tuple[dict[str, float], list[str]]:
     """The rank value of each document, and the documents that have no score."""
-    table = pa.concat_tables(
-        table.filter(pc.equal(table["criterion"], criterion.name))
-        for path in manifest.shard_paths()
-        for table in read_tables(path, _COLUMNS)
-    )
-    without = table.filter(pc.is_null(table.column("score"))).column("document_id").to_pylist()
-    table = table.filter(pc.is_valid(table.column("score")))
+    table = pa.concat_tables(table for path in manifest.shard_paths() for table in read_tables(path, _COLUMNS))
+    table = table.filter(pc.field("criterion") == criterion.name)
+    without = table.filter(pc.field("score").is_null())["document_id"].to_pylist()
+    table = table.filter(pc.field("score").is_valid())
     threshold = criterion.threshold if config.threshold is None else config.threshold
     disagreement = table.column("disagreement").to_numpy()
     if config.by == "disagreement":
@@ -150,14 +148,3 @@ def _take_ranked(table: pa.Table, ranks: dict[str, int], values: dict[str, float
     table = table.append_column("rank", pa.array(rank, pa.int64()))
     table = table.append_column("rank_value", pa.array([values.get(document_id) for document_id in ids], pa.float64()))
     return table.filter(pc.is_valid(table.column("rank")))
-
-
-def _block(path: Path, first: int) -> pa.Table:
-    """The documents of ranks `first` to `first + _BLOCK - 1`, in that order."""
-    file = pq.ParquetFile(path)
-    parts = []
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group)
-        rank = table.column("rank")
-        parts.append(table.filter(pc.and_(pc.greater_equal(rank, first), pc.less(rank, first + _BLOCK))))
-    return pa.concat_tables(parts).sort_by("rank")

@@ -378,8 +378,7 @@ class Measurements:
 
     def values(self, shard: InputShard) -> pa.Table:
         """`cell` and `value` of each cell in a shard."""
-        with pq.ParquetFile(self._path(shard).with_suffix(".values")) as file:
-            return file.read()
+        return pq.read_table(self._path(shard).with_suffix(".values"), partitioning=None)
 
     def _path(self, shard: InputShard) -> Path:
         return self._directory / f"{shard.name}.measured"

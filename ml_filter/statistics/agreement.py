@@ -80,18 +80,17 @@ def compare_pair(
     Classes are clamped to `score_range`, if it is known. A rounded score at `threshold` or above counts as good.
     """
     rows = scores[np.isfinite(scores).all(axis=1)]
-    names = {"reference": reference, "rater": rater}
-    if len(rows) < MIN_DOCUMENTS:
-        figures = dict.fromkeys(PAIR_FIGURES, too_few(len(rows)))
-        return PairAgreement(**names, documents=len(rows), figures=figures, classes={}, confusion=[])
-    figures, rounded, classes = _all_figures(rows, score_range, threshold, resampling)
-    figures |= _kendall_figure(rows, resampling)
+    rounded = round_scores(rows, *(score_range or ()))
+    figures, classes = pair_figures(rows, rounded, threshold, resampling)
+    if len(rows) >= MIN_DOCUMENTS:
+        figures |= _kendall_figure(rows, resampling)
     return PairAgreement(
-        **names,
+        reference=reference,
+        rater=rater,
         documents=len(rows),
         figures={name: figures[name] for name in PAIR_FIGURES},
-        classes={int(k): _class_agreement(int(k), rounded, figures) for k in classes},
-        confusion=confusion_table(rounded, classes).tolist() if len(classes) else [],
+        classes=classes,
+        confusion=confusion_table(rounded, np.array(list(classes))).tolist() if classes else [],
     )
 
 
@@ -104,31 +103,33 @@ def compare_against(
     intervals are paired: both figures come from the same resamples, so errors that the raters share do not widen them.
     """
     rows = scores[np.isfinite(scores).all(axis=1)]
-    if len(rows) < MIN_DOCUMENTS:
-        return dict.fromkeys(COMPARED_FIGURES, too_few(len(rows)))
-    figures = _all_figures(rows, score_range, threshold, resampling)[0]
+    figures, _ = pair_figures(rows, round_scores(rows, *(score_range or ())), threshold, resampling)
     return {name: figures[name] for name in COMPARED_FIGURES}
 
 
-def _all_figures(
-    rows: Array, score_range: ScoreRange | None, threshold: float, resampling: Resampling
-) -> tuple[dict[str, Figure], Array, Array]:
-    """Figures of two raters, or differences of those of three; also the rounded scores and their classes, if few."""
-    differs = rows.shape[1] == 3
+def pair_figures(
+    scores: Array, rounded: Array, threshold: float, resampling: Resampling
+) -> tuple[dict[str, Figure], dict[int, ClassAgreement]]:
+    """Figures of a rater against a reference, overall and by class, without Kendall's.
+
+    Rank and distance figures are of the scores, the others of the rounded scores, [documents, 2] each. With a third
+    column, its figures minus those of the second; these are not by class.
+    """
+    if len(scores) < MIN_DOCUMENTS:
+        return dict.fromkeys(PAIR_FIGURES, too_few(len(scores))), {}
+    differs = scores.shape[1] == 3
     statistic_of = _difference if differs else lambda statistic: statistic
-    rounded = round_scores(rows, *(score_range or ()))
     good = (rounded >= threshold).astype(np.float64)
-    classes = np.unique(rounded)
-    figures = resampled_figures(rows, statistic_of(rank_and_distance), resampling)
+    figures = resampled_figures(scores, statistic_of(rank_and_distance), resampling)
     shares = None if differs else shares_at_threshold(good)
     figures |= resampled_figures(good, statistic_of(at_threshold), resampling, shares)
+    classes = np.unique(rounded)
     if too_many_classes(classes):
-        classes = np.empty(0)
-        figures |= dict.fromkeys(TABLE_FIGURES, Figure(value=None, documents=len(rows), reason=TOO_MANY_CLASSES))
-    else:
-        shares = None if differs else _shares_by_class(rounded, classes)
-        figures |= resampled_figures(rounded, statistic_of(table_statistic(classes)), resampling, shares)
-    return figures, rounded, classes
+        undefined = Figure(value=None, documents=len(scores), reason=TOO_MANY_CLASSES)
+        return figures | dict.fromkeys(TABLE_FIGURES, undefined), {}
+    shares = None if differs else _shares_by_class(rounded, classes)
+    figures |= resampled_figures(rounded, statistic_of(table_statistic(classes)), resampling, shares)
+    return figures, {} if differs else {int(k): _class_agreement(int(k), rounded, figures) for k in classes}
 
 
 def too_many_classes(classes: Array) -> bool:

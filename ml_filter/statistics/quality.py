@@ -13,23 +13,20 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.criterion import Criterion
-from ml_filter.statistics.agreement import ClassAgreement, compare_against, compare_pair
+from ml_filter.statistics.agreement import ClassAgreement, pair_figures
 from ml_filter.statistics.calibration import Calibration, ThresholdRow, threshold_table
 from ml_filter.statistics.evaluation import Evaluation, evaluate_scores, threshold_statistic
 from ml_filter.statistics.intervals import (
     MAX_WEIGHTS,
-    MIN_DOCUMENTS,
     Array,
     Figure,
     Resampling,
     divide,
     mean_figure,
     resampled_figures,
-    too_few,
 )
-from ml_filter.statistics.metrics import PAIR_FIGURES
+from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES
 from ml_filter.statistics.rounding import integer_scores, round_scores
-from ml_filter.statistics.weighted import at_threshold, rank_and_distance, shares_at_threshold
 
 
 class Discrimination(BaseModel):
@@ -141,7 +138,7 @@ _LENGTHS = {
 }
 _BINS = 10
 _OF_SCORES = ("spearman", "pearson", "mae", "mse", "mean_difference")
-_OF_WHOLE_SCORES = tuple(name for name in PAIR_FIGURES if name not in (*_OF_SCORES, "kendall", "kappa", "kappa_linear"))
+_INTERVALS = (*_OF_SCORES, *(n for n in PAIR_FIGURES if n not in (*_OF_SCORES, "kendall", "kappa", "kappa_linear")))
 
 
 class Stratum(BaseModel):
@@ -247,14 +244,14 @@ def measure_quality(
     wanted = integer_scores(labels, criterion.low, criterion.high)
     values = {name: _as_texts(column)[scored] for name, column in (columns or {}).items()}
     strata, others = _strata(values, head, labels, criterion, resampling)
-    intervals, class_intervals = _with_intervals(head, labels, criterion, resampling)
+    figures, class_intervals = _figures(labels, [head], criterion, resampling)
     reliability, brier = _reliability(head.scores, wanted, calibration, criterion, resampling)
     rows = np.column_stack([head.scores, head.int_scores, wanted]).astype(np.float64)
     return Quality(
         **dict(evaluation),
         confidence=resampling.confidence,
         resamples=resampling.resamples,
-        intervals=intervals,
+        intervals={name: figures[name] for name in _INTERVALS},
         class_intervals=class_intervals,
         threshold_intervals={
             k: resampled_figures(rows, threshold_statistic(k), resampling) for k in evaluation.thresholds
@@ -290,20 +287,15 @@ def compare_heads(
     resampling = resampling or Resampling()
     both = np.isfinite(ours.scores) & np.isfinite(theirs.scores) & np.isfinite(labels)
     ours, theirs, labels = ours.take(both), theirs.take(both), np.asarray(labels[both], np.float64)
-    by_score, by_int_score = (
-        compare_against(np.column_stack(columns), **_scale(criterion), resampling=resampling)
-        for columns in ((labels, theirs.scores, ours.scores), (labels, theirs.int_scores, ours.int_scores))
+    ours_figures, theirs_figures, differences = (
+        _figures(labels, heads, criterion, resampling)[0] for heads in ([ours], [theirs], [theirs, ours])
     )
     return HeadComparison(
         documents=int(both.sum()),
-        ours=_with_intervals(ours, labels, criterion, resampling)[0],
-        theirs=_with_intervals(theirs, labels, criterion, resampling)[0],
-        differences={name: (by_score if name in _OF_SCORES else by_int_score)[name] for name in by_score},
+        ours={name: ours_figures[name] for name in _INTERVALS},
+        theirs={name: theirs_figures[name] for name in _INTERVALS},
+        differences={name: differences[name] for name in COMPARED_FIGURES},
     )
-
-
-def _scale(criterion: Criterion) -> dict[str, Any]:
-    return {"score_range": (criterion.low, criterion.high), "threshold": criterion.threshold}
 
 
 def length_buckets(lengths: NDArray[Any]) -> list[str]:
@@ -312,15 +304,14 @@ def length_buckets(lengths: NDArray[Any]) -> list[str]:
     return [names[k] for k in np.searchsorted(list(_LENGTHS.values()), lengths, side="right")]
 
 
-def _with_intervals(
-    head: HeadScores, labels: Array, criterion: Criterion, resampling: Resampling
+def _figures(
+    labels: Array, heads: Sequence[HeadScores], criterion: Criterion, resampling: Resampling
 ) -> tuple[dict[str, Figure], dict[int, ClassAgreement]]:
-    if len(labels) < MIN_DOCUMENTS:
-        return dict.fromkeys(_OF_SCORES + _OF_WHOLE_SCORES, too_few(len(labels))), {}
-    rows = np.column_stack([labels, head.int_scores])
-    pair = compare_pair("label", "head", rows, **_scale(criterion), resampling=resampling)
-    figures = resampled_figures(np.column_stack([labels, head.scores]), rank_and_distance, resampling)
-    return figures | {name: pair.figures[name] for name in _OF_WHOLE_SCORES}, pair.classes
+    """`pair_figures` of the labels and one head, or the differences of two."""
+    rounded = round_scores(labels, criterion.low, criterion.high)
+    scores = np.column_stack([labels, *(head.scores for head in heads)])
+    int_scores = np.column_stack([rounded, *(head.int_scores for head in heads)])
+    return pair_figures(scores, int_scores, criterion.threshold, resampling)
 
 
 def _reliability(
@@ -365,15 +356,7 @@ def _strata(
         others[column] = counts.total() - sum(counts[value] for value in shown)
         for value in sorted(shown, key=order.index):
             chosen = values == value
-            figures = _stratum_figures(head.take(chosen), labels[chosen], criterion.threshold, resampling)
-            strata.append(Stratum(column=column, value=value, documents=counts[value], figures=figures))
+            figures, _ = _figures(labels[chosen], [head.take(chosen)], criterion, resampling)
+            shown_figures = {name: figures[name] for name in STRATUM_FIGURES}
+            strata.append(Stratum(column=column, value=value, documents=counts[value], figures=shown_figures))
     return strata, others
-
-
-def _stratum_figures(head: HeadScores, labels: Array, threshold: float, resampling: Resampling) -> dict[str, Figure]:
-    if len(labels) < MIN_DOCUMENTS:
-        return dict.fromkeys(STRATUM_FIGURES, too_few(len(labels)))
-    good = np.column_stack([round_scores(labels) >= threshold, head.int_scores >= threshold]).astype(np.float64)
-    figures = resampled_figures(np.column_stack([labels, head.scores]), rank_and_distance, resampling)
-    figures |= resampled_figures(good, at_threshold, resampling, shares_at_threshold(good))
-    return {name: figures[name] for name in STRATUM_FIGURES}
