@@ -29,9 +29,10 @@ from ml_filter.errors import ConfigError, TooManyFailures
 from ml_filter.evaluation.config import CompareConfig
 from ml_filter.evaluation.result import excerpt_of
 from ml_filter.rendering.html import render
-from ml_filter.statistics.agreement import compare_against, compare_pair
+from ml_filter.statistics.agreement import pair_figures
 from ml_filter.statistics.intervals import Array, Figure, Resampling
 from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES
+from ml_filter.statistics.rounding import round_scores
 
 COMPARISON_NAME = "comparison.json"
 REPORT_NAME = "comparison.html"
@@ -245,15 +246,15 @@ def _failed_by_code(manifest: Manifest) -> dict[str, int]:
 
 def _differences(ratings: Ratings, config: CompareConfig) -> list[Difference]:
     resampling = Resampling(confidence=config.confidence, resamples=config.resamples, seed=config.seed)
-    scale: dict[str, Any] = {"score_range": ratings.score_range, "threshold": ratings.threshold}
     rows: Array = ratings.values[np.isfinite(ratings.values).all(axis=1)]
-    a, b = (
-        compare_pair("gold", side, rows[:, [0, column]], **scale, resampling=resampling).figures
-        for column, side in ((1, "a"), (2, "b"))
+    rounded = round_scores(rows, *(ratings.score_range or ()))
+    a, b, differences = (
+        pair_figures(rows[:, columns], rounded[:, columns], ratings.threshold, resampling)[0]
+        for columns in ([0, 1], [0, 2], [0, 1, 2])
     )
     return [
-        Difference(figure=name, a=a[name], b=b[name], difference=difference, better=_better(name, difference))
-        for name, difference in compare_against(rows, **scale, resampling=resampling).items()
+        Difference(figure=name, a=a[name], b=b[name], difference=figure, better=_better(name, figure))
+        for name, figure in ((name, differences[name]) for name in COMPARED_FIGURES)
     ]
 
 

@@ -21,7 +21,7 @@ from ml_filter.statistics.intervals import (
     resampled_figures,
     too_few,
 )
-from ml_filter.statistics.metrics import COMPARED_FIGURES, GROUP_FIGURES, PAIR_FIGURES, TABLE_FIGURES
+from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES, TABLE_FIGURES
 from ml_filter.statistics.rounding import round_scores
 from ml_filter.statistics.weighted import (
     TINY,
@@ -94,26 +94,15 @@ def compare_pair(
     )
 
 
-def compare_against(
-    scores: Array, *, score_range: ScoreRange | None, threshold: float, resampling: Resampling
-) -> dict[str, Figure]:
-    """By how much a second rater's figures against a reference exceed a first one's.
-
-    `scores` are [documents, 3]: reference, first and second rater; documents without one of them do not count. The
-    intervals are paired: both figures come from the same resamples, so errors that the raters share do not widen them.
-    """
-    rows = scores[np.isfinite(scores).all(axis=1)]
-    figures, _ = pair_figures(rows, round_scores(rows, *(score_range or ())), threshold, resampling)
-    return {name: figures[name] for name in COMPARED_FIGURES}
-
-
 def pair_figures(
     scores: Array, rounded: Array, threshold: float, resampling: Resampling
 ) -> tuple[dict[str, Figure], dict[int, ClassAgreement]]:
     """Figures of a rater against a reference, overall and by class, without Kendall's.
 
-    Rank and distance figures are of the scores, the others of the rounded scores, [documents, 2] each. With a third
-    column, its figures minus those of the second; these are not by class.
+    Rank and distance figures are of the scores, the others of the rounded scores, [documents, 2] each.
+
+    With a third column, these are its figures minus those of the second, not by class. Their intervals are paired: both
+    figures come from the same resamples, so that errors which the two raters share do not widen the interval.
     """
     if len(scores) < MIN_DOCUMENTS:
         return dict.fromkeys(PAIR_FIGURES, too_few(len(scores))), {}

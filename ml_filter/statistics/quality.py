@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from ml_filter.statistics.intervals import (
 )
 from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES
 from ml_filter.statistics.rounding import integer_scores, round_scores
+from ml_filter.statistics.weighted import ranking
 
 
 class Discrimination(BaseModel):
@@ -108,19 +110,13 @@ def _pairs(scores: Array, wanted: NDArray[Any], weights: Array, classes: NDArray
     """Correctly ordered pairs and all pairs, [B, kinds], by kind (the two classes), for weights [B, documents]."""
     order = np.argsort(scores, kind="stable")
     scores, wanted, weights = scores[order], wanted[order], weights[:, order]
-    first, last = (np.searchsorted(scores, scores, side=side) for side in ("left", "right"))
-    kinds = len(classes) * (len(classes) - 1) // 2
-    right, pairs = np.zeros((2, len(weights), kinds))
-    kind = 0
-    for index, worse in enumerate(classes[:-1]):
-        lower = np.cumsum(np.where(wanted == worse, weights, 0), axis=1)
-        lower = np.concatenate([np.zeros((len(weights), 1)), lower], axis=1)
-        for better in classes[index + 1 :]:
-            chosen = wanted == better
-            outranked = (lower[:, first[chosen]] + lower[:, last[chosen]]) / 2
-            right[:, kind] = (weights[:, chosen] * outranked).sum(axis=1)
-            pairs[:, kind] = weights[:, chosen].sum(axis=1) * lower[:, -1]
-            kind += 1
+    right, pairs = np.zeros((2, len(weights), len(classes) * (len(classes) - 1) // 2))
+    for kind, classes_of_kind in enumerate(combinations(classes, 2)):
+        chosen = np.isin(wanted, classes_of_kind)
+        better = (wanted[chosen] == classes_of_kind[1]).astype(np.float64)
+        pairs[:, kind] = (weights[:, chosen] @ better) * (weights[:, chosen] @ (1 - better))
+        # The area under the ROC curve is the share of pairs in the right order.
+        right[:, kind] = np.nan_to_num(ranking(scores[chosen], better, weights[:, chosen])["roc_auc"]) * pairs[:, kind]
     return right, pairs
 
 

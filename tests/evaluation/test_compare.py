@@ -4,12 +4,14 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ml_filter.agreement.ratings import Ratings
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
-from ml_filter.evaluation.compare import compare_annotators, two_sides
+from ml_filter.evaluation.compare import _differences, compare_annotators, two_sides
 from ml_filter.evaluation.config import CompareConfig
 from tests.annotation.misbehaving import Request, chat, refused
 
@@ -118,6 +120,16 @@ def test_each_side_has_its_tokens_cost_and_failures(sides, rated, tmp_path):
     assert (comparison.b.failed, comparison.b.failed_by_code) == (SIZE // 5, {"bad_request": SIZE // 5})
     assert comparison.b.share_failed == 0.2
     assert all(d.difference.documents == SIZE * 4 // 5 for d in comparison.differences)
+
+
+def test_differences_use_only_documents_that_gold_and_both_sides_scored():
+    missing = np.nan
+    scores = np.array([[1, 1, 2], [2, 2, missing], [3, 3, 3], [4, missing, 4], [missing, 5, 5], [0, 0, 0]])
+    documents = [str(row) for row in range(len(scores))]
+    ratings = Ratings(documents, ["gold", "a", "b"], scores, np.isnan(scores), {}, True, (0, 5), 3, [])
+    mae = next(row for row in _differences(ratings, CompareConfig(resamples=100)) if row.figure == "mae")
+    assert mae.difference.documents == 3
+    assert mae.difference.value == pytest.approx(1 / 3)
 
 
 def test_too_many_failures_raise_after_the_comparison_is_written(sides, rated, tmp_path):

@@ -14,9 +14,10 @@ from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from ml_filter.statistics import agreement as module
-from ml_filter.statistics.agreement import PairAgreement, compare_against, compare_pair
+from ml_filter.statistics.agreement import PairAgreement, compare_pair, pair_figures
 from ml_filter.statistics.intervals import Resampling
 from ml_filter.statistics.metrics import COMPARED_FIGURES, PAIR_FIGURES
+from ml_filter.statistics.rounding import round_scores
 from tests.statistics.test_weighted import CLASSES, SCORES
 
 FEW = Resampling(resamples=100)
@@ -150,14 +151,17 @@ def test_swapping_the_raters_swaps_precision_and_recall(scores):
     assert np.array(pair(scores).confusion).T.tolist() == pair(scores[:, ::-1]).confusion
 
 
+def differences_of(scores, threshold=3, resampling=FEW):
+    figures, _ = pair_figures(scores, round_scores(scores), threshold, resampling)
+    return {name: figures[name] for name in COMPARED_FIGURES}
+
+
 def test_difference_of_two_raters_is_that_of_their_figures():
     random = np.random.default_rng(0)
     truth = random.integers(0, 6, 100)
     scores = np.stack([truth, truth + random.normal(0, 2, 100), truth + random.normal(0, 0.5, 100)], axis=1)
-    scores[:5, 1] = NAN
-    differences = compare_against(scores, score_range=(0, 5), threshold=3, resampling=FEW)
-    worse, better = (values(scores[5:, [0, column]], score_range=(0, 5)) for column in (1, 2))
-    assert differences.keys() == COMPARED_FIGURES.keys()
+    differences = differences_of(scores)
+    worse, better = (values(scores[:, [0, column]]) for column in (1, 2))
     for name, difference in differences.items():
         assert difference.value == pytest.approx(better[name] - worse[name]), name
         assert (difference.low > 0) if COMPARED_FIGURES[name] else (difference.high < 0)
@@ -168,7 +172,7 @@ def test_paired_interval_matches_a_plain_bootstrap():
     gold_scores = random.integers(0, 6, 150).astype(float)
     noisy = [np.clip(gold_scores + random.normal(0, spread, 150), 0, 5).round() for spread in (1.5, 0.7)]
     scores = np.column_stack([gold_scores, *noisy])
-    differences = compare_against(scores, score_range=(0, 5), threshold=3, resampling=Resampling(resamples=2000))
+    differences = differences_of(scores, resampling=Resampling(resamples=2000))
 
     def kappa(rows, column):
         return cohen_kappa_score(rows[:, 0].astype(int), rows[:, column].astype(int), weights="quadratic")
@@ -181,13 +185,6 @@ def test_paired_interval_matches_a_plain_bootstrap():
         assert differences[name].value == pytest.approx(value(scores))
         low, high = np.quantile([value(rows) for rows in drawn], [0.025, 0.975])
         assert (differences[name].low, differences[name].high) == pytest.approx((low, high), abs=0.03)
-
-
-def test_difference_uses_only_documents_that_all_three_scored():
-    scores = np.array([[1, 1, 2], [2, 2, NAN], [3, 3, 3], [4, NAN, 4], [NAN, 5, 5], [0, 0, 0]], dtype=float)
-    differences = compare_against(scores, score_range=(0, 5), threshold=3, resampling=Resampling(resamples=100))
-    assert differences["mae"].documents == 3
-    assert differences["mae"].value == pytest.approx(1 / 3)
 
 
 # --- Undefined figures -----------------------------------------------------------------------------------------------
@@ -226,7 +223,7 @@ def test_long_scales_have_no_table_of_classes():
     assert agreement.figures["spearman"].value == pytest.approx(spearmanr(*scores.T).statistic)
     assert agreement.figures["f1_at_threshold"].value is not None
     three = np.column_stack([scores, scores[:, 0]])
-    differences = compare_against(three, score_range=None, threshold=50, resampling=FEW)
+    differences = differences_of(three, threshold=50)
     assert differences["macro_f1"].reason == "scores span more than 21 whole numbers"
     assert differences["mae"].value < 0
 
