@@ -14,7 +14,7 @@ from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.prompts import Question
 from ml_filter.annotation.responses import Answer
 from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows
-from ml_filter.errors import ConfigError, EndpointError
+from ml_filter.errors import ConfigError, EndpointError, MlFilterError
 
 _CONSTRAINTS = ("response_format", "structured_outputs")
 _CONSTRAINT_WORDS = (*_CONSTRAINTS, "json_schema", "grammar", "structured", "extra_forbidden", "unrecognized", "guided")
@@ -86,6 +86,9 @@ class Annotator:
             outcome = await self._answer(question, piece, vote, spending)
         except RequestFailed as error:
             outcome = error
+        except MlFilterError as error:
+            spending.end(RequestFailed("not_asked", str(error)))  # others may wait for its share of the budget
+            raise
         spending.end(outcome)
         return outcome, spending
 

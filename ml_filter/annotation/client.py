@@ -45,6 +45,7 @@ _UNKNOWN_AUTHORITY = (
     "is not signed by a known authority: it is self-signed, or a company's proxy has replaced it. Set "
     "ML_FILTER_CA_BUNDLE, or SSL_CERT_FILE, to a PEM file with the certificate of the authority"
 )
+_PROXY_ADVICE = "check HTTPS_PROXY or HTTP_PROXY, or exclude the host with NO_PROXY"
 
 T = TypeVar("T")
 
@@ -78,7 +79,10 @@ class Endpoint:
         proxy = proxies.get(parts.scheme) or proxies.get("all")
         if not proxy or proxy_bypass(parts.netloc):
             return None
-        return proxy if "://" in proxy else f"http://{proxy}"
+        proxy = proxy if "://" in proxy else f"http://{proxy}"
+        if not proxy.startswith(("http://", "https://")):
+            raise EndpointError(f"the proxy {self.public(proxy)} is not of the form http://host:port; {_PROXY_ADVICE}")
+        return proxy
 
     def public(self, detail: str) -> str:
         """A server's message, fit for logs and files: at most 1,000 characters, without the key, which some servers
@@ -118,9 +122,6 @@ class Endpoint:
         if bundle and not Path(bundle).exists():
             problem += f". SSL_CERT_FILE is set to {bundle}, which does not exist"
         return EndpointError(f"the certificate of {self.base_url} {problem} (OpenSSL: {error.verify_message})")
-
-
-_PROXY_ADVICE = "check HTTPS_PROXY or HTTP_PROXY, or exclude the host with NO_PROXY"
 
 
 class Client:
@@ -191,7 +192,11 @@ class Client:
                 raise RequestFailed("connection_error", detail) from error
             raise EndpointError(f"{endpoint.public(detail)}; {_PROXY_ADVICE}") from error
         except (ValueError, aiohttp.NonHttpUrlClientError) as error:  # a password in the URL is a ValueError
-            raise _wrong_url(endpoint) from error
+            host = urlsplit(endpoint.base_url).netloc.rpartition("@")[2]
+            raise EndpointError(
+                f"the endpoint {host or endpoint.base_url!r} is not a URL like http://host:port/v1 (keys go into "
+                "ML_FILTER_API_KEY); check --endpoint (ML_FILTER_ENDPOINT)"
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, aiohttp.ClientSSLError) and getattr(error.os_error, "reason", "") in _NO_TLS:
                 raise EndpointError(f"{endpoint.base_url} does not speak TLS; use http:// in --endpoint") from error
@@ -200,17 +205,6 @@ class Client:
                 detail = f"cannot connect to the proxy {proxy} ({error}); {_PROXY_ADVICE}"
             was_sent = not isinstance(error, aiohttp.ClientConnectorError)
             raise RequestFailed("connection_error", detail, may_cost=was_sent) from error
-
-
-def _wrong_url(endpoint: Endpoint) -> EndpointError:
-    if endpoint.proxy and not endpoint.proxy.startswith(("http://", "https://")):
-        proxy = endpoint.public(endpoint.proxy)
-        return EndpointError(f"the proxy {proxy} is not of the form http://host:port; {_PROXY_ADVICE}")
-    host = urlsplit(endpoint.base_url).netloc.rpartition("@")[2]
-    return EndpointError(
-        f"the endpoint {host or endpoint.base_url!r} is not a URL like http://host:port/v1 (keys go into "
-        "ML_FILTER_API_KEY); check --endpoint (ML_FILTER_ENDPOINT)"
-    )
 
 
 async def _content(response: aiohttp.ClientResponse) -> bytes:

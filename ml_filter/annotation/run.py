@@ -92,7 +92,7 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path) -> Manifest:
                 out.new_rejects(task.shard) as rejects,
                 (Path(out.root) / FAILED_NAME).open("w", encoding="utf-8") as failed,
             ):
-                counts = Collection(plan, ledger, budget).write(writer.write, rejects, failed)
+                counts = _write_rows(plan, ledger, budget, writer.write, rejects, failed)
                 # A check that fails here leaves the directory unfinished. With at_budget finish the same check comes
                 # after the manifest is written, since the output is complete.
                 if not counts[NOT_ASKED_COUNT]:
@@ -189,65 +189,59 @@ class Recorder:
             )
 
 
-class Collection:
-    """Writes the rows of a plan in input order and counts them."""
+def _write_rows(
+    plan: Plan, ledger: Ledger, budget: Budget, write: Callable[[pa.Table], None], rejects: RejectsLog, failed: TextIO
+) -> Counter[str]:
+    """Write the rows of a plan in input order, a table for each table of documents, and each failed row as a JSON line.
 
-    def __init__(self, plan: Plan, ledger: Ledger, budget: Budget) -> None:
-        self.plan, self.ledger, self.budget = plan, ledger, budget
-        names = ("documents", plan.task.done, "failed", "truncated", "prompt_tokens", "completion_tokens")
-        self.counts: Counter[str] = Counter(dict.fromkeys(names, 0))
+    Returns:
+        Counts by status and error code. Votes without an answer count as `open`. Tokens are those of all tries, also of
+        answers that were replaced.
 
-    def write(self, write: Callable[[pa.Table], None], rejects: RejectsLog, failed: TextIO) -> Counter[str]:
-        """Write a table for each table of documents, and each failed row as a JSON line to `failed`.
+    Raises:
+        InputError: no document has a text.
+    """
+    names = ("documents", plan.task.done, "failed", "truncated", "prompt_tokens", "completion_tokens")
+    counts: Counter[str] = Counter(dict.fromkeys(names, 0))
+    has_text = False
+    for shard, documents in plan.tables(rejects):
+        counts["documents"] += documents.num_rows
+        rows = []
+        for vote in plan.votes(documents):
+            has_text = has_text or bool(vote.text)
+            row = _row(plan, ledger, budget, vote, counts)
+            if row is None:
+                counts["open"] += 1
+                continue
+            counts[row["status"]] += 1
+            counts["truncated"] += row["truncated"]
+            if row["error"]:
+                counts[f"failed_{row['error']}"] += 1
+                failed.write(json.dumps({name: row[name] for name in _FAILED_FIELDS}, ensure_ascii=False) + "\n")
+            rows.append(row)
+        write(plan.task.table(shard, documents, rows, counts))
+    if not has_text:
+        reasons = Counter(rejects.counts) + Counter(no_text=counts["documents"])
+        raise nothing_read(plan.source.paths, dict(reasons.most_common()), "text_column (--text-column)")
+    return counts
 
-        Returns:
-            Counts by status and error code. Votes without an answer count as `open`. Tokens are those of all tries,
-            also of answers that were replaced.
 
-        Raises:
-            InputError: no document has a text.
-        """
-        has_text = False
-        for shard, documents in self.plan.tables(rejects):
-            self.counts["documents"] += documents.num_rows
-            rows = []
-            for vote in self.plan.votes(documents):
-                has_text = has_text or bool(vote.text)
-                row = self._row(vote)
-                if row is None:
-                    self.counts["open"] += 1
-                    continue
-                self.counts[row["status"]] += 1
-                self.counts["truncated"] += row["truncated"]
-                if row["error"]:
-                    self.counts[f"failed_{row['error']}"] += 1
-                    failed.write(json.dumps({name: row[name] for name in _FAILED_FIELDS}, ensure_ascii=False) + "\n")
-                rows.append(row)
-            write(self.plan.task.table(shard, documents, rows, self.counts))
-        if not has_text:
-            reasons = Counter(rejects.counts) + Counter(no_text=self.counts["documents"])
-            option = "text_column (--text-column)"
-            raise nothing_read(self.plan.source.paths, dict(reasons.most_common()), option)
-        return self.counts
-
-    def _row(self, vote: Vote) -> dict[str, Any] | None:
-        """The row of a vote; None while an answer is missing."""
-        annotator = self.plan.annotator
-        if not vote.text:
-            reason = "the document has no text"
-            return _failed_row(annotator, vote.question, vote.key, error="no_text", reason=reason)
-        answers, paid = self.ledger.answers(vote.key)
-        self.counts["prompt_tokens"] += paid.prompt
-        self.counts["completion_tokens"] += paid.completion
+def _row(plan: Plan, ledger: Ledger, budget: Budget, vote: Vote, counts: Counter[str]) -> dict[str, Any] | None:
+    """The row of a vote, whose tokens are added to the counts; None while an answer is missing."""
+    if not vote.text:
+        error, reason = "no_text", "the document has no text"
+    else:
+        answers, paid = ledger.answers(vote.key)
+        counts.update(prompt_tokens=paid.prompt, completion_tokens=paid.completion)
         if paid.assumed:
-            self.counts["tokens_unreported"] += paid.assumed
+            counts["tokens_unreported"] += paid.assumed
         if answers and len(answers) >= answers[0]["windows"]:
-            return self.plan.task.join(answers)
-        if self.budget.is_spent and self.plan.config.at_budget == "finish":
-            # Only in the output: in the ledger the vote stays open, for a later run with a higher budget.
-            reason = f"the budget of {self.budget.describe()} had no room for it"
-            return _failed_row(annotator, vote.question, vote.key, error=NOT_ASKED, reason=reason)
-        return None
+            return plan.task.join(answers)
+        if not (budget.is_spent and plan.config.at_budget == "finish"):
+            return None
+        # Only in the output: in the ledger the vote stays open, for a later run with a higher budget.
+        error, reason = NOT_ASKED, f"the budget of {budget.describe()} had no room for it"
+    return _failed_row(plan.annotator, vote.question, vote.key, error=error, reason=reason)
 
 
 def _check_complete(plan: Plan, answers: AnswerSource, budget: Budget, counts: Counter[str], output: str) -> None:

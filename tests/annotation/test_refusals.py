@@ -118,6 +118,13 @@ def test_out_of_credit_ends_the_run_and_the_next_run_asks_for_the_rest(reply, se
     assert server.finished.total() <= 60 + 8
 
 
+def test_a_run_that_ends_does_not_wait_for_its_budget(serve, pages, asking, prompt_file, tmp_path):
+    server = serve(lambda _: Reply({"error": {"message": "Insufficient credits"}}, 402, delay_s=0.05))
+    config = asking(server, prompts=[prompt_file(max_tokens=5)], budget_tokens=60, max_concurrency=8)
+    with pytest.raises(EndpointError, match="is out of credit"):
+        annotate_documents(pages(20), config, tmp_path / "out", SETTINGS)
+
+
 def test_an_endpoint_out_of_credit_leaves_its_work_to_another(serve, pages, asking, tmp_path):
     poor, rich = serve(lambda _: refused(402, "Insufficient credits")), serve(lambda _: GOOD)
     config = asking(poor, endpoints=[poor.url, rich.url])

@@ -114,7 +114,7 @@ class BatchDirectory:
         import openai
 
         endpoint = self.endpoint()
-        http = openai.DefaultHttpxClient(verify=endpoint.tls)
+        http = openai.DefaultHttpxClient(verify=endpoint.tls, proxy=endpoint.proxy, trust_env=False)
         key = endpoint.api_key.get_secret_value()
         client = openai.OpenAI(base_url=endpoint.base_url, api_key=key, http_client=http)
         try:
@@ -126,10 +126,12 @@ class BatchDirectory:
                 raise endpoint.unusable(failure) from error
             raise EndpointError(f"{endpoint.base_url}: {failure}. {_KEPT}") from error
         except openai.APIError as error:
-            for cause in _causes(error):
-                if isinstance(cause, ssl.SSLCertVerificationError):
-                    raise endpoint.certificate_problem(cause) from error
-            raise EndpointError(f"{endpoint.base_url}: {endpoint.public(str(error)).rstrip('.')}. {_KEPT}") from error
+            said, cause = endpoint.public(str(error.__cause__ or error)).rstrip("."), error.__cause__
+            while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+                cause = cause.__cause__ or cause.__context__
+            if cause is not None:
+                raise endpoint.certificate_problem(cause) from error
+            raise EndpointError(f"{endpoint.base_url}: {said}. {_KEPT}") from error
         finally:
             client.close()
 
@@ -166,12 +168,6 @@ class BatchDirectory:
                 for file_id, path in missing.items():
                     _download(client, file_id, path)
         return list(results.values())
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 @contextmanager
