@@ -34,17 +34,18 @@ _MAX_BYTES = 32 * 2**20
 """Largest response. 300 log-probabilities for each of 1,000 tokens take about 15 MB."""
 _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 """What OpenSSL says if the server speaks plain HTTP."""
-# Codes of OpenSSL, see X509_STORE_CTX_get_error.
-_CERTIFICATE_PROBLEMS = {
-    9: "is not valid yet; check the clock of this machine and of the server",
-    10: "has expired; the server needs a new one",
-    62: "is for another host name; use the name in the certificate in --endpoint (ML_FILTER_ENDPOINT)",
-    64: "is for another address; use the name in the certificate in --endpoint (ML_FILTER_ENDPOINT)",
-}
 _UNKNOWN_AUTHORITY = (
     "is not signed by a known authority: it is self-signed, or a company's proxy has replaced it. Set "
     "ML_FILTER_CA_BUNDLE, or SSL_CERT_FILE, to a PEM file with the certificate of the authority"
 )
+# By the codes of OpenSSL, see X509_STORE_CTX_get_error.
+_CERTIFICATE_PROBLEMS = {
+    9: "is not valid yet; check the clock of this machine and of the server",
+    10: "has expired; the server needs a new one",
+    **dict.fromkeys((2, 18, 19, 20, 21), _UNKNOWN_AUTHORITY),
+    62: "is for another host name; use the name in the certificate in --endpoint (ML_FILTER_ENDPOINT)",
+    64: "is for another address; use the name in the certificate in --endpoint (ML_FILTER_ENDPOINT)",
+}
 _PROXY_ADVICE = "check HTTPS_PROXY or HTTP_PROXY, or exclude the host with NO_PROXY"
 
 T = TypeVar("T")
@@ -93,31 +94,24 @@ class Endpoint:
 
     def unusable(self, failure: RequestFailed) -> EndpointError:
         """The error for a failure that every request to this endpoint would have."""
-        said, where = str(failure).rstrip("."), "check --endpoint (ML_FILTER_ENDPOINT)"
-        if failure.code == OUT_OF_CREDIT:
-            return EndpointError(
-                f"{self.base_url} is out of credit ({said}). Finished answers are kept and the other documents stay "
-                "open: add credit, then run the same command again"
-            )
+        problem, way_out = "rejects every request", "check --endpoint (ML_FILTER_ENDPOINT)"
         status = failure.status or 0
-        if status in (401, 403):
-            problem = f"rejected the key ({said}); set {self.key_name}"
+        if failure.code == OUT_OF_CREDIT:
+            problem, way_out = "is out of credit", "add credit, then run the same command again to ask for the rest"
+        elif status in (401, 403):
+            problem, way_out = "rejected the key", f"set {self.key_name}"
         elif status == 407:
-            problem = f"is behind a proxy that asks for a user and password ({said}); {_PROXY_ADVICE}"
+            problem, way_out = "is behind a proxy that asks for a user and password", _PROXY_ADVICE
         elif 300 <= status < 400:
-            problem = f"{said}; set --endpoint (ML_FILTER_ENDPOINT) to the final URL"
+            problem, way_out = "redirects every request", "set --endpoint (ML_FILTER_ENDPOINT) to the final URL"
         elif status in (404, 405, 410):
-            problem = (
-                f"does not know the model {self.model!r} or the path ({said}); check --model (ML_FILTER_MODEL) and "
-                "--endpoint (ML_FILTER_ENDPOINT)"
-            )
-        else:
-            problem = f"rejects every request ({said}); {where}"
-        return EndpointError(f"{self.base_url} {problem}")
+            problem = f"does not know the model {self.model!r} or the path"
+            way_out = "check --model (ML_FILTER_MODEL) and --endpoint (ML_FILTER_ENDPOINT)"
+        return EndpointError(f"{self.base_url} {problem} ({str(failure).rstrip('.')}); {way_out}")
 
     def certificate_problem(self, error: ssl.SSLCertVerificationError) -> EndpointError:
         """The error for a certificate that cannot be trusted."""
-        problem = _CERTIFICATE_PROBLEMS.get(error.verify_code, _UNKNOWN_AUTHORITY)
+        problem = _CERTIFICATE_PROBLEMS.get(error.verify_code, "is not valid; the server needs another one")
         bundle = os.environ.get("SSL_CERT_FILE")
         if bundle and not Path(bundle).exists():
             problem += f". SSL_CERT_FILE is set to {bundle}, which does not exist"

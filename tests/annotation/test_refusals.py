@@ -80,13 +80,16 @@ def test_refused_documents_cost_at_most_a_ping_each(serve, pages, asking, tmp_pa
 # --- All documents -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("status", "says"), [(401, "rejected the key"), (404, "does not know the model 'm'")])
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [(401, "rejected the key"), (404, "does not know the model 'm' or the path"), (302, "redirects every request")],
+)
 def test_a_key_or_model_that_stops_working_ends_the_run_and_fails_no_document(
     status, says, serve, pages, asking, tmp_path
 ):
-    server = serve(lambda request: GOOD if len(server.requests) <= 10 else refused(status, f"expired: {KEY}"))
+    server = serve(lambda request: GOOD if len(server.requests) <= 10 else refused(status, KEY, Location=f"/{KEY}"))
     config, source = asking(server, max_retries=3), pages(40)
-    with pytest.raises(EndpointError, match=rf"{says}.*{status}: expired: \*\*\*"):
+    with pytest.raises(EndpointError, match=rf"{says} \({status}: .*\*\*\*"):
         annotate_documents(source, config, tmp_path / "out", SETTINGS)
     assert statuses(tmp_path / "out") == ["scored"] * 10
     assert len(server.requests) <= 10 + 5
@@ -109,7 +112,7 @@ def test_out_of_credit_ends_the_run_and_the_next_run_asks_for_the_rest(reply, se
 
     server, source = serve(answer), pages(60)
     config = asking(server, max_retries=5, max_concurrency=8)
-    with pytest.raises(EndpointError, match=r"is out of credit \(4.*others? documents stay open.*run the same command"):
+    with pytest.raises(EndpointError, match=r"is out of credit \(4\d\d: .*run the same command again to ask for the"):
         annotate_documents(source, config, tmp_path / "out", SETTINGS)
     assert statuses(tmp_path / "out") == ["scored"] * 12, "answers on their way are paid for, so they are kept"
     assert len(server.requests) <= 12 + 8

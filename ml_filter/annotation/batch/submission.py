@@ -178,15 +178,12 @@ def hold(directory: str | Path, settings: Settings | None) -> Iterator[BatchDire
         InputError: the directory is not a batch, is damaged, or is in use by another process.
     """
     read_manifest(directory, "batch")
-    lock = FileLock(Path(directory) / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(Path(directory) / ".lock").acquire(timeout=0)
     except Timeout:
         raise InputError(f"{directory} is in use by another process; wait for it") from None
-    try:
+    with lock:
         yield BatchDirectory(directory, settings or Settings())
-    finally:
-        lock.release()
 
 
 def _download(client: OpenAI, file_id: str, path: Path) -> None:
