@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 from fastwarc.warc import ArchiveIterator, WarcRecordType
-from lxml.html import document_fromstring, tostring
+from lxml.html import HTMLParser, document_fromstring, tostring
 from trafilatura.utils import decode_file
 
 from ml_filter.documents.extraction import EXTRACTORS, Extractor, main_text
@@ -241,7 +241,7 @@ def score_table(pages: list[Page], texts: dict[Extractor, list[str]], directory:
 
 def in_script(page: Page, translate: Callable[[str], str]) -> Page:
     """The page and its main text with all words in another script."""
-    tree = document_fromstring(page.html.encode("utf-8", "replace"))
+    tree = document_fromstring(page.html.encode("utf-8", "replace"), parser=HTMLParser(encoding="utf-8"))
     for element in tree.iter():
         if isinstance(element.tag, str) and element.tag not in ("script", "style"):
             element.text = element.text and translate(element.text)

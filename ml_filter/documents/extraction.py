@@ -100,7 +100,8 @@ class _Worker:
             exit_code = process.wait()
         if exit_code == -signal.SIGPROF:
             raise ExtractionError("extraction_timeout", f"{self._extractor} took more than {self._seconds:g} s")
-        raise ExtractionError("extraction_failed", f"{self._extractor} crashed with exit code {exit_code}")
+        name = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+        raise ExtractionError("extraction_failed", f"{self._extractor} crashed ({name})")
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._stop()
@@ -210,7 +211,7 @@ def _tree_of(html: str, huge: bool) -> HtmlElement:
         return document_fromstring("<html/>")
     for entry in parser.error_log:
         if entry.type == ErrorTypes.ERR_RESOURCE_LIMIT:
-            raise ValueError(entry.message)
+            raise ValueError(f"libxml2 would cut the page off ({entry.message.partition(',')[0]})")
     return tree
 
 

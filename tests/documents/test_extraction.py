@@ -63,7 +63,7 @@ def test_elements_that_are_never_closed_do_not_cut_the_text_off(extractor, tags)
 
 @pytest.mark.parametrize("extractor", ["trafilatura", "justext"])
 def test_a_page_that_the_parser_would_cut_off_is_an_error(extractor):
-    with pytest.raises(ExtractionError, match="Excessive depth") as error:
+    with pytest.raises(ExtractionError, match="cut the page off") as error:
         main_text("<html><body>" + "<div>x" * 3000, extractor, LIMIT)
     assert error.value.reason == "extraction_failed"
 
@@ -84,7 +84,7 @@ def process_id(extractor: Extractor) -> int:
 def test_a_crash_is_an_error_and_the_next_page_is_extracted():
     main_text(page(""), "resiliparse", LIMIT)
     Timer(0.3, os.kill, (process_id("resiliparse"), signal.SIGSEGV)).start()
-    with pytest.raises(ExtractionError, match="crashed with exit code -11") as error:
+    with pytest.raises(ExtractionError, match=r"resiliparse crashed \(SIGSEGV\)") as error:
         main_text(LONG_TAG, "resiliparse", LIMIT)
     assert error.value.reason == "extraction_failed"
     assert "heart pumps blood" in main_text(page(""), "resiliparse", LIMIT)
