@@ -62,7 +62,6 @@ from ml_filter.statistics.intervals import exact_upper_bound
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-"""Names in the saved format."""
 _SCRATCH_NAME = ".cascade"
 _MARGINS = (0.1, 0.05, 0.02)
 """Shares of the range of scores."""
@@ -145,7 +144,7 @@ def _build(
     _check_sample_size(sample.rows, config)
     scored = score_corpus(directory, SourceConfig(paths=[sample.root]), score, scratch / "scored")
     labels = SourceConfig(paths=[scored.root])
-    threshold = criterion.threshold if config.threshold is None else config.threshold
+    threshold = criterion.threshold
     train = TrainConfig(
         kind=config.first_stage,
         label_column="score",
@@ -176,7 +175,7 @@ def _build(
     evaluation = evaluate_scores(
         np.where(is_settled(testing, bounds.low, bounds.high), testing.first_stage, testing.encoder),
         testing.encoder,
-        criterion.model_copy(update={"threshold": threshold}),
+        criterion,
     )
     result = TrainingResult(
         config_digest=digest,
@@ -188,7 +187,7 @@ def _build(
         test={criterion.name: evaluation},
         cross_validated={},
         parents=[head_parent(directory), *sample.parents],
-        lineage=_lineage(directory),
+        lineage=read_head(directory).training.lineage if (directory / TRAINING_NAME).exists() else [],
     )
     content = json.dumps(result.model_dump(mode="json"), indent=1) + "\n"
     write_atomically(target / TRAINING_NAME, content.encode())  # last: it marks the cascade as complete
@@ -339,6 +338,7 @@ def _read_info(directory: Path) -> HeadInfo:
 
 
 def _criterion(info: HeadInfo, config: CascadeConfig) -> CalibratedCriterion:
+    """The head's criterion, with the configured threshold."""
     if len(info.criteria) > 1:
         raise InputError(
             f"a cascade needs a head with one criterion; this head scores {', '.join(info.names)}. Train a head for "
@@ -350,7 +350,7 @@ def _criterion(info: HeadInfo, config: CascadeConfig) -> CalibratedCriterion:
         raise InputError(
             f"threshold {threshold:g} is outside the head's score range, {criterion.low:g} to {criterion.high:g}"
         )
-    return criterion
+    return criterion.model_copy(update={"threshold": threshold})
 
 
 def _check_sample_size(documents: int, config: CascadeConfig) -> None:
@@ -366,10 +366,6 @@ def _check_sample_size(documents: int, config: CascadeConfig) -> None:
             f"{config.max_changed:.2%} of the decisions change: at least {math.ceil(needed / tested * documents):,} "
             "are required"
         )
-
-
-def _lineage(directory: Path) -> list[dict[str, object]]:
-    return read_head(directory).training.lineage if (directory / TRAINING_NAME).exists() else []
 
 
 def _copy_head(directory: Path, target: Path) -> None:

@@ -13,7 +13,6 @@ import math
 import time
 import timeit
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
@@ -105,8 +104,12 @@ def choose_engine(
     else:
         documents = known_rows(shards) or size * len(texts) / sum(len(text.encode(errors="replace")) for text in texts)
         settings = config.model_copy(update={"device": device.type})
-        with _torch_threads(threads):
+        default_threads = torch.get_num_threads()
+        torch.set_num_threads(threads or default_threads)
+        try:
             chosen, reason = _fastest(candidates, encoder, settings, texts, documents / config.workers)
+        finally:
+            torch.set_num_threads(default_threads)
     choice = EngineChoice(engine=chosen.engine, device=device.type, dtype=chosen.dtype, reason=reason)
     logger.info(f"Scoring with {choice.engine} in {choice.dtype} on {choice.device}: {choice.reason}")
     return choice
@@ -227,13 +230,3 @@ def _ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
     """How many times as long as others something takes, in the batches that both were timed on."""
     timed = min(len(seconds), len(others))
     return sum(seconds[:timed]) / sum(others[:timed])
-
-
-@contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
@@ -30,7 +31,7 @@ from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import head_parent
 from ml_filter.progress import Progress, progress
 from ml_filter.scoring.config import ScoreConfig
-from ml_filter.scoring.cores import threads_per_worker
+from ml_filter.scoring.cores import threads_per_worker, usable_cores
 from ml_filter.scoring.engine_choice import EngineChoice, choose_engine
 from ml_filter.scoring.ray_workers import RayWorkers
 from ml_filter.scoring.shard import ScoringJob, score_or_fail
@@ -117,6 +118,7 @@ def find_rank(rank: str, world_size: int | None, environment: Mapping[str, str] 
 
 def _plan(head: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path) -> ScoringJob:
     steady_arithmetic()  # before workers start, which inherit it
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch ignores the CPU limit of a container
     shards, parents = list_shards(source)
     directory = resolve_head(head)
     parents.append(head_parent(directory))
