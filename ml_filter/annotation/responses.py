@@ -88,14 +88,21 @@ def checked(status: int, body: Any, retry_after_s: float | None = None) -> dict[
     Raises:
         RequestFailed: the response is an error, by its status or its body, or not a JSON object.
     """
-    is_object = isinstance(body, dict)
-    if status >= 300 or (is_object and (body.get("error") or body.get("object") == "error")):
-        raise failure_of(status, body, retry_after_s)
-    if not is_object:
-        if said_in(body)[1] and not isinstance(body, str):
-            raise failure_of(status, body, retry_after_s)
+    if isinstance(body, dict):
+        is_error = bool(body.get("error")) or body.get("object") == "error"
+    else:
+        is_error = isinstance(body, list) and bool(said_in(body)[1])
+    if status >= 300 or is_error:
+        raise _with_usage(failure_of(status, body, retry_after_s), body)
+    if not isinstance(body, dict):
         raise RequestFailed("malformed_answer", f"not a JSON object, but {shown(body)}", may_cost=True)
-    return body  # type: ignore[no-any-return]
+    return body
+
+
+def _with_usage(failure: RequestFailed, body: Any) -> RequestFailed:
+    failure.prompt_tokens, failure.completion_tokens = _usage(body)
+    failure.may_cost = failure.may_cost or bool(failure.completion_tokens)
+    return failure
 
 
 def read_answer(body: Mapping[str, Any]) -> Answer:
@@ -104,8 +111,6 @@ def read_answer(body: Mapping[str, Any]) -> Answer:
     Raises:
         RequestFailed: the body is an error or has no answer; with the usage that it reports.
     """
-    usage = body.get("usage")
-    prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     try:
         choice = _choice_in(body)
         text, tokens, cut_off = _text_in(choice, body), _tokens(choice.get("logprobs")), _is_cut_off(choice)
@@ -113,13 +118,10 @@ def read_answer(body: Mapping[str, Any]) -> Answer:
             raise RequestFailed("empty_answer", "the model wrote nothing", may_cost=True)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         detail = f"not an answer ({type(error).__name__}: {error}): {shown(body)}"
-        failure = RequestFailed("malformed_answer", detail, may_cost=True)
-    except RequestFailed as error:
-        failure = error
-    else:
-        return Answer(text, tokens, prompt_tokens, completion_tokens, cut_off)
-    failure.prompt_tokens, failure.completion_tokens = prompt_tokens, completion_tokens
-    raise failure
+        raise _with_usage(RequestFailed("malformed_answer", detail, may_cost=True), body) from error
+    except RequestFailed as failure:
+        raise _with_usage(failure, body) from None
+    return Answer(text, tokens, *_usage(body), cut_off)
 
 
 def _choice_in(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,9 +199,12 @@ def _usable(top: Mapping[str, Any]) -> dict[str, float]:
     return {text: float(p) for text, p in numbers.items() if -9999 < p <= 1}
 
 
-def _count(usage: Any, name: str) -> int | None:
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if type(count) is int and 0 <= count < 2**31 else None
+def _usage(body: Any) -> tuple[int | None, int | None]:
+    """Prompt and completion tokens from a response's body; None where they are missing or implausible."""
+    usage = body.get("usage") if isinstance(body, dict) else None
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    prompt, completion = (count if type(count) is int and 0 <= count < 2**31 else None for count in counts)
+    return prompt, completion
 
 
 def _loads(content: bytes) -> Any:

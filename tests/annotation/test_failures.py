@@ -187,6 +187,12 @@ def test_an_error_in_a_response_with_status_200_counts_as_its_own_status(case):
     assert failure.code == (expected or failure.code)
 
 
+def test_an_error_with_usage_was_paid_for():
+    failure = outcome({**chat("Score: 3"), "error": {"code": 502, "message": "cut off"}})
+    assert isinstance(failure, RequestFailed)
+    assert (failure.may_cost, failure.completion_tokens) == (True, 5)
+
+
 @pytest.mark.parametrize("body", [{**chat("Score: 3"), "error": None}, {**chat("Score: 3"), "message": "ok"}])
 def test_a_good_answer_with_odd_other_fields_is_no_error(body):
     assert code(body) == "scored"
