@@ -85,6 +85,11 @@ class Endpoint:
             raise EndpointError(f"the proxy {self.public(proxy)} is not of the form http://host:port; {_PROXY_ADVICE}")
         return proxy
 
+    @property
+    def proxy_note(self) -> str:
+        """What an error says about the proxy, which may be its cause; empty without one."""
+        return f". Requests go through the proxy {self.public(self.proxy)}: {_PROXY_ADVICE}" if self.proxy else ""
+
     def public(self, detail: str) -> str:
         """A server's message, fit for logs and files: at most 1,000 characters, without the key, which some servers
         repeat in errors, and without the user and password of a proxy, which aiohttp includes in errors."""
@@ -101,13 +106,13 @@ class Endpoint:
         elif status in (401, 403):
             problem, way_out = "rejected the key", f"set {self.key_name}"
         elif status == 407:
-            problem, way_out = "is behind a proxy that asks for a user and password", _PROXY_ADVICE
+            problem, way_out = "is behind a proxy that asks for a user and password", "put them into the proxy's URL"
         elif 300 <= status < 400:
             problem, way_out = "redirects every request", "set --endpoint (ML_FILTER_ENDPOINT) to the final URL"
         elif status in (404, 405, 410):
             problem = f"does not know the model {self.model!r} or the path"
             way_out = "check --model (ML_FILTER_MODEL) and --endpoint (ML_FILTER_ENDPOINT)"
-        return EndpointError(f"{self.base_url} {problem} ({str(failure).rstrip('.')}); {way_out}")
+        return EndpointError(f"{self.base_url} {problem} ({str(failure).rstrip('.')}); {way_out}{self.proxy_note}")
 
     def certificate_problem(self, error: ssl.SSLCertVerificationError) -> EndpointError:
         """The error for a certificate that cannot be trusted."""

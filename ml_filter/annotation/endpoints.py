@@ -311,7 +311,8 @@ def outage(endpoints: Sequence[Endpoint], silent_s: float, last: str) -> Endpoin
     urls = ", ".join(endpoint.base_url for endpoint in endpoints)
     return EndpointError(
         f"{urls} has not answered for {silent_s:.0f} s (last error: {last}). Finished answers are kept; "
-        "run the same command again when it is available, or check --endpoint (ML_FILTER_ENDPOINT)"
+        f"run the same command again when it is available, or check --endpoint (ML_FILTER_ENDPOINT)"
+        f"{endpoints[0].proxy_note}"
     )
 
 

@@ -16,6 +16,7 @@ import openai
 import pytest
 from pydantic import SecretStr
 
+from ml_filter.annotation import endpoints
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.batch import submit_batch, write_batch
 from ml_filter.annotation.client import Client, Endpoint
@@ -24,7 +25,7 @@ from ml_filter.annotation.connection import configured_endpoints
 from ml_filter.annotation.failures import RequestFailed
 from ml_filter.config import Settings
 from ml_filter.errors import ConfigError, EndpointError
-from tests.annotation.misbehaving import MisbehavingServer, Request, _Handler, chat
+from tests.annotation.misbehaving import MisbehavingServer, Request, _Handler, chat, refused
 from tests.annotation.test_batch import Provider, good
 
 x509 = pytest.importorskip("cryptography.x509")
@@ -192,7 +193,7 @@ def behind(monkeypatch) -> Callable[[str], None]:
     """Use a proxy for all hosts."""
 
     def use(proxy: str) -> None:
-        for name in ("HTTPS_PROXY", "https_proxy"):
+        for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
             monkeypatch.setenv(name, proxy)
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.setenv(name, "")
@@ -208,6 +209,22 @@ def test_a_proxy_that_refuses_is_named_with_its_status(status, kind, serve, behi
     assert said.startswith(f"{kind}: the proxy http://***@127.0.0.1")
     assert f"refuses the connection: {status} not for you" in said
     assert "the-password" not in said
+
+
+@pytest.mark.parametrize(("status", "says"), [(403, "rejected the key"), (407, "user and password"), (502, "answered")])
+def test_a_proxy_of_a_plain_endpoint_is_named_too(
+    status, says, serve, behind, pages, prompt_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(endpoints, "_OPEN_AFTER_S", 0.1)
+    monkeypatch.setattr(endpoints, "_PING_AFTER_S", (0.1, 0.2))
+    monkeypatch.setattr(endpoints, "_backoff_s", lambda attempts: 0.05)
+    behind(serve(lambda _: refused(status, "not for you")).url.replace("//", "//someone:the-password@"))
+    asked = config("http://judge.invalid/v1", prompts=[prompt_file()]).model_copy(update={"max_retries": 9})
+    with pytest.raises(
+        EndpointError, match=rf"{says}.*{status}: not for you.*through the proxy http://\*\*\*@127"
+    ) as told:
+        annotate_documents(pages(3), asked, tmp_path / "out", BARE)
+    assert "the-password" not in str(told.value)
 
 
 def test_a_proxy_that_refuses_a_batch_is_named(serve, behind, pages, prompt_file, tmp_path, monkeypatch):
