@@ -89,7 +89,7 @@ class Asking(AnswerSource):
         annotator.pool.stop(error)
 
     async def _answer(self, annotator: Annotator, call: Call) -> bool:
-        """Make a call and record its outcome; False if there is none: the budget is used up, or the run ends."""
+        """Make a call and record its outcome; False if the budget is used up or the run ends."""
         if self._error:
             return False
         try:

@@ -49,7 +49,7 @@ _NO_CREDIT = re.compile(
 )
 _THROTTLED = re.compile(r"(?i)throttl|rate[\s_]?limit|too[\s_]?many[\s_]?requests|resource[\s_]?exhausted")
 _REQUEST_TOO_LARGE = re.compile(r"(?i)request[\s_]too[\s_]large")
-"""Of 429s only this one can never succeed: the request alone exceeds the tokens per minute."""
+"""The only 429 that repeats forever: the request alone exceeds the tokens per minute."""
 _ALWAYS = re.compile("")
 
 # The first row with the status and the words decides.
@@ -66,7 +66,7 @@ _TABLE = (
     (FORBIDDEN, {*range(300, 400), 401, 403, 404, 405, 407, 410, 451}, _ALWAYS),
     ("bad_request", {*range(400, 500)}, _ALWAYS),
 )
-# The status that an error with status 200 would have, by its codes, or by its message if it has none.
+# The status of an error inside a response with status 200, by the words in its codes, else in its message.
 _STATUS_OF = (
     (re.compile(r"(?i)auth|api.?key"), 401),
     (re.compile(r"(?i)permission|forbidden|access.?denied"), 403),
@@ -115,7 +115,7 @@ class RequestFailed(Exception):
 
 def failure_of(status: int, body: Any, retry_after_s: float | None = None) -> RequestFailed:
     """The failure that a response means: its status and its body, JSON or text. The status of an error in a response
-    with status 200 is the one that it would have."""
+    with status 200 is found in its codes and its message."""
     codes, message = said_in(body)
     if status < 300:
         status = _status_in(codes, message)
@@ -134,7 +134,7 @@ def _status_in(codes: list[str], message: str) -> int:
 
 
 def said_in(body: Any) -> tuple[list[str], str]:
-    """The codes and the message of an error, wherever a server puts them; no message if there is none."""
+    """The codes and the message of an error, wherever a server puts them; the message may be empty."""
     if isinstance(body, str):
         return [], plain_text(body)
     codes: list[str] = []

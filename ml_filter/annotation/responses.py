@@ -51,7 +51,7 @@ class Answer:
 
 
 def read_body(status: int, content: bytes, retry_after_s: float | None = None) -> dict[str, Any]:
-    """The JSON object of a response; raises RequestFailed as `checked` does, or if there is none."""
+    """The JSON object of a response; raises RequestFailed as `checked` does, or if it is not JSON."""
     text = content.decode("utf-8", "replace")
     try:
         body = _loads(content)
@@ -146,7 +146,7 @@ def _text_in(choice: Mapping[str, Any], body: Mapping[str, Any]) -> str:
     """The text of a choice. Raises RequestFailed if it is unusable, or if there is something else instead."""
     message = choice["message"] if "message" in choice else {"content": choice["text"]}
     text, others = _parts(message.get("content"))
-    others = {name: value for name, value in message.items() if name in {*_NO_TEXT, "audio"} and value} | others
+    others |= {name: message[name] for name in (*_NO_TEXT, "audio") if message.get(name)}
     reason = choice.get("finish_reason")
     code = _FINISH.get(str(reason).lower())
     if code:
