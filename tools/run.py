@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -139,6 +140,8 @@ def _run(arguments: argparse.Namespace) -> None:
     set_custom_source_root(str(_ROOT))
     pipeline = getattr(import_module(f"pipelines.{name}"), f"{name}_pipeline")
     configure_logging(to_standard_logging=True)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(without_traceback)
     started = time.monotonic()
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(options, file, sort_keys=False)
@@ -152,6 +155,13 @@ def _run(arguments: argparse.Namespace) -> None:
             raise reason from None
     if run is not None:
         _finish(run.id, time.monotonic() - started)
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Log an error of ours in one line, which says what to do, without ZenML's traceback."""
+    if record.exc_info and _domain_error(record.exc_info[1]):
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def _domain_error(error: BaseException | None) -> MlFilterError | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +19,7 @@ from fsspec import AbstractFileSystem
 from pydantic import BaseModel, Field, ValidationError
 
 from ml_filter import __version__
-from ml_filter.errors import InputError
+from ml_filter.errors import InputError, MlFilterError
 
 MANIFEST_NAME = "manifest.json"
 LEDGER_NAME = "ledger.sqlite"
@@ -110,11 +112,32 @@ def file_system_of(path: str) -> tuple[AbstractFileSystem, str]:
     Raises:
         InputError: the protocol of the URL is unknown, or its driver is not installed.
     """
-    try:
-        fs, root = fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from error
+    with reaching(path):
+        try:
+            fs, root = fsspec.core.url_to_fs(path)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"{path}: {error}") from error
     return fs, root
+
+
+_DRIVERS = {"hdfs": "hdfs:// needs Java and Hadoop (JAVA_HOME, HADOOP_HOME, CLASSPATH)"}
+
+
+@contextmanager
+def reaching(path: str | Path) -> Iterator[None]:
+    """Report what a file system or its client raises as an error that names the path.
+
+    Raises:
+        InputError: the path cannot be reached.
+    """
+    try:
+        yield
+    except MlFilterError:
+        raise
+    except Exception as error:  # file systems and their clients have no common base class
+        reason = str(error).strip().partition("\n")[0] or "no details"
+        advice = _DRIVERS.get(str(path).partition(":")[0], "check the address, the network and your access to it")
+        raise InputError(f"{path} cannot be reached ({type(error).__name__}: {reason}); {advice}") from error
 
 
 def find_manifest(directory: str | Path) -> Manifest | None:
@@ -125,10 +148,12 @@ def find_manifest(directory: str | Path) -> Manifest | None:
     """
     fs, root = file_system_of(str(directory))
     path = f"{root.rstrip('/')}/{MANIFEST_NAME}"
-    if not fs.exists(path):
-        return None
+    with reaching(directory):
+        if not fs.exists(path):
+            return None
+        content = fs.cat_file(path)
     try:
-        manifest = Manifest.model_validate_json(fs.cat_file(path))
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         raise InputError(f"{path} is not a manifest: {error.errors()[0]['msg']}") from error
     if manifest.format_version != FORMAT_VERSION:

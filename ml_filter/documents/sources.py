@@ -13,9 +13,9 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, file_system_of, find_manifest
+from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, file_system_of, find_manifest, reaching
 from ml_filter.documents.readers import Format, InputShard, format_of_content, hub, installed
-from ml_filter.errors import InputError, MlFilterError
+from ml_filter.errors import InputError
 
 _COMPRESSED = r"(\.(gz|gzip|zst|zstd|xz|bz2|lz4))?$"
 _FORMATS: tuple[tuple[str, Format], ...] = (
@@ -47,7 +47,8 @@ def list_shards(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
         elif match := _HUB_DATA_SET.match(path):
             shards, digest = _hub_files(match["name"], match["revision"], source)
         else:
-            shards, digest = _reachable_files(path)
+            with reaching(path):
+                shards, digest = _files_at(path)
         unnamed += shards
         parents.append(Parent(path=path, digest=digest))
     return [replace(shard, name=f"{number:05d}-{_stem(shard)}") for number, shard in enumerate(unnamed)], parents
@@ -74,21 +75,10 @@ def _stem(shard: InputShard) -> str:
     return f"{name}-{number}" if parts > 1 else name
 
 
-def _reachable_files(path: str) -> tuple[list[InputShard], str]:
-    try:
-        return _files_at(path)
-    except MlFilterError:
-        raise
-    except Exception as error:  # file systems and their clients have no common base class
-        reason = str(error).strip().partition("\n")[0] or "no details"
-        raise InputError(
-            f"{path} cannot be reached ({type(error).__name__}: {reason}); check the address, the network and your "
-            "access to it, or name local files"
-        ) from error
-
-
 def _files_at(path: str) -> tuple[list[InputShard], str]:
     """The files of a path or URL and a digest of their state."""
+    if not path.strip():
+        raise InputError("the path of a source is empty")
     fs, root = file_system_of(path)
     if fs.isdir(root):
         manifest = find_manifest(path)
