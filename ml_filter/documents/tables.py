@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from ml_filter.errors import InputError
 
 
 def union_schema(a: pa.Schema, b: pa.Schema) -> pa.Schema:
@@ -42,6 +45,36 @@ def cast_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
             # Integers above 2**53 are rounded where the column also holds fractions.
             columns.append(column.cast(options=pc.CastOptions(target_type=field.type, allow_float_truncate=True)))
     return pa.table(columns, schema=schema)
+
+
+def list_items(table: pa.Table, name: str) -> list[str]:
+    """The names of a column's items if it holds lists, such as `scores[0]`, `scores[1]`; otherwise its own name."""
+    if name not in table.column_names or not pa.types.is_list(table[name].type):
+        return [name]
+    return [f"{name}[{i}]" for i in range(pc.max(pc.list_value_length(table[name])).as_py() or 0)]
+
+
+def number_column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column as float64; `scores[0]` is the first item of the lists in column `scores`.
+
+    Raises:
+        InputError: the column does not exist or does not hold numbers.
+    """
+    match = re.fullmatch(r"(.+)\[(\d+)\]", name)
+    if name not in table.column_names and match and match[1] in table.column_names:
+        position = int(match[2])
+        lists = table[match[1]].to_pylist()
+        column = pa.chunked_array([pa.array([v[position] if v and position < len(v) else None for v in lists])])
+    elif name in table.column_names:
+        column = table[name]
+    else:
+        raise InputError(f"no column {name!r}; there are {', '.join(table.column_names)}")
+    try:
+        return column.cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        examples = ", ".join(list_items(table, name)[:2])
+        advice = f"; name its items: {examples}" if examples != name else ""
+        raise InputError(f"column {name!r} does not hold numbers ({error}){advice}") from error
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:

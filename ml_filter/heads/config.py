@@ -109,8 +109,12 @@ class TrainConfig(StageConfig):
     combine: Literal["mean", "max"] = Field("mean", description="how the scores of windows are combined")
     head: HeadSettings = HeadSettings()
     finetune: FinetuneConfig | None = Field(None, description="train the encoder, too (default: it stays frozen)")
-    label_column: str | list[str] = Field("score", description="column of the labels; several: one per criterion")
-    criterion: str | list[str] | None = Field(None, description="criteria of aggregated scores (default: all)")
+    label_column: str | list[str] = Field(
+        "score", description="column of the labels; several, or a column of lists: one per criterion"
+    )
+    criterion: str | list[str] | None = Field(
+        None, description="criteria of aggregated scores (default: all), or names of the items of a list column"
+    )
     trust_agreement: bool = Field(False, description="give aggregated scores less weight if their votes disagree")
     calibration: Literal["isotonic", "platt"] | None = Field(
         "isotonic", description="method for the probability that a document is good (None: no calibration)"

@@ -27,6 +27,7 @@ from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.readers import read_shard, text_id
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.tables import list_items, number_column
 from ml_filter.documents.unique import find_documents
 from ml_filter.errors import InputError
 from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures
@@ -131,19 +132,23 @@ class LabelledDocuments:
             self.lineage = [run for name in self.names for run in annotation_runs(manifest, name)]
             self._scores = _read_scores(manifest, self.names, trust_agreement)
             self.source = documents or annotated_documents(manifest)
-        elif chosen:
-            raise InputError(
-                f"{paths} has no aggregated scores to choose criteria from ({', '.join(chosen)}); choose label columns"
-            )
-        elif trust_agreement:
-            raise InputError(
-                f"trust_agreement requires aggregated scores, and {paths} has none; leave it out, or use a directory "
-                "made by ml-filter aggregate"
-            )
         else:
+            columns = self._item_columns(labels)
+            if chosen and (columns == self._columns or len(columns) != len(chosen)):
+                raise InputError(
+                    f"{paths} has no aggregated scores to choose criteria from ({', '.join(chosen)}); choose label "
+                    f"columns, or name all items of a column of lists ({', '.join(columns)})"
+                )
+            if trust_agreement:
+                raise InputError(
+                    f"trust_agreement requires aggregated scores, and {paths} has none; leave it out, or use a "
+                    "directory made by ml-filter aggregate"
+                )
+            self._columns = columns
             published = _published_criteria(manifest) if manifest is not None and manifest.kind == "labelled" else {}
             self.criteria = [
-                published.get(column) or Criterion.of_labels(column, score_range, threshold) for column in self._columns
+                published.get(name) or Criterion.of_labels(name, score_range, threshold)
+                for name in chosen or self._columns
             ]
             self.source = labels
         self.criteria = [_override(criterion, score_range, threshold, paths) for criterion in self.criteria]
@@ -186,15 +191,18 @@ class LabelledDocuments:
         ids, texts = table["id"].to_pylist(), table["text"].to_pylist()
         return Labelled(ids, texts, labels[is_labelled], weights[is_labelled], strata)
 
+    def _item_columns(self, labels: SourceConfig) -> list[str]:
+        """The label columns, with one name for each item of a column of lists."""
+        for shard in list_shards(labels)[0]:
+            for table in read_shard(shard, labels, RejectsLog()):
+                return [item for name in self._columns for item in list_items(table, name)]
+        return self._columns
+
     def _label_column(self, table: pa.Table, name: str) -> Array:
-        if name not in table.column_names:
-            raise InputError(
-                f"{', '.join(self.source.paths)} has no label column {name!r}; it has {', '.join(table.column_names)}"
-            )
         try:
-            values: Array = table[name].cast(pa.float64()).to_numpy()
-        except pa.ArrowInvalid as error:
-            raise InputError(f"label column {name!r} is not numeric: {error}") from error
+            values: Array = number_column(table, name).to_numpy()
+        except InputError as error:
+            raise InputError(f"labels in {', '.join(self.source.paths)}: {error}") from error
         return values
 
 

@@ -2,6 +2,7 @@ import os
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ml_filter.documents.config import SourceConfig
@@ -153,3 +154,101 @@ def test_a_state_changes_with_the_shard_and_is_none_without_its_file(tmp_path):
 def test_a_dangling_link_is_listed_for_its_reader_to_report(tmp_path):
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
     assert [shard.name for shard in shards_of(tmp_path)] == ["00000-a"]
+
+
+# --- Layouts of other tools ------------------------------------------------------------------------------------------
+
+
+def write_rows(path, *texts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": list(texts)}), path)
+
+
+def documents_at(*paths) -> list[dict]:
+    source = SourceConfig(paths=[str(path) for path in paths])
+    shards = list_shards(source)[0]
+    return [row for shard in shards for table in read_shard(shard, source, RejectsLog()) for row in table.to_pylist()]
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.Parquet", "a.warc.ZST", "a.jl", "a.csv.xz", "a.tsv.bz2", "a.wet.lz4"])
+def test_endings_are_known_whatever_their_case(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    assert [shard.name for shard in shards_of(tmp_path)] == ["00000-a"]
+
+
+def test_what_spark_has_not_committed_is_not_read(tmp_path):
+    write_rows(tmp_path / "part-0.parquet", "one")
+    write_rows(tmp_path / "_temporary" / "0" / "part-1.parquet", "two")
+    for name in ("_SUCCESS", ".part-0.parquet.crc", "_metadata"):
+        (tmp_path / name).write_bytes(b"x")
+    for path in (tmp_path, tmp_path / "*", tmp_path / "**" / "*.parquet"):
+        assert [row["text"] for row in documents_at(path)] == ["one"]
+    assert [row["text"] for row in documents_at(tmp_path / "_temporary" / "0" / "*")] == ["two"]
+
+
+def test_files_without_an_ending_are_read_if_their_content_is_known(tmp_path):
+    (tmp_path / "part-00000").write_text('{"text": "one"}')
+    (tmp_path / "LICENSE").write_text("Apache")
+    assert [row["text"] for row in documents_at(tmp_path)] == ["one"]
+    assert [row["text"] for row in documents_at(tmp_path / "part-*")] == ["one"]
+    with pytest.raises(InputError, match="LICENSE: unknown format"):
+        shards_of(tmp_path / "*")
+
+
+def test_a_glob_may_match_directories(tmp_path):
+    write_rows(tmp_path / "x.parquet" / "part-0.parquet", "one")
+    assert [row["text"] for row in documents_at(tmp_path / "*.parquet")] == ["one"]
+
+
+def test_saved_data_sets_are_read_without_the_files_beside_the_data(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_list([{"text": f"text {i}"} for i in range(20)])
+    datasets.DatasetDict(train=saved, test=saved.select([0])).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "train" / "cache-0123456789abcdef.arrow").write_bytes(b"x")
+    assert len(documents_at(tmp_path / "saved" / "train")) == 20
+    assert len(documents_at(tmp_path / "saved")) == 21
+
+
+def test_directories_of_a_hive_partitioned_table_are_columns(tmp_path):
+    write_rows(tmp_path / "language=de" / "source=a%2Fb%20c" / "part-0.parquet", "eins")
+    write_rows(tmp_path / "language=__HIVE_DEFAULT_PARTITION__" / "source=x" / "part-0.parquet", "two")
+    (tmp_path / "language=en" / "id=7" / "text=x").mkdir(parents=True)
+    (tmp_path / "language=en" / "id=7" / "text=x" / "a.jsonl").write_text('{"text": "one", "language": "fr"}')
+    for path in (tmp_path, tmp_path / "*" / "**"):
+        rows = {row["text"]: row for row in documents_at(path)}
+        assert (rows["eins"]["language"], rows["eins"]["source"]) == ("de", "a/b c")
+        assert (rows["two"]["language"], rows["two"]["source"]) == (None, "x")
+        assert (rows["one"]["language"], rows["one"]["input_id"], rows["one"]["input_text"]) == ("fr", "7", "x")
+    manifest = sample_documents(
+        SourceConfig(paths=[str(tmp_path)]), SampleConfig(size=3, by=["language"]), tmp_path / "out"
+    )
+    assert manifest.counts["sampled"] == 3
+
+
+# --- Sources that cannot be reached ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("http://127.0.0.1:9/a.jsonl", r"http://127.0.0.1:9/a.jsonl cannot be reached .*; check the address"),
+        ("http://127.0.0.1:9/*.jsonl", r"cannot be reached .*; check the address"),
+        ("hdfs://namenode/a", r"hdfs://namenode/a cannot be reached .*; hdfs:// needs Java and Hadoop"),
+        ("ftp://127.0.0.1:9/a.csv", r"cannot be reached .*; check the address"),
+        ("OWNER/NAME", "does not exist; a data set of the Hugging Face Hub is named hf://datasets/OWNER/NAME"),
+        ("squad", "does not exist; a data set of the Hugging Face Hub is named hf://datasets/squad"),
+        (" ", "the path of a source is empty"),
+    ],
+)
+def test_a_source_that_cannot_be_reached_is_one_line_with_the_way_out(source, message):
+    with pytest.raises(InputError, match=message) as raised:
+        shards_of(source)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_data_set_of_the_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"hf://datasets/squad: .*Check the name, the network") as raised:
+        shards_of("hf://datasets/squad")
+    assert "\n" not in str(raised.value)
