@@ -207,3 +207,14 @@ def test_a_killed_run_gives_the_same_bytes_when_it_is_run_again(tmp_path, when, 
     (tmp_path / "killed/.progress/scratch/.candidates.parquet.tmp").write_bytes(b"half a file")
     assert sample_documents(source, config, tmp_path / "killed").digest == undisturbed.digest
     assert not (tmp_path / "killed/.progress").exists()
+
+
+def test_another_extractor_makes_another_sample(tmp_path):
+    source = write_shards(tmp_path / "documents", [{"id": "a"}])
+    sample(source, tmp_path / "out", 1)
+    manifest = find_manifest(str(tmp_path / "out"))
+    assert manifest is not None
+    assert manifest.config["source"]["extractor"] == "trafilatura"
+    other = source.model_copy(update={"extractor": "text"})
+    with pytest.raises(InputError, match="different settings"):
+        sample(other, tmp_path / "out", 1)
