@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -197,19 +197,12 @@ class _Fingerprints:
     def _sizes(self) -> dict[str, int]:
         return {**{name: width * len(self) for name, width in self._widths.items()}, "ids": self._state.ids_size}
 
-    def _matrix(self, name: str, dtype: type[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
-        columns = self._widths[name] // np.dtype(dtype).itemsize
-        if not len(self):
-            return np.empty((0, columns), dtype=dtype)
-        return np.memmap(self._file(name), dtype=dtype, mode="r", shape=(len(self), columns))
-
-    def keys(self) -> NDArray[np.uint64]:
-        """Shape [documents, 1 + bands]."""
-        return self._matrix("keys", np.uint64)
-
-    def signatures(self) -> NDArray[np.uint32]:
-        """Shape [documents, permutations]."""
-        return self._matrix("signatures", np.uint32)
+    def matrix(self, name: Literal["keys", "signatures"]) -> NDArray[np.unsignedinteger]:
+        """The 64-bit keys [documents, 1 + bands], or the 32-bit signatures [documents, permutations]."""
+        dtype = np.dtype(np.uint64 if name == "keys" else np.uint32)
+        shape = (len(self), self._widths[name] // dtype.itemsize)
+        # an empty file cannot be mapped
+        return np.memmap(self._file(name), dtype, "r", shape=shape) if len(self) else np.empty(shape, dtype)
 
     def first(self, shard: InputShard) -> int:
         """The number of the shard's first document."""
@@ -230,7 +223,7 @@ def _exact_key(text: str) -> int:
 
 
 def _find_duplicates(fingerprints: _Fingerprints, threshold: float) -> _Duplicates:
-    keys, signed, count = fingerprints.keys(), fingerprints.signatures(), len(fingerprints)
+    keys, signed, count = fingerprints.matrix("keys"), fingerprints.matrix("signatures"), len(fingerprints)
     shared = shared_buckets(np.ascontiguousarray(keys[:, column]) for column in range(keys.shape[1]))
     duplicates = _Duplicates(
         kept_as=np.full(count, -1, dtype=np.int64),
