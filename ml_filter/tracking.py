@@ -84,18 +84,16 @@ def track_run(config: TrackingConfig, name: str, record: RunRecord, settings: Se
         log_env_details=False,
         offline_directory=config.directory,
     )
-    if online:
-        if not settings.comet_api_key:  # absent or empty
-            raise ConfigError("tracking.mode is online but COMET_API_KEY is not set; set it, or use offline or off")
-        experiment = comet_ml.start(
-            api_key=settings.comet_api_key.get_secret_value(),
-            project_name=config.project,
-            online=True,
-            experiment_config=common,
-        )
-    else:
+    if online and not settings.comet_api_key:  # absent or empty
+        raise ConfigError("tracking.mode is online but COMET_API_KEY is not set; set it, or use offline or off")
+    if not online:
         Path(config.directory).mkdir(parents=True, exist_ok=True)
-        experiment = comet_ml.start(project_name=config.project, online=False, experiment_config=common)
+    experiment = comet_ml.start(
+        api_key=settings.comet_api_key.get_secret_value() if online and settings.comet_api_key else None,
+        project_name=config.project,
+        online=online,
+        experiment_config=common,
+    )
     _log(experiment, record)
     experiment.end()
     if online:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from ml_filter.agreement.config import GateConfig
 from ml_filter.annotation.annotate import annotation_plan
 from ml_filter.annotation.config import AnnotateConfig, EstimateConfig
 from ml_filter.annotation.connection import annotator_name
@@ -16,28 +15,10 @@ from ml_filter.annotation.run import output_directory
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError
-from ml_filter.pipeline.config import AnnotationPipelineConfig, as_gates, golds_of
-from ml_filter.prepare.config import SampleConfig
+from ml_filter.pipeline.config import AnnotationPipelineConfig, golds_of
 from ml_filter.prepare.sampling import sample_documents
 
-_DEFAULT_OUTPUT = AnnotationPipelineConfig.model_fields["output"].default
 _FIGURES = ("requests", "prompt_tokens", "completion_tokens", "hours", "usd")
-
-
-def source_to_annotate(parameters: Mapping[str, Any]) -> SourceConfig:
-    """The documents that an annotation pipeline annotates. A configured sample is drawn to where the pipeline uses it.
-
-    Raises:
-        ConfigError: the parameters have neither a source nor a sample.
-    """
-    if not {"source", "sample"} & parameters.keys():
-        raise ConfigError("no documents to annotate: give DOCS, or a --config with a source or a sample")
-    source = SourceConfig.model_validate(parameters.get("source", {}))
-    if "sample" not in parameters:
-        return source
-    output = parameters.get("output", _DEFAULT_OUTPUT)
-    sample = SampleConfig.model_validate(parameters["sample"])
-    return SourceConfig(paths=[sample_documents(source, sample, f"{output}/sample-{{digest}}").root])
 
 
 class AnnotatorRun(NamedTuple):
@@ -76,27 +57,29 @@ def annotator_runs(
 
     Raises:
         ConfigError: the parameters have neither a source nor a sample, or an annotator has no model.
+        ValidationError: the parameters are not those of a pipeline.
     """
     settings = settings or Settings()
-    jury = parameters.get("jury") or []
-    if not isinstance(jury, list):
-        raise ConfigError(f"jury must be a list of annotators with the settings of annotate, not {jury!r}")
-    annotators = {"annotate": annotate} | {
-        f"jury-{number}": AnnotateConfig.model_validate(juror) for number, juror in enumerate(jury, 1)
-    }
-    documents = source_to_annotate(parameters)
+    if not {"source", "sample"} & parameters.keys():
+        raise ConfigError("no documents to annotate: give DOCS, or a --config with a source or a sample")
+    fields = AnnotationPipelineConfig.model_fields
+    known = {name: value for name, value in parameters.items() if name in fields and value is not None}
+    pipeline = AnnotationPipelineConfig.model_validate({"sample": {"size": 1}, **known, "annotate": annotate})
+    documents = pipeline.source
+    if "sample" in known:  # drawn to where the pipeline uses it
+        drawn = sample_documents(documents, pipeline.sample, f"{pipeline.output}/sample-{{digest}}")
+        documents = SourceConfig(paths=[drawn.root])
+    annotators = {f"jury-{number}" if number else "annotate": each for number, each in enumerate(pipeline.annotators)}
     runs = [
         AnnotatorRun(name, documents, config, output and (output if name == "annotate" else f"{output}-{name}"))
         for name, config in annotators.items()
     ]
-    folder = parameters.get("output", _DEFAULT_OUTPUT)
-    gates = [GateConfig.model_validate(gate) for gate in as_gates(parameters.get("gate"))]
-    for number, gold in enumerate(golds_of(gates), 1):
+    for number, gold in enumerate(golds_of(pipeline.gate), 1):
         prefix = "gold" if number == 1 else f"gold-{number}"
         for name, config in annotators.items():
             plan = annotation_plan(gold, config, annotator_name(config, settings))
             # Where the pipeline annotates the gold, so that it finds the answers of the pilot.
-            path = output_directory(plan, f"{folder}/annotations-{{digest}}").path
+            path = output_directory(plan, f"{pipeline.output}/annotations-{{digest}}").path
             runs.append(AnnotatorRun(f"{prefix}-{name}", gold, config, path))
     return runs
 

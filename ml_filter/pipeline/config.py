@@ -49,17 +49,12 @@ class AnnotationPipelineConfig(_PipelineConfig):
     @field_validator("gate", mode="before")
     @classmethod
     def _one_gate_is_a_list(cls, gate: Any) -> Any:
-        return as_gates(gate)
+        return [] if gate is None else gate if isinstance(gate, list) else [gate]
 
     @property
     def annotators(self) -> list[AnnotateConfig]:
         """The first annotator and the jury."""
         return [self.annotate, *self.jury]
-
-
-def as_gates(gate: Any) -> list[Any]:
-    """The value of `gate` as a list: it may be none, one gate or a list of them."""
-    return [] if gate is None else gate if isinstance(gate, list) else [gate]
 
 
 def golds_of(gates: Sequence[GateConfig]) -> list[SourceConfig]:

@@ -15,7 +15,7 @@ from ml_filter.cli import main
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, TooManyFailures
-from ml_filter.pipeline.bill import annotator_runs, estimate_pipeline, source_to_annotate
+from ml_filter.pipeline.bill import annotator_runs, estimate_pipeline
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents
 from tests.annotation.misbehaving import Reply, Request, chat, refused
@@ -193,13 +193,16 @@ def test_the_budget_also_limits_the_pilot(serve, pages, asking):
 def test_a_pipelines_sample_is_drawn_where_the_pipeline_finds_it(pages, tmp_path):
     source, sample = pages(30), SampleConfig(size=20, seed=3)
     parameters = {"source": source.model_dump(), "sample": sample.model_dump(), "output": str(tmp_path / "runs")}
-    [path] = source_to_annotate(parameters).paths
+    first = AnnotateConfig(model="m")
+    [run] = annotator_runs(parameters, first, output=None, settings=SETTINGS)
+    [path] = run.source.paths
     drawn = sample_documents(source, sample, f"{tmp_path}/runs/sample-{{digest}}")
     assert path == drawn.root
     assert pq.read_table(drawn.shard_paths()[0]).num_rows == 20
-    assert source_to_annotate({"source": source.model_dump()}) == source
+    [run] = annotator_runs({"source": source.model_dump()}, first, output=None, settings=SETTINGS)
+    assert run.source == source
     with pytest.raises(ConfigError, match="give DOCS"):
-        source_to_annotate({"prompts": ["x"]})
+        annotator_runs({"prompts": ["x"]}, first, output=None, settings=SETTINGS)
 
 
 @pytest.fixture
@@ -300,8 +303,8 @@ def test_only_documents_that_can_be_annotated_are_counted(serve, asking, tmp_pat
     ("content", "says"),
     [
         ("parameters:\n", "no documents to annotate"),
-        ("parameters: {source: 3}\n", "SourceConfig: Input should be"),
-        ("parameters: {source: {paths: [nowhere.jsonl]}, jury: 3}\n", "jury must be a list of annotators"),
+        ("parameters: {source: 3}\n", "source: Input should be"),
+        ("parameters: {source: {paths: [nowhere.jsonl]}, jury: 3}\n", "jury: Input should be a valid list"),
         ("parameters: {source: {paths: [nowhere.jsonl]}}\n", "nowhere.jsonl does not exist"),
         ("parameters: {sorce: {paths: [nowhere.jsonl]}}\n", "wrong.yaml: unknown key 'sorce'"),
     ],

@@ -141,14 +141,19 @@ def test_too_many_failures_raise_after_the_comparison_is_written(sides, rated, t
 
 
 def test_side_whose_answers_all_failed_can_be_retried(serve, asking, rated, tmp_path):
-    server = serve(lambda request: chat("no idea") if request.body["model"] == "bad" else score_by_rule(request))
+    def answer(request):  # in two ways: the same failure of all of the first answers ends a run
+        if request.body["model"] == "good":
+            return score_by_rule(request)
+        return chat("no idea") if int(request.document[1:]) % 2 else refused(400, "I do not like this one")
+
+    server = serve(answer)
     a, b = two_sides(asking(server, timeout_s=20), [], ["good", "bad"], [])
     with pytest.raises(TooManyFailures) as raised:
         compare_annotators(rated, a, b, gold(rated), tmp_path / "out")
-    assert str(raised.value) == (
-        f"there is nothing to compare: all 60 answers of side b (bad, short) failed (unparsable_score 60); see "
-        f"{tmp_path}/out/b/failed.jsonl. Fix the cause, then run again with --retry-failed"
-    )
+    message = str(raised.value)
+    assert message.startswith("there is nothing to compare: all 60 answers of side b (bad, short) failed (")
+    assert "unparsable_score 30" in message
+    assert message.endswith(f"; see {tmp_path}/out/b/failed.jsonl. Fix the cause, then run again with --retry-failed")
     assert len((tmp_path / "out/b/failed.jsonl").read_text().splitlines()) == SIZE
     server.answer = score_by_rule
     a, b = (config.model_copy(update={"retry_failed": True}) for config in (a, b))
