@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     )
     model: str | None = Field(None, description="model name at the endpoint")
     api_key: SecretStr | None = Field(None, description="API key of the endpoint")
-    ca_bundle: Path | None = Field(
+    ca_bundle: str | None = Field(
         None,
         description="PEM file of further certificate authorities to trust at endpoints, such as a company's own",
     )

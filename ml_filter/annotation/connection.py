@@ -58,12 +58,12 @@ def _endpoint(endpoint: EndpointConfig, config: AskConfig, settings: Settings) -
     return Endpoint(endpoint.url, model, SecretStr(key), key_name=variable, tls=_tls(settings.ca_bundle))
 
 
-def _tls(ca_bundle: Path | None) -> ssl.SSLContext:
+def _tls(ca_bundle: str | None) -> ssl.SSLContext:
     """The certificates of the system, or of SSL_CERT_FILE, and those of the bundle."""
     context = ssl.create_default_context()
-    if ca_bundle is not None:
+    if ca_bundle:
         try:
-            context.load_verify_locations(ca_bundle)
+            context.load_verify_locations(Path(ca_bundle).expanduser())
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
                 f"ML_FILTER_CA_BUNDLE: {ca_bundle} is not a PEM file of certificates ({error}); give the file with the "

@@ -124,7 +124,7 @@ def test_a_certificate_of_a_company_is_reported_and_accepted_with_its_bundle(
     with pytest.raises(EndpointError, match=rf"certificate of {url} is not signed by a known.*ML_FILTER_CA_BUNDLE"):
         annotate_documents(pages(3), asked, tmp_path / "out", BARE)
     assert time.monotonic() - start < 5
-    trusting = BARE.model_copy(update={"ca_bundle": authority.bundle})
+    trusting = BARE.model_copy(update={"ca_bundle": str(authority.bundle)})
     assert annotate_documents(pages(3), asked, tmp_path / "out", trusting).counts["scored"] == 3
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
     assert annotate_documents(pages(3), asked, tmp_path / "again", BARE).counts["scored"] == 3
@@ -139,7 +139,7 @@ def test_a_certificate_of_a_company_is_reported_and_accepted_with_its_bundle(
     ],
 )
 def test_an_expired_or_foreign_certificate_has_its_own_words(changes, says, authority, secure):
-    trusting = BARE.model_copy(update={"ca_bundle": authority.bundle})
+    trusting = BARE.model_copy(update={"ca_bundle": str(authority.bundle)})
     url = secure(authority.context(**changes))
     with pytest.raises(AssertionError, match=says):
         raise AssertionError(problem(url, trusting))
@@ -147,9 +147,9 @@ def test_an_expired_or_foreign_certificate_has_its_own_words(changes, says, auth
 
 def test_a_bundle_that_is_missing_or_not_pem_is_reported(authority, tmp_path, monkeypatch, secure):
     (tmp_path / "text.pem").write_text("no certificate")
-    for path in (tmp_path / "text.pem", tmp_path / "nowhere.pem"):
+    for path in (tmp_path / "text.pem", tmp_path / "nowhere.pem", tmp_path):
         with pytest.raises(ConfigError, match=rf"ML_FILTER_CA_BUNDLE: {path} is not a PEM file"):
-            configured_endpoints(config("https://x/v1"), BARE.model_copy(update={"ca_bundle": path}))
+            configured_endpoints(config("https://x/v1"), BARE.model_copy(update={"ca_bundle": str(path)}))
     url = secure(authority.context())
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
     assert "SSL_CERT_FILE is set to" in problem(url)
@@ -168,7 +168,7 @@ def test_the_bundle_is_used_for_batches(authority, pages, prompt_file, tmp_path)
     write_batch(pages(2), asked, BatchConfig(), tmp_path / "batch", BARE)
     with pytest.raises(EndpointError, match="is not signed by a known authority"):
         submit_batch(tmp_path / "batch", BARE)
-    [submission] = submit_batch(tmp_path / "batch", BARE.model_copy(update={"ca_bundle": authority.bundle}))
+    [submission] = submit_batch(tmp_path / "batch", BARE.model_copy(update={"ca_bundle": str(authority.bundle)}))
     assert submission.batch_id == "batch_0"
     provider.shutdown()
     provider.server_close()
@@ -181,7 +181,7 @@ def test_the_bundle_is_used_for_the_tokenizer_of_the_server(authority, secure, p
     asked = config(secure(authority.context(), answer), tokenizer="server", context_tokens=900, prompts=[prompt_file()])
     with pytest.raises(ConfigError, match="is not signed by a known authority"):
         annotate_documents(pages(1), asked, tmp_path / "out", BARE)
-    trusting = BARE.model_copy(update={"ca_bundle": authority.bundle})
+    trusting = BARE.model_copy(update={"ca_bundle": str(authority.bundle)})
     assert annotate_documents(pages(1), asked, tmp_path / "out", trusting).counts["scored"] == 1
 
 
