@@ -1,10 +1,10 @@
-"""Does the annotator keep a server as busy as a bare load generator does, and is its memory flat?
+"""Annotation throughput against a bare load generator, and memory for a growing number of documents.
 
-Throughput: a server on loopback answers each request after a second, and a bare aiohttp loop and `ml-filter annotate`
-put the same documents to it, in turn, with 1,000 requests in flight, each in a process of its own. The rate is the
-server's, from the first request to the last answer, so what the annotator takes to find out how many requests the
-server bears (the ramp-up) counts. The steady state, from the moment when 95% of the limit is in flight until the last
-document has been asked about, is stated apart.
+Throughput: a server on loopback answers each request after one second. A bare aiohttp loop and `ml-filter annotate`
+send it the same documents in turn, each in its own process, with up to 1,000 requests in flight. The rate is measured
+at the server, from the first request to the last answer, and so includes the ramp-up of the annotator's concurrency.
+The steady state is reported separately: from the moment 95% of the limit is in flight until the last document has been
+sent.
 Memory: the peak (VmHWM) of `ml-filter annotate` for a growing number of documents of about 3 kB.
 
     python benchmarks/annotation_throughput.py [--only throughput|memory]

@@ -1,11 +1,11 @@
-"""Does annotation lose, repeat or mix up anything when the server misbehaves and the run is killed?
+"""Does annotation lose, repeat or mix up answers when the server misbehaves and the run is killed?
 
-Documents are annotated by the real command line against a server that answers one request in ten with 500, lets one
-in twenty hang, sends one in twenty malformed, and cuts off, resets or refuses (429) some more; one document in fifty
-never gets a usable answer; half way the server is dead for a minute. The run is killed with SIGKILL at random (seeded)
-points, the last when all answers are in, and called again until it ends by itself. Right after every kill the ledger
-is read: a document with a score in it is finished, and no later life may ask for it again. At the end every document
-must be in the shards once, in input order, with the score that the server gave it or the error code that is its due.
+Documents are annotated by the real command against a server that answers one request in ten with 500, lets one in
+twenty hang, sends one in twenty malformed, and truncates, resets or rejects (429) some more. One document in fifty
+never gets a usable answer, and half way through the server is down for a minute. The run is killed with SIGKILL at
+seeded random points, the last one after all answers have arrived, and started again until it finishes. After each kill
+the ledger is read: a document with a score in it must not be requested again. At the end every document must be in the
+shards once, in input order, with the score that the server sent or the expected error code.
 
     python benchmarks/annotation_under_fire.py [--documents 2000] [--kills 6]
 """

@@ -1,8 +1,8 @@
-"""Does a cascade keep its promise on documents that it never saw, and what does its sample's size buy?
+"""Does a cascade keep its guarantee on unseen documents, and how does the size of its sample matter?
 
-Real documents are cut into passages, as there must be thousands of them; the passages of one half of the documents are
-what the cascade samples from, those of the other half are scored by the head and by the cascade, and their decisions
-compared. A passage is a document with its own encoder score here: no label plays a part.
+Real documents are cut into passages, because thousands are needed. The cascade samples passages of one half of the
+documents; the head and the cascade score passages of the other half, and their decisions are compared. Each passage
+counts as a document with its own encoder score; labels are not used.
 
     python benchmarks/cascade.py HEAD_DIR ../shared/data/*.jsonl [--characters 1000] [--first-stages hashing static]
 """

@@ -1,12 +1,12 @@
-"""A chat completion server on loopback that misbehaves as much as asked, and remembers every request.
+"""A chat completion server on loopback that misbehaves as requested and logs every request.
 
-It speaks `/v1/models` and `/v1/chat/completions`, answers after a set time, and decides by a seeded hash of document
-and attempt what goes wrong. It runs in a process of its own, which ends with the one that started it. The documents
-to ask it about come from `write_documents`: each names itself in its text.
+It serves `/v1/models` and `/v1/chat/completions`, answers after a fixed time, and picks faults by a seeded hash of
+document and attempt. It runs as a separate process that ends with its parent. `write_documents` writes the documents
+to send; each contains its own name.
 
-Each line of the log is an event: `asked` (a request was read whole; `kind` is what it will get), `answered` (a
-well-formed answer was written whole), `dead` and `alive` (the listening socket was closed with all connections, and
-opened again). `life` is the API key of the request: a client that is started again shows another key.
+Each line of the log is an event: `asked` (a whole request was read; `kind` is the response it will get), `answered` (a
+well-formed response was sent in full), `dead` and `alive` (the listening socket and all connections were closed; it
+was opened again). `life` is the API key of the request: each start of a client uses another key.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How close Dawid-Skene and the mean come to a known truth: simulated juries, by documents and smoothing.
+"""How close do Dawid-Skene and the mean come to a known truth? Simulated juries, by documents and smoothing.
 
-Prints, for each jury, the mean absolute error and Pearson's correlation with the true score, averaged over six seeds.
+Prints the mean absolute error and Pearson's correlation with the true score for each jury, averaged over six seeds.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from ml_filter.agreement.dawid_skene import dawid_skene
 SMOOTHINGS = (1e-10, 0.01, 0.1, 0.5, 1, 2)
 JURIES = {  # annotators' standard deviation and bias, in points of the 0 to 5 scale
     "three unequal": ([0.4, 0.7, 1.2], [0, 0, 0]),
-    "three alike": ([0.5, 0.5, 0.5], [0, 0, 0]),
+    "three equal": ([0.5, 0.5, 0.5], [0, 0, 0]),
     "one biased, one noisy": ([0.4, 0.6, 2.0], [0, 0.7, 0]),
     "five": ([0.4, 0.6, 0.8, 1.0, 1.5], [0, 0.5, -0.5, 0, 0]),
 }

@@ -1,8 +1,8 @@
-"""How does the embedded annotator do in each answer mode, and what does the gate say of it?
+"""Quality of the embedded annotator in each answer mode, and the verdict of the gate.
 
-Annotates documents with human and LLM scores (edu_human_gold_dev.jsonl) in each way, through the project's own
-annotator, and prints the agreement with both, the gate's verdict and, below, the gate's verdict on the LLM's scores.
-Annotations stay in --work, so that a run that was broken off goes on.
+Annotates documents with human and LLM scores (edu_human_gold_dev.jsonl) in each mode, through the project's own
+annotator. Prints the agreement with both, and the gate's verdict against the humans' scores and against the LLM's.
+Annotations are kept in --work, so that an interrupted run can be resumed.
 
     python benchmarks/embedded_annotator.py ../shared/data/edu_human_gold_dev.jsonl --work runs/embedded_annotator
 """
@@ -120,7 +120,7 @@ def agreement_cells(annotations: str, gold: Path, use: str, output: Path) -> str
 
 
 def interval(pair: PairAgreement) -> str:
-    """A figure with its interval, or why there is none."""
+    """A figure with its interval, or the reason why it is undefined."""
     figure = pair.figures["spearman"]
     if figure.value is None:
         return figure.reason or ""

@@ -1,4 +1,4 @@
-"""The plots of docs/training.md: Spearman with the humans from its table, curves and thresholds from an evaluation.
+"""The plots of docs/training.md: Spearman with human scores from its table, curves and thresholds from an evaluation.
 
 ml-filter train ../shared/data/fineweb_edu_llm_scored_1000.jsonl --label-column llama3_70b_score --output head
 ml-filter evaluate head ../shared/data/edu_human_gold_dev.jsonl --label-column human_score --output evaluation

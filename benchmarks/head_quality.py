@@ -1,11 +1,12 @@
-"""How good is each kind of head, on documents that it has not seen?
+"""Quality of each kind of head on unseen documents.
 
-Cross-validation over edu_human_gold_dev.jsonl: each head is trained on the 1000 documents of
+Cross-validation over edu_human_gold_dev.jsonl: each head is trained on the 1,000 documents of
 fineweb_edu_llm_scored_1000.jsonl and on the gold documents of the other folds, with Llama-3-70B's scores as labels
-(never the humans'), and scores the fold that is left. Penalties, calibration (also the baselines') and the weights of a
-stack are chosen inside the training documents, so the cross-validation is nested. The layers and the kernel's length of
-the default were once chosen on the gold; the row of chosen layers and length chooses them anew for each fold, by
-cross-validation inside its training documents: what it loses against the default is what that choice flattered.
+(never the human scores), and scores the held-out fold. Penalties, calibration (also of the baselines) and the weights
+of a stack are chosen within the training documents, so the cross-validation is nested. The default's layers and kernel
+length were originally chosen on the gold. The row "chosen layers and length" chooses them again for each fold by
+cross-validation within its training documents; the difference from the default shows how optimistic the default's
+figures are.
 Intervals: 95%, bootstrap over documents.
 
     python benchmarks/head_quality.py ../shared/data [--only NAME ...] [--repeats 3]
@@ -179,7 +180,7 @@ class TrainedHead:
 
 
 class Chosen:
-    """Of several heads the one that ranks the training documents best, each scored by a fit on others."""
+    """The head that ranks the training documents best under cross-fitting."""
 
     def __init__(self, heads: list[TrainedHead]) -> None:
         self.heads, self.best, self.count = heads, heads[0], Counter[str]()

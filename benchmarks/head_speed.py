@@ -1,13 +1,13 @@
-"""How much faster is training a head on cached embeddings than running every epoch through the encoder?
+"""Training a head on cached embeddings against running every epoch through the encoder.
 
-The baseline is what scripts in the style of FineWeb-Edu's do: the encoder is frozen, yet each of 20 epochs runs every
-document through it, and AdamW trains a linear head on what comes out (last layer, mean squared error). It gets our
-batches of like length and number type, so that only the way of training differs. Its rate is the best of 3e-4, 1e-3,
-3e-3, 1e-2 and 3e-2 after 20 epochs on 120, 320 and 800 documents, judged by the 200 that were kept apart. What more
-epochs would bring is told from the embeddings, which are the same in each. Beside it: `ml-filter train` from an empty
-cache, and again with the cache it left, with cross-fitting, calibration and evaluation in the time. All are trained on
-the same documents, those that `ml-filter train` does not keep for its test, and asked about the gold, which none has
-seen. They are compared by CPU time, which other jobs on the machine bear on least.
+The baseline trains like the scripts of FineWeb-Edu: the encoder is frozen, but each of 20 epochs runs every document
+through it, and AdamW trains a linear head on the last layer (mean squared error). It uses our batches by length and
+our number type, so that only the training method differs. Its learning rate is the best of 3e-4, 1e-3, 3e-3, 1e-2 and
+3e-2 after 20 epochs on 120, 320 and 800 documents, measured on 200 held-out documents. The effect of more epochs is
+computed from the embeddings, which do not change. Compared with it: `ml-filter train` with an empty cache, and again
+with a full cache, including cross-fitting, calibration and evaluation. All train on the same documents, without the
+test documents of `ml-filter train`, and are evaluated on the gold, which none of them has seen. CPU times are
+compared, because other processes on the machine affect them least.
 
     python benchmarks/head_speed.py ../shared/data [--documents 1000] [--epochs 20]
 """
@@ -135,7 +135,7 @@ class Baseline:
                 self._step(batch)
 
     def go_on(self, epochs: int) -> None:
-        """Up to so many epochs, on the embeddings that every epoch has."""
+        """Train up to this many epochs on the embeddings, which are the same in every epoch."""
         while self.epochs < epochs:
             for batch in self._shuffled():
                 self._step(batch)

@@ -1,7 +1,7 @@
-"""Do memory and time of scoring stay as they should while the corpus grows: the one flat, the other linear?
+"""Memory and time of scoring for a growing corpus: memory should be flat, time linear.
 
-Passages of real documents in one Parquet shard of all of them, scored by the command line in a process of its own;
-peak resident memory is the process's own (VmHWM).
+The corpus is one Parquet shard of passages of real documents. The command runs in a separate process; peak resident
+memory is VmHWM of that process.
 
     python benchmarks/scoring_growth.py HEAD_DIR ../shared/data/*.jsonl [--sizes 10000 100000 1000000]
 """

@@ -1,12 +1,13 @@
-"""How fast do two workers on Ray score a corpus, against two local worker processes in the same run?
+"""Two workers on Ray against two local worker processes in the same run.
 
-The corpus is short real texts, cut from documents, in Parquet shards. Each way scores it in turn with the same head, in
-processes of its own on this machine; one process with all threads shows what several are good for. Time counts from
-when all workers have loaded the head until the last shard is committed; the time until then is told apart. The bytes of
-every run are compared with those of the first.
+The corpus is Parquet shards of short passages of real documents. Each variant scores it in turn with the same head, in
+separate processes on this machine; one process with all threads is the reference. Time is measured from the moment all
+workers have loaded the head until the last shard is committed; start-up is reported separately. The bytes of all runs
+are compared with those of the first.
 
-On a machine that has other things to do, look at the second figure too: Linux divides time between sessions first, and
-Ray's processes have one of their own, so wall time flatters them. It is documents a second of the workers' CPU time.
+On a busy machine, look at the second figure as well: Linux divides CPU time between sessions first, and Ray's
+processes have a session of their own, so that their wall time looks better than it is. The second figure is documents
+per second of the workers' CPU time.
 
     python benchmarks/scoring_workers.py HEAD_DIR ../shared/data/*.jsonl [--documents 20000] [--characters 500]
 """

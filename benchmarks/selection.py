@@ -1,9 +1,10 @@
-"""Is a token budget hit in every quota, and does memory stay flat while the corpus grows?
+"""Is a token budget met in every quota, and is memory flat for a growing corpus?
 
-Budget: scored documents made of fragments of real web texts in four languages; what is kept of each language, what it
-was to get, and the tokens of the next document in its ranking, found by sorting all documents here.
-Memory: highest resident memory of the process (VmHWM) at growing numbers of documents with scores and token counts,
-beside that of a process that loads and sorts the same columns with Arrow.
+Budget: scored documents made of passages of real web texts in four languages. Prints the tokens kept for each
+language, the tokens it was entitled to, and those of the next document in its ranking, which this script finds by
+sorting.
+Memory: peak resident memory (VmHWM) for growing numbers of documents with scores and token counts, next to that of a
+process that loads and sorts the same columns with Arrow.
 
     python benchmarks/selection.py ../shared/data [--documents 200000] [--sizes 20000 200000 1000000]
 """

@@ -1,10 +1,10 @@
-"""What does scoring the documents of many clients together bring, and what does it cost a single one?
+"""What does batching documents of many clients gain, and what does it cost a single client?
 
-Servers of the same head with `--max-batch` 1, 8 and 64 are asked in turn by 1, 8 and 64 clients, each of which sends
-its next document when it has its answer. Figures are medians over the rounds; ratios are those to the first server in
-the same round, with their least and most. The server's CPU time says what a request costs where other work on the
-machine blurs the rate. All get the same documents, so that the largest difference of their scores is what the company
-in a batch does to a score.
+Servers of the same head with `--max-batch` 1, 8 and 64 are queried in turn by 1, 8 and 64 clients; each client sends
+its next document when it has its answer. Figures are medians over the rounds; ratios are against the first server in
+the same round, with minimum and maximum. The server's CPU time shows the cost of a request independently of other load
+on the machine. All servers get the same documents, so the largest difference of their scores is the effect of batching
+on a score.
 
     python benchmarks/serving.py HEAD_DIR ../shared/data/fineweb_edu_llm_scored_1000.jsonl [--requests 192]
 """

@@ -1,13 +1,13 @@
 """Does the annotator work with a real vLLM server, and as fast as vLLM's own benchmark client?
 
-Called by benchmarks/vllm_check.sh, which starts the server. In this order, and printed as Markdown:
+Called by benchmarks/vllm_check.sh, which starts the server. Prints as Markdown:
 
-1. Greedy answers of vLLM beside those of llama.cpp on the same weights: a careless conversion gives nonsense.
-2. Real documents through `ml-filter annotate`, once for each way to answer, each time with an empty prefix cache.
-3. Requests a second of `ml-filter annotate` and of `vllm bench serve`: the same requests at the same concurrency, in
-   turns. Both are timed from the first request to the last answer.
+1. Greedy answers of vLLM and of llama.cpp with the same weights: a wrong conversion gives nonsense.
+2. Real documents through `ml-filter annotate`, once for each answer mode, each time with an empty prefix cache.
+3. Requests per second of `ml-filter annotate` and of `vllm bench serve`: the same requests at the same concurrency, in
+   turn, both timed from the first request to the last answer.
 
-The exit code is 1 where an answer is lost, a conversion is wrong or the annotator is slower than it may be.
+The exit code is 1 if an answer is lost, the conversion is wrong or the annotator is slower than the limit.
 """
 
 from __future__ import annotations
