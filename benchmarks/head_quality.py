@@ -37,9 +37,9 @@ from sklearn.preprocessing import StandardScaler
 
 from ml_filter.config import Settings
 from ml_filter.heads.config import HeadSettings, SearchSpace, TrainConfig
+from ml_filter.heads.fitting import ALPHAS
 from ml_filter.heads.info import CalibratedCriterion
 from ml_filter.heads.kinds import Trainer, create_trainer
-from ml_filter.heads.ridge import ALPHAS
 from ml_filter.statistics.calibration import fit_calibration
 
 Places, Numbers = NDArray[np.int64], NDArray[np.float64]
@@ -155,7 +155,7 @@ def opened(name: str, texts: list[str]) -> Iterator[Fitted]:
     with create_trainer(config, [CRITERION], Settings().embedding_dir) as member:
         member.add(texts)
         if name == RIDGE:
-            embeddings = member.embeddings(np.arange(len(texts)))[:]
+            embeddings = member.windows_of(np.arange(len(texts)))[0][:]
             yield Baseline(embeddings, make_pipeline(StandardScaler(), RidgeCV(alphas=ALPHAS)))
         elif name == CHOSEN:
             yield Chosen([TrainedHead(member.with_settings(choice)) for choice in CHOICES])

@@ -18,11 +18,15 @@ from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.model import KernelLayer, MlpLayer, OutputLayer, StandardisedLayer
-from ml_filter.heads.ridge import fit_ridge, label_weights, mean_and_scale
 from ml_filter.statistics.intervals import Array
 from ml_filter.statistics.rounding import integer_scores, whole_scores
 from ml_filter.statistics.weighted import rank_and_distance, table_statistic
 
+Rows = NDArray[np.float32] | Embeddings
+"""Features [n, width] that are read in parts: an array, a memory map, or rows of an embedding store."""
+ALPHAS = tuple(float(a) for a in np.logspace(0, 5, 16))
+SELECT_ON = 10_000
+_ROWS = 4096
 _KERNEL_ALPHAS = tuple(float(a) for a in np.logspace(-2, 1.5, 15))
 _JITTERS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Tried in turn as an addition to the diagonal of the kernel, which is 1, until the kernel can be factorised."""
@@ -77,7 +81,11 @@ def fit_head(
             landmarks = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:size])
             head.layer.landmarks.copy_((torch.from_numpy(embeddings[landmarks]) - head.layer.mean) / head.layer.scale)
         if settings.task == "regression" and settings.model in ("linear", "kernel"):
-            _solve(head, embeddings, labels, weights, seed)
+            layer = head.layer if isinstance(head.layer, KernelLayer) else None
+            coefficients, biases = fit_ridges(embeddings, labels, weights, seed=seed, layer=layer)
+            with torch.no_grad():
+                head.out.weight.copy_(torch.from_numpy(coefficients))
+                head.out.bias.copy_(torch.from_numpy(biases))
         else:
             _descend(head, embeddings, labels, weights, settings, seed, owners)
     return head.eval().requires_grad_(False)
@@ -93,34 +101,100 @@ def predict(head: OutputLayer, embeddings: Embeddings) -> Array:
 
 
 def class_weights(labels: Array, weights: Array, balance: float) -> Array:
-    """Weights [n, criteria] times those of the labels' classes, with mean 1 over the labels; 0 for missing labels."""
+    """Weights [n, criteria] for fitting, with mean 1 over the labels; 0 for missing labels.
+
+    They are `weights` times the frequency of each rounded label to the power of `-balance`.
+    """
     balanced = np.zeros_like(weights)
     for index in range(labels.shape[1]):
         is_labelled = ~np.isnan(labels[:, index])
         if is_labelled.any():
-            products = weights[is_labelled, index] * label_weights(labels[is_labelled, index], balance)
+            _, label_class, counts = np.unique(
+                np.round(labels[is_labelled, index]), return_inverse=True, return_counts=True
+            )
+            frequencies = counts[label_class].astype(np.float64) ** -balance
+            products = weights[is_labelled, index] * (frequencies / frequencies.mean())
             balanced[is_labelled, index] = products / products.mean()
     return balanced
 
 
-def _solve(head: OutputLayer, embeddings: Embeddings, labels: Array, weights: Array, seed: int) -> None:
-    """Closed-form weights of a linear or kernel regression, criterion by criterion."""
-    for index in range(len(head.criteria)):
-        labelled = np.flatnonzero(~np.isnan(labels[:, index]))
-        rows, targets, weight = embeddings.take(labelled), labels[labelled, index], weights[labelled, index]
-        if isinstance(head.layer, KernelLayer):
-            with tempfile.TemporaryDirectory(prefix="ml_filter-kernel-") as scratch:
-                coefficients, bias = _solve_kernel(head.layer, rows, targets, weight, seed, Path(scratch))
+def fit_ridges(
+    embeddings: Embeddings, labels: Array, weights: Array, *, seed: int, layer: KernelLayer | None = None
+) -> tuple[Array, Array]:
+    """Coefficients [criteria, features] and biases [criteria] of a ridge regression for each criterion.
+
+    Args:
+        embeddings: [n, width]; they are the features, or with a kernel its input.
+        labels: [n, criteria]; nan is missing.
+        weights: [n, criteria], of mean 1 over the labels.
+        seed: draws the documents that choose the penalty, if there are many.
+        layer: the kernel, if any.
+    """
+    fits = []
+    for targets, weight in zip(labels.T, weights.T, strict=True):
+        labelled = np.flatnonzero(~np.isnan(targets))
+        rows = embeddings.take(labelled)
+        if layer is None:
+            fits.append(fit_ridge(rows, targets[labelled], weight[labelled], seed=seed)[:2])
         else:
-            coefficients, bias, _ = fit_ridge(rows, targets, weight, seed=seed)
-        with torch.no_grad():
-            head.out.weight[index] = torch.from_numpy(coefficients)
-            head.out.bias[index] = bias
+            fits.append(_fit_kernel(layer, rows, targets[labelled], weight[labelled], seed))
+    coefficients, biases = zip(*fits, strict=True)
+    return np.array(coefficients), np.array(biases)
 
 
-def _solve_kernel(
-    layer: KernelLayer, rows: Embeddings, labels: Array, weights: Array, seed: int, scratch: Path
-) -> tuple[Array, float]:
+def fit_ridge(
+    features: Rows,
+    labels: Array,
+    weights: Array,
+    *,
+    seed: int,
+    standardise: bool = True,
+    alphas: Sequence[float] = ALPHAS,
+) -> tuple[Array, float, float]:
+    """Fit labels [n] to features [n, width] with document weights [n] of mean 1.
+
+    Returns coefficients [width], bias and the chosen penalty. The penalty minimises the exact leave-one-out error of
+    scikit-learn's RidgeCV, which needs no folds and so no random split. RidgeCV needs all features in memory:
+    it sees at most 10,000 documents, and its penalty is scaled to the number of all documents. The coefficients are the
+    solution of the normal equations over all documents, summed block by block.
+    """
+    from scipy.linalg import solve
+    from sklearn.linear_model import RidgeCV
+
+    count, width = features.shape
+    mean, scale = mean_and_scale(features) if standardise else (np.zeros(width), np.ones(width))
+    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:SELECT_ON])
+    search = RidgeCV(alphas=alphas).fit((features[chosen] - mean) / scale, labels[chosen], weights[chosen])
+    alpha = float(search.alpha_) * count / len(chosen)
+
+    # The bias is the coefficient of a constant feature without penalty.
+    gram, moment = np.zeros((width + 1, width + 1)), np.zeros(width + 1)
+    for start in range(0, count, _ROWS):
+        part = slice(start, start + _ROWS)
+        block = np.column_stack([(features[part] - mean) / scale, np.ones(len(labels[part]))])
+        gram += block.T @ (block * weights[part, None])
+        moment += block.T @ (labels[part] * weights[part])
+    gram[np.diag_indices(width)] += alpha
+    solution = solve(gram, moment, assume_a="pos")
+    coefficients = solution[:-1] / scale
+    return coefficients, float(solution[-1] - coefficients @ mean), alpha
+
+
+def mean_and_scale(features: Rows) -> tuple[Array, Array]:
+    """Mean and standard deviation [width] of each feature; a deviation of 0 becomes 1."""
+    count, width = features.shape
+    total, squares = np.zeros(width), np.zeros(width)
+    for start in range(0, count, _ROWS):
+        block = features[start : start + _ROWS].astype(np.float64)
+        total += block.sum(0)
+        squares += np.square(block).sum(0)
+    mean = total / count
+    scale = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    scale[scale < 1e-8] = 1.0
+    return mean, scale
+
+
+def _fit_kernel(layer: KernelLayer, rows: Embeddings, labels: Array, weights: Array, seed: int) -> tuple[Array, float]:
     """Kernel ridge regression on landmarks (Nystroem; Williams and Seeger 2001).
 
     Exact kernel ridge needs the kernel of all pairs of documents: memory that grows with their square, and scoring that
@@ -130,16 +204,18 @@ def _solve_kernel(
     """
     from scipy.linalg import solve_triangular
 
-    with torch.inference_mode():
+    with torch.inference_mode(), tempfile.TemporaryDirectory(prefix="ml_filter-kernel-") as scratch:
         landmark_kernel = layer(layer.landmarks * layer.scale + layer.mean).double().numpy()
         root = _root(landmark_kernel)
         shape = (len(rows), len(landmark_kernel))
-        features = np.memmap(scratch / "features", np.float32, "w+", shape=shape)
+        features = np.memmap(Path(scratch) / "features", np.float32, "w+", shape=shape)
         for part in rows.blocks():
             similarities = layer(torch.from_numpy(rows[part])).double().numpy()
             features[part] = solve_triangular(root, similarities.T, lower=True).T
-    # Not standardised: that would change the kernel, which already has the scale 1.
-    coefficients, bias, _ = fit_ridge(features, labels, weights, seed=seed, standardise=False, alphas=_KERNEL_ALPHAS)
+        # Not standardised: that would change the kernel, which already has the scale 1.
+        coefficients, bias, _ = fit_ridge(
+            features, labels, weights, seed=seed, standardise=False, alphas=_KERNEL_ALPHAS
+        )
     return solve_triangular(root, coefficients, lower=True, trans="T"), bias
 
 

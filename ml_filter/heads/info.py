@@ -102,26 +102,26 @@ def read_info(directory: str | Path) -> HeadInfo:
 
 
 def read_weights(
-    directory: Path, kind: str, settings: type[_Settings], names: Sequence[str]
+    directory: Path, content: dict[str, Any], kind: str, settings: type[_Settings], names: Sequence[str]
 ) -> tuple[_Settings, dict[str, NDArray[np.float32]]]:
     """Settings and arrays of a head.
 
     Args:
         directory: of the head.
-        kind: key of the settings in config.json.
+        content: of its config.json.
+        kind: key of the settings in it.
         settings: their model.
         names: of the arrays.
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: the settings are invalid, or the weights are missing or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
-        content = json.loads((directory / CONFIG_NAME).read_text())[kind]
         arrays = load_file(directory / WEIGHTS_NAME)
-        return settings.model_validate(content), {name: arrays[name] for name in names}
+        return settings.model_validate(content[kind]), {name: arrays[name] for name in names}
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
             f"{directory} is not a complete {kind} head ({error}); train it again with ml-filter train"

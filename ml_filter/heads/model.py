@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from ml_filter.criterion import Criterion
 from ml_filter.heads.config import Layers
+from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.encoder import Encoder, Pooling, pool
 from ml_filter.heads.info import HeadInfo
 
@@ -231,6 +232,13 @@ class HeadModel(PreTrainedModel):
             layers=chosen,
             **config,
         )
+
+    @classmethod
+    def embedder(cls, encoder: Encoder, layers: Layers) -> HeadModel:
+        """A model that only embeds, on the best device of this machine and in its number type."""
+        device = choose_device("auto")
+        model = cls.from_encoder(encoder, layers=layers).cast_encoder(choose_dtype("auto", device))
+        return nn.Module.to(model, device)
 
     @classmethod
     def from_sequence_classifier(cls, model: PreTrainedModel, name: str, info: HeadInfo, max_tokens: int) -> HeadModel:

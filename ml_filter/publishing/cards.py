@@ -14,7 +14,6 @@ import yaml
 from ml_filter import __version__
 from ml_filter.agreement.agreement import Agreement
 from ml_filter.annotation.prompts import kept_prompt
-from ml_filter.config import flat_settings
 from ml_filter.documents.lineage import ancestors, annotation_runs, annotation_summary
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.evaluation.result import HeadEvaluation
@@ -130,7 +129,7 @@ def write_model_card(
         name=name,
         description=HEADS[info.engine].description,
         info=info,
-        settings=flat_settings(HEADS[info.engine].used_settings(info.provenance.get("training", {}))),
+        settings=HEADS[info.engine].used_settings(info.provenance.get("training", {})),
         reads=HEADS[info.engine].text_limit(Path(head.directory), read_config(head.directory)),
         head=head,
         runs=runs,

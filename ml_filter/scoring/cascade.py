@@ -35,8 +35,8 @@ from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, write_config
 from ml_filter.heads.kinds import load_head
+from ml_filter.heads.kinds.base import ENCODER_DIRECTORY
 from ml_filter.heads.kinds.cascade import FIRST_STAGE_DIRECTORY, CascadeInfo
-from ml_filter.heads.kinds.encoder import ENCODER_DIRECTORY
 from ml_filter.heads.label_table import choose_test_documents
 from ml_filter.heads.labels import Groups, LabelledDocuments
 from ml_filter.heads.load import resolve_head

@@ -19,14 +19,12 @@ from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.evaluate import WORST, _column, _keep_worst, _predictions, _with_label, evaluate_head
 from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.config import TrainConfig
-from ml_filter.heads.hashing import HashingSettings
 from ml_filter.heads.info import read_info
 from ml_filter.heads.kinds import load_head
-from ml_filter.heads.kinds.hashing import HashingHead, HashingModel
+from ml_filter.heads.kinds.hashing import HashingHead, HashingSettings
 from ml_filter.heads.kinds.stack import StackHead
-from ml_filter.heads.kinds.static import StaticHead
+from ml_filter.heads.kinds.static import StaticHead, StaticSettings, TokenVectors
 from ml_filter.heads.labels import Labelled
-from ml_filter.heads.static import StaticModel, StaticSettings
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.statistics.quality import HeadScores, length_buckets
@@ -135,8 +133,8 @@ def test_stack_and_static_embeddings_count_tokens(heads):
     encoder = load_head(heads[0], ScoreConfig())
     nothing = np.zeros((1, 1), np.float32)
     plain = encoder.tokenizer.backend_tokenizer
-    static = StaticHead(StaticModel(StaticSettings(), plain, nothing, nothing, nothing[0]), encoder.info)
-    words = HashingHead(HashingModel(HashingSettings(), nothing, nothing, nothing[0]), encoder.info)
+    static = StaticHead(TokenVectors(StaticSettings(), plain, nothing), nothing, nothing[0], encoder.info)
+    words = HashingHead(HashingSettings(), {}, encoder.info)
     stack = StackHead([words, encoder], {"weights": [[1, 1]], "bias": [0]}, encoder.info)
     for head, unit, count in ((static, "tokens", 5), (words, "words", 3), (stack, "tokens", 5)):
         assert (head.unit, head.lengths(["Water boils twice.", ""])) == (unit, [count, 0])

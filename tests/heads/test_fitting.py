@@ -6,12 +6,15 @@ import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 
 from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
+from ml_filter.heads import fitting
 from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
-from ml_filter.heads.fitting import class_weights, fit_head, predict, validation_figures
+from ml_filter.heads.fitting import class_weights, fit_head, fit_ridge, predict, validation_figures
 from ml_filter.statistics.evaluation import evaluate_scores
 
 EDU = Criterion(name="edu", low=0, high=5, threshold=3)
@@ -184,6 +187,7 @@ def test_class_weights_favour_rare_labels_and_ignore_missing_ones():
     assert weights[3] / weights[0] == pytest.approx(3**0.5)
     assert weights[:4].mean() == pytest.approx(1)
     assert weights[4] == 0
+    assert class_weights(labels[:4], np.ones((4, 1)), 0).tolist() == [[1]] * 4
 
 
 @pytest.mark.parametrize("model", ["mlp", "linear"])
@@ -217,3 +221,40 @@ def test_the_windows_of_a_document_are_on_one_side_of_early_stopping():
     # Labels that follow from nothing can be learnt by heart, but not those of documents that are kept apart.
     assert furthest(None) < 0.5
     assert furthest(owners) > 1
+
+
+# --- Ridge regression ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data():
+    random = np.random.default_rng(1)
+    embeddings = random.normal(3, 2, (300, 12)).astype(np.float32)
+    labels = embeddings @ random.normal(size=12) + random.normal(0, 0.5, 300)
+    return embeddings, labels.astype(np.float64)
+
+
+def test_the_solution_equals_scikit_learn_at_the_chosen_penalty(data):
+    embeddings, labels = data
+    weights = class_weights(labels[:, None], np.ones((300, 1)), 0.5)[:, 0]
+    coefficients, bias, alpha = fit_ridge(embeddings, labels, weights, seed=0)
+    scaler = StandardScaler().fit(embeddings)
+    scikit_learn = Ridge(alpha=alpha).fit(scaler.transform(embeddings), labels, sample_weight=weights)
+    assert embeddings @ coefficients + bias == pytest.approx(
+        scikit_learn.predict(scaler.transform(embeddings)), abs=1e-4
+    )
+
+
+def test_the_solution_does_not_depend_on_the_block_size(data, monkeypatch):
+    embeddings, labels = data
+    one_block = fit_ridge(embeddings, labels, np.ones(300), seed=0)
+    monkeypatch.setattr(fitting, "_ROWS", 7)
+    assert fit_ridge(embeddings, labels, np.ones(300), seed=0)[0] == pytest.approx(one_block[0], abs=1e-9)
+
+
+def test_a_constant_feature_is_ignored(data):
+    embeddings, labels = data
+    embeddings[:, 3] = 7.0
+    coefficients, bias, _ = fit_ridge(embeddings, labels, np.ones(300), seed=0)
+    assert np.isfinite(coefficients).all()
+    assert np.isfinite(bias)

@@ -240,7 +240,7 @@ def test_fewer_layers_are_columns_of_all(rows, train, tmp_path):
             with EncoderTrainer(fewer_layers, [CRITERION], tmp_path / "own") as own:
                 own.add(texts)
                 fewer = wide.with_settings(fewer_layers)
-                assert np.array_equal(fewer.embeddings(places)[:], own.embeddings(places)[:])
+                assert np.array_equal(fewer.windows_of(places)[0][:], own.windows_of(places)[0][:])
 
 
 @given(

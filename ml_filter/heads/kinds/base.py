@@ -16,27 +16,23 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_filter.config import flat_settings
 from ml_filter.criterion import Criterion
-from ml_filter.errors import InputError
-from ml_filter.heads.config import EngineConfig, TrainConfig
+from ml_filter.heads.config import EngineConfig, HeadSettings, TrainConfig
+from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.info import CROSS_FITTED, HeadInfo, read_config
+from ml_filter.heads.load import resolve_head
 from ml_filter.prepare.ngrams import words
 from ml_filter.statistics.intervals import Array
 
 FOLDS = 5
-
-_SETTINGS_OF_EVERY_HEAD = (
-    "kind",
-    "label_column",
-    "criterion",
-    "trust_agreement",
-    "calibration",
-    "test_share",
-    "near_duplicates",
-    "threshold",
-    "score_range",
-    "seed",
+ENCODER_DIRECTORY = "encoder"
+"""Where a head of several heads has the one with an encoder."""
+OF_ENCODERS = frozenset(("layers", "max_tokens", "text_prefix", "windows", "combine", "finetune")).union(
+    f"head.{name}" for name in HeadSettings.model_fields if name != "balance"
 )
+"""Training settings that only affect heads with an encoder."""
+_OF_GRADIENTS = {f"head.{name}" for name in ("learning_rate", "weight_decay", "epochs", "patience")}
 
 Strata = Mapping[str, Sequence[str | None]]
 Unit = Literal["tokens", "words"]
@@ -60,10 +56,11 @@ class Head(ABC):
     kind: ClassVar[str]
     description: ClassVar[str]
     """For model cards, after "It is"."""
+    has_encoder: ClassVar[bool] = False
+    unused_settings: ClassVar[frozenset[str]] = frozenset()
+    """Training settings, such as `head.size`, that have no effect on this kind."""
     unit: Unit = "words"
     """What `lengths` counts."""
-    own_settings: ClassVar[tuple[str, ...] | None] = None
-    """Training settings that affect this kind besides those that affect every head; None: all do."""
     info: HeadInfo
 
     def __init_subclass__(cls) -> None:
@@ -73,37 +70,36 @@ class Head(ABC):
     @classmethod
     @abstractmethod
     def load(cls, directory: Path, content: dict[str, Any], config: EngineConfig) -> Head:
-        """Read a head's files; `content` is its config.json.
-
-        Raises:
-            InputError: a file is missing or damaged.
-            ConfigError: this machine does not have the device, or the encoder cannot be loaded.
-        """
-
-    @classmethod
-    def encoder_directory(cls, directory: Path, content: dict[str, Any]) -> Path | None:
-        """The directory of the encoder inside a head; None if it has no encoder."""
-        return None
+        """Read a head's files; `content` is its config.json. Raises as `load_head`."""
 
     @classmethod
     def device_and_dtype(cls, config: EngineConfig) -> tuple[str, str]:
-        """What the head would run on."""
-        return "cpu", "float32"
+        """What the head would run on.
+
+        Raises:
+            ConfigError: this machine does not have the device.
+        """
+        if not cls.has_encoder:
+            return "cpu", "float32"
+        device = choose_device(config.device)
+        return str(device), str(choose_dtype(config.dtype, device)).removeprefix("torch.")
 
     @classmethod
     def text_limit(cls, directory: Path, content: dict[str, Any]) -> str | None:
-        """How much of a text the head reads, for people."""
+        """How much of a text the head reads, for people; None if it is not stated."""
         characters = content[cls.kind].get("max_characters")
         return f"the first {characters:,} characters of a text" if characters else None
 
     @classmethod
     def used_settings(cls, training: Mapping[str, Any]) -> dict[str, Any]:
-        """The training settings that have an effect on this kind of head."""
-        if cls.own_settings is None:
-            return dict(training)
-        settings = {name: training[name] for name in (*_SETTINGS_OF_EVERY_HEAD, *cls.own_settings) if name in training}
-        head = training.get("head", {})
-        return settings | ({"head": {"balance": head["balance"]}} if "balance" in head else {})
+        """The training settings that have an effect on this kind of head, with names such as `head.size`."""
+        settings = flat_settings(training)
+        unused = set(cls.unused_settings)
+        if settings.get("head.task") == "regression" and settings.get("head.model") != "mlp":
+            unused |= _OF_GRADIENTS
+        if settings.get("head.model") == "linear":
+            unused.add("head.size")
+        return {name: value for name, value in settings.items() if name not in unused}
 
     @abstractmethod
     def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -111,7 +107,7 @@ class Head(ABC):
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [texts, criteria], clamped to the range of each criterion."""
-        low, high = ([getattr(criterion, side) for criterion in self.info.criteria] for side in ("low", "high"))
+        low, high = np.array([criterion.bounds for criterion in self.info.criteria]).T
         scores: NDArray[np.float32] = np.clip(self.predict(texts), low, high).astype(np.float32)
         return scores
 
@@ -129,21 +125,27 @@ def head_class(content: dict[str, Any]) -> type[Head]:
     return next((HEADS[kind] for kind in HEADS if kind in content and kind != "encoder"), HEADS["encoder"])
 
 
-def load_from(directory: Path, config: EngineConfig) -> Head:
-    """Load the head in a directory.
+def load_head(name: str | Path, config: EngineConfig) -> Head:
+    """Load a head, or a published sequence classifier, to score with.
+
+    Args:
+        name: as `resolve_head` takes it.
+        config: engine, device and number type.
 
     Raises:
-        InputError: the directory has no head, or an incomplete one.
+        InputError: the head does not exist, or a file of it is missing or damaged.
         ConfigError: this machine does not have the device, or the encoder cannot be loaded.
     """
+    directory = resolve_head(name)
     content = read_config(directory)
     return head_class(content).load(directory, content, config)
 
 
 def encoder_directory(directory: Path) -> Path | None:
     """The directory of the encoder inside a head; None if the head has no encoder."""
-    content = read_config(directory)
-    return head_class(content).encoder_directory(directory, content)
+    if (directory / ENCODER_DIRECTORY).is_dir():
+        return encoder_directory(directory / ENCODER_DIRECTORY)
+    return directory if head_class(read_config(directory)).has_encoder else None
 
 
 class Trainer(ABC):
@@ -168,7 +170,7 @@ class Trainer(ABC):
     def __init__(
         self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
     ) -> None:
-        self.config, self.criteria = config, list(criteria)
+        self.config, self.criteria, self._cache, self._scratch = config, list(criteria), cache, scratch
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
@@ -181,7 +183,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def _open(self, opened: ExitStack) -> None:
-        """Enter the resources that are closed at the end."""
+        """Load what the head needs, and enter the resources that are closed at the end."""
 
     @abstractmethod
     def add(self, texts: Sequence[str]) -> None:
@@ -209,14 +211,10 @@ class Trainer(ABC):
         return trainer
 
     def cross_fit(self, indices: NDArray[np.int64], labels: Array, weights: Array, folds: NDArray[np.int64]) -> Array:
-        """Scores [n, criteria] of the documents at `indices` [n], each by a fit on the other folds.
-
-        Raises:
-            InputError: all documents are in one fold.
-        """
+        """Scores [n, criteria] of the documents at `indices` [n], each by a fit on the other folds [n]."""
         scores = np.empty(labels.shape)
         for fold in np.unique(folds):
-            others = other_folds(folds, fold)
+            others = folds != fold
             self.fit(indices[others], labels[others], weights[others])
             scores[~others] = self.predict(indices[~others])
         return scores
@@ -226,15 +224,3 @@ def fold_numbers(groups: NDArray[np.uint64]) -> NDArray[np.int64]:
     """The fold [n] of each document, from the number of its group; a group is never divided."""
     numbers: NDArray[np.int64] = np.unique(groups, return_inverse=True)[1] % FOLDS
     return numbers
-
-
-def other_folds(folds: NDArray[np.int64], fold: int) -> NDArray[np.bool_]:
-    """Mask [n] of the documents that are not in a fold.
-
-    Raises:
-        InputError: all documents are in the fold.
-    """
-    others: NDArray[np.bool_] = folds != fold
-    if not others.any():
-        raise InputError("all labelled documents are from one host; a head needs labels from several hosts")
-    return others

@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import BaseModel
 
 from ml_filter.documents.readers import text_id
-from ml_filter.heads.info import HeadInfo
-from ml_filter.heads.kinds.base import Head, ScoredTexts, Strata, load_from
-from ml_filter.heads.kinds.encoder import ENCODER_DIRECTORY, CombinedHead
+from ml_filter.heads.info import HeadInfo, read_config
+from ml_filter.heads.kinds.base import ENCODER_DIRECTORY, Head, ScoredTexts, Strata, load_head
+from ml_filter.heads.load import resolve_head
 from ml_filter.heads.profile import script_of
 from ml_filter.prepare.sampling import sampling_key
 
@@ -75,11 +75,12 @@ class CascadeInfo(BaseModel):
         return {name: set(allowed) for name, allowed in values.items() if allowed is not None}
 
 
-class CascadeHead(CombinedHead):
+class CascadeHead(Head):
     """Scores with the first-stage model, and again with the encoder if the case is not clear."""
 
     kind = "cascade"
     description = "a cascade of a fast first-stage model and a head on a transformers encoder"
+    has_encoder = True
 
     def __init__(self, first_stage: Head, encoder: Head, cascade: CascadeInfo, info: HeadInfo) -> None:
         self.first_stage, self.encoder, self.cascade, self.info = first_stage, encoder, cascade, info
@@ -88,15 +89,10 @@ class CascadeHead(CombinedHead):
     @classmethod
     def load(cls, directory: Path, content: dict[str, Any], config: EngineConfig) -> CascadeHead:
         """Read the cascade and both of its heads."""
-        first_stage = load_from(directory / FIRST_STAGE_DIRECTORY, config)
-        encoder = load_from(directory / ENCODER_DIRECTORY, config)
+        first_stage = load_head(directory / FIRST_STAGE_DIRECTORY, config)
+        encoder = load_head(directory / ENCODER_DIRECTORY, config)
         cascade = CascadeInfo.model_validate(content["cascade"])
         return cls(first_stage, encoder, cascade, HeadInfo.model_validate(content["head"]))
-
-    @classmethod
-    def text_limit(cls, directory: Path, content: dict[str, Any]) -> str | None:
-        """Not stated: the two heads differ."""
-        return None
 
     def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [texts, criteria], in order; nan if neither head gave a number."""
@@ -130,9 +126,19 @@ class CascadeHead(CombinedHead):
             },
         )
 
+    def lengths(self, texts: Sequence[str]) -> Sequence[int]:
+        """Lengths as the head with the encoder counts them."""
+        return self.encoder.lengths(texts)
+
     def _is_in_scope(self, text: str) -> bool:
         """Whether a document is like those that the first-stage model was tested on."""
         return len(text) <= self.cascade.longest and script_of(text) in self.cascade.scripts
 
     def _is_audited(self, text: str) -> bool:
         return sampling_key(text_id(text), self.cascade.seed, "audit") < self.cascade.audit_share * 2**64
+
+
+def read_cascade(name: str | Path) -> CascadeInfo | None:
+    """What a cascade's config.json says about it; None for other heads."""
+    cascade = read_config(resolve_head(name)).get("cascade")
+    return None if cascade is None else CascadeInfo.model_validate(cascade)

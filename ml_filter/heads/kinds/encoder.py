@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from loguru import logger
 from numpy.typing import NDArray
 from torch import nn
 
-from ml_filter.criterion import Criterion
 from ml_filter.errors import ConfigError
 from ml_filter.heads.batching import (
     combine_windows,
@@ -23,13 +23,13 @@ from ml_filter.heads.batching import (
     split_windows,
     usual_ids,
 )
-from ml_filter.heads.config import EngineConfig, TrainConfig
+from ml_filter.heads.config import EngineConfig
 from ml_filter.heads.device import choose_device, choose_dtype, usual_batch_tokens
 from ml_filter.heads.embeddings import Embeddings, EmbeddingStore
 from ml_filter.heads.encoder import load_encoder, quiet_transformers, weights_digest
 from ml_filter.heads.fitting import fit_head, predict
 from ml_filter.heads.info import HeadInfo
-from ml_filter.heads.kinds.base import Head, Trainer, encoder_directory
+from ml_filter.heads.kinds.base import Head, Trainer
 from ml_filter.heads.load import load_model
 from ml_filter.heads.model import HeadModel, OutputLayer, chosen_layers
 from ml_filter.heads.openvino import OpenVinoModel
@@ -38,8 +38,9 @@ from ml_filter.statistics.intervals import Array
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 CHUNK_TEXTS = 512
-ENCODER_DIRECTORY = "encoder"
 TOLERANCE = {torch.float32: 0.001, torch.bfloat16: 0.05}
 """Largest difference in the self-test, as a share of the score range. bfloat16 keeps 8 bits of each number, so scores
 move by up to a few percent; a broken kernel or a wrong attention mask moves them much further."""
@@ -64,6 +65,7 @@ class EncoderHead(Head):
 
     kind = "encoder"
     description = "a head on the hidden states of a transformers encoder"
+    has_encoder = True
     unit = "tokens"
 
     def __init__(self, model: HeadModel, tokenizer: PreTrainedTokenizerBase, config: EngineConfig) -> None:
@@ -75,7 +77,7 @@ class EncoderHead(Head):
         self.engine = "openvino" if config.engine == "openvino" else "torch"
         self.model = model.eval()
         expected = _plain_scores(model, tokenizer)
-        self.forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+        self.forward: Forward
         if self.engine == "openvino":
             if self.device.type != "cpu":
                 raise ConfigError(f"engine openvino runs on the CPU, not on {self.device}; add --device cpu")
@@ -90,17 +92,6 @@ class EncoderHead(Head):
         return cls(*load_model(directory), config)
 
     @classmethod
-    def encoder_directory(cls, directory: Path, content: dict[str, Any]) -> Path | None:
-        """The head's own directory."""
-        return directory
-
-    @classmethod
-    def device_and_dtype(cls, config: EngineConfig) -> tuple[str, str]:
-        """The device and number type of the encoder."""
-        device = choose_device(config.device)
-        return str(device), str(choose_dtype(config.dtype, device)).removeprefix("torch.")
-
-    @classmethod
     def text_limit(cls, directory: Path, content: dict[str, Any]) -> str | None:
         """How many tokens the head reads."""
         windows, tokens = content.get("windows", 1), content.get("max_tokens")
@@ -108,17 +99,6 @@ class EncoderHead(Head):
             return None
         limit = f"{tokens:,} tokens of a text"
         return f"up to {windows} windows of {limit}" if windows > 1 else f"the first {limit}"
-
-    @classmethod
-    def used_settings(cls, training: Mapping[str, Any]) -> dict[str, Any]:
-        """The training settings without those of other output layers."""
-        settings, head = dict(training), dict(training.get("head", {}))
-        if not head:
-            return settings
-        is_closed_form = head.get("task") == "regression" and head.get("model") in ("linear", "kernel")
-        unused = {"learning_rate", "weight_decay", "epochs", "patience"} if is_closed_form else set()
-        unused |= {"size"} if head.get("model") == "linear" else set()
-        return settings | {"head": {name: value for name, value in head.items() if name not in unused}}
 
     def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [texts, criteria], in order, not clamped; nan if the head gave no number."""
@@ -163,26 +143,6 @@ class EncoderHead(Head):
             )
 
 
-class CombinedHead(Head):
-    """A head of several heads, of which the one in the subdirectory `encoder` has an encoder."""
-
-    encoder: Head
-
-    @classmethod
-    def encoder_directory(cls, directory: Path, content: dict[str, Any]) -> Path | None:
-        """The directory of the encoder."""
-        return encoder_directory(directory / ENCODER_DIRECTORY)
-
-    @classmethod
-    def device_and_dtype(cls, config: EngineConfig) -> tuple[str, str]:
-        """What the encoder would run on."""
-        return EncoderHead.device_and_dtype(config)
-
-    def lengths(self, texts: Sequence[str]) -> Sequence[int]:
-        """Lengths as the head with the encoder counts them."""
-        return self.encoder.lengths(texts)
-
-
 def _plain_scores(model: HeadModel, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.float32]:
     """Reference scores [probes, criteria]: float32, on the CPU, one whole text at a time."""
     config, scores = model.config, []
@@ -200,10 +160,10 @@ def _plain_scores(model: HeadModel, tokenizer: PreTrainedTokenizerBase) -> NDArr
 class EncoderTrainer(Trainer):
     """Fits output layers on the cached embeddings of a frozen encoder."""
 
-    def __init__(
-        self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
-    ) -> None:
-        super().__init__(config, criteria, cache, scratch)
+    _layer: OutputLayer | None = None
+
+    def _open(self, opened: ExitStack) -> None:
+        config = self.config
         self._encoder = load_encoder(config.encoder)
         self._tokenizer = self._encoder.tokenizer
         self._prefix = self._encoder.text_prefix if config.text_prefix is None else config.text_prefix
@@ -216,37 +176,23 @@ class EncoderTrainer(Trainer):
                 f"text_prefix {self._prefix!r} leaves no room for text in {self._max_tokens} tokens; raise max_tokens "
                 "or shorten text_prefix"
             )
-        device = choose_device("auto")
-        dtype = choose_dtype("auto", device)
-        embedder = HeadModel.from_encoder(self._encoder, layers=config.layers)
+        self._embedder = HeadModel.embedder(self._encoder, config.layers)
         self.encoder_digest = weights_digest(self._encoder)
         identity = {
             "encoder": self.encoder_digest,
             "pooling": self._encoder.pooling,
-            "layers": embedder.config.layers,
+            "layers": self._embedder.config.layers,
             "max_tokens": self._max_tokens,
-            "dtype": str(dtype),
-            "device": device.type,
+            "dtype": str(self._embedder.encoder.dtype),
+            "device": self._embedder.device.type,
         }
         if self._prefix:
             identity["text_prefix"] = self._prefix
-        self._embedder = embedder.cast_encoder(dtype)
-        nn.Module.to(self._embedder, device)
-        self._store = EmbeddingStore(cache, identity, self._embedder.width, self._embed)
+        embed = partial(self._run, self._embedder, self._embedder.embed)
+        self._store = opened.enter_context(EmbeddingStore(self._cache, identity, self._embedder.width, embed))
         self._rows: list[int] = []
         self._owners: list[int] = []
         self._documents = 0
-        self._layer: OutputLayer | None = None
-
-    @classmethod
-    def create(
-        cls, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
-    ) -> EncoderTrainer:
-        """A trainer."""
-        return cls(config, criteria, cache)
-
-    def _open(self, opened: ExitStack) -> None:
-        opened.enter_context(self._store)
 
     def add(self, texts: Sequence[str]) -> None:
         """Embed the windows of the next documents, unless they are in the cache."""
@@ -260,13 +206,9 @@ class EncoderTrainer(Trainer):
     def _rows_of(self, windows: Sequence[str]) -> list[int]:
         return self._store.rows_of(windows)
 
-    def embeddings(self, indices: NDArray[np.int64]) -> Embeddings:
-        """The embeddings of the windows of the documents at `indices`."""
-        return self._windows_of(indices)[0]
-
     def fit(self, indices: NDArray[np.int64], labels: Array, weights: Array) -> None:
         """Fit the output layer; each window of a document gets its label and a share of its weight."""
-        embeddings, owners = self._windows_of(indices)
+        embeddings, owners = self.windows_of(indices)
         shares = 1 / np.bincount(owners, minlength=len(indices))[owners]
         self._layer = fit_head(
             embeddings,
@@ -282,7 +224,7 @@ class EncoderTrainer(Trainer):
     def predict(self, indices: NDArray[np.int64]) -> Array:
         """Scores of documents, their windows combined."""
         assert self._layer is not None
-        embeddings, owners = self._windows_of(indices)
+        embeddings, owners = self.windows_of(indices)
         return combine_windows(predict(self._layer, embeddings), owners, len(indices), self.config.combine)
 
     def save(self, directory: Path, info: HeadInfo) -> None:
@@ -309,17 +251,18 @@ class EncoderTrainer(Trainer):
         model.head.load_state_dict(self._layer.state_dict())
         return model
 
-    def _embed(self, windows: Sequence[str]) -> NDArray[np.float32]:
+    def _run(self, model: HeadModel, forward: Forward, windows: Sequence[str]) -> NDArray[np.float32]:
+        """The outputs [windows, ...] of a forward pass of `model`."""
         return run_in_batches(
             windows,
             self._tokenizer,
-            self._embedder.embed,
+            forward,
             max_tokens=self._max_tokens,
-            batch_tokens=usual_batch_tokens(self._embedder.device),
-            device=self._embedder.device,
+            batch_tokens=usual_batch_tokens(model.device),
+            device=model.device,
         )
 
-    def _windows_of(self, indices: NDArray[np.int64]) -> tuple[Embeddings, NDArray[np.int64]]:
+    def windows_of(self, indices: NDArray[np.int64]) -> tuple[Embeddings, NDArray[np.int64]]:
         """Embeddings of all windows of the documents at `indices`, and each window's position in `indices`."""
         positions = self._positions_of_windows(indices)
         chosen = np.flatnonzero(positions >= 0)

@@ -12,21 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ml_filter.criterion import Criterion
-from ml_filter.errors import ConfigError
-from ml_filter.heads.batching import combine_windows, run_in_batches
-from ml_filter.heads.config import TrainConfig
-from ml_filter.heads.device import usual_batch_tokens
+from ml_filter.heads.batching import combine_windows
 from ml_filter.heads.fitting import class_weights
 from ml_filter.heads.info import HELD_OUT_FOLD, HeadInfo, uncalibrated
-from ml_filter.heads.kinds.base import other_folds
 from ml_filter.heads.kinds.encoder import CHUNK_TEXTS, EncoderTrainer
 from ml_filter.statistics.intervals import Array
 
 if TYPE_CHECKING:
     from ml_filter.heads.model import HeadModel
 
-TEXTS_NAME = "texts.parquet"
+_NUMBERS = pa.list_(pa.float32())
+_TEXTS = pa.schema({"text": pa.string()})
+_LABELLED = pa.schema({"text": pa.string(), "labels": _NUMBERS, "weights": _NUMBERS})
 
 
 class FinetunedTrainer(EncoderTrainer):
@@ -37,21 +34,14 @@ class FinetunedTrainer(EncoderTrainer):
     """
 
     calibrated_on = HELD_OUT_FOLD
-
-    def __init__(
-        self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
-    ) -> None:
-        super().__init__(config, criteria, cache, scratch)
-        if scratch is None:
-            raise ConfigError("fine-tuning an encoder requires a directory for its checkpoints")
-        self._scratch = scratch
-        self._model: HeadModel | None = None
+    _scratch: Path
+    _model: HeadModel | None = None
 
     def _open(self, opened: ExitStack) -> None:
         super()._open(opened)
         self._scratch.mkdir(parents=True, exist_ok=True)
-        schema = pa.schema([("text", pa.string())])
-        self._texts = opened.enter_context(pq.ParquetWriter(self._scratch / TEXTS_NAME, schema))
+        self._file = self._scratch / "texts.parquet"
+        self._texts = opened.enter_context(pq.ParquetWriter(self._file, _TEXTS))
 
     def _rows_of(self, windows: Sequence[str]) -> list[int]:
         self._texts.write_table(pa.table({"text": windows}))
@@ -63,20 +53,20 @@ class FinetunedTrainer(EncoderTrainer):
 
         assert self.config.finetune is not None
         self._texts.close()
-        others = other_folds(folds, folds.min())
+        others = folds != folds.min()
         super().fit(indices[others], labels[others], weights[others])
         # Training only needs the names and ranges; calibration comes later.
         self._model = self._model_with(HeadInfo(engine="encoder", criteria=uncalibrated(self.criteria)))
         balanced = class_weights(labels, weights, self.config.head.balance)
-        files = []
-        for name, chosen in (("train", others), ("validation", ~others)):
-            files.append(self._scratch / f"{name}.parquet")
-            self._write(files[-1], indices[chosen], labels[chosen], balanced[chosen])
+        train, validation = (
+            self._write(name, indices[chosen], labels[chosen], balanced[chosen])
+            for name, chosen in (("train", others), ("validation", ~others))
+        )
         self.history = finetune(
             self._model,
             self._tokenizer,
-            files[0],
-            files[1],
+            train,
+            validation,
             self.config.finetune,
             self._scratch,
             seed=self.config.seed,
@@ -93,15 +83,7 @@ class FinetunedTrainer(EncoderTrainer):
         assert self._model is not None
         parts, positions = [], []
         for texts, texts_at in self._read(indices):
-            scores = run_in_batches(
-                texts,
-                self._tokenizer,
-                self._model,
-                max_tokens=self._max_tokens,
-                batch_tokens=usual_batch_tokens(self._model.device),
-                device=self._model.device,
-            )
-            parts.append(scores.astype(np.float64))
+            parts.append(self._run(self._model, self._model, texts).astype(np.float64))
             positions.append(texts_at)
         return combine_windows(np.concatenate(parts), np.concatenate(positions), len(indices), self.config.combine)
 
@@ -114,22 +96,18 @@ class FinetunedTrainer(EncoderTrainer):
     def _read(self, indices: NDArray[np.int64]) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
         """The windows of documents in chunks: their texts, and the position of each one's document in `indices`."""
         positions, start = self._positions_of_windows(indices), 0
-        for batch in pq.ParquetFile(self._scratch / TEXTS_NAME).iter_batches(CHUNK_TEXTS):
+        for batch in pq.ParquetFile(self._file).iter_batches(CHUNK_TEXTS):
             in_batch = positions[start : start + len(batch)]
             start += len(batch)
             chosen = in_batch >= 0
             if chosen.any():
                 yield batch.column("text").filter(pa.array(chosen)).to_pylist(), in_batch[chosen]
 
-    def _write(self, path: Path, indices: NDArray[np.int64], labels: Array, weights: Array) -> None:
+    def _write(self, name: str, indices: NDArray[np.int64], labels: Array, weights: Array) -> Path:
         """Write the windows of some documents as `finetune` reads them."""
-        numbers = pa.list_(pa.float32())
-        schema = pa.schema([("text", pa.string()), ("labels", numbers), ("weights", numbers)])
-        with pq.ParquetWriter(path, schema) as writer:
+        path = self._scratch / f"{name}.parquet"
+        with pq.ParquetWriter(path, _LABELLED) as writer:
             for texts, positions in self._read(indices):
-                columns = {
-                    "text": texts,
-                    "labels": list(labels[positions].astype(np.float32)),
-                    "weights": list(weights[positions].astype(np.float32)),
-                }
-                writer.write_table(pa.table(columns, schema=schema))
+                columns = [texts, *(list(values[positions].astype(np.float32)) for values in (labels, weights))]
+                writer.write_table(pa.table(columns, schema=_LABELLED))
+        return path

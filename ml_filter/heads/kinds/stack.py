@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -10,24 +10,24 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_filter.criterion import Criterion
 from ml_filter.heads.config import EngineConfig, HeadKind, TrainConfig
 from ml_filter.heads.fitting import class_weights
 from ml_filter.heads.info import HeadInfo, read_config, write_config
-from ml_filter.heads.kinds.base import Head, Trainer
-from ml_filter.heads.kinds.encoder import CombinedHead, EncoderHead, EncoderTrainer
-from ml_filter.heads.kinds.hashing import HashingHead, HashingTrainer
+from ml_filter.heads.kinds.base import HEADS, Head, Trainer, load_head
+from ml_filter.heads.kinds.encoder import EncoderTrainer
+from ml_filter.heads.kinds.hashing import HashingTrainer
 from ml_filter.statistics.intervals import Array
 
-MEMBERS: dict[HeadKind, type[Head]] = {"encoder": EncoderHead, "hashing": HashingHead}
-"""Kinds of the members by the names of their directories."""
+MEMBERS: dict[HeadKind, type[Trainer]] = {"encoder": EncoderTrainer, "hashing": HashingTrainer}
+"""By kind, which is also the name of a member's directory."""
 
 
-class StackHead(CombinedHead):
+class StackHead(Head):
     """Adds up the scores of its members."""
 
     kind = "stack"
     description = "a weighted sum of a head on a transformers encoder and one on hashed words"
+    has_encoder = True
 
     def __init__(self, members: Sequence[Head], stack: dict[str, Any], info: HeadInfo) -> None:
         self.members, self.info = members, info
@@ -38,27 +38,25 @@ class StackHead(CombinedHead):
     @classmethod
     def load(cls, directory: Path, content: dict[str, Any], config: EngineConfig) -> StackHead:
         """Read the head and its members."""
-        names: list[HeadKind] = content["stack"]["members"]
-        members = [MEMBERS[name].load(directory / name, read_config(directory / name), config) for name in names]
+        members = [load_head(directory / name, config) for name in content["stack"]["members"]]
         return cls(members, content["stack"], HeadInfo.model_validate(content["head"]))
 
     @classmethod
     def text_limit(cls, directory: Path, content: dict[str, Any]) -> str | None:
         """How much of a text each member reads."""
-        names: list[HeadKind] = content["stack"]["members"]
-        limits = [MEMBERS[name].text_limit(directory / name, read_config(directory / name)) for name in names]
+        names = content["stack"]["members"]
+        limits = [HEADS[name].text_limit(directory / name, read_config(directory / name)) for name in names]
         return ", and ".join(limit for limit in limits if limit)
-
-    @classmethod
-    def used_settings(cls, training: Mapping[str, Any]) -> dict[str, Any]:
-        """The training settings that have an effect on the encoder member, and so on the stack."""
-        return EncoderHead.used_settings(training)
 
     def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [texts, criteria], in order, not clamped; nan if a member gave no number."""
         scores = np.stack([member.predict(texts) for member in self.members], 2)
         combined: NDArray[np.float32] = _weighted_sum(scores, self.weights, self.bias).astype(np.float32)
         return combined
+
+    def lengths(self, texts: Sequence[str]) -> Sequence[int]:
+        """Lengths as the member with the encoder counts them."""
+        return self.encoder.lengths(texts)
 
 
 class StackTrainer(Trainer):
@@ -67,22 +65,13 @@ class StackTrainer(Trainer):
     The weights are not negative. `cross_fit` finds them; `fit` only fits the members.
     """
 
-    _weights: Array | None = None
-    _bias: Array | None = None
-
-    def __init__(
-        self, config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
-    ) -> None:
-        super().__init__(config, criteria, cache, scratch)
-        self.members: list[Trainer] = [
-            EncoderTrainer(config, criteria, cache),
-            HashingTrainer(config, criteria, cache),
-        ]
-        self.encoder_digest = self.members[0].encoder_digest
+    _weights: Array
+    _bias: Array
 
     def _open(self, opened: ExitStack) -> None:
-        for member in self.members:
-            opened.enter_context(member)
+        trainers = (trainer(self.config, self.criteria, self._cache) for trainer in MEMBERS.values())
+        self.members = [opened.enter_context(trainer) for trainer in trainers]
+        self.encoder_digest = self.members[0].encoder_digest
 
     def with_settings(self, config: TrainConfig) -> Self:
         """A trainer with other settings that shares the members' documents."""
@@ -120,15 +109,11 @@ class StackTrainer(Trainer):
 
     def predict(self, indices: NDArray[np.int64]) -> Array:
         """Combined scores of documents."""
-        assert self._weights is not None
-        assert self._bias is not None
         scores = np.stack([member.predict(indices) for member in self.members], 2)
         return _weighted_sum(scores, self._weights, self._bias)
 
     def save(self, directory: Path, info: HeadInfo) -> None:
         """Write each member to its own subdirectory, and config.json with the weights."""
-        assert self._weights is not None
-        assert self._bias is not None
         uncalibrated = [criterion.model_copy(update={"calibration": None}) for criterion in info.criteria]
         for name, member in zip(MEMBERS, self.members, strict=True):
             (directory / name).mkdir()

@@ -15,14 +15,19 @@ from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import Ridge
 
+from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
-from ml_filter.heads import hashing, sparse_ridge
-from ml_filter.heads.hashing import HashedDocuments, HashingSettings, hash_texts
-from ml_filter.heads.kinds.hashing import HashingModel
+from ml_filter.heads import sparse_ridge
+from ml_filter.heads.config import EngineConfig, TrainConfig
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo
+from ml_filter.heads.kinds import hashing, load_head
+from ml_filter.heads.kinds.hashing import HashingHead, HashingSettings, HashingTrainer, fit_hashing, hash_texts
 from ml_filter.heads.sparse_ridge import fit_sparse_ridge
 
 WIDE = HashingSettings(bits=28)  # no two words of a test fall together
 SMALL = HashingSettings(bits=14)
+CRITERION = Criterion(name="label", low=0, high=5, threshold=3)
+INFO = HeadInfo(engine="hashing", criteria=[CalibratedCriterion(**CRITERION.model_dump())])
 SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{P}\p{S}"
 TOKEN = rf"[{SPACELESS}]|[[\p{{L}}\p{{N}}\p{{M}}]--[{SPACELESS}]]+"
 
@@ -91,12 +96,12 @@ def test_only_the_beginning_of_a_text_counts():
 
 def test_documents_on_disk_are_those_in_memory(documents, tmp_path):
     texts = [row["text"] for row in documents] + [""]
-    with HashedDocuments(SMALL, tmp_path) as hashed:
-        assert hashed.matrix().shape == (0, 2**14)
+    with HashingTrainer(TrainConfig(kind="hashing"), [CRITERION], tmp_path) as hashed:
+        assert hashed.matrix().shape == (0, 2**20)
         for start in range(0, len(texts), 7):
             hashed.add(texts[start : start + 7])
         found = hashed.matrix()
-    assert (found != hash_texts(texts, SMALL)).nnz == 0
+    assert (found != hash_texts(texts, HashingSettings())).nnz == 0
     assert isinstance(owner(found.data), mmap.mmap)
     assert isinstance(owner(found.indices), mmap.mmap)
 
@@ -107,7 +112,7 @@ def owner(array):
 
 def test_memory_does_not_grow_with_the_documents(documents, tmp_path):
     texts = [row["text"] for row in documents[:30]]
-    with HashedDocuments(SMALL, tmp_path) as hashed:
+    with HashingTrainer(TrainConfig(kind="hashing"), [CRITERION], tmp_path) as hashed:
         hashed.add(texts)
         tracemalloc.start()
         hashed.add(texts)
@@ -117,7 +122,7 @@ def test_memory_does_not_grow_with_the_documents(documents, tmp_path):
             hashed.add(texts)
         _, often = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert (tmp_path / "values").stat().st_size > 5 * (often - once)
+        assert hashed.matrix().data.nbytes > 5 * (often - once)
     assert often < 1.2 * once
 
 
@@ -141,8 +146,8 @@ def test_the_regression_is_scikit_learns_ridge_on_its_tfidf_but_for_the_stretch(
     made = fit_sparse_ridge(features, labels, weights, seed=0)
     tfidf = TfidfTransformer().fit_transform(features)
     theirs = Ridge(alpha=made.alpha, solver="sparse_cg", tol=1e-10).fit(tfidf, labels, sample_weight=weights)
-    model = HashingModel(SMALL, made.coefficients[None], made.idf[None], np.array([made.bias], np.float32))
-    scores, wanted = model.scores(texts)[:, 0], theirs.predict(tfidf)
+    arrays = {"weights": made.coefficients[None], "idf": made.idf[None], "bias": np.array([made.bias], np.float32)}
+    scores, wanted = HashingHead(SMALL, arrays, INFO).predict(texts)[:, 0], theirs.predict(tfidf)
     assert np.corrcoef(scores, wanted)[0, 1] > 0.99999
     assert np.polyfit(wanted, scores, 1)[0] > 1  # the scores are further apart than ridge regression puts them
 
@@ -152,13 +157,14 @@ def test_scores_of_new_documents_rank_and_fit_their_labels(lessons, one_fold, mo
     monkeypatch.setattr(sparse_ridge, "ONE_FOLD_ABOVE", 100 if one_fold else 10_000)
     texts, labels = lessons
     model = fitted(texts[:300], labels[:300, None])
-    scores = model.scores(texts[300:])[:, 0]
+    scores = model.predict(texts[300:])[:, 0]
     assert spearmanr(scores, labels[300:]).statistic > 0.9
     assert np.polyfit(scores, labels[300:], 1)[0] == pytest.approx(1, abs=0.15)
 
 
 def fitted(texts, labels, seed=0, settings=SMALL):
-    return HashingModel.fit(hash_texts(texts, settings), labels, np.ones_like(labels), settings, seed=seed)
+    arrays = fit_hashing(hash_texts(texts, settings), labels, np.ones_like(labels), seed=seed)
+    return HashingHead(settings, arrays, INFO)
 
 
 def test_documents_without_a_label_or_a_weight_play_no_part(lessons):
@@ -166,44 +172,44 @@ def test_documents_without_a_label_or_a_weight_play_no_part(lessons):
     alone = fitted(texts[:100], labels[:100, None])
     some = np.where(np.arange(400) < 100, labels, np.nan)[:, None]
     among = fitted(texts, some)
-    unweighted = HashingModel.fit(
-        hash_texts(texts, SMALL), labels[:, None], (np.arange(400) < 100)[:, None] * 1.0, SMALL, seed=0
-    )
-    assert among.weights == pytest.approx(alone.weights, abs=1e-4)
-    assert np.array_equal(among.weights, unweighted.weights)
+    weights = (np.arange(400) < 100)[:, None] * 1.0
+    unweighted = fit_hashing(hash_texts(texts, SMALL), labels[:, None], weights, seed=0)
+    assert among.arrays["weights"] == pytest.approx(alone.arrays["weights"], abs=1e-4)
+    assert np.array_equal(among.arrays["weights"], unweighted["weights"])
 
 
 def test_two_fits_with_one_seed_are_identical(lessons):
     texts, labels = lessons
     one, other = (fitted(texts, labels[:, None]) for _ in range(2))
-    assert np.array_equal(one.weights, other.weights)
-    assert np.array_equal(one.bias, other.bias)
+    assert all(np.array_equal(values, other.arrays[name]) for name, values in one.arrays.items())
 
 
 def test_labels_that_are_all_the_same_are_given_back(lessons):
     texts, _ = lessons
-    assert fitted(texts, np.full((400, 1), 2.0)).scores(texts[:5]) == pytest.approx(2)
+    assert fitted(texts, np.full((400, 1), 2.0)).predict(texts[:5]) == pytest.approx(2)
 
 
 def test_a_text_without_a_known_word_gets_the_bias(lessons):
     texts, labels = lessons
     model = fitted(texts, labels[:, None], settings=HashingSettings())
-    assert model.scores(["", "neverseen"])[:, 0].tolist() == [model.bias[0]] * 2
-    assert model.scores([]).shape == (0, 1)
+    assert model.predict(["", "neverseen"])[:, 0].tolist() == [model.arrays["bias"][0]] * 2
+    assert model.predict([]).shape == (0, 1)
 
 
 def test_a_saved_model_of_two_criteria_scores_as_before(lessons, tmp_path):
     texts, labels = lessons
     both = np.column_stack([labels, np.where(np.arange(400) % 3, -labels, np.nan)])
-    model = fitted(texts, both)
+    model = fitted(texts, both, settings=HashingSettings())
     saved(model, tmp_path)
-    scores = HashingModel.load(tmp_path).scores(texts)
-    assert np.array_equal(scores, model.scores(texts))
+    scores = load_head(tmp_path, EngineConfig()).predict(texts)
+    assert np.array_equal(scores, model.predict(texts))
     assert np.corrcoef(scores.T)[0, 1] < -0.9
 
 
 def saved(model, directory):
-    (directory / "config.json").write_text(json.dumps({"hashing": model.save(directory)}))
+    trainer = HashingTrainer(TrainConfig(kind="hashing"), [CRITERION], directory)
+    trainer._arrays = model.arrays
+    trainer.save(directory, INFO)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +220,8 @@ def saved(model, directory):
             lambda at: (at / "model.safetensors").write_bytes((at / "model.safetensors").read_bytes()[:-9]),
             "is not a complete",
         ),
-        (lambda at: (at / "config.json").unlink(), "is not a complete hashing head"),
-        (lambda at: (at / "config.json").write_text('{"static": {}}'), "is not a complete hashing head"),
+        (lambda at: (at / "config.json").unlink(), "is not a head: it has no config.json"),
+        (lambda at: (at / "config.json").write_text('{"static": {}}'), "is not a complete static head"),
         (lambda at: (at / "config.json").write_text('{"hashing": {"bits": 15}}'), "do not match config.json"),
         (lambda at: (at / "config.json").write_text('{"hashing": {"bit": 14}}'), "is not a complete hashing head"),
     ],
@@ -225,7 +231,7 @@ def test_a_damaged_head_is_refused(lessons, tmp_path, spoil, said):
     saved(fitted(texts[:50], labels[:50, None]), tmp_path)
     spoil(tmp_path)
     with pytest.raises(InputError, match=said):
-        HashingModel.load(tmp_path)
+        load_head(tmp_path, EngineConfig())
 
 
 def test_it_ranks_real_documents_it_has_not_seen(shared_data):
@@ -235,6 +241,6 @@ def test_it_ranks_real_documents_it_has_not_seen(shared_data):
 
     texts, labels, _ = read("fineweb_edu_llm_scored_1000.jsonl")
     others, llm, rows = read("edu_human_gold_dev.jsonl")
-    scores = fitted(texts, labels, settings=HashingSettings()).scores(others)[:, 0]
+    scores = fitted(texts, labels, settings=HashingSettings()).predict(others)[:, 0]
     assert spearmanr(scores, llm[:, 0]).statistic > 0.74
     assert spearmanr(scores, [row["human_score"] for row in rows]).statistic > 0.70

@@ -1,7 +1,5 @@
 """Static embeddings: distilled from a small encoder, and worked out by hand."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -14,9 +12,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.config import EngineConfig
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.encoder import Encoder
-from ml_filter.heads.static import StaticModel, StaticSettings, distill, open_static
+from ml_filter.heads.fitting import fit_ridges
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo, write_config
+from ml_filter.heads.kinds import load_head
+from ml_filter.heads.kinds.static import StaticSettings, TokenVectors, distill, open_static
 
 WORDS = [f"word{number}" for number in range(197)]
 
@@ -72,7 +74,7 @@ def test_long_texts_are_read_whole_up_to_the_limit_and_empty_ones_are_zero(model
     assert long == pytest.approx(first, abs=1e-5)
     assert not empty.any()
     assert model.embed([]).shape == (0, model.width)
-    short = StaticModel(StaticSettings(max_characters=5), model.tokenizer, model.table, model.weights, model.bias)
+    short = TokenVectors(StaticSettings(max_characters=5), model.tokenizer, model.table)
     assert np.array_equal(short.embed(["word3 word4"]), model.embed(["word3"]))
 
 
@@ -94,20 +96,27 @@ def lessons():
     return texts, labels
 
 
-def fitted(model, texts, labels):
-    return model.fit(Embeddings(model.embed(texts), np.arange(len(texts))), labels, np.ones_like(labels), seed=0)
+def saved(vectors, directory, weights, bias):
+    """A head of these token vectors and regressions; its directory."""
+    names = ["label", "other"][: len(bias)]
+    criteria = [CalibratedCriterion(name=name, low=0, high=5, threshold=3) for name in names]
+    vectors.save(directory, weights.astype(np.float32), bias.astype(np.float32))
+    info = HeadInfo(engine="static", criteria=criteria)
+    write_config(directory, info, static=vectors.settings.model_dump())
+    return directory
 
 
 def test_heads_learn_each_from_the_labels_there_are(encoder, lessons, tmp_path):
     texts, labels = lessons
-    model = distill(encoder, StaticSettings())
-    known = np.column_stack([labels, np.where(np.arange(300) % 2, 5 - 5 * labels, np.nan)])
-    model = fitted(model, texts[:200], known[:200])
-    scores = model.scores(texts[200:])
+    vectors = distill(encoder, StaticSettings())
+    known = np.column_stack([labels, np.where(np.arange(300) % 2, 5 - 5 * labels, np.nan)])[:200]
+    embeddings = Embeddings(vectors.embed(texts[:200]), np.arange(200))
+    weights, bias = fit_ridges(embeddings, known, np.ones_like(known), seed=0)
+    scores = load_head(saved(vectors, tmp_path, weights, bias), EngineConfig()).predict(texts[200:])
     assert spearmanr(scores[:, 0], labels[200:]).statistic > 0.7
     assert spearmanr(scores[:, 1], labels[200:]).statistic < -0.7
-    (tmp_path / "config.json").write_text(json.dumps({"static": model.save(tmp_path)}))
-    assert np.array_equal(StaticModel.load(tmp_path).scores(texts[200:]), scores)
+    expected = vectors.embed(texts[200:]) @ weights.T.astype(np.float32) + bias.astype(np.float32)
+    assert np.array_equal(scores, expected)
 
 
 def test_an_encoder_is_distilled_once(encoder, tmp_path):
@@ -132,21 +141,21 @@ def test_an_encoder_without_a_fast_tokenizer_is_refused(encoder):
         (lambda at: (at / "model.safetensors").unlink(), "is not a complete static head"),
         (lambda at: (at / "tokenizer.json").write_text("{"), "not a tokenizer"),
         (lambda at: (at / "tokenizer.json").unlink(), "not a tokenizer"),
-        (lambda at: (at / "config.json").write_text("{}"), "is not a complete static head"),
+        (lambda at: (at / "config.json").write_text('{"static": {"width": 0}}'), "is not a complete static head"),
     ],
 )
 def test_a_damaged_head_is_refused(model, tmp_path, spoil, said):
-    (tmp_path / "config.json").write_text(json.dumps({"static": model.save(tmp_path)}))
-    assert np.array_equal(StaticModel.load(tmp_path).table, model.table)
+    saved(model, tmp_path, np.ones((1, model.width)), np.ones(1))
+    assert np.array_equal(load_head(tmp_path, EngineConfig()).vectors.table, model.table)
     spoil(tmp_path)
     with pytest.raises(InputError, match=said):
-        StaticModel.load(tmp_path)
+        load_head(tmp_path, EngineConfig())
 
 
 def test_a_tokenizer_of_another_encoder_is_refused(model, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"static": model.save(tmp_path)}))
+    saved(model, tmp_path, np.ones((1, model.width)), np.ones(1))
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     tokenizer.add_tokens(["another"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(InputError, match="different sizes"):
-        StaticModel.load(tmp_path)
+        load_head(tmp_path, EngineConfig())

@@ -153,7 +153,7 @@ def test_a_set_prefix_goes_before_the_encoders_own(encoder_with_prompts, tmp_pat
             config(**settings), [Criterion(name="label", low=0, high=5, threshold=3)], tmp_path
         ) as member:
             member.add([text])
-            return member.embeddings(np.arange(1))[0].tolist()
+            return member.windows_of(np.arange(1))[0][0].tolist()
 
     text = "Water boils at 100 degrees."
     plain = embedded(text)
@@ -165,8 +165,9 @@ def test_a_set_prefix_goes_before_the_encoders_own(encoder_with_prompts, tmp_pat
 
 def test_a_prefix_that_leaves_no_room_for_texts_is_refused(tmp_path):
     settings = config(text_prefix="one two three four " * 16)
-    with pytest.raises(ConfigError, match="leaves no room for text in 64 tokens"):
-        create_trainer(settings, [Criterion(name="label", low=0, high=5, threshold=3)], tmp_path)
+    trainer = create_trainer(settings, [Criterion(name="label", low=0, high=5, threshold=3)], tmp_path)
+    with pytest.raises(ConfigError, match="leaves no room for text in 64 tokens"), trainer:
+        pass
 
 
 def test_the_curve_of_a_head_trained_step_by_step_is_kept(labelled, tmp_path):
