@@ -34,8 +34,7 @@ from ml_filter.heads.config import EMBEDDED_ENCODER, HeadSettings, TrainConfig
 from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.encoder import load_encoder
 from ml_filter.heads.kinds import load_head
-from ml_filter.heads.label_table import read_label_table
-from ml_filter.heads.labels import LabelledDocuments
+from ml_filter.heads.labels import LabelledDocuments, read_label_table
 from ml_filter.heads.model import HeadModel
 from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
@@ -92,7 +91,7 @@ def main() -> None:
 def trained_on(labels: Path) -> tuple[list[str], NDArray[np.float32]]:
     """Texts and labels of the documents that `ml-filter train` does not keep for its test."""
     config, texts = HEADS["default"], list[str]()
-    known = read_label_table(LabelledDocuments(SourceConfig(paths=[str(labels)]), LABEL), texts.extend, config)
+    known = read_label_table(LabelledDocuments(SourceConfig(paths=[str(labels)]), config), texts.extend, config)
     places = np.flatnonzero(~known.is_test)
     return [texts[place] for place in places], known.labels[places, 0].astype(np.float32)
 

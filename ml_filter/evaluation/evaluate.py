@@ -27,7 +27,7 @@ from ml_filter.evaluation.result import (
     evaluation_report,
     excerpt_of,
 )
-from ml_filter.heads.config import EngineConfig
+from ml_filter.heads.config import EngineConfig, TrainConfig
 from ml_filter.heads.info import CalibratedCriterion, read_info
 from ml_filter.heads.kinds import load_head
 from ml_filter.heads.labels import STRATA, Labelled, LabelledDocuments
@@ -66,7 +66,7 @@ def evaluate_head(
     Raises:
         InputError: a head or the labels cannot be found, or do not fit each other.
     """
-    data = LabelledDocuments(gold, label_column)
+    data = LabelledDocuments(gold, TrainConfig(label_column=label_column))
     directories = [resolve_head(name) for name in (model_directory, compare) if name is not None]
     parents = [head_parent(directory) for directory in directories]
     settings = {"label_column": label_column, "criterion": criterion}

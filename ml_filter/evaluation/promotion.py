@@ -22,6 +22,7 @@ from ml_filter.errors import GateFailed, InputError
 from ml_filter.evaluation.config import PromoteConfig
 from ml_filter.evaluation.evaluate import evaluate_head
 from ml_filter.evaluation.result import HeadEvaluation
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import LabelledDocuments, text_keys
 from ml_filter.heads.train import TrainedHead, read_trained_on
 from ml_filter.statistics.intervals import Figure
@@ -114,7 +115,7 @@ def _require_held_out(head: TrainedHead, name: str, sets: Iterable[tuple[SourceC
             continue
         seen: list[str] = []
         documents = 0
-        for chunk in LabelledDocuments(source, label_column):
+        for chunk in LabelledDocuments(source, TrainConfig(label_column=label_column)):
             documents += len(chunk.ids)
             seen += [chunk.ids[row] for row in np.flatnonzero(np.isin(text_keys(chunk.texts), keys)).tolist()]
         if seen:

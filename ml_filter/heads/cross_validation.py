@@ -16,7 +16,7 @@ from ml_filter.errors import InputError
 from ml_filter.heads.config import SearchConfig
 from ml_filter.heads.kinds import Trainer
 from ml_filter.heads.kinds.base import FOLDS
-from ml_filter.heads.label_table import LabelTable, check_folds
+from ml_filter.heads.labels import LabelTable, check_folds
 from ml_filter.prepare.split import assign_splits
 from ml_filter.statistics.calibration import can_calibrate, fit_calibration
 from ml_filter.statistics.intervals import MAX_WEIGHTS, MIN_FOR_INTERVAL, Array, Resampling, Statistic

@@ -1,10 +1,11 @@
-"""Labelled documents: a source with label columns, or aggregated scores joined with their documents."""
+"""Labelled documents: read from a source with label columns, or from aggregated scores joined with their documents;
+split into training and test documents; and checked."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import fsspec
@@ -30,13 +31,18 @@ from ml_filter.documents.sources import list_shards
 from ml_filter.documents.tables import list_items, number_column
 from ml_filter.documents.unique import find_documents
 from ml_filter.errors import InputError
+from ml_filter.heads.config import TrainConfig
+from ml_filter.heads.profile import script_of
 from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures
 from ml_filter.prepare.ngrams import words
+from ml_filter.prepare.sampling import sampling_key
 from ml_filter.prepare.split import group_documents, host_of, name_keys
+from ml_filter.progress import progress
 from ml_filter.statistics.intervals import Array
 from ml_filter.statistics.rounding import ROUNDING_VARIANCE
 
 STRATA = ("language", "source", "host")
+MIN_LABELS = 20
 _PERMUTATIONS = 128
 
 _Scores = dict[str, tuple[list[float], list[float]]]
@@ -95,33 +101,16 @@ class LabelledDocuments:
 
     Args:
         labels: documents with the label columns, or a directory of aggregated scores.
-        label_columns: the columns of the labels.
+        config: its `label_column`, `criterion`, `trust_agreement`, `score_range` and `threshold` apply.
         documents: the documents of aggregated scores (default: those that were annotated).
-        criteria: which aggregated scores to take (default: all).
-        trust_agreement: weight a label by the agreement of its votes: 1 / (1 + v), with v the variance of their mean
-            and 1 for the error of the model. The variance of a document's votes is combined with that of one more vote,
-            which has the variance within all documents of the criterion, at least 1/12 (a scaled inverse chi-squared
-            prior with one degree of freedom; Gelman et al. 2013, section 2.6). So a single vote has some variance, too.
-        score_range: lowest and highest label, only if no manifest defines them (default: `DEFAULT_CRITERION`).
-        threshold: overrides that of the criteria.
 
     Raises:
         InputError: labels, documents or criteria cannot be found, `score_range` contradicts the manifest, or
             `trust_agreement` is set but no document has several votes.
     """
 
-    def __init__(
-        self,
-        labels: SourceConfig,
-        label_columns: str | Sequence[str],
-        documents: SourceConfig | None = None,
-        criteria: str | Sequence[str] | None = None,
-        trust_agreement: bool = False,
-        score_range: tuple[float, float] | None = None,
-        threshold: float | None = None,
-    ) -> None:
-        chosen = [criteria] if isinstance(criteria, str) else criteria or []
-        self._columns = [label_columns] if isinstance(label_columns, str) else list(label_columns)
+    def __init__(self, labels: SourceConfig, config: TrainConfig, documents: SourceConfig | None = None) -> None:
+        chosen, self._columns = _names(config.criterion), _names(config.label_column)
         self.unlabelled = 0
         self.lineage: list[dict[str, object]] = []
         self._scores: _Scores | None = None
@@ -130,7 +119,7 @@ class LabelledDocuments:
         if manifest is not None and manifest.kind == "scores":
             self.criteria = [only_criterion(manifest, name) for name in chosen] or criteria_of(manifest)
             self.lineage = [run for name in self.names for run in annotation_runs(manifest, name)]
-            self._scores = _read_scores(manifest, self.names, trust_agreement)
+            self._scores = _read_scores(manifest, self.names, config.trust_agreement)
             self.source = documents or annotated_documents(manifest)
         else:
             columns = self._item_columns(labels)
@@ -139,7 +128,7 @@ class LabelledDocuments:
                     f"{paths} has no aggregated scores to choose criteria from ({', '.join(chosen)}); choose label "
                     f"columns, or name all items of a column of lists ({', '.join(columns)})"
                 )
-            if trust_agreement:
+            if config.trust_agreement:
                 raise InputError(
                     f"trust_agreement requires aggregated scores, and {paths} has none; leave it out, or use a "
                     "directory made by ml-filter aggregate"
@@ -147,11 +136,11 @@ class LabelledDocuments:
             self._columns = columns
             published = _published_criteria(manifest) if manifest is not None and manifest.kind == "labelled" else {}
             self.criteria = [
-                published.get(name) or Criterion.of_labels(name, score_range, threshold)
+                published.get(name) or Criterion.of_labels(name, config.score_range, config.threshold)
                 for name in chosen or self._columns
             ]
             self.source = labels
-        self.criteria = [_override(criterion, score_range, threshold, paths) for criterion in self.criteria]
+        self.criteria = [_override(criterion, config, paths) for criterion in self.criteria]
         self._shards, self.parents = list_shards(self.source)
         if manifest is not None and self._scores is not None:
             self.parents.append(Parent(path=manifest.root, digest=manifest.digest))
@@ -212,20 +201,19 @@ def _published_criteria(manifest: Manifest) -> dict[str, Criterion]:
     return {"score" if len(criteria) == 1 else f"score_{criterion.name}": criterion for criterion in criteria}
 
 
-def _override(
-    criterion: Criterion, score_range: tuple[float, float] | None, threshold: float | None, paths: str
-) -> Criterion:
-    """The criterion with the threshold of the user.
+def _names(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else names or []
 
-    Raises:
-        InputError: the score range of the user is not that of the criterion.
-    """
-    if score_range not in (None, criterion.bounds):
+
+def _override(criterion: Criterion, config: TrainConfig, paths: str) -> Criterion:
+    """The criterion with the threshold of the user, whose score range must be that of the criterion."""
+    if config.score_range is not None and config.score_range != criterion.bounds:
+        low, high = config.score_range
         raise InputError(
             f"{paths} has scores of {criterion.name} from {criterion.low:g} to {criterion.high:g}, not from "
-            f"{score_range[0]:g} to {score_range[1]:g}; leave score_range out"
+            f"{low:g} to {high:g}; leave score_range out"
         )
-    return criterion if threshold is None else criterion.model_copy(update={"threshold": threshold})
+    return criterion if config.threshold is None else criterion.model_copy(update={"threshold": config.threshold})
 
 
 def _without_seen(table: pa.Table, seen: set[str]) -> pa.Table:
@@ -266,7 +254,13 @@ def _read_scores(manifest: Manifest, criteria: Sequence[str], trust_agreement: b
 
 
 def _agreement_weights(rows: pa.Table, name: str) -> Array:
-    """The weight of each score, as described for `trust_agreement` of `LabelledDocuments`."""
+    """The weight of each score: 1 / (1 + v), with v the variance of the mean of its votes, and 1 for the error of the
+    model.
+
+    The variance of a document's votes is combined with that of one more vote, which has the variance within all
+    documents of the criterion, at least 1/12 (a scaled inverse chi-squared prior with one degree of freedom; Gelman et
+    al. 2013, section 2.6). So a single vote has some variance, too.
+    """
     votes = np.maximum(rows["votes"].to_numpy(), 1).astype(np.float64)
     squares = votes * pc.fill_null(rows["disagreement"], 0.0).to_numpy() ** 2
     several = votes > 1
@@ -278,3 +272,126 @@ def _agreement_weights(rows: pa.Table, name: str) -> Array:
     prior = max(squares[several].sum() / (votes - 1)[several].sum(), ROUNDING_VARIANCE)
     weights: Array = 1 / (1 + (prior + squares) / votes**2)
     return weights
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Columns over all labelled documents.
+
+    Attributes:
+        labels: [documents, criteria]; NaN: no label.
+        weights: [documents, criteria].
+        is_test: whether a document is for the test.
+        groups: the number of its group (see `Groups`).
+        bytes: length of its text in UTF-8.
+        scripts: writing system of its text.
+        texts: its `text_keys`.
+    """
+
+    labels: Array
+    weights: Array
+    is_test: NDArray[np.bool_]
+    groups: NDArray[np.uint64]
+    bytes: NDArray[np.int64]
+    scripts: NDArray[np.str_]
+    texts: NDArray[np.uint64]
+
+
+def read_label_table(data: LabelledDocuments, add: Callable[[Sequence[str]], None], config: TrainConfig) -> LabelTable:
+    """Pass all texts to `add`, chunk by chunk, and keep everything else.
+
+    Raises:
+        InputError: no document has a label.
+    """
+    labels, weights, texts = [], [], []
+    keys: list[int] = []
+    lengths: list[int] = []
+    scripts: list[str] = []
+    groups = Groups(config.near_duplicates)
+    with progress(f"Reading labelled documents ({config.kind})") as bar:
+        for chunk in data:
+            add(chunk.texts)
+            groups.add(chunk)
+            labels.append(chunk.labels)
+            weights.append(chunk.weights)
+            keys += [sampling_key(group, config.seed, "test") for group in chunk.groups]
+            lengths += [len(text.encode("utf-8", "surrogatepass")) for text in chunk.texts]
+            scripts += map(script_of, chunk.texts)
+            texts.append(text_keys(chunk.texts))
+            bar.advance(len(chunk.ids))
+    if not keys:
+        raise InputError(f"no document has a label of {', '.join(data.names)}")
+    group_of = groups.draw(keys)
+    return LabelTable(
+        labels=np.concatenate(labels),
+        weights=np.concatenate(weights),
+        is_test=choose_test_documents(group_of, config.test_share),
+        groups=group_of,
+        bytes=np.array(lengths),
+        scripts=np.array(scripts),
+        texts=np.concatenate(texts),
+    )
+
+
+def choose_test_documents(groups: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
+    """Which documents [n] are for the test, by the number [n] of their groups.
+
+    Groups stay whole. The one with the smallest number comes first; each is taken if it brings the number of test
+    documents closer to `share`, so that a few large groups do not all end up on one side.
+    """
+    _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    taken, target, chosen = 0, share * len(groups), np.zeros(len(sizes), bool)
+    for group, size in enumerate(sizes.tolist()):
+        if abs(taken + size - target) < abs(taken - target) and taken + size < len(groups):
+            chosen[group] = True
+            taken += size
+    is_test: NDArray[np.bool_] = chosen[group_of]
+    return is_test
+
+
+def check_labels(table: LabelTable, criteria: Sequence[Criterion]) -> None:
+    """Refuse labels that cannot train a head.
+
+    Raises:
+        InputError: the labels of a criterion are too few, outside its score range, or identical.
+    """
+    for column, criterion in enumerate(criteria):
+        labelled = ~np.isnan(table.labels[:, column])
+        values, is_test = table.labels[labelled, column], table.is_test[labelled]
+        suffix = f" of {criterion.name}" if len(criteria) > 1 else ""
+        if len(values) < MIN_LABELS:
+            raise InputError(
+                f"too few labels{suffix}: {len(values)} ({int(is_test.sum())} of them for the test); at least "
+                f"{MIN_LABELS} are required, and thousands are better"
+            )
+        if is_test.all() or not is_test.any():
+            count = len(np.unique(table.groups[labelled]))
+            raise InputError(
+                f"the {len(values):,} labelled documents{suffix} are from {count} host{'s' * (count > 1)} or "
+                f"group{'s' * (count > 1)} of near-duplicates, which are never split, so none is left for "
+                f"{'training' if is_test.all() else 'the test'}; add labels from more hosts, ideally hundreds"
+            )
+        outside = (values < criterion.low) | (values > criterion.high)
+        if outside.any():
+            raise InputError(
+                f"{int(outside.sum())} labels{suffix} are outside the score range {criterion.low:g} to "
+                f"{criterion.high:g} (the first is {values[outside][0]:g}); set score_range (--score-range LOW HIGH)"
+            )
+        if len(np.unique(values[~is_test])) < 2:
+            raise InputError(f"all labels{suffix} are {values[0]:g}, so there is nothing to learn")
+
+
+def check_folds(labels: Array, folds: NDArray[np.int64], criteria: Sequence[Criterion]) -> None:
+    """Refuse folds [documents] of which one has all labels [documents, criteria] of a criterion.
+
+    Raises:
+        InputError: names the criterion.
+    """
+    for column, criterion in enumerate(criteria):
+        labelled = ~np.isnan(labels[:, column])
+        if len(np.unique(folds[labelled])) < 2:
+            raise InputError(
+                f"all {int(labelled.sum()):,} training documents with a label of {criterion.name} are in one fold, "
+                "because they are from one or a few hosts or nearly the same, so they cannot be cross-validated; add "
+                "labels from more hosts, or leave the criterion out"
+            )

@@ -35,9 +35,8 @@ from ml_filter.heads.config import HeadKind, SearchConfig, TrainConfig
 from ml_filter.heads.cross_validation import CrossValidation
 from ml_filter.heads.kinds import Trainer, create_trainer
 from ml_filter.heads.kinds.stack import MEMBERS, StackTrainer
-from ml_filter.heads.label_table import check_labels, read_label_table
+from ml_filter.heads.labels import LabelledDocuments, check_labels, read_label_table
 from ml_filter.heads.search_result import TRIAL_SCHEMA, Search, Spread, Trial, ranking, search_report
-from ml_filter.heads.train import open_labels
 from ml_filter.progress import progress
 from ml_filter.statistics.metrics import PAIR_FIGURES
 
@@ -72,7 +71,7 @@ def search_head(
         InputError: labels are missing, too few, identical or from one host, or no trial has a figure.
         ConfigError: the encoder cannot be loaded.
     """
-    data = open_labels(labels, config.train, documents)
+    data = LabelledDocuments(labels, config.train, documents)
     with OutputDirectory(output, "search", config, data.parents) as out, ExitStack() as stack:
         if out.manifest:
             return Search.model_validate_json(out.fs.cat_file(f"{out.root}/{SEARCH_NAME}")), out.manifest

@@ -27,8 +27,7 @@ from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.encoder import shown_name
 from ml_filter.heads.info import CONFIG_NAME, CalibratedCriterion, HeadInfo, uncalibrated
-from ml_filter.heads.label_table import LabelTable, check_folds, check_labels, read_label_table
-from ml_filter.heads.labels import LabelledDocuments
+from ml_filter.heads.labels import LabelledDocuments, LabelTable, check_folds, check_labels, read_label_table
 from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.profile import Profile
 from ml_filter.statistics.calibration import fit_calibration
@@ -94,7 +93,7 @@ def train_head(
         InputError: labels are missing, too few or identical, or `output` has another head.
         ConfigError: the encoder cannot be loaded.
     """
-    data = open_labels(labels, config, documents)
+    data = LabelledDocuments(labels, config, documents)
     digest = digest_of([config.model_dump(mode="json"), [parent.digest for parent in data.parents]])
     with lock_directory(with_digest(output, digest)) as target:
         training_file = target / TRAINING_NAME
@@ -103,19 +102,6 @@ def train_head(
         elif _read_training(training_file).config_digest != digest:
             raise InputError(f"{output} already has a head with other labels or settings; choose another --output")
         return read_head(target)
-
-
-def open_labels(labels: SourceConfig, config: TrainConfig, documents: SourceConfig | None) -> LabelledDocuments:
-    """The labels that a configuration chooses; raises as `LabelledDocuments`."""
-    return LabelledDocuments(
-        labels,
-        config.label_column,
-        documents,
-        criteria=config.criterion,
-        trust_agreement=config.trust_agreement,
-        score_range=config.score_range,
-        threshold=config.threshold,
-    )
 
 
 @contextmanager

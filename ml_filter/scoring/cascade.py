@@ -37,8 +37,7 @@ from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, write
 from ml_filter.heads.kinds import load_head
 from ml_filter.heads.kinds.base import ENCODER_DIRECTORY
 from ml_filter.heads.kinds.cascade import FIRST_STAGE_DIRECTORY, CascadeInfo
-from ml_filter.heads.label_table import choose_test_documents
-from ml_filter.heads.labels import Groups, LabelledDocuments
+from ml_filter.heads.labels import Groups, LabelledDocuments, choose_test_documents
 from ml_filter.heads.load import resolve_head
 from ml_filter.heads.profile import script_of
 from ml_filter.heads.train import (
@@ -310,7 +309,7 @@ def _score_held_out(
     bounds_keys: list[int] = []
     groups = Groups(train.near_duplicates)
     with progress("Scoring with the first-stage model") as bar:
-        for chunk in LabelledDocuments(labels, train.label_column):
+        for chunk in LabelledDocuments(labels, train):
             groups.add(chunk)
             test_keys += [sampling_key(group, train.seed, "test") for group in chunk.groups]
             bounds_keys += [sampling_key(group, config.seed, "bounds") for group in chunk.groups]

@@ -24,8 +24,7 @@ from ml_filter.heads import search as search_module
 from ml_filter.heads.config import HeadSettings, SearchConfig, SearchSpace, TrainConfig
 from ml_filter.heads.cross_validation import CrossValidation
 from ml_filter.heads.kinds.encoder import EncoderTrainer
-from ml_filter.heads.label_table import LabelTable, read_label_table
-from ml_filter.heads.labels import Groups, Labelled, LabelledDocuments
+from ml_filter.heads.labels import Groups, Labelled, LabelledDocuments, LabelTable, read_label_table
 from ml_filter.heads.search import BEST_NAME, REPORT_NAME, STUDY_NAME, config_of, search_head, settings_of
 from ml_filter.heads.search_result import Search, Trial, ranking
 from ml_filter.heads.train import train_head
@@ -138,7 +137,7 @@ def test_a_finished_search_is_read_and_not_done_again(searched, config, source):
 
 def test_labels_and_texts_of_the_test_documents_change_nothing(rows, source, config, searched, tmp_path):
     search, _ = searched
-    is_test = read_label_table(LabelledDocuments(source, "label"), lambda texts: None, TRAIN).is_test
+    is_test = read_label_table(LabelledDocuments(source, TRAIN), lambda texts: None, TRAIN).is_test
     assert (int((~is_test).sum()), int(is_test.sum())) == (search.documents, search.test_documents)
     changed = [
         {**row, "text": row["text"][::-1], "label": 5 - row["label"]} if held_out else row

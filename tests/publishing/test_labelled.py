@@ -21,6 +21,7 @@ from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import LabelledDocuments
 from ml_filter.prepare.config import DeduplicateConfig
 from ml_filter.prepare.deduplicate import deduplicate_documents
@@ -167,7 +168,7 @@ def test_a_data_set_of_several_criteria_labels_a_head_with_several_criteria(tmp_
     directory = scored(tmp_path, source, votes, asked=[prompt("quality"), prompt("danger")])
     publish_labels(directory, PublishConfig(), tmp_path / "out")
     columns = ["score_quality", "score_danger"]
-    data = LabelledDocuments(SourceConfig(paths=[str(tmp_path / "out")]), columns)
+    data = LabelledDocuments(SourceConfig(paths=[str(tmp_path / "out")]), TrainConfig(label_column=columns))
     labels = {name: row.tolist() for chunk in data for name, row in zip(chunk.ids, chunk.labels, strict=True)}
     assert labels == {row["id"]: [i % 2, i % 2] for i, row in enumerate(pages)}
     assert data.criteria == [Criterion(name="quality", low=0, high=5, threshold=3), DANGER]
