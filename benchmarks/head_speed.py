@@ -91,7 +91,7 @@ def main() -> None:
 def trained_on(labels: Path) -> tuple[list[str], NDArray[np.float32]]:
     """Texts and labels of the documents that `ml-filter train` does not keep for its test."""
     config, texts = HEADS["default"], list[str]()
-    known = read_label_table(LabelledDocuments(SourceConfig(paths=[str(labels)]), config), texts.extend, config)
+    known = read_label_table(LabelledDocuments(SourceConfig(paths=[str(labels)]), config), [texts.extend], config)
     places = np.flatnonzero(~known.is_test)
     return [texts[place] for place in places], known.labels[places, 0].astype(np.float32)
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ml_filter.criterion import Criterion
-from ml_filter.errors import InputError
 from ml_filter.heads.config import SearchConfig
 from ml_filter.heads.kinds import Trainer
 from ml_filter.heads.kinds.base import FOLDS
@@ -36,7 +35,7 @@ class CrossValidation:
         table: all labelled documents; those for the test are left out.
 
     Raises:
-        InputError: the groups are too few for folds.
+        InputError: all documents with a label of a criterion are in one fold.
     """
 
     def __init__(self, config: SearchConfig, criteria: Sequence[Criterion], table: LabelTable) -> None:
@@ -49,10 +48,6 @@ class CrossValidation:
         classes = np.floor(np.nanmean(self._labels, axis=1) + 0.5).astype(np.int64)
         self._folds = assign_splits(self._group_of, classes, groups, [1 / FOLDS] * FOLDS)
         self.folds = len(np.unique(self._folds))
-        if self.folds < 2:
-            raise InputError(
-                "all labelled documents are from one host, or nearly the same; a search requires labels from several"
-            )
         check_folds(self._labels, self._folds, self._criteria)
 
     def predict(self, member: Trainer) -> Array:
@@ -61,9 +56,9 @@ class CrossValidation:
         Whole scores come from a calibration that was fitted on the scores of the other folds, or from rounding.
         """
         scores = member.cross_fit(self.rows, self._labels, self._weights, self._folds)
-        for column, criterion in enumerate(self._criteria):
-            scores[:, column] = np.clip(scores[:, column], criterion.low, criterion.high)
-            if self._config.metric not in _SCORE_FIGURES and np.isfinite(scores).all():
+        scores = scores.clip(*np.array([criterion.bounds for criterion in self._criteria]).T)
+        if self._config.metric not in _SCORE_FIGURES and np.isfinite(scores).all():
+            for column in range(len(self._criteria)):
                 scores[:, column] = self._round(scores[:, column], column)
         return scores
 

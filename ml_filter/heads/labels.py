@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import fsspec
@@ -297,8 +297,10 @@ class LabelTable:
     texts: NDArray[np.uint64]
 
 
-def read_label_table(data: LabelledDocuments, add: Callable[[Sequence[str]], None], config: TrainConfig) -> LabelTable:
-    """Pass all texts to `add`, chunk by chunk, and keep everything else.
+def read_label_table(
+    data: LabelledDocuments, consumers: Iterable[Callable[[Sequence[str]], None]], config: TrainConfig
+) -> LabelTable:
+    """Pass all texts to the consumers, chunk by chunk, and keep everything else.
 
     Raises:
         InputError: no document has a label.
@@ -310,7 +312,8 @@ def read_label_table(data: LabelledDocuments, add: Callable[[Sequence[str]], Non
     groups = Groups(config.near_duplicates)
     with progress(f"Reading labelled documents ({config.kind})") as bar:
         for chunk in data:
-            add(chunk.texts)
+            for consume in consumers:
+                consume(chunk.texts)
             groups.add(chunk)
             labels.append(chunk.labels)
             weights.append(chunk.weights)

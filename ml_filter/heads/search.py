@@ -43,6 +43,8 @@ from ml_filter.statistics.metrics import PAIR_FIGURES
 if TYPE_CHECKING:
     from ml_filter.statistics.intervals import Array
 
+_Trainers = dict[HeadKind, Trainer]
+
 SEARCH_NAME = "search.json"
 BEST_NAME = "best.yaml"
 REPORT_NAME = "search.html"
@@ -50,7 +52,8 @@ STUDY_NAME = "study.jsonl"
 _SHARD = "trials"
 _RESULT, _FIGURES = "result", "figures"
 """Attributes of a trial in the study: the `Trial`, and its figure with all resamples."""
-_HEAD_SETTINGS = ("model", "balance", "learning_rate", "weight_decay")
+_FIELDS = {"landmarks": "size", "width": "size"}
+"""The field of `HeadSettings` for a setting of another name."""
 
 
 def search_head(
@@ -75,8 +78,8 @@ def search_head(
     with OutputDirectory(output, "search", config, data.parents) as out, ExitStack() as stack:
         if out.manifest:
             return Search.model_validate_json(out.fs.cat_file(f"{out.root}/{SEARCH_NAME}")), out.manifest
-        trainers = _Trainers(config, data.criteria, stack)
-        table = read_label_table(data, trainers.add, config.train)
+        trainers, opened = _open_trainers(config, data.criteria, stack)
+        table = read_label_table(data, [trainer.add for trainer in opened], config.train)
         check_labels(table, data.criteria)
         validation = CrossValidation(config, data.criteria, table)
         logger.info(f"Trying settings on {len(validation.rows):,} documents in {validation.folds} folds")
@@ -150,44 +153,37 @@ def choose_settings(choose: Callable[[str], Any]) -> dict[str, Any]:
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """The settings of a configuration, as `choose_settings` returns those of a trial."""
     values = {"kind": config.kind, "layers": config.layers, **config.head.model_dump()}
-    return choose_settings(lambda name: values["size" if name in ("landmarks", "width") else name])
+    return choose_settings(lambda name: values[_FIELDS.get(name, name)])
 
 
 def config_of(base: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     """The configuration with a trial's settings instead of its own."""
-    head = base.head.model_dump() | {name: settings[name] for name in _HEAD_SETTINGS if name in settings}
-    if "model" in settings:
-        head["task"] = settings.get("task", "regression")
-        head["size"] = settings.get("landmarks", settings.get("width", head["size"]))
-    layers = settings.get("layers", base.layers)
-    return TrainConfig.model_validate(base.model_dump() | {"kind": settings["kind"], "layers": layers, "head": head})
+    own = {name: settings[name] for name in ("kind", "layers") if name in settings}
+    head = base.head.model_dump() | ({"task": "regression"} if "model" in settings else {})
+    head |= {_FIELDS.get(name, name): value for name, value in settings.items() if name not in own}
+    return TrainConfig.model_validate(base.model_dump() | own | {"head": head})
 
 
-class _Trainers:
-    """A trainer for each kind in the space, with the layers of the trial that uses most."""
+def _open_trainers(
+    config: SearchConfig, criteria: Sequence[Criterion], stack: ExitStack
+) -> tuple[_Trainers, list[Trainer]]:
+    """A trainer for each kind in the space, with the layers of the trial that uses most; and those to give the texts.
 
-    def __init__(self, config: SearchConfig, criteria: Sequence[Criterion], stack: ExitStack) -> None:
-        layers = {config.train.layers, *config.space.layers}
-        widest = config.train.model_copy(update={"layers": layers.pop() if len(layers) == 1 else "all"})
-        self._by_kind: dict[HeadKind, Trainer] = {}
-        self._opened: list[Trainer] = []
-        for kind in sorted({config.train.kind, *config.space.kind}, key="stack".__ne__):
-            if kind not in self._by_kind:  # the members of the stack, which comes first, serve as trainers of their own
-                settings = widest.model_copy(update={"kind": kind})
-                trainer = stack.enter_context(create_trainer(settings, criteria, Settings().embedding_dir))
-                self._opened.append(trainer)
-                self._by_kind[kind] = trainer
-                if isinstance(trainer, StackTrainer):
-                    self._by_kind |= dict(zip(MEMBERS, trainer.members, strict=True))
-
-    def add(self, texts: Sequence[str]) -> None:
-        """Add the next documents."""
-        for trainer in self._opened:
-            trainer.add(texts)
-
-    def with_settings(self, config: TrainConfig) -> Trainer:
-        """The trainer of a configuration, with all documents."""
-        return self._by_kind[config.kind].with_settings(config)
+    The members of a stack, which is opened first, serve as trainers of their own.
+    """
+    layers = {config.train.layers, *config.space.layers}
+    widest = config.train.model_copy(update={"layers": layers.pop() if len(layers) == 1 else "all"})
+    by_kind: _Trainers = {}
+    opened: list[Trainer] = []
+    for kind in sorted({config.train.kind, *config.space.kind}, key="stack".__ne__):
+        if kind not in by_kind:
+            settings = widest.model_copy(update={"kind": kind})
+            trainer = stack.enter_context(create_trainer(settings, criteria, Settings().embedding_dir))
+            opened.append(trainer)
+            by_kind[kind] = trainer
+            if isinstance(trainer, StackTrainer):
+                by_kind |= dict(zip(MEMBERS, trainer.members, strict=True))
+    return by_kind, opened
 
 
 # --- Trials ----------------------------------------------------------------------------------------------------------
@@ -219,13 +215,18 @@ def _run_trials(
 
 
 def _run_trial(
-    number: int, settings: dict[str, Any], config: SearchConfig, trainers: _Trainers, validation: CrossValidation
+    number: int,
+    settings: dict[str, Any],
+    config: SearchConfig,
+    trainers: _Trainers,
+    validation: CrossValidation,
 ) -> tuple[Trial, Array]:
     """The trial with its figure, and that figure followed by its resamples."""
     started = time.perf_counter()
     trial, figures = Trial(number=number, settings=settings, seconds=0), np.array([np.nan])
     try:
-        predictions = validation.predict(trainers.with_settings(config_of(config.train, settings)))
+        train = config_of(config.train, settings)
+        predictions = validation.predict(trainers[train.kind].with_settings(train))
     except (np.linalg.LinAlgError, InputError) as error:
         trial.reason = f"the head cannot be fitted: {error}"
     else:

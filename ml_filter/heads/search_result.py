@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -56,6 +58,13 @@ class Trial(BaseModel):
     seconds: float
     same_as: int | None = None
     reason: str | None = None
+
+    @property
+    def interval(self) -> tuple[float, float, float] | None:
+        """Value, lower and upper bound; without an interval, the value three times."""
+        if self.value is None:
+            return None
+        return self.value, self.value if self.low is None else self.low, self.value if self.high is None else self.high
 
     def row(self) -> dict[str, Any]:
         """The trial as a row of `TRIAL_SCHEMA`."""
@@ -113,28 +122,33 @@ class Search(BaseModel):
 
 def ranking(trials: Sequence[Trial]) -> list[Trial]:
     """The trials that have a value, without repeated settings, the best first; of equal ones the earlier first."""
-    ranked = [trial for trial in trials if trial.value is not None and trial.same_as is None]
-    return sorted(ranked, key=lambda trial: -(trial.value or 0.0))
+    return [trial for trial in _best_first(trials) if trial.value is not None and trial.same_as is None]
+
+
+def _best_first(trials: Sequence[Trial]) -> list[Trial]:
+    return sorted(trials, key=lambda trial: -math.inf if trial.value is None else trial.value, reverse=True)
 
 
 def search_plots(search: Search) -> dict[str, str]:
     """SVG texts by name: `trials`, `kinds` (the best trial of each kind of head), and `settings` if any vary."""
     title = PAIR_FIGURES[search.metric]
-    rated = [trial for trial in search.trials if trial.value is not None]
     trials_by_kind = defaultdict(list)
     by_kind = defaultdict(list)
     by_setting = defaultdict(list)
-    for trial in rated:
-        trials_by_kind[str(trial.settings["kind"])].append((trial.number, *_interval(trial)))
-        by_kind[_kind_of_head(trial)].append(trial)
-        for name, value in trial.settings.items():
-            by_setting[name].append((value, _value(trial)))
-    best_of_kind = [(f"{kind} (n={len(trials)})", max(trials, key=_value)) for kind, trials in by_kind.items()]
-    best_of_kind.sort(key=lambda named: -_value(named[1]))
+    for trial in search.trials:
+        if trial.interval is not None:
+            trials_by_kind[str(trial.settings["kind"])].append((trial.number, *trial.interval))
+            kind = ", ".join(str(trial.settings[name]) for name in _KIND_SETTINGS if name in trial.settings)
+            by_kind[kind].append(trial.interval)
+            for name, value in trial.settings.items():
+                by_setting[name].append((value, trial.interval[0]))
+    best_of_kind = [
+        (f"{kind} (n={len(intervals)})", *max(intervals, key=itemgetter(0))) for kind, intervals in by_kind.items()
+    ]
     plots = {
         "trials": trial_series(trials_by_kind, ylabel=title),
         "kinds": interval_plot(
-            [(name, *_interval(trial)) for name, trial in best_of_kind],
+            sorted(best_of_kind, key=itemgetter(1), reverse=True),
             xlabel=f"{title}, the best trial of each",
             reference=search.trials[0].value,
         ),
@@ -147,28 +161,11 @@ def search_plots(search: Search) -> dict[str, str]:
 
 def search_report(search: Search) -> str:
     """HTML with the verdict, the plots, and every trial, the best first."""
-    trials = sorted(search.trials, key=lambda trial: (trial.value is None, -(trial.value or 0), trial.number))
     return render(
         "heads/templates/search.html",
         s=search,
         title=PAIR_FIGURES[search.metric],
         plots=search_plots(search),
-        trials=trials,
+        trials=_best_first(search.trials),
         names=list(dict.fromkeys(name for trial in search.trials for name in trial.settings)),
     )
-
-
-def _kind_of_head(trial: Trial) -> str:
-    """Such as `encoder, mlp, ordinal`."""
-    return ", ".join(str(trial.settings[name]) for name in _KIND_SETTINGS if name in trial.settings)
-
-
-def _value(trial: Trial) -> float:
-    assert trial.value is not None
-    return trial.value
-
-
-def _interval(trial: Trial) -> tuple[float, float, float]:
-    """Value, lower and upper bound; without an interval, the value three times."""
-    value = _value(trial)
-    return value, value if trial.low is None else trial.low, value if trial.high is None else trial.high

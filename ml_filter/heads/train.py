@@ -96,12 +96,12 @@ def train_head(
     data = LabelledDocuments(labels, config, documents)
     digest = digest_of([config.model_dump(mode="json"), [parent.digest for parent in data.parents]])
     with lock_directory(with_digest(output, digest)) as target:
-        training_file = target / TRAINING_NAME
-        if not training_file.exists():
+        if not (target / TRAINING_NAME).exists():
             _train(data, config, target, digest)
-        elif _read_training(training_file).config_digest != digest:
+        head = read_head(target)
+        if head.training.config_digest != digest:
             raise InputError(f"{output} already has a head with other labels or settings; choose another --output")
-        return read_head(target)
+        return head
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
     from ml_filter.heads.kinds.base import fold_numbers
 
     with create_trainer(config, data.criteria, Settings().embedding_dir, target / SCRATCH_NAME) as trainer:
-        table = read_label_table(data, trainer.add, config)
+        table = read_label_table(data, [trainer.add], config)
         check_labels(table, data.criteria)
         train, test = np.flatnonzero(~table.is_test), np.flatnonzero(table.is_test)
         labels, weights = table.labels[train], table.weights[train]
@@ -236,8 +236,14 @@ def read_head(directory: str | Path) -> TrainedHead:
     files = [file for file in head_files(directory) if file.suffix == ".safetensors" or file.name == CONFIG_NAME]
     if not training_file.exists() or not {".safetensors", ".json"} <= {file.suffix for file in files}:
         raise InputError(f"{directory} has no trained head (no {TRAINING_NAME}); train one with ml-filter train")
+    try:
+        training = TrainingResult.model_validate_json(training_file.read_text())
+    except ValidationError as error:
+        raise InputError(
+            f"{training_file} is from another version of ml-filter; train the head again: {error}"
+        ) from error
     digest = digest_of({str(file.relative_to(directory)): file_digest(file) for file in files})
-    return TrainedHead(directory=str(directory), digest=digest, training=_read_training(training_file))
+    return TrainedHead(directory=str(directory), digest=digest, training=training)
 
 
 def read_trained_on(directory: str | Path) -> NDArray[np.uint64] | None:
@@ -246,13 +252,6 @@ def read_trained_on(directory: str | Path) -> NDArray[np.uint64] | None:
 
     path = Path(directory) / TRAINED_ON_NAME
     return load_file(path)["texts"] if path.exists() else None
-
-
-def _read_training(path: Path) -> TrainingResult:
-    try:
-        return TrainingResult.model_validate_json(path.read_text())
-    except ValidationError as error:
-        raise InputError(f"{path} is from another version of ml-filter; train the head again: {error}") from error
 
 
 def head_parent(head: str | Path) -> Parent:

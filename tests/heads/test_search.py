@@ -137,7 +137,7 @@ def test_a_finished_search_is_read_and_not_done_again(searched, config, source):
 
 def test_labels_and_texts_of_the_test_documents_change_nothing(rows, source, config, searched, tmp_path):
     search, _ = searched
-    is_test = read_label_table(LabelledDocuments(source, TRAIN), lambda texts: None, TRAIN).is_test
+    is_test = read_label_table(LabelledDocuments(source, TRAIN), [], TRAIN).is_test
     assert (int((~is_test).sum()), int(is_test.sum())) == (search.documents, search.test_documents)
     changed = [
         {**row, "text": row["text"][::-1], "label": 5 - row["label"]} if held_out else row
@@ -288,7 +288,7 @@ def test_documents_of_one_host_cannot_be_searched_on(rows, tmp_path):
             search_head(source, CHEAP.model_copy(update={"train": train, "trials": 1}), tmp_path / f"search-{seed}")
         except InputError as error:
             refused.append(str(error))
-    assert any("all labelled documents are from one host" in reason for reason in refused)
+    assert any("so they cannot be cross-validated; add labels from more hosts" in reason for reason in refused)
 
 
 def test_hosts_that_share_near_duplicates_are_one_and_cannot_be_searched_on(rows, tmp_path):
