@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _COMPLETE = "complete.json"
-_STATE = "trainer_state.json"
-_WEIGHTS = "model.safetensors"
 _CHECKPOINT = "checkpoint-"
 _LOCK = ".lock"
 _START = "start"
@@ -68,20 +66,14 @@ _KEPT_IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 
 @dataclass(frozen=True)
 class _Run:
-    """What every process of a training needs.
-
-    Attributes:
-        path: directory of its tokens and checkpoints.
-        config: training settings.
-        seed: of the order of documents and of dropout.
-        mean_weight: mean over the documents of the summed weights of their labels.
-        resume_from: checkpoint to resume from, if any.
-    """
+    """What every process of a training needs."""
 
     path: Path
+    """Directory of tokens and checkpoints."""
     config: FinetuneConfig
     seed: int
     mean_weight: float
+    """Mean over the documents of the summed weights of their labels."""
     resume_from: Path | None
 
 
@@ -103,24 +95,22 @@ def finetune(
     resume; on GPUs, as far as their kernels are deterministic.
 
     Args:
-        model: encoder and head, not a published classifier; changed in place.
+        model: changed in place.
         tokenizer: of the encoder.
         train_file: Parquet with `text`, `labels` (list of float, one per criterion, nan is missing) and `weights` (same
-            shape). Texts are truncated to the model's `max_tokens`; tokens are written once and memory-mapped.
+            shape). Tokens are written once and memory-mapped.
         validation_file: same columns; these documents choose the checkpoint.
         config: training settings.
-        scratch: directory of tokens and checkpoints; delete it once the model is saved elsewhere. Only one run at a
-            time may use it.
+        scratch: directory of tokens and checkpoints, for one run at a time; delete it once the model is saved.
         seed: of the order of documents and of dropout.
 
     Returns:
         A row for each logged or evaluated step: `step`, `epoch`, and if measured `loss`, `learning_rate` (of the
-        encoder), `grad_norm` (before clipping), `eval_loss`, `eval_spearman`, `eval_pearson`, `eval_mae`,
-        `eval_macro_f1` (means over the criteria; with several criteria also `eval_spearman_<name>` and so on).
+        encoder), `grad_norm` (before clipping), and `eval_loss` and the `validation_figures` as `eval_<figure>`.
 
     Raises:
-        ConfigError: the model cannot be trained, or it has fewer layers than `config.layers`.
-        InputError: no label has a weight, or no evaluation could compute the metric.
+        ConfigError: the encoder has fewer layers than `config.layers`, or no list of them.
+        InputError: no evaluation could compute the metric, or the disk is full.
     """
     _choose_trained(model, config)
     device = model.device
@@ -129,7 +119,7 @@ def finetune(
     reads = [model.config.max_tokens, model.config.text_prefix]
     run = scratch / f"run-{digest_of([config.model_dump(mode='json'), seed, names, files, reads])[:8]}"
     run.mkdir(parents=True, exist_ok=True)
-    mean_weight = _mean_weight(train_file, len(names))
+    mean_weight = _mean_weight(train_file)
     _write_tokens(train_file, run / "train.arrow", tokenizer, model.config.max_tokens)
     _write_tokens(validation_file, run / "validation.arrow", tokenizer, model.config.max_tokens)
     with FileLock(run / _LOCK):
@@ -152,7 +142,7 @@ def finetune(
                 f"no evaluation could compute {config.metric}: the validation labels or scores do not vary, or the "
                 "loss is not finite; provide more documents, lower learning_rate, or set metric: loss"
             )
-        best = load_file(run / f"{_CHECKPOINT}{state.best_global_step}" / _WEIGHTS)
+        best = load_file(run / f"{_CHECKPOINT}{state.best_global_step}" / "model.safetensors")
         _ModelWithLoss(model, mean_weight).load_state_dict(best)
     finally:
         model.requires_grad_(False)
@@ -162,8 +152,6 @@ def finetune(
 
 
 def _choose_trained(model: HeadModel, config: FinetuneConfig) -> None:
-    if model.config.kind == "sequence_classification":
-        raise ConfigError("a published classifier cannot be fine-tuned; train a head on its encoder instead")
     model.requires_grad_(False)
     model.head.requires_grad_(True)
     if config.layers is None:
@@ -182,18 +170,11 @@ def _choose_trained(model: HeadModel, config: FinetuneConfig) -> None:
         layer.requires_grad_(True)
 
 
-def _mean_weight(path: Path, criteria: int) -> float:
+def _mean_weight(path: Path) -> float:
     """Mean over the documents of the summed weights of their labels."""
-    total, rows = 0.0, 0
-    for batch in pq.ParquetFile(path).iter_batches(columns=["labels", "weights"]):
-        labels, weights = (batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in batch.schema.names)
-        rows += len(batch)
-        if not len(labels) == len(weights) == len(batch) * criteria:
-            raise InputError(f"{path}: labels and weights must have {criteria} entries per row, one per criterion")
-        total += float(weights[~np.isnan(labels)].sum(dtype=np.float64))
-    if total <= 0:
-        raise InputError(f"{path} has no label with a weight; provide labelled documents")
-    return total / rows
+    table = pq.read_table(path, columns=["labels", "weights"])
+    labels, weights = (np.array(column.combine_chunks().flatten()) for column in table.columns)
+    return float(weights[~np.isnan(labels)].sum(dtype=np.float64)) / len(table)
 
 
 def _write_tokens(source: Path, target: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
@@ -205,15 +186,9 @@ def _write_tokens(source: Path, target: Path, tokenizer: PreTrainedTokenizerBase
     partial = target.with_suffix(".tmp")
     with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in pq.ParquetFile(source).iter_batches(batch_size=1000, columns=["text", "labels", "weights"]):
-            texts = batch.column("text").to_pylist()
-            ids = usual_ids(texts, tokenizer, max_tokens)
-            columns = {
-                "input_ids": ids,
-                "labels": batch.column("labels").cast(numbers),
-                "weights": batch.column("weights").cast(numbers),
-                "length": [len(text_ids) for text_ids in ids],
-            }
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+            ids = usual_ids(batch["text"].to_pylist(), tokenizer, max_tokens)
+            columns = {"input_ids": ids, "labels": batch["labels"], "weights": batch["weights"]}
+            writer.write_batch(pa.record_batch(columns | {"length": list(map(len, ids))}, schema=schema))
     os.replace(partial, target)
 
 
@@ -255,12 +230,10 @@ class _ByLength(Sampler[int]):
 class _Trainer(Trainer):
     """Trainer with the sampler above."""
 
-    def __init__(self, *args: Any, sampler: _ByLength, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._sampler = sampler
+    sampler: _ByLength
 
     def _get_train_sampler(self, train_dataset: Any = None) -> _ByLength:
-        return self._sampler
+        return self.sampler
 
 
 class _Checkpointing(TrainerCallback):
@@ -319,11 +292,9 @@ def _train(model: HeadModel, tokenizer: PreTrainedTokenizerBase, run: _Run) -> N
     with lock, _deterministic(), quiet_transformers():
         if config.gradient_checkpointing:
             model.encoder.activation_checkpointing_enable({"use_reentrant": False})
-        model_with_loss = _ModelWithLoss(model, run.mean_weight)
         trainer = _Trainer(
-            model_with_loss,
+            _ModelWithLoss(model, run.mean_weight),
             args,
-            sampler=sampler,
             data_collator=DataCollatorWithPadding(tokenizer),
             train_dataset=train,
             eval_dataset=validation.select(longest_first, keep_in_memory=True),
@@ -333,6 +304,7 @@ def _train(model: HeadModel, tokenizer: PreTrainedTokenizerBase, run: _Run) -> N
             callbacks=callbacks,
             optimizers=(_optimizer(model, config), None),
         )
+        trainer.sampler = sampler
         trainer.remove_callback(PrinterCallback)  # it prints to standard output, which is reserved for results
         trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
         if config.gradient_checkpointing:
@@ -423,10 +395,8 @@ def _deterministic() -> Iterator[None]:
     Trainer's `full_determinism` would raise instead of warning, and launch kernels one at a time.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
@@ -469,7 +439,7 @@ def _last_complete(run: Path) -> Path | None:
 
 
 def _read_state(checkpoint: Path) -> TrainerState:
-    return cast(TrainerState, TrainerState.load_from_json(str(checkpoint / _STATE)))
+    return cast(TrainerState, TrainerState.load_from_json(str(checkpoint / "trainer_state.json")))
 
 
 def _is_finished(state: TrainerState) -> bool:
