@@ -48,7 +48,7 @@ from ml_filter.heads.batching import length_batches, pad, token_ids
 from ml_filter.heads.encoder import encoder_path
 from ml_filter.heads.kinds import Head, load_head
 from ml_filter.heads.kinds.encoder import EncoderHead
-from ml_filter.heads.load import load_model
+from ml_filter.heads.model import load_model
 from ml_filter.heads.openvino import OpenVinoModel
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.engine_choice import choose_engine

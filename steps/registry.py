@@ -17,7 +17,7 @@ from zenml.utils.pagination_utils import depaginate
 
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.config import Stage
-from ml_filter.heads.load import ZENML, resolve_head
+from ml_filter.heads.info import ZENML, resolve_head
 from ml_filter.heads.train import TrainedHead, read_head
 from steps.names import Artifact
 

@@ -28,10 +28,9 @@ from ml_filter.evaluation.result import (
     excerpt_of,
 )
 from ml_filter.heads.config import EngineConfig, TrainConfig
-from ml_filter.heads.info import CalibratedCriterion, read_info
+from ml_filter.heads.info import CalibratedCriterion, head_origin, read_info, resolve_head
 from ml_filter.heads.kinds import load_head
 from ml_filter.heads.labels import STRATA, Labelled, LabelledDocuments
-from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import TRAINING_NAME, head_parent
 from ml_filter.progress import progress
 from ml_filter.statistics.quality import LENGTH, HeadScores, compare_heads, length_buckets, measure_quality

@@ -47,18 +47,20 @@ class Encoder:
     @property
     def max_tokens(self) -> int:
         """How many tokens it reads, including special tokens, according to its files."""
-        limits = [
-            getattr(self.model.config, "max_position_embeddings", None),
-            self.tokenizer.model_max_length,  # a very large number if the files have no limit
-        ]
-        if self.model.config.model_type in _OFFSET_POSITIONS and limits[0]:
-            limits[0] -= _OFFSET_POSITIONS[self.model.config.model_type]
-        return int(min(limit for limit in limits if limit))
+        return max_tokens(self.model, self.tokenizer)
 
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-_OFFSET_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
-"""These models number positions after the padding index, so that their first position embeddings are never used."""
+
+
+def max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens both can read, including special tokens; a very large number if neither has a limit."""
+    limits = [int(tokenizer.model_max_length), int(getattr(model.config, "max_position_embeddings", None) or 10**30)]
+    for part, module in model.named_modules():
+        # RoBERTa numbers positions after the padding index, and so has 514 positions for 512 tokens.
+        if part.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(int(module.num_embeddings) - int(module.padding_idx) - 1)
+    return min(limits)
 
 
 def weights_digest(encoder: Encoder) -> str:

@@ -12,19 +12,32 @@ regression, classification or ordinal regression.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from ml_filter.criterion import Criterion
+from ml_filter.criterion import DEFAULT_CRITERION, Criterion
+from ml_filter.errors import ConfigError
+from ml_filter.heads.batching import set_text_prefix
 from ml_filter.heads.config import Layers
 from ml_filter.heads.device import choose_device, choose_dtype
-from ml_filter.heads.encoder import Encoder, Pooling, pool
-from ml_filter.heads.info import HeadInfo
+from ml_filter.heads.encoder import Encoder, Pooling, max_tokens, pool, quiet_transformers, steady_arithmetic
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo, head_origin
 
+PUBLISHED_CRITERION = CalibratedCriterion(**DEFAULT_CRITERION.model_dump())
+"""The criterion of FineWeb-Edu's classifier and others of its kind."""
 LayerKind = Literal["linear", "mlp", "kernel", "sequence_classification"]
 Task = Literal["regression", "classification", "ordinal"]
 
@@ -325,6 +338,66 @@ def _truncated(model: PreTrainedModel, layers: int) -> PreTrainedModel:
         expected = model(input_ids=probe, output_hidden_states=True).hidden_states[: layers + 1]
         states = truncated(input_ids=probe, output_hidden_states=True).hidden_states
     return truncated if all(map(torch.equal, expected, states)) else model
+
+
+def load_model(name: str | Path) -> tuple[HeadModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer on the CPU in float32, ready to score.
+
+    A published classifier (`BertForSequenceClassification`, XLM-R, ModernBERT, ... with `num_labels` 1) is wrapped
+    unchanged. Its output is a score from 0 to 5 with threshold 3. It reads as many tokens as its encoder and tokenizer
+    allow, or 512 if neither has a limit. No code from the repository is run; weights are read only from safetensors.
+
+    Args:
+        name: directory or Hub name.
+
+    Raises:
+        ConfigError: the model does not exist, has no safetensors, needs its own code, is not a classifier, or has more
+            than one output.
+    """
+    steady_arithmetic()
+    path = str(name)
+    try:
+        with quiet_transformers():
+            raw, _ = HeadConfig.get_config_dict(path)
+            if raw.get("model_type") == HeadConfig.model_type:
+                head: HeadModel = HeadModel.from_pretrained(path, use_safetensors=True)
+                head_tokenizer = AutoTokenizer.from_pretrained(path, config=head.config)
+                set_text_prefix(head_tokenizer, head.config.text_prefix)
+                return head.float().eval(), head_tokenizer
+            _check_published(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot load a model from {path!r}; it must have config.json, a tokenizer and weights as safetensors, and "
+            f"need no code of its own: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if loading["missing_keys"]:
+        raise ConfigError(f"weights of {path!r} are missing: {', '.join(sorted(loading['missing_keys'])[:5])}")
+    shown = head_origin(path)
+    if shown == path and Path(path).is_dir():
+        shown = Path(path).name  # no local path in saved files
+    info = HeadInfo(engine="encoder", criteria=[PUBLISHED_CRITERION], provenance={"published": shown})
+    limit = max_tokens(model, tokenizer)
+    wrapped = HeadModel.from_sequence_classifier(model.float(), shown, info, limit if limit < 10**6 else 512)
+    # The same tensors that transformers loaded: a copy is aligned differently in memory, and its matrix products can
+    # differ in the last bit.
+    wrapped.encoder = model.requires_grad_(False).eval()
+    return wrapped, tokenizer
+
+
+def _check_published(path: str, config: PretrainedConfig) -> None:
+    architecture = (config.architectures or ["no architecture"])[0]
+    if not architecture.endswith("ForSequenceClassification"):
+        raise ConfigError(
+            f"{path!r} is not a head ({architecture}); train one on this encoder with ml-filter train --encoder {path}"
+        )
+    if config.num_labels != 1:
+        raise ConfigError(
+            f"{path!r} has {config.num_labels} outputs; a published classifier must have one (num_labels 1)"
+        )
 
 
 def register() -> None:

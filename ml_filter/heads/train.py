@@ -26,9 +26,8 @@ from ml_filter.documents.writer import file_digest, write_atomically
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.encoder import shown_name
-from ml_filter.heads.info import CONFIG_NAME, CalibratedCriterion, HeadInfo, uncalibrated
+from ml_filter.heads.info import CONFIG_NAME, CalibratedCriterion, HeadInfo, head_origin, resolve_head, uncalibrated
 from ml_filter.heads.labels import LabelledDocuments, LabelTable, check_folds, check_labels, read_label_table
-from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.profile import Profile
 from ml_filter.statistics.calibration import fit_calibration
 from ml_filter.statistics.evaluation import Evaluation, evaluate_scores

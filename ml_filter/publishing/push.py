@@ -12,7 +12,7 @@ from loguru import logger
 from ml_filter.documents.manifest import Manifest, read_manifest
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
-from ml_filter.heads.load import resolve_head
+from ml_filter.heads.info import resolve_head
 from ml_filter.heads.train import TRAINING_NAME, TrainedHead, head_files, read_head
 from ml_filter.publishing.cards import CARD_NAME, local_name, write_model_card
 

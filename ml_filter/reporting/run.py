@@ -19,7 +19,6 @@ from ml_filter.evaluation.result import REPORT_NAME as EVALUATION_PAGE
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info
 from ml_filter.heads.kinds import read_cascade
 from ml_filter.heads.kinds.cascade import CascadeInfo
-from ml_filter.heads.load import resolve_head
 from ml_filter.heads.profile import Shift, shifts
 from ml_filter.heads.train import TrainedHead, head_parent, read_head
 from ml_filter.rendering.html import render, render_text

@@ -33,12 +33,11 @@ from ml_filter.documents.sources import list_shards
 from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
-from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, write_config
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, resolve_head, write_config
 from ml_filter.heads.kinds import load_head
 from ml_filter.heads.kinds.base import ENCODER_DIRECTORY
 from ml_filter.heads.kinds.cascade import FIRST_STAGE_DIRECTORY, CascadeInfo
 from ml_filter.heads.labels import Groups, LabelledDocuments, choose_test_documents
-from ml_filter.heads.load import resolve_head
 from ml_filter.heads.profile import script_of
 from ml_filter.heads.train import (
     TRAINING_NAME,

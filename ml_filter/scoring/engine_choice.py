@@ -30,7 +30,7 @@ from ml_filter.heads.batching import length_batches, pad, split_windows, token_i
 from ml_filter.heads.device import choose_device, choose_dtype, multiplies_bfloat16
 from ml_filter.heads.kinds import encoder_directory
 from ml_filter.heads.kinds.encoder import EncoderHead
-from ml_filter.heads.load import load_model, resolve_head
+from ml_filter.heads.model import load_model
 from ml_filter.scoring.config import ScoreConfig
 
 _MIN_BYTES = 4 * 2**20

@@ -26,8 +26,8 @@ from ml_filter.documents.rejects import nothing_read
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.encoder import steady_arithmetic
+from ml_filter.heads.info import head_origin, resolve_head
 from ml_filter.heads.kinds import load_head
-from ml_filter.heads.load import head_origin, resolve_head
 from ml_filter.heads.train import head_parent
 from ml_filter.progress import Progress, progress
 from ml_filter.scoring.config import ScoreConfig

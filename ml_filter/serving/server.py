@@ -25,8 +25,8 @@ from ml_filter.config import problems_in
 from ml_filter.documents.manifest import Parent
 from ml_filter.errors import ConfigError
 from ml_filter.heads.device import choose_device
+from ml_filter.heads.info import resolve_head
 from ml_filter.heads.kinds import Head, load_head
-from ml_filter.heads.load import resolve_head
 from ml_filter.heads.train import head_parent
 from ml_filter.serving.config import ServeConfig
 from ml_filter.serving.documents import Document, DocumentId, HeadDescription, ScoredDocument, Text, describe_head

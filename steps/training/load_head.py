@@ -4,7 +4,7 @@ from typing import Annotated
 
 from zenml import log_metadata, step
 
-from ml_filter.heads.load import head_origin
+from ml_filter.heads.info import head_origin
 from ml_filter.heads.train import TrainedHead
 from steps.materializers import HeadMaterializer
 from steps.names import Artifact

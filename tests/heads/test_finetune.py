@@ -183,7 +183,7 @@ RUN = """
 import sys
 from pathlib import Path
 from ml_filter.heads.finetune import finetune
-from ml_filter.heads.load import load_model
+from ml_filter.heads.model import load_model
 from ml_filter.heads.config import FinetuneConfig
 
 start, train, validation, scratch, config = sys.argv[1:]

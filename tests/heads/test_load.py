@@ -17,10 +17,9 @@ from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError
 from ml_filter.heads.config import EMBEDDED_ENCODER, HeadSettings, TrainConfig
 from ml_filter.heads.encoder import load_encoder
-from ml_filter.heads.info import CalibratedCriterion, HeadInfo
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo, head_origin
 from ml_filter.heads.kinds import load_head
-from ml_filter.heads.load import head_origin, load_model
-from ml_filter.heads.model import HeadConfig, HeadModel, register
+from ml_filter.heads.model import HeadConfig, HeadModel, load_model, register
 from ml_filter.heads.train import head_files, read_head, train_head
 from ml_filter.scoring.config import ScoreConfig
 from tests import small
@@ -214,7 +213,7 @@ def run(tmp_path):
 
 
 RESOLVE = (
-    "import sys; from ml_filter.heads.load import resolve_head; from ml_filter.errors import MlFilterError\n"
+    "import sys; from ml_filter.heads.info import resolve_head; from ml_filter.errors import MlFilterError\n"
     "try: print(resolve_head(sys.argv[1]))\n"
     "except MlFilterError as error: sys.exit(str(error))"
 )

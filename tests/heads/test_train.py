@@ -15,8 +15,7 @@ from ml_filter.evaluation.evaluate import evaluate_head
 from ml_filter.heads import train
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import choose_test_documents
-from ml_filter.heads.load import load_model
-from ml_filter.heads.model import HeadModel
+from ml_filter.heads.model import HeadModel, load_model
 from ml_filter.heads.train import TrainedHead, read_head, train_head
 from tests.kills import Killed
 

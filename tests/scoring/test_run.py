@@ -19,7 +19,7 @@ from ml_filter.heads.config import EMBEDDED_ENCODER
 from ml_filter.heads.encoder import load_encoder
 from ml_filter.heads.info import read_info
 from ml_filter.heads.kinds import load_head
-from ml_filter.heads.load import load_model
+from ml_filter.heads.model import load_model
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, score_corpus, score_rank
 from tests.kills import Killed, kill_at

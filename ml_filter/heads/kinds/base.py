@@ -20,8 +20,7 @@ from ml_filter.config import flat_settings
 from ml_filter.criterion import Criterion
 from ml_filter.heads.config import EngineConfig, HeadSettings, TrainConfig
 from ml_filter.heads.device import choose_device, choose_dtype
-from ml_filter.heads.info import CROSS_FITTED, HeadInfo, read_config
-from ml_filter.heads.load import resolve_head
+from ml_filter.heads.info import CROSS_FITTED, HeadInfo, read_config, resolve_head
 from ml_filter.prepare.ngrams import words
 from ml_filter.statistics.intervals import Array
 

@@ -13,9 +13,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from ml_filter.documents.readers import text_id
-from ml_filter.heads.info import HeadInfo, read_config
+from ml_filter.heads.info import HeadInfo, read_config, resolve_head
 from ml_filter.heads.kinds.base import ENCODER_DIRECTORY, Head, ScoredTexts, Strata, load_head
-from ml_filter.heads.load import resolve_head
 from ml_filter.heads.profile import script_of
 from ml_filter.prepare.sampling import sampling_key
 

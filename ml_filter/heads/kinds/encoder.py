@@ -30,8 +30,7 @@ from ml_filter.heads.encoder import load_encoder, quiet_transformers, weights_di
 from ml_filter.heads.fitting import fit_head, predict
 from ml_filter.heads.info import HeadInfo
 from ml_filter.heads.kinds.base import Head, Trainer
-from ml_filter.heads.load import load_model
-from ml_filter.heads.model import HeadModel, OutputLayer, chosen_layers
+from ml_filter.heads.model import HeadModel, OutputLayer, chosen_layers, load_model
 from ml_filter.heads.openvino import OpenVinoModel
 from ml_filter.statistics.intervals import Array
 
