@@ -28,6 +28,7 @@ from ml_filter.documents.rejects import RejectsLog
 from ml_filter.errors import ConfigError
 from ml_filter.heads.batching import length_batches, pad, split_windows, token_ids
 from ml_filter.heads.device import choose_device, choose_dtype, multiplies_bfloat16
+from ml_filter.heads.info import resolve_head
 from ml_filter.heads.kinds import encoder_directory
 from ml_filter.heads.kinds.encoder import EncoderHead
 from ml_filter.heads.model import load_model
