@@ -130,10 +130,7 @@ class EmbeddingStore:
 class Embeddings:
     """Some rows and columns of a store, in any order; they are read from disk when indexed.
 
-    Attributes:
-        vectors: [rows of the store, width of the store].
-        rows: the chosen rows.
-        columns: the chosen columns; None is all.
+    `vectors` are those of the store; `columns` None is all.
     """
 
     vectors: NDArray[np.float32]

@@ -278,14 +278,8 @@ def _agreement_weights(rows: pa.Table, name: str) -> Array:
 class LabelTable:
     """Columns over all labelled documents.
 
-    Attributes:
-        labels: [documents, criteria]; NaN: no label.
-        weights: [documents, criteria].
-        is_test: whether a document is for the test.
-        groups: the number of its group (see `Groups`).
-        bytes: length of its text in UTF-8.
-        scripts: writing system of its text.
-        texts: its `text_keys`.
+    Labels (NaN: no label) and weights are [documents, criteria]. A document has the number of its group (see `Groups`),
+    the length of its text in UTF-8, its writing system, and its `text_keys`.
     """
 
     labels: Array

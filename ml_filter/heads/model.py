@@ -2,11 +2,10 @@
 
 By default the output layer uses the middle layers of the encoder. They rank better than the last one (docs/training.md
 has figures for all-MiniLM-L6-v2; Skean et al. 2025, Layer by Layer, for many encoders), and the layers above them need
-not be computed. The output layer is linear, an mlp, or a kernel regression on landmark documents; its task is
-regression, classification or ordinal regression.
+not be computed.
 
 `HeadModel.from_pretrained` loads a directory or a Hub repository, as does `AutoModel.from_pretrained` after
-`register()`. Weights are stored as safetensors, with the tokenizer beside them.
+`register()`.
 """
 
 from __future__ import annotations
@@ -45,12 +44,8 @@ Task = Literal["regression", "classification", "ordinal"]
 class HeadConfig(PretrainedConfig):
     """Configuration of a `HeadModel`, saved as config.json.
 
-    Attributes:
-        encoder: configuration of the encoder.
-        layers: indices of the encoder's hidden states: 0 is the embedding layer, the last one the output.
-        text_prefix: put before each text, or each of its windows, before it is tokenised.
-        size: hidden width of an mlp, or number of landmarks of a kernel.
-        head: a `HeadInfo`.
+    `layers` are indices of the encoder's hidden states; 0 is the embedding layer. `size` is the hidden width of an mlp,
+    or the number of landmarks of a kernel. `head` is a `HeadInfo`.
     """
 
     model_type = "ml_filter_head"

@@ -45,9 +45,8 @@ TRAINED_ON_NAME = "trained_on.safetensors"
 class TrainingResult(BaseModel):
     """The content of `training.json`, which is written last: a head without it is incomplete.
 
-    `test` has the figures on the test documents. `cross_validated` has those on the training documents, each scored by
-    a head that was fitted on others (with a trained encoder: on the validation fold, which chose its checkpoint). Both
-    go by criterion. `history` has losses, rates and figures of step-by-step training.
+    `test` has the figures on the test documents by criterion, `cross_validated` those on the training documents, each
+    scored by a head that was fitted on others (with a trained encoder: on the fold that chose its checkpoint).
     """
 
     config_digest: str

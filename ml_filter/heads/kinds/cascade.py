@@ -29,24 +29,13 @@ FIRST_STAGE_DIRECTORY = "student"
 class CascadeInfo(BaseModel):
     """What the first-stage model decides, and the evidence for it: `cascade` in a cascade's config.json.
 
-    Attributes:
-        threshold: documents with at least this score are kept; the bound is about these decisions.
-        low: documents with a lower first-stage score are dropped.
-        high: documents with at least this first-stage score are kept.
-        scripts: scripts that the first-stage model may decide.
-        languages: languages that it may decide, if the sample's documents have a language.
-        sources: sources that it may decide, if the sample's documents have a source.
-        longest: length in characters of the longest document that it may decide.
-        audit_share: share of its decisions that the encoder checks.
-        seed: selects the documents to check.
-        max_changed: tolerated share of decisions that differ from the encoder's.
-        confidence: of the bound.
-        bound: upper bound of that share.
-        tested: documents that the bound is based on.
-        settled: how many of them the first-stage model decides.
-        changed: how many of these the encoder decides differently.
-        sample: documents in the sample.
-        student: kind of the first-stage model.
+    The first-stage model, of the kind `student`, drops documents with a score below `low` and keeps those from `high`
+    on, if they have one of the `scripts`, `languages` and `sources` of the sample (None: its documents have none) and
+    at most `longest` characters. The encoder checks `audit_share` of these decisions, drawn with `seed`.
+
+    With `confidence`, at most the share `bound` of all decisions at `threshold` differs from the encoder's, where
+    `max_changed` is tolerated. Of the documents in the `sample`, `tested` are behind the bound; the first-stage model
+    settled `settled` of them, and the encoder changed `changed` of these.
     """
 
     threshold: float
