@@ -16,7 +16,7 @@ from ml_filter.errors import InputError
 from ml_filter.evaluation.promotion import Decision
 from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
 from ml_filter.evaluation.result import REPORT_NAME as EVALUATION_PAGE
-from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, resolve_head
 from ml_filter.heads.kinds import read_cascade
 from ml_filter.heads.kinds.cascade import CascadeInfo
 from ml_filter.heads.profile import Shift, shifts
