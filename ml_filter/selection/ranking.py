@@ -184,20 +184,11 @@ class Cells:
 
     def set_values(self, tables: Iterable[pa.Table]) -> None:
         """Set the value of each cell from tables of `cell` and `value`, in which a cell may occur several times."""
-        if not len(self):
-            return
-        has_value = np.zeros(len(self), np.bool_)
-        indices: list[NDArray[np.int64]] = []
-        values: list[pa.Array] = []
+        values: dict[int, str] = {}
         for table in tables:
-            cells = table["cell"].to_numpy()
-            index = self._index(cells)
-            is_new = (self["cell"][index] == cells) & ~has_value[index]
-            has_value[index[is_new]] = True
-            indices.append(index[is_new])
-            values += table["value"].filter(pa.array(is_new)).chunks
-        order = np.argsort(np.concatenate(indices), kind="stable")
-        self.value = pa.chunked_array(values, pa.string()).take(pa.array(order)).combine_chunks()
+            known = table.filter(pa.array(np.isin(table["cell"].to_numpy(), self["cell"])))
+            values.update(zip(known["cell"].to_pylist(), known["value"].to_pylist(), strict=True))
+        self.value = pa.array([values[cell] for cell in self["cell"].tolist()], pa.string())
 
     def set_budgets(self, config: FilterConfig) -> None:
         """Set quota and budget of each cell."""
