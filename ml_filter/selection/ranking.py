@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate, islice
 from pathlib import Path
@@ -136,10 +136,10 @@ class Totals:
         if sum(map(len, self._parts[1:])) >= len(self._parts[0]):  # so that each row is merged a few times at most
             self._parts = [_sum_by_cell(np.concatenate(self._parts))]
 
-    def cells(self, named: NDArray[np.uint64]) -> Cells:
+    def cells(self, named: Collection[int]) -> Cells:
         """The counted cells, and those that are named, in ascending order."""
         empty = np.zeros(len(named), _TOTALS)
-        empty["cell"] = named
+        empty["cell"] = list(named)
         totals = _sum_by_cell(np.concatenate([*self._parts, empty]))
         rows = np.zeros(len(totals), _CELL)
         for name, _ in _TOTALS:
@@ -182,9 +182,9 @@ class Cells:
         """The index of each cell; an arbitrary index for an unknown one."""
         return np.minimum(np.searchsorted(self["cell"], cells), len(self) - 1)
 
-    def set_values(self, tables: Iterable[pa.Table]) -> None:
-        """Set the value of each cell from tables of `cell` and `value`, in which a cell may occur several times."""
-        values: dict[int, str] = {}
+    def set_values(self, named: Mapping[int, str], tables: Iterable[pa.Table]) -> None:
+        """Set the value of each cell from those named, and tables of `cell` and `value` that may repeat a cell."""
+        values = dict(named)
         for table in tables:
             known = table.filter(pa.array(np.isin(table["cell"].to_numpy(), self["cell"])))
             values.update(zip(known["cell"].to_pylist(), known["value"].to_pylist(), strict=True))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ class TopRanked:
         config, totals = self.measure.config, Totals()
         # A named value may have no documents, but still gets a row in the report.
         names = [""] if config.quota is None else list(config.quota.named or ())
-        named = pa.table({"cell": pa.array(map(cell_of, names), pa.uint64()), "value": pa.array(names, pa.string())})
+        named = {cell_of(name): name for name in names}
 
         def rows_to_rank() -> Iterator[NDArray[np.void]]:
             for number, shard in enumerate(corpus.shards):
@@ -124,8 +123,8 @@ class TopRanked:
                     yield rows
 
         ranking = external_sort(rows_to_rank(), scratch)
-        cells = totals.cells(named["cell"].to_numpy())
-        cells.set_values(chain([named], map(self._measurements.values, corpus.shards)))
+        cells = totals.cells(named)
+        cells.set_values(named, map(self._measurements.values, corpus.shards))
         cells.set_budgets(config)
         with progress("Ranking", int(cells["documents"].sum())) as bar:
             for rows in ranking:
