@@ -12,6 +12,18 @@ from ml_filter.documents.readers.columns import check_unique
 from ml_filter.documents.readers.files import InputFile
 
 
+def _check(batch: pa.RecordBatch) -> None:
+    """Check the offsets in a batch, which Arrow takes from the file as they are: wrong ones crash the process.
+
+    Raises:
+        ArrowInvalid: the batch is damaged.
+    """
+    for column in batch.columns:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):  # text is checked row by row
+            column = column.view(pa.binary() if pa.types.is_string(column.type) else pa.large_binary())  # noqa: PLW2901
+        column.validate(full=True)
+
+
 def read_parts(file: InputFile) -> Iterator[Part]:
     """The rows of a file in tables of at most 1,000; a file that is cut off or damaged ends with a problem."""
     first = 0
@@ -23,6 +35,7 @@ def read_parts(file: InputFile) -> Iterator[Part]:
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
         try:
             for batch in batches:
+                _check(batch)
                 for start in range(0, batch.num_rows, base.BATCH_ROWS):
                     yield f"row {first}", Rows(pa.Table.from_batches([batch.slice(start, base.BATCH_ROWS)]), first)
                     first += min(base.BATCH_ROWS, batch.num_rows - start)

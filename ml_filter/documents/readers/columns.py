@@ -16,6 +16,7 @@ from ml_filter.documents.readers.base import Problem, id_text, problem_with_text
 from ml_filter.documents.tables import other_columns, text_array
 from ml_filter.errors import InputError
 
+_MAX_LISTED = 1000
 Reject = Callable[[str, Problem], None]
 """Called with the location and the problem of each row that is not a document."""
 
@@ -28,7 +29,8 @@ def check_columns(names: list[str], source: SourceConfig, uri: str) -> None:
     """
     for column in filter(None, (source.text_column, source.id_column)):
         if column not in names:
-            raise InputError(f"{uri} has no column {column!r}; it has {', '.join(names)}")
+            listed = " ".join(", ".join(names).split())  # what is no header may have several lines
+            raise InputError(f"{uri} has no column {column!r}; it has {listed[:_MAX_LISTED]}")
     check_unique(names, uri)
 
 
@@ -52,7 +54,14 @@ def documents_of(
         InputError: the text column does not hold text.
     """
     texts = _texts(table.column(source.text_column), source.text_column, uri)
+    others = other_columns(table.column_names, source.text_column, source.id_column)
     invalid = _invalid_utf8(texts)
+    for name, _ in others:
+        if pa.types.is_string(table[name].type) or pa.types.is_large_string(table[name].type):
+            invalid = {
+                **{row: f"column {name!r}, {what}" for row, what in _invalid_utf8(table[name]).items()},
+                **invalid,
+            }
     is_valid = pa.array([i not in invalid for i in range(len(texts))], pa.bool_()) if invalid else True
     texts = pc.if_else(is_valid, texts, pa.scalar(None, texts.type))
     blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)
@@ -73,7 +82,6 @@ def documents_of(
             # Arrow's white space has some characters more than Python's.
             reject(f"row {first_row + offset}", problem or Problem("empty_text"))
         ids = None if ids is None else ids.filter(usable)
-    others = other_columns(table.column_names, source.text_column, source.id_column)
     columns = [storable(table.column(name)) for name, _ in others]
     if not pc.all(usable).as_py():
         columns, texts = [column.filter(usable) for column in columns], texts.filter(usable)
@@ -190,6 +198,6 @@ def _invalid_utf8(texts: pa.ChunkedArray) -> dict[int, str]:
             try:
                 (value or b"").decode()
             except UnicodeDecodeError as error:
-                invalid[offset] = f"byte {error.start} of the text: {error.reason}"
+                invalid[offset] = f"byte {error.start}: {error.reason}"
         return invalid
     return {}
