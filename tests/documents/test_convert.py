@@ -335,3 +335,11 @@ def test_failed_votes_of_a_record_are_known_without_converting_it():
     assert failed_votes({"document_id": "d1", "scores": [1.0]}) is None
     with pytest.raises(ValueError, match=r"malformed record: scores\.0"):
         failed_votes(record(scores=["good"]))
+
+
+def test_items_of_a_list_are_score_columns(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {"id": "x", "text": "one", "scores": [3, 1]})
+    manifest = converted(path, tmp_path / "out", prompt="edu", score_columns=["scores[0]", "scores[1]"])
+    assert [(row["annotator"], row["score"]) for row in rows_of(manifest)] == [("scores[0]", 3.0), ("scores[1]", 1.0)]
+    with pytest.raises(InputError, match=r"does not hold numbers .*; name its items: scores\[0\], scores\[1\]"):
+        converted(path, tmp_path / "other", prompt="edu", score_columns=["scores"])

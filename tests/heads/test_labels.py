@@ -170,3 +170,25 @@ def test_labels_of_other_tools_have_the_range_that_is_given(tmp_path):
     assert read(source, "edu").criteria == [Criterion(name="edu", low=0, high=5, threshold=3)]
     given = read(source, ["edu", "adult"], score_range=(0, 1))
     assert given.criteria == [Criterion(name=name, low=0, high=1, threshold=0.5) for name in ("edu", "adult")]
+
+
+@pytest.fixture
+def score_lists(tmp_path):
+    rows = [{"id": "x", "text": "one", "scores": [3, 1]}, {"id": "y", "text": "two", "scores": [2]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SourceConfig(paths=[str(tmp_path / "a.jsonl")])
+
+
+def test_a_column_of_lists_is_one_criterion_for_each_item(score_lists):
+    data = LabelledDocuments(score_lists, "scores")
+    assert data.names == ["scores[0]", "scores[1]"]
+    [chunk] = data
+    assert chunk.labels.tolist() == [[3, 1], [2, pytest.approx(float("nan"), nan_ok=True)]]
+    assert LabelledDocuments(score_lists, "scores", criteria=["edu", "adult"]).names == ["edu", "adult"]
+    with pytest.raises(InputError, match=r"name all items of a column of lists \(scores\[0\], scores\[1\]\)"):
+        LabelledDocuments(score_lists, "scores", criteria=["edu"])
+
+
+def test_one_item_of_a_column_of_lists_can_be_the_label(score_lists):
+    assert labels(LabelledDocuments(score_lists, "scores[0]")) == {"x": 3.0, "y": 2.0}
+    assert labels(LabelledDocuments(score_lists, "scores[1]")) == {"x": 1.0}

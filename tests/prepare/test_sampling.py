@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_filter.config import read_settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import InputError
@@ -218,3 +219,19 @@ def test_another_extractor_makes_another_sample(tmp_path):
     other = source.model_copy(update={"extractor": "text"})
     with pytest.raises(InputError, match="different settings"):
         sample(other, tmp_path / "out", 1)
+
+
+@pytest.mark.parametrize("name", ["annotation", "end_to_end"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "warc"])
+def test_the_shipped_configurations_sample_documents_without_a_source_column(tmp_path, name, kind):
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        path.write_text('{"text": "one"}\n')
+    elif kind == "parquet":
+        pq.write_table(pa.table({"text": ["one"]}), path)
+    else:
+        body = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\none"
+        path.write_bytes(b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    sampling = read_settings(Path(__file__).parents[2] / "configs" / f"{name}.yaml")["sample"]
+    manifest = sample_documents(SourceConfig(paths=[str(path)]), SampleConfig(**sampling), tmp_path / "out")
+    assert manifest.counts["sampled"] == 1

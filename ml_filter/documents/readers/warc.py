@@ -71,8 +71,9 @@ def _records(stream: io.BufferedReader, source: SourceConfig) -> Iterator[_WarcR
     """The records that can hold documents, and what is not a record."""
     skipped, why, line = 0, "", b""
     for line in iter(lambda: stream.readline(_LINE), b""):
-        if not _VERSION.match(line):
-            skipped += len(line) if line.strip() else 0
+        version = _VERSION.search(line)
+        skipped += version.start() if version else len(line) if line.strip() else 0
+        if not version:
             continue
         if skipped:
             yield Problem("unreadable", f"{skipped:,} bytes are not a record{why}")

@@ -1,5 +1,6 @@
 """Types of columns: whatever can be text is read, and everything else is carried along."""
 
+import struct
 import uuid
 from datetime import date
 from decimal import Decimal
@@ -141,3 +142,20 @@ def test_an_arrow_file_that_is_cut_off_gives_the_batches_before(read, tmp_path):
     (tmp_path / "a.arrow").write_bytes(content[: len(content) - 60])
     result = read(tmp_path / "a.arrow")
     assert (result.texts, result.reasons) == (["one"], ["truncated"])
+
+
+def test_wrong_offsets_in_an_arrow_file_are_damage_and_no_crash(read, tmp_path):
+    offsets = pa.py_buffer(struct.pack("<3i", 0, 2**30, 3))
+    texts = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"onetwo"))
+    write_arrow(pa.table({"text": texts}), tmp_path / "a.arrow", stream=True)
+    result = read(tmp_path / "a.arrow")
+    assert (result.rows, result.reasons) == ([], ["truncated"])
+
+
+def test_invalid_text_in_any_column_rejects_its_row(read, tmp_path):
+    urls = pa.array([b"http://a", b"\xff"]).cast(pa.binary())
+    urls = pa.StringArray.from_buffers(2, urls.buffers()[1], urls.buffers()[2])
+    pq.write_table(pa.table({"text": ["one", "two"], "url": urls}), tmp_path / "a.parquet")
+    result = read(tmp_path / "a.parquet")
+    assert (result.texts, result.locations) == (["one"], [("row 1", "invalid_utf8")])
+    assert "column 'url'" in result.rejects[0]["detail"]
