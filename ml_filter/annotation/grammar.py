@@ -142,7 +142,7 @@ class Grammar:
         """
         text = without_reasoning(answer)
         statements = list(self.statements(text)) if text and text.strip() else []
-        if text is None or (cut_off and not (statements and self._is_settled(text, statements))):
+        if text is None or (cut_off and not (statements and self._is_settled(answer, text, statements))):
             where = "inside its reasoning" if text is None else "before it stated a whole score"
             if cut_off:
                 raise AnswerError("cut_off", f"the answer reached max_tokens {where}; raise max_tokens of the prompt")
@@ -308,8 +308,13 @@ class Grammar:
             last = [Statement(_LABELLED, match.start(), match.start(1), value)]
         return last
 
-    def _is_settled(self, text: str, statements: Sequence[Statement]) -> bool:
-        """Whether more text after the end of an answer would not change its statements."""
+    def _is_settled(self, answer: str, text: str, statements: Sequence[Statement]) -> bool:
+        """Whether more text after the end of an answer would not change its statements.
+
+        Without a mark that ends its reasoning, all that comes before a statement may be reasoning."""
+        before = text[: text.find("{") if self.in_json else statements[0].start]
+        if text == answer and set(_words(before)) - {"json", "boxed"}:
+            return False
         closed = _CLOSED_IN_JSON if self.in_json else _CLOSED
         folded = text.translate(FOLD)
         return all(closed.match(folded, statement.value.end) for statement in statements) and not _REVISED.search(

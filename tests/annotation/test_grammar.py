@@ -301,8 +301,10 @@ CUT_OFF = [
     ("Score: 2\nWait, the", CUT),
     ('{"reason": "ok", "score": 4', CUT),
     ('{"reason": "ok", "sco', CUT),
+    ("The page is good.\nScore: 4\nIt", CUT),  # perhaps reasoning that the chat template has opened
+    ("<think>Hm</think>The page is good.\nScore: 4\nIt", 4),
     ("Score: 4\n", 4),
-    ("Score: 4\nThe page explains", 4),
+    ("**Score: 4**\nThe page explains", 4),
     ("Score: 4. The page explains", 4),
     ("<score>4</score>", 4),
     ("\\boxed{4}", 4),

@@ -286,7 +286,13 @@ def test_json_without_a_score_in_range_has_a_code(text, code):
 
 @pytest.mark.parametrize(
     ("text", "code"),
-    [('{"reason": "ok", "score": 4', "cut_off"), ('{"score": 4, "reason": "o', None), ('{"score": 4', "cut_off")],
+    [
+        ('{"reason": "ok", "score": 4', "cut_off"),
+        ('{"reason": "ok", "score": 4}\n\n\n', None),
+        ('Let me see: {"score": 4}\n', "cut_off"),
+        ('{"score": 4, "reason": "o', None),
+        ('{"score": 4', "cut_off"),
+    ],
 )
 def test_a_score_in_json_is_complete_once_a_comma_or_brace_follows(text, code):
     answer = Answer(text, cut_off=True)
