@@ -33,9 +33,9 @@ class _ScoreTask(Task):
     kind, shard, done, doing = "annotations", "annotations", "scored", "Annotating"
     schema = ANNOTATION_SCHEMA
 
-    def __init__(self, config: AnnotateConfig) -> None:
+    def __init__(self, config: AnnotateConfig, annotator: str) -> None:
         self.votes, self._combine = config.votes, config.combine_windows
-        self.questions: Sequence[Prompt] = [load_prompt(name) for name in config.prompts]
+        self.questions: Sequence[Prompt] = [load_prompt(name).for_annotator(annotator) for name in config.prompts]
         self._criteria = prompts_by_criterion(self.questions)
 
     @cached_property
@@ -65,7 +65,7 @@ class _ScoreTask(Task):
 
 def annotation_plan(source: SourceConfig, config: AnnotateConfig, annotator: str) -> Plan:
     """What has to be asked to annotate documents."""
-    return Plan(source, config, _ScoreTask(config), annotator)
+    return Plan(source, config, _ScoreTask(config, annotator), annotator)
 
 
 def annotate_documents(

@@ -90,6 +90,7 @@ _GIVES = re.compile(
         (?= {NUMBER} {GAP} (?: {OF} {GAP} \d+ {GAP} {UNIT}? )? {GAP} (?: [.,;!\n] | \Z ) ) )
     (?=\d)"""
 )
+_REST_OF_LINE = re.compile(r"[ .!)|]*(?:\n|\Z)")
 _ONLY_IF = re.compile(rf"(?i){GAP}(?:only |but only )?(?:if|unless|when|wenn|falls)\b")
 _CLOSED = re.compile(r"""[ *_`"')\]$]*(?:\n|[}>]|</|[.!;][ ]+\S)""")
 _CLOSED_IN_JSON = re.compile(r'\s*"?\s*[,}\]]')
@@ -203,8 +204,8 @@ class Grammar:
                 continue
             assert link is not None
             value = self._value(plain, link.end())
-            begins_line = plain[:start].rstrip(" ")[-1:] in ("", "\n", "|")
-            is_alone = value is not None and not plain[value.end :].partition("\n")[0].strip(" .!)|")
+            begins_line = re.fullmatch(r"|.*[\n|] *", plain[max(0, start - 20) : start], re.DOTALL) is not None
+            is_alone = value is not None and _REST_OF_LINE.match(plain, value.end) is not None
             if value is None or _ONLY_IF.match(plain, value.end) or self._is_scale(plain, value):
                 continue
             is_total = bool(label["sum"] or label["all"])
@@ -329,16 +330,13 @@ def _that_counts(text: str, statements: Sequence[Statement]) -> Statement:
     """
     rank = max(statement.rank for statement in statements)
     best = [statement for statement in statements if statement.rank == rank][-1]
+    revised = max((word.start() for word in _REVISED.finditer(text, 0, best.first)), default=-1)
     for other in statements:
         is_same = other.value.number == best.value.number and other.value.problem == best.value.problem
-        is_replaced = other.first < best.first and (
-            other.rank < rank or _REVISED.search(text, other.value.end, best.first)
-        )
+        is_replaced = other.first < best.first and (other.rank < rank or other.value.end <= revised)
         if not (is_same or is_replaced):
-            scores = " and ".join(
-                text[s.value.start : s.value.stop] for s in sorted([other, best], key=lambda s: s.first)
-            )
-            raise AnswerError("ambiguous_score", f"the answer states more than one score: {scores}")
+            first, second = (text[s.value.start : s.value.stop] for s in sorted((other, best), key=lambda s: s.first))
+            raise AnswerError("ambiguous_score", f"the answer states more than one score: {first} and {second}")
     return best
 
 

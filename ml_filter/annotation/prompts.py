@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -63,12 +64,40 @@ class ScoreRange(Strict):
         return self
 
 
-class Calibration(Strict):
-    """Platt scaling of the expected score: sigmoid(slope * logit(p) + intercept), p being the score scaled to 0..1."""
+class PlattScaling(Strict):
+    """Calibration by sigmoid(slope * log-odds + intercept); the log-odds are those of the score scaled to 0..1."""
 
     slope: float
     intercept: float
     source: str = Field(description="data that the calibration was fitted on")
+
+    def share(self, log_odds: float) -> float:
+        """The calibrated score, scaled to 0..1."""
+        return 1 / (1 + math.exp(-min(max(self.slope * log_odds + self.intercept, -700), 700)))
+
+
+class Curve(Strict):
+    """Calibration of one annotator by a rising curve through points, linear between them and flat beyond."""
+
+    annotator: str = Field(description="the annotator it was fitted for; the scores of others stay as they are")
+    points: Annotated[tuple[tuple[float, float], ...], Field(min_length=2)] = Field(
+        description="log-odds of the score scaled to 0..1, and the calibrated score scaled to 0..1"
+    )
+    source: str = Field(description="data that the calibration was fitted on")
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        for before, after in pairwise(self.points):
+            if not (before[0] < after[0] and 0 <= before[1] <= after[1] <= 1):
+                raise ValueError(f"points must rise, with shares between 0 and 1: {before}, {after}")
+        return self
+
+    def share(self, log_odds: float) -> float:
+        """The calibrated score, scaled to 0..1."""
+        for (x, share), (next_x, next_share) in pairwise(self.points):
+            if log_odds < next_x:
+                return share + (next_share - share) * max(0.0, (log_odds - x) / (next_x - x))
+        return self.points[-1][1]
 
 
 class Question(Strict):
@@ -176,7 +205,7 @@ class Prompt(Question):
         description="regular expression, or several in order of preference, with one group around the score "
         "(mode generate; default: the grammar of answers)",
     )
-    calibration: Calibration | None = None
+    calibration: PlattScaling | Curve | None = None
     max_reason_chars: Annotated[int, Field(gt=0)] | None = Field(
         None, description="longest reason in characters (mode json); keeps small models from never reaching the score"
     )
@@ -255,8 +284,12 @@ class Prompt(Question):
             return expected
         low, width = self.score.min, self.score.max - self.score.min
         share = min(max((expected - low) / width, 1e-9), 1 - 1e-9)
-        logit = self.calibration.slope * math.log(share / (1 - share)) + self.calibration.intercept
-        return low + width / (1 + math.exp(-min(max(logit, -700), 700)))
+        return low + width * self.calibration.share(math.log(share / (1 - share)))
+
+    def for_annotator(self, annotator: str) -> Prompt:
+        """The prompt without a calibration that was fitted for another annotator."""
+        is_others = isinstance(self.calibration, Curve) and self.calibration.annotator != annotator
+        return self.model_copy(update={"calibration": None}) if is_others else self
 
 
 def load_prompt(name_or_file: str) -> Prompt:

@@ -189,6 +189,8 @@ def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
         rows.append((f"right order within a {discrimination.column}", discrimination.within.text))
         rows.append((f"across {discrimination.column}s, same label pairs", discrimination.across_alike.text))
     _print_table("evaluation", ["", f"{evaluation.documents:,} documents"], rows)
+    if evaluation.too_few_labels:
+        _print(f"figures at {evaluation.threshold:g}: {evaluation.too_few_labels}")
     if comparison := evaluation.comparison:
         compared = [
             (title(name), _number(comparison.ours[name].value), _number(comparison.theirs[name].value), figure.text)

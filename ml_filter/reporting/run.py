@@ -24,9 +24,9 @@ from ml_filter.heads.train import TrainedHead, head_parent, read_head
 from ml_filter.rendering.html import render, render_text
 from ml_filter.rendering.plots import score_histogram
 from ml_filter.reporting.corpus import NEAR, CorpusSummary, ScoreSummary, Stratum, summarise_corpus
-from ml_filter.statistics.calibration import ThresholdRow
+from ml_filter.statistics.calibration import MIN_EACH_SIDE, ThresholdRow
 from ml_filter.statistics.evaluation import Evaluation
-from ml_filter.statistics.intervals import Figure, exact_interval
+from ml_filter.statistics.intervals import Figure, exact_interval, few_labels
 from ml_filter.tracking import RunRecord
 
 
@@ -119,6 +119,7 @@ class RunReport(BaseModel):
         chosen: description of the selection, by the criterion `ranked_by`.
         threshold: on its score; None if no single threshold applies to all documents.
         expected: row of the head's calibration for that threshold.
+        too_few_labels: why that row says little.
         shifts: differences from the training documents of the head; None if the head has no profile of them.
         measured: the share of all decisions that, by its audit, differ from the encoder's.
         evaluation: figures of the head on held-out documents.
@@ -130,6 +131,7 @@ class RunReport(BaseModel):
     ranked_by: str
     threshold: float | None
     expected: ThresholdRow | None
+    too_few_labels: str | None = None
     warnings: list[str]
     facts: dict[str, str]
     corpus: CorpusSummary
@@ -252,6 +254,7 @@ def run_report(
         ranked_by=criterion.name,
         threshold=threshold,
         expected=_expected(criterion, threshold),
+        too_few_labels=_too_few_labels(criterion),
         warnings=[],
         facts=facts,
         corpus=corpus,
@@ -300,6 +303,14 @@ def _expected(criterion: CalibratedCriterion, threshold: float | None) -> Thresh
     if criterion.calibration is None or threshold is None or not criterion.calibration.table:
         return None
     return min(criterion.calibration.table, key=lambda row: abs(row.score - threshold))
+
+
+def _too_few_labels(criterion: CalibratedCriterion) -> str | None:
+    calibration = criterion.calibration
+    if calibration is None:
+        return None
+    good = sum(count for label, count in calibration.labels.items() if label >= criterion.threshold)
+    return None if good >= MIN_EACH_SIDE else few_labels(good, calibration.documents, criterion.threshold)
 
 
 def _measured(counts: dict[str, int], cascade: CascadeInfo) -> Figure:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 
 from ml_filter.criterion import Criterion
 from ml_filter.statistics.agreement import confusion_table
-from ml_filter.statistics.intervals import Array, Statistic, single_figures
+from ml_filter.statistics.intervals import MIN_FOR_INTERVAL, Array, Statistic, few_labels, single_figures
 from ml_filter.statistics.rounding import integer_scores, whole_scores
 from ml_filter.statistics.weighted import at_threshold, rank_and_distance, ranking, table_statistic
 
@@ -33,7 +33,7 @@ class ThresholdFigures(BaseModel):
     """How well scores separate good documents, whose rounded label reaches a whole score, from the rest.
 
     `good` counts them, `kept` those whose rounded score reaches it. Undefined figures are None. The area under the ROC
-    curve and the average precision are of the scores before rounding.
+    curve and the average precision are of the scores before rounding. Without a good document, all are undefined.
     """
 
     precision: float | None
@@ -73,6 +73,15 @@ class Evaluation(BaseModel):
     precision_at_threshold: float | None
     recall_at_threshold: float | None
     f1_at_threshold: float | None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def too_few_labels(self) -> str | None:
+        """Why the figures at the threshold say little: fewer than `MIN_FOR_INTERVAL` labels reach it."""
+        k = math.ceil(self.threshold)
+        if k not in self.thresholds or self.thresholds[k].good >= MIN_FOR_INTERVAL:
+            return None
+        return few_labels(self.thresholds[k].good, self.documents, self.threshold)
 
     def figures(self, prefix: str = "") -> dict[str, float]:
         """The defined figures as flat numbers, for trackers and tables."""
@@ -114,6 +123,8 @@ def evaluate_scores(
     del distances["mean_difference"]
     good = np.column_stack([wanted >= threshold, predicted >= threshold]).astype(np.float64)
     decisions: dict[str, Any] = single_figures(good, at_threshold)
+    if not good[:, 0].any():
+        decisions |= dict.fromkeys(("precision_at_threshold", "f1_at_threshold"))
     return Evaluation(
         documents=len(labels),
         unscored=int(labelled.sum() - both.sum()),
@@ -142,7 +153,10 @@ def _threshold_figures(
     scores: Array, predicted: NDArray[np.int64], wanted: NDArray[np.int64], k: int
 ) -> ThresholdFigures:
     figures: dict[str, Any] = single_figures(np.column_stack([scores, predicted, wanted]), threshold_statistic(k))
-    return ThresholdFigures(**figures, good=int((wanted >= k).sum()), kept=int((predicted >= k).sum()))
+    good = int((wanted >= k).sum())
+    if not good:
+        figures |= dict.fromkeys(("precision", "f1"))
+    return ThresholdFigures(**figures, good=good, kept=int((predicted >= k).sum()))
 
 
 def _class_figures(wanted: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[str, Any]:

@@ -141,6 +141,11 @@ def too_few(documents: int) -> Figure:
     return Figure(value=None, documents=documents, reason=reason)
 
 
+def few_labels(good: int, documents: int, threshold: float) -> str:
+    """Why figures at a threshold are missing or say little."""
+    return f"too few labels: {good:,} of {documents:,} at or above {threshold:g}"
+
+
 def divide(a: NDArray[Any], b: NDArray[Any]) -> Array:
     """a / b, NaN where b is 0."""
     quotient: Array = np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)

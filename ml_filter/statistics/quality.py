@@ -19,10 +19,12 @@ from ml_filter.statistics.calibration import Calibration, ThresholdRow, threshol
 from ml_filter.statistics.evaluation import Evaluation, evaluate_scores, threshold_statistic
 from ml_filter.statistics.intervals import (
     MAX_WEIGHTS,
+    MIN_DOCUMENTS,
     Array,
     Figure,
     Resampling,
     divide,
+    few_labels,
     mean_figure,
     resampled_figures,
 )
@@ -135,6 +137,7 @@ _LENGTHS = {
 _BINS = 10
 _OF_SCORES = ("spearman", "pearson", "mae", "mse", "mean_difference")
 _INTERVALS = (*_OF_SCORES, *(n for n in PAIR_FIGURES if n not in (*_OF_SCORES, "kendall", "kappa", "kappa_linear")))
+_OF_GOOD = ("precision", "recall", "f1")
 
 
 class Stratum(BaseModel):
@@ -241,16 +244,26 @@ def measure_quality(
     values = {name: _as_texts(column)[scored] for name, column in (columns or {}).items()}
     strata, others = _strata(values, head, labels, criterion, resampling)
     figures, class_intervals = _figures(labels, [head], criterion, resampling)
+    intervals = {name: figures[name] for name in _INTERVALS}
     reliability, brier = _reliability(head.scores, wanted, calibration, criterion, resampling)
     rows = np.column_stack([head.scores, head.int_scores, wanted]).astype(np.float64)
+
+    def with_reason(figures: dict[str, Figure], k: float) -> dict[str, Figure]:
+        """The figures, of which those that need a label at or above k are undefined without one."""
+        if (wanted >= k).any():
+            return figures
+        missing = Figure(value=None, documents=len(labels), reason=few_labels(0, len(labels), k))
+        return {name: missing if name.startswith(_OF_GOOD) else figure for name, figure in figures.items()}
+
     return Quality(
         **dict(evaluation),
         confidence=resampling.confidence,
         resamples=resampling.resamples,
-        intervals={name: figures[name] for name in _INTERVALS},
+        intervals=intervals if len(labels) < MIN_DOCUMENTS else with_reason(intervals, criterion.threshold),
         class_intervals=class_intervals,
         threshold_intervals={
-            k: resampled_figures(rows, threshold_statistic(k), resampling) for k in evaluation.thresholds
+            k: with_reason(resampled_figures(rows, threshold_statistic(k), resampling), k)
+            for k in evaluation.thresholds
         },
         table=threshold_table(
             head.scores,
