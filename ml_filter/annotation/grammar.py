@@ -138,8 +138,8 @@ class Grammar:
             cut_off: the answer has no end, so that its last words may not say what they seem to say.
 
         Raises:
-            AnswerError: `empty_answer`, `cut_off`, `unparsable_score`, `ambiguous_score`, `other_scale`,
-                `out_of_range`.
+            AnswerError: `empty_answer`, `only_reasoning`, `cut_off`, `unparsable_score`, `ambiguous_score`,
+                `other_scale`, `out_of_range`.
         """
         text = without_reasoning(answer)
         statements = list(self.statements(text)) if text and text.strip() else []
@@ -147,9 +147,10 @@ class Grammar:
             where = "inside its reasoning" if text is None else "before it stated a whole score"
             if cut_off:
                 raise AnswerError("cut_off", f"the answer reached max_tokens {where}; raise max_tokens of the prompt")
-            raise AnswerError("unparsable_score", f"the answer ends {where}")
+            raise AnswerError("only_reasoning", f"the answer ends {where}")
         if not text.strip():
-            raise AnswerError("empty_answer", "the answer is empty" + " after its reasoning" * bool(answer.strip()))
+            code, detail = ("only_reasoning", "only reasons") if answer.strip() else ("empty_answer", "is empty")
+            raise AnswerError(code, f"the answer {detail}")
         if not statements:
             raise AnswerError(
                 "unparsable_score", f"the answer states no score; it ends with {answer.strip()[-_SHOWN_CHARS:]!r}"

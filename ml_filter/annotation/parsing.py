@@ -107,7 +107,7 @@ def _read_written_choice(answer: Answer, prompt: Prompt) -> Verdict:
     if answer.cut_off:
         raise AnswerError("cut_off", "the answer reached max_tokens before a choice; raise max_tokens of the prompt")
     if not written:
-        raise AnswerError("empty_answer", "the answer is empty")
+        raise AnswerError("only_reasoning" if answer.text.strip() else "empty_answer", "the answer has no choice")
     raise AnswerError("unparsable_score", f"{answer.text.strip()[:_SHOWN_CHARS]!r} is not one of the choices")
 
 

@@ -5,12 +5,13 @@ import pytest
 from ml_filter.annotation.grammar import AnswerError, Grammar
 
 EDUCATION = Grammar(0, 5, "educational_value", "End with a line of this form:\nScore: <number from 0 to 5>")
-NO, AMBIGUOUS, SCALE, RANGE, EMPTY, CUT = (
+NO, AMBIGUOUS, SCALE, RANGE, EMPTY, THOUGHTS, CUT = (
     "unparsable_score",
     "ambiguous_score",
     "other_scale",
     "out_of_range",
     "empty_answer",
+    "only_reasoning",
     "cut_off",
 )
 
@@ -267,17 +268,17 @@ EXAMPLES = [
     ("<thinking>Score: 1</thinking><score>4</score>", 4),
     ("[THINK]Score: 1[/THINK]Score: 4", 4),
     ("<think>a</think>Score: 4\n<think>Score: 1</think>", 4),
-    ("<think>The tag <think> is closed by </think>. Score: 4", NO),
-    ("<think>Score: 4", NO),
-    ("<Thinking>Score: 4\n", NO),
-    ("<reasoning>Score: 4", NO),
-    ("[THINK]\nScore: 4\n", NO),
-    ("Score: 4\n<think>Hm", NO),
-    ("<think>Score: 4</think>", EMPTY),
+    ("<think>The tag <think> is closed by </think>. Score: 4", THOUGHTS),
+    ("<think>Score: 4", THOUGHTS),
+    ("<Thinking>Score: 4\n", THOUGHTS),
+    ("<reasoning>Score: 4", THOUGHTS),
+    ("[THINK]\nScore: 4\n", THOUGHTS),
+    ("Score: 4\n<think>Hm", THOUGHTS),
+    ("<think>Score: 4</think>", THOUGHTS),
     ("<|channel|>analysis<|message|>Score: 1<|end|><|start|>assistant<|channel|>final<|message|>Score: 4<|return|>", 4),
-    ("<|channel|>analysis<|message|>Score: 1<|end|>", NO),
+    ("<|channel|>analysis<|message|>Score: 1<|end|>", THOUGHTS),
     ("analysisThe page has gaps. Score: 1assistantfinalScore: 4", 4),
-    ("analysisThe page has gaps.\nScore: 1", NO),
+    ("analysisThe page has gaps.\nScore: 1", THOUGHTS),
     ("Analysis: the page has gaps.\nScore: 1", 1),
     ("Here is my thought process: Score: 1. Here is my response: Score: 4", 4),
     ("\u25c1think\u25b7Score: 1\u25c1/think\u25b7Score: 4", 4),

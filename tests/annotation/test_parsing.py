@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ml_filter.annotation.grammar import AnswerError
 from ml_filter.annotation.parsing import Verdict, read_verdict, weighted_mean
-from ml_filter.annotation.prompts import Calibration, Prompt
+from ml_filter.annotation.prompts import Curve, PlattScaling, Prompt
 from ml_filter.annotation.responses import Answer, Token
 from tests.annotation.misbehaving import PROMPT
 
@@ -17,7 +17,7 @@ CHOICE = Prompt.model_validate(
 )
 
 
-CODES = {"empty_answer", "unparsable_score", "ambiguous_score", "other_scale", "out_of_range"}
+CODES = {"empty_answer", "unparsable_score", "ambiguous_score", "other_scale", "out_of_range", "only_reasoning"}
 
 
 def logs(**probabilities: float) -> dict[str, float]:
@@ -423,7 +423,7 @@ WRITTEN = CHOICE.model_copy(update={"top_logprobs": 0})
         ("**Good.**", False, 5.0),
         ("<think>bad</think>good", True, 5.0),
         ("<think>bad", True, "cut_off"),
-        ("<think>good", False, "empty_answer"),
+        ("<think>good", False, "only_reasoning"),
         ("good or bad", False, "unparsable_score"),
     ],
 )
@@ -439,13 +439,33 @@ def test_a_written_choice_is_the_whole_answer(text, cut_off, outcome):
 
 @given(st.floats(0.01, 10), st.floats(-20, 20), st.floats(0, 5), st.floats(0, 5))
 def test_calibration_with_a_positive_slope_keeps_order_and_range(slope, intercept, a, b):
-    prompt = SHORT.model_copy(update={"calibration": Calibration(slope=slope, intercept=intercept, source="test")})
+    prompt = SHORT.model_copy(update={"calibration": PlattScaling(slope=slope, intercept=intercept, source="test")})
     low, high = sorted([a, b])
     assert 0 <= prompt.calibrated(low) <= prompt.calibrated(high) <= 5
 
 
+POINTS = st.lists(
+    st.tuples(st.floats(-20, 20), st.floats(0, 1)), min_size=2, max_size=6, unique_by=lambda point: point[0]
+)
+
+
+@given(POINTS, st.floats(0, 5), st.floats(0, 5))
+def test_a_curve_keeps_order_and_range(points, a, b):
+    xs, shares = (sorted(values) for values in zip(*points, strict=True))
+    curve = Curve(annotator="m", points=tuple(zip(xs, shares, strict=True)), source="test")
+    prompt = SHORT.model_copy(update={"calibration": curve})
+    low, high = sorted([a, b])
+    assert 5 * shares[0] <= prompt.calibrated(low) <= prompt.calibrated(high) <= 5 * shares[-1]
+
+
+def test_a_curve_is_linear_between_its_points_and_flat_beyond():
+    curve = Curve(annotator="m", points=((-1, 0.2), (1, 0.6)), source="test")
+    prompt = SHORT.model_copy(update={"calibration": curve})
+    assert [prompt.calibrated(score) for score in (0, 2.5, 5)] == pytest.approx([1.0, 2.0, 3.0])
+
+
 def test_a_slope_of_one_without_intercept_changes_nothing():
-    prompt = SHORT.model_copy(update={"calibration": Calibration(slope=1, intercept=0, source="test")})
+    prompt = SHORT.model_copy(update={"calibration": PlattScaling(slope=1, intercept=0, source="test")})
     assert prompt.calibrated(1.25) == pytest.approx(1.25)
-    shifted = SHORT.model_copy(update={"calibration": Calibration(slope=1, intercept=math.log(3), source="test")})
+    shifted = SHORT.model_copy(update={"calibration": PlattScaling(slope=1, intercept=math.log(3), source="test")})
     assert shifted.calibrated(2.5) == pytest.approx(5 * 0.75)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.embedded import MODEL_NAME
 from ml_filter.annotation.grammar import GRAMMAR
 from ml_filter.annotation.prompt_files import PROMPTS
 from ml_filter.annotation.prompts import (
@@ -99,6 +100,20 @@ def test_a_changed_copy_has_no_cached_properties():
     )
     assert all(a != b for a, b in zip(original, told, strict=True))
     assert SHORT.model_copy().digest == SHORT.digest
+
+
+def test_a_curve_holds_for_its_annotator_only_and_is_part_of_the_digest():
+    small = load_prompt("educational_value_small")
+    assert small.for_annotator(MODEL_NAME) is small
+    others = small.for_annotator("another")
+    assert others.calibration is None
+    assert others.digest != small.digest
+
+
+@pytest.mark.parametrize("points", [((0, 0.5),), ((0, 0.5), (0, 0.6)), ((0, 0.5), (1, 0.4)), ((0, 0.5), (1, 1.5))])
+def test_a_curve_must_rise_within_the_range(points, prompt_file):
+    with pytest.raises(ConfigError, match="points"):
+        load_prompt(prompt_file(calibration={"annotator": "m", "points": points, "source": "test"}))
 
 
 def test_a_prompt_defines_its_criterion():
@@ -360,7 +375,7 @@ def test_prompts_that_set_every_field_keep_their_digests():
     )
     assert (
         load_prompt("educational_value_small").digest
-        == "781e989f6cb30de45cc9b964746cc10ce900323c2bf1a1b5b6c19d302b809cd0"
+        == "662db4617952c4813ffadea98e536a70c46f78843ff0403a07b29665ae75c584"
     )
 
 
