@@ -68,7 +68,7 @@ STATEMENTS = (
 )  # fmt: skip
 BROKEN = (
     "Score: {}-{}", "Score: {} to {}", "Score: {} or {}", "Score: {} or maybe {}", "Score: between {} and {}",
-    "Score: {} + {}", "Score: {}, {}", "Score: {}/{}0", "Score: {} out of 1{}", "Score (0-9{1}): {0}", "Score: {}%",
+    "Score: {} + {}", "Score: {}, {}", "Score: {}/{}7", "Score: {} out of 1{}", "Score (0-9{1}): {0}", "Score: {}%",
     "Score: {}+", "Score: {}?", "Score: N/A", "Score: none", "Score: high", "Clarity score: {}",
     "Score for clarity: {}",
     "I would not give it a score of {}.", "A first guess would be Score: {}, but it is thin.", "Score: <{} to {}>",

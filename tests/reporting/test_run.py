@@ -13,6 +13,7 @@ from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
+from ml_filter.heads.info import read_info
 from ml_filter.heads.train import read_head, train_head
 from ml_filter.reporting.run import report_filtered, run_report, write_run_report
 from ml_filter.scoring.config import ScoreConfig
@@ -123,6 +124,20 @@ def test_the_expected_precision_is_that_of_the_calibration(report, similar):
     result, _, _ = report(similar, min_score=3)
     assert result.expected.score == 3
     assert result.expected.precision.value > 0.8
+
+
+def test_too_few_good_labels_are_said_instead_of_a_precision(head, report, similar):
+    _, scored, filtered = report(similar, min_score=3)
+    info = read_info(head.directory)
+    [criterion] = info.criteria
+    labels = {0: 300, 1: 11, 3: 9}
+    few = criterion.model_copy(update={"calibration": criterion.calibration.model_copy(update={"labels": labels})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ml_filter.reporting.run.read_info", lambda _: info.model_copy(update={"criteria": [few]}))
+        result = run_report(head, scored, filtered)
+    assert result.too_few_labels == "too few labels: 9 of 320 at or above 3"
+    assert f"Unknown: {result.too_few_labels}" in result.to_html()
+    assert "precision" not in result.to_datasheet()
 
 
 def test_examples_are_on_their_side_of_the_threshold(report, similar):

@@ -64,6 +64,14 @@ def test_undefined_precision_and_recall_are_none():
     assert "f1_at_5" not in figures.figures()
 
 
+def test_without_a_good_label_precision_is_unknown_and_the_reason_is_given():
+    figures = evaluate([3.0, 4.0, 1.0], [1.0, 2.0, 0.0])
+    assert (figures.precision_at_threshold, figures.recall_at_threshold, figures.f1_at_threshold) == (None, None, None)
+    assert (figures.thresholds[4].precision, figures.thresholds[4].f1) == (None, None)
+    assert figures.too_few_labels == "too few labels: 0 of 3 at or above 3"
+    assert evaluate([1.0] * 20, [0.0, 4.0] * 10).too_few_labels is None
+
+
 def test_constant_labels_or_scores_have_no_correlation():
     for figures in (evaluate([1.0, 2.0, 3.0], [4.0, 4.0, 4.0]), evaluate([2.0, 2.0, 2.0], [1.0, 3.0, 4.0])):
         assert figures.spearman is None
@@ -142,6 +150,8 @@ def test_figures_at_every_threshold_equal_those_of_scikit_learn(documents):
                 sklearn.metrics.average_precision_score(good, scores) if 0 < good.sum() < len(good) else math.nan
             ),
         }
+        if not good.any():
+            expected |= {"precision": math.nan, "f1": math.nan}
         ours = {name: math.nan if getattr(at_k, name) is None else getattr(at_k, name) for name in expected}
         assert ours == pytest.approx(expected, nan_ok=True)
         assert (at_k.good, at_k.kept) == (good.sum(), kept.sum())
