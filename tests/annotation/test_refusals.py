@@ -163,7 +163,7 @@ ALIKE = {
 @pytest.mark.parametrize("code", ALIKE)
 def test_a_run_stops_if_its_first_answers_fail_alike_and_goes_on_after_the_fix(code, serve, pages, asking, tmp_path):
     server = serve(lambda _: ALIKE[code])
-    config, source = asking(server, max_outage_s=60), pages(100)
+    config, source = asking(server, max_outage_s=60, timeout_s=10), pages(100)
     for done in (20, 40):
         with pytest.raises(EndpointError, match=rf"first 20 answers .* code {code}\..*--retry-failed") as stopped:
             annotate_documents(source, config, tmp_path / "out", SETTINGS)
@@ -178,7 +178,7 @@ def test_a_run_stops_if_its_first_answers_fail_alike_and_goes_on_after_the_fix(c
 
 def test_a_run_with_earlier_answers_stops_too_if_its_first_ones_fail_alike(serve, pages, asking, tmp_path):
     server = serve(lambda request: GOOD if number(request) < 30 else chat("I cannot say"))
-    config = asking(server, max_concurrency=1, ledger=str(tmp_path / "ledger.sqlite"))
+    config = asking(server, max_concurrency=1, timeout_s=10, ledger=str(tmp_path / "ledger.sqlite"))
     annotate_documents(pages(30), config, tmp_path / "first", SETTINGS)
     with pytest.raises(EndpointError, match="first 20 answers have all failed with the code unparsable_score"):
         annotate_documents(pages(100), config, tmp_path / "second", SETTINGS)
