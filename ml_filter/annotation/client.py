@@ -97,6 +97,11 @@ class Endpoint:
         detail = _USER_IN_URL.sub("***", detail)
         return storable(detail.replace(key, "***") if len(key) >= 8 else detail)[:1000]
 
+    def mask(self, failure: RequestFailed) -> RequestFailed:
+        """Make the message of a failure `public`."""
+        failure.args = (self.public(str(failure)),)
+        return failure
+
     def unusable(self, failure: RequestFailed) -> EndpointError:
         """The error for a failure that every request to this endpoint would have."""
         problem, way_out = "rejects every request", "check --endpoint (ML_FILTER_ENDPOINT)"
@@ -168,7 +173,7 @@ class Client:
                 content = f"it redirects to {headers.get('Location', 'nowhere')}".encode()
             return read(read_body(status, content, _seconds(headers.get("Retry-After"))))
         except RequestFailed as failure:
-            failure.args = (endpoint.public(str(failure)),)
+            endpoint.mask(failure)
             raise
 
     async def _exchange(

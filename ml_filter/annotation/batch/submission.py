@@ -120,8 +120,7 @@ class BatchDirectory:
         try:
             yield client
         except openai.APIStatusError as error:
-            failure = failure_of(error.status_code, error.body or error.response.text)
-            failure.args = (endpoint.public(str(failure)),)
+            failure = endpoint.mask(failure_of(error.status_code, error.body or error.response.text))
             if failure.code in (FORBIDDEN, OUT_OF_CREDIT):
                 raise endpoint.unusable(failure) from error
             raise EndpointError(f"{endpoint.base_url}: {failure}. {_KEPT}") from error
@@ -218,8 +217,7 @@ def outcome_of(result: dict[str, Any], endpoint: Endpoint) -> Answer | RequestFa
         body = checked(status if isinstance(status, int) else 200, {"error": error} if error else response.get("body"))
         return read_answer(body)
     except RequestFailed as failure:
-        failure.args = (endpoint.public(str(failure)),)
-        return None if failure.code == OUT_OF_CREDIT else failure
+        return None if failure.code == OUT_OF_CREDIT else endpoint.mask(failure)
 
 
 def submit_batch(
