@@ -52,7 +52,7 @@ _GENERAL = frozenset(
 )
 _LABEL = re.compile(
     r"""(?xi)
-    (?<![^\W_]) (?: (?P<sum> total (?:\ points|\ score)? | gesamtpunktzahl | summe | suma
+    (?<![^\W_]) (?: (?P<sum> total (?:\ points)? | gesamtpunktzahl | summe | suma
         | итого )
       | score | rating | punktzahl | (?:gesamt)?bewertung | puntuaci[oó]n | puntaje | calificaci[oó]n
       | pontua[cç][aã]o | punteggio | оценка | балл
@@ -190,6 +190,7 @@ class Grammar:
         return read_value(plain, start, self.low, self.high)
 
     def _labelled(self, plain: str) -> Iterator[Statement]:
+        end = 0
         for label in _LABEL.finditer(plain):
             link = _LINK.match(plain, label.end())
             none = None if link else _NO_SCORE.match(plain, label.end())
@@ -197,6 +198,7 @@ class Grammar:
                 continue
             window = max(0, label.start() - 120)
             start = max((mark.end() for mark in _BREAK.finditer(plain, window, label.start())), default=window)
+            start = max(start, end)
             qualifier = re.sub(r"\A\s*\d{1,2}\)", "", plain[start : label.start()])
             if not self._is_general(qualifier, label[0]) or _is_undecided(plain, label.start()):
                 continue
@@ -205,6 +207,7 @@ class Grammar:
                 continue
             assert link is not None
             value = self._value(plain, link.end())
+            end = value.end if value else end
             begins_line = re.fullmatch(r"|.*[\n|] *", plain[max(0, start - 20) : start], re.DOTALL) is not None
             is_alone = value is not None and _REST_OF_LINE.match(plain, value.end) is not None
             if value is None or _ONLY_IF.match(plain, value.end) or self._is_scale(plain, value):

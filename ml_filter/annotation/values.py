@@ -63,12 +63,13 @@ _MAXIMUM = re.compile(
     rf"""(?xi) {GAP} (?:{UNIT})? {GAP} (?:
     (?: [(,] {GAP} )? {OF} {GAP} (?: (?:the|a|total|possible|maximum|max)\b {GAP} ){{0,3}} ({NUMBER})
     | \( {GAP} {NUMBER} {GAP} {RANGE} {GAP} ({NUMBER}) [^()\d\n]{{0,20}} \)
-    | [^.;\n\d]{{0,30}} \b(?:scale|skala|escala|max(?:imum)?)\b [^.;\n\d]{{0,20}} (?: \d+ {GAP} {RANGE} {GAP} )? (\d+)
+    | [^.;\n\d]{{0,30}} \b(?:scale|skala|escala|max(?:imum)?)\b \.? [^.;\n\d]{{0,20}}
+      (?: \d+ {GAP} {RANGE} {GAP} )? (\d+)
     | {GAP} \(? {GAP} (?:on\ an?)? {GAP} (\d+) [-\ ] point )"""
 )
 _DOUBT = re.compile(
     rf"""(?xi) {GAP} %|{GAP}\b(?:percent|prozent|por\ ciento)\b
-    | (?! {UNIT} ) [^\W_] | {GAP} [?] | {GAP} [+] (?!\w) | {GAP} [.,:/] \d | [ ] {GAP} [\d\u00bc-\u00be]
+    | (?! {UNIT} ) [^\W_] | {GAP} [?] | {GAP} [+] (?!\w) | {GAP} [.,:/^] \d | [ ] {GAP} [\d\u00bc-\u00be]
     | {GAP} (?: {UNIT} {GAP} )? (?: {RANGE} | [,;&] | \b(?:or|and|oder|und|ou|y|o|u|e)\b | или | 或 )
       {GAP} (?: (?:or|even|maybe|perhaps|possibly|at|most|a|an)\b {GAP} ){{0,3}} \d"""
 )

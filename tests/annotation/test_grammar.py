@@ -1,6 +1,10 @@
 """The grammar of an answer, as a table of examples. The prompt asks for `Score: <number from 0 to 5>`."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ml_filter.annotation.grammar import AnswerError, Grammar
 
@@ -93,6 +97,7 @@ EXAMPLES = [
     ("Score: " + "9" * 400, RANGE),
     ("Score: 4.5.1", NO),
     ("Score: 1,000", NO),
+    ("Score: 4^2", NO),
     ("Score: 4\u00b2", NO),
     ("Score: 4\u00bd", NO),
     ("Score: 4 1/2", NO),
@@ -138,6 +143,7 @@ EXAMPLES = [
     ("Score (1-10): 4", SCALE),
     ("Score (out of 10): 4", SCALE),
     ("**4**/10", SCALE),
+    ("Score: 4 (max. 10)", SCALE),
     ("Score: 4%", SCALE),
     ("Score: 80 percent", SCALE),
     ("Score: 4/5 = 0.8", NO),
@@ -165,6 +171,7 @@ EXAMPLES = [
     # sums
     ("Score: 1 + 1 + 1 = 3", 3),
     ("Total score: 2 + 1 = 3", 3),
+    ("The total score is 3.", 3),
     ("Score: 1+1+0+0+0=2/5", 2),
     ("Score = 1 + 1 + 1 = **3** points", 3),
     ("Score: 1 (relevance) + 1 (depth) = 2", 2),
@@ -199,6 +206,7 @@ EXAMPLES = [
     ("Score: 4\n\nScore: 4", 4),
     ("**Score: 4**\nThe score is 4.", 4),
     ("Score: 2\nScore: 4", AMBIGUOUS),
+    ("Score: 2 Score: 4", AMBIGUOUS),
     ("Score: 4\n\nNext page: ...\nScore: 2", AMBIGUOUS),
     ("Score: 4\nOn reflection the page is thin.\nScore: 2", 2),
     ("Score: 4. Wait, that is too much. Score: 2", 2),
@@ -328,3 +336,30 @@ def test_an_answer_has_the_score_that_it_states_or_the_reason_why_there_is_none(
 @pytest.mark.parametrize(("answer", "expected"), CUT_OFF)
 def test_a_cut_off_answer_has_a_score_only_if_more_text_could_not_change_it(answer, expected):
     assert outcome(answer, cut_off=True) == expected
+
+
+UNIQUE = [(answer, score) for answer, score in EXAMPLES if isinstance(score, int | float) and answer.count("core") < 2]
+
+
+@given(st.sampled_from(UNIQUE), st.data())
+def test_a_cut_changes_no_score_but_can_lose_it(example, data):
+    answer, score = example
+    cut = answer[: data.draw(st.integers(0, len(answer)))]
+    read = outcome(cut, cut_off=True)
+    assert read == score or isinstance(read, str)
+
+
+@given(
+    st.sampled_from(EXAMPLES), st.sampled_from(["<think>", "[THINK]", "<reasoning>", "<|channel|>analysis<|message|>"])
+)
+def test_nothing_in_unfinished_reasoning_is_a_score(example, opening):
+    if not re.search("think|channel|turn|response|final", example[0], re.IGNORECASE):
+        assert outcome(f"{opening}{example[0]}") == THOUGHTS
+        assert outcome(f"{opening}{example[0]}", cut_off=True) == CUT
+
+
+@given(st.sampled_from(UNIQUE), st.sampled_from(["The page is good.", "It has 3 parts, not 4.", "Why no score of 0?"]))
+def test_a_line_of_prose_before_or_after_changes_no_score(example, prose):
+    answer, score = example
+    if "core" in answer and "</think>" not in answer:
+        assert outcome(f"{prose}\n{answer}") == score or answer.startswith(("{", "`", "analysis"))
