@@ -1,8 +1,8 @@
-"""The text of a web page, extracted in a process of its own that the kernel ends when a page takes too long.
+"""The text of a web page, extracted in a separate process that the kernel ends when a page takes too long.
 
 Every extractor has pages that keep it busy for minutes: 300,000 attributes, 100,000 nested elements, a table of 200,000
 rows. No limit on bytes or elements finds them all, and the extractors run in C or Rust, which nothing in the same
-process can interrupt. A process of its own costs half a millisecond a page, and also turns crashes into rejects.
+process can interrupt. A separate process costs half a millisecond a page, and also turns crashes into rejects.
 
 A page over the limit is a reject, not a document of all its text: taking all the text exceeds the limit on some of the
 same pages, and four of ten words of a page are not its main text.
