@@ -27,16 +27,7 @@ _SCORE_FIGURES = ("spearman", "pearson")
 
 
 class CrossValidation:
-    """Scores training documents with heads that were fitted without them.
-
-    Args:
-        config: metric, calibration, number of resamples.
-        criteria: of the labels' columns.
-        table: all labelled documents; those for the test are left out.
-
-    Raises:
-        InputError: all documents with a label of a criterion are in one fold.
-    """
+    """Scores the training documents of a table with heads that were fitted without them; raises as `check_folds`."""
 
     def __init__(self, config: SearchConfig, criteria: Sequence[Criterion], table: LabelTable) -> None:
         self._config, self._criteria = config, criteria

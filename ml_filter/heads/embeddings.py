@@ -36,10 +36,7 @@ class EmbeddingStore:
         root: directory of all stores.
         identity: everything the embeddings depend on besides the text.
         width: length of an embedding.
-        embed: texts to embeddings [texts, width]; called for texts that are not in the store.
-
-    Attributes:
-        embedded: number of texts that were embedded, not read from the store.
+        embed: texts to embeddings [texts, width]; called for texts that are not in the store. `embedded` counts them.
     """
 
     def __init__(

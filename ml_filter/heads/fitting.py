@@ -18,7 +18,7 @@ from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.model import KernelLayer, MlpLayer, OutputLayer, StandardisedLayer
-from ml_filter.statistics.intervals import Array
+from ml_filter.statistics.intervals import Array, single_figures
 from ml_filter.statistics.rounding import integer_scores, whole_scores
 from ml_filter.statistics.weighted import rank_and_distance, table_statistic
 
@@ -123,12 +123,8 @@ def fit_ridges(
 ) -> tuple[Array, Array]:
     """Coefficients [criteria, features] and biases [criteria] of a ridge regression for each criterion.
 
-    Args:
-        embeddings: [n, width]; they are the features, or with a kernel its input.
-        labels: [n, criteria]; nan is missing.
-        weights: [n, criteria], of mean 1 over the labels.
-        seed: draws the documents that choose the penalty, if there are many.
-        layer: the kernel, if any.
+    The features are the embeddings [n, width], or the output of a kernel layer. Weights [n, criteria] have mean 1 over
+    the labels that are not nan; `seed` draws the documents that choose the penalty, if there are many.
     """
     fits = []
     for targets, weight in zip(labels.T, weights.T, strict=True):
@@ -350,9 +346,5 @@ def _figures_of(rows: Array, criterion: Criterion) -> Iterator[tuple[str, float]
         return
     span = np.array(whole_scores(criterion.low, criterion.high), np.float64)
     rounded = integer_scores(rows, criterion.low, criterion.high).astype(np.float64)
-    for statistic, pairs in ((rank_and_distance, rows), (table_statistic(span), rounded)):
-        distinct, counts = np.unique(pairs, axis=0, return_counts=True)
-        results = statistic(distinct, counts[None].astype(np.float64))
-        yield from (
-            (name, float(results[name][0])) for name in _FIGURES if name in results and np.isfinite(results[name][0])
-        )
+    figures = single_figures(rows, rank_and_distance) | single_figures(rounded, table_statistic(span))
+    yield from ((name, value) for name in _FIGURES if (value := figures[name]) is not None)

@@ -166,14 +166,7 @@ def read_info(directory: str | Path) -> HeadInfo:
 def read_weights(
     directory: Path, content: dict[str, Any], kind: str, settings: type[_Settings], names: Sequence[str]
 ) -> tuple[_Settings, dict[str, NDArray[np.float32]]]:
-    """Settings and arrays of a head.
-
-    Args:
-        directory: of the head.
-        content: of its config.json.
-        kind: key of the settings in it.
-        settings: their model.
-        names: of the arrays.
+    """Settings of a head, which are under `kind` in the content of its config.json, and its arrays by name.
 
     Raises:
         InputError: the settings are invalid, or the weights are missing or damaged.

@@ -70,10 +70,8 @@ class Groups:
     """Documents that must be on the same side of every split: those of one host, repeated texts and near-duplicates,
     directly or through other documents.
 
-    Takes 8 bytes of memory for each document and for each band of its signature (16 at a similarity of 0.8).
-
-    Args:
-        near_duplicates: estimated Jaccard similarity of word 5-grams from which documents belong together.
+    Near-duplicates have an estimated Jaccard similarity of word 5-grams of at least `near_duplicates`. Takes 8 bytes of
+    memory for each document and for each band of its signature (16 at a similarity of 0.8).
     """
 
     def __init__(self, near_duplicates: float) -> None:
@@ -294,11 +292,7 @@ class LabelTable:
 def read_label_table(
     data: LabelledDocuments, consumers: Iterable[Callable[[Sequence[str]], None]], config: TrainConfig
 ) -> LabelTable:
-    """Pass all texts to the consumers, chunk by chunk, and keep everything else.
-
-    Raises:
-        InputError: no document has a label.
-    """
+    """Pass all texts to the consumers, chunk by chunk, and keep everything else. InputError: there are no labels."""
     labels, weights, texts = [], [], []
     keys: list[int] = []
     lengths: list[int] = []
@@ -347,11 +341,7 @@ def choose_test_documents(groups: NDArray[np.uint64], share: float) -> NDArray[n
 
 
 def check_labels(table: LabelTable, criteria: Sequence[Criterion]) -> None:
-    """Refuse labels that cannot train a head.
-
-    Raises:
-        InputError: the labels of a criterion are too few, outside its score range, or identical.
-    """
+    """Raise InputError for a criterion whose labels are too few, outside its score range, or identical."""
     for column, criterion in enumerate(criteria):
         labelled = ~np.isnan(table.labels[:, column])
         values, is_test = table.labels[labelled, column], table.is_test[labelled]
@@ -379,11 +369,7 @@ def check_labels(table: LabelTable, criteria: Sequence[Criterion]) -> None:
 
 
 def check_folds(labels: Array, folds: NDArray[np.int64], criteria: Sequence[Criterion]) -> None:
-    """Refuse folds [documents] of which one has all labels [documents, criteria] of a criterion.
-
-    Raises:
-        InputError: names the criterion.
-    """
+    """Raise InputError for a criterion whose labels [documents, criteria] are all in one of the folds [documents]."""
     for column, criterion in enumerate(criteria):
         labelled = ~np.isnan(labels[:, column])
         if len(np.unique(folds[labelled])) < 2:

@@ -1,8 +1,7 @@
 """Search the settings of a head: trials from a tree-structured Parzen estimator, each cross-validated.
 
-Trials see the training documents only. The test documents, which are those of `train` with the same seed and share,
-are read and embedded, but no trial is fitted or scored on them. Documents are embedded once, with all layers if trials
-differ in them.
+Trials see the training documents only, not the test documents, which are those of `train` with the same seed and share.
+Documents are embedded once, with all layers if trials differ in them.
 
 The draws of a trial depend on the search's seed, its number and the results before it. So a search that was killed
 resumes with the trial that was running, and ends with the same trials as an undisturbed one.

@@ -104,11 +104,7 @@ def train_head(
 
 @contextmanager
 def lock_directory(directory: str) -> Iterator[Path]:
-    """Create a head's directory and keep other processes from writing to it.
-
-    Raises:
-        InputError: another process is writing to it.
-    """
+    """Create a head's directory and lock it. InputError: another process is writing to it."""
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     lock = WriterLock(path, directory, ".parts", part=None)
@@ -253,14 +249,7 @@ def read_trained_on(directory: str | Path) -> NDArray[np.uint64] | None:
 
 
 def head_parent(head: str | Path) -> Parent:
-    """A head, or a published classifier, as the input of a later stage.
-
-    Args:
-        head: as for `resolve_head`. One from the Hub is named by repository and commit.
-
-    Raises:
-        InputError: there is neither.
-    """
+    """A head, or a published classifier, as the input of a later stage; raises as `resolve_head` and `read_head`."""
     directory = resolve_head(head)
     config = directory / CONFIG_NAME
     if config.exists() and not (directory / TRAINING_NAME).exists():
