@@ -130,7 +130,7 @@ def test_a_killed_training_leaves_no_head_and_the_next_call_makes_the_same(head,
         ([{"text": f"text {i}", "label": 2} for i in range(40)], "nothing to learn"),
         ([{"text": f"text {i}", "label": i} for i in range(40)], "outside the score range"),
         ([{"text": f"text {i}", "other": i} for i in range(40)], "no column 'label'; there are id, text, other"),
-        ([{"text": f"text {i}", "label": "good"} for i in range(40)], "not numeric"),
+        ([{"text": f"text {i}", "label": "good"} for i in range(40)], "does not hold numbers"),
         (
             [{"text": f"text {i}", "label": i % 5, "url": "https://www.one.org/"} for i in range(40)],
             "the 40 labelled documents are from 1 host or .* none is left for the test; add labels from more hosts",
