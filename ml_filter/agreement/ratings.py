@@ -23,6 +23,7 @@ from ml_filter.documents.lineage import only_criterion
 from ml_filter.documents.manifest import Parent, find_manifest
 from ml_filter.documents.readers import read_rows, read_schema, read_tables, text_id
 from ml_filter.documents.sources import list_shards
+from ml_filter.documents.tables import split_item, value_in
 from ml_filter.errors import InputError
 
 NO_STRATUM = "(none)"
@@ -233,6 +234,7 @@ def _read_table(source: SourceConfig, kind: str, config: AgreementConfig, only: 
     rating_columns = [config.gold_column] if kind == "gold" else config.rating_columns
     needed = {*(rating_columns or _RATING_COLUMNS), *config.by, *_ID_COLUMNS, *_OUTCOMES, source.text_column}
     needed |= {source.id_column} if source.id_column else set()
+    needed |= {split_item(name)[0] for name in rating_columns}
     stem = f"{'gold ' if kind == 'gold' else ''}{PurePosixPath(path).name}"
     for shard in shards:
         if shard.format == "parquet":
@@ -247,14 +249,16 @@ def _read_table(source: SourceConfig, kind: str, config: AgreementConfig, only: 
                     rated.values[name][document] = str(row[name])
             for column in rating_columns or [name for name in _RATING_COLUMNS if name in row][:1]:
                 failed = _failed(location, column, row) if kind == "table" else []
-                value = row.get(column)  # a list has one rating for each of several raters, identified by their index
+                value = value_in(
+                    row, column
+                )  # a list has one rating for each of several raters, identified by their index
                 items = value if isinstance(value, list) else [value]
                 for index, item in enumerate(items):
                     name = f"{column}[{index}]" if items is value else column
                     names = (name, f"{stem}: {name}", f"{path}: {name}")
                     has_failed = failed[index : index + 1] == [True]
                     rated.add(names, document, _number(location, column, item), failed=has_failed)
-    missing = [name for name in rating_columns if name not in rated.columns]
+    missing = [name for name in rating_columns if not {name, split_item(name)[0]} & rated.columns]
     if missing or not (rating_columns or rated.columns & set(_RATING_COLUMNS)):
         absent = f"no column {missing[0]!r}" if missing else "no column score or scores"
         raise InputError(

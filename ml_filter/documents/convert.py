@@ -28,7 +28,7 @@ from ml_filter.documents.readers import InputShard, read_records, read_tables
 from ml_filter.documents.rejects import RejectsLog, describe_counts
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.documents.sources import list_shards
-from ml_filter.documents.tables import json_text, number_column
+from ml_filter.documents.tables import json_text, number_column, split_item
 from ml_filter.documents.unique import UniqueIds, find_documents
 from ml_filter.documents.writer import file_digest
 from ml_filter.errors import ConfigError, InputError
@@ -181,7 +181,7 @@ def _read_flat(
                 for name, score in zip(columns, values, strict=True):
                     answer = {**common, "document_id": document_id, "annotator": config.annotator or name}
                     yield shard.uri, f"document {document_id}", [_row(answer, 0, {"score": score}, config)]
-    missing = [name for name in columns if name not in names and name.partition("[")[0] not in names]
+    missing = [name for name in columns if not {name, split_item(name)[0]} & names.keys()]
     if names and missing:
         raise InputError(f"{paths} has no column {', '.join(missing)}; it has {', '.join(names)}; set --score-column")
 
@@ -219,7 +219,7 @@ def _required(name: Literal["prompt", "annotator"], value: str | None, config: C
 
 
 def _numbers(table: pa.Table, column: str, uri: str) -> list[float | None]:
-    if column.partition("[")[0] not in table.column_names and column not in table.column_names:
+    if not {column, split_item(column)[0]} & set(table.column_names):
         return [None] * table.num_rows
     try:
         numbers: list[float | None] = number_column(table, column).to_pylist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -54,17 +54,30 @@ def list_items(table: pa.Table, name: str) -> list[str]:
     return [f"{name}[{i}]" for i in range(pc.max(pc.list_value_length(table[name])).as_py() or 0)]
 
 
+def split_item(name: str) -> tuple[str, int | None]:
+    """The column and the position in `scores[0]`; None: the name is that of a whole column."""
+    match = re.fullmatch(r"(.+)\[(\d+)\]", name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def value_in(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, or of an item such as `scores[0]`; None: the row does not have it."""
+    base, position = split_item(name)
+    if name in row or position is None:
+        return row.get(name)
+    items = row.get(base)
+    return items[position] if isinstance(items, list) and position < len(items) else None
+
+
 def number_column(table: pa.Table, name: str) -> pa.ChunkedArray:
     """A column as float64; `scores[0]` is the first item of the lists in column `scores`.
 
     Raises:
         InputError: the column does not exist or does not hold numbers.
     """
-    match = re.fullmatch(r"(.+)\[(\d+)\]", name)
-    if name not in table.column_names and match and match[1] in table.column_names:
-        position = int(match[2])
-        lists = table[match[1]].to_pylist()
-        column = pa.chunked_array([pa.array([v[position] if v and position < len(v) else None for v in lists])])
+    base, position = split_item(name)
+    if name not in table.column_names and position is not None and base in table.column_names:
+        column = pa.chunked_array([pa.array([value_in(row, name) for row in table.select([base]).to_pylist()])])
     elif name in table.column_names:
         column = table[name]
     else:

@@ -402,3 +402,10 @@ def test_nan_is_a_missing_rating(tmp_path):
     ratings = read(path, rating_columns=["a", "b"])
     assert np.isnan(ratings.values[1, 0])
     assert not ratings.failed.any()
+
+
+def test_one_item_of_a_list_can_be_the_rating(tmp_path):
+    rated = table(tmp_path / "a.jsonl", [{"id": "x", "score": 1}, {"id": "y", "score": 2}])
+    gold = table(tmp_path / "g.jsonl", [{"id": "x", "labels": [3, 1]}, {"id": "y", "labels": [2]}])
+    ratings = read(rated, gold=gold, gold_column="labels[1]")
+    assert ratings.values[:, 0].tolist() == [1.0, pytest.approx(float("nan"), nan_ok=True)]

@@ -180,15 +180,15 @@ def score_lists(tmp_path):
 
 
 def test_a_column_of_lists_is_one_criterion_for_each_item(score_lists):
-    data = LabelledDocuments(score_lists, "scores")
+    data = read(score_lists, "scores")
     assert data.names == ["scores[0]", "scores[1]"]
     [chunk] = data
     assert chunk.labels.tolist() == [[3, 1], [2, pytest.approx(float("nan"), nan_ok=True)]]
-    assert LabelledDocuments(score_lists, "scores", criteria=["edu", "adult"]).names == ["edu", "adult"]
+    assert read(score_lists, "scores", criterion=["edu", "adult"]).names == ["edu", "adult"]
     with pytest.raises(InputError, match=r"name all items of a column of lists \(scores\[0\], scores\[1\]\)"):
-        LabelledDocuments(score_lists, "scores", criteria=["edu"])
+        read(score_lists, "scores", criterion=["edu"])
 
 
 def test_one_item_of_a_column_of_lists_can_be_the_label(score_lists):
-    assert labels(LabelledDocuments(score_lists, "scores[0]")) == {"x": 3.0, "y": 2.0}
-    assert labels(LabelledDocuments(score_lists, "scores[1]")) == {"x": 1.0}
+    assert labels(read(score_lists, "scores[0]")) == {"x": 3.0, "y": 2.0}
+    assert labels(read(score_lists, "scores[1]")) == {"x": 1.0}
