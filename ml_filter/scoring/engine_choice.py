@@ -79,7 +79,7 @@ def choose_engine(
     """Choose what the settings leave open. None if the head has no encoder, or if each Ray worker has its own GPU.
 
     On a CPU, the candidates are timed on a few batches of the corpus, those first that are probably the fastest. No
-    further one is timed when a twentieth of the time has passed in which the first would score the corpus.
+    further one is timed after a twentieth of the time in which the fastest so far would score the corpus.
 
     Args:
         threads: of each worker; None means torch's default.
@@ -128,12 +128,12 @@ def _candidates(config: ScoreConfig, device: torch.device) -> list[Candidate]:
 
 
 def _sample(shards: Sequence[InputShard], source: SourceConfig) -> Iterator[str]:
-    """The first texts of some shards. What cannot be read is left out; scoring will report it."""
-    step = math.ceil(len(shards) / _SHARDS)
-    for shard in shards[::step]:
+    """The first texts of some shards. Unreadable ones are left out; scoring will report them."""
+    chosen = shards[:: math.ceil(len(shards) / _SHARDS)]
+    for shard in chosen:
         try:
-            for _, row in islice(read_records(shard, source, RejectsLog()), _TEXTS // _SHARDS):
-                if isinstance(text := row.get(source.text_column), str):
+            for _, row in islice(read_records(shard, source, RejectsLog()), math.ceil(_TEXTS / len(chosen))):
+                if isinstance(text := row.get(source.text_column), str) and text.strip():
                     yield text[: source.max_text_bytes]
         except Exception as error:  # file systems, decoders and the Hub client have no common base class
             logger.debug(f"{shard.uri} cannot be read to time the engines: {error}")
@@ -184,10 +184,12 @@ class _Timings:
         best = self._seconds[self.best] if self.best else []
         seconds = self._seconds[candidate] = []
         self._batches = self._batches or self._batches_for(head)
+        # The CPU time of one thread does not depend on what else runs on the machine. Several threads also spin.
+        timer = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         with torch.inference_mode():
             for batch in self._batches:
                 # The first pass only warms up, unless something disturbs the second one.
-                seconds.append(min(timeit.repeat(partial(head.forward, *batch), number=1, repeat=2)))
+                seconds.append(min(timeit.repeat(partial(head.forward, *batch), timer=timer, number=1, repeat=2)))
                 if sum(seconds) > _MAX_SECONDS or (best and _ratio(seconds, best) > _CLEARLY_SLOWER):
                     break
         if not best or _ratio(seconds, best) < _CLEARLY_FASTER:

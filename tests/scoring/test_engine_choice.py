@@ -91,9 +91,13 @@ def test_a_corpus_is_not_timed_if_that_costs_more_than_it_can_save(encoder_head,
     assert re.search(r"timing openvino .* could cost more than it saves: scoring takes about \d+ s", soon_scored.reason)
 
 
-def test_a_corpus_of_which_nothing_can_be_read_is_not_timed(encoder_head, source):
+def test_a_corpus_of_which_nothing_can_be_read_is_not_timed(encoder_head, source, tmp_path):
     unreadable = source.model_copy(update={"text_column": "body"})
-    assert choose(encoder_head, unreadable).reason == "no document could be read to time the engines"
+    (tmp_path / "corpus" / "part-0.parquet").write_bytes(b"no Parquet")
+    blank = tmp_path / "blank.jsonl"
+    blank.write_text('{"text": " "}\n{"text": null}\n')
+    for corpus in (unreadable, SourceConfig(paths=[str(blank)])):
+        assert choose(encoder_head, corpus).reason == "no document could be read to time the engines"
 
 
 def test_an_engine_that_fails_its_self_test_is_not_chosen(encoder_head, source, monkeypatch):
@@ -114,7 +118,9 @@ def test_a_clearly_slower_candidate_is_stopped_after_its_first_batch(encoder_hea
 
         def forward(ids, mask, candidate=candidate, seconds=seconds):
             calls[candidate] += 1
-            time.sleep(seconds)
+            end = time.process_time() + seconds
+            while time.process_time() < end:
+                pass
 
         head.forward = forward
         timings.add(candidate, head)
