@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from ml_filter.annotation.reasoning import without_reasoning
@@ -282,15 +282,17 @@ class Grammar:
             key = ""
             if not (token["is_key"] or token["key"]):
                 continue
-            key = plain_text(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", token["string"] or token["key"] or "")[:80]).strip()
+            key = _key_words((token["string"] or token["key"] or "")[:80])
+            label = _LABEL.search(key)
+            if not label or label.end() < len(key):
+                continue
             start = _skip_space(plain, token.end())
             value = self._value(plain, start)
             if value is None and plain.startswith("null", start):
                 value = _none(start, start + 4)
-            label = _LABEL.search(key)
-            is_maximum = re.search(r"(?i)\bmax", key) is not None
-            if value is None or not (label and label.end() == len(key)):
+            if value is None:
                 continue
+            is_maximum = re.search(r"(?i)\bmax", key) is not None
             if is_maximum and value.number != self.high:
                 problem = ("other_scale", f"{text[token.start() : value.stop]} is not {self.high:g}")
                 yield Statement(_TOTAL, token.start(), start, value._replace(problem=problem))
@@ -360,6 +362,12 @@ def _is_undecided(plain: str, end: int) -> bool:
     """Whether the sentence up to an offset is a condition, a denial or a first guess."""
     window = plain[max(0, end - 200) : end]
     return _UNDECIDED.search(re.split(r"[.!?\n](?!\d)", window)[-1]) is not None
+
+
+@lru_cache(maxsize=1024)
+def _key_words(key: str) -> str:
+    """A key such as `finalScore` or `final_score` as words."""
+    return plain_text(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key)).strip()
 
 
 def _skip_space(text: str, start: int) -> int:

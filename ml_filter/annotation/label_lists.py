@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from ml_filter.annotation.grammar import AnswerError
+from ml_filter.annotation.parsing import json_objects
 from ml_filter.annotation.prompt_files import LABELS, shipped_file
 from ml_filter.annotation.prompts import Question, Strict
 from ml_filter.annotation.reasoning import without_reasoning
@@ -135,7 +134,7 @@ def read_labels(answer: str, question: LabelQuestion, *, cut_off: bool = False) 
         AnswerError: `empty_answer`, `cut_off`, `unparsable_labels`, `unknown_label`, `no_label` or `too_many_labels`.
     """
     text = without_reasoning(answer) or ""
-    lists = [value["labels"] for value in _json_objects(text) if isinstance(value.get("labels"), list)]
+    lists = [value["labels"] for value in json_objects(text) if isinstance(value.get("labels"), list)]
     if cut_off and not lists:
         raise AnswerError("cut_off", "the answer reached max_tokens before its labels were complete")
     if not answer.strip():
@@ -152,15 +151,3 @@ def read_labels(answer: str, question: LabelQuestion, *, cut_off: bool = False) 
     if len(names) > 1 and question.facet.choose == "one":
         raise AnswerError("too_many_labels", f"the answer has {len(names)} labels, but the list allows one")
     return names
-
-
-def _json_objects(text: str) -> Iterator[dict[str, Any]]:
-    decoder, start = json.JSONDecoder(), text.find("{")
-    while start >= 0:
-        try:
-            value, end = decoder.raw_decode(text, start)
-        except ValueError:
-            end = start + 1
-        else:
-            yield value
-        start = text.find("{", end)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_filter.annotation.grammar import AnswerError, Statement, numeral
 from ml_filter.annotation.prompts import Prompt
@@ -14,6 +15,7 @@ from ml_filter.annotation.reasoning import without_reasoning
 from ml_filter.annotation.responses import Answer, storable
 
 _SHOWN_CHARS = 100
+_OBJECT = re.compile(r'\{(?=\s*["}])')
 
 
 class Verdict(NamedTuple):
@@ -39,22 +41,30 @@ def _read_generated(answer: Answer, prompt: Prompt) -> Verdict:
     statement = prompt.grammar.read(answer.text, cut_off=answer.cut_off)
     expected = _expected_at(statement, answer, prompt)
     if prompt.mode == "json":
-        reason = _json_reason(answer.text, statement.start)
+        reason = _json_reason(answer.text)
     else:
         reason = (without_reasoning(answer.text) or "")[: statement.start].strip(" \n*#_`<({[|\"'") or None
     return Verdict(statement.value.number, None if expected is None else prompt.calibrated(expected), reason)
 
 
-def _json_reason(text: str, score_at: int) -> str | None:
-    # The object may stand inside a code fence, or after thoughts that contain braces.
-    for start in {text.find("{"), text.rfind("{", 0, score_at)}:
-        try:
-            reason = json.JSONDecoder().raw_decode(text, max(start, 0))[0].get("reason")
-        except (ValueError, AttributeError, RecursionError):
+def _json_reason(text: str) -> str | None:
+    reasons = [value["reason"] for value in json_objects(text) if isinstance(value.get("reason"), str)]
+    return storable(reasons[-1]) if reasons else None
+
+
+def json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text, such as in a code fence or after thoughts; not those inside others."""
+    decoder, end = json.JSONDecoder(), 0
+    for brace in _OBJECT.finditer(text):
+        if brace.start() < end:
             continue
-        if isinstance(reason, str):
-            return storable(reason)
-    return None
+        try:
+            value, end = decoder.raw_decode(text, brace.start())
+        except RecursionError:
+            return
+        except ValueError:
+            continue
+        yield value
 
 
 def _expected_at(statement: Statement, answer: Answer, prompt: Prompt) -> float | None:

@@ -296,6 +296,8 @@ def test_a_list_can_allow_exactly_one_label():
         ('<think>{"labels": ["stones"]}', False, "unparsable_labels"),
         ('<think>{"labels": ["stones"]}</think>{"labels": ["sto', True, "cut_off"),
         ("", True, "cut_off"),
+        ('{"a":' * 20_000, False, "unparsable_labels"),
+        ("{" * 50_000, False, "unparsable_labels"),
     ],
 )
 def test_labels_of_unfinished_answers_do_not_count(several, answer, cut_off, code):
