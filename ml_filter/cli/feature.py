@@ -10,7 +10,17 @@ import typer
 from ml_filter.agreement.config import AggregateConfig, AgreementConfig, RankConfig
 from ml_filter.annotation.config import AnnotateConfig, BatchConfig, EstimateConfig, LabelConfig, TranslateConfig
 from ml_filter.cli.command import Docs, Documents, FileSettings, Options, Output, Sources, app, command
-from ml_filter.cli.output import keep_answers, show, show_agreement, show_comparison, show_reliability, show_table
+from ml_filter.cli.output import (
+    keep_answers,
+    show,
+    show_agreement,
+    show_comparison,
+    show_estimate,
+    show_pipeline_bill,
+    show_reliability,
+    show_submissions,
+    show_table,
+)
 from ml_filter.documents.config import ConvertConfig, SourceConfig
 from ml_filter.evaluation.config import CompareConfig
 from ml_filter.pipeline.config import AnnotationPipelineConfig
@@ -103,7 +113,6 @@ def estimate(
     every annotator on the sample and on the gold of the gates, and their sum.
     """
     from ml_filter.annotation.estimate import estimate_bill
-    from ml_filter.cli.output import show_estimate, show_pipeline_bill
     from ml_filter.pipeline.bill import annotator_runs, estimate_pipeline
 
     runs = annotator_runs(settings, annotate, output=output) if docs is None else []
@@ -132,7 +141,6 @@ Batch = Annotated[str, typer.Argument(metavar="BATCH", help="Directory made by m
 def write(docs: Docs, output: Output, annotate: AnnotateConfig, batch: BatchConfig) -> None:
     """Write the requests of annotate as OpenAI batch files. Nothing is sent."""
     from ml_filter.annotation.batch import write_batch
-    from ml_filter.cli.output import show
 
     show(write_batch(docs, annotate, batch, output))
 
@@ -151,7 +159,6 @@ def submit(
 ) -> None:
     """Upload the files and start their batches, each once even if the command is killed and run again."""
     from ml_filter.annotation.batch import submit_batch
-    from ml_filter.cli.output import show_submissions
 
     show_submissions(submit_batch(batch, resubmit=resubmit))
 
@@ -164,7 +171,6 @@ def status(
 ) -> None:
     """Show the status of the batches."""
     from ml_filter.annotation.batch import batch_status
-    from ml_filter.cli.output import show_submissions
 
     show_submissions(batch_status(batch, wait=wait, every_s=every))
 
@@ -194,7 +200,6 @@ def collect(
 ) -> None:
     """Add the answers to the ledger and write annotations, as annotate does."""
     from ml_filter.annotation.batch import batch_usd, collect_batch
-    from ml_filter.cli.output import show
 
     manifest = collect_batch(batch, output, results=results or (), max_failed_share=max_failed_share)
     show(manifest, usd=batch_usd(batch, manifest))

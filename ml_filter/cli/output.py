@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
+
 if TYPE_CHECKING:
     from ml_filter.agreement.aggregate import CriterionReliability
     from ml_filter.agreement.agreement import Agreement
@@ -91,8 +93,6 @@ def show_reliability(reliability: CriterionReliability) -> None:
 
 def show_agreement(agreement: Agreement, path: str) -> None:
     """The raters, two figures of each pair, overall and by stratum, and the figures of all raters together."""
-    from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
-
     rows = [(escape(r.name), f"{r.documents:,}", f"{r.failed:,}", _number(r.mean)) for r in agreement.raters]
     _print_table("raters", ["rater", "scored", "failed", "mean"], rows)
     shown = ("spearman", "kappa_quadratic")
@@ -156,8 +156,6 @@ def _costs(estimate: Estimate | PipelineBill, bound: str = "value") -> list[str]
 
 def show_comparison(comparison: Comparison, path: str) -> None:
     """The two sides, their figures against gold with the difference, and how they agree."""
-    from ml_filter.statistics.metrics import PAIR_FIGURES
-
     sides = []
     for name, side in (("a", comparison.a), ("b", comparison.b)):
         counts = [f"{n:,}" for n in (side.scored, side.failed, side.prompt_tokens + side.completion_tokens)]
@@ -178,7 +176,6 @@ def show_comparison(comparison: Comparison, path: str) -> None:
 
 def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
     """Figures of a head with intervals, within sources, and beside those of the head it is compared with."""
-    from ml_filter.statistics.metrics import PAIR_FIGURES
 
     def title(name: str) -> str:
         text = PAIR_FIGURES[name].replace("rater minus reference", "score minus label")
@@ -207,7 +204,6 @@ def show_evaluation(evaluation: HeadEvaluation, manifest: Manifest) -> None:
 def show_search(search: Search, manifest: Manifest) -> None:
     """The best trials with their standard errors, and how they compare with the default."""
     from ml_filter.heads.search_result import ranking
-    from ml_filter.statistics.metrics import PAIR_FIGURES
 
     rows = []
     for trial in ranking(search.trials)[:_MAX_TRIALS]:

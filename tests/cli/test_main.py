@@ -127,7 +127,7 @@ print(sorted(heavy & sys.modules.keys()))
         (["aggregate", "nowhere", "-o", "out"], "nowhere holds no manifest.json"),
         (["aggregate", "nowhere", "--method", "average", "-o", "out"], "--method: Input should be 'mean'"),
         (["train", "PAGES", "--config", "missing.yaml", "--output", "head"], "missing.yaml does not exist"),
-        (["train", "PAGES", "--label-column", "score", "-o", "out"], "no label column 'score'"),
+        (["train", "PAGES", "--label-column", "score", "-o", "out"], "no column 'score'"),
         (["score", "nowhere", "PAGES", "-o", "out"], "nowhere has no trained head"),
         (["filter", "PAGES", "--min-score", "3", "-o", "out"], "has no column 'score'"),
     ],
