@@ -196,6 +196,7 @@ class Grammar:
             none = None if link else _NO_SCORE.match(plain, label.end())
             if not (link or none):
                 continue
+            # The clause starts after the last mark of punctuation, or after the value of the statement before.
             window = max(0, label.start() - 120)
             start = max((mark.end() for mark in _BREAK.finditer(plain, window, label.start())), default=window)
             start = max(start, end)
@@ -213,6 +214,7 @@ class Grammar:
             if value is None or _ONLY_IF.match(plain, value.end) or self._is_scale(plain, value):
                 continue
             is_total = bool(label["sum"] or label["all"])
+            # Without a sign between, or with a new line, label and value must be all that their lines hold.
             if "\n" in link["link"] + link["space"] or link["weak"] == "":
                 if not (begins_line and is_alone):
                     continue
