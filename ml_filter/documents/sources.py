@@ -120,8 +120,15 @@ def _files_below(fs: AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]
         for name, info in found.items()
         if not _is_hidden(name.removeprefix(root))
         and not _BESIDE_DATA.match(PurePosixPath(name).name)
-        and (_format_of(name) or (not PurePosixPath(name).suffix and format_of_content(fs.unstrip_protocol(name))))
+        and (_format_of(name) or (not PurePosixPath(name).suffix and _is_data(fs.unstrip_protocol(name))))
     }
+
+
+def _is_data(uri: str) -> bool:
+    try:
+        return format_of_content(uri) is not None
+    except InputError:  # a file that nobody named, and that is not read
+        return False
 
 
 def _matches(fs: AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:

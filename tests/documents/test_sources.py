@@ -189,6 +189,7 @@ def test_what_spark_has_not_committed_is_not_read(tmp_path):
 def test_files_without_an_ending_are_read_if_their_content_is_known(tmp_path):
     (tmp_path / "part-00000").write_text('{"text": "one"}')
     (tmp_path / "LICENSE").write_text("Apache")
+    (tmp_path / "scan").write_bytes(b"%PDF-1.7")
     assert [row["text"] for row in documents_at(tmp_path)] == ["one"]
     assert [row["text"] for row in documents_at(tmp_path / "part-*")] == ["one"]
     with pytest.raises(InputError, match="LICENSE: unknown format"):
