@@ -56,12 +56,6 @@ class CascadeInfo(BaseModel):
     sample: int
     student: str
 
-    @property
-    def strata(self) -> dict[str, set[str | None]]:
-        """Languages and sources that the first-stage model may decide, for the columns that the sample has."""
-        values = {"language": self.languages, "source": self.sources}
-        return {name: set(allowed) for name, allowed in values.items() if allowed is not None}
-
 
 class CascadeHead(Head):
     """Scores with the first-stage model, and again with the encoder if the case is not clear."""
@@ -93,9 +87,10 @@ class CascadeHead(Head):
         first_scores = scores[:, 0].copy()
         is_clear = (first_scores < cascade.low) | (first_scores >= cascade.high)
         settled = is_clear & np.fromiter(map(self._is_in_scope, texts), bool, len(texts))
-        for name, allowed in cascade.strata.items():
-            if strata is not None and name in strata:
-                settled &= np.fromiter((value in allowed for value in strata[name]), bool, len(texts))
+        for name, allowed in (("language", cascade.languages), ("source", cascade.sources)):
+            if allowed is not None and strata is not None and name in strata:
+                known = set(allowed)
+                settled &= np.fromiter((value in known for value in strata[name]), bool, len(texts))
         audited = settled & np.fromiter(map(self._is_audited, texts), bool, len(texts))
         to_encoder = ~settled | audited
         if to_encoder.any():
