@@ -147,12 +147,12 @@ def _fastest(
     Raises:
         ConfigError: no candidate can run the encoder.
     """
-    started = time.perf_counter()
     timings = _Timings(texts)
+    started = timings.timer()
     failures: list[ConfigError] = []
     skipped: list[Candidate] = []
     for candidate in candidates:
-        if timings.best and time.perf_counter() - started > _MAX_SHARE * timings.seconds_for(documents):
+        if timings.best and timings.timer() - started > _MAX_SHARE * timings.seconds_for(documents):
             skipped.append(candidate)
             continue
         try:
@@ -164,7 +164,7 @@ def _fastest(
     reasons = [timings.describe()]
     reasons += [str(error).partition(";")[0].partition(". ")[0] for error in failures]
     if skipped:
-        names, seconds = " and ".join(map(str, skipped)), timings.seconds_for(documents)
+        names, seconds = ", ".join(map(str, skipped)), timings.seconds_for(documents)
         reasons.append(f"timing {names} as well could cost more than it saves: scoring takes about {seconds:,.0f} s")
     return timings.best, "; ".join(reasons)
 
@@ -178,18 +178,18 @@ class _Timings:
         self._texts = texts
         self._seconds: dict[Candidate, list[float]] = {}
         self._batches: list[Batch] = []
+        # The CPU time of one thread does not depend on what else runs on the machine. Several threads also spin.
+        self.timer = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
     def add(self, candidate: Candidate, head: EncoderHead) -> None:
         """Time a candidate; stop early if it is clearly slower than the best so far."""
         best = self._seconds[self.best] if self.best else []
         seconds = self._seconds[candidate] = []
         self._batches = self._batches or self._batches_for(head)
-        # The CPU time of one thread does not depend on what else runs on the machine. Several threads also spin.
-        timer = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         with torch.inference_mode():
             for batch in self._batches:
                 # The first pass only warms up, unless something disturbs the second one.
-                seconds.append(min(timeit.repeat(partial(head.forward, *batch), timer=timer, number=1, repeat=2)))
+                seconds.append(min(timeit.repeat(partial(head.forward, *batch), timer=self.timer, number=1, repeat=2)))
                 if sum(seconds) > _MAX_SECONDS or (best and _ratio(seconds, best) > _CLEARLY_SLOWER):
                     break
         if not best or _ratio(seconds, best) < _CLEARLY_FASTER:
