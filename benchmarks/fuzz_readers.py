@@ -266,6 +266,7 @@ def main() -> None:
     failures = 0
     for reader in options.readers:
         outcomes: Counter[str] = Counter()
+        check(reader, *make(reader, random.Random(0)), deep=True)  # noqa: S311  # imports take time
         started, slowest = time.monotonic(), 0.0
         for number in range(options.inputs):
             if time.monotonic() - started > options.seconds:

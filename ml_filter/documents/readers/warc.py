@@ -18,6 +18,7 @@ from ml_filter.documents.readers.files import Gap, InputFile, stream_of
 from ml_filter.documents.readers.http import decoded_body, decoded_text, parse_headers, parse_response
 
 _VERSION = re.compile(rb"WARC/\d\.\d+\s*$")
+_LENGTH = re.compile("[0-9]{1,12}")
 _LINE = 2**16
 _HTML = ("text/html", "application/xhtml+xml")
 _PLAIN = ("text/plain", "text/markdown", "text/x-markdown")
@@ -84,8 +85,8 @@ def _records(stream: io.BufferedReader, source: SourceConfig) -> Iterator[_WarcR
         if not is_whole:
             yield Problem("truncated", "the header is cut off")
             return
-        if not (length.isascii() and length.isdigit()):
-            skipped, why = len(line + head), f": the header has no length (Content-Length: {length!r})"
+        if not _LENGTH.fullmatch(length):
+            skipped, why = len(line + head), f": the header has no length (Content-Length: {length[:20]!r})"
             continue
         kept = headers.get("warc-type", "").lower() in ("response", "conversion", "resource")
         location = headers.get("warc-record-id") or headers.get("warc-target-uri", "")
@@ -152,8 +153,8 @@ def _text_of(body: bytes, content_type: str, source: SourceConfig) -> str | Prob
         is_html = is_html or _LOOKS_LIKE_HTML.search(body[:2048]) is not None
     if not is_html and kind and kind not in _PLAIN:
         return Problem("no_main_text", f"content type {content_type}")
-    if not body.strip():
-        return Problem("no_main_text", f"0 bytes of {content_type or 'unknown type'}")
+    if not body.strip() or body.startswith(b"\x1f\x8b"):  # what is left of a damaged gzip
+        return Problem("no_main_text", f"{len(body.strip()):,} bytes of {content_type or 'unknown type'}")
     text = decoded_text(body, content_type) or decode_file(body)
     if is_html:
         try:

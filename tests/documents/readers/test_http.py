@@ -1,6 +1,7 @@
 """Responses in archives: transfer and content encodings, charsets, media types and status codes, true or not."""
 
 import gzip
+import re
 import struct
 import zlib
 
@@ -208,8 +209,9 @@ def test_reading_goes_on_after_a_damaged_member(read, tmp_path):
     assert len(result.rejects) == 1
 
 
-def test_a_record_without_a_length_is_one_reject(read, tmp_path):
-    (tmp_path / "a.warc").write_bytes(plain(1).replace(b"Content-Length", b"Length") + plain(2))
+@pytest.mark.parametrize("length", [b"Length: 5", b"Content-Length: -1", b"Content-Length: " + b"9" * 5000])
+def test_a_record_without_a_length_is_one_reject(read, tmp_path, length):
+    (tmp_path / "a.warc").write_bytes(re.sub(rb"Content-Length: \d+", length, plain(1)) + plain(2))
     result = read(tmp_path / "a.warc")
     assert (result.texts, result.reasons) == (["text 2"], ["unreadable"])
 
