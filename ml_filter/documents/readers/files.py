@@ -35,6 +35,7 @@ _MAGIC: dict[Compression, bytes] = {
     "lz4": b"\x04\x22\x4d\x18",
 }
 _ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+_MAX_DICTIONARY = 2**24
 _ZSTD_DICTIONARY = b"\x5d\x2a\x4d\x18"
 _ENDINGS: dict[str, Compression] = {
     "gz": "gzip", "gzip": "gzip", "zst": "zstd", "zstd": "zstd", "xz": "xz", "bz2": "bzip2", "lz4": "lz4",
@@ -339,6 +340,8 @@ class _Member:
     def _read_dictionary(self, data: bytes) -> bytes:
         self._header += data
         end = 8 + int.from_bytes(self._header[4:8], "little")
+        if end > _MAX_DICTIONARY:
+            raise ValueError(f"a dictionary of {end:,} bytes")
         self.unused, self.is_finished = b"", len(self._header) >= end
         if self.is_finished:
             content, self.unused, self._header = self._header[8:end], self._header[end:], b""
