@@ -90,6 +90,10 @@ def read_parts(file: InputFile) -> Iterator[Part]:
                     yield f"row {first}", Rows(pa.Table.from_batches([batch]), first)
                     first += batch.num_rows
                     rows -= batch.num_rows
+                if rows:
+                    raise pa.ArrowInvalid(f"the row group states {rows:,} rows more or less than it has")
             except (pa.ArrowException, OSError) as error:
                 yield f"rows {first} to {first + rows - 1}", Problem("unreadable", str(error))
-            first += rows
+            first += max(rows, 0)
+        if first != parquet.metadata.num_rows:
+            yield f"after row {first - 1}", Problem("unreadable", f"the file states {parquet.metadata.num_rows:,} rows")
