@@ -29,6 +29,8 @@ from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.statistics.quality import HeadScores, length_buckets
 
+pytestmark = pytest.mark.model
+
 CRITERION = Criterion(name="quality", low=0, high=5, threshold=3)
 
 

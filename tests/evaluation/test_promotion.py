@@ -20,6 +20,8 @@ from ml_filter.heads.train import read_trained_on, train_head
 from ml_filter.statistics.intervals import Resampling
 from ml_filter.statistics.quality import HeadScores, compare_heads, measure_quality
 
+pytestmark = pytest.mark.model
+
 NAMES = ("version 2", "version 1")
 CRITERION = Criterion(name="quality", low=0, high=5, threshold=3)
 

@@ -23,6 +23,8 @@ from ml_filter.heads.info import CalibratedCriterion, HeadInfo
 from ml_filter.heads.model import HeadConfig, HeadModel
 from tests.small import small_bert
 
+pytestmark = pytest.mark.model
+
 GOOD, BAD = ["theorem", "proof", "energy", "cell"], ["cheap", "click", "win", "sale"]
 CONFIG = FinetuneConfig(
     learning_rate=3e-3,

@@ -30,6 +30,8 @@ from ml_filter.heads.search_result import Search, Trial, ranking
 from ml_filter.heads.train import train_head
 from tests.kills import Killed
 
+pytestmark = pytest.mark.model
+
 # With this seed every trial has a figure: a stack of heads that rank the wrong way round would have none.
 TRAIN = TrainConfig(label_column="label", max_tokens=32, layers=2, head=HeadSettings(model="linear", epochs=3), seed=1)
 SPACE = SearchSpace(kind=["encoder", "hashing", "stack"], layers=[1, "middle"], width=[8], landmarks=[10, 20])

@@ -19,6 +19,8 @@ from ml_filter.heads.model import HeadModel, load_model
 from ml_filter.heads.train import TrainedHead, read_head, train_head
 from tests.kills import Killed
 
+pytestmark = pytest.mark.model
+
 
 def written(path: Path, rows: list[dict]) -> SourceConfig:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

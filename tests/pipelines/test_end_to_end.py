@@ -163,7 +163,7 @@ def test_shard_groups_scored_by_separate_steps_give_the_same_shards_and_a_report
 
 
 def test_a_bad_shard_does_not_stop_other_groups_and_fails_the_run_at_the_end(workspace, corpus, run):
-    (corpus / "0.jsonl").rename(corpus / "0.parquet")  # in the first group, and not Parquet
+    (corpus / "0.jsonl").write_bytes(b"PAR1, and no Parquet after it")  # in the first group
     arguments = [f"head={workspace.only('head-*')}", f"source.paths=['{corpus}']", "filter.min_score=0"]
     arguments += [f"output={workspace.runs / 'damaged'}", "shard_groups=2"]
     code, printed = run("scoring", *arguments)

@@ -21,6 +21,8 @@ from ml_filter.scoring.run import score_corpus
 from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.select import filter_corpus
 
+pytestmark = pytest.mark.model
+
 LEARNED, PLAIN = ([f"{kind}{letter}" for letter in "abcdefghijklmnopqrst"] for kind in ("theorem", "offer"))
 
 

@@ -18,6 +18,8 @@ from ml_filter.scoring.config import CascadeConfig, ScoreConfig
 from ml_filter.scoring.run import score_corpus
 from tests.kills import Killed
 
+pytestmark = pytest.mark.model
+
 EDUCATIONAL, COMMERCIAL = ([f"{word}{letter}" for letter in "abcdefghijklmnopqrst"] for word in ("theorem", "offer"))
 MAX_CHANGED = 0.1
 CONFIG = CascadeConfig(max_changed=MAX_CHANGED, sample=260)

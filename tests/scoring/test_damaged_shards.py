@@ -18,6 +18,8 @@ from ml_filter.scoring.run import score_corpus
 from tests.kills import Killed, kill_at
 from tests.scoring.corpora import output_digests, write_times
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture
 def small(documents, tmp_path):

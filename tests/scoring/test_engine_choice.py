@@ -30,6 +30,8 @@ from ml_filter.scoring.engine_choice import Candidate, choose_engine
 from ml_filter.scoring.run import score_corpus
 from tests.scoring.corpora import output_digests
 
+pytestmark = pytest.mark.model
+
 SMALL, LARGE = 1000, 10**9
 FAST, SLOW = Candidate("torch", "float32"), Candidate("openvino", "float32")
 OPENVINO = ScoreConfig(engine="openvino", dtype="float32")

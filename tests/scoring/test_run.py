@@ -26,6 +26,8 @@ from tests.kills import Killed, kill_at
 from tests.scoring.corpora import output_digests, write_times
 from tests.small import small_bert
 
+pytestmark = pytest.mark.model
+
 FLOAT32 = ScoreConfig(dtype="float32")
 
 
