@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from loguru import logger
 from numpy.typing import NDArray
 
 from ml_filter.criterion import Criterion
@@ -42,7 +43,8 @@ from ml_filter.statistics.intervals import Array
 from ml_filter.statistics.rounding import ROUNDING_VARIANCE
 
 STRATA = ("language", "source", "host")
-MIN_LABELS = 20
+MIN_LABELS = 10
+_FEW_LABELS = 100
 _PERMUTATIONS = 128
 
 _Scores = dict[str, tuple[list[float], list[float]]]
@@ -350,6 +352,11 @@ def check_labels(table: LabelTable, criteria: Sequence[Criterion]) -> None:
             raise InputError(
                 f"too few labels{suffix}: {len(values)} ({int(is_test.sum())} of them for the test); at least "
                 f"{MIN_LABELS} are required, and thousands are better"
+            )
+        if len(values) < _FEW_LABELS:
+            logger.warning(
+                f"Only {len(values)} labels{suffix}: enough to try the pipeline, but the head and its figures are not "
+                "reliable; label thousands of documents"
             )
         if is_test.all() or not is_test.any():
             count = len(np.unique(table.groups[labelled]))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError, InputError
@@ -142,6 +143,15 @@ def test_a_killed_training_leaves_no_head_and_the_next_call_makes_the_same(head,
 def test_labels_that_cannot_train_a_head_are_refused_with_the_reason(rows, says, config, tmp_path):
     with pytest.raises(InputError, match=says):
         train_head(written(tmp_path / "labels.jsonl", rows), config, tmp_path / "head")
+
+
+def test_a_handful_of_labels_trains_a_head_with_a_warning(documents, config, tmp_path):
+    rows = [{**row, "label": number % 6} for number, row in enumerate(documents[:16])]
+    warnings: list[str] = []
+    sink = logger.add(warnings.append, level="WARNING", format="{message}")
+    train_head(written(tmp_path / "labels.jsonl", rows), config, tmp_path / "head")
+    logger.remove(sink)
+    assert any(line.startswith("Only 16 labels: enough to try the pipeline") for line in warnings)
 
 
 def test_a_criterion_that_is_labelled_on_two_hosts_only_is_named(documents, tmp_path):
