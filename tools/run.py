@@ -203,8 +203,9 @@ def _finish(run_id: UUID, seconds: float) -> None:
     failed = RunFailed(f"{run.name} ended as {run.status.value}")
     for name, step in run.steps.items():
         if step.status.is_failed:
-            cause = step.exception_info
-            failed = RunFailed(f"step {name} of {run.name} {step.status.value}: {cause and cause.message}")
+            cause = step.exception_info  # None if its container was killed
+            reason = (cause and cause.message) or "see its log in the dashboard"
+            failed = RunFailed(f"step {name} of {run.name} {step.status.value}: {reason}")
             error_type = getattr(errors, str(cause and cause.source).rpartition(".")[2], RunFailed)
             failed.exit_code = getattr(error_type, "exit_code", RunFailed.exit_code)
             break

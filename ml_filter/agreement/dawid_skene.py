@@ -63,7 +63,7 @@ def dawid_skene(
         classes: number of classes.
         smoothing: pseudo-count of each cell of a confusion matrix and of each class.
         tolerance: stop when no posterior changes by more than this.
-        max_iterations: at most so many rounds.
+        max_iterations: maximum number of rounds.
     """
     size, raters = int(documents.max()) + 1, int(annotators.max()) + 1
     cell = annotators * classes + answers

@@ -77,7 +77,7 @@ _PERCENT = re.compile(rf"(?i){GAP}(?:%|\b(?:percent|prozent|por ciento)\b)")
 
 
 class Value(NamedTuple):
-    """A number: where its digits start and end, where what belongs to it ends, and why it is no score, if it is not."""
+    """A number: where its digits start and end, where what belongs to it ends, and why it cannot be a score, if so."""
 
     number: float
     start: int

@@ -29,7 +29,7 @@ def check_columns(names: list[str], source: SourceConfig, uri: str) -> None:
     """
     for column in filter(None, (source.text_column, source.id_column)):
         if column not in names:
-            listed = " ".join(", ".join(names).split())  # what is no header may have several lines
+            listed = " ".join(", ".join(names).split())  # a wrong header may have several lines
             raise InputError(f"{uri} has no column {column!r}; it has {listed[:_MAX_LISTED]}")
     check_unique(names, uri)
 

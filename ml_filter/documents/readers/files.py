@@ -119,7 +119,7 @@ class InputFile:
         return by_content or by_name
 
     def pieces(self) -> Iterator[bytes | Gap]:
-        """The decompressed content; damaged parts are gaps, after which it goes on with the next member or frame."""
+        """The decompressed content; damaged parts are gaps, and reading resumes at the next member or frame."""
         self._head()
         return chain(self._first, self._rest)
 

@@ -1,7 +1,7 @@
 """WARC and WET archives of Common Crawl and others.
 
 A WET record holds a text. The main text of a page in a WARC record is extracted as the source's `extractor` says.
-After bytes that are damaged or not a record, reading goes on with the next record. FastWARC stops there and loses
+After damage, or bytes that are not a record, reading resumes at the next record. FastWARC stops there and loses
 the rest of the archive, which is why it is not used here.
 """
 
