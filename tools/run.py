@@ -7,20 +7,17 @@ import logging
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import UUID
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ml_filter import errors
 from ml_filter.config import parse_override, problems_in, read_settings, read_yaml, unknown_key, with_overrides
-from ml_filter.errors import ConfigError, MlFilterError
+from ml_filter.errors import ConfigError
 from ml_filter.logs import configure_logging
 from ml_filter.pipeline.config import (
     AnnotationPipelineConfig,
@@ -29,17 +26,16 @@ from ml_filter.pipeline.config import (
     TrainingPipelineConfig,
     check_criteria,
 )
+from tools.outcome import run_and_report, without_traceback
 from tools.task import run_task
 
 if TYPE_CHECKING:
-    from zenml.models import PipelineRunResponse
+    from zenml.pipelines.pipeline_definition import Pipeline as ZenMLPipeline
 
 Config = TypeVar("Config", bound=BaseModel)
 
 _ROOT = Path(__file__).resolve().parents[1]
 _CONFIGS = _ROOT / "configs"
-_SUMMARY = ("read", "rejected", "sampled", "documents", "scored", "failed", "kept", "dropped", "spearman", "mae")
-"""Counts and figures in the summary at the end."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
             + ", ".join(pipeline.config.model_fields),
         )
         command.add_argument("--config", type=Path, metavar="FILE", help=f"default: configs/{name}.yaml")
-        command.add_argument("--run-name", metavar="NAME", help="name of the run in the dashboard")
+        command.add_argument("--run-name", metavar="NAME", help="name of the run, to which date and time are added")
     return parser
 
 
@@ -134,106 +130,30 @@ def _run(arguments: argparse.Namespace) -> None:
     config = read_config(path, arguments.overrides, PIPELINES[name].config)
     if isinstance(config, AnnotationPipelineConfig):
         check_criteria(config)
+    pipeline = load_pipeline(name)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(options, file, sort_keys=False)
+        file.flush()
+        configured = pipeline.with_options(config_path=file.name, run_name=unique_name(arguments.run_name))
+        run_and_report(lambda: configured(config))
+
+
+def unique_name(name: str | None) -> str | None:
+    """A name of runs in which ZenML fills in date and time: the same name twice would be refused."""
+    return name if name is None or "{time}" in name else f"{name}-{{date}}-{{time}}"
+
+
+def load_pipeline(name: str) -> ZenMLPipeline:
+    """The ZenML pipeline of this name, which logs through ZenML."""
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as in ml_filter.cli
     from zenml.utils.source_utils import set_custom_source_root
 
     set_custom_source_root(str(_ROOT))
-    pipeline = getattr(import_module(f"pipelines.{name}"), f"{name}_pipeline")
+    pipeline: ZenMLPipeline = getattr(import_module(f"pipelines.{name}"), f"{name}_pipeline")
     configure_logging(to_standard_logging=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(without_traceback)
-    started = time.monotonic()
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(options, file, sort_keys=False)
-        file.flush()
-        try:
-            run = pipeline.with_options(config_path=file.name, run_name=arguments.run_name)(config)
-        except Exception as error:
-            reason = _domain_error(error)
-            if reason is None:
-                raise
-            raise reason from None
-    if run is not None:
-        _finish(run.id, time.monotonic() - started)
-
-
-def without_traceback(record: logging.LogRecord) -> bool:
-    """Log an error of ours in one line, which says what to do, without ZenML's traceback."""
-    if record.exc_info and _domain_error(record.exc_info[1]):
-        record.exc_info = record.exc_text = None
-    return True
-
-
-def _domain_error(error: BaseException | None) -> MlFilterError | None:
-    """The error of ours that ZenML wrapped in its own."""
-    while error is not None:
-        if isinstance(error, MlFilterError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-class RunFailed(MlFilterError):
-    """A pipeline run failed on its orchestrator."""
-
-    exit_code = 1
-
-
-def _finish(run_id: UUID, seconds: float) -> None:
-    """Print what a run did, or how to watch it if it goes on elsewhere.
-
-    Only a local orchestrator raises the error of a step: on others the status of the run has to be checked.
-
-    Raises:
-        RunFailed: the run failed or was stopped; with the exit code of the step's error if that is one of ours.
-    """
-    from zenml.client import Client
-    from zenml.utils.dashboard_utils import get_run_url
-
-    run = Client().get_pipeline_run(run_id)
-    if not run.status.is_finished:
-        url = get_run_url(run)
-        where = f"at {url}" if url else "in the dashboard"
-        print(f"{run.name} is {run.status.value}, not finished. Watch it {where}, or")
-        print(f"  zenml pipeline runs refresh --include-steps {run.id} && zenml pipeline runs list --id {run.id}")
-        return
-    _print_summary(run, seconds)
-    if run.status.is_successful:
-        return
-    failed = RunFailed(f"{run.name} ended as {run.status.value}")
-    for name, step in run.steps.items():
-        if step.status.is_failed:
-            cause = step.exception_info  # None if its container was killed
-            reason = (cause and cause.message) or "see its log in the dashboard"
-            failed = RunFailed(f"step {name} of {run.name} {step.status.value}: {reason}")
-            error_type = getattr(errors, str(cause and cause.source).rpartition(".")[2], RunFailed)
-            failed.exit_code = getattr(error_type, "exit_code", RunFailed.exit_code)
-            break
-    raise failed
-
-
-def _print_summary(run: PipelineRunResponse, seconds: float) -> None:
-    """A table with the counts and the path of each step."""
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.table import Table
-
-    table = Table("stage", "result", "path", title=f"{run.name}: {run.status.value} in {seconds:,.0f} s", box=None)
-    for name, step in run.steps.items():
-        metadata: dict[str, Any] = dict(step.run_metadata)
-        counts = metadata.get("counts") or {k: round(v, 3) for k, v in metadata.get("figures", {}).items()}
-        if counts or "path" in metadata:
-            shown = {key.replace("_", " "): value for key, value in counts.items() if key in _SUMMARY and value}
-            result = ", ".join(f"{key} {_number(value)}" for key, value in shown.items())
-            table.add_row(name, result, str(metadata.get("path", "")))
-    console = Console()
-    # As wide as its content, so that no path is cut.
-    width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    Console(width=max(console.width, width)).print(table)
-
-
-def _number(value: float) -> str:
-    return f"{int(value):,}" if float(value).is_integer() else f"{value:,}"
+    return pipeline
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Logging of pipeline runs."""
+"""Logging and names of pipeline runs."""
 
 import logging
 
 from ml_filter.errors import InputError
-from tools.run import without_traceback
+from tools.outcome import without_traceback
+from tools.run import unique_name
 
 
 def record_of(error: Exception) -> logging.LogRecord:
@@ -17,3 +18,9 @@ def test_an_error_that_says_what_to_do_is_logged_without_a_traceback():
         record = record_of(error)
         assert without_traceback(record)
         assert bool(record.exc_info) == keeps
+
+
+def test_a_name_of_runs_can_be_used_again():
+    assert unique_name("nightly") == "nightly-{date}-{time}"
+    assert unique_name("{time}-nightly") == "{time}-nightly"
+    assert unique_name(None) is None
