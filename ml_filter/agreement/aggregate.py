@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +28,7 @@ from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_tables
 from ml_filter.documents.schema import AGGREGATED_SCHEMA
 from ml_filter.errors import InputError
+from ml_filter.location import Location
 from ml_filter.progress import progress
 from ml_filter.statistics.rounding import integer_scores
 
@@ -130,8 +130,8 @@ def read_reliability(scores: Manifest) -> list[CriterionReliability]:
     """The estimates of dawid-skene, one entry per criterion; empty for other methods."""
     if scores.config["method"] != "dawid-skene":
         return []
-    with fsspec.open(scores.path_of(ANNOTATORS_NAME), "rb") as file:
-        return [CriterionReliability.model_validate(entry) for entry in json.loads(file.read())]
+    content = json.loads(Location(scores.path_of(ANNOTATORS_NAME)).read_bytes())
+    return [CriterionReliability.model_validate(entry) for entry in content]
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def _warn_of_weak_estimates(criterion: str, documents: int, most_votes: int, ann
 def _refuse_duplicate_directories(manifests: Sequence[Manifest]) -> None:
     seen: dict[str, str] = {}
     for manifest in manifests:
-        location = manifest.root.rstrip("/") if "://" in manifest.root else str(Path(manifest.root).resolve())
+        location = str(Location(manifest.root).absolute)
         for key in {manifest.digest, location}:
             if key in seen:
                 raise InputError(

@@ -29,8 +29,8 @@ from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import LEDGER_NAME, digest_of
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import TooManyFailures
+from ml_filter.location import write_atomically
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents
 

@@ -23,6 +23,7 @@ from ml_filter.cli.output import (
 )
 from ml_filter.documents.config import ConvertConfig, SourceConfig
 from ml_filter.evaluation.config import CompareConfig
+from ml_filter.location import Location
 from ml_filter.pipeline.config import AnnotationPipelineConfig
 from ml_filter.prepare.config import DecontaminateConfig, DeduplicateConfig, SampleConfig
 from ml_filter.publishing.config import PublishConfig
@@ -326,7 +327,7 @@ Ratings = Annotated[
     "ml-filter aggregate runs/llama runs/qwen runs/mistral --method dawid-skene --output runs/scores",
 )
 def aggregate(
-    annotations: Annotated[list[Path], typer.Argument(metavar="ANNOTATIONS...", help="Directories made by annotate")],
+    annotations: Annotated[list[str], typer.Argument(metavar="ANNOTATIONS...", help="Directories made by annotate")],
     output: Output,
     aggregate: AggregateConfig,
 ) -> None:
@@ -344,7 +345,7 @@ def aggregate(
     "ml-filter rank runs/scores --by expected-value --threshold 3 --size 500 --output runs/next",
 )
 def rank(
-    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Directory made by aggregate")],
+    scores: Annotated[str, typer.Argument(metavar="SCORES", help="Directory made by aggregate")],
     output: Output,
     rank: RankConfig,
     documents: Documents = None,
@@ -379,15 +380,14 @@ def convert(
     """
     from ml_filter.documents.convert import convert_to_annotations, write_eurolingua, write_fineweb_edu
 
-    exported = Path(output) / f"{to}.jsonl"
+    exported = Location(output) / f"{to}.jsonl"
     if to == "annotations":
         show(convert_to_annotations(source, convert, output))
         return
-    exported.parent.mkdir(parents=True, exist_ok=True)
     if to == "eurolingua":
-        counts = write_eurolingua(source.paths[0], exported, convert.criterion)
+        counts = write_eurolingua(source.paths[0], str(exported), convert.criterion)
     else:
-        counts = write_fineweb_edu(source.paths[0], exported, convert.criterion, documents)
+        counts = write_fineweb_edu(source.paths[0], str(exported), convert.criterion, documents)
     show_table(to, str(exported), counts)
 
 

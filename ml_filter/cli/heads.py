@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -80,7 +79,7 @@ def push_model(
     head: Head,
     repo: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Repository on the Hub; created if it is missing")],
     evaluation: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(metavar="DIR", help="Directory made by evaluate, for the model card; repeatable"),
     ] = None,
     license: Annotated[

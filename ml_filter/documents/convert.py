@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -32,6 +33,7 @@ from ml_filter.documents.tables import json_text, number_column, split_item
 from ml_filter.documents.unique import UniqueIds, find_documents
 from ml_filter.documents.writer import file_digest
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.location import Location
 
 _SHARD = "annotations"
 _WRITE_ROWS = 1000
@@ -235,7 +237,7 @@ def write_eurolingua(annotations: str | Path, output: str | Path, criterion: str
 
     Args:
         annotations: directory of annotations.
-        output: a local file; it appears when it is complete.
+        output: a file, at a path or URL; it appears when it is complete.
         criterion: which of several criteria; the EuroLingua tool expects one per file.
 
     Returns:
@@ -261,7 +263,7 @@ def write_eurolingua(annotations: str | Path, output: str | Path, criterion: str
             counts.update(vote["status"] for vote in votes)
             yield record_of(votes, languages[key[2]], source)
 
-    _write_lines(lines(), Path(output))
+    _write_lines(lines(), Location(output))
     return dict(counts)
 
 
@@ -275,7 +277,7 @@ def write_fineweb_edu(
 
     Args:
         scores: directory of aggregated scores.
-        output: a local file; it appears when it is complete.
+        output: a file, at a path or URL; it appears when it is complete.
         criterion: which of several criteria.
         documents: where the texts are (None: the documents that were annotated, by lineage).
 
@@ -302,7 +304,7 @@ def write_fineweb_edu(
                 rounded = None if score is None else math.floor(min(max(score, chosen.low), chosen.high) + 0.5)
                 yield {**row, "score": score, "int_score": rounded}
 
-    _write_lines(lines(), Path(output))
+    _write_lines(lines(), Location(output))
     counts["without_text"] = len(unwritten)
     return dict(counts)
 
@@ -313,17 +315,16 @@ def _rows_about(criterion: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
             yield from table.filter(pc.field("criterion") == criterion).to_pylist()
 
 
-def _write_lines(rows: Iterable[dict[str, Any]], output: Path) -> None:
-    temporary = output.with_name(f".{output.name}.tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
+def _write_lines(rows: Iterable[dict[str, Any]], output: Location) -> None:
+    output.parent.make_directory()
+    beside = output.parent.local if output.is_local else None
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=beside) as scratch:
+        lines = Path(scratch) / output.name
+        with lines.open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json_text(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if output.exists() and (output.is_dir() or file_digest(output) != file_digest(temporary)):
+        if output.exists() and (output.fs.isdir(output.path) or file_digest(output) != file_digest(lines)):
             raise InputError(f"{output} already exists with other content; choose another --output, or delete it")
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+        output.move_here(lines)

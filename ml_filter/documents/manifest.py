@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec import AbstractFileSystem
 from pydantic import BaseModel, Field, ValidationError
 
 from ml_filter import __version__
-from ml_filter.errors import InputError, MlFilterError
+from ml_filter.errors import InputError
+from ml_filter.location import Location
 
 MANIFEST_NAME = "manifest.json"
 LEDGER_NAME = "ledger.sqlite"
@@ -91,7 +88,7 @@ class Manifest(BaseModel):
 
     def path_of(self, name: str) -> str:
         """Path or URL of a file beside the manifest."""
-        return str(PurePosixPath(self.root) / name) if "://" not in self.root else f"{self.root.rstrip('/')}/{name}"
+        return str(Location(self.root) / name)
 
     def shard_paths(self) -> list[str]:
         """Path or URL of each shard, in order."""
@@ -106,52 +103,16 @@ class Manifest(BaseModel):
         return self.model_dump(exclude={*without, *(() if self.shards_failed else ("shards_failed",))})
 
 
-def file_system_of(path: str) -> tuple[AbstractFileSystem, str]:
-    """The file system that a path or URL is on, and its path there.
-
-    Raises:
-        InputError: the protocol of the URL is unknown, or its driver is not installed.
-    """
-    with reaching(path):
-        try:
-            fs, root = fsspec.core.url_to_fs(path)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"{path}: {error}") from error
-    return fs, root
-
-
-_DRIVERS = {"hdfs": "hdfs:// needs Java and Hadoop (JAVA_HOME, HADOOP_HOME, CLASSPATH)"}
-
-
-@contextmanager
-def reaching(path: str | Path) -> Iterator[None]:
-    """Report what a file system or its client raises as an error that names the path.
-
-    Raises:
-        InputError: the path cannot be reached.
-    """
-    try:
-        yield
-    except MlFilterError:
-        raise
-    except Exception as error:  # file systems and their clients have no common base class
-        reason = str(error).strip().partition("\n")[0] or "no details"
-        advice = _DRIVERS.get(str(path).partition(":")[0], "check the address, the network and your access to it")
-        raise InputError(f"{path} cannot be reached ({type(error).__name__}: {reason}); {advice}") from error
-
-
 def find_manifest(directory: str | Path) -> Manifest | None:
     """The manifest of a directory; None: it has none.
 
     Raises:
         InputError: the file is not a manifest that this version reads, or its URL cannot be opened.
     """
-    fs, root = file_system_of(str(directory))
-    path = f"{root.rstrip('/')}/{MANIFEST_NAME}"
-    with reaching(directory):
-        if not fs.exists(path):
-            return None
-        content = fs.cat_file(path)
+    path = Location(directory) / MANIFEST_NAME
+    content = path.find_bytes()
+    if content is None:
+        return None
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:

@@ -15,7 +15,6 @@ How output is written exactly once, although a command may be killed at any inst
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +26,6 @@ from typing import Any
 
 import pyarrow as pa
 from filelock import FileLock
-from fsspec.implementations.local import LocalFileSystem
 from loguru import logger
 from pydantic import BaseModel
 
@@ -42,12 +40,12 @@ from ml_filter.documents.manifest import (
     Parent,
     Shard,
     digest_of,
-    file_system_of,
     find_manifest,
 )
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.writer import ShardWriter, file_digest, write_atomically
+from ml_filter.documents.writer import ShardWriter, file_digest
 from ml_filter.errors import InputError
+from ml_filter.location import Location
 
 _SHARD_DIRECTORY = "shards"
 _CLAIM = f"{PROGRESS_NAME}/run.json"
@@ -118,8 +116,8 @@ class OutputDirectory:
         self.parents = list(parents)
         self.config_digest = digest_of([kind, self.config, [parent.digest for parent in self.parents]])
         self.path = with_digest(path, self.config_digest)
-        self.fs, self.root = file_system_of(self.path)
-        self.is_local = isinstance(self.fs, LocalFileSystem)
+        self.location = Location(self.path)
+        self.fs, self.root, self.is_local = self.location.fs, self.location.path, self.location.is_local
         self.manifest: Manifest | None = None
         self._lock = WriterLock(Path(self.root) if self.is_local else None, self.path, PROGRESS_NAME, part)
         self._scratch: Path | None = None
@@ -128,10 +126,7 @@ class OutputDirectory:
     def __enter__(self) -> OutputDirectory:
         if self._is_helper:
             return self
-        try:
-            self.fs.makedirs(self.root, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be a directory: {error}") from error
+        self.location.make_directory()
         try:
             self._lock.begin()
             self._claim()
@@ -217,20 +212,11 @@ class OutputDirectory:
 
     def put_bytes(self, name: str, content: bytes) -> None:
         """Write a small file completely or not at all."""
-        if self.is_local:
-            write_atomically(Path(self.root) / name, content)
-        else:
-            self.fs.pipe_file(self._at(name), content)
+        (self.location / name).write_bytes(content)
 
     def put_file(self, file: Path, name: str) -> None:
         """Move a finished local file to its place."""
-        if self.is_local:
-            target = Path(self.root) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-        else:
-            self.fs.put_file(str(file), self._at(name))
-            file.unlink()
+        (self.location / name).move_here(file)
 
     def _at(self, name: str) -> str:
         return f"{self.root}/{name}"

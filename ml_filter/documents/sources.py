@@ -13,9 +13,10 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, file_system_of, find_manifest, reaching
+from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, find_manifest
 from ml_filter.documents.readers import Format, InputShard, format_of_content, hub, installed
 from ml_filter.errors import InputError
+from ml_filter.location import Location, reaching
 
 _COMPRESSED = r"(\.(gz|gzip|zst|zstd|xz|bz2|lz4))?$"
 _FORMATS: tuple[tuple[str, Format], ...] = (
@@ -79,8 +80,10 @@ def _files_at(path: str) -> tuple[list[InputShard], str]:
     """The files of a path or URL and a digest of their state."""
     if not path.strip():
         raise InputError("the path of a source is empty")
-    fs, root = file_system_of(path)
-    if fs.isdir(root):
+    location = Location(path)
+    fs, root = location.fs, location.path
+    exists = location.exists()
+    if exists and fs.isdir(root):
         manifest = find_manifest(path)
         if manifest is not None:
             files = [
@@ -93,7 +96,7 @@ def _files_at(path: str) -> tuple[list[InputShard], str]:
         found = _files_below(fs, root)
         if not found:
             raise InputError(f"{path} contains no readable file; readable are {_KNOWN}")
-    elif fs.exists(root):
+    elif exists:
         found = {root: fs.info(root)}
     elif any(character in root for character in "*?["):
         found = _matches(fs, root)

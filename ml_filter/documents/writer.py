@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ml_filter.documents.tables import cast_table, union_schema
+from ml_filter.location import Location
 
 ROW_GROUP_BYTES = 32 * 2**20
 
@@ -99,18 +100,7 @@ def _fits(schema: pa.Schema, into: pa.Schema) -> bool:
     )
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small local file completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def file_digest(path: Path) -> str:
+def file_digest(file: Path | Location) -> str:
     """SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -22,13 +22,14 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lock import WriterLock
 from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.documents.output_directory import with_digest
-from ml_filter.documents.writer import file_digest, write_atomically
+from ml_filter.documents.writer import file_digest
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.encoder import shown_name
 from ml_filter.heads.info import CONFIG_NAME, CalibratedCriterion, HeadInfo, head_origin, resolve_head, uncalibrated
 from ml_filter.heads.labels import LabelledDocuments, LabelTable, check_folds, check_labels, read_label_table
 from ml_filter.heads.profile import Profile
+from ml_filter.location import write_atomically
 from ml_filter.statistics.calibration import fit_calibration
 from ml_filter.statistics.evaluation import Evaluation, evaluate_scores
 from ml_filter.statistics.intervals import Array

@@ -35,8 +35,8 @@ from ml_filter.documents.readers import InputShard, known_rows, read_shard
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.tables import rename_clashing_columns
-from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import InputError
+from ml_filter.location import write_atomically
 from ml_filter.prepare.config import DeduplicateConfig
 from ml_filter.prepare.minhash import Buckets, band_keys, first_of_cluster, rows_per_band, shared_buckets, signatures
 from ml_filter.progress import progress

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
 import yaml
 
 from ml_filter import __version__
@@ -20,6 +19,7 @@ from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.info import CROSS_FITTED, HELD_OUT_FOLD, CalibratedCriterion, HeadInfo, read_config, read_info
 from ml_filter.heads.kinds import HEADS
 from ml_filter.heads.train import TrainedHead
+from ml_filter.location import Location
 from ml_filter.publishing.config import PublishConfig
 from ml_filter.rendering.html import render_text
 from ml_filter.statistics.evaluation import Evaluation
@@ -97,11 +97,9 @@ def _runs(scores: Manifest, criteria: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _prompt_text(annotations: Manifest, prompt: Mapping[str, Any]) -> str | None:
-    try:
-        with fsspec.open(annotations.path_of(kept_prompt(prompt["name"], prompt["digest"])), "rb") as file:
-            return str(file.read().decode()).strip()
-    except FileNotFoundError:  # annotations that were converted from another tool have no prompt files
-        return None
+    content = Location(annotations.path_of(kept_prompt(prompt["name"], prompt["digest"]))).find_bytes()
+    # Annotations that were converted from another tool have no prompt files.
+    return None if content is None else content.decode().strip()
 
 
 _FIGURES = (

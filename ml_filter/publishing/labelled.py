@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from functools import reduce
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +26,7 @@ from ml_filter.documents.tables import cast_table, rename_clashing_columns, unio
 from ml_filter.documents.unique import find_documents
 from ml_filter.documents.writer import file_digest
 from ml_filter.errors import InputError
+from ml_filter.location import Location
 from ml_filter.prepare.deduplicate import CLUSTER_COLUMN
 from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures
 from ml_filter.prepare.sampling import sampling_key
@@ -87,11 +87,10 @@ def publish_labels(
 
 
 def _read_agreement(path: str) -> Agreement:
-    name = path if path.endswith(".json") else f"{path.rstrip('/')}/{AGREEMENT_NAME}"
+    name = Location(path) if path.endswith(".json") else Location(path) / AGREEMENT_NAME
     try:
-        with fsspec.open(name, "rb") as file:
-            return Agreement.model_validate_json(file.read())
-    except (OSError, ValueError) as error:
+        return Agreement.model_validate_json(name.read_bytes())
+    except (InputError, ValueError) as error:
         raise InputError(
             f"{name} is not the result of an agreement measurement; write one with `ml-filter agreement`: {error}"
         ) from error

@@ -14,6 +14,7 @@ from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
 from ml_filter.heads.info import resolve_head
 from ml_filter.heads.train import TRAINING_NAME, TrainedHead, head_files, read_head
+from ml_filter.location import Location
 from ml_filter.publishing.cards import CARD_NAME, local_name, write_model_card
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def read_evaluation(directory: str | Path, head: TrainedHead) -> HeadEvaluation:
         InputError: the directory is not an evaluation, or is that of another head.
     """
     manifest = read_manifest(directory, "predictions")
-    evaluation = HeadEvaluation.model_validate_json(Path(manifest.path_of(EVALUATION_NAME)).read_text())
+    evaluation = HeadEvaluation.model_validate_json(Location(manifest.path_of(EVALUATION_NAME)).read_bytes())
     if evaluation.head_digest != head.digest:
         raise InputError(
             f"{directory} evaluates another head ({evaluation.head}), not {head.directory}; run `ml-filter evaluate` "

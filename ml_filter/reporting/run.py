@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from pydantic import BaseModel
 
 from ml_filter.config import flat_settings
@@ -21,6 +20,7 @@ from ml_filter.heads.kinds import read_cascade
 from ml_filter.heads.kinds.cascade import CascadeInfo
 from ml_filter.heads.profile import Shift, shifts
 from ml_filter.heads.train import TrainedHead, head_parent, read_head
+from ml_filter.location import Location
 from ml_filter.rendering.html import render, render_text
 from ml_filter.rendering.plots import score_histogram
 from ml_filter.reporting.corpus import NEAR, CorpusSummary, ScoreSummary, Stratum, summarise_corpus
@@ -72,11 +72,10 @@ def _add_head(record: RunRecord, head: TrainedHead) -> None:
 
 
 def _add_evaluation(record: RunRecord, manifest: Manifest, *, several: bool) -> None:
-    with fsspec.open(manifest.path_of(EVALUATION_NAME), "rb") as file:
-        evaluation = HeadEvaluation.model_validate_json(file.read())
+    directory = Location(manifest.root)
+    evaluation = HeadEvaluation.model_validate_json((directory / EVALUATION_NAME).read_bytes())
     prefix = f"{evaluation.criterion}_" if several else ""
-    with fsspec.open(manifest.path_of(EVALUATION_PAGE), "rb") as file:
-        record.pages[f"{prefix}{EVALUATION_PAGE}"] = file.read().decode()
+    record.pages[f"{prefix}{EVALUATION_PAGE}"] = (directory / EVALUATION_PAGE).read_bytes().decode()
     record.metrics |= evaluation.figures(f"gold_{prefix}")
     record.parameters[f"{prefix}evaluation_digest"] = manifest.digest
     record.confusions[f"{prefix}gold"] = _confusion(evaluation)
@@ -184,10 +183,10 @@ def write_run_report(
     """
     report = run_report(head, scored, filtered, feature, usd_per_worker_hour)
     page = report.to_html()
-    fs, root = fsspec.core.url_to_fs(filtered.root)
-    fs.pipe_file(f"{root}/{REPORT_NAME}", page.encode())
-    fs.pipe_file(f"{root}/report.json", (report.model_dump_json(indent=1) + "\n").encode())
-    fs.pipe_file(f"{root}/{DATASHEET_NAME}", report.to_datasheet().encode())
+    directory = Location(filtered.root)
+    (directory / REPORT_NAME).write_bytes(page.encode())
+    (directory / "report.json").write_bytes((report.model_dump_json(indent=1) + "\n").encode())
+    (directory / DATASHEET_NAME).write_bytes(report.to_datasheet().encode())
     return filtered.path_of(REPORT_NAME), page
 
 

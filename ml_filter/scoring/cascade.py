@@ -30,7 +30,6 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.output_directory import with_digest
 from ml_filter.documents.sources import list_shards
-from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, resolve_head, write_config
@@ -49,6 +48,7 @@ from ml_filter.heads.train import (
     read_head,
     train_head,
 )
+from ml_filter.location import write_atomically
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents, sampling_key
 from ml_filter.progress import progress

@@ -14,7 +14,6 @@ import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ from loguru import logger
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.errors import ConfigError
+from ml_filter.location import Location
 from ml_filter.scoring.config import RAY_LOCAL
 from ml_filter.scoring.cores import threads_per_worker
 from ml_filter.scoring.shard import ScoringJob, describe_error
@@ -178,7 +178,7 @@ class RayWorkers(Workers):
 
 def _absolute(path: str) -> str:
     """An absolute path, because actors have another working directory. URLs and Hub names stay as they are."""
-    return path if "://" in path or path.startswith("hf:") else str(Path(path).absolute())
+    return str(Location(path).absolute)
 
 
 def _check_reachable(address: str) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from statistics import fmean, pstdev
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -15,9 +16,10 @@ from pydantic import ValidationError
 
 from ml_filter.agreement.aggregate import METHODS, aggregate_annotations, majority, read_reliability
 from ml_filter.agreement.config import AggregateConfig
+from ml_filter.cli import main
 from ml_filter.criterion import Criterion
 from ml_filter.documents.lineage import criteria_of
-from ml_filter.documents.manifest import Manifest
+from ml_filter.documents.manifest import Manifest, read_manifest
 from ml_filter.errors import InputError
 from tests.written import DANGER, prompt, write_annotations
 
@@ -252,3 +254,10 @@ def test_dawid_skene_needs_two_votes_on_a_document(tmp_path):
     with pytest.raises(InputError, match=r"at least two votes.*several annotators.*--votes.*another --method"):
         aggregate_annotations([alone], AggregateConfig(method="dawid-skene"), tmp_path / "out")
     aggregate_annotations([alone], AggregateConfig(), tmp_path / "out")  # nothing of the refused run is in the way
+
+
+def test_annotations_at_a_url_are_aggregated_from_the_command_line(tmp_path, capsys):
+    annotations = write_annotations(tmp_path / "a", [("x", 1.0)])
+    fsspec.filesystem("memory").put(f"{annotations}/", "/urls/a", recursive=True)
+    assert main(["aggregate", "memory://urls/a", "--output", "memory://urls/scores"]) == 0, capsys.readouterr().err
+    assert read_manifest("memory://urls/scores").parents[0].path == "memory://urls/a"

@@ -17,6 +17,7 @@ from typer.main import get_command
 from ml_filter import __version__
 from ml_filter.cli import app, main
 from ml_filter.cli.feature import batch
+from tests.unreachable import URL as UNREACHABLE
 
 COMMANDS = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]
 BATCH_COMMANDS = [command.callback.__name__ for command in batch.registered_commands]
@@ -144,6 +145,28 @@ def test_bad_usage_and_input_end_with_exit_code_2_and_a_reason(
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "PAGES", "--size", "2", "-o", "URL"],
+        ["aggregate", "URL", "-o", "out"],
+        ["rank", "URL", "--by", "disagreement", "--size", "2", "-o", "out"],
+        ["agreement", "URL", "-o", "out"],
+        ["publish", "URL", "-o", "out"],
+        ["filter", "URL", "--min-score", "3", "-o", "out"],
+        ["report", "URL"],
+        ["convert", "URL", "--to", "eurolingua", "-o", "out"],
+    ],
+)
+def test_an_unreachable_url_ends_with_exit_code_2_and_its_cause(arguments, pages, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = {"PAGES": pages, "URL": UNREACHABLE}
+    assert main([words.get(argument, argument) for argument in arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {UNREACHABLE}")
+    assert "cannot be reached (ConnectionError: no route to host)" in line
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_a_url_without_a_driver_is_an_error(url, says):
         OutputDirectory(url, "documents", {}, [])
     with pytest.raises(InputError, match=f"{url}: {says}"):
         list_shards(SourceConfig(paths=[url]))
-    with pytest.raises(InputError, match=f"{url}: {says}"):
+    with pytest.raises(InputError, match=f"{url}/manifest.json: {says}"):
         find_manifest(url)
 
 

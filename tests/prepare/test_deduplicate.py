@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
-from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import InputError
+from ml_filter.location import write_atomically
 from ml_filter.prepare import deduplicate as deduplicate_module
 from ml_filter.prepare.config import DeduplicateConfig
 from ml_filter.prepare.deduplicate import deduplicate_documents

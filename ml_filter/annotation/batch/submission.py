@@ -23,8 +23,8 @@ from ml_filter.annotation.responses import Answer, checked, read_answer
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import read_manifest
-from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import ConfigError, EndpointError, InputError
+from ml_filter.location import write_atomically
 
 if TYPE_CHECKING:
     from openai import OpenAI

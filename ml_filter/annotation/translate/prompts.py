@@ -24,8 +24,8 @@ from ml_filter.annotation.reasoning import without_reasoning
 from ml_filter.annotation.run import NOT_ASKED
 from ml_filter.annotation.translate.checks import language_name, suspicion, without_fence
 from ml_filter.config import Settings
-from ml_filter.documents.writer import write_atomically
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
+from ml_filter.location import write_atomically
 
 _TEXT = """\
 Translate the text between the lines of plus signs into {language}. It belongs to a prompt for a language model; \

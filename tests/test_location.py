@@ -1,0 +1,61 @@
+"""Locations: local paths and URLs, handled alike, and URLs never handled as paths."""
+
+from pathlib import Path
+
+import pytest
+
+from ml_filter.errors import InputError
+from ml_filter.location import Location
+from tests.unreachable import URL as UNREACHABLE
+
+
+def test_a_location_is_joined_and_split_without_losing_a_slash():
+    at_url, local = Location("s3://bucket/runs/") / "head", Location("runs/") / "head"
+    assert (str(at_url), str(local)) == ("s3://bucket/runs/head", "runs/head")
+    assert (str(at_url.parent), str(local.parent)) == ("s3://bucket/runs", "runs")
+    assert at_url.name == local.name == "head"
+    assert not at_url.is_local
+    assert local.is_local
+
+
+def test_absolute_locations_name_the_same_place_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Location("runs").absolute == Location(tmp_path / "runs")
+    assert Location("s3://bucket/runs/").absolute == Location("s3://bucket/runs")
+    assert Location(f"file://{tmp_path}/runs").absolute == Location(tmp_path / "runs")
+
+
+def test_a_url_that_lost_a_slash_is_refused():
+    with pytest.raises(InputError, match=r"^s3:/bucket/head: a URL has two slashes, as in s3://bucket/head$"):
+        Location(Path("s3://bucket/head"))
+    assert Location("a:/b").is_local  # a directory may have a colon in its name
+
+
+@pytest.mark.parametrize("root", ["memory://locations", "tmp"])
+def test_files_are_written_read_and_found_missing(root, tmp_path):
+    directory = Location(tmp_path / "runs" if root == "tmp" else root)
+    directory.make_directory()
+    file = directory / "a.json"
+    assert not file.exists()
+    assert file.find_bytes() is None
+    with pytest.raises(InputError, match=r"a\.json does not exist"):
+        file.read_bytes()
+    file.write_bytes(b"1")
+    assert file.read_bytes() == b"1"
+    (tmp_path / "b").write_bytes(b"2")
+    (directory / "below" / "b.json").move_here(tmp_path / "b")
+    assert (directory / "below" / "b.json").read_bytes() == b"2"
+    assert not (tmp_path / "b").exists()
+    assert (directory / "below").exists()
+
+
+def test_an_unknown_protocol_is_told():
+    with pytest.raises(InputError, match=r"^nothing://here: Protocol not known: nothing"):
+        Location("nothing://here").exists()
+
+
+def test_an_unreachable_url_names_the_cause():
+    location = Location(UNREACHABLE)
+    for call in (location.exists, location.find_bytes, location.make_directory):
+        with pytest.raises(InputError, match=r"^unreachable://bucket/runs cannot be reached \(ConnectionError: no rou"):
+            call()
