@@ -109,8 +109,8 @@ class Location:
             self.fs.invalidate_cache(self.fs._parent(self.path))  # others may have written here
             try:
                 self.fs.info(self.path)
-            except (FileNotFoundError, NotADirectoryError):
-                return False
+            except (FileNotFoundError, NotADirectoryError):  # also what the HTTP driver says of a dead server
+                return bool(self.fs.exists(self.path))
         return True
 
     def open(self, mode: Literal["rb", "wb"] = "rb") -> io.BufferedIOBase:
