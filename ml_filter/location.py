@@ -109,8 +109,11 @@ class Location:
             self.fs.invalidate_cache(self.fs._parent(self.path))  # others may have written here
             try:
                 self.fs.info(self.path)
-            except (FileNotFoundError, NotADirectoryError):  # also what the HTTP driver says of a dead server
-                return bool(self.fs.exists(self.path))
+            except (FileNotFoundError, NotADirectoryError) as error:
+                cause = error.__cause__
+                if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                    raise cause from None  # the HTTP driver says the same of a server that is down
+                return False
         return True
 
     def open(self, mode: Literal["rb", "wb"] = "rb") -> io.BufferedIOBase:
