@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, get_args
 
-from zenml import log_metadata
+from zenml import get_step_context, log_metadata
 from zenml.client import Client
+from zenml.enums import ExecutionStatus
+from zenml.orchestrators.step_run_utils import link_output_artifacts_to_model_version
 from zenml.utils.pagination_utils import depaginate
 
 from ml_filter.errors import ConfigError, InputError
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 DECISION = "decision"
 COMPARED_WITH = "compared_with"
+HEAD_METADATA = ("figures", "weights_digest", "lineage")
+"""What the training of a head records with its version."""
 _HISTORY = "production_history"
 _ROLLED_BACK = "rolled_back"
 _NO_HEAD = "{} has no head because its training did not finish"
@@ -115,6 +119,26 @@ def find_head(name: str) -> TrainedHead:
             f"{_listed(versions_of(model))})"
         )
     return head_of(current)
+
+
+def adopt_skipped_steps() -> None:
+    """Link the outputs of steps that a rerun skips, such as the head, to the version of the run.
+
+    ZenML does this for steps that it takes from the cache, but not for skipped ones.
+    """
+    context = get_step_context()
+    run, version = context.pipeline_run, context.model_version
+    if version is None or run.original_run is None:
+        return
+    skipped = [step for step in run.steps.values() if step.status == ExecutionStatus.SKIPPED]
+    for step in skipped:
+        link_output_artifacts_to_model_version(step.outputs, version)
+    earlier = run.original_run.get_hydrated_version().model_version
+    if earlier is not None and any(Artifact.HEAD in step.outputs for step in skipped):
+        known: Any = earlier.run_metadata
+        for name in HEAD_METADATA:
+            if name in known:
+                _record(version, name, known[name])
 
 
 def set_stage(version: ModelVersionResponse, stage: Stage, reason: str) -> ModelVersionResponse | None:

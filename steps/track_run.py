@@ -12,6 +12,7 @@ from ml_filter.reporting.run import record_run
 from ml_filter.tracking import TrackingConfig
 from ml_filter.tracking import track_run as track
 from steps.names import Artifact
+from steps.registry import adopt_skipped_steps
 
 
 @step(enable_cache=False)
@@ -27,6 +28,7 @@ def track_run(
     decision: Decision | None = None,
 ) -> Annotated[str, Artifact.TRACKING]:
     """Record counts, figures, curves and pages; returns the URL, the path of the offline archive, or "off"."""
+    adopt_skipped_steps()
     manifests = [m for m in (sample, annotations, scores, scored, filtered) if m is not None]
     record = record_run(manifests, head, evaluations, decision)
     where = track(config, get_step_context().pipeline_run.name, record)

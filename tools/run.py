@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -104,11 +104,22 @@ def read_config(path: Path, overrides: Sequence[str], config: type[Config]) -> C
     Raises:
         ConfigError: the file or an override is wrong; names the setting.
     """
-    settings = with_overrides(read_settings(path), map(parse_override, overrides))
+    return validated(read_settings(path), overrides, config, str(path))
+
+
+def validated(settings: Mapping[str, Any], overrides: Sequence[str], config: type[Config], origin: str) -> Config:
+    """The configuration of a pipeline from its settings and the overrides NAME=VALUE.
+
+    Raises:
+        ConfigError: a setting or an override is wrong; names it and the origin of the settings.
+    """
     try:
-        return config.model_validate(settings)
+        result = config.model_validate(with_overrides(settings, map(parse_override, overrides)))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {problems_in(error, 'parameters')}") from error
+        raise ConfigError(f"{origin}: {problems_in(error, 'parameters')}") from error
+    if isinstance(result, AnnotationPipelineConfig):
+        check_criteria(result)
+    return result
 
 
 def _run_options(path: Path, config: type[BaseModel]) -> dict[str, Any]:
@@ -128,8 +139,6 @@ def _run(arguments: argparse.Namespace) -> None:
     name, path = arguments.pipeline, arguments.config or _CONFIGS / f"{arguments.pipeline}.yaml"
     options = _run_options(path, PIPELINES[name].config)
     config = read_config(path, arguments.overrides, PIPELINES[name].config)
-    if isinstance(config, AnnotationPipelineConfig):
-        check_criteria(config)
     pipeline = load_pipeline(name)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(options, file, sort_keys=False)

@@ -17,7 +17,11 @@ def run_task(parser: ArgumentParser, task: Callable[[Namespace], None], argument
         arguments: None: those of the process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args([argument for argument in arguments if argument != "--"])  # poe passes its own "--"
+    options, rest = parser.parse_known_args([item for item in arguments if item != "--"])  # poe passes its own "--"
+    if rest:  # argparse takes no settings after an option
+        if not hasattr(options, "overrides") or any(argument.startswith("-") for argument in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides += rest
     os.environ.setdefault("ZENML_ANALYTICS_OPT_IN", "false")
     os.environ.setdefault("ZENML_AUTO_OPEN_DASHBOARD", "false")
     os.environ.setdefault("ZENML_ENABLE_RICH_TRACEBACK", "false")

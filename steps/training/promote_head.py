@@ -15,7 +15,7 @@ from ml_filter.evaluation.promotion import Decision, evaluate_candidate
 from ml_filter.evaluation.result import REPORT_NAME
 from ml_filter.heads.train import TrainedHead
 from steps.names import Artifact
-from steps.registry import COMPARED_WITH, DECISION, head_of, in_stage, predictions_of, set_stage
+from steps.registry import COMPARED_WITH, DECISION, adopt_skipped_steps, head_of, in_stage, predictions_of, set_stage
 
 
 @step(enable_cache=False)
@@ -53,6 +53,7 @@ def promote_head(
     log_metadata(metadata={DECISION: recorded}, infer_model=True)
     reasons = "; ".join(decision.reasons)
     if decision.promoted:
+        adopt_skipped_steps()  # a version in a stage has a head at once
         set_stage(version, config.to, reasons)
     logger.info(f"Version {version.number} is {f'in {config.to}' if decision.promoted else 'not promoted'}: {reasons}")
     with fsspec.open(f"{decision.evaluations[decision.compared_on or 'gold']}/{REPORT_NAME}", "rb") as page:

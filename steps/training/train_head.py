@@ -13,6 +13,7 @@ from ml_filter.heads.train import TrainedHead
 from ml_filter.heads.train import train_head as train
 from steps.materializers import HeadMaterializer
 from steps.names import Artifact
+from steps.registry import HEAD_METADATA
 
 
 @step(enable_cache=False, output_materializers=HeadMaterializer)
@@ -26,7 +27,7 @@ def train_head(
     head = train(source, config, f"{output}/head-{{digest}}")
     figures = head.training.evaluation.figures()
     log_metadata({"path": head.directory, "digest": head.digest, "figures": figures})
-    metadata: dict[str, Any] = {"figures": figures, "weights_digest": head.digest, "lineage": _lineage(head)}
+    metadata: dict[str, Any] = dict(zip(HEAD_METADATA, (figures, head.digest, _lineage(head)), strict=True))
     log_metadata(metadata=metadata, infer_model=True)
     return head
 
