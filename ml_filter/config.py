@@ -48,7 +48,18 @@ class Settings(BaseSettings):
         None,
         description="PEM file of further certificate authorities to trust at endpoints, such as a company's own",
     )
-    comet_api_key: SecretStr | None = Field(None, validation_alias="COMET_API_KEY")
+    comet_api_key: SecretStr | None = Field(None, validation_alias="COMET_API_KEY", description="API key of Comet")
+    mongodb_uri: SecretStr | None = Field(
+        None, description="MongoDB connection string with its options, for locations mongodb:///DATABASE.COLLECTION"
+    )
+    mongodb_user: str | None = Field(None, description="user name at MongoDB")
+    mongodb_password: SecretStr | None = Field(None, description="password of the user at MongoDB")
+    mongodb_ca_file: str | None = Field(
+        None, description="PEM file of the authority of MongoDB's certificate; turns TLS on"
+    )
+    mongodb_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        30, description="seconds to wait for a MongoDB server before giving up"
+    )
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from pymongo import MongoClient
 
 from ml_filter.heads.encoder import steady_arithmetic
+from tests.warehouse import Warehouse
 
 # A test that is slow on a busy machine has not failed.
 settings.register_profile("no-deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,6 +46,30 @@ def _embeddings_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ML_FILTER_EMBEDDING_DIR", str(tmp_path_factory.mktemp("embeddings")))
         yield
+
+
+@pytest.fixture(scope="session")
+def mongodb_server() -> Iterator[str]:
+    """The address of a server that speaks MongoDB's wire protocol, on this machine."""
+    from secantus import SecantusDBServer
+
+    with SecantusDBServer(storage_path=":memory:", cache_size="64M", ttl_sweep_seconds=0.2) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@pytest.fixture(params=["secantusdb", *(["mongodb"] if os.environ.get("ML_FILTER_TEST_MONGODB") else [])])
+def warehouse(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Warehouse]:
+    """A database of the test's own, on SecantusDB and on the server of ML_FILTER_TEST_MONGODB if that is set."""
+    if request.param == "mongodb":
+        uri, host = os.environ["ML_FILTER_TEST_MONGODB"], ""
+        monkeypatch.setenv("ML_FILTER_MONGODB_URI", uri)
+    else:
+        host = request.getfixturevalue("mongodb_server")
+        uri = f"mongodb://{host}"
+    with MongoClient(uri, tz_aware=True) as client:
+        database = client[f"test_{uuid.uuid4().hex}"]
+        yield Warehouse(database, f"mongodb://{host}/{database.name}")
+        client.drop_database(database)
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,25 @@ def publish(
 
 
 @command(
+    "ml-filter export runs/filtered --to mongodb://localhost/corpus.documents",
+    "ml-filter export runs/annotations --to mongodb:///corpus.annotations  # the server of ML_FILTER_MONGODB_URI",
+)
+def export(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIRECTORY", help="Documents, annotations, aggregated scores, scored or filtered")
+    ],
+    to: Annotated[str, typer.Option(metavar="URL", help="Collection, as mongodb://HOST/DATABASE.COLLECTION")],
+) -> None:
+    """Write a directory to a MongoDB collection, each row once.
+
+    Rows that are already there are replaced if they changed; run the command again to resume.
+    """
+    from ml_filter.publishing.warehouse import export_directory
+
+    show_table("export", to, export_directory(directory, to))
+
+
+@command(
     "ml-filter estimate --config configs/annotation.yaml",
     "ml-filter estimate runs/sample --config annotate.yaml --pilot 200 --output runs/annotations",
     "ml-filter annotate runs/sample --config annotate.yaml --output runs/annotations  # asks only for the rest",

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from ml_filter.config import Cli, StageConfig
 from ml_filter.criterion import Criterion, ScoreBounds
 from ml_filter.documents.extraction import Extractor
+from ml_filter.mongodb import SafePath
+
+
+class MongoConfig(StageConfig):
+    """How a MongoDB collection is read."""
+
+    query: str | None = Field(
+        None, description='which documents, as MongoDB\'s extended JSON, such as {"language": "de"} (default: all)'
+    )
+    fields: Annotated[list[str], Cli(comma_separated=True)] = Field(
+        [], description="fields to read beside id and text (default: all)"
+    )
+    since: AwareDatetime | None = Field(
+        None, description="only documents changed since this time, such as 2026-11-28T10:00:00Z (default: all)"
+    )
+    marker: str = Field("updated_at", description="field with the time of a document's last change")
+    shard_rows: Annotated[int, Field(ge=1)] = Field(
+        50_000, description="documents in a shard, which is scored by one worker and repeated if it is interrupted"
+    )
 
 
 class SourceConfig(StageConfig):
     """Where documents are, and which columns hold their id and text."""
 
-    paths: Annotated[list[str], Field(min_length=1)] = Field(
+    paths: Annotated[list[SafePath], Field(min_length=1)] = Field(
         ["installed:"],
         description="files, globs, directories or URLs (Parquet, Arrow, JSON, CSV, WARC or WET, plain or compressed), "
-        "hf://datasets/OWNER/NAME, or installed: for the documents that every machine has",
+        "hf://datasets/OWNER/NAME, mongodb://HOST/DATABASE.COLLECTION, or installed: for the documents that every "
+        "machine has",
     )
     text_column: str = Field("text", description="column with the text")
     id_column: str | None = Field(
@@ -25,6 +45,9 @@ class SourceConfig(StageConfig):
     )
     split: str = Field("train", description="split of a Hub data set")
     subset: str | None = Field(None, description="subset (configuration) of a Hub data set (default: its default one)")
+    mongodb: Annotated[
+        MongoConfig, Cli(options={name: f"--mongodb-{name.replace('_', '-')}" for name in MongoConfig.model_fields})
+    ] = Field(MongoConfig(), description="how MongoDB collections are read")
     max_text_bytes: Annotated[int, Field(gt=0)] = Field(
         10 * 2**20, description="longest text in bytes; a longer one is rejected as text_too_long"
     )

@@ -9,6 +9,7 @@ from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import InputError, MlFilterError
+from ml_filter.mongodb import is_mongodb
 
 _CRITERIA = "criteria"
 
@@ -28,7 +29,7 @@ def find_source_manifest(path: str) -> Manifest | None:
     Raises:
         InputError: the file is not a manifest that this version reads.
     """
-    if path.startswith("hf:") or path.endswith(":"):  # a Hub data set, installed documents
+    if path.startswith("hf:") or is_mongodb(path) or path.endswith(":"):  # Hub data sets, installed documents
         return None
     try:
         return find_manifest(path)

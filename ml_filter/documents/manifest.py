@@ -43,10 +43,14 @@ class Shard(BaseModel):
 
 
 class Parent(BaseModel):
-    """An input: its path and the digest of its manifest, files or package list."""
+    """An input: its path and the digest of its manifest, files or package list.
+
+    `latest` is the time of the latest change in a MongoDB collection: the next run can read what is new since then.
+    """
 
     path: str
     digest: str
+    latest: datetime | None = Field(None, exclude_if=lambda latest: latest is None)
 
 
 class FailedShard(BaseModel):

@@ -14,9 +14,10 @@ from fsspec import AbstractFileSystem
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import PROGRESS_NAME, Parent, digest_of, find_manifest
-from ml_filter.documents.readers import Format, InputShard, format_of_content, hub, installed
+from ml_filter.documents.readers import Format, InputShard, format_of_content, hub, installed, mongodb
 from ml_filter.errors import InputError
 from ml_filter.location import Location, reaching
+from ml_filter.mongodb import is_mongodb
 
 _COMPRESSED = r"(\.(gz|gzip|zst|zstd|xz|bz2|lz4))?$"
 _FORMATS: tuple[tuple[str, Format], ...] = (
@@ -43,15 +44,18 @@ def list_shards(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
     unnamed: list[InputShard] = []
     parents: list[Parent] = []
     for path in source.paths:
+        latest = None
         if path == installed.URI:
             shards, digest = [InputShard(path, "installed")], installed.fingerprint()
         elif match := _HUB_DATA_SET.match(path):
             shards, digest = _hub_files(match["name"], match["revision"], source)
+        elif is_mongodb(path):
+            shards, digest, latest = mongodb.list_changes(path, source)
         else:
             with reaching(path):
                 shards, digest = _files_at(path)
         unnamed += shards
-        parents.append(Parent(path=path, digest=digest))
+        parents.append(Parent(path=path, digest=digest, latest=latest))
     return [replace(shard, name=f"{number:05d}-{_stem(shard)}") for number, shard in enumerate(unnamed)], parents
 
 
@@ -61,6 +65,8 @@ def shard_state(shard: InputShard) -> str | None:
         return installed.fingerprint()
     if shard.format == "hub":
         return digest_of(shard.uri)  # names a commit
+    if shard.format == "mongodb":
+        return mongodb.state_of(shard)
     try:
         fs, path = fsspec.core.url_to_fs(shard.uri)
         return digest_of(_state_of(fs.info(path)))

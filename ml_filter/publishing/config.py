@@ -1,4 +1,4 @@
-"""Configuration of publishing labelled data sets."""
+"""Configuration of publishing labelled data sets, and of exporting directories to a warehouse."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from ml_filter.config import Seed, StageConfig
+from ml_filter.mongodb import SafePath
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -40,3 +41,26 @@ class PublishConfig(StageConfig):
         if self.validation_share + self.test_share >= 1:
             raise ValueError("validation_share and test_share leave no training documents; their sum must be below 1")
         return self
+
+
+_LOCATION = "mongodb://HOST/DATABASE.COLLECTION"
+
+
+class LabelWarehouseConfig(StageConfig):
+    """Collections that an annotation pipeline exports to."""
+
+    annotations: SafePath | None = Field(
+        None, description=f"collection for the annotations of all annotators, as {_LOCATION}"
+    )
+    scores: SafePath | None = Field(None, description="collection for the aggregated scores")
+
+
+class CorpusWarehouseConfig(StageConfig):
+    """Collections that a scoring pipeline exports to."""
+
+    scored: SafePath | None = Field(None, description=f"collection for all scored documents, as {_LOCATION}")
+    filtered: SafePath | None = Field(None, description="collection for the documents that are kept")
+
+
+class WarehouseConfig(LabelWarehouseConfig, CorpusWarehouseConfig):
+    """Collections that an end-to-end pipeline exports to."""

@@ -135,7 +135,7 @@ class RayWorkers(Workers):
 
     def assign(self, worker: int, shard: InputShard) -> None:
         """Let a worker that is ready score a shard."""
-        if shard.format not in ("hub", "installed"):
+        if shard.format not in ("hub", "installed", "mongodb"):
             shard = replace(shard, uri=_absolute(shard.uri))
         self._calls[self._actors[worker].score.remote(shard)] = worker
 

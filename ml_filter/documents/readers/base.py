@@ -18,7 +18,7 @@ import pyarrow as pa
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.tables import json_text
 
-Format = Literal["parquet", "arrow", "jsonl", "csv", "warc", "hub", "installed"]
+Format = Literal["parquet", "arrow", "jsonl", "csv", "warc", "hub", "installed", "mongodb"]
 BATCH_ROWS = 1000
 BATCH_BYTES = 8 * 2**20
 
@@ -35,6 +35,8 @@ class InputShard:
     """Number of this shard and number of shards; only a Hub data set has several with the same URI."""
     rows: int | None = None
     """Number of rows that a manifest states; None for shards without a manifest."""
+    slice: str = ""
+    """Which documents of a MongoDB collection (readers/mongodb.py)."""
     partitions: tuple[tuple[str, str | None], ...] = ()
     """Columns that the directories of a Hive-partitioned table give to all rows, as in `language=de/part-0.parquet`."""
 

@@ -13,7 +13,7 @@ from typing import cast
 import pyarrow as pa
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.readers import arrow, base, csv, hub, installed, jsonl, parquet, warc
+from ml_filter.documents.readers import arrow, base, csv, hub, installed, jsonl, mongodb, parquet, warc
 from ml_filter.documents.readers.base import (
     InputShard,
     Part,
@@ -89,6 +89,9 @@ def _parts(shard: InputShard, source: SourceConfig) -> Iterator[Part]:
         return
     if shard.format == "hub":
         yield from hub.read_records(shard, source)
+        return
+    if shard.format == "mongodb":
+        yield from mongodb.read_records(shard)
         return
     try:
         with opened(shard.uri) as file:

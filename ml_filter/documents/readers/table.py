@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.readers import mongodb
 from ml_filter.documents.readers.base import InputShard, Problem, Row, Rows
 from ml_filter.documents.readers.documents import file_parts
 from ml_filter.documents.readers.files import DamagedFile, opened
@@ -31,8 +32,14 @@ def read_rows(shard: InputShard, columns: Collection[str] | None = None) -> Iter
         rows = (row for table in read_tables(shard.uri, columns) for row in table.to_pylist())
         yield from ((f"{shard.uri}, row {number}", row) for number, row in enumerate(rows))
         return
+    if shard.format == "mongodb":
+        for location, row in mongodb.read_records(shard):
+            if isinstance(row, Problem):
+                raise InputError(_described(shard.uri, location, row))
+            yield f"{shard.uri}, {location}", row
+        return
     if shard.format in ("warc", "hub", "installed"):
-        raise InputError(f"{shard.uri}: tables are Parquet, Arrow, JSON lines or CSV, not {shard.format}")
+        raise InputError(f"{shard.uri}: tables are Parquet, Arrow, JSON lines, CSV or MongoDB, not {shard.format}")
     try:
         with opened(shard.uri) as file:
             for location, part in file_parts(file, shard, _LIMITS, is_table=True):
