@@ -392,7 +392,7 @@ def test_input_without_ratings_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.jsonl does not exist"):
         read(tmp_path / "nowhere.jsonl", rated)
     (tmp_path / "pages.warc").touch()
-    with pytest.raises(InputError, match="tables are Parquet, Arrow, JSON lines or CSV, not warc"):
+    with pytest.raises(InputError, match="tables are Parquet, Arrow, JSON lines, CSV or MongoDB, not warc"):
         read(tmp_path / "pages.warc", rated)
 
 

@@ -40,7 +40,7 @@ def test_only_the_named_columns_of_parquet_are_read(tmp_path):
         ("a.csv", b"id,score\na\n", r"a\.csv, line 2: 1 values for 2 columns"),
         ("a.jsonl.gz", b"\x1f\x8b", r"a\.jsonl\.gz cannot be read: after line 0"),
         ("a.parquet", b"PAR1", r"a\.parquet cannot be read \(ArrowInvalid"),
-        ("a.warc", b"", "tables are Parquet, Arrow, JSON lines or CSV, not warc"),
+        ("a.warc", b"", "tables are Parquet, Arrow, JSON lines, CSV or MongoDB, not warc"),
     ],
 )
 def test_an_unreadable_row_is_an_error_with_its_location(tmp_path, name, content, message):
