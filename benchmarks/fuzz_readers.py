@@ -212,7 +212,7 @@ def with_own_ids(tables: list[pa.Table], rejects: RejectsLog) -> list[pa.Table]:
     result = []
     with UniqueIds() as ids:
         for table in tables:
-            resolved, is_new = ids.resolve(table, ["00000-a"] * table.num_rows)
+            resolved, is_new = ids.resolve(table, ["a"] * table.num_rows)
             result.append(resolved.filter(pa.array(is_new, pa.bool_())))
             rejects.counts["duplicate_id"] += is_new.count(False)
     names = [document_id for table in result for document_id in table["id"].to_pylist()]
@@ -227,7 +227,7 @@ def check(reader: str, name: str, content: bytes, is_whole: bool, deep: bool) ->
     shard_format = {"json_array": "jsonl", "wet": "warc"}.get(reader, reader)
     rejects = RejectsLog()
     try:
-        tables = list(read_shard(InputShard(uri, shard_format, "00000-a"), SOURCE, rejects))
+        tables = list(read_shard(InputShard(uri, shard_format, "a"), SOURCE, rejects))
         if deep:
             tables = with_own_ids(tables, rejects)
     except MlFilterError as error:

@@ -55,7 +55,7 @@ _MADE_WITH = f"{PROGRESS_NAME}/made-with.json"
 class ShardResult(BaseModel):
     """The result of one input shard: its output (None: it has no rows) and its counts.
 
-    Nothing is kept of a shard that `failed`. `state` is that of the input when it was read (`sources.shard_state`).
+    Nothing is kept of a shard that `failed`. `state` is that of the input when it was listed (`InputShard.state`).
     """
 
     shard: Shard | None

@@ -1,8 +1,8 @@
 """Give each document of several shards an id of its own.
 
 Shards of other tools often count their rows from 0, so that different documents have the same id. The first keeps it; a
-document with the same id and another text gets the name of its shard added, as in `17@00001-part`. Whatever joins
-documents by id reads them with the functions here, so that the same document has the same id everywhere.
+document with the same id and another text gets the name of its shard added, as in `17@part-3f9c02ab41de`. Whatever
+joins documents by id reads them with the functions here, so that the same document has the same id everywhere.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from ml_filter.documents.manifest import FailedShard, Manifest, find_manifest
 from ml_filter.documents.output_directory import OutputDirectory, ShardResult
 from ml_filter.documents.readers import InputShard, known_rows
 from ml_filter.documents.rejects import nothing_read
-from ml_filter.documents.sources import list_shards
+from ml_filter.documents.sources import list_shards, shard_state
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.encoder import steady_arithmetic
 from ml_filter.heads.info import head_origin, resolve_head
@@ -119,7 +119,8 @@ def find_rank(rank: str, world_size: int | None, environment: Mapping[str, str] 
 def _plan(head: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path) -> ScoringJob:
     steady_arithmetic()  # before workers start, which inherit it
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch ignores the CPU limit of a container
-    shards, parents = list_shards(source)
+    listed, parents = list_shards(source)
+    shards = [replace(shard, state=shard_state(shard)) for shard in listed]
     directory = resolve_head(head)
     parents.append(head_parent(directory))
     # The origin of a Hub head, not its local cache: a worker on another machine downloads it, at the same commit.

@@ -21,7 +21,6 @@ from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.documents.output_directory import OutputDirectory, Resumption, ShardResult
 from ml_filter.documents.readers import InputShard, read_shard
 from ml_filter.documents.rejects import DAMAGE, RejectsLog
-from ml_filter.documents.sources import shard_state
 from ml_filter.documents.tables import concat_tables, rename_clashing_columns
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.heads.kinds import Head
@@ -86,7 +85,7 @@ class ScoringJob:
             if result is None or result.failed:
                 continue
             is_damaged = any(f"rejected_{reason}" in result.counts for reason in DAMAGE)
-            if result.state != shard_state(shard) or (is_damaged and self.config.damaged_shards == "fail"):
+            if result.state != shard.state or (is_damaged and self.config.damaged_shards == "fail"):
                 return False
         return True
 
@@ -153,7 +152,6 @@ def _read_score_write(
     job: ScoringJob, shard: InputShard, head: Head, out: OutputDirectory, advance: Callable[[int], None]
 ) -> ShardResult:
     started = time.monotonic()
-    state = shard_state(shard)
     counts: Counter[str] = Counter(read=0)
     with out.new_shard(shard.name) as writer, out.new_rejects(shard.name) as rejects:
         for table in _large_tables(_read(shard, job.source, rejects)):
@@ -167,7 +165,7 @@ def _read_score_write(
     if counts["read"] == rejects.total == 0:
         logger.warning(f"{shard.uri} is empty")
         counts["shards_empty"] = 1
-    return out.commit(shard.name, writer, rejects, counts, state, time.monotonic() - started)
+    return out.commit(shard.name, writer, rejects, counts, shard.state, time.monotonic() - started)
 
 
 def _read(shard: InputShard, source: SourceConfig, rejects: RejectsLog) -> Iterator[pa.Table]:

@@ -27,6 +27,7 @@ from ml_filter.annotation.prompts import load_prompt
 from ml_filter.config import Settings, problems_in
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, find_manifest
+from ml_filter.documents.sources import list_shards
 from ml_filter.errors import ConfigError, EndpointError, InputError, MlFilterError, TooManyFailures
 from tests.annotation.misbehaving import Reply, Request, chat, chat_logprobs, completion, legacy_logprobs, refused
 
@@ -729,7 +730,11 @@ def test_a_repeated_document_is_rejected_and_another_one_with_its_id_gets_its_ow
     path.write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in texts))
     server = serve(always(GOOD))
     manifest = annotate_documents(SourceConfig(paths=[str(path)]), asking(server), tmp_path / "out", SETTINGS)
-    assert [row["document_id"] for row in rows(manifest)] == ["a", "b", "a@00000-pages"]
+    assert [row["document_id"] for row in rows(manifest)] == [
+        "a",
+        "b",
+        f"a@{list_shards(SourceConfig(paths=[str(path)]))[0][0].name}",
+    ]
     assert server.asked == {"a": 1, "b": 1, "c": 1}
     assert manifest.counts["renamed_ids"] == 1
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]

@@ -1,3 +1,4 @@
+import json
 import os
 
 import fsspec
@@ -9,14 +10,20 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, read_shard
 from ml_filter.documents.rejects import RejectsLog
-from ml_filter.documents.sources import list_shards, shard_state
+from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
-from ml_filter.prepare.config import SampleConfig
+from ml_filter.prepare.config import DecontaminateConfig, SampleConfig
+from ml_filter.prepare.decontaminate import decontaminate_documents
 from ml_filter.prepare.sampling import sample_documents
 
 
 def shards_of(*paths) -> list[InputShard]:
     return list_shards(SourceConfig(paths=[str(path) for path in paths]))[0]
+
+
+def stems_of(*paths) -> list[str]:
+    """The names of shards without the digest at their end."""
+    return [shard.name[:-13] for shard in shards_of(*paths)]
 
 
 def pin_of(*paths) -> list[str]:
@@ -34,12 +41,12 @@ def corpus(tmp_path):
 
 def test_readable_files_below_a_directory_are_listed_in_order(corpus):
     shards = shards_of(corpus)
-    assert [(shard.name, shard.format) for shard in shards] == [
-        ("00000-a", "jsonl"),
-        ("00001-b", "parquet"),
-        ("00002-c", "warc"),
-        ("00003-d", "warc"),
-        ("00004-e", "jsonl"),
+    assert [(shard.name[:-13], shard.format) for shard in shards] == [
+        ("a", "jsonl"),
+        ("b", "parquet"),
+        ("c", "warc"),
+        ("d", "warc"),
+        ("e", "jsonl"),
     ]
     assert {shard.size for shard in shards} == {1}
 
@@ -54,22 +61,91 @@ def test_hidden_files_and_directories_are_skipped(corpus):
 def test_a_hidden_directory_that_is_named_is_read(tmp_path):
     (tmp_path / ".data").mkdir()
     (tmp_path / ".data" / "x.jsonl").write_bytes(b"")
-    assert [shard.name for shard in shards_of(tmp_path / ".data")] == ["00000-x"]
+    assert stems_of(tmp_path / ".data") == ["x"]
 
 
 def test_matches_of_a_glob_are_listed_in_order(corpus):
-    assert [shard.name for shard in shards_of(corpus / "*.n*", corpus / "**" / "*.gz")] == [
-        "00000-e",
-        "00001-c",
-        "00002-d",
+    assert stems_of(corpus / "*.n*", corpus / "**" / "*.gz") == ["e", "c", "d"]
+
+
+# --- Names -----------------------------------------------------------------------------------------------------------
+
+
+def write_files(directory, *names):
+    for name in names:
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"text": f"{directory.name} {name}"}))
+
+
+def names_of(*paths) -> dict[str, str]:
+    """The name of each shard by the last two parts of its path."""
+    return {"/".join(shard.uri.split("/")[-2:]): shard.name for shard in shards_of(*paths)}
+
+
+def test_a_name_is_the_same_in_every_version_because_outputs_are_found_again_by_it(tmp_path):
+    write_files(tmp_path, "part.jsonl", "sub/part.jsonl")
+    assert [shard.name for shard in shards_of(tmp_path, tmp_path / "part.jsonl")] == [
+        "part-612fcaef984e",
+        "part-8c9d07f46035",
+        "part-ba7ef71baf3f",
     ]
 
 
-def test_files_of_the_same_name_get_different_shard_names(tmp_path):
-    for directory in ("x", "y"):
-        (tmp_path / directory).mkdir()
-        (tmp_path / directory / "part.jsonl").write_bytes(b"")
-    assert [shard.name for shard in shards_of(tmp_path / "x", tmp_path / "y")] == ["00000-part", "00001-part"]
+def test_new_files_do_not_change_the_names_of_others_wherever_they_sort(tmp_path):
+    write_files(tmp_path / "corpus", "b.jsonl", "d.jsonl")
+    before = names_of(tmp_path / "corpus")
+    write_files(tmp_path / "corpus", "a.jsonl", "c.jsonl", "e.jsonl", "b/d.jsonl")
+    after = names_of(tmp_path / "corpus")
+    assert before.items() < after.items()
+    assert len(set(after.values())) == len(after) == 6
+
+
+def test_a_corpus_that_moved_or_is_matched_by_a_pattern_keeps_its_names(tmp_path):
+    files = ("a.jsonl", "x/a.jsonl")
+    write_files(tmp_path / "here", *files)
+    write_files(tmp_path / "moved" / "there", *files)
+    names = [shard.name for shard in shards_of(tmp_path / "here")]
+    assert [shard.name for shard in shards_of(tmp_path / "moved" / "there")] == names
+    assert [shard.name for shard in shards_of(f"{tmp_path}/moved/there/**/*.jsonl")] == names
+    assert [shard.name for shard in shards_of(f"file://{tmp_path}/here/")] == names
+    memory = fsspec.filesystem("memory")
+    memory.pipe({f"/bucket/{name}": b"{}" for name in files})
+    assert [shard.name for shard in shards_of("memory://bucket")] == names
+    memory.rm("/bucket", recursive=True)
+
+
+def test_files_of_the_same_name_get_different_names_that_a_further_path_does_not_change(tmp_path):
+    for directory in ("x", "y", "z"):
+        write_files(tmp_path / directory, "part.jsonl")
+    before = names_of(tmp_path / "x", tmp_path / "y")
+    write_files(tmp_path / "x", "new.jsonl")
+    after = names_of(tmp_path / "x", tmp_path / "y", tmp_path / "z", tmp_path / "x" / "new.jsonl")
+    assert before.items() < after.items()
+    assert len(set(after.values())) == len(after) == 4
+
+
+def test_a_file_that_a_shell_adds_to_a_list_does_not_change_the_names_of_others(tmp_path):
+    write_files(tmp_path, "a.jsonl", "b.jsonl", "c.jsonl", "other/c.jsonl")
+    before = names_of(tmp_path / "a.jsonl", tmp_path / "c.jsonl", tmp_path / "other" / "c.jsonl")
+    after = names_of(*(tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl", "other/c.jsonl")))
+    assert before.items() < after.items()
+    assert len(set(after.values())) == 4
+
+
+def test_the_shards_of_a_manifest_keep_their_names(tmp_path):
+    write_files(tmp_path / "corpus", "a.jsonl", "b.jsonl")
+    source = SourceConfig(paths=[str(tmp_path / "corpus")])
+    decontaminated = DecontaminateConfig(against=[SourceConfig(paths=[str(tmp_path / "corpus" / "a.jsonl")])])
+    manifest = decontaminate_documents(source, decontaminated, tmp_path / "out")
+    names = [shard.name for shard in shards_of(tmp_path / "corpus")]
+    [kept] = shards_of(tmp_path / "out")
+    assert (kept.name, kept.state) == (names[1], manifest.shards[0].digest)
+    twice = [shard.name for shard in shards_of(tmp_path / "out", tmp_path / "out")]
+    assert twice[0] == names[1]
+    assert twice[1].startswith("b-")
+    assert len(twice[1]) == len(names[1])
+    assert twice[1] != names[1]
 
 
 def test_a_file_name_may_contain_glob_characters(tmp_path):
@@ -138,22 +214,18 @@ def test_an_unfinished_output_directory_is_an_error(tmp_path):
         shards_of(tmp_path / "out")
 
 
-def test_a_state_changes_with_the_shard_and_is_none_without_its_file(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text("{}")
-    [shard] = shards_of(path)
-    before = shard_state(shard)
-    path.write_text("{} {}")
-    assert shard_state(shard) not in (before, None)
-    path.unlink()
-    assert shard_state(shard) is None
-    installed, hub = InputShard("installed:", "installed"), InputShard("hf://datasets/a/b@c", "hub")
-    assert shard_state(installed) == shard_state(installed) != shard_state(hub)
+def test_a_state_changes_with_the_file_alone(tmp_path):
+    write_files(tmp_path, "a.jsonl", "b.jsonl")
+    before = [shard.state for shard in shards_of(tmp_path)]
+    (tmp_path / "b.jsonl").write_text('{"text": "another"}')
+    write_files(tmp_path, "0.jsonl")
+    _, *after = [shard.state for shard in shards_of(tmp_path)]
+    assert (after[0] == before[0], after[1] == before[1]) == (True, False)
 
 
 def test_a_dangling_link_is_listed_for_its_reader_to_report(tmp_path):
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
-    assert [shard.name for shard in shards_of(tmp_path)] == ["00000-a"]
+    assert stems_of(tmp_path) == ["a"]
 
 
 # --- Layouts of other tools ------------------------------------------------------------------------------------------
@@ -173,7 +245,7 @@ def documents_at(*paths) -> list[dict]:
 @pytest.mark.parametrize("name", ["a.JSONL", "a.Parquet", "a.warc.ZST", "a.jl", "a.csv.xz", "a.tsv.bz2", "a.wet.lz4"])
 def test_endings_are_known_whatever_their_case(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
-    assert [shard.name for shard in shards_of(tmp_path)] == ["00000-a"]
+    assert stems_of(tmp_path) == ["a"]
 
 
 def test_what_spark_has_not_committed_is_not_read(tmp_path):

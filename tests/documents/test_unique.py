@@ -12,6 +12,9 @@ from ml_filter.documents.unique import UniqueIds, find_documents
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents
 
+# The names of the two shards end in a digest of their path in the corpus.
+SHARD_B = "b-821eac0a8467"
+
 
 def write_shards(directory, count=30, **more):
     """Two shards that both count from 0."""
@@ -39,7 +42,7 @@ def test_colliding_ids_are_sampled_from_all_shards_and_counted(tmp_path):
     assert len({row["text"][0] for row in rows}) == 2
     manifest = sample_documents(source, SampleConfig(size=100), tmp_path / "all")
     assert (manifest.counts["sampled"], manifest.counts["renamed_ids"]) == (60, 30)
-    assert {row["id"] for row in rows_of(manifest)} == {f"{i}{end}" for i in range(30) for end in ("", "@00001-b")}
+    assert {row["id"] for row in rows_of(manifest)} == {f"{i}{end}" for i in range(30) for end in ("", f"@{SHARD_B}")}
 
 
 def test_documents_of_one_id_are_drawn_independently(tmp_path):
@@ -49,10 +52,14 @@ def test_documents_of_one_id_are_drawn_independently(tmp_path):
 
 
 def test_an_own_id_is_not_given_twice(tmp_path):
-    texts = [("x", "1"), ("x", "2"), ("x", "3"), ("x@00000-a", "4"), ("x", "2")]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in texts))
-    ids = read_ids(SourceConfig(paths=[str(tmp_path / "a.jsonl")]))
-    assert ids == ["x", "x@00000-a", "x@00000-a-2", "x@00000-a@00000-a", "x@00000-a"]
+    path = tmp_path / "a.jsonl"
+    path.touch()
+    source = SourceConfig(paths=[str(path)])
+    name = list_shards(source)[0][0].name
+    texts = [("x", "1"), ("x", "2"), ("x", "3"), (f"x@{name}", "4"), ("x", "2")]
+    path.write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in texts))
+    ids = read_ids(source)
+    assert ids == ["x", f"x@{name}", f"x@{name}-2", f"x@{name}@{name}", f"x@{name}"]
 
 
 def test_joins_find_documents_under_the_ids_they_were_annotated_with(tmp_path):
@@ -61,7 +68,7 @@ def test_joins_find_documents_under_the_ids_they_were_annotated_with(tmp_path):
         file.write(json.dumps({"id": 7, "text": " "}) + "\n")
     with (tmp_path / "corpus" / "b.jsonl").open("a") as file:
         file.write(json.dumps({"id": 7, "text": "b 7"}) + "\n")
-    texts = {"7@00001-b": "b 7", "1": "a 1", "1@00001-b": "b 1"}
+    texts = {f"7@{SHARD_B}": "b 7", "1": "a 1", f"1@{SHARD_B}": "b 1"}
     assert set(texts) <= set(read_ids(source))
     found = {
         row["id"]: row["text"]

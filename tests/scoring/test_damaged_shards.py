@@ -117,7 +117,7 @@ def test_a_shard_that_disappears_during_the_run_fails_and_is_scored_when_it_is_b
     assert score(hashing_head, small, tmp_path / "out").rows == 80
 
 
-@pytest.mark.parametrize(("when", "name"), [("after", r"\.progress/run.json"), ("before", "shards/00001-b.parquet")])
+@pytest.mark.parametrize(("when", "name"), [("after", r"\.progress/run.json"), ("before", r"shards/b-\w+\.parquet")])
 def test_a_kill_while_failed_shards_are_scored_again_changes_nothing(hashing_head, small, tmp_path, when, name):
     good = (small / "b.parquet").read_bytes()
     empty(small / "b.parquet")
@@ -223,7 +223,7 @@ def test_a_shard_on_which_the_engine_raises_fails_and_the_others_are_scored(
 def test_the_digest_of_a_manifest_includes_failed_shards(hashing_head, small, tmp_path):
     truncate(small / "b.parquet")
     manifest = score(hashing_head, small, tmp_path / "out", max_failed_shards=1)
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["shards_failed"][0]["name"] == "00001-b"
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["shards_failed"][0]["name"].startswith("b-")
     without = manifest.model_copy(update={"shards_failed": []})
     assert without.digest != manifest.digest
     assert "shards_failed" not in json.loads(without.to_json())

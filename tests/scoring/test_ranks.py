@@ -39,7 +39,7 @@ def test_ranks_at_the_same_time_write_the_bytes_of_one_process(score, scored_by_
 def test_only_the_rank_that_finds_all_shards_finished_writes_the_manifest(score, scored_by_one_process, tmp_path):
     assert score(Rank(2, 3)) is None
     assert score(Rank(0, 3)) is None
-    assert sorted(write_times(tmp_path / "out")) == [f"0000{i}-part-{i}.parquet" for i in (0, 2, 3, 5)]
+    assert sorted(name[:7] for name in write_times(tmp_path / "out")) == [f"part-{i}-" for i in (0, 2, 3, 5)]
     assert score(Rank(1, 3)).counts["scored"] == 120
     assert output_digests(tmp_path / "out") == scored_by_one_process
     assert score(Rank(1, 3)).counts["scored"] == 120

@@ -346,11 +346,11 @@ def remove_a_row(shard: Path, _: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "column", "message"),
     [
-        (truncate, "", r"00001-part-1\.parquet cannot be read \(ArrowInvalid: "),
-        (corrupt_ten_rows, "score", r"00001-part-1\.parquet cannot be read \("),
-        (corrupt_ten_rows, "text", r"00001-part-1\.parquet cannot be read \("),
-        (remove_a_row, "", r"00001-part-1\.parquet has 19 rows; its manifest states 20"),
-        (lambda shard, _: shard.unlink(), "", r"00001-part-1\.parquet cannot be read \(FileNotFoundError: "),
+        (truncate, "", r"part-1-\w+\.parquet cannot be read \(ArrowInvalid: "),
+        (corrupt_ten_rows, "score", r"part-1-\w+\.parquet cannot be read \("),
+        (corrupt_ten_rows, "text", r"part-1-\w+\.parquet cannot be read \("),
+        (remove_a_row, "", r"part-1-\w+\.parquet has 19 rows; its manifest states 20"),
+        (lambda shard, _: shard.unlink(), "", r"part-1-\w+\.parquet cannot be read \(FileNotFoundError: "),
     ],
 )
 def test_a_damaged_shard_of_a_manifest_ends_the_run_until_it_is_repaired(config, damage, column, message, tmp_path):

@@ -37,6 +37,8 @@ class InputShard:
     """Number of rows that a manifest states; None for shards without a manifest."""
     slice: str = ""
     """Which documents of a MongoDB collection (readers/mongodb.py)."""
+    state: str | None = None
+    """A digest that changes with the content, known without reading it; None: `sources.shard_state` tells."""
     partitions: tuple[tuple[str, str | None], ...] = ()
     """Columns that the directories of a Hive-partitioned table give to all rows, as in `language=de/part-0.parquet`."""
 
