@@ -8,6 +8,7 @@ from zenml.enums import ExecutionMode
 from ml_filter.config import names_of
 from ml_filter.documents.manifest import Manifest
 from ml_filter.pipeline.config import AnnotationPipelineConfig, check_criteria, golds_of, held_out_documents
+from steps.export_to_warehouse import export_to_warehouse
 from steps.feature.aggregate_scores import aggregate_scores
 from steps.feature.annotate_documents import annotate_documents
 from steps.feature.decontaminate_documents import decontaminate_documents
@@ -47,6 +48,9 @@ def feature_steps(config: AnnotationPipelineConfig) -> Features:
     scores = aggregate_scores(annotations, config.aggregate, config.output)
     if config.publish is not None:
         publish_labels(scores, documents, config.publish, config.output, gates=_published(gates, config))
+    if config.warehouse is not None:
+        locations = config.warehouse.model_dump(include={"annotations", "scores"}, exclude_none=True)
+        export_to_warehouse(locations, annotations, scores, id="export_labels")
     return Features(sampled, annotations[0], scores)
 
 

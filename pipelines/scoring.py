@@ -6,6 +6,7 @@ from zenml.enums import ExecutionMode
 from ml_filter.documents.manifest import Manifest
 from ml_filter.heads.train import TrainedHead
 from ml_filter.pipeline.config import EndToEndPipelineConfig, ScoringPipelineConfig
+from steps.export_to_warehouse import export_to_warehouse
 from steps.inference.build_cascade import build_cascade
 from steps.inference.filter_corpus import filter_corpus
 from steps.inference.score_corpus import score_corpus
@@ -23,7 +24,11 @@ def inference_steps(
     for group, name in enumerate(names):
         score_shard_group(head, config.source, config.score, config.output, group, groups, id=name)
     scored = score_corpus(head, config.source, config.score, config.output, after=names)
-    return scored, filter_corpus(scored, config.filter, config.output)
+    filtered = filter_corpus(scored, config.filter, config.output)
+    if config.warehouse is not None:
+        locations = config.warehouse.model_dump(include={"scored", "filtered"}, exclude_none=True)
+        export_to_warehouse(locations, scored=scored, filtered=filtered, id="export_corpus")
+    return scored, filtered
 
 
 @pipeline(name="scoring", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)

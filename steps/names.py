@@ -23,6 +23,7 @@ class Artifact(StrEnum):
     DECISION = "decision"
     COMPARISON = "comparison"
     TRACKING = "tracking"
+    EXPORTED = "exported"
 
 
 def scored_directory(output: str) -> str:

@@ -16,7 +16,12 @@ from ml_filter.errors import ConfigError
 from ml_filter.evaluation.config import PromoteConfig
 from ml_filter.heads.config import TrainConfig
 from ml_filter.prepare.config import DecontaminateConfig, DeduplicateConfig, SampleConfig
-from ml_filter.publishing.config import PublishConfig
+from ml_filter.publishing.config import (
+    CorpusWarehouseConfig,
+    LabelWarehouseConfig,
+    PublishConfig,
+    WarehouseConfig,
+)
 from ml_filter.scoring.config import CascadeConfig, ScoreConfig
 from ml_filter.selection.config import FilterConfig
 from ml_filter.tracking import TrackingConfig
@@ -45,6 +50,9 @@ class AnnotationPipelineConfig(_PipelineConfig):
         [], description="a gate or a list of gates: their gold is annotated first and the scores must agree with it"
     )
     publish: PublishConfig | None = Field(None, description="a labelled data set to write (default: none)")
+    warehouse: LabelWarehouseConfig | None = Field(
+        None, description="MongoDB collections for annotations and scores (default: none)"
+    )
 
     @field_validator("gate", mode="before")
     @classmethod
@@ -162,6 +170,9 @@ class ScoringPipelineConfig(_PipelineConfig):
         None, description="price of one worker hour, to report what scoring cost (default: not reported)"
     )
     filter: FilterConfig = Field(description="which documents are kept")
+    warehouse: CorpusWarehouseConfig | None = Field(
+        None, description="MongoDB collections for scored and filtered documents (default: none)"
+    )
 
 
 class EndToEndPipelineConfig(AnnotationPipelineConfig):
@@ -170,3 +181,4 @@ class EndToEndPipelineConfig(AnnotationPipelineConfig):
     train: TrainConfig = Field(TrainConfig(), description="how the head is trained")
     score: ScoreConfig = Field(ScoreConfig(), description="how the source is scored")
     filter: FilterConfig = Field(description="which documents are kept")
+    warehouse: WarehouseConfig | None = Field(None, description="MongoDB collections for the results (default: none)")

@@ -190,9 +190,12 @@ def two_criteria(tmp_path, annotator):
 
 @pytest.mark.zenml
 @pytest.mark.filterwarnings("ignore")  # ZenML's own
-def test_several_criteria_are_gated_published_and_tracked_in_one_run(tmp_path, two_criteria, run):
-    code, printed = run("annotation", *two_criteria)
+def test_several_criteria_are_gated_published_exported_and_tracked_in_one_run(tmp_path, two_criteria, run, warehouse):
+    collections = [f"warehouse.{name}={warehouse.location(name)}" for name in ("annotations", "scores")]
+    code, printed = run("annotation", *two_criteria, *collections)
     assert code == 0, printed
+    assert warehouse.database.annotations.count_documents({"annotator": "n", "status": "scored"}) == 114
+    assert warehouse.database.scores.find_one({"document_id": "d3", "criterion": "quality"})["score"] == 3
     [labelled] = (tmp_path / "runs").glob("labelled-*")
     published = {row["id"]: row for file in labelled.glob("data/*.parquet") for row in pq.read_table(file).to_pylist()}
     assert {n: (row["score_quality"], row["score_danger"]) for n, row in published.items()} == {

@@ -148,8 +148,9 @@ def corpus(tmp_path) -> Path:
     return tmp_path
 
 
-def test_shard_groups_scored_by_separate_steps_give_the_same_shards_and_a_report(workspace, corpus, run):
+def test_shard_groups_scored_by_separate_steps_give_the_same_shards_and_a_report(workspace, corpus, run, warehouse):
     arguments = [f"head={workspace.only('head-*')}", f"source.paths=['{corpus}/*.jsonl']", "filter.min_score=0"]
+    arguments += [f"warehouse.{name}={warehouse.location(name)}" for name in ("scored", "filtered")]
     scored = []
     for groups in (1, 2):
         output = workspace.runs / f"groups-{groups}"
@@ -160,6 +161,8 @@ def test_shard_groups_scored_by_separate_steps_give_the_same_shards_and_a_report
         assert len(list(output.glob("filtered-*/report.html"))) == 1
     assert scored[0] == scored[1]
     assert dict(scored[0][1])["scored"] == 12
+    assert warehouse.database.scored.count_documents({"score_status": "scored"}) == 6  # the files share documents
+    assert warehouse.database.filtered.count_documents({}) == 6
 
 
 def test_a_bad_shard_does_not_stop_other_groups_and_fails_the_run_at_the_end(workspace, corpus, run):
