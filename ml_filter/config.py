@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -24,6 +24,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ml_filter.errors import ConfigError
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+AlertKind = Literal["slack", "discord", "json"]
+Event = Literal["failure", "success", "drift"]
 
 
 class Settings(BaseSettings):
@@ -47,6 +49,13 @@ class Settings(BaseSettings):
     ca_bundle: str | None = Field(
         None,
         description="PEM file of further certificate authorities to trust at endpoints, such as a company's own",
+    )
+    alert_webhook: SecretStr | None = Field(
+        None, description="URL of a webhook to tell about runs, of Slack, Discord, or a service that takes JSON"
+    )
+    alert_kind: AlertKind | None = Field(None, description="slack, discord or json (default: from the URL)")
+    alert_on: Annotated[str, Field(pattern=r"^(failure|success|drift)(,(failure|success|drift))*$")] = Field(
+        "failure,drift", description="events to tell about, separated by commas: failure, success, drift"
     )
     comet_api_key: SecretStr | None = Field(None, validation_alias="COMET_API_KEY", description="API key of Comet")
     mongodb_uri: SecretStr | None = Field(
