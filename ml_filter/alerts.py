@@ -138,6 +138,5 @@ def _reason(error: Exception) -> str:
         return f"its certificate is not trusted ({cause.verify_message}); set ML_FILTER_CA_BUNDLE"
     if isinstance(cause, OSError) and cause.errno:
         return f"it cannot be reached ({errno.errorcode.get(cause.errno, type(cause).__name__)})"
-    return (
-        "ML_FILTER_ALERT_WEBHOOK is not the URL of a webhook" if isinstance(error, ValueError) else type(error).__name__
-    )
+    is_no_url = isinstance(error, ValueError) or "Url" in type(error).__name__
+    return "ML_FILTER_ALERT_WEBHOOK is not the URL of a webhook" if is_no_url else type(error).__name__
