@@ -57,6 +57,11 @@ class Settings(BaseSettings):
     alert_on: Annotated[str, Field(pattern=r"^(failure|success|drift)(,(failure|success|drift))*$")] = Field(
         "failure,drift", description="events to tell about, separated by commas: failure, success, drift"
     )
+    hf_token: SecretStr | None = Field(
+        None,
+        validation_alias="HF_TOKEN",
+        description="token of the Hugging Face Hub, for private repositories and for pushing; default: `hf auth login`",
+    )
     comet_api_key: SecretStr | None = Field(None, validation_alias="COMET_API_KEY", description="API key of Comet")
     mongodb_uri: SecretStr | None = Field(
         None, description="MongoDB connection string with its options, for locations mongodb:///DATABASE.COLLECTION"
@@ -69,6 +74,12 @@ class Settings(BaseSettings):
     mongodb_timeout_s: Annotated[float, Field(gt=0)] = Field(
         30, description="seconds to wait for a MongoDB server before giving up"
     )
+
+
+def hub_token() -> str | None:
+    """The token of the Hugging Face Hub in the settings; None: the client uses that of `hf auth login`, if any."""
+    token = Settings().hf_token
+    return token.get_secret_value() if token else None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from ml_filter.config import hub_token
 from ml_filter.criterion import Criterion
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.config import HeadKind
@@ -101,7 +102,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
     url = f"hf://{name}@{revision}" if revision else f"hf://{name}"
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_DOWNLOADED))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_DOWNLOADED, token=hub_token()))
     except Exception as error:  # the Hub client raises about twenty types, some from its HTTP library
         raise InputError(
             f"{url}: {type(error).__name__}: {str(error).strip().splitlines()[0]}. Check the name, the revision, the "

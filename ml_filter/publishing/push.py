@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from loguru import logger
 
+from ml_filter.config import hub_token
 from ml_filter.documents.manifest import Manifest, read_manifest
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
@@ -29,9 +30,10 @@ def hub_api(name: str) -> HfApi:
     """
     from huggingface_hub import HfApi, get_token
 
-    if get_token() is None:
+    token = hub_token()
+    if (token or get_token()) is None:
         raise ConfigError(f"pushing to {name} requires a token with write access: set HF_TOKEN or run `hf auth login`")
-    return HfApi()
+    return HfApi(token=token)
 
 
 def push_to_hub(api: HfApi, labelled: Manifest, name: str, private: bool) -> str:

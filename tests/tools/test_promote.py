@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,6 @@ from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import text_keys
 from ml_filter.heads.train import train_head
-from ml_filter.logs import configure_logging
 from tests.test_tracking import read_archive
 from tools.promote import main
 from tools.run import main as run_pipeline
@@ -28,30 +26,6 @@ if TYPE_CHECKING:
     from zenml.models import ArtifactVersionResponse
 
 pytestmark = [pytest.mark.zenml, pytest.mark.filterwarnings("ignore")]  # warnings of ZenML itself
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A ZenML store for this module."""
-    from zenml.client import Client
-    from zenml.config.global_config import GlobalConfiguration
-    from zenml.utils.source_utils import set_custom_source_root
-
-    set_custom_source_root(str(Path(__file__).resolve().parents[2]))  # xdist workers have no main file to find it by
-
-    kept = {name: os.environ[name] for name in os.environ if name.startswith("ZENML")}
-    for name in kept:
-        del os.environ[name]
-    directory = tmp_path_factory.mktemp("zenml")
-    os.environ |= {"ZENML_CONFIG_PATH": str(directory), "ZENML_ANALYTICS_OPT_IN": "false"}
-    GlobalConfiguration._reset_instance()
-    Client._reset_instance()
-    yield directory
-    del os.environ["ZENML_CONFIG_PATH"], os.environ["ZENML_ANALYTICS_OPT_IN"]
-    os.environ |= kept
-    GlobalConfiguration._reset_instance()
-    Client._reset_instance()
-    configure_logging()  # a pipeline redirects it to ZenML
 
 
 @pytest.fixture(scope="module")

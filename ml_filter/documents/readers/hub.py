@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ml_filter.config import hub_token
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.readers.base import InputShard, Record
 from ml_filter.errors import InputError
@@ -22,7 +23,7 @@ def pinned_revision(name: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
     try:
-        return str(HfApi().dataset_info(name, revision=revision).sha)
+        return str(HfApi(token=hub_token()).dataset_info(name, revision=revision).sha)
     except Exception as error:  # the Hub client raises some twenty kinds, down to those of its HTTP library
         raise InputError(
             f"hf://datasets/{name}: {type(error).__name__}: {str(error).splitlines()[0]}. "
@@ -39,7 +40,9 @@ def open_data_set(name: str, revision: str | None, source: SourceConfig) -> Iter
     import datasets
 
     try:
-        return datasets.load_dataset(name, source.subset, split=source.split, revision=revision, streaming=True)
+        return datasets.load_dataset(
+            name, source.subset, split=source.split, revision=revision, streaming=True, token=hub_token()
+        )
     except (ValueError, OSError, RuntimeError) as error:  # no such split; no data files; only a loading script
         raise InputError(f"hf://datasets/{name}: {error}") from error
 
