@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from pymongo import MongoClient
 
 from ml_filter.heads.encoder import steady_arithmetic
+from tests.s3 import Bucket, new_bucket, s3_server
 from tests.warehouse import Warehouse
 
 # A test that is slow on a busy machine has not failed.
@@ -70,6 +71,20 @@ def warehouse(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         database = client[f"test_{uuid.uuid4().hex}"]
         yield Warehouse(database, f"mongodb://{host}/{database.name}")
         client.drop_database(database)
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """An S3 service over HTTP."""
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_url: str) -> Iterator[Bucket]:
+    """An empty bucket of the test's own."""
+    with new_bucket(s3_url) as new:
+        yield new
 
 
 @pytest.fixture(scope="session")

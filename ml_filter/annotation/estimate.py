@@ -23,7 +23,7 @@ from ml_filter.annotation.asking import Asking
 from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.config import AnnotateConfig, EstimateConfig
 from ml_filter.annotation.connection import annotator_name
-from ml_filter.annotation.ledger import Ledger
+from ml_filter.annotation.ledger import Ledger, open_ledger
 from ml_filter.annotation.plan import Plan
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
@@ -115,7 +115,7 @@ def estimate_bill(
         sample = sample_documents(source, SampleConfig(size=config.pilot, seed=config.seed), f"{scratch}/sample")
         pilot = annotation_plan(SourceConfig(paths=[sample.root]), annotate, annotator)
         kept = annotate.ledger or (None if output is None else str(Path(output) / LEDGER_NAME))
-        with Ledger(Path(kept or f"{scratch}/{LEDGER_NAME}")) as ledger:
+        with open_ledger(kept or f"{scratch}/{LEDGER_NAME}") as ledger:
             budget = Budget(annotate, ledger.tokens_used(pilot.question_digests))
             asking.fill(pilot, ledger, budget)
             if earlier and not asking.requests:  # only prices changed, for example: keep the measured time

@@ -17,7 +17,7 @@ from loguru import logger
 from ml_filter.annotation.budget import NO_TOKENS, Budget, Usage
 from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.grammar import AnswerError
-from ml_filter.annotation.ledger import Key, Ledger
+from ml_filter.annotation.ledger import Key, Ledger, default_ledger, open_ledger
 from ml_filter.annotation.plan import Call, Plan, Vote
 from ml_filter.annotation.prompts import Question, keep_prompts
 from ml_filter.annotation.responses import Answer
@@ -86,7 +86,7 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path) -> Manifest:
         if out.manifest:
             out.reopen()
         keep_prompts(out, task.questions)
-        with Ledger(Path(config.ledger or Path(out.root) / LEDGER_NAME)) as ledger:
+        with open_ledger(config.ledger or default_ledger(out.location)) as ledger:
             budget = Budget(config, ledger.tokens_used(plan.question_digests))
             answers.fill(plan, ledger, budget)
             with (
@@ -119,7 +119,7 @@ def _has_no_answers(out: OutputDirectory) -> bool:
     path = Path(out.root) / LEDGER_NAME
     if not path.exists():
         return True
-    with Ledger(path) as ledger:
+    with open_ledger(str(path)) as ledger:
         return ledger.is_worthless()
 
 

@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 from ml_filter.annotation.config import AnnotateConfig
-from ml_filter.annotation.ledger import Ledger
+from ml_filter.annotation.ledger import open_ledger
+from ml_filter.annotation.ledger.sqlite import SqliteLedger
 from ml_filter.documents.config import SourceConfig
+from tests.annotation.ledgers import OpenLedger
 from tests.annotation.misbehaving import PROMPT, MisbehavingServer, Reply, Request
 
 
@@ -34,6 +36,13 @@ def serve() -> Iterator[Callable[[Callable[[Request], Reply | dict[str, Any]]], 
         server.over.set()
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(params=["sqlite"])
+def open_new(request: pytest.FixtureRequest, tmp_path: Path) -> OpenLedger:
+    """Opens a ledger of each implementation, the same one each time."""
+    location = str(tmp_path / "ledger.sqlite")
+    return lambda: open_ledger(location)
 
 
 @pytest.fixture
@@ -80,13 +89,13 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Interrupt the next run as Ctrl-C does, as soon as it has recorded a number of answers. Later runs go on."""
 
     def arm(answers: int) -> None:
-        record, recorded = Ledger.record, count(1)
+        record, recorded = SqliteLedger.record, count(1)
 
-        def record_then_interrupt(self: Ledger, *arguments: Any) -> None:
+        def record_then_interrupt(self: SqliteLedger, *arguments: Any) -> None:
             record(self, *arguments)
             if next(recorded) == answers:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(Ledger, "record", record_then_interrupt)
+        monkeypatch.setattr(SqliteLedger, "record", record_then_interrupt)
 
     return arm

@@ -22,7 +22,7 @@ from pydantic import SecretStr, ValidationError
 from ml_filter.annotation import endpoints
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import AnnotateConfig
-from ml_filter.annotation.ledger import Ledger
+from ml_filter.annotation.ledger.sqlite import SqliteLedger
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.config import Settings, problems_in
 from ml_filter.documents.config import SourceConfig
@@ -710,7 +710,7 @@ def test_after_a_kill_only_requests_in_flight_are_made_again(serve, pages, askin
         os.kill(running.pid, signal.SIGKILL)
     on_their_way = {request.document for request in server.requests} - set(server.finished)
     assert on_their_way == {f"d{i}" for i in range(30, 35)}
-    with Ledger(out / "ledger.sqlite") as ledger:
+    with SqliteLedger(out / "ledger.sqlite") as ledger:
         [kept] = ledger._db.execute("SELECT COUNT(*) FROM answers WHERE status = 'scored'").fetchone()
     assert kept == 30
     server.answer = always(GOOD)

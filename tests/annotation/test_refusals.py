@@ -19,7 +19,7 @@ from ml_filter.annotation import endpoints
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.batch import collect_batch, write_batch
 from ml_filter.annotation.config import BatchConfig
-from ml_filter.annotation.ledger import Ledger
+from ml_filter.annotation.ledger.sqlite import SqliteLedger
 from ml_filter.cli import main
 from ml_filter.config import Settings
 from ml_filter.documents.manifest import Manifest
@@ -47,7 +47,7 @@ def number(request: Request) -> int:
 
 
 def statuses(output: Path) -> list[str]:
-    with Ledger(output / "ledger.sqlite") as ledger:
+    with SqliteLedger(output / "ledger.sqlite") as ledger:
         return [status for (status,) in ledger._execute("SELECT status FROM answers")]
 
 

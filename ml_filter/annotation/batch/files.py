@@ -20,7 +20,7 @@ from ml_filter.annotation.annotate import annotation_plan
 from ml_filter.annotation.annotator import body_to_send, constraint_for, request_for
 from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.config import AnnotateConfig, BatchConfig, EndpointConfig
-from ml_filter.annotation.ledger import Ledger
+from ml_filter.annotation.ledger import Ledger, open_ledger
 from ml_filter.annotation.plan import Call, OpenCalls, Plan
 from ml_filter.annotation.prompts import Question
 from ml_filter.annotation.responses import Answer
@@ -99,7 +99,7 @@ def write_batch(
         if not out.is_local:
             raise InputError(f"{output}: batch files need a local directory")
         with (
-            Ledger(Path(annotate.ledger or out.scratch / "none.sqlite")) as ledger,
+            open_ledger(annotate.ledger or str(out.scratch / "none.sqlite")) as ledger,
             _RequestFiles(out, config) as files,
         ):
             budget = Budget(annotate, ledger.tokens_used(plan.question_digests))

@@ -1,27 +1,22 @@
-"""The ledger: every answer is on disk before it counts as done, so that nothing is paid for twice.
+"""A ledger in an SQLite file.
 
-SQLite in write-ahead mode, one transaction an answer: a killed process loses nothing that it recorded. A power failure
-may lose the answers since the last checkpoint (1,000 pages); `synchronous = FULL` would prevent that, but it limits a
-run to a few hundred answers a second.
-
-The key covers everything that shapes an answer, so answers to another prompt, model or text never mix, and a ledger can
-be shared between outputs.
-
-Tokens are never subtracted: an answer that is replaced or dropped was still paid for.
+Write-ahead mode, one transaction an answer: a killed process loses nothing that it recorded. A power failure may lose
+the answers since the last checkpoint (1,000 pages); `synchronous = FULL` would prevent that, but it limits a run to a
+few hundred answers a second.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from filelock import FileLock, Timeout
+from typing_extensions import override
 
+from ml_filter.annotation.ledger.base import Key, Ledger, Paid
 from ml_filter.errors import InputError
 
 _SCHEMA = """
@@ -48,25 +43,8 @@ _DROPPED = -1
 """Window number of the row that keeps the tokens of dropped answers."""
 
 
-class Key(NamedTuple):
-    """A document by id and text, a question (digest of prompt, annotator and sampling settings) and a vote."""
-
-    document_id: str
-    text_digest: str
-    question: str
-    vote: int
-
-
-class Paid(NamedTuple):
-    """Tokens spent: as reported by the server, and the most that tries without a report may have used in addition."""
-
-    prompt: int
-    completion: int
-    assumed: int
-
-
-class Ledger(AbstractContextManager["Ledger"]):
-    """The answers of one run, or of several runs one after the other; a second writer at the same time is refused.
+class SqliteLedger(Ledger):
+    """A ledger in a local file, locked against a second writer. An answer is saved when `record` returns.
 
     Raises:
         InputError: another process holds the ledger, or the file is not a ledger.
@@ -112,21 +90,13 @@ class Ledger(AbstractContextManager["Ledger"]):
                 f"{self.path} is not a ledger of annotations, or it is damaged: {error}. Move it away to start over"
             ) from error
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
+    @override
     def close(self) -> None:
-        """Close the file and release its lock."""
         self._db.close()
         self._lock.release()
 
+    @override
     def record(self, key: Key, window: int, row: Mapping[str, Any], assumed: tuple[int, int] = (0, 0)) -> None:
-        """Write the answer about one window to disk. It replaces an earlier one; the tokens of both add up.
-
-        Args:
-            row: fields of the annotation; `windows` is the number of windows of the document.
-            assumed: prompt and completion tokens that may have been used in addition without a report by the server.
-        """
         self._execute(
             f"INSERT INTO answers ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
             "windows = excluded.windows, status = excluded.status, record = excluded.record, "
@@ -143,19 +113,19 @@ class Ledger(AbstractContextManager["Ledger"]):
             ),
         )
 
+    @override
     def is_worthless(self) -> bool:
-        """Whether the ledger has no answer and nothing in it may have cost anything."""
         paid = " + ".join(_TOKENS)
         return not self._execute(f"SELECT 1 FROM answers WHERE status <> 'failed' OR {paid} > 0 LIMIT 1")
 
+    @override
     def statuses(self, key: Key) -> dict[int, str]:
-        """Status by window, `open` for windows without an answer; empty before the first answer to `key`."""
         rows = self._execute(f"SELECT window, windows, status FROM answers {_WHERE} AND window >= 0", key)
         statuses = {window: status for window, _, status in rows}
         return {window: statuses.get(window, "open") for window in range(rows[0][1])} if rows else {}
 
+    @override
     def forget(self, key: Key) -> None:
-        """Drop the answers to `key`, because its document is now cut into other windows; their tokens stay counted."""
         with self._db:  # one transaction for both statements
             self._execute("BEGIN")
             self._execute(
@@ -167,8 +137,8 @@ class Ledger(AbstractContextManager["Ledger"]):
             self._execute(f"DELETE FROM answers {_WHERE} AND window >= 0", key)
             self._execute("COMMIT")
 
+    @override
     def answers(self, key: Key) -> tuple[list[dict[str, Any]], Paid]:
-        """The answers to `key` in window order, and what they cost, with answers that were replaced or dropped."""
         rows = self._execute(
             "SELECT window, record, prompt_tokens, completion_tokens, assumed_prompt_tokens + "
             f"assumed_completion_tokens FROM answers {_WHERE} ORDER BY window",
@@ -177,8 +147,8 @@ class Ledger(AbstractContextManager["Ledger"]):
         paid = Paid(*(sum(row[column] for row in rows) for column in (2, 3, 4)))
         return [orjson.loads(row[1]) for row in rows if row[0] != _DROPPED], paid
 
+    @override
     def tokens_used(self, questions: Sequence[str]) -> tuple[int, int]:
-        """Most prompt and completion tokens that the answers to `questions` may have cost, counted as in `answers`."""
         marks = ", ".join("?" * len(questions))
         [row] = self._execute(
             "SELECT COALESCE(SUM(prompt_tokens + assumed_prompt_tokens), 0), "
