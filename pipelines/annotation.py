@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 from zenml import pipeline
-from zenml.enums import ExecutionMode
 
 from ml_filter.config import names_of
 from ml_filter.documents.manifest import Manifest
@@ -81,7 +80,7 @@ def _published(gates: list[Any], config: AnnotationPipelineConfig) -> list[Any]:
     ]
 
 
-@pipeline(name="annotation", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
+@pipeline(name="annotation", enable_cache=False)
 def annotation_pipeline(config: AnnotationPipelineConfig) -> None:
     """Sample documents, let LLMs score them, check the scores against human gold, publish a labelled data set."""
     features = feature_steps(config)

@@ -1,7 +1,6 @@
 """End-to-end pipeline: from documents to a filtered corpus."""
 
 from zenml import pipeline
-from zenml.enums import ExecutionMode
 
 from ml_filter.pipeline.config import EndToEndPipelineConfig
 from pipelines.annotation import feature_steps
@@ -11,7 +10,7 @@ from steps.track_run import track_run
 from steps.training.train_head import train_head
 
 
-@pipeline(name="end_to_end", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
+@pipeline(name="end_to_end", enable_cache=False)
 def end_to_end_pipeline(config: EndToEndPipelineConfig) -> None:
     """Sample and annotate the source, train a head on the scores, score the source, keep the best."""
     features = feature_steps(config)._asdict()

@@ -1,7 +1,6 @@
 """Inference pipeline: from a corpus and a head to a filtered corpus."""
 
 from zenml import pipeline
-from zenml.enums import ExecutionMode
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.heads.train import TrainedHead
@@ -31,7 +30,7 @@ def inference_steps(
     return scored, filtered
 
 
-@pipeline(name="scoring", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
+@pipeline(name="scoring", enable_cache=False)
 def scoring_pipeline(config: ScoringPipelineConfig) -> None:
     """Score a corpus with a head, or with a cascade made from it, keep the best, write the report."""
     head = load_head(config.head)

@@ -1,7 +1,6 @@
 """Training pipeline: from labelled documents to a registered head."""
 
 from zenml import pipeline
-from zenml.enums import ExecutionMode
 
 from ml_filter.pipeline.config import TrainingPipelineConfig
 from steps.track_run import track_run
@@ -11,7 +10,7 @@ from steps.training.require_promotion import require_promotion
 from steps.training.train_head import train_head
 
 
-@pipeline(name="training", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
+@pipeline(name="training", enable_cache=False)
 def training_pipeline(config: TrainingPipelineConfig) -> None:
     """Train a head, evaluate it, register it as a version of the configured model, promote it if it is better."""
     gold, promote, output = config.gold, config.promote, config.output

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ml_filter.config import parse_override, problems_in, read_settings, read_yaml, unknown_key, with_overrides
+from ml_filter.config import parse_override, problems_in, read_settings, with_overrides
 from ml_filter.errors import ConfigError
 from ml_filter.logs import configure_logging
 from ml_filter.pipeline.config import (
@@ -27,6 +27,7 @@ from ml_filter.pipeline.config import (
     check_criteria,
 )
 from tools.outcome import run_and_report, without_traceback
+from tools.run_options import for_active_stack, on_stack, read_run_options
 from tools.task import run_task
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
             + ", ".join(pipeline.config.model_fields),
         )
         command.add_argument("--config", type=Path, metavar="FILE", help=f"default: configs/{name}.yaml")
+        command.add_argument(
+            "--stack",
+            metavar="NAME",
+            help="run on this stack, with configs/stacks/NAME.yaml over the file (default: the active stack)",
+        )
         command.add_argument("--run-name", metavar="NAME", help="name of the run, to which date and time are added")
     return parser
 
@@ -122,25 +128,13 @@ def validated(settings: Mapping[str, Any], overrides: Sequence[str], config: typ
     return result
 
 
-def _run_options(path: Path, config: type[BaseModel]) -> dict[str, Any]:
-    """What the file says beside `parameters`, for ZenML, which ignores unknown keys."""
-    from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
-
-    content = read_yaml(path)
-    for name in content:
-        if name in config.model_fields and name not in PipelineRunConfiguration.model_fields:
-            raise ConfigError(f"{path}: {name} is a setting of the pipeline; put it under `parameters:`")
-        if name not in PipelineRunConfiguration.model_fields:
-            raise ConfigError(f"{path}: {unknown_key(name, PipelineRunConfiguration.model_fields)}")
-    return {name: value for name, value in content.items() if name != "parameters"}
-
-
 def _run(arguments: argparse.Namespace) -> None:
     name, path = arguments.pipeline, arguments.config or _CONFIGS / f"{arguments.pipeline}.yaml"
-    options = _run_options(path, PIPELINES[name].config)
+    options = read_run_options(path, PIPELINES[name].config, arguments.stack)
     config = read_config(path, arguments.overrides, PIPELINES[name].config)
     pipeline = load_pipeline(name)
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+    with on_stack(arguments.stack), tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        options = for_active_stack(pipeline, config, options)
         yaml.safe_dump(options, file, sort_keys=False)
         file.flush()
         configured = pipeline.with_options(config_path=file.name, run_name=unique_name(arguments.run_name))

@@ -6,8 +6,18 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ml_filter.errors import MlFilterError
+
+_DEFAULTS = {
+    "ZENML_ANALYTICS_OPT_IN": "false",
+    "ZENML_AUTO_OPEN_DASHBOARD": "false",
+    "ZENML_ENABLE_RICH_TRACEBACK": "false",
+    "SAGEMAKER_ADMIN_CONFIG_OVERRIDE": str(Path(__file__).with_name("sagemaker-sdk.yaml")),  # no telemetry
+    "SAGEMAKER_SUPPRESS_V2_WARNING": "1",
+}
+"""What the libraries below the tasks are told, unless the environment says otherwise."""
 
 
 def run_task(parser: ArgumentParser, task: Callable[[Namespace], None], arguments: Sequence[str] | None = None) -> int:
@@ -22,9 +32,8 @@ def run_task(parser: ArgumentParser, task: Callable[[Namespace], None], argument
         if not hasattr(options, "overrides") or any(argument.startswith("-") for argument in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         options.overrides += rest
-    os.environ.setdefault("ZENML_ANALYTICS_OPT_IN", "false")
-    os.environ.setdefault("ZENML_AUTO_OPEN_DASHBOARD", "false")
-    os.environ.setdefault("ZENML_ENABLE_RICH_TRACEBACK", "false")
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
     try:
         task(options)
     except MlFilterError as error:
