@@ -16,6 +16,7 @@ from pymongo import MongoClient
 from ml_filter.heads.encoder import steady_arithmetic
 from tests.s3 import Bucket, new_bucket, s3_server
 from tests.warehouse import Warehouse
+from tests.webhook import Webhook, serving
 
 # A test that is slow on a busy machine has not failed.
 settings.register_profile("no-deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -71,6 +72,13 @@ def warehouse(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         database = client[f"test_{uuid.uuid4().hex}"]
         yield Warehouse(database, f"mongodb://{host}/{database.name}")
         client.drop_database(database)
+
+
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    """A webhook that keeps what it is told."""
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

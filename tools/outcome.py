@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from ml_filter import errors
 from ml_filter.errors import MlFilterError
+from tools.alerting import failure_of, tell, tell_of_failure
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
@@ -24,10 +25,11 @@ def run_and_report(start: Callable[[], PipelineRunResponse | None]) -> None:
     Raises:
         RunFailed: see `_finish`.
     """
-    started = time.monotonic()
+    started, since = time.monotonic(), datetime.now(UTC)
     try:
         run = start()
     except Exception as error:
+        tell_of_failure(since)
         reason = domain_error(error)
         if reason is None:
             raise
@@ -77,17 +79,16 @@ def _finish(run_id: UUID, seconds: float) -> None:
         print(f"  zenml pipeline runs refresh --include-steps {run.id} && zenml pipeline runs list --id {run.id}")
         return
     _print_summary(run, seconds)
-    if run.status.is_successful:
+    tell(run)
+    failure = failure_of(run)
+    if failure is None:
         return
-    failed = RunFailed(f"{run.name} ended as {run.status.value}")
-    for name, step in run.steps.items():
-        if step.status.is_failed:
-            cause = step.exception_info  # None if its container was killed
-            reason = (cause and cause.message) or "see its log in the dashboard"
-            failed = RunFailed(f"step {name} of {run.name} {step.status.value}: {reason}")
-            error_type = getattr(errors, str(cause and cause.source).rpartition(".")[2], RunFailed)
-            failed.exit_code = getattr(error_type, "exit_code", RunFailed.exit_code)
-            break
+    failed = RunFailed(
+        f"step {failure.step} of {run.name} failed: {failure.reason}"
+        if failure.step
+        else f"{run.name}: {failure.reason}"
+    )
+    failed.exit_code = failure.exit_code
     raise failed
 
 

@@ -54,3 +54,21 @@ def _source_root() -> None:
     from zenml.utils.source_utils import set_custom_source_root
 
     set_custom_source_root(str(Path(__file__).resolve().parents[2]))
+
+
+@pytest.fixture
+def orchestrator(store):
+    """Activate a stack with one of the orchestrators of tests/pipelines/orchestrators.py."""
+    from zenml.client import Client
+    from zenml.enums import StackComponentType
+
+    def activate(name: str) -> None:
+        client = Client()
+        client.create_flavor(f"tests.pipelines.orchestrators.{name.title()}Flavor", StackComponentType.ORCHESTRATOR)
+        client.create_stack_component(name, name, StackComponentType.ORCHESTRATOR, {})
+        stack = client.create_stack(
+            name, {StackComponentType.ORCHESTRATOR: name, StackComponentType.ARTIFACT_STORE: "default"}
+        )
+        client.activate_stack(stack.id)
+
+    return activate
