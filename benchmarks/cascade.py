@@ -75,7 +75,7 @@ def main() -> None:
                 except InputError as error:
                     print(f"| {first_stage} | {sample:,} | {error} | | | |")
                     continue
-                engine, started = load_head(cascade.directory, ScoreConfig()), time.perf_counter()
+                engine, started = load_head(cascade.origin, ScoreConfig()), time.perf_counter()
                 judged = engine.score_with_details(unseen)
                 seconds = time.perf_counter() - started
                 changed = int(((judged.scores[:, 0] >= threshold) != (exact >= threshold)).sum())

@@ -78,7 +78,7 @@ def main() -> None:
                 seconds = np.array([time.perf_counter(), time.process_time()]) - start
                 assert head.training.train_documents == len(texts)
                 if head.digest not in scores:
-                    scores[head.digest] = load_head(head.directory, ScoreConfig()).score(asked)[:, 0]
+                    scores[head.digest] = load_head(head.origin, ScoreConfig()).score(asked)[:, 0]
                 rows[f"`ml-filter train`, {name}, cache {cache}"] = seconds, scores[head.digest]
     report(rows, gold, len(texts))
     print("\n| epochs | loss in training | Spearman, LLM | Spearman, humans |\n|---|---|---|---|")

@@ -35,7 +35,7 @@ from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
-from ml_filter.heads.train import head_parent
+from ml_filter.heads.store import fetch_head
 from ml_filter.logs import configure_logging
 from ml_filter.scoring.config import RAY_LOCAL, ScoreConfig
 from ml_filter.scoring.cores import usable_cores
@@ -156,7 +156,7 @@ def run(
     head: Path, source: SourceConfig, config: ScoreConfig, kind: Callable[..., Workers], output: Path
 ) -> tuple[Timed, Manifest]:
     shards, parents = list_shards(source)
-    job = ScoringJob(str(head), source, config, str(output), tuple(shards), (*parents, head_parent(head)))
+    job = ScoringJob(str(head), source, config, str(output), tuple(shards), (*parents, fetch_head(head).parent))
     with job.directory() as out:
         started = time.perf_counter()
         timed = Timed(kind(job, out, config.workers))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePath, PurePosixPath
@@ -145,14 +146,18 @@ class Location:
         with reaching(self):
             self.fs.pipe_file(self.path, content)
 
+    def copy_here(self, file: Path) -> None:
+        """Copy a local file to this place."""
+        with reaching(self):
+            self.fs.put_file(str(file), self.path)
+
     def move_here(self, file: Path) -> None:
         """Move a finished local file to this place."""
         if self.is_local:
             self.local.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, self.local)
             return
-        with reaching(self):
-            self.fs.put_file(str(file), self.path)
+        self.copy_here(file)
         file.unlink()
 
     def make_directory(self) -> None:
@@ -164,6 +169,21 @@ class Location:
                 self.fs.makedirs(self.path, exist_ok=True)
             except (FileExistsError, NotADirectoryError) as error:
                 raise InputError(f"{self} cannot be a directory: {error}") from error
+
+
+@contextmanager
+def local_copy(directory: Location, names: Iterable[str]) -> Iterator[Path]:
+    """A local directory with these files of a directory: itself, or a temporary copy of what is at a URL."""
+    if directory.is_local:
+        yield directory.local
+        return
+    with tempfile.TemporaryDirectory(prefix="ml_filter-copy-") as scratch:
+        for name in names:
+            target = Path(scratch) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with reaching(directory):
+                directory.fs.get_file((directory / name).path, str(target))
+        yield Path(scratch)
 
 
 @contextmanager

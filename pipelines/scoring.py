@@ -3,7 +3,7 @@
 from zenml import pipeline
 
 from ml_filter.documents.manifest import Manifest
-from ml_filter.heads.train import TrainedHead
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.pipeline.config import EndToEndPipelineConfig, ScoringPipelineConfig
 from steps.export_to_warehouse import export_to_warehouse
 from steps.inference.build_cascade import build_cascade

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
+import shutil
 from typing import Any, ClassVar
 
 from zenml.enums import ArtifactType, VisualizationType
@@ -12,13 +11,16 @@ from zenml.materializers.base_materializer import BaseMaterializer
 
 from ml_filter.documents.manifest import MANIFEST_NAME, Manifest
 from ml_filter.documents.preview import manifest_preview
-from ml_filter.heads.train import TRAINING_NAME, TrainedHead, head_files, read_head
+from ml_filter.heads.info import CONFIG_NAME
+from ml_filter.heads.store import HUB, ZENML, open_file
+from ml_filter.heads.trained import TRAINING_NAME, TrainedHead, TrainingResult
+from ml_filter.location import Location
 from ml_filter.rendering.html import render
 
 _PREVIEW = "preview.html"
 _ROOT = "root.txt"
-_FILES = "files.json"
-_DIGEST = "digest.txt"
+_ORIGIN = "origin.json"
+_BLOCK = 2**22
 
 
 class _WithPreview(BaseMaterializer):
@@ -80,7 +82,10 @@ class ManifestMaterializer(_WithPreview):
 
 
 class HeadMaterializer(_WithPreview):
-    """Stores the files of the head, so that a model version contains the model."""
+    """Stores the files of the head, so that a model version contains the model.
+
+    Loading reads no weights. They come from the origin if that is a directory with the same head, else from the store.
+    """
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (TrainedHead,)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.MODEL
@@ -88,38 +93,56 @@ class HeadMaterializer(_WithPreview):
 
     def save(self, data: TrainedHead) -> None:
         """Copy the files of the head to the store."""
-        files = head_files(data.directory)
-        names = [file.relative_to(data.directory).as_posix() for file in files]
-        for name, file in zip(names, files, strict=True):
+        for name in data.training.files:
             self.artifact_store.makedirs(f"{self.uri}/{name}".rpartition("/")[0])
-            self._write(f"{self.uri}/{name}", file.read_bytes())
-        self._write(f"{self.uri}/{_FILES}", json.dumps(names).encode())
-        self._write(f"{self.uri}/{_ROOT}", data.directory.encode())
-        self._write(f"{self.uri}/{_DIGEST}", data.digest.encode())
+            with open_file(data, name) as source, self.artifact_store.open(f"{self.uri}/{name}", "wb") as target:
+                shutil.copyfileobj(source, target, _BLOCK)
+        self._save_metadata(data, self.uri)
+
+    def _save_metadata(self, data: TrainedHead, copy_at: str | None) -> None:
+        self._write(f"{self.uri}/{_ORIGIN}", json.dumps({"origin": data.origin, "copy_at": copy_at}).encode())
+        self._write(f"{self.uri}/{TRAINING_NAME}", data.training.to_json())
 
     def load(self, data_type: type[Any]) -> TrainedHead:
-        """Return the head in its original directory if that is unchanged, else a copy from the store."""
-        trained_in = self._read(f"{self.uri}/{_ROOT}").decode()
-        stored = self._read(f"{self.uri}/{TRAINING_NAME}")
-        original = Path(trained_in) / TRAINING_NAME
-        if original.exists() and original.read_bytes() == stored:
-            head = read_head(trained_in)
-            if head.digest == self._read(f"{self.uri}/{_DIGEST}").decode():
-                return head
-        directory = Path(tempfile.mkdtemp(prefix="ml_filter-head-"))
-        for name in json.loads(self._read(f"{self.uri}/{_FILES}")):
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            (directory / name).write_bytes(self._read(f"{self.uri}/{name}"))
-        return read_head(directory)
+        """Read what is known of the head. A directory that is not on this machine gives way to the copy as origin."""
+        training = self._read(f"{self.uri}/{TRAINING_NAME}")
+        names = json.loads(self._read(f"{self.uri}/{_ORIGIN}"))
+        origin, copy_at = names["origin"], names["copy_at"]
+        directory = Location(origin)
+        if directory.is_local and not origin.startswith((ZENML, HUB)):
+            origin = origin if (directory / TRAINING_NAME).find_bytes() == training else copy_at
+        head = TrainedHead(
+            origin=origin,
+            copy_at=copy_at,
+            training=TrainingResult.model_validate_json(training),
+            config=json.loads(self._read(f"{self.uri}/{CONFIG_NAME}")),
+        )
+        if copy_at is not None:
+            head.opens_copy_with(lambda name: self.artifact_store.open(f"{copy_at}/{name}", "rb"))
+        return head
 
     def save_visualizations(self, data: TrainedHead) -> dict[str, VisualizationType]:
         """The figures on held-out documents."""
         return self._save_preview(render("heads/templates/head.html", head=data))
 
     def extract_metadata(self, data: TrainedHead) -> dict[str, Any]:
-        """Directory, digest and figures of the head."""
-        return {"path": data.directory, "digest": data.digest, **data.training.evaluation.figures()}
+        """Origin, digest and figures of the head."""
+        return {"path": data.origin, "digest": data.digest, **data.training.evaluation.figures()}
 
     def compute_content_hash(self, data: TrainedHead) -> str:
         """The digest of the weights."""
         return data.digest
+
+
+class ReferencedHeadMaterializer(HeadMaterializer):
+    """Stores only where the head is, if that is no directory: neither a URL nor a version needs another copy."""
+
+    SKIP_REGISTRATION: ClassVar[bool] = True
+
+    def save(self, data: TrainedHead) -> None:
+        """Store the origin, or copy the files."""
+        if data.copy_at is None and Location(data.origin).is_local:
+            super().save(data)
+        else:
+            self._write(f"{self.uri}/{CONFIG_NAME}", json.dumps(data.config).encode())
+            self._save_metadata(data, data.copy_at)

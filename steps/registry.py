@@ -19,8 +19,8 @@ from zenml.utils.pagination_utils import depaginate
 
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.config import Stage
-from ml_filter.heads.info import ZENML, resolve_head
-from ml_filter.heads.train import TrainedHead, read_head
+from ml_filter.heads.store import ZENML, read_head
+from ml_filter.heads.trained import TrainedHead
 from steps.names import Artifact
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def in_stage(model: str, *stages: Stage) -> ModelVersionResponse | None:
 
 
 def head_of(version: ModelVersionResponse) -> TrainedHead:
-    """Load the head of a version.
+    """The head of a version, without its weights.
 
     Raises:
         InputError: the version has no head.
@@ -87,7 +87,7 @@ def head_of(version: ModelVersionResponse) -> TrainedHead:
             f"version {version.number} of {version.model.name} has no head because its training did not finish"
         )
     head: TrainedHead = artifact.load()
-    return head
+    return head.model_copy(update={"origin": f"{ZENML}{version.model.name}@{version.number}"})
 
 
 def predictions_of(version: ModelVersionResponse) -> Manifest | None:
@@ -100,7 +100,7 @@ def predictions_of(version: ModelVersionResponse) -> Manifest | None:
 
 
 def find_head(name: str) -> TrainedHead:
-    """Load a head: `zenml:MODEL[@VERSION]` from ZenML's store, any other name as in `resolve_head`.
+    """Load a head: `zenml:MODEL[@VERSION]` from ZenML's store, any other name as in `read_head`.
 
     VERSION is a number, name or stage. Default: the version in production, else the one in staging.
 
@@ -108,7 +108,7 @@ def find_head(name: str) -> TrainedHead:
         InputError: the head does not exist; the message lists the versions that do.
     """
     if not name.startswith(ZENML):
-        return read_head(resolve_head(name))
+        return read_head(name)
     model, _, version = name.removeprefix(ZENML).partition("@")
     if version:
         return head_of(find_version(model, version))

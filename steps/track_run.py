@@ -7,7 +7,7 @@ from zenml.metadata.metadata_types import Uri
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.evaluation.promotion import Decision
-from ml_filter.heads.train import TrainedHead
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.reporting.run import record_run
 from ml_filter.tracking import TrackingConfig
 from ml_filter.tracking import track_run as track

@@ -106,7 +106,9 @@ def _source_at(path: str) -> SourceConfig:
 Sources = Annotated[SourceConfig, Options("SOURCE...")]
 Docs = Annotated[SourceConfig, Options("DOCS")]
 Labels = Annotated[SourceConfig, Options("LABELS")]
-Head = Annotated[str, typer.Argument(metavar="HEAD", help="Directory made by train, or hf://OWNER/NAME\\[@REVISION]")]
+Head = Annotated[
+    str, typer.Argument(metavar="HEAD", help="Directory or URL made by train, or hf://OWNER/NAME\\[@REVISION]")
+]
 Output = Annotated[
     str, typer.Option("--output", "-o", metavar="DIR", help="Directory of the result; an unfinished run is resumed")
 ]

@@ -144,7 +144,7 @@ def cascade(
     """Add a fast first-stage model to a head. It decides the clear cases; the share of changed decisions is bounded."""
     from ml_filter.scoring.cascade import build_cascade
 
-    show_cascade(build_cascade(head, source, cascade, score, output).directory, output)
+    show_cascade(build_cascade(head, source, cascade, score, output))
 
 
 @command(

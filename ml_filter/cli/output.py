@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ml_filter.evaluation.compare import Comparison
     from ml_filter.evaluation.result import HeadEvaluation
     from ml_filter.heads.search_result import Search
-    from ml_filter.heads.train import TrainedHead
+    from ml_filter.heads.trained import TrainedHead
     from ml_filter.pipeline.bill import PipelineBill
 
 _MAX_TRIALS = 5
@@ -70,18 +70,18 @@ def show_head(head: TrainedHead) -> None:
     }
     # A figure whose name ends in a digit is of one score; a terminal has no room for those.
     overall = {name: value for name, value in figures.items() if not name[-1].isdigit()}
-    show_table("head", head.directory, counts, overall)
+    show_table("head", head.origin, counts, overall)
 
 
-def show_cascade(directory: str, output: str) -> None:
+def show_cascade(head: TrainedHead) -> None:
     """How many documents the first-stage model decides, and the bound on changed decisions."""
-    from ml_filter.heads.kinds import read_cascade
+    from ml_filter.heads.kinds import cascade_of
 
-    cascade = read_cascade(directory)
+    cascade = cascade_of(head)
     assert cascade is not None
     counts = {"sample": cascade.sample, "tested on": cascade.tested, "decided by the first stage": cascade.settled}
     figures = {"share decided": cascade.settled / cascade.tested, "changed, at most": cascade.bound}
-    show_table("cascade", output, {**counts, "of these changed": cascade.changed}, figures)
+    show_table("cascade", head.origin, {**counts, "of these changed": cascade.changed}, figures)
 
 
 def show_reliability(reliability: CriterionReliability) -> None:

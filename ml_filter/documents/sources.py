@@ -137,7 +137,7 @@ def _files_at(path: str) -> tuple[dict[str, InputShard], str]:
         file_format = _format_of(name) or format_of_content(uri)
         if file_format is None:
             raise InputError(f"{name}: unknown format; known endings are {_KNOWN}")
-        state = _state_of(info)
+        state = file_state(info)
         states.append([uri, *state])
         files[name.removeprefix(above)] = InputShard(
             uri, file_format, size=info.get("size"), state=digest_of(state), partitions=_partitions_of(name)
@@ -179,7 +179,8 @@ def _matches(fs: AbstractFileSystem, pattern: str, fixed: str) -> dict[str, dict
     return found
 
 
-def _state_of(info: Mapping[str, Any]) -> list[Any]:
+def file_state(info: Mapping[str, Any]) -> list[Any]:
+    """What changes with the content of a file, in what its file system says about it."""
     """What changes with the content of a file: its size, and the first of `_VERSIONS` that its file system states."""
     return [info.get("size"), str(next((info[name] for name in _VERSIONS if info.get(name)), None))]
 

@@ -28,10 +28,12 @@ from ml_filter.evaluation.result import (
     excerpt_of,
 )
 from ml_filter.heads.config import EngineConfig, TrainConfig
-from ml_filter.heads.info import CalibratedCriterion, head_origin, read_info, resolve_head
+from ml_filter.heads.info import CalibratedCriterion, read_info
 from ml_filter.heads.kinds import load_head
 from ml_filter.heads.labels import STRATA, Labelled, LabelledDocuments
-from ml_filter.heads.train import TRAINING_NAME, head_parent
+from ml_filter.heads.store import HeadName, LocalHead, fetch_head
+from ml_filter.heads.trained import TRAINING_NAME
+from ml_filter.location import Location
 from ml_filter.progress import progress
 from ml_filter.statistics.quality import LENGTH, HeadScores, compare_heads, length_buckets, measure_quality
 
@@ -45,11 +47,11 @@ _SOURCE_COLUMNS = ("host", "source")
 
 
 def evaluate_head(
-    model_directory: str | Path,
+    head: HeadName,
     gold: SourceConfig,
     label_column: str,
     output: str | Path,
-    compare: str | Path | None = None,
+    compare: HeadName | None = None,
     criterion: str | None = None,
     earlier: Sequence[Manifest] = (),
 ) -> tuple[HeadEvaluation, Manifest]:
@@ -66,16 +68,16 @@ def evaluate_head(
         InputError: a head or the labels cannot be found, or do not fit each other.
     """
     data = LabelledDocuments(gold, TrainConfig(label_column=label_column))
-    directories = [resolve_head(name) for name in (model_directory, compare) if name is not None]
-    parents = [head_parent(directory) for directory in directories]
+    heads = [fetch_head(name) for name in (head, compare) if name is not None]
+    parents = [local.parent for local in heads]
     settings = {"label_column": label_column, "criterion": criterion}
     with OutputDirectory(output, "predictions", settings, [*data.parents, *parents]) as out:
         if out.manifest:
             return HeadEvaluation.model_validate_json(out.fs.cat_file(f"{out.root}/{EVALUATION_NAME}")), out.manifest
         scorers = [
-            _earlier_scorer(directory, parent, data.parents, settings, earlier, compared=index > 0)
-            or _head_scorer(directory, criterion, compared=index > 0)
-            for index, (directory, parent) in enumerate(zip(directories, parents, strict=True))
+            _earlier_scorer(local, data.parents, settings, earlier, compared=index > 0)
+            or _head_scorer(local, criterion, compared=index > 0)
+            for index, local in enumerate(heads)
         ]
         _check_ranges(scorers, [parent.path for parent in parents])
         scale, unit = scorers[0].criterion, scorers[0].unit
@@ -153,9 +155,9 @@ class _Scorer:
     lengths: Callable[[Labelled, int], Sequence[int]]
 
 
-def _head_scorer(directory: Path, criterion: str | None, *, compared: bool) -> _Scorer:
-    head = load_head(directory, EngineConfig())
-    column = _column(head.info.names, criterion, head_origin(directory), compared=compared)
+def _head_scorer(local: LocalHead, criterion: str | None, *, compared: bool) -> _Scorer:
+    head = load_head(local.directory, EngineConfig())
+    column = _column(head.info.names, criterion, local.origin, compared=compared)
     return _Scorer(
         head.info.criteria[column],
         head.unit,
@@ -165,8 +167,7 @@ def _head_scorer(directory: Path, criterion: str | None, *, compared: bool) -> _
 
 
 def _earlier_scorer(
-    directory: Path,
-    head: Parent,
+    head: LocalHead,
     documents: Sequence[Parent],
     settings: dict[str, Any],
     earlier: Sequence[Manifest],
@@ -179,16 +180,16 @@ def _earlier_scorer(
         data, heads = manifest.parents[: len(digests)], manifest.parents[len(digests) :]
         same = manifest.kind == "predictions" and manifest.config == settings
         same &= [parent.digest for parent in data] == digests and head.digest in [parent.digest for parent in heads]
-        if not same or not (directory / TRAINING_NAME).exists() or find_manifest(manifest.root) is None:
+        if not same or not (head.directory / TRAINING_NAME).exists() or find_manifest(manifest.root) is None:
             continue
-        path = manifest.shard_paths()[0]
+        path = Location(manifest.shard_paths()[0])
         score_column = _SCORE_COLUMNS[[parent.digest for parent in heads].index(head.digest)]
-        if "://" in path or not Path(path).exists() or file_digest(Path(path)) != manifest.shards[0].digest:
+        if not path.exists() or file_digest(path) != manifest.shards[0].digest:
             continue
-        logger.info(f"The scores of {head.path} on these documents are reused from {manifest.root}")
-        info = read_info(directory)
-        index = _column(info.names, settings["criterion"], head.path, compared=compared)
-        return _table_scorer(pq.read_table(path), score_column, info.criteria[index])
+        logger.info(f"The scores of {head.origin} on these documents are reused from {manifest.root}")
+        info = read_info(head.directory)
+        index = _column(info.names, settings["criterion"], head.origin, compared=compared)
+        return _table_scorer(pq.read_table(path.path, filesystem=path.fs), score_column, info.criteria[index])
     return None
 
 

@@ -24,7 +24,8 @@ from ml_filter.evaluation.evaluate import evaluate_head
 from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import LabelledDocuments, text_keys
-from ml_filter.heads.train import TrainedHead, read_trained_on
+from ml_filter.heads.store import read_trained_on
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.statistics.intervals import Figure
 from ml_filter.statistics.metrics import PAIR_FIGURES
 
@@ -93,9 +94,8 @@ def evaluate_candidate(
     for head, name in zip((candidate, current), names, strict=True):
         if head is not None:
             _require_held_out(head, name, sets.values())
-    compare = None if current is None else current.directory
     results = {
-        labels: evaluate_head(candidate.directory, source, column, output, compare, config.criterion, earlier)
+        labels: evaluate_head(candidate, source, column, output, current, config.criterion, earlier)
         for labels, (source, column) in sets.items()
     }
     decision = decide({labels: evaluation for labels, (evaluation, _) in results.items()}, config, names)
@@ -104,7 +104,7 @@ def evaluate_candidate(
 
 def _require_held_out(head: TrainedHead, name: str, sets: Iterable[tuple[SourceConfig, str]]) -> None:
     trained_on = {parent.digest for parent in head.training.parents}
-    keys = read_trained_on(head.directory)
+    keys = read_trained_on(head)
     if keys is None:
         logger.warning(f"{name} has no record of the texts it was trained on: not checked for overlap")
     for source, label_column in sets:

@@ -1,13 +1,8 @@
-"""Where a head is, and what the config.json of every kind of head contains: criteria, calibration, provenance.
-
-The name of a head is its directory or `hf://OWNER/NAME[@REVISION]`. Commands and pipelines call `resolve_head` at their
-start; all other code gets a directory.
-"""
+"""What the config.json of every kind of head contains: criteria, calibration, provenance."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from ml_filter.config import hub_token
 from ml_filter.criterion import Criterion
-from ml_filter.errors import ConfigError, InputError
+from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadKind
 from ml_filter.heads.profile import Profile
+from ml_filter.location import Location
 from ml_filter.statistics.calibration import Calibration
 from ml_filter.statistics.rounding import integer_scores
 
@@ -30,11 +25,6 @@ CROSS_FITTED = "the training documents, each scored by a head fitted on others"
 """The documents whose scores a calibration is fitted on."""
 HELD_OUT_FOLD = "a fifth of the training documents, held out from training and used to choose the checkpoint"
 """The same for a fine-tuned encoder."""
-ZENML = "zenml:"
-"""Prefix of a version in ZenML's model store, which only the pipelines can read."""
-_HUB_NAME = re.compile(r"^hf://?(?P<name>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))?$")
-_DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.tiktoken"]
-"""Weights, configuration and vocabularies, but no code and no pickles."""
 _Settings = TypeVar("_Settings", bound=BaseModel)
 
 
@@ -65,51 +55,6 @@ class HeadInfo(BaseModel):
         return [criterion.name for criterion in self.criteria]
 
 
-def resolve_head(name: str | Path) -> Path:
-    """The directory of a head. A Hub repository is downloaded first, to the Hub's cache.
-
-    The cache is by commit: nothing is downloaded twice, and a cached revision is found without a network.
-
-    Args:
-        name: directory, or `hf://OWNER/NAME[@REVISION]` with a branch, tag or commit; by default the main branch. A
-            `Path` of such a name, which has one slash less, works too.
-
-    Raises:
-        InputError: the directory or repository does not exist, or cannot be downloaded.
-        ConfigError: the name is in ZenML's model store, or does not have this form.
-    """
-    text = str(name)
-    if text.startswith("hf:"):
-        match = _HUB_NAME.match(text)
-        if match is None:
-            raise ConfigError(f"{text!r} is not a Hub name; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
-        return _from_hub(match["name"], match["revision"])
-    if text.startswith(ZENML):
-        raise ConfigError(
-            f"{text!r} is in ZenML's model store, which only pipelines can read; use its directory, which the summary "
-            "of the pipeline shows, or hf://OWNER/NAME"
-        )
-    if not Path(text).is_dir():
-        raise InputError(
-            f"{text} has no trained head: the directory does not exist; train one with ml-filter train, or use one "
-            "from the Hub as hf://OWNER/NAME[@REVISION]"
-        )
-    return Path(text)
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    url = f"hf://{name}@{revision}" if revision else f"hf://{name}"
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_DOWNLOADED, token=hub_token()))
-    except Exception as error:  # the Hub client raises about twenty types, some from its HTTP library
-        raise InputError(
-            f"{url}: {type(error).__name__}: {str(error).strip().splitlines()[0]}. Check the name, the revision, the "
-            "network and, for a private repository, HF_TOKEN or `hf auth login`"
-        ) from error
-
-
 def head_origin(directory: str | Path) -> str:
     """The name of a head in messages and lineage: repository and commit if it is in the Hub's cache, else the path."""
     *_, repository, kind, commit = ("", "", "", *Path(directory).parts)
@@ -130,38 +75,40 @@ def write_config(directory: str | Path, info: HeadInfo, **own: Any) -> None:
     (Path(directory) / CONFIG_NAME).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read_config(directory: str | Path) -> dict[str, Any]:
+def read_config(directory: str | Path | Location) -> dict[str, Any]:
     """The config.json of a head.
 
     Raises:
         InputError: it does not exist, or is not a JSON object.
     """
-    path = Path(directory) / CONFIG_NAME
+    path = Location(directory) / CONFIG_NAME
+    content = path.find_bytes()
+    if content is None:
+        raise InputError(f"{directory} is not a head: it has no {CONFIG_NAME}. Train one with ml-filter train")
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f"{directory} is not a head: it has no {CONFIG_NAME}. Train one with ml-filter train"
-        ) from None
+        config = json.loads(content)
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
+    if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object")
-    return content
+    return config
 
 
 def read_info(directory: str | Path) -> HeadInfo:
-    """The criteria and provenance of a head.
+    """The criteria and provenance of a head; raises as `read_config` and `info_in`."""
+    return info_in(read_config(directory), directory)
+
+
+def info_in(config: dict[str, Any], directory: str | Path) -> HeadInfo:
+    """The criteria and provenance in the config.json of a head in `directory`.
 
     Raises:
-        InputError: there is no config.json, or it does not describe a head.
+        InputError: it does not describe a head.
     """
     try:
-        return HeadInfo.model_validate(read_config(directory)["head"])
+        return HeadInfo.model_validate(config["head"])
     except (KeyError, ValidationError) as error:
-        raise InputError(
-            f"{Path(directory) / CONFIG_NAME} does not describe a head of this version: {error}"
-        ) from error
+        raise InputError(f"{CONFIG_NAME} in {directory} does not describe a head of this version: {error}") from error
 
 
 def read_weights(

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
 
-from ml_filter import __version__
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.lock import WriterLock
-from ml_filter.documents.manifest import Parent, digest_of
+from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.output_directory import with_digest
-from ml_filter.documents.writer import file_digest
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.encoder import shown_name
-from ml_filter.heads.info import CONFIG_NAME, CalibratedCriterion, HeadInfo, head_origin, resolve_head, uncalibrated
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo, uncalibrated
 from ml_filter.heads.labels import LabelledDocuments, LabelTable, check_folds, check_labels, read_label_table
 from ml_filter.heads.profile import Profile
-from ml_filter.location import write_atomically
+from ml_filter.heads.store import new_head, read_head
+from ml_filter.heads.trained import (
+    TRAINED_ON_NAME,
+    TRAINING_NAME,
+    TrainedHead,
+    TrainingResult,
+    file_digests,
+    head_files,
+)
+from ml_filter.location import Location, write_atomically
 from ml_filter.statistics.calibration import fit_calibration
 from ml_filter.statistics.evaluation import Evaluation, evaluate_scores
 from ml_filter.statistics.intervals import Array
@@ -37,44 +39,7 @@ from ml_filter.statistics.intervals import Array
 if TYPE_CHECKING:
     from ml_filter.heads.kinds import Trainer
 
-TRAINING_NAME = "training.json"
 SCRATCH_NAME = ".finetune"
-TRAINED_ON_NAME = "trained_on.safetensors"
-"""`text_keys` of the training documents, sorted: hashes, from which no text can be recovered."""
-
-
-class TrainingResult(BaseModel):
-    """The content of `training.json`, which is written last: a head without it is incomplete.
-
-    `test` has the figures on the test documents by criterion, `cross_validated` those on the training documents, each
-    scored by a head that was fitted on others (with a trained encoder: on the fold that chose its checkpoint).
-    """
-
-    config_digest: str
-    engine: str
-    documents: int
-    unlabelled: int
-    train_documents: int
-    test_documents: int
-    test: dict[str, Evaluation]
-    cross_validated: dict[str, Evaluation]
-    history: list[dict[str, float]] = []
-    parents: list[Parent]
-    lineage: list[dict[str, object]]
-    code_version: str = __version__
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """Figures of the first criterion on the test documents."""
-        return next(iter(self.test.values()))
-
-
-class TrainedHead(BaseModel):
-    """A head on disk: its directory, the digest of its files, and the result of its training."""
-
-    directory: str
-    digest: str
-    training: TrainingResult
 
 
 def train_head(
@@ -85,7 +50,7 @@ def train_head(
     Args:
         labels: documents with label columns, or a directory of aggregated scores.
         config: kind, encoder, output layer, label columns, share of test documents, seed.
-        output: the head's directory: safetensors, config, tokenizer, training.json.
+        output: the head's directory or URL: safetensors, config, tokenizer, training.json.
         documents: the documents of aggregated scores (default: those that were annotated).
 
     Raises:
@@ -94,26 +59,15 @@ def train_head(
     """
     data = LabelledDocuments(labels, config, documents)
     digest = digest_of([config.model_dump(mode="json"), [parent.digest for parent in data.parents]])
-    with lock_directory(with_digest(output, digest)) as target:
-        if not (target / TRAINING_NAME).exists():
-            _train(data, config, target, digest)
-        head = read_head(target)
-        if head.training.config_digest != digest:
-            raise InputError(f"{output} already has a head with other labels or settings; choose another --output")
-        return head
-
-
-@contextmanager
-def lock_directory(directory: str) -> Iterator[Path]:
-    """Create a head's directory and lock it. InputError: another process is writing to it."""
-    path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
-    lock = WriterLock(path, directory, ".parts", part=None)
-    lock.begin()
-    try:
-        yield path
-    finally:
-        lock.release()
+    location = Location(with_digest(output, digest))
+    if not (location / TRAINING_NAME).exists():
+        with new_head(location, digest) as target:
+            if not (target / TRAINING_NAME).exists():
+                _train(data, config, target, digest)
+    head = read_head(str(location))
+    if head.training.config_digest != digest:
+        raise InputError(f"{output} already has a head with other labels or settings; choose another --output")
+    return head
 
 
 def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: str) -> None:
@@ -165,6 +119,7 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
             history=list(trainer.history),
             parents=data.parents,
             lineage=data.lineage,
+            files={},
         )
         _save(trainer, info, result, np.unique(table.texts[train]), target)
 
@@ -204,58 +159,12 @@ def _save(
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as scratch:
         trainer.save(Path(scratch), info)
         save_file({"texts": trained_on}, Path(scratch) / TRAINED_ON_NAME)
+        result = result.model_copy(update={"files": file_digests(Path(scratch))})
         for file in head_files(scratch):
             destination = target / file.relative_to(scratch)
             destination.parent.mkdir(parents=True, exist_ok=True)
             file.chmod(0o644)
             os.replace(file, destination)
-    write_atomically(target / TRAINING_NAME, (json.dumps(result.model_dump(mode="json"), indent=1) + "\n").encode())
+    write_atomically(target / TRAINING_NAME, result.to_json())
     shutil.rmtree(target / SCRATCH_NAME, ignore_errors=True)
     logger.info(f"Saved a head trained on {result.train_documents:,} documents to {target}")
-
-
-def head_files(directory: str | Path) -> list[Path]:
-    """The files of a head, with those of a stack's members, sorted by name."""
-    root = Path(directory)
-    files = (path for path in root.rglob("*") if path.is_file())
-    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts))
-
-
-def read_head(directory: str | Path) -> TrainedHead:
-    """The head in a directory.
-
-    Raises:
-        InputError: the directory has no complete head.
-    """
-    training_file = Path(directory) / TRAINING_NAME
-    files = [file for file in head_files(directory) if file.suffix == ".safetensors" or file.name == CONFIG_NAME]
-    if not training_file.exists() or not {".safetensors", ".json"} <= {file.suffix for file in files}:
-        raise InputError(f"{directory} has no trained head (no {TRAINING_NAME}); train one with ml-filter train")
-    try:
-        training = TrainingResult.model_validate_json(training_file.read_text())
-    except ValidationError as error:
-        raise InputError(
-            f"{training_file} is from another version of ml-filter; train the head again: {error}"
-        ) from error
-    digest = digest_of({str(file.relative_to(directory)): file_digest(file) for file in files})
-    return TrainedHead(directory=str(directory), digest=digest, training=training)
-
-
-def read_trained_on(directory: str | Path) -> NDArray[np.uint64] | None:
-    """Sorted `text_keys` of the documents that a head was trained on; None: not recorded."""
-    from safetensors.numpy import load_file
-
-    path = Path(directory) / TRAINED_ON_NAME
-    return load_file(path)["texts"] if path.exists() else None
-
-
-def head_parent(head: str | Path) -> Parent:
-    """A head, or a published classifier, as the input of a later stage; raises as `resolve_head` and `read_head`."""
-    directory = resolve_head(head)
-    config = directory / CONFIG_NAME
-    if config.exists() and not (directory / TRAINING_NAME).exists():
-        architectures = json.loads(config.read_text()).get("architectures") or [""]
-        if architectures[0].endswith("ForSequenceClassification"):
-            files = {file.name: file_digest(file) for file in head_files(directory)}
-            return Parent(path=head_origin(directory), digest=digest_of(files))
-    return Parent(path=head_origin(directory), digest=read_head(directory).digest)

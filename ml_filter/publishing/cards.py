@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
@@ -16,9 +16,10 @@ from ml_filter.annotation.prompts import kept_prompt
 from ml_filter.documents.lineage import ancestors, annotation_runs, annotation_summary
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.evaluation.result import HeadEvaluation
-from ml_filter.heads.info import CROSS_FITTED, HELD_OUT_FOLD, CalibratedCriterion, HeadInfo, read_config, read_info
+from ml_filter.heads.info import CROSS_FITTED, HELD_OUT_FOLD, CalibratedCriterion, HeadInfo
 from ml_filter.heads.kinds import HEADS
-from ml_filter.heads.train import TrainedHead
+from ml_filter.heads.store import fetch_head
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.location import Location
 from ml_filter.publishing.config import PublishConfig
 from ml_filter.rendering.html import render_text
@@ -119,7 +120,7 @@ def write_model_card(
     head: TrainedHead, name: str, evaluations: Sequence[HeadEvaluation] = (), license: str = "unknown"
 ) -> str:
     """Return the text of the card. Of local paths it states only the last part, with the digest."""
-    info = read_info(head.directory)
+    info = head.info
     runs: list[dict[str, Any]] = list(head.training.lineage)
     return render_text(
         "publishing/templates/model_card.md",
@@ -128,7 +129,7 @@ def write_model_card(
         description=HEADS[info.engine].description,
         info=info,
         settings=HEADS[info.engine].used_settings(info.provenance.get("training", {})),
-        reads=HEADS[info.engine].text_limit(Path(head.directory), read_config(head.directory)),
+        reads=HEADS[info.engine].text_limit(fetch_head(head).directory, head.config),
         head=head,
         runs=runs,
         annotators=annotation_summary(runs)["annotator"] if runs else None,
@@ -175,7 +176,7 @@ def _header(info: HeadInfo, name: str, evaluations: Sequence[HeadEvaluation], li
 def _evaluated(head: TrainedHead, evaluations: Sequence[HeadEvaluation]) -> list[tuple[str, str, Evaluation]]:
     """Rows of criterion, labels and figures: those of training, then the evaluations."""
     training = head.training
-    tuned = read_info(head.directory).provenance.get("training", {}).get("finetune")
+    tuned = head.info.provenance.get("training", {}).get("finetune")
     crossed = HELD_OUT_FOLD if tuned else CROSS_FITTED
     rows: list[tuple[str, str, Evaluation]] = []
     for name in training.test:

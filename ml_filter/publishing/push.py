@@ -13,9 +13,9 @@ from ml_filter.config import hub_token
 from ml_filter.documents.manifest import Manifest, read_manifest
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
-from ml_filter.heads.info import resolve_head
-from ml_filter.heads.train import TRAINING_NAME, TrainedHead, head_files, read_head
-from ml_filter.location import Location
+from ml_filter.heads.store import fetch_head, read_head
+from ml_filter.heads.trained import TRAINING_NAME, TrainedHead
+from ml_filter.location import Location, local_copy
 from ml_filter.publishing.cards import CARD_NAME, local_name, write_model_card
 
 if TYPE_CHECKING:
@@ -43,14 +43,16 @@ def push_to_hub(api: HfApi, labelled: Manifest, name: str, private: bool) -> str
     """
 
     def upload() -> None:
-        api.upload_folder(
-            folder_path=labelled.root,
-            repo_id=name,
-            repo_type="dataset",
-            allow_patterns=[CARD_NAME, *(shard.path for shard in labelled.shards)],
-            delete_patterns=["data/*.parquet"],
-            commit_message=f"Labelled data set, manifest {labelled.digest[:12]}",
-        )
+        files = [CARD_NAME, *(shard.path for shard in labelled.shards)]
+        with local_copy(Location(labelled.root), files) as folder:
+            api.upload_folder(
+                folder_path=folder,
+                repo_id=name,
+                repo_type="dataset",
+                allow_patterns=files,
+                delete_patterns=["data/*.parquet"],
+                commit_message=f"Labelled data set, manifest {labelled.digest[:12]}",
+            )
 
     return _upload(api, name, "dataset", labelled.root, private=private, upload=upload)
 
@@ -64,7 +66,7 @@ def _upload(
     private: bool,
     upload: Callable[[], None],
 ) -> str:
-    """Create a repository if it does not exist, and upload to it. `directory` is the local one, for messages."""
+    """Create a repository if it does not exist, and upload to it. `directory` is where it is now, for messages."""
     label = {"dataset": "data set", "model": "head"}[kind]
     try:
         url = api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
@@ -91,7 +93,7 @@ _KEPT = {".gitattributes"}
 
 
 def push_model(
-    directory: str | Path,
+    head: str | Path,
     name: str,
     *,
     private: bool = False,
@@ -108,11 +110,11 @@ def push_model(
             or the Hub cannot be reached or rejects the upload.
         ConfigError: no token is set.
     """
-    head = read_head(resolve_head(directory))
-    card = write_model_card(head, name, [read_evaluation(path, head) for path in evaluations], license)
+    trained = read_head(head)
+    card = write_model_card(trained, name, [read_evaluation(path, trained) for path in evaluations], license)
     api = hub_api(name)
-    upload = partial(_commit, api, name, head, card)
-    return _upload(api, name, "model", head.directory, private=private, upload=upload)
+    upload = partial(_commit, api, name, trained, card)
+    return _upload(api, name, "model", trained.origin, private=private, upload=upload)
 
 
 def read_evaluation(directory: str | Path, head: TrainedHead) -> HeadEvaluation:
@@ -125,7 +127,7 @@ def read_evaluation(directory: str | Path, head: TrainedHead) -> HeadEvaluation:
     evaluation = HeadEvaluation.model_validate_json(Location(manifest.path_of(EVALUATION_NAME)).read_bytes())
     if evaluation.head_digest != head.digest:
         raise InputError(
-            f"{directory} evaluates another head ({evaluation.head}), not {head.directory}; run `ml-filter evaluate` "
+            f"{directory} evaluates another head ({evaluation.head}), not {head.origin}; run `ml-filter evaluate` "
             "on this head"
         )
     return evaluation
@@ -135,8 +137,8 @@ def _commit(api: HfApi, name: str, head: TrainedHead, card: str) -> None:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     files: dict[str, str | bytes] = {CARD_NAME: card.encode(), TRAINING_NAME: _without_local_paths(head)}
-    for path in head_files(head.directory):
-        files.setdefault(path.relative_to(head.directory).as_posix(), str(path))
+    directory = fetch_head(head).directory
+    files |= {path: str(directory / path) for path in head.training.files}
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in files.items()
     ]

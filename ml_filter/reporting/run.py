@@ -15,11 +15,12 @@ from ml_filter.errors import InputError
 from ml_filter.evaluation.promotion import Decision
 from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
 from ml_filter.evaluation.result import REPORT_NAME as EVALUATION_PAGE
-from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, resolve_head
-from ml_filter.heads.kinds import read_cascade
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo
+from ml_filter.heads.kinds import cascade_of
 from ml_filter.heads.kinds.cascade import CascadeInfo
 from ml_filter.heads.profile import Shift, shifts
-from ml_filter.heads.train import TrainedHead, head_parent, read_head
+from ml_filter.heads.store import read_head
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.location import Location
 from ml_filter.rendering.html import render, render_text
 from ml_filter.rendering.plots import score_histogram
@@ -67,7 +68,7 @@ def _add_head(record: RunRecord, head: TrainedHead) -> None:
         "head_digest": head.digest,
         "labels_digest": ", ".join(parent.digest for parent in training.parents),
         **annotation_summary(training.lineage),
-        **flat_settings(read_info(head.directory).provenance.get("training", {}), "train_"),
+        **flat_settings(head.info.provenance.get("training", {}), "train_"),
     }
 
 
@@ -212,10 +213,10 @@ def report_filtered(
             f"{corpus.root} is not the corpus that {filtered} was selected from; pass that corpus with --scored"
         )
     scorer = corpus.parents[-1]
-    directory = resolve_head(head or scorer.path)
-    if head_parent(directory).digest != scorer.digest:
-        raise InputError(f"{directory} is not the head that scored {corpus.root}; pass that head with --head")
-    return write_run_report(read_head(directory), corpus, kept, usd_per_worker_hour=usd_per_worker_hour)
+    trained = read_head(head or scorer.path)
+    if trained.digest != scorer.digest:
+        raise InputError(f"{trained.origin} is not the head that scored {corpus.root}; pass that head with --head")
+    return write_run_report(trained, corpus, kept, usd_per_worker_hour=usd_per_worker_hour)
 
 
 def run_report(
@@ -226,9 +227,9 @@ def run_report(
     usd_per_worker_hour: float | None = None,
 ) -> RunReport:
     """Build the report; arguments as in `write_run_report`."""
-    training, info = head.training, read_info(head.directory)
+    training, info = head.training, head.info
     selection = filtered.config["selection"]
-    threshold, cascade = selection.get("threshold"), read_cascade(head.directory)
+    threshold, cascade = selection.get("threshold"), cascade_of(head)
     # The only criterion of a head has the column `score`.
     columns = {f"score_{criterion.name}": criterion for criterion in info.criteria}
     criterion = columns.get(selection["score_column"], info.criteria[0])
@@ -244,7 +245,7 @@ def run_report(
             *(Stage(name=_STAGE_NAMES.get(m.kind, m.kind), path=m.root, counts=m.counts) for m in feature),
             Stage(
                 name="head",
-                path=head.directory,
+                path=head.origin,
                 counts={"trained_on": training.train_documents, "tested_on": training.test_documents},
             ),
             *(Stage(name=m.kind, path=m.root, counts=m.counts) for m in (scored, filtered)),

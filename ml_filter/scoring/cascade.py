@@ -13,7 +13,6 @@ Sources: Clopper and Pearson 1934 (the bound); Angelopoulos et al. 2021, Learn t
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -32,23 +31,16 @@ from ml_filter.documents.output_directory import with_digest
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
-from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, resolve_head, write_config
+from ml_filter.heads.info import CalibratedCriterion, HeadInfo, read_info, write_config
 from ml_filter.heads.kinds import load_head
 from ml_filter.heads.kinds.base import ENCODER_DIRECTORY
 from ml_filter.heads.kinds.cascade import FIRST_STAGE_DIRECTORY, CascadeInfo
 from ml_filter.heads.labels import Groups, LabelledDocuments, choose_test_documents
 from ml_filter.heads.profile import script_of
-from ml_filter.heads.train import (
-    TRAINING_NAME,
-    TrainedHead,
-    TrainingResult,
-    head_files,
-    head_parent,
-    lock_directory,
-    read_head,
-    train_head,
-)
-from ml_filter.location import write_atomically
+from ml_filter.heads.store import HeadName, LocalHead, fetch_head, new_head, read_head
+from ml_filter.heads.train import train_head
+from ml_filter.heads.trained import TRAINING_NAME, TrainedHead, TrainingResult, file_digests, head_files
+from ml_filter.location import Location, write_atomically
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents, sampling_key
 from ml_filter.progress import progress
@@ -97,39 +89,41 @@ class TestedBounds:
 
 
 def build_cascade(
-    head: str | Path, source: SourceConfig, config: CascadeConfig, score: ScoreConfig, output: str | Path
+    head: HeadName, source: SourceConfig, config: CascadeConfig, score: ScoreConfig, output: str | Path
 ) -> TrainedHead:
     """Train a first-stage model for a head on a sample of a corpus, bound its errors, and save both as one head.
 
     Resumable.
 
     Args:
-        head: directory, or `hf://OWNER/NAME[@REVISION]`; it scores the sample.
+        head: scores the sample.
         source: the corpus to be scored later.
         score: how the head scores the sample.
-        output: directory of the cascade, which can be used like any head.
+        output: directory or URL of the cascade, which can be used like any head.
 
     Raises:
         InputError: the head has several criteria, the sample is too small, no bounds keep `max_changed`, or `output`
             contains another cascade.
     """
-    directory = resolve_head(head)
-    criterion = _criterion(_read_info(directory), config)
+    local = fetch_head(head)
+    criterion = _criterion(_read_info(local.directory), config)
     _, parents = list_shards(source)
-    digest = digest_of([config.model_dump(mode="json"), head_parent(directory).digest, [p.digest for p in parents]])
-    with lock_directory(with_digest(output, digest)) as target:
-        if not (target / TRAINING_NAME).exists():
-            _build(directory, criterion, source, config, score, target, digest)
-        cascade = read_head(target)
-        if cascade.training.config_digest != digest:
-            raise InputError(
-                f"{output} already contains a cascade of another head, corpus or configuration; choose another --output"
-            )
-        return cascade
+    digest = digest_of([config.model_dump(mode="json"), local.digest, [p.digest for p in parents]])
+    location = Location(with_digest(output, digest))
+    if not (location / TRAINING_NAME).exists():
+        with new_head(location, digest) as target:
+            if not (target / TRAINING_NAME).exists():
+                _build(local, criterion, source, config, score, target, digest)
+    cascade = read_head(str(location))
+    if cascade.training.config_digest != digest:
+        raise InputError(
+            f"{output} already contains a cascade of another head, corpus or configuration; choose another --output"
+        )
+    return cascade
 
 
 def _build(
-    directory: Path,
+    local: LocalHead,
     criterion: CalibratedCriterion,
     source: SourceConfig,
     config: CascadeConfig,
@@ -137,7 +131,7 @@ def _build(
     target: Path,
     digest: str,
 ) -> None:
-    scratch = target / _SCRATCH_NAME
+    directory, scratch = local.directory, target / _SCRATCH_NAME
     sample = sample_documents(source, SampleConfig(size=config.sample, seed=config.seed), scratch / "sample")
     _check_sample_size(sample.rows, config)
     scored = score_corpus(directory, SourceConfig(paths=[sample.root]), score, scratch / "scored")
@@ -153,7 +147,7 @@ def _build(
         calibration=None,
     )
     first_stage = train_head(labels, train, target / FIRST_STAGE_DIRECTORY)
-    pairs, scope, is_test = _score_held_out(first_stage.directory, labels, train, config)
+    pairs, scope, is_test = _score_held_out(first_stage.origin, labels, train, config)
     proposing, testing = pairs.take(~is_test), pairs.take(is_test)
     bounds = choose_bounds(proposing, testing, threshold, config.max_changed, config.confidence)
     cascade = CascadeInfo(
@@ -184,11 +178,11 @@ def _build(
         test_documents=bounds.tested,
         test={criterion.name: evaluation},
         cross_validated={},
-        parents=[head_parent(directory), *sample.parents],
+        parents=[local.parent, *sample.parents],
         lineage=read_head(directory).training.lineage if (directory / TRAINING_NAME).exists() else [],
+        files=file_digests(target),
     )
-    content = json.dumps(result.model_dump(mode="json"), indent=1) + "\n"
-    write_atomically(target / TRAINING_NAME, content.encode())  # last: it marks the cascade as complete
+    write_atomically(target / TRAINING_NAME, result.to_json())  # last: it marks the cascade as complete
     shutil.rmtree(scratch, ignore_errors=True)
     logger.info(
         f"The first-stage model decides {bounds.settled:,} of {bounds.tested:,} test documents, {bounds.changed:,} of "

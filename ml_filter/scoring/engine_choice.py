@@ -28,10 +28,10 @@ from ml_filter.documents.rejects import RejectsLog
 from ml_filter.errors import ConfigError
 from ml_filter.heads.batching import length_batches, pad, split_windows, token_ids
 from ml_filter.heads.device import choose_device, choose_dtype, multiplies_bfloat16
-from ml_filter.heads.info import resolve_head
 from ml_filter.heads.kinds import encoder_directory
 from ml_filter.heads.kinds.encoder import EncoderHead
 from ml_filter.heads.model import load_model
+from ml_filter.heads.store import fetch_head
 from ml_filter.scoring.config import ScoreConfig
 
 _MIN_BYTES = 4 * 2**20
@@ -87,7 +87,7 @@ def choose_engine(
     Raises:
         ConfigError: the device is not available, or no candidate can run the encoder.
     """
-    encoder = encoder_directory(resolve_head(head))
+    encoder = encoder_directory(Path(head) if Path(head).is_dir() else fetch_head(head).directory)
     if encoder is None or (config.ray and config.worker_gpus):
         return None
     device = choose_device("cpu" if config.ray and config.device == "auto" else config.device)

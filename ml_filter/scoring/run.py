@@ -26,9 +26,8 @@ from ml_filter.documents.rejects import nothing_read
 from ml_filter.documents.sources import list_shards, shard_state
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.encoder import steady_arithmetic
-from ml_filter.heads.info import head_origin, resolve_head
 from ml_filter.heads.kinds import load_head
-from ml_filter.heads.train import head_parent
+from ml_filter.heads.store import HeadName, fetch_head
 from ml_filter.progress import Progress, progress
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.cores import threads_per_worker, usable_cores
@@ -52,14 +51,14 @@ class Rank(NamedTuple):
         return list(shards[self.number :: self.world_size])
 
 
-def score_corpus(head: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path) -> Manifest:
+def score_corpus(head: HeadName, source: SourceConfig, config: ScoreConfig, output: str | Path) -> Manifest:
     """Score every document of a corpus to one output shard per input shard, in memory that does not grow with it.
 
     Resumable: a second call scores the shards that are unfinished or failed. An input column with the name of a score
     column is renamed to `input_<name>`.
 
     Args:
-        head: directory, or `hf://OWNER/NAME[@REVISION]`.
+        head: directory, URL, `hf://OWNER/NAME[@REVISION]` or what `read_head` returned.
         output: directory or URL.
 
     Raises:
@@ -75,7 +74,7 @@ def score_corpus(head: str | Path, source: SourceConfig, config: ScoreConfig, ou
 
 
 def score_rank(
-    head: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path, rank: Rank
+    head: HeadName, source: SourceConfig, config: ScoreConfig, output: str | Path, rank: Rank
 ) -> Manifest | None:
     """Score the shards of one of several ranks, which do not communicate with each other.
 
@@ -116,15 +115,16 @@ def find_rank(rank: str, world_size: int | None, environment: Mapping[str, str] 
     return Rank(int(number), world_size)
 
 
-def _plan(head: str | Path, source: SourceConfig, config: ScoreConfig, output: str | Path) -> ScoringJob:
+def _plan(head: HeadName, source: SourceConfig, config: ScoreConfig, output: str | Path) -> ScoringJob:
     steady_arithmetic()  # before workers start, which inherit it
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch ignores the CPU limit of a container
     listed, parents = list_shards(source)
     shards = [replace(shard, state=shard_state(shard)) for shard in listed]
-    directory = resolve_head(head)
-    parents.append(head_parent(directory))
-    # The origin of a Hub head, not its local cache: a worker on another machine downloads it, at the same commit.
-    return ScoringJob(head_origin(directory), source, config, str(output), tuple(shards), tuple(parents))
+    local = fetch_head(head)
+    parents.append(local.parent)
+    # A Ray worker on another machine fetches the head itself.
+    name = local.location if config.ray else str(local.directory)
+    return ScoringJob(name, source, config, str(output), tuple(shards), tuple(parents))
 
 
 def _score_and_finish(job: ScoringJob, shards: Sequence[InputShard], part: str | None = None) -> Manifest | None:

@@ -40,7 +40,7 @@ class ScoringJob:
     """What to score, with which head, and where to write the result. It is sent to workers, so it must pickle."""
 
     head: str
-    """Directory or Hub name."""
+    """Directory, or a URL or Hub name for workers on other machines."""
     source: SourceConfig
     config: ScoreConfig
     output: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from ml_filter.documents.manifest import Parent
 from ml_filter.documents.readers import text_id
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo
 from ml_filter.heads.kinds import HEADS, Head
+from ml_filter.location import Location
 from ml_filter.serving.config import ServeConfig
 from ml_filter.statistics.calibration import ThresholdRow
 
@@ -153,7 +153,7 @@ def describe_head(head: Parent, info: HeadInfo, config: ServeConfig) -> HeadDesc
     }
     annotators = annotation_summary(runs).get("annotator", "") if runs else ""
     return HeadDescription(
-        head=head.path if "://" in head.path else Path(head.path).resolve().name,
+        head=Location(head.path).absolute.name if Location(head.path).is_local else head.path,
         digest=head.digest,
         engine=info.engine,
         device=device,

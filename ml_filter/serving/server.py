@@ -25,9 +25,8 @@ from ml_filter.config import problems_in
 from ml_filter.documents.manifest import Parent
 from ml_filter.errors import ConfigError
 from ml_filter.heads.device import choose_device
-from ml_filter.heads.info import resolve_head
 from ml_filter.heads.kinds import Head, load_head
-from ml_filter.heads.train import head_parent
+from ml_filter.heads.store import HeadName, fetch_head
 from ml_filter.serving.config import ServeConfig
 from ml_filter.serving.documents import Document, DocumentId, HeadDescription, ScoredDocument, Text, describe_head
 from ml_filter.serving.service import ENGINE_ERROR, CountRequests, Service, unavailable
@@ -134,7 +133,7 @@ CPU_BATCH_TOKENS = 1024
 """Default of `batch_tokens` on a CPU. Small batches need less padding; docs/serving.md has measurements."""
 
 
-def serve_head(head: str | Path, config: ServeConfig, say: Callable[[str], None]) -> None:
+def serve_head(head: HeadName, config: ServeConfig, say: Callable[[str], None]) -> None:
     """Serve a head until SIGTERM or SIGINT, then answer the requests in progress and return.
 
     `say` is called with one line when the head is loaded.
@@ -143,13 +142,12 @@ def serve_head(head: str | Path, config: ServeConfig, say: Callable[[str], None]
         InputError: the head does not exist or is incomplete.
         ConfigError: this machine does not have the device, or the address cannot be listened on.
     """
-    directory = resolve_head(head)  # only once: a Hub repository may change
-    parent = head_parent(directory)  # report a wrong directory before listening
+    local = fetch_head(head)  # only once: a Hub repository may change; and before listening, to report a wrong name
     with _listen(config) as listener:
         host, port = listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         service = Service(
-            lambda: _load(directory, parent, config),
+            lambda: _load(local.directory, local.parent, config),
             config,
             lambda about: say(f"{about.head} is ready at {address} ({about.engine}, {about.device}, {about.dtype})"),
         )

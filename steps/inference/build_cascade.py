@@ -5,8 +5,8 @@ from typing import Annotated
 from zenml import log_metadata, step
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.heads.kinds import read_cascade
-from ml_filter.heads.train import TrainedHead
+from ml_filter.heads.kinds import cascade_of
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.scoring.cascade import build_cascade as build
 from ml_filter.scoring.config import CascadeConfig, ScoreConfig
 from steps.names import Artifact
@@ -17,8 +17,8 @@ def build_cascade(
     head: TrainedHead, source: SourceConfig, config: CascadeConfig, score: ScoreConfig, output: str
 ) -> Annotated[TrainedHead, Artifact.CASCADE]:
     """Train the first-stage model on the head's scores of a sample, and bound how many decisions it changes."""
-    result = build(head.directory, source, config, score, f"{output}/cascade-{{digest}}")
-    cascade = read_cascade(result.directory)
+    result = build(head, source, config, score, f"{output}/cascade-{{digest}}")
+    cascade = cascade_of(result)
     assert cascade is not None
     log_metadata(cascade.model_dump(mode="json", exclude={"scripts"}))
     return result

@@ -6,7 +6,7 @@ from zenml import log_metadata, step
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.heads.train import TrainedHead
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus as score
 from steps.materializers import ManifestMaterializer
@@ -18,6 +18,6 @@ def score_corpus(
     head: TrainedHead, source: SourceConfig, config: ScoreConfig, output: str
 ) -> Annotated[Manifest, Artifact.SCORED]:
     """Score every document, shard by shard."""
-    manifest = score(head.directory, source, config, scored_directory(output))
+    manifest = score(head, source, config, scored_directory(output))
     log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
     return manifest

@@ -3,7 +3,7 @@
 from zenml import log_metadata, step
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.heads.train import TrainedHead
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, score_rank
 from steps.names import scored_directory
@@ -19,5 +19,5 @@ def score_shard_group(
     started.
     """
     tolerant = config.model_copy(update={"max_failed_shards": 1.0, "max_failed_documents": 1.0})
-    score_rank(head.directory, source, tolerant, scored_directory(output), Rank(group, groups))
+    score_rank(head, source, tolerant, scored_directory(output), Rank(group, groups))
     log_metadata({"group": group, "groups": groups})

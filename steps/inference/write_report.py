@@ -6,7 +6,7 @@ from zenml import log_metadata, step
 from zenml.types import HTMLString
 
 from ml_filter.documents.manifest import Manifest
-from ml_filter.heads.train import TrainedHead
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.reporting.run import write_run_report
 from steps.names import Artifact
 

@@ -10,7 +10,7 @@ from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import InputError
 from ml_filter.evaluation.evaluate import evaluate_head as evaluate
 from ml_filter.evaluation.result import HeadEvaluation
-from ml_filter.heads.train import TrainedHead
+from ml_filter.heads.trained import TrainedHead
 from steps.names import Artifact
 from steps.registry import COMPARED_WITH, head_of, in_stage, predictions_of
 
@@ -25,12 +25,12 @@ def evaluate_head(
     """
     version = get_step_context().model_version
     current = in_stage(version.model.name, "production", "staging") if version else None
-    arguments = (head.directory, gold, label_column, f"{output}/evaluation-{{digest}}")
+    arguments = (head, gold, label_column, f"{output}/evaluation-{{digest}}")
     result = None
     if current is not None:
         earlier = predictions_of(current)
         try:
-            result = evaluate(*arguments, head_of(current).directory, criterion, [earlier] if earlier else [])
+            result = evaluate(*arguments, head_of(current), criterion, [earlier] if earlier else [])
         except InputError as error:  # criteria differ; an error in the gold is raised below
             logger.warning(f"Not compared with version {current.number}: {error}")
             current = None

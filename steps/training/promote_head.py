@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import fsspec
 from loguru import logger
 from zenml import get_step_context, log_metadata, step
 from zenml.types import HTMLString
@@ -13,7 +12,8 @@ from ml_filter.errors import ConfigError
 from ml_filter.evaluation.config import PromoteConfig
 from ml_filter.evaluation.promotion import Decision, evaluate_candidate
 from ml_filter.evaluation.result import REPORT_NAME
-from ml_filter.heads.train import TrainedHead
+from ml_filter.heads.trained import TrainedHead
+from ml_filter.location import Location
 from steps.names import Artifact
 from steps.registry import COMPARED_WITH, DECISION, adopt_skipped_steps, head_of, in_stage, predictions_of, set_stage
 
@@ -56,5 +56,5 @@ def promote_head(
         adopt_skipped_steps()  # a version in a stage has a head at once
         set_stage(version, config.to, reasons)
     logger.info(f"Version {version.number} is {f'in {config.to}' if decision.promoted else 'not promoted'}: {reasons}")
-    with fsspec.open(f"{decision.evaluations[decision.compared_on or 'gold']}/{REPORT_NAME}", "rb") as page:
-        return decision, HTMLString(page.read().decode())
+    page = Location(decision.evaluations[decision.compared_on or "gold"]) / REPORT_NAME
+    return decision, HTMLString(page.read_bytes().decode())

@@ -9,8 +9,8 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import annotation_summary
 from ml_filter.documents.manifest import Manifest
 from ml_filter.heads.config import TrainConfig
-from ml_filter.heads.train import TrainedHead
 from ml_filter.heads.train import train_head as train
+from ml_filter.heads.trained import TrainedHead
 from steps.materializers import HeadMaterializer
 from steps.names import Artifact
 from steps.registry import HEAD_METADATA
@@ -26,7 +26,7 @@ def train_head(
         raise ValueError("train_head needs scores or labels")
     head = train(source, config, f"{output}/head-{{digest}}")
     figures = head.training.evaluation.figures()
-    log_metadata({"path": head.directory, "digest": head.digest, "figures": figures})
+    log_metadata({"path": head.origin, "digest": head.digest, "figures": figures})
     metadata: dict[str, Any] = dict(zip(HEAD_METADATA, (figures, head.digest, _lineage(head)), strict=True))
     log_metadata(metadata=metadata, infer_model=True)
     return head

@@ -55,7 +55,7 @@ def heads(gold, tmp_path_factory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("heads")
     source = SourceConfig(paths=[str(gold)])
     made = [
-        train_head(source, TrainConfig(label_column="label", max_tokens=n), folder / f"head-{n}").directory
+        train_head(source, TrainConfig(label_column="label", max_tokens=n), folder / f"head-{n}").origin
         for n in (64, 8)
     ]
     return made[0], made[1]
@@ -125,7 +125,7 @@ def test_lengths_in_tokens_are_strata_of_all_documents(evaluated, heads, gold):
 def test_head_without_a_tokenizer_has_lengths_in_words(gold, tmp_path):
     source = SourceConfig(paths=[str(gold)])
     head = train_head(source, TrainConfig(label_column="label", kind="hashing"), tmp_path / "head")
-    evaluation, _ = evaluate_head(head.directory, source, "label", tmp_path / "evaluation")
+    evaluation, _ = evaluate_head(head.origin, source, "label", tmp_path / "evaluation")
     assert sum(s.documents for s in evaluation.strata if s.column == "length in words") == 60
     assert evaluation.length_unit == "words"
     assert "in words, as the head has no tokenizer" in (tmp_path / "evaluation" / "evaluation.html").read_text()
@@ -276,7 +276,7 @@ def test_only_criterion_of_a_compared_head_is_used_whatever_its_name(gold, tmp_p
     path.write_text("".join(json.dumps({**row, "other": 5 - row["label"]}) + "\n" for row in rows))
     source = SourceConfig(paths=[str(path)])
     both, one = (
-        train_head(source, TrainConfig(kind="hashing", label_column=of), tmp_path / str(len(of))).directory
+        train_head(source, TrainConfig(kind="hashing", label_column=of), tmp_path / str(len(of))).origin
         for of in (["other", "label"], "label")
     )
     evaluation, _ = evaluate_head(both, source, "other", tmp_path / "compared", compare=one, criterion="other")

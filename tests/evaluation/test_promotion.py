@@ -16,7 +16,8 @@ from ml_filter.evaluation.promotion import Decision, decide, evaluate_candidate
 from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import text_keys
-from ml_filter.heads.train import read_trained_on, train_head
+from ml_filter.heads.store import read_trained_on
+from ml_filter.heads.train import train_head
 from ml_filter.statistics.intervals import Resampling
 from ml_filter.statistics.quality import HeadScores, compare_heads, measure_quality
 
@@ -215,7 +216,7 @@ def test_heads_are_compared_only_on_documents_that_neither_was_trained_on(tmp_pa
     copied = tmp_path / "copied.jsonl"
     some = [{**json.loads(row), "text": json.loads(row)["text"].upper()} for row in rows[:3]]
     copied.write_text(gold.read_text() + "".join(f"{json.dumps(row)}\n" for row in some))
-    seen = len(set(text_keys([row["text"] for row in some])) & set(read_trained_on(head.directory)))
+    seen = len(set(text_keys([row["text"] for row in some])) & set(read_trained_on(head)))
     assert 0 < seen <= 3
     with pytest.raises(InputError, match=rf"version 2 was trained on {seen} of the 33 documents of .*copied\.jsonl"):
         evaluate_candidate(head, None, SourceConfig(paths=[str(copied)]), "label", promote, tmp_path / "none", NAMES)

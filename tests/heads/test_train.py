@@ -17,7 +17,9 @@ from ml_filter.heads import train
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import choose_test_documents
 from ml_filter.heads.model import HeadModel, load_model
-from ml_filter.heads.train import TrainedHead, read_head, train_head
+from ml_filter.heads.store import read_head
+from ml_filter.heads.train import train_head
+from ml_filter.heads.trained import TrainedHead
 from tests.kills import Killed
 
 pytestmark = pytest.mark.model
@@ -53,8 +55,8 @@ def test_torch_multiplies_two_matrices():
 
 
 def test_a_trained_head_is_loaded_by_one_from_pretrained_and_scores(head):
-    model = HeadModel.from_pretrained(head.directory)
-    _, tokenizer = load_model(head.directory)
+    model = HeadModel.from_pretrained(head.origin)
+    _, tokenizer = load_model(head.origin)
     batch = tokenizer(["Water boils at 100 degrees."], return_tensors="pt")
     score = model(**batch)
     one_segment = torch.zeros_like(batch["input_ids"])
@@ -64,13 +66,13 @@ def test_a_trained_head_is_loaded_by_one_from_pretrained_and_scores(head):
 
 
 def test_it_is_safetensors_with_config_and_tokenizer_and_nothing_pickled(head):
-    names = {path.name for path in Path(head.directory).iterdir() if not path.name.startswith(".")}
+    names = {path.name for path in Path(head.origin).iterdir() if not path.name.startswith(".")}
     ours = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json"}
     assert names == {*ours, "trained_on.safetensors"}
 
 
 def test_it_holds_no_path_of_the_machine_that_trained_it(head):
-    assert "site-packages" not in (Path(head.directory) / "config.json").read_text()
+    assert "site-packages" not in (Path(head.origin) / "config.json").read_text()
 
 
 def test_training_twice_gives_the_same_weights(head, source, config, tmp_path):
@@ -103,12 +105,12 @@ def test_near_duplicates_without_url_are_on_one_side_of_every_split(documents, c
 
 
 def test_a_finished_head_is_not_trained_again_and_other_settings_are_refused(head, source, config):
-    weights = Path(head.directory) / "model.safetensors"
+    weights = Path(head.origin) / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    assert train_head(source, config, head.directory) == head
+    assert train_head(source, config, head.origin) == head
     assert weights.stat().st_mtime_ns == before
     with pytest.raises(InputError, match="already has a head with other labels or settings"):
-        train_head(source, config.model_copy(update={"seed": 7}), head.directory)
+        train_head(source, config.model_copy(update={"seed": 7}), head.origin)
 
 
 @pytest.mark.parametrize("point", ["read_label_table", "_evaluate", "write_atomically"])
@@ -122,7 +124,7 @@ def test_a_killed_training_leaves_no_head_and_the_next_call_makes_the_same(head,
     with pytest.raises(InputError, match="no trained head"):
         read_head(tmp_path / "killed")
     assert train_head(source, config, tmp_path / "killed").digest == head.digest
-    files = [{path.name for path in Path(directory).iterdir()} for directory in (tmp_path / "killed", head.directory)]
+    files = [{path.name for path in Path(directory).iterdir()} for directory in (tmp_path / "killed", head.origin)]
     assert files[0] == files[1]
 
 
@@ -176,7 +178,7 @@ def test_an_unknown_encoder_is_named(source, tmp_path):
 
 
 def test_evaluation_writes_figures_page_and_each_documents_score(head, source, tmp_path):
-    evaluation, manifest = evaluate_head(head.directory, source, "label", tmp_path / "evaluation")
+    evaluation, manifest = evaluate_head(head.origin, source, "label", tmp_path / "evaluation")
     assert evaluation.documents == manifest.rows == 60
     assert evaluation.spearman is not None
     assert evaluation.spearman > 0.5

@@ -24,7 +24,9 @@ from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.encoder import load_encoder, weights_digest
 from ml_filter.heads.info import HELD_OUT_FOLD, read_info
 from ml_filter.heads.kinds import load_head
-from ml_filter.heads.train import head_files, read_head, train_head
+from ml_filter.heads.store import read_head
+from ml_filter.heads.train import train_head
+from ml_filter.heads.trained import head_files
 from ml_filter.publishing.cards import write_model_card
 from ml_filter.publishing.push import push_model, read_evaluation
 from ml_filter.scoring.config import ScoreConfig
@@ -142,7 +144,7 @@ def test_an_encoder_in_a_local_directory_is_identified_by_name_and_digest(projec
     digest = weights_digest(load_encoder(config.encoder))
     assert "| encoder | my-encoder |" in text
     assert f"| the encoder my-encoder | `{digest}` |" in text
-    for path in head_files(head.directory):
+    for path in head_files(head.origin):
         assert path.name == "training.json" or str(tmp_path).encode() not in path.read_bytes()
     assert str(tmp_path) not in text
 
@@ -192,7 +194,7 @@ def test_a_pushed_head_can_be_evaluated_with_the_same_result(project, tmp_path, 
 
 def test_a_stack_is_pushed_with_its_members_and_scores_the_same_from_the_hub(project, tmp_path, hub: Hub):
     source = SourceConfig(paths=[str(project / "scores")])
-    stack = train_head(source, TrainConfig(kind="stack", max_tokens=32, layers=1), tmp_path / "stack").directory
+    stack = train_head(source, TrainConfig(kind="stack", max_tokens=32, layers=1), tmp_path / "stack").origin
     assert main(["push-model", stack, "--repo", "owner/stack"]) == 0
     files = hub.models["owner/stack"]
     names = {path.relative_to(stack).as_posix() for path in head_files(stack)}

@@ -14,7 +14,8 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.info import read_info
-from ml_filter.heads.train import read_head, train_head
+from ml_filter.heads.store import read_head
+from ml_filter.heads.train import train_head
 from ml_filter.reporting.run import report_filtered, run_report, write_run_report
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
@@ -51,7 +52,7 @@ def report(head, tmp_path):
     def run(documents, **settings):
         pq.write_table(pa.Table.from_pylist(documents), tmp_path / "corpus.parquet")
         source = SourceConfig(paths=[str(tmp_path / "corpus.parquet")])
-        scored = score_corpus(head.directory, source, ScoreConfig(), tmp_path / "scored")
+        scored = score_corpus(head.origin, source, ScoreConfig(), tmp_path / "scored")
         filtered = filter_corpus(SourceConfig(paths=[scored.root]), FilterConfig(**settings), tmp_path / "filtered")
         return run_report(head, scored, filtered), scored, filtered
 
@@ -130,7 +131,7 @@ def test_the_expected_precision_is_that_of_the_calibration(report, similar):
 
 def test_too_few_good_labels_are_said_instead_of_a_precision(head, report, similar):
     _, scored, filtered = report(similar, min_score=3)
-    info = read_info(head.directory)
+    info = read_info(head.origin)
     [criterion] = info.criteria
     labels = {0: 300, 1: 11, 3: 9}
     few = criterion.model_copy(update={"calibration": criterion.calibration.model_copy(update={"labels": labels})})
@@ -194,7 +195,7 @@ def test_a_moved_corpus_or_head_can_be_named_and_a_wrong_one_is_an_error(report,
     path, page = report_filtered(filtered, scored=moved, usd_per_worker_hour=3600)
     assert Path(path).read_text() == page
 
-    other = Path(shutil.copytree(head.directory, tmp_path / "other"))
+    other = Path(shutil.copytree(head.origin, tmp_path / "other"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "note": "changed"}))
     with pytest.raises(InputError, match=r"other is not the head that scored .*moved; pass that head with --head"):

@@ -27,14 +27,14 @@ def labelled_by_length(documents, tmp_path_factory) -> SourceConfig:
 def hashing_head(labelled_by_length, tmp_path_factory) -> str:
     """A head without an encoder, which scores a thousand documents per second."""
     config = TrainConfig(kind="hashing", label_column="label")
-    return train_head(labelled_by_length, config, tmp_path_factory.mktemp("hashing") / "head").directory
+    return train_head(labelled_by_length, config, tmp_path_factory.mktemp("hashing") / "head").origin
 
 
 @pytest.fixture(scope="session")
 def encoder_head(labelled_by_length, small_encoder, tmp_path_factory) -> str:
     """A head on the small encoder."""
     config = TrainConfig(label_column="label", encoder=small_encoder, max_tokens=64)
-    return train_head(labelled_by_length, config, tmp_path_factory.mktemp("encoder") / "head").directory
+    return train_head(labelled_by_length, config, tmp_path_factory.mktemp("encoder") / "head").origin
 
 
 @pytest.fixture(scope="session")

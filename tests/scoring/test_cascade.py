@@ -10,8 +10,9 @@ from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadSettings, TrainConfig
-from ml_filter.heads.kinds import load_head, read_cascade
-from ml_filter.heads.train import read_head, train_head
+from ml_filter.heads.kinds import cascade_of, load_head
+from ml_filter.heads.store import read_head
+from ml_filter.heads.train import train_head
 from ml_filter.scoring import cascade as cascade_module
 from ml_filter.scoring.cascade import ScorePairs, build_cascade, choose_bounds, is_settled
 from ml_filter.scoring.config import CascadeConfig, ScoreConfig
@@ -41,7 +42,7 @@ def head(small_encoder, tmp_path_factory):
     directory, random = tmp_path_factory.mktemp("head"), np.random.default_rng(0)
     rows = [{"text": text_with(label, random), "label": label} for label in random.uniform(0, 5, 100)]
     config = TrainConfig(label_column="label", encoder=small_encoder, head=HeadSettings(model="linear"))
-    return train_head(write_jsonl(directory / "labels.jsonl", rows), config, directory / "head").directory
+    return train_head(write_jsonl(directory / "labels.jsonl", rows), config, directory / "head").origin
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_a_first_stage_model_with_random_scores_decides_almost_nothing():
 def test_on_new_documents_it_decides_many_and_keeps_its_bound(cascade, head):
     random = np.random.default_rng(2)
     texts = [text_with(label, random) for label in random.uniform(0, 5, 200)]
-    result = load_head(cascade.directory, ScoreConfig()).score_with_details(texts)
+    result = load_head(cascade.origin, ScoreConfig()).score_with_details(texts)
     expected = load_head(head, ScoreConfig()).score(texts)
     assert result.counts["by_student"] > 60
     assert ((result.scores >= 3) != (expected >= 3)).mean() <= MAX_CHANGED
@@ -118,7 +119,7 @@ def test_on_new_documents_it_decides_many_and_keeps_its_bound(cascade, head):
 
 
 def test_documents_unlike_the_sample_go_to_the_encoder(cascade):
-    engine = load_head(cascade.directory, ScoreConfig())
+    engine = load_head(cascade.origin, ScoreConfig())
     result = engine.score_with_details(["Вода кључа на сто степени.", " ".join(["offera"] * 300), ""])
     assert result.scored_by == ["encoder"] * 3
 
@@ -131,8 +132,8 @@ def test_languages_and_sources_that_are_not_in_the_sample_go_to_the_encoder(head
     rows += [{"text": text_with(0, random), "language": None, "source": None} for _ in range(30)]
     corpus = write_jsonl(tmp_path / "corpus.jsonl", rows)
     config = CascadeConfig(max_changed=MAX_CHANGED, sample=290, audit_share=0)
-    directory = build_cascade(head, corpus, config, ScoreConfig(), tmp_path / "cascade").directory
-    info = read_cascade(directory)
+    cascade = build_cascade(head, corpus, config, ScoreConfig(), tmp_path / "cascade")
+    directory, info = cascade.origin, cascade_of(cascade)
     assert (info.languages, info.sources) == ([None, "en"], [None, "crawl"])
     engine, text = load_head(directory, ScoreConfig()), text_with(0, random)
     strata = {"language": ["en", "de", None, "en"], "source": ["crawl", "crawl", None, "mail"]}
@@ -141,7 +142,7 @@ def test_languages_and_sources_that_are_not_in_the_sample_go_to_the_encoder(head
 
 
 def test_with_an_audit_of_everything_all_scores_are_the_encoders(cascade, head):
-    engine = load_head(cascade.directory, ScoreConfig())
+    engine = load_head(cascade.origin, ScoreConfig())
     engine.cascade = engine.cascade.model_copy(update={"audit_share": 1.0})
     random = np.random.default_rng(3)
     texts = [text_with(label, random) for label in random.uniform(0, 5, 60)]
@@ -152,12 +153,12 @@ def test_with_an_audit_of_everything_all_scores_are_the_encoders(cascade, head):
 
 
 def test_a_corpus_is_scored_with_a_cascade_like_with_any_head(cascade, corpus, tmp_path):
-    scored = score_corpus(cascade.directory, corpus, ScoreConfig(), tmp_path / "scored")
+    scored = score_corpus(cascade.origin, corpus, ScoreConfig(), tmp_path / "scored")
     (shard,) = scored.shard_paths()
     scored_by = pq.read_table(shard)["scored_by"].to_pylist()
     assert scored.counts["by_student"] == scored_by.count("student")
     assert scored.counts["by_encoder"] == scored_by.count("encoder")
-    assert read_head(cascade.directory).training.engine == "cascade"
+    assert read_head(cascade.origin).training.engine == "cascade"
 
 
 # --- Building --------------------------------------------------------------------------------------------------------
@@ -169,10 +170,10 @@ def test_a_sample_that_is_too_small_is_an_error_that_names_the_required_size(hea
 
 
 def test_a_finished_cascade_is_returned_and_other_settings_are_refused(cascade, head, corpus):
-    again = build_cascade(head, corpus, CONFIG, ScoreConfig(), cascade.directory)
+    again = build_cascade(head, corpus, CONFIG, ScoreConfig(), cascade.origin)
     assert again.digest == cascade.digest
     with pytest.raises(InputError, match="already contains a cascade of another head, corpus or configuration"):
-        build_cascade(head, corpus, CascadeConfig(sample=260, max_changed=0.2), ScoreConfig(), cascade.directory)
+        build_cascade(head, corpus, CascadeConfig(sample=260, max_changed=0.2), ScoreConfig(), cascade.origin)
 
 
 def test_a_build_that_is_killed_before_each_of_its_stages_resumes_to_the_same_cascade(
@@ -186,7 +187,7 @@ def test_a_build_that_is_killed_before_each_of_its_stages_resumes_to_the_same_ca
             patch.setattr(cascade_module, stage, killed)
             build_cascade(head, corpus, CONFIG, ScoreConfig(), tmp_path / "cascade")
     resumed = build_cascade(head, corpus, CONFIG, ScoreConfig(), tmp_path / "cascade")
-    assert read_cascade(resumed.directory) == read_cascade(cascade.directory)
+    assert cascade_of(resumed) == cascade_of(cascade)
     assert resumed.digest == cascade.digest
 
 

@@ -288,7 +288,7 @@ def test_a_corpus_scored_by_a_head_with_two_criteria_is_selected_by_both(documen
     labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceConfig(paths=[str(labelled)])
     head = train_head(source, TrainConfig(kind="hashing", label_column=["prose", "length"]), tmp_path / "head")
-    scored = score_corpus(head.directory, source, ScoreConfig(), tmp_path / "scored")
+    scored = score_corpus(head.origin, source, ScoreConfig(), tmp_path / "scored")
     config = {"criterion": "length", "conditions": ["prose>=2"], "quota": "source"}
     manifest = select(SourceConfig(paths=[scored.root]), tmp_path / "out", token_budget=20_000, **config)
     kept = read_rows(manifest)

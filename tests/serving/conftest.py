@@ -28,7 +28,7 @@ def head(tmp_path_factory) -> str:
     labelled = [{"id": row["id"], "text": row["text"], "label": 5 * i / 89} for i, row in enumerate(rows)]
     (directory / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
     config = TrainConfig(kind="hashing", label_column="label")
-    return train_head(SourceConfig(paths=[str(directory / "labelled.jsonl")]), config, directory / "head").directory
+    return train_head(SourceConfig(paths=[str(directory / "labelled.jsonl")]), config, directory / "head").origin
 
 
 @pytest.fixture(scope="module", autouse=True)

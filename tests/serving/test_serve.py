@@ -16,7 +16,8 @@ from ml_filter.documents.readers import text_id
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.info import read_info
 from ml_filter.heads.kinds import load_head
-from ml_filter.heads.train import read_head, train_head
+from ml_filter.heads.store import read_head
+from ml_filter.heads.train import train_head
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.serving.service import Metrics
 from tests.serving.servers import ProcessServer, ThreadServer
@@ -366,7 +367,7 @@ def encoder_head(tmp_path_factory, documents):
     rows = [{**row, "odd": i % 2, "length": min(5, len(row["text"]) / 1000)} for i, row in enumerate(documents)]
     (directory / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = TrainConfig(label_column=["odd", "length"], max_tokens=64)
-    return train_head(SourceConfig(paths=[str(directory / "labelled.jsonl")]), config, directory / "head").directory
+    return train_head(SourceConfig(paths=[str(directory / "labelled.jsonl")]), config, directory / "head").origin
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from ml_filter.documents.readers.installed import read_installed
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import text_keys
+from ml_filter.heads.store import fetch_head
 from ml_filter.heads.train import train_head
 from tests.test_tracking import read_archive
 from tools.promote import main
@@ -274,13 +275,13 @@ def test_a_head_is_found_by_its_model_and_version_or_stage(versions, head, run):
 def test_a_corpus_is_scored_with_a_version_whose_directory_is_gone(versions, head, run, tmp_path):
     versions.add(head)
     trained = head.load()
-    moved = Path(trained.directory).rename(f"{trained.directory}-moved")
+    moved = Path(trained.origin).rename(f"{trained.origin}-moved")
     (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"text": f"Page {n} on cells."}) + "\n" for n in range(9)))
     values = (f"output={tmp_path}/runs", f"source.paths=['{tmp_path}/pages.jsonl']", "filter.min_score=0")
     try:
         assert run_pipeline(["scoring", f"head=zenml:{versions.model}@1", *values]) == 0
     finally:
-        moved.rename(trained.directory)
+        moved.rename(trained.origin)
     [scored] = tmp_path.glob("runs/scored-*")
     manifest = read_manifest(str(scored))
     assert manifest.counts["scored"] == 9
@@ -449,7 +450,7 @@ def test_an_unknown_key_of_the_yaml_is_an_error(content, message, tmp_path, caps
     assert f"{path}: {message}" in capsys.readouterr().err
 
 
-def test_a_head_whose_files_were_changed_is_loaded_from_the_store(store, tmp_path, documents):
+def test_a_head_whose_files_were_changed_is_fetched_from_the_store(store, tmp_path, documents):
     from zenml import save_artifact
 
     from steps.materializers import HeadMaterializer
@@ -459,11 +460,12 @@ def test_a_head_whose_files_were_changed_is_loaded_from_the_store(store, tmp_pat
     config = TrainConfig(kind="hashing", label_column="label")
     trained = train_head(SourceConfig(paths=[str(path)]), config, tmp_path / "head")
     saved = save_artifact(trained, "head_of_changed_weights", materializer=HeadMaterializer)
-    assert saved.load().directory == trained.directory
+    assert saved.load().origin == trained.origin
     weights = tmp_path / "head" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    assert saved.load().directory != trained.directory
-    assert saved.load().digest == trained.digest
+    local = fetch_head(saved.load())
+    assert (local.origin, local.digest) == (trained.origin, trained.digest)
+    assert local.directory == Path(saved.uri)
 
 
 def test_promotion_without_gold_is_an_error_before_anything_runs(capsys):

@@ -11,14 +11,14 @@ from pathlib import Path
 from ml_filter.criterion import Criterion
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.kinds.base import HEADS, Head, Trainer, encoder_directory, load_head
-from ml_filter.heads.kinds.cascade import read_cascade
+from ml_filter.heads.kinds.cascade import cascade_of
 from ml_filter.heads.kinds.encoder import EncoderTrainer
 from ml_filter.heads.kinds.finetuned import FinetunedTrainer
 from ml_filter.heads.kinds.hashing import HashingTrainer
 from ml_filter.heads.kinds.stack import StackTrainer
 from ml_filter.heads.kinds.static import StaticTrainer
 
-__all__ = ["HEADS", "Head", "Trainer", "create_trainer", "encoder_directory", "load_head", "read_cascade"]
+__all__ = ["HEADS", "Head", "Trainer", "cascade_of", "create_trainer", "encoder_directory", "load_head"]
 
 _TRAINERS: dict[str, type[Trainer]] = {
     "encoder": EncoderTrainer,

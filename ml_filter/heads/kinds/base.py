@@ -20,7 +20,8 @@ from ml_filter.config import flat_settings
 from ml_filter.criterion import Criterion
 from ml_filter.heads.config import EngineConfig, HeadSettings, TrainConfig
 from ml_filter.heads.device import choose_device, choose_dtype
-from ml_filter.heads.info import CROSS_FITTED, HeadInfo, read_config, resolve_head
+from ml_filter.heads.info import CROSS_FITTED, HeadInfo, read_config
+from ml_filter.heads.store import fetch_head
 from ml_filter.prepare.ngrams import words
 from ml_filter.statistics.intervals import Array
 
@@ -128,14 +129,14 @@ def load_head(name: str | Path, config: EngineConfig) -> Head:
     """Load a head, or a published sequence classifier, to score with.
 
     Args:
-        name: as `resolve_head` takes it.
+        name: a directory, which is not checked for damage, or any other name of a head, as in `fetch_head`.
         config: engine, device and number type.
 
     Raises:
         InputError: the head does not exist, or a file of it is missing or damaged.
         ConfigError: this machine does not have the device, or the encoder cannot be loaded.
     """
-    directory = resolve_head(name)
+    directory = Path(name) if Path(name).is_dir() else fetch_head(name).directory
     content = read_config(directory)
     return head_class(content).load(directory, content, config)
 

@@ -13,9 +13,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from ml_filter.documents.readers import text_id
-from ml_filter.heads.info import HeadInfo, read_config, resolve_head
+from ml_filter.heads.info import HeadInfo
 from ml_filter.heads.kinds.base import ENCODER_DIRECTORY, Head, ScoredTexts, Strata, load_head
 from ml_filter.heads.profile import script_of
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.prepare.sampling import sampling_key
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class CascadeHead(Head):
         return sampling_key(text_id(text), self.cascade.seed, "audit") < self.cascade.audit_share * 2**64
 
 
-def read_cascade(name: str | Path) -> CascadeInfo | None:
+def cascade_of(head: TrainedHead) -> CascadeInfo | None:
     """What a cascade's config.json says about it; None for other heads."""
-    cascade = read_config(resolve_head(name)).get("cascade")
+    cascade = head.config.get("cascade")
     return None if cascade is None else CascadeInfo.model_validate(cascade)

@@ -53,7 +53,7 @@ def texts_and_labels(labelled):
 def test_a_loaded_head_scores_as_it_did_when_it_was_trained(settings, labelled, tmp_path):
     head = train_head(SourceConfig(paths=[str(labelled)]), config(**settings), tmp_path / "head")
     texts, _ = texts_and_labels(labelled)
-    [criterion] = read_info(head.directory).criteria
+    [criterion] = read_info(head.origin).criteria
     with create_trainer(config(**settings), [criterion], tmp_path / "cache") as member:
         member.add(texts)
         keep = np.arange(len(texts))
@@ -62,10 +62,10 @@ def test_a_loaded_head_scores_as_it_did_when_it_was_trained(settings, labelled, 
         member.fit(keep, labels, np.ones_like(labels))
         wanted = member.predict(keep)[:, 0]
         (tmp_path / "other").mkdir()
-        member.save(tmp_path / "other", read_info(head.directory))
+        member.save(tmp_path / "other", read_info(head.origin))
     scores = load_head(tmp_path / "other", FLOAT32).predict(texts)[:, 0]
     assert scores == pytest.approx(wanted, abs=0.06)  # embedded in bfloat16 where the hardware has it
-    assert not [path for path in Path(head.directory).rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+    assert not [path for path in Path(head.origin).rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
 
 
 def test_cross_fitted_scores_come_from_fits_that_did_not_see_the_document(labelled, tmp_path):
@@ -84,10 +84,10 @@ def test_cross_fitted_scores_come_from_fits_that_did_not_see_the_document(labell
 
 def test_a_stack_gives_no_member_a_negative_weight(labelled, tmp_path):
     head = train_head(SourceConfig(paths=[str(labelled)]), config(kind="stack"), tmp_path / "head")
-    stack = json.loads((Path(head.directory) / "config.json").read_text())["stack"]
+    stack = json.loads((Path(head.origin) / "config.json").read_text())["stack"]
     assert stack["members"] == ["encoder", "hashing"]
     assert np.min(stack["weights"]) >= 0
-    assert {path.parent.name for path in Path(head.directory).rglob("model.safetensors")} == {"encoder", "hashing"}
+    assert {path.parent.name for path in Path(head.origin).rglob("model.safetensors")} == {"encoder", "hashing"}
 
 
 def test_several_criteria_are_scored_side_by_side(labelled, tmp_path):
@@ -102,7 +102,7 @@ def test_several_criteria_are_scored_side_by_side(labelled, tmp_path):
     head = train_head(SourceConfig(paths=[str(path)]), settings, tmp_path / "head")
     assert list(head.training.test) == ["label", "short"]
     assert head.training.cross_validated["label"].documents < head.training.cross_validated["short"].documents
-    scores = load_head(head.directory, FLOAT32).score([row["text"] for row in rows])
+    scores = load_head(head.origin, FLOAT32).score([row["text"] for row in rows])
     assert scores.shape == (60, 2)
     assert spearmanr(scores[:, 1], [row["short"] for row in rows]).statistic > 0.5
 
@@ -117,7 +117,7 @@ def test_an_encoder_is_trained_with_its_head_and_its_history_is_kept(labelled, t
     assert [row["step"] for row in head.training.history if "eval_spearman" in row]
     assert frozen.training.history == []  # solved, not trained
     texts, _ = texts_and_labels(labelled)
-    engines = [load_head(made.directory, FLOAT32) for made in (head, frozen)]
+    engines = [load_head(made.origin, FLOAT32) for made in (head, frozen)]
     weights = [engine.model.encoder.state_dict() for engine in engines]
     changed = {name for name in weights[0] if not weights[0][name].equal(weights[1][name])}
     assert changed
@@ -138,7 +138,7 @@ def encoder_with_prompts(tmp_path):
 
 def test_the_prompt_of_the_encoders_own_files_is_read_before_each_text(encoder_with_prompts, labelled, tmp_path):
     head = train_head(SourceConfig(paths=[str(labelled)]), config(encoder=encoder_with_prompts), tmp_path / "head")
-    engines = [load_head(head.directory, FLOAT32) for _ in range(2)]
+    engines = [load_head(head.origin, FLOAT32) for _ in range(2)]
     assert engines[0].model.config.text_prefix == "passage: "
     set_text_prefix(engines[1].tokenizer, "")
     texts, _ = texts_and_labels(labelled)
