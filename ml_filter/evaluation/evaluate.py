@@ -28,11 +28,11 @@ from ml_filter.evaluation.result import (
     excerpt_of,
 )
 from ml_filter.heads.config import EngineConfig, TrainConfig
-from ml_filter.heads.info import CalibratedCriterion, read_info
+from ml_filter.heads.info import CalibratedCriterion
 from ml_filter.heads.kinds import load_head
 from ml_filter.heads.labels import STRATA, Labelled, LabelledDocuments
-from ml_filter.heads.store import HeadName, LocalHead, fetch_head
-from ml_filter.heads.trained import TRAINING_NAME
+from ml_filter.heads.store import HeadName, LocalHead, fetch_head, find_head
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.location import Location
 from ml_filter.progress import progress
 from ml_filter.statistics.quality import LENGTH, HeadScores, compare_heads, length_buckets, measure_quality
@@ -68,16 +68,16 @@ def evaluate_head(
         InputError: a head or the labels cannot be found, or do not fit each other.
     """
     data = LabelledDocuments(gold, TrainConfig(label_column=label_column))
-    heads = [fetch_head(name) for name in (head, compare) if name is not None]
-    parents = [local.parent for local in heads]
+    heads = [find_head(name) for name in (head, compare) if name is not None]
+    parents = [found.parent for found in heads]
     settings = {"label_column": label_column, "criterion": criterion}
     with OutputDirectory(output, "predictions", settings, [*data.parents, *parents]) as out:
         if out.manifest:
             return HeadEvaluation.model_validate_json(out.fs.cat_file(f"{out.root}/{EVALUATION_NAME}")), out.manifest
         scorers = [
-            _earlier_scorer(local, data.parents, settings, earlier, compared=index > 0)
-            or _head_scorer(local, criterion, compared=index > 0)
-            for index, local in enumerate(heads)
+            _earlier_scorer(found, data.parents, settings, earlier, compared=index > 0)
+            or _head_scorer(fetch_head(found), criterion, compared=index > 0)
+            for index, found in enumerate(heads)
         ]
         _check_ranges(scorers, [parent.path for parent in parents])
         scale, unit = scorers[0].criterion, scorers[0].unit
@@ -167,7 +167,7 @@ def _head_scorer(local: LocalHead, criterion: str | None, *, compared: bool) -> 
 
 
 def _earlier_scorer(
-    head: LocalHead,
+    head: TrainedHead | LocalHead,
     documents: Sequence[Parent],
     settings: dict[str, Any],
     earlier: Sequence[Manifest],
@@ -175,19 +175,21 @@ def _earlier_scorer(
     compared: bool,
 ) -> _Scorer | None:
     """A head's scores in earlier predictions of the same documents, if the file exists unchanged."""
+    if isinstance(head, LocalHead):  # a published classifier, whose criteria nobody has read yet
+        return None
     digests = [parent.digest for parent in documents]
     for manifest in earlier:
         data, heads = manifest.parents[: len(digests)], manifest.parents[len(digests) :]
         same = manifest.kind == "predictions" and manifest.config == settings
         same &= [parent.digest for parent in data] == digests and head.digest in [parent.digest for parent in heads]
-        if not same or not (head.directory / TRAINING_NAME).exists() or find_manifest(manifest.root) is None:
+        if not same or find_manifest(manifest.root) is None:
             continue
         path = Location(manifest.shard_paths()[0])
         score_column = _SCORE_COLUMNS[[parent.digest for parent in heads].index(head.digest)]
         if not path.exists() or file_digest(path) != manifest.shards[0].digest:
             continue
         logger.info(f"The scores of {head.origin} on these documents are reused from {manifest.root}")
-        info = read_info(head.directory)
+        info = head.info
         index = _column(info.names, settings["criterion"], head.origin, compared=compared)
         return _table_scorer(pq.read_table(path.path, filesystem=path.fs), score_column, info.criteria[index])
     return None

@@ -40,8 +40,6 @@ from ml_filter.heads.trained import (
 )
 from ml_filter.location import Location, reaching, write_atomically
 
-HeadName = str | Path | TrainedHead
-"""A directory, a URL, `hf://OWNER/NAME[@REVISION]`, or what was read there."""
 ZENML = "zenml:"
 """Prefix of a version in ZenML's model store, which only the pipelines can read."""
 HUB = "hf:"
@@ -71,6 +69,10 @@ class LocalHead:
     def parent(self) -> Parent:
         """The head as the input of a later stage."""
         return Parent(path=self.origin, digest=self.digest)
+
+
+HeadName = str | Path | TrainedHead | LocalHead
+"""A directory, a URL, `hf://OWNER/NAME[@REVISION]`, or what was found there."""
 
 
 # --- Read ------------------------------------------------------------------------------------------------------------
@@ -114,6 +116,18 @@ def open_file(head: TrainedHead, name: str) -> BufferedIOBase:
     return head.open_copy(name) or (_locate(head.copy_at or head.origin)[0] / name).open()
 
 
+def find_head(head: HeadName) -> TrainedHead | LocalHead:
+    """A trained head without its weights, or a published classifier with its weights; raises as `fetch_head`."""
+    if isinstance(head, TrainedHead | LocalHead):
+        return head
+    location, origin = _locate(head)
+    if (location / TRAINING_NAME).exists() or not _is_published(location):
+        return _read(location, origin)
+    directory = location.local if location.is_local else _fetch_published(location)
+    digests = {path.name: file_digest(path) for path in head_files(directory)}
+    return LocalHead(directory, origin, origin, digest_of(digests))
+
+
 def fetch_head(head: HeadName) -> LocalHead:
     """Bring the files of a head, or of a published classifier, to this machine and check them.
 
@@ -121,14 +135,10 @@ def fetch_head(head: HeadName) -> LocalHead:
         InputError: there is no complete head, it cannot be reached, or a file was changed after the training.
         ConfigError: as `read_head`.
     """
-    if isinstance(head, TrainedHead):
-        return LocalHead(_directory_of(head), head.copy_at or head.origin, head.origin, head.digest)
-    location, origin = _locate(head)
-    if not (location / TRAINING_NAME).exists() and _is_published(location):
-        directory = location.local if location.is_local else _fetch_published(location)
-        digests = {path.name: file_digest(path) for path in head_files(directory)}
-        return LocalHead(directory, origin, origin, digest_of(digests))
-    return fetch_head(_read(location, origin))
+    found = find_head(head)
+    if isinstance(found, LocalHead):
+        return found
+    return LocalHead(_directory_of(found), found.copy_at or found.origin, found.origin, found.digest)
 
 
 def _directory_of(head: TrainedHead) -> Path:

@@ -93,6 +93,11 @@ class TrainedHead(BaseModel):
         return digest_of({name: digest for name, digest in files if name.endswith(".safetensors") or _is_config(name)})
 
     @property
+    def parent(self) -> Parent:
+        """The head as the input of a later stage."""
+        return Parent(path=self.origin, digest=self.digest)
+
+    @property
     def info(self) -> HeadInfo:
         """Criteria and provenance."""
         return info_in(self.config, self.origin)

@@ -238,8 +238,9 @@ def test_an_evaluation_of_another_head_and_a_missing_token_are_errors(project, t
     head = read_head(project / "head")
     with pytest.raises(InputError, match=r"scores holds scores, not an evaluation"):
         read_evaluation(project / "scores", head)
+    other = head.model_copy(update={"origin": "elsewhere", "training": head.training.model_copy(update={"files": {}})})
     with pytest.raises(InputError, match=r"evaluates another head \(.*head\), not elsewhere"):
-        read_evaluation(project / "evaluation", head.model_copy(update={"digest": "0", "directory": "elsewhere"}))
+        read_evaluation(project / "evaluation", other)
     with pytest.raises(InputError, match=str(tmp_path)):
         push_model(tmp_path, "o/n")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)

@@ -13,7 +13,6 @@ from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
-from ml_filter.heads.info import read_info
 from ml_filter.heads.store import read_head
 from ml_filter.heads.train import train_head
 from ml_filter.reporting.run import report_filtered, run_report, write_run_report
@@ -21,6 +20,7 @@ from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
 from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.select import filter_corpus
+from tests.small import sign_head
 
 pytestmark = pytest.mark.model
 
@@ -131,13 +131,11 @@ def test_the_expected_precision_is_that_of_the_calibration(report, similar):
 
 def test_too_few_good_labels_are_said_instead_of_a_precision(head, report, similar):
     _, scored, filtered = report(similar, min_score=3)
-    info = read_info(head.origin)
-    [criterion] = info.criteria
+    [criterion] = head.info.criteria
     labels = {0: 300, 1: 11, 3: 9}
     few = criterion.model_copy(update={"calibration": criterion.calibration.model_copy(update={"labels": labels})})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ml_filter.reporting.run.read_info", lambda _: info.model_copy(update={"criteria": [few]}))
-        result = run_report(head, scored, filtered)
+    info = head.info.model_copy(update={"criteria": [few]}).model_dump(mode="json")
+    result = run_report(head.model_copy(update={"config": {**head.config, "head": info}}), scored, filtered)
     assert result.too_few_labels == "too few labels: 9 of 320 at or above 3"
     assert f"Unknown: {result.too_few_labels}" in result.to_html()
     assert "precision" not in result.to_datasheet()
@@ -198,6 +196,7 @@ def test_a_moved_corpus_or_head_can_be_named_and_a_wrong_one_is_an_error(report,
     other = Path(shutil.copytree(head.origin, tmp_path / "other"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "note": "changed"}))
+    sign_head(other)
     with pytest.raises(InputError, match=r"other is not the head that scored .*moved; pass that head with --head"):
         report_filtered(filtered, scored=moved, head=other)
     manifest = json.loads((moved / "manifest.json").read_text())

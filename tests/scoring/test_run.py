@@ -24,7 +24,7 @@ from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, score_corpus, score_rank
 from tests.kills import Killed, kill_at
 from tests.scoring.corpora import output_digests, write_times
-from tests.small import small_bert
+from tests.small import sign_head, small_bert
 
 pytestmark = pytest.mark.model
 
@@ -148,6 +148,7 @@ def nan_head(hashing_head, tmp_path) -> str:
     directory = shutil.copytree(hashing_head, tmp_path / "nan")
     weights = load_file(directory / "model.safetensors")
     save_file({**weights, "bias": np.full_like(weights["bias"], np.nan)}, directory / "model.safetensors")
+    sign_head(directory)
     return str(directory)
 
 

@@ -38,6 +38,7 @@ from tests.scoring.corpora import (
     workers_writing,
     write_times,
 )
+from tests.small import sign_head
 
 
 def score(head, corpus, output, **settings):
@@ -116,6 +117,7 @@ def test_an_error_that_every_worker_would_have_ends_the_run(in_process, hashing_
     head = shutil.copytree(hashing_head, tmp_path / "head")
     weights = head / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
+    sign_head(head)
     with pytest.raises(InputError, match="hashing head"):
         score(str(head), corpus, tmp_path / "broken", workers=2)
     last = list_shards(SourceConfig(paths=[str(corpus)]))[0][5]
