@@ -205,13 +205,13 @@ def test_scores_of_other_documents_or_of_a_changed_file_are_not_reused(heads, wi
     (tmp_path / "fewer.jsonl").write_text("".join(gold.read_text().splitlines(keepends=True)[:40]))
     fewer = SourceConfig(paths=[str(tmp_path / "fewer.jsonl")])
     _, manifest = evaluate_head(heads[0], source, "label", tmp_path / "evaluation")
-    with pytest.raises(InputError, match="tokenizer.json is missing"):
+    with pytest.raises(InputError, match=r"tokenizer\.json is missing"):
         evaluate_head(ours, fewer, "label", tmp_path / "other", earlier=[manifest])
     with pytest.raises(InputError, match="outside the head's score range"):
         evaluate_head(heads[0], source, "shifted", tmp_path / "shifted", earlier=[manifest])
     with Path(manifest.shard_paths()[0]).open("ab") as file:
         file.write(b"changed")
-    with pytest.raises(InputError, match="tokenizer.json is missing"):
+    with pytest.raises(InputError, match=r"tokenizer\.json is missing"):
         evaluate_head(ours, source, "label", tmp_path / "changed", earlier=[manifest])
 
 
