@@ -169,6 +169,20 @@ class Location:
                 self.fs.makedirs(self.path, exist_ok=True)
             except (FileExistsError, NotADirectoryError) as error:
                 raise InputError(f"{self} cannot be a directory: {error}") from error
+            except PermissionError:
+                pass
+        if self.is_local:
+            _require_writable(self.local)
+
+
+def _require_writable(directory: Path) -> None:
+    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        user, owner = os.geteuid(), nearest.stat().st_uid
+        raise InputError(
+            f"{nearest} is not writable for user {user} (owner {owner}); run `chown {user} {nearest}` (of a volume, on "
+            "the machine that it comes from), run as its owner, or choose another --output"
+        )
 
 
 @contextmanager

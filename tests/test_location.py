@@ -1,5 +1,7 @@
 """Locations: local paths and URLs, handled alike, and URLs never handled as paths."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,22 @@ def test_an_unreachable_url_names_the_cause():
     for call in (location.exists, location.find_bytes, location.make_directory):
         with pytest.raises(InputError, match=r"^unreachable://bucket/runs cannot be reached \(ConnectionError: no rou"):
             call()
+
+
+@pytest.fixture
+def _not_root() -> Iterator[None]:
+    """Root may write everywhere, so this is another user for a moment."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(1000)
+    yield
+    os.seteuid(0)
+
+
+@pytest.mark.usefixtures("_not_root")
+@pytest.mark.parametrize("below", ["", "/scored-1a2b"])
+def test_a_directory_that_is_not_writable_is_named_with_the_user(below):
+    message = rf"^/etc is not writable for user {os.geteuid()} \(owner 0\); run `chown {os.geteuid()} /etc`"
+    with pytest.raises(InputError, match=message):
+        Location(f"/etc{below}").make_directory()

@@ -7,13 +7,14 @@ the package index that it is configured for, and checks its digest.
 from __future__ import annotations
 
 import os
+import secrets
 import selectors
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -71,6 +72,8 @@ def _download(path: Path) -> None:
 def embedded_endpoint(settings: Settings) -> Iterator[list[Endpoint]]:
     """Run the server on a free loopback port for as long as the context is open.
 
+    It answers only requests with a random key, so that other users of the machine cannot use it.
+
     Raises:
         EndpointError: the model cannot be downloaded, or the server does not start; names its log file.
     """
@@ -79,19 +82,24 @@ def embedded_endpoint(settings: Settings) -> Iterator[list[Endpoint]]:
     with tempfile.NamedTemporaryFile("w", prefix="ml_filter-annotator-", suffix=".log", delete=False) as log:
         command = [sys.executable, "-m", "ml_filter.annotation.embedded_server", str(model), str(threads), str(_SLOTS)]
         server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert server.stdin is not None and server.stdout is not None
     try:
+        key = secrets.token_urlsafe(32)
+        with suppress(BrokenPipeError):  # it has ended already, and its log says why
+            server.stdin.write(f"{key}\n")  # not in the command, which every user can list
+            server.stdin.flush()
         address = _first_line(server, Path(log.name))
         logger.info(f"The embedded annotator {MODEL_NAME} is ready at {address}")
-        yield [Endpoint(f"{address}/v1", MODEL_NAME, SecretStr("none"), 2 * _SLOTS)]
+        yield [Endpoint(f"{address}/v1", MODEL_NAME, SecretStr(key), 2 * _SLOTS)]
     finally:
-        assert server.stdin is not None and server.stdout is not None
         server.terminate()
         try:
             server.wait(timeout=10)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-        server.stdin.close()
+        with suppress(BrokenPipeError):
+            server.stdin.close()
         server.stdout.close()
     Path(log.name).unlink(missing_ok=True)
 

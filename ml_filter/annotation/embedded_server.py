@@ -1,7 +1,8 @@
 """The server process of the embedded annotator: llama.cpp's OpenAI-compatible server on loopback.
 
-Run as `python -m ml_filter.annotation.embedded_server MODEL.gguf THREADS SLOTS`. Prints its address when it is ready.
-Exits when its standard input closes, so it never outlives the process that started it, even if that is killed.
+Run as `python -m ml_filter.annotation.embedded_server MODEL.gguf THREADS SLOTS`. Reads the key that requests need from
+the first line of standard input, and prints its address when it is ready. Exits when standard input closes, so it never
+outlives the process that started it, even if that is killed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ def serve(model: str, threads: int, slots: int) -> None:
     params.model.path = model
     params.hostnames = ["127.0.0.1"]
     params.port = 0
+    params.api_keys = [sys.stdin.readline().strip()]
+    params.ui = False
     params.n_ctx = CONTEXT_TOKENS * slots
     params.n_parallel = slots
     params.cache_ram_mib = 0  # the state of finished prompts: up to 8 GiB by default, and every document is new

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from ml_filter import __version__
 from ml_filter.errors import InputError
@@ -33,10 +33,19 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-class Shard(BaseModel):
-    """One Parquet file: path relative to the manifest, rows, size in bytes, SHA-256 of the file."""
+def _inside(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "://" in path or "\\" in path:
+        raise ValueError(f"{path!r} is not a path inside the directory")
+    return path
 
-    path: str
+
+class Shard(BaseModel):
+    """One Parquet file: path relative to the manifest, rows, size in bytes, SHA-256 of the file.
+
+    A manifest may be from elsewhere, so its paths must not lead out of its directory.
+    """
+
+    path: Annotated[str, AfterValidator(_inside)]
     rows: int
     bytes: int
     digest: str

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import psutil
@@ -25,7 +26,7 @@ OFFER = "Wedding gifts on sale! Buy now, free shipping for customers. Our compan
 
 def is_up(url: str) -> bool:
     try:
-        return urllib.request.urlopen(f"{url}/models", timeout=2).status == 200
+        return urllib.request.urlopen(f"{url.removesuffix('/v1')}/health", timeout=2).status == 200
     except OSError:
         return False
 
@@ -51,18 +52,23 @@ def test_documents_are_ranked_by_log_probabilities_and_nothing_is_left_behind(tm
 
 @pytest.mark.slow
 @pytest.mark.model
-def test_the_memory_of_its_server_does_not_grow_with_the_documents():
+def test_its_server_wants_a_random_key_and_its_memory_does_not_grow_with_the_documents():
     """llama.cpp keeps the state of finished prompts by default: 10 MB for each of these, up to 8 GiB."""
     with embedded_endpoint(Settings(endpoint=None)) as [endpoint]:
+        key = endpoint.api_key.get_secret_value()
+        with pytest.raises(urllib.error.HTTPError, match="401"):  # another user of this machine
+            urllib.request.urlopen(f"{endpoint.base_url}/models")
         [server] = [child for child in psutil.Process().children() if "embedded_server" in " ".join(child.cmdline())]
 
         def ask(number: int) -> int:
             request = {"prompt": f"Page {number}. {LESSON * 15}", "max_tokens": 1}
             body = json.dumps(request).encode()
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
             urllib.request.urlopen(urllib.request.Request(f"{endpoint.base_url}/completions", body, headers)).read()
             return server.memory_info().rss
 
+        assert key not in " ".join(server.cmdline())
+        assert {connection.laddr.ip for connection in server.net_connections()} == {"127.0.0.1"}
         sizes = [ask(number) for number in range(10)]
     assert sizes[-1] - sizes[4] < 10e6
 

@@ -26,6 +26,13 @@ Compression = Literal["gzip", "zstd", "xz", "bzip2", "lz4"]
 _BLOCK = 2**16
 _PIECE = 2**13
 """Compressed bytes are decompressed in small pieces: what comes before damage is read, and memory stays low."""
+_ZSTD_PIECE = 2**10
+"""Smaller, because zstandard cannot limit what a piece becomes: at most 32 MiB of this one."""
+_CONTENT = 2**20
+_MAX_EXPANSION = 200
+_ALLOWED_EXPANSION = 2**28
+"""A file whose content exceeds this many bytes and that multiple of its size is a decompression bomb, not text: the
+content of gzip can be 1,000 times as large, of bzip2 and zstd a million times, and of repetitive pages 50 times."""
 _HEAD = 2**12
 _MAGIC: dict[Compression, bytes] = {
     "gzip": b"\x1f\x8b\x08",
@@ -98,6 +105,7 @@ class InputFile:
 
     def __init__(self, raw: IO[bytes], uri: str) -> None:
         self._raw, self.uri = raw, uri
+        self._bytes_read = 0
         self._start = self._read(_HEAD)
         self.compression = _compression_of(self._start, uri)
         self._rest = self._decompressed()
@@ -159,9 +167,11 @@ class InputFile:
 
     def _read(self, size: int) -> bytes:
         try:
-            return self._raw.read(size)
+            content = self._raw.read(size)
         except Exception as error:  # file systems and their clients have no common base class
             raise DamagedFile("unreadable", _described(error)) from error
+        self._bytes_read += len(content)
+        return content
 
     def _chunks(self) -> Iterator[bytes]:
         chunk = self._start
@@ -174,11 +184,20 @@ class InputFile:
             if self.compression is None:
                 yield from self._chunks()
             elif self.compression == "lz4":
-                yield from _lz4(self._chunks())
+                yield from self._limited(_lz4(self._chunks()))
             else:
-                yield from _members(self._chunks(), self.compression)
+                yield from self._limited(_members(self._chunks(), self.compression))
         except DamagedFile as error:
             yield Gap(str(error), error.reason)
+
+    def _limited(self, pieces: Iterator[bytes | Gap]) -> Iterator[bytes | Gap]:
+        size = 0
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                size += len(piece)
+                if size > max(_ALLOWED_EXPANSION, _MAX_EXPANSION * self._bytes_read):
+                    raise DamagedFile("unreadable", f"{self._bytes_read:,} bytes become more than {size:,}")
+            yield piece
 
 
 @contextmanager
@@ -275,6 +294,7 @@ def _members(chunks: Iterator[bytes], compression: Compression) -> Iterator[byte
     member = _Member(compression)
     magic = _MAGIC[compression]
     skipped, why, pending, is_started = 0, "", b"", False
+    piece_size = _ZSTD_PIECE if compression == "zstd" else _PIECE
     for chunk in chunks:
         is_started = True
         pending += chunk
@@ -286,19 +306,19 @@ def _members(chunks: Iterator[bytes], compression: Compression) -> Iterator[byte
                 if start < 0:
                     break
                 member = _Member(compression, member.dictionary)
-            piece, pending = pending[:_PIECE], pending[_PIECE:]
+            piece, pending = pending[:piece_size], pending[piece_size:]
             try:
-                content = member.feed(piece)
+                for content in member.feed(piece):
+                    if why:
+                        yield Gap(f"{skipped:,} bytes are not {compression} ({why})", "unreadable")
+                        skipped, why = 0, ""
+                    if content:
+                        yield content
             except _ERRORS as error:
                 why = why or _described(error)
                 skipped, pending = skipped + 1, piece[1:] + pending
                 continue
-            if why:
-                yield Gap(f"{skipped:,} bytes are not {compression} ({why})", "unreadable")
-                skipped, why = 0, ""
             pending = member.unused + pending
-            if content:
-                yield content
     if why:
         yield Gap(f"the last {skipped + len(pending):,} bytes are not {compression} ({why})", "unreadable")
     elif not member.is_finished:
@@ -320,24 +340,34 @@ class _Member:
         self.unused, self._header = b"", b""
         self._is_started = self.is_finished = False
 
-    def feed(self, data: bytes) -> bytes:
-        """The content of the next compressed bytes."""
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The content of the next compressed bytes, in pieces of limited size."""
         if self._header or (not self._is_started and data.startswith(_ZSTD_DICTIONARY)):
             self._is_started = True
-            return self._read_dictionary(data)
+            self._read_dictionary(data)
+            yield b""
+            return
         self._is_started = True
         if self.is_finished:
             data = data if self._compression == "bzip2" else data.lstrip(b"\x00")  # padding between members
             if not data:
                 self.unused = b""
-                return b""
+                yield b""
+                return
             self._decompressor = self._new_decompressor()
-        content: bytes = self._decompressor.decompress(data)
+        yield from self._content(self._decompressor, data)
         self.is_finished = self._decompressor.eof
         self.unused = self._decompressor.unused_data if self.is_finished else b""
-        return content
 
-    def _read_dictionary(self, data: bytes) -> bytes:
+    def _content(self, decompressor: Any, data: bytes) -> Iterator[bytes]:
+        if self._compression not in ("bzip2", "xz"):
+            yield decompressor.decompress(data)
+            return
+        yield decompressor.decompress(data, _CONTENT)
+        while not decompressor.eof and not decompressor.needs_input:
+            yield decompressor.decompress(b"", _CONTENT)
+
+    def _read_dictionary(self, data: bytes) -> None:
         self._header += data
         end = 8 + int.from_bytes(self._header[4:8], "little")
         if end > _MAX_DICTIONARY:
@@ -348,7 +378,6 @@ class _Member:
             if content.startswith(_MAGIC["zstd"]):
                 content = zstandard.ZstdDecompressor().decompress(content, max_output_size=2**27)
             self.dictionary = zstandard.ZstdCompressionDict(content)
-        return b""
 
     def _new_decompressor(self) -> Any:
         if self._compression == "gzip":

@@ -54,5 +54,7 @@ def read_records(shard: InputShard, source: SourceConfig) -> Iterator[Record]:
     data = open_data_set(name, revision or None, source)
     if parts > 1:
         data = data.shard(num_shards=parts, index=number)
+    if data.features:
+        data = data.decode(False)  # an image may be a URL that the data set names, and would be fetched
     for position, row in enumerate(data):
         yield f"row {position}", row
