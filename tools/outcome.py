@@ -23,17 +23,21 @@ def run_and_report(start: Callable[[], PipelineRunResponse | None]) -> None:
     """Start a run and say what became of it. Errors of ours are raised as they are, without ZenML's around them.
 
     Raises:
-        RunFailed: see `_finish`.
+        RunFailed: the orchestrator or the stack refuses the run, or as `_finish`.
     """
+    from zenml.exceptions import StackValidationError
+    from zenml.orchestrators.exceptions import PipelineSubmissionError
+
     started, since = time.monotonic(), datetime.now(UTC)
     try:
         run = start()
     except Exception as error:
         tell_of_failure(since)
-        reason = domain_error(error)
-        if reason is None:
-            raise
-        raise reason from None
+        if reason := domain_error(error):
+            raise reason from None
+        if isinstance(error, (PipelineSubmissionError, StackValidationError)):
+            raise RunFailed(" ".join(str(error).split())) from error
+        raise
     if run is not None:
         _finish(run.id, time.monotonic() - started)
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 import yaml
+from s3fs import S3FileSystem
 
 from ml_filter.logs import configure_logging
 from tests.pipelines.conftest import _reset_zenml, _source_root, run  # noqa: F401 - fixtures
 from tests.production.boxes import ROOT, Boxes, can_make_boxes
 from tests.production.kubernetes_api import KubernetesApi
 from tests.production.sagemaker import SageMaker
-from tests.production.servers import aws, zenml_server
+from tests.production.zenml_server import zenml_server
 from tools.stack import main as change_stack
 
 BUCKET = "corpora"
@@ -32,14 +34,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def cloud(s3_url: str) -> dict[str, str]:
     """moto with an empty bucket; the environment that leads to it."""
-    with aws(tmp_path_factory.mktemp("aws")) as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        region = {"LocationConstraint": environment["AWS_DEFAULT_REGION"]}
-        boto3.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration=region)
-        yield environment
+    environment = {
+        "AWS_ENDPOINT_URL": s3_url,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "eu-central-1",
+    }
+    region = {"LocationConstraint": environment["AWS_DEFAULT_REGION"]}
+    aws_client(environment, "s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration=region)
+    return environment
+
+
+def aws_client(cloud: dict[str, str], service: str) -> Any:
+    """A client of boto3, whatever the environment says."""
+    return boto3.client(
+        service,
+        endpoint_url=cloud["AWS_ENDPOINT_URL"],
+        aws_access_key_id=cloud["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=cloud["AWS_SECRET_ACCESS_KEY"],
+        region_name=cloud["AWS_DEFAULT_REGION"],
+    )
 
 
 @pytest.fixture(scope="session")
@@ -69,23 +85,24 @@ def store(server: dict[str, str], cloud: dict[str, str], tmp_path_factory: pytes
         own = {"ZENML_CONFIG_PATH": str(path), "ZENML_ANALYTICS_OPT_IN": "false", "ML_FILTER_IMAGE": IMAGE}
         for name, value in {**server, **cloud, **own}.items():
             patch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # they keep the credentials of an earlier test
         _reset_zenml()
         yield path
+    S3FileSystem.clear_instance_cache()
     _reset_zenml()
     configure_logging()
 
 
 @pytest.fixture(scope="session")
-def sagemaker(boxes: Boxes) -> SageMaker:
+def sagemaker(boxes: Boxes, cloud: dict[str, str]) -> SageMaker:
     """The emulator of SageMaker."""
-    return SageMaker(boto3.client("sagemaker"), boxes)
+    return SageMaker(aws_client(cloud, "sagemaker"), boxes)
 
 
 @pytest.fixture(scope="session")
 def kubernetes(boxes: Boxes) -> Iterator[KubernetesApi]:
     """The cluster, with the roles of deploy/kubernetes."""
     api = KubernetesApi(boxes, roles_of_service_accounts())
-    api.create("ml-filter", "secrets", {"metadata": {"name": "ml-filter"}, "data": {}})
     yield api
     api.shutdown()
     api.server_close()
@@ -127,7 +144,7 @@ def kubernetes_stack(
     store: Path, cloud: dict[str, str], kubernetes: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The Kubernetes stack, active."""
-    (tmp_path / "kubeconfig").write_text(kubernetes.kubeconfig())
+    (tmp_path / "kubeconfig").write_text(kubernetes.kubeconfig("ml-filter-submitter"))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     from kubernetes import config
 
@@ -147,14 +164,3 @@ def _stack(name: str, *options: str) -> Iterator[str]:
     assert change_stack([name, *options]) == 0
     yield name
     assert change_stack([name, "--delete"]) == 0
-
-
-@pytest.fixture
-def put(cloud: dict[str, str]) -> Callable[[str, str], str]:
-    """Write an object to the bucket; returns its URL."""
-
-    def write(key: str, content: str) -> str:
-        boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=content.encode())
-        return f"s3://{BUCKET}/{key}"
-
-    return write

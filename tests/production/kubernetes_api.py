@@ -29,7 +29,6 @@ Json = dict[str, Any]
 Key = tuple[str, str, str]
 """Namespace, kind in the plural, name."""
 
-ADMINISTRATOR = "administrator"
 _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<kind>[a-z]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>[a-z]+))?"
@@ -84,7 +83,7 @@ class KubernetesApi(ThreadingHTTPServer):
         self.changed = threading.Condition(threading.RLock())
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
-    def kubeconfig(self, account: str = ADMINISTRATOR) -> str:
+    def kubeconfig(self, account: str) -> str:
         """The configuration of a client, with the only context `cluster`."""
         server = {"server": f"http://127.0.0.1:{self.server_address[1]}"}
         return yaml.safe_dump(
@@ -189,17 +188,19 @@ class KubernetesApi(ThreadingHTTPServer):
         return code
 
     def _environment(self, namespace: str, container: Json) -> dict[str, str]:
-        def secret(name: str) -> dict[str, str]:
-            data = self.objects[namespace, "secrets", name]["data"]
-            return {key: base64.b64decode(value).decode() for key, value in data.items()}
+        def secret(reference: Json) -> dict[str, str]:
+            key = (namespace, "secrets", reference["name"])
+            if key not in self.objects and reference.get("optional"):
+                return {}
+            return {name: base64.b64decode(value).decode() for name, value in self.objects[key]["data"].items()}
 
         environment: dict[str, str] = {}
         for source in container.get("envFrom", []):
-            environment |= secret(source["secretRef"]["name"])
+            environment |= secret(source["secretRef"])
         for variable in container.get("env", []):
             if "valueFrom" in variable:
                 reference = variable["valueFrom"]["secretKeyRef"]
-                environment[variable["name"]] = secret(reference["name"])[reference["key"]]
+                environment[variable["name"]] = secret(reference)[reference["key"]]
             else:
                 environment[variable["name"]] = variable["value"]
         return environment
@@ -223,7 +224,7 @@ class KubernetesApi(ThreadingHTTPServer):
         verb = _VERBS.get(method) or ("get" if name else "list")
         resource = f"{kind}/{sub}" if sub else kind
         self.calls.append(Call(account, verb, resource, name, copy.deepcopy(body)))
-        if account != ADMINISTRATOR and not any(
+        if not any(
             (group or "") in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"]
             for rule in self.roles.get(account, ())
         ):

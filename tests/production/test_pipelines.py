@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
-import boto3
 import pytest
 import yaml
 
-from tests.production.conftest import BUCKET
+from tests.production.conftest import BUCKET, aws_client
 
 DOCUMENTS = [{"id": f"d{n}", "text": f"Water boils at {n} degrees. " * (1 + n % 3), "label": n % 5} for n in range(12)]
 
@@ -18,7 +17,7 @@ def corpus(cloud) -> list[str]:
     """Two files with documents; their URLs."""
     lines = [json.dumps(row) + "\n" for row in DOCUMENTS]
     for number, part in enumerate((lines[:6], lines[6:])):
-        boto3.client("s3").put_object(Bucket=BUCKET, Key=f"corpus/{number}.jsonl", Body="".join(part).encode())
+        aws_client(cloud, "s3").put_object(Bucket=BUCKET, Key=f"corpus/{number}.jsonl", Body="".join(part).encode())
     return [f"s3://{BUCKET}/corpus/{number}.jsonl" for number in range(2)]
 
 
