@@ -1,40 +1,47 @@
 #!/bin/sh
 # Install the locked dependencies and the project into .venv. From the environment:
 #   PYTHON        the Python to make .venv with
-#   TORCH         cpu: torch without CUDA, 4 GB less on Linux; cuda: the build on the package index
+#   TORCH         cpu: torch without CUDA, on Linux 4 GB less; cuda: the build on the package index
 #   EXTRAS        extras of the project, separated by spaces
 #   ONLY          main: without development dependencies
 #   TORCH_INDEX   where the builds without CUDA are
 #   TORCH_VERSION another version than the locked one
-#
-# Poetry exports what it has locked and pip installs it: pip reads mirrors that serve only simple pages, follows your
-# pip configuration, and can leave out the wheels of CUDA, which a lock file cannot.
 set -eu
 
-case "${TORCH:=cuda}" in
-cpu | cuda) ;;
-*) echo "error: TORCH=$TORCH is not cpu or cuda" >&2 && exit 2 ;;
-esac
-[ "$(uname)" = Linux ] || TORCH=cuda # elsewhere no build has CUDA
+poetry=.poetry-env/bin/poetry
+pip="-m pip --disable-pip-version-check"
 
-pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+# Poetry asks the package index through its JSON API, which mirrors often lack; the mirror plugin makes it read the
+# same simple pages that pip reads. The index is pip's: from the environment, from pip's configuration, or pip's default.
+pip_index() {
+    .poetry-env/bin/python $pip config get global.index-url 2>/dev/null ||
+        .poetry-env/bin/python -c 'from pip._internal.models.index import PyPI; print(PyPI.simple_url)'
+}
+
+install_all() {
+    POETRY_PYPI_MIRROR_URL="${POETRY_PYPI_MIRROR_URL:-${PIP_INDEX_URL:-$(pip_index)}}" \
+        $poetry install --no-interaction ${ONLY:+--only "$ONLY" --compile} ${EXTRAS:+--extras "$EXTRAS"}
+}
+
+# A lock file has one build of torch, and its CUDA wheels as dependencies. So pip installs everything else that is
+# locked, and the same version of torch from the index of builds without CUDA.
+install_without_cuda() {
+    locked=.venv/requirements.txt
+    groups=${ONLY:+--only $ONLY}
+    # shellcheck disable=SC2086  # two words
+    $poetry export ${groups:---with dev} ${EXTRAS:+--extras "$EXTRAS"} --output $locked
+    version=${TORCH_VERSION:-$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' $locked)}
+    awk '/^[^ ]/ { cuda = /^(torch|triton|nvidia-[^ ]*|cuda-[^ ]*)==/ } !cuda' $locked >$locked.cpu
+    # No hash is locked for this one: the version and the index's certificate vouch for it.
+    .venv/bin/python $pip install --quiet --no-deps \
+        --index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}" "torch==$version+cpu"
+    .venv/bin/python $pip install --quiet --no-deps --require-hashes --requirement $locked.cpu
+    $poetry install --no-interaction --only-root
+}
 
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-locked=.venv/requirements.txt
-groups=${ONLY:+--only $ONLY}
-# shellcheck disable=SC2086  # several words
-.poetry-env/bin/poetry export ${groups:---with dev} ${EXTRAS:+--extras "$EXTRAS"} --output $locked
-
-version=$(.venv/bin/python -c "from importlib.metadata import version as v; print(v('torch'))" 2>/dev/null || true)
-if [ "$TORCH" = cpu ]; then
-    wanted=${TORCH_VERSION:-$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' $locked)}+cpu
-    awk '/^[^ ]/ { cuda = /^(torch|triton|nvidia-[^ ]*|cuda-[^ ]*)==/ } !cuda' $locked >$locked.cpu
-    locked=$locked.cpu
-    # No hash is locked for this one: the version and the index's certificate vouch for it.
-    pip install --quiet --no-deps --index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}" "torch==$wanted"
-else
-    # pip takes a build without CUDA for the same version.
-    case "$version" in *+cpu) pip uninstall --quiet --yes torch ;; esac
-fi
-pip install --quiet --no-deps --require-hashes --requirement $locked
-.poetry-env/bin/poetry install --no-interaction --only-root
+case "${TORCH:=cuda}-$(uname)" in
+cpu-Linux) install_without_cuda ;;
+cpu-* | cuda-*) install_all ;; # on macOS no build has CUDA
+*) echo "error: TORCH=$TORCH is not cpu or cuda" >&2 && exit 2 ;;
+esac
