@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     alert_on: Annotated[str, Field(pattern=r"^(failure|success|drift)(,(failure|success|drift))*$")] = Field(
         "failure,drift", description="events to tell about, separated by commas: failure, success, drift"
     )
+    lease_s: Annotated[float, Field(gt=0)] = Field(
+        60, description="seconds without a sign of life after which a run that writes to a URL counts as killed"
+    )
     hf_token: SecretStr | None = Field(
         None,
         validation_alias="HF_TOKEN",

@@ -83,14 +83,24 @@ class AskConfig(StageConfig):
     )
     max_retries: Annotated[int, Field(ge=0)] = Field(5, description="retries of a request that failed")
     max_outage_s: Annotated[float, Field(gt=0), Cli("--max-outage")] = Field(
-        600.0, description="seconds to wait for an endpoint that has stopped answering"
+        600.0, description="seconds to wait for an endpoint, or a ledger at a URL, that has stopped answering"
     )
     max_failed_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.05, description="share of failed answers above which the command exits with code 1"
     )
     retry_failed: bool = Field(False, description="ask again for the failed answers of an earlier run")
     ledger: str | None = Field(
-        None, description="SQLite file of answers, to share them between outputs (default: a file in the output)"
+        None,
+        description="where answers are kept, to share them between outputs: an SQLite file, or a directory at a URL "
+        "(default: in the output)",
+    )
+    ledger_answers: Annotated[int, Field(ge=1)] = Field(
+        200,
+        description="most answers that a ledger at a URL has not saved yet: what a kill can cost, besides the requests "
+        "in flight",
+    )
+    ledger_seconds: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="seconds after which a ledger at a URL saves an answer at the latest"
     )
     usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None = Field(
         None, description="price in USD (default: costs are not reported)"

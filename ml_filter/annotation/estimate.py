@@ -115,7 +115,7 @@ def estimate_bill(
         sample = sample_documents(source, SampleConfig(size=config.pilot, seed=config.seed), f"{scratch}/sample")
         pilot = annotation_plan(SourceConfig(paths=[sample.root]), annotate, annotator)
         kept = annotate.ledger or (None if output is None else str(Path(output) / LEDGER_NAME))
-        with open_ledger(kept or f"{scratch}/{LEDGER_NAME}") as ledger:
+        with open_ledger(kept or f"{scratch}/{LEDGER_NAME}", annotate) as ledger:
             budget = Budget(annotate, ledger.tokens_used(pilot.question_digests))
             asking.fill(pilot, ledger, budget)
             if earlier and not asking.requests:  # only prices changed, for example: keep the measured time

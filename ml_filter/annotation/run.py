@@ -66,61 +66,97 @@ class AnswerSource(ABC):
         """Raise TooManyFailures if it is known why votes are still open."""
 
 
-def run(plan: Plan, answers: AnswerSource, output: str | Path) -> Manifest:
+def run(plan: Plan, answers: AnswerSource, output: str | Path, ledgers: str | None = None) -> Manifest:
     """Fill the ledger, write the output and return its manifest. Resumes where an earlier run stopped.
+
+    An output whose documents have changed since is written again: the answers that still apply are in the ledger, and
+    only the others are asked for.
+
+    Args:
+        ledgers: directory of ledgers that outputs share (default: the ledger is in the output).
 
     Raises:
         TooManyFailures: the failed share is above `max_failed_share`, or the budget is used up. Answers stay in the
             ledger; with `at_budget` finish the output is complete nevertheless.
         EndpointError: no endpoint answers or can be used, or the first answers all fail with the same code.
-        InputError: the source is wrong, or the output directory is not local, in use or taken.
+        InputError: the source is wrong, the output directory or the ledger is in use, or the directory is taken.
     """
     task, config = plan.task, plan.config
     with output_directory(plan, output) as out:
-        if out.manifest and not (config.retry_failed and out.manifest.counts["failed"]):
+        is_current = out.manifest is not None and _digests(out.manifest.parents) == _digests(plan.parents)
+        if out.manifest and is_current and not (config.retry_failed and out.manifest.counts["failed"]):
             if NOT_ASKED_COUNT in out.manifest.counts:
                 _check_failed_share(plan, Counter(out.manifest.counts), out.path, answers.retry_hint)
-            return out.manifest
-        if not out.is_local:
-            raise InputError(f"{out.path}: the output must be a local directory, because its ledger is a local file")
+            return _with_answers(out.manifest, asked=0)
         if out.manifest:
             out.reopen()
         keep_prompts(out, task.questions)
-        with open_ledger(config.ledger or default_ledger(out.location)) as ledger:
+        location = ledger_location(plan, out.location, ledgers)
+        with open_ledger(location, config) as ledger:
             budget = Budget(config, ledger.tokens_used(plan.question_digests))
             answers.fill(plan, ledger, budget)
+            ledger.flush()  # nothing is in the output that the ledger could still lose
             with (
                 out.new_shard(task.shard, task.schema, _ROW_GROUP_BYTES) as writer,
                 out.new_rejects(task.shard) as rejects,
-                (Path(out.root) / FAILED_NAME).open("w", encoding="utf-8") as failed,
+                _failed_file(out) as failed,
             ):
-                counts = _write_rows(plan, ledger, budget, writer.write, rejects, failed)
+                counts, total = _write_rows(plan, ledger, budget, writer.write, rejects, failed)
                 # A check that fails here leaves the directory unfinished. With at_budget finish the same check comes
                 # after the manifest is written, since the output is complete.
                 if not counts[NOT_ASKED_COUNT]:
-                    _check_complete(plan, answers, budget, counts, out.path)
+                    _check_complete(plan, answers, budget, counts, out.path, location)
             task.write_report(out, plan.annotator)
-            manifest = out.finish([(task.shard, out.commit(task.shard, writer, rejects, counts))])
+            result = out.commit(task.shard, writer, rejects, counts)
+            manifest = out.finish([(task.shard, result)], answers=(answers.recorded, total - answers.recorded))
         if counts[NOT_ASKED_COUNT]:
-            _check_complete(plan, answers, budget, counts, out.path)
+            _check_complete(plan, answers, budget, counts, out.path, location)
         return manifest
 
 
 def output_directory(plan: Plan, path: str | Path) -> OutputDirectory:
-    """The output of a plan. Another plan may take over a directory in which nothing was answered yet, such as one left
-    by a first run with a wrong setting."""
-    resumption = Resumption(digest_of(plan.task.kind), _has_no_answers)
-    return OutputDirectory(path, plan.task.kind, plan.identity, plan.parents, resumption=resumption)
+    """The output of a plan, which grows with its documents. Another plan may take over a directory in which nothing was
+    answered yet, such as one left by a first run with a wrong setting."""
+
+    def has_no_answers(out: OutputDirectory) -> bool:
+        place = default_ledger(out.location)
+        if find_manifest(out.path) is not None:
+            return False
+        if not place.exists():
+            return True
+        with open_ledger(place, plan.config) as ledger:
+            return ledger.is_worthless()
+
+    resumption = Resumption(digest_of(plan.task.kind), has_no_answers)
+    return OutputDirectory(path, plan.task.kind, plan.identity, plan.parents, resumption=resumption, fixed=())
 
 
-def _has_no_answers(out: OutputDirectory) -> bool:
-    if not out.is_local or find_manifest(out.path) is not None:
-        return False
-    path = Path(out.root) / LEDGER_NAME
-    if not path.exists():
-        return True
-    with open_ledger(str(path)) as ledger:
-        return ledger.is_worthless()
+def ledger_location(plan: Plan, output: Location, ledgers: str | None = None) -> Location:
+    """Where the answers of a plan are kept: as configured, or in a directory that outputs share, or in the output.
+
+    In a shared directory, the ledger is named by what shapes its answers, so that other questions do not lock it.
+    """
+    if plan.config.ledger is not None:
+        return Location(plan.config.ledger)
+    if ledgers is None:
+        return default_ledger(output)
+    place = Location(ledgers) / digest_of(plan.question_digests)[:8]
+    return Location(f"{place}.sqlite") if place.is_local else place
+
+
+def _digests(parents: Sequence[Parent]) -> list[str]:
+    return [parent.digest for parent in parents]
+
+
+@contextmanager
+def _failed_file(out: OutputDirectory) -> Iterator[TextIO]:
+    """A file that becomes failed.jsonl, also if the run ends because too many failed."""
+    path = out.scratch / FAILED_NAME
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+    finally:
+        out.put_file(path, FAILED_NAME)
 
 
 def _failed_row(annotator: str, question: Question, key: Key, **fields: Any) -> dict[str, Any]:
@@ -193,12 +229,12 @@ class Recorder:
 
 def _write_rows(
     plan: Plan, ledger: Ledger, budget: Budget, write: Callable[[pa.Table], None], rejects: RejectsLog, failed: TextIO
-) -> Counter[str]:
+) -> tuple[Counter[str], int]:
     """Write the rows of a plan in input order, a table for each table of documents, and each failed row as a JSON line.
 
     Returns:
-        Counts by status and error code. Votes without an answer count as `open`. Tokens are those of all tries, also of
-        answers that were replaced.
+        Counts by status and error code, and the number of answers. Votes without an answer count as `open`. Tokens are
+        those of all tries, also of answers that were replaced.
 
     Raises:
         InputError: no document has a text.

@@ -19,8 +19,8 @@ from ml_filter.errors import InputError
 from ml_filter.location import Location
 
 MANIFEST_NAME = "manifest.json"
-LEDGER_NAME = "ledger.sqlite"
-"""Answers of an LLM, which were paid for (annotation/ledger.py)."""
+LEDGER_NAME, LEDGER_DIRECTORY = "ledger.sqlite", "ledger"
+"""Answers of an LLM, which were paid for: a file, or at a URL a directory (annotation/ledger/)."""
 REJECTS_NAME = "rejects.jsonl"
 PROGRESS_NAME = ".progress"
 """Directory that exists while a run is under way, and after it if shards failed."""

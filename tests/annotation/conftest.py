@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.annotation.config import AnnotateConfig, AskConfig
 from ml_filter.annotation.ledger import open_ledger
 from ml_filter.annotation.ledger.sqlite import SqliteLedger
 from ml_filter.documents.config import SourceConfig
@@ -38,11 +39,17 @@ def serve() -> Iterator[Callable[[Callable[[Request], Reply | dict[str, Any]]], 
         server.server_close()
 
 
-@pytest.fixture(params=["sqlite"])
-def open_new(request: pytest.FixtureRequest, tmp_path: Path) -> OpenLedger:
+@pytest.fixture(params=["sqlite", "memory", "s3"])
+def open_new(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenLedger:
     """Opens a ledger of each implementation, the same one each time."""
-    location = str(tmp_path / "ledger.sqlite")
-    return lambda: open_ledger(location)
+    monkeypatch.setenv("ML_FILTER_LEASE_S", "0.4")
+    if request.param == "sqlite":
+        location = str(tmp_path / "ledger.sqlite")
+    elif request.param == "memory":
+        location = f"memory://{uuid.uuid4().hex}"
+    else:
+        location = f"{request.getfixturevalue('bucket').url}/ledger"
+    return lambda: open_ledger(location, AskConfig())
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def write_batch(
         if not out.is_local:
             raise InputError(f"{output}: batch files need a local directory")
         with (
-            open_ledger(annotate.ledger or str(out.scratch / "none.sqlite")) as ledger,
+            open_ledger(annotate.ledger or str(out.scratch / "none.sqlite"), annotate) as ledger,
             _RequestFiles(out, config) as files,
         ):
             budget = Budget(annotate, ledger.tokens_used(plan.question_digests))

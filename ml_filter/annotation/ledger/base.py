@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 
 class Key(NamedTuple):
@@ -32,7 +31,7 @@ class Paid(NamedTuple):
     assumed: int
 
 
-class Ledger(AbstractContextManager["Ledger"], ABC):
+class Ledger(ABC):
     """The answers of one run, or of several runs one after the other; a second writer at the same time is refused.
 
     `record` and `forget` are called from the event loop, which they must not block for long; the other methods may be
@@ -81,11 +80,14 @@ class Ledger(AbstractContextManager["Ledger"], ABC):
         """
         return True
 
-    def wait_for_room(self) -> None:
+    def wait_for_room(self) -> None:  # noqa: B027
         """Block until `has_room`; raises as it does. Not for the event loop."""
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027
         """Block until everything that was recorded is saved; raises as `has_room`. Not for the event loop."""
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()

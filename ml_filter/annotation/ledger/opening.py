@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.ledger.base import Ledger
+from ml_filter.annotation.ledger.segments import SegmentLedger
 from ml_filter.annotation.ledger.sqlite import SqliteLedger
-from ml_filter.documents.manifest import LEDGER_NAME
-from ml_filter.errors import InputError
+from ml_filter.documents.manifest import LEDGER_DIRECTORY, LEDGER_NAME
 from ml_filter.location import Location
 
 
-def open_ledger(location: str | Location) -> Ledger:
-    """The ledger at a location.
+def open_ledger(location: str | Location, config: AskConfig) -> Ledger:
+    """The ledger at a location; the configuration says how often one at a URL saves answers.
 
     Raises:
         InputError: another process holds the ledger, or what is there is not a ledger.
     """
     place = Location(location)
-    if not place.is_local:
-        raise InputError(f"{place}: the ledger must be a local file")
-    return SqliteLedger(place.local)
+    return SqliteLedger(place.local) if place.is_local else SegmentLedger(place, config)
 
 
 def default_ledger(output: Location) -> Location:
     """Where the ledger of an output directory is unless the settings name another."""
-    return output / LEDGER_NAME
+    return output / (LEDGER_NAME if output.is_local else LEDGER_DIRECTORY)

@@ -8,7 +8,8 @@ few hundred answers a second.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class SqliteLedger(Ledger):
         InputError: another process holds the ledger, or the file is not a ledger.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, synchronous: str = "NORMAL") -> None:
         self.path = path
         self._lock = FileLock(f"{path}.lock")
         try:
@@ -64,7 +65,7 @@ class SqliteLedger(Ledger):
             # Open calls are looked up in a thread while the event loop records answers; SQLite serialises the two.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._execute("PRAGMA journal_mode = WAL")
-            self._execute("PRAGMA synchronous = NORMAL")
+            self._execute(f"PRAGMA synchronous = {synchronous}")
             self._execute(_SCHEMA)
             self._execute(f"SELECT {_COLUMNS} FROM answers LIMIT 1")  # fails if the file has other columns
         except sqlite3.Error as error:
@@ -126,8 +127,7 @@ class SqliteLedger(Ledger):
 
     @override
     def forget(self, key: Key) -> None:
-        with self._db:  # one transaction for both statements
-            self._execute("BEGIN")
+        with self.together():
             self._execute(
                 f"INSERT OR REPLACE INTO answers ({_COLUMNS}) SELECT document_id, text_digest, question, vote, "
                 f"{_DROPPED}, 0, 'forgotten', '{{}}', {', '.join(f'SUM({name})' for name in _TOKENS)} "
@@ -135,7 +135,18 @@ class SqliteLedger(Ledger):
                 key,
             )
             self._execute(f"DELETE FROM answers {_WHERE} AND window >= 0", key)
-            self._execute("COMMIT")
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make changes in one transaction: all of them or, after an error, none."""
+        self._execute("SAVEPOINT together")
+        try:
+            yield
+        except BaseException:
+            self._execute("ROLLBACK TO together")
+            raise
+        finally:
+            self._execute("RELEASE together")
 
     @override
     def answers(self, key: Key) -> tuple[list[dict[str, Any]], Paid]:
