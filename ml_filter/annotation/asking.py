@@ -32,6 +32,12 @@ class Asking(AnswerSource):
         self.settings = settings
         self.requests, self.seconds = 0, 0.0
         self._error: MlFilterError | None = None
+        self._room = asyncio.Lock()
+
+    @property
+    def recorded(self) -> int:
+        """How many answers it has put into the ledger."""
+        return self.requests
 
     def fill(self, plan: Plan, ledger: Ledger, budget: Budget) -> None:
         """Ask everything that is open, as far as the budget allows. Connects only if a call is open.
@@ -93,6 +99,7 @@ class Asking(AnswerSource):
         if self._error:
             return False
         try:
+            await self._wait_for_room()
             result = await annotator.ask(call.question, call.piece, call.key.vote, self.budget)
             if result is None:
                 return False
@@ -104,6 +111,12 @@ class Asking(AnswerSource):
             self._stop(annotator, error)
             return False
         return True
+
+    async def _wait_for_room(self) -> None:
+        """Ask for no more answers than the ledger can save."""
+        if not self.recorder.ledger.has_room():
+            async with self._room:  # one thread waits for all workers
+                await asyncio.to_thread(self.recorder.ledger.wait_for_room)
 
     def _status(self, pool: EndpointPool) -> str:
         used = self.budget.used

@@ -6,7 +6,8 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -21,17 +22,21 @@ from ml_filter.annotation.ledger import Key, Ledger, default_ledger, open_ledger
 from ml_filter.annotation.plan import Call, Plan, Vote
 from ml_filter.annotation.prompts import Question, keep_prompts
 from ml_filter.annotation.responses import Answer
-from ml_filter.documents.manifest import LEDGER_NAME, Manifest, digest_of, find_manifest
+from ml_filter.documents.manifest import Manifest, Parent, digest_of, find_manifest
 from ml_filter.documents.output_directory import OutputDirectory, Resumption
 from ml_filter.documents.rejects import RejectsLog, nothing_read
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.errors import EndpointError, InputError, TooManyFailures
+from ml_filter.location import Location
 
 FAILED_NAME = "failed.jsonl"
 """The failed answers of the last run, for people to read."""
 NOT_ASKED = "not_asked"
 """Error code of a vote that the budget had no room for."""
 NOT_ASKED_COUNT = f"failed_{NOT_ASKED}"
+ASKED, FROM_LEDGER = "answers_asked", "answers_from_ledger"
+"""How many answers a run asked for and how many it found, in `made_with` of its manifest."""
+_ANSWERS = "answers"
 _ALIKE = 20
 """If as many first answers fail with the same code, so would all others."""
 _ADVICE = {
@@ -58,11 +63,16 @@ class AnswerSource(ABC):
     retry_hint: ClassVar[str]
     """How to ask for failed answers again; continued by `with --retry-failed`."""
 
+    @property
+    @abstractmethod
+    def recorded(self) -> int:
+        """How many answers it has put into the ledger."""
+
     @abstractmethod
     def fill(self, plan: Plan, ledger: Ledger, budget: Budget) -> None:
         """Put the available answers into the ledger."""
 
-    def check_open(self, open_votes: int, output: str) -> None:  # noqa: B027
+    def check_open(self, open_votes: int, output: str, ledger: Location) -> None:  # noqa: B027
         """Raise TooManyFailures if it is known why votes are still open."""
 
 
@@ -87,7 +97,9 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path, ledgers: str | No
         if out.manifest and is_current and not (config.retry_failed and out.manifest.counts["failed"]):
             if NOT_ASKED_COUNT in out.manifest.counts:
                 _check_failed_share(plan, Counter(out.manifest.counts), out.path, answers.retry_hint)
-            return _with_answers(out.manifest, asked=0)
+            facts = out.manifest.made_with
+            total = facts.get(ASKED, 0) + facts.get(FROM_LEDGER, 0)
+            return out.manifest.model_copy(update={"made_with": facts | _origin(asked=0, total=total)})
         if out.manifest:
             out.reopen()
         keep_prompts(out, task.questions)
@@ -101,14 +113,14 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path, ledgers: str | No
                 out.new_rejects(task.shard) as rejects,
                 _failed_file(out) as failed,
             ):
-                counts, total = _write_rows(plan, ledger, budget, writer.write, rejects, failed)
+                counts = _write_rows(plan, ledger, budget, writer.write, rejects, failed)
                 # A check that fails here leaves the directory unfinished. With at_budget finish the same check comes
                 # after the manifest is written, since the output is complete.
                 if not counts[NOT_ASKED_COUNT]:
                     _check_complete(plan, answers, budget, counts, out.path, location)
             task.write_report(out, plan.annotator)
-            result = out.commit(task.shard, writer, rejects, counts)
-            manifest = out.finish([(task.shard, result)], answers=(answers.recorded, total - answers.recorded))
+            out.facts = _origin(asked=answers.recorded, total=counts.pop(_ANSWERS))
+            manifest = out.finish([(task.shard, out.commit(task.shard, writer, rejects, counts))])
         if counts[NOT_ASKED_COUNT]:
             _check_complete(plan, answers, budget, counts, out.path, location)
         return manifest
@@ -142,6 +154,10 @@ def ledger_location(plan: Plan, output: Location, ledgers: str | None = None) ->
         return default_ledger(output)
     place = Location(ledgers) / digest_of(plan.question_digests)[:8]
     return Location(f"{place}.sqlite") if place.is_local else place
+
+
+def _origin(asked: int, total: int) -> dict[str, int]:
+    return {ASKED: asked, FROM_LEDGER: total - asked}
 
 
 def _digests(parents: Sequence[Parent]) -> list[str]:
@@ -229,12 +245,12 @@ class Recorder:
 
 def _write_rows(
     plan: Plan, ledger: Ledger, budget: Budget, write: Callable[[pa.Table], None], rejects: RejectsLog, failed: TextIO
-) -> tuple[Counter[str], int]:
+) -> Counter[str]:
     """Write the rows of a plan in input order, a table for each table of documents, and each failed row as a JSON line.
 
     Returns:
-        Counts by status and error code, and the number of answers. Votes without an answer count as `open`. Tokens are
-        those of all tries, also of answers that were replaced.
+        Counts by status and error code. Votes without an answer count as `open`. Tokens are those of all tries, also of
+        answers that were replaced.
 
     Raises:
         InputError: no document has a text.
@@ -270,6 +286,7 @@ def _row(plan: Plan, ledger: Ledger, budget: Budget, vote: Vote, counts: Counter
         error, reason = "no_text", "the document has no text"
     else:
         answers, paid = ledger.answers(vote.key)
+        counts[_ANSWERS] += len(answers)
         counts.update(prompt_tokens=paid.prompt, completion_tokens=paid.completion)
         if paid.assumed:
             counts["tokens_unreported"] += paid.assumed
@@ -282,7 +299,9 @@ def _row(plan: Plan, ledger: Ledger, budget: Budget, vote: Vote, counts: Counter
     return _failed_row(plan.annotator, vote.question, vote.key, error=error, reason=reason)
 
 
-def _check_complete(plan: Plan, answers: AnswerSource, budget: Budget, counts: Counter[str], output: str) -> None:
+def _check_complete(
+    plan: Plan, answers: AnswerSource, budget: Budget, counts: Counter[str], output: str, ledger: Location
+) -> None:
     """Check that every vote has an answer and that few enough failed.
 
     Raises:
@@ -291,10 +310,10 @@ def _check_complete(plan: Plan, answers: AnswerSource, budget: Budget, counts: C
     """
     scored, failed, open_votes = counts[plan.task.done], counts["failed"], counts["open"]
     if open_votes:
-        answers.check_open(open_votes, output)
+        answers.check_open(open_votes, output, ledger)
     if open_votes and budget.is_spent:
         raise TooManyFailures(
-            f"the budget of {budget.describe()} is used up: {scored + failed:,} answers are in the ledger of {output}, "
+            f"the budget of {budget.describe()} is used up: {scored + failed:,} answers are in the ledger {ledger}, "
             f"{open_votes:,} are open. Run again with a higher budget; finished answers are not asked again. Or run "
             "again with --at-budget finish (at_budget: finish) to mark the open answers as failed "
             f"({NOT_ASKED}) and use the others"

@@ -86,7 +86,7 @@ class Manifest(BaseModel):
     code_version: str = __version__
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     made_with: dict[str, Any] = {}
-    """Choices that the settings left to the run."""
+    """Choices that the settings left to the run, and what it found done."""
     root: str = ""
 
     @property

@@ -31,6 +31,7 @@ from pydantic import BaseModel
 
 from ml_filter.documents.lock import WriterLock, temporary_directory
 from ml_filter.documents.manifest import (
+    LEDGER_DIRECTORY,
     LEDGER_NAME,
     MANIFEST_NAME,
     PROGRESS_NAME,
@@ -93,6 +94,10 @@ class OutputDirectory:
             without a part is refused while one of them writes.
         is_helper: this process was started by one that has entered the directory; it takes no lock.
         resumption: when a run with changed input may continue this directory (None: never).
+        fixed: those parents that pin the directory with the settings (None: all).
+
+    Attributes:
+        facts: what the manifest says about this run, outside its digest.
 
     Raises:
         InputError: another process writes here, the directory belongs to a run with different settings, or it is at a
@@ -109,16 +114,19 @@ class OutputDirectory:
         part: str | None = None,
         is_helper: bool = False,
         resumption: Resumption | None = None,
+        fixed: Iterable[Parent] | None = None,
     ):
         self.kind, self.part = kind, part
         self._is_helper, self._resumption = is_helper, resumption
         self.config = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
         self.parents = list(parents)
-        self.config_digest = digest_of([kind, self.config, [parent.digest for parent in self.parents]])
+        pinned = self.parents if fixed is None else fixed
+        self.config_digest = digest_of([kind, self.config, [parent.digest for parent in pinned]])
         self.path = with_digest(path, self.config_digest)
         self.location = Location(self.path)
         self.fs, self.root, self.is_local = self.location.fs, self.location.path, self.location.is_local
         self.manifest: Manifest | None = None
+        self.facts: dict[str, Any] = {}
         self._lock = WriterLock(Path(self.root) if self.is_local else None, self.path, PROGRESS_NAME, part)
         self._scratch: Path | None = None
         self._scratch_lock: FileLock | None = None
@@ -176,9 +184,9 @@ class OutputDirectory:
         self.put_bytes(_CLAIM, json.dumps(claim).encode())
 
     def _advice(self) -> str:
-        if not self.fs.exists(self._at(LEDGER_NAME)):
+        ledger = self.location / (LEDGER_NAME if self.is_local else LEDGER_DIRECTORY)
+        if not ledger.exists():
             return "choose another --output, or delete it to start over"
-        ledger = f"{self.path}/{LEDGER_NAME}"
         return (
             f"choose another --output. Do not delete {ledger}, which holds answers that were paid for: with --ledger "
             f"{ledger} (ledger in --config), the run in the other directory uses those that still apply"
@@ -352,7 +360,7 @@ class OutputDirectory:
             config_digest=self.config_digest,
             parents=self.parents,
             seconds=round(seconds, 3),
-            made_with=self.made_with,
+            made_with={**self.made_with, **self.facts},
             root=self.path,
         )
         self.put_bytes(MANIFEST_NAME, manifest.to_json().encode())

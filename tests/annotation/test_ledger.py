@@ -87,7 +87,7 @@ def test_tokens_of_dropped_answers_stay_spent(ledger):
 
 def test_a_second_writer_is_refused_until_the_first_is_done(open_new: OpenLedger):
     with open_new() as first:
-        with pytest.raises(InputError, match=r"in use by another run.*wait for it, or use another ledger"):
+        with pytest.raises(InputError, match=r"in use by another run.*wait for it, or use another"):
             open_new()
         first.record(KEY, 0, row("scored"))
     with open_new() as second:

@@ -27,6 +27,7 @@ from ml_filter.annotation.run import AnswerSource, Recorder, run
 from ml_filter.config import Settings
 from ml_filter.documents.manifest import Manifest, read_manifest
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
+from ml_filter.location import Location
 from ml_filter.progress import progress
 
 
@@ -84,6 +85,11 @@ class _BatchResults(AnswerSource):
         self.batch, self.results = batch, results
         self.lines: Counter[str] = Counter()
 
+    @property
+    def recorded(self) -> int:
+        """How many answers it has put into the ledger."""
+        return self.lines["new"]
+
     def fill(self, plan: Plan, ledger: Ledger, budget: Budget) -> None:
         """Record the results that answer an open request."""
         key = self.batch.settings.api_key or SecretStr("none")
@@ -134,6 +140,7 @@ class _BatchResults(AnswerSource):
         status = self.recorder.ledger.statuses(key).get(window, "open")
         # Several lines may answer a request: a usable answer replaces a failed one and is never replaced.
         if status == "open" or (status == "failed" and self._is_usable(outcome, call)):
+            self.recorder.ledger.wait_for_room()
             self.recorder.record(call, outcome, reported(outcome))
             return "new"
         return "repeated"
@@ -144,7 +151,7 @@ class _BatchResults(AnswerSource):
         except AnswerError:
             return False
 
-    def check_open(self, open_votes: int, output: str) -> None:
+    def check_open(self, open_votes: int, output: str, ledger: Location) -> None:
         """Raise TooManyFailures, which says why votes are open and what to do."""
         submissions = self.batch.submissions
         running, unsent = len(self.batch.running), sum(submission.batch_id is None for submission in submissions)
@@ -160,6 +167,6 @@ class _BatchResults(AnswerSource):
             resubmit = f" submit the rest of {len(early):,} batches again (ml-filter batch submit --resubmit),"
         raise TooManyFailures(
             f"{open_votes:,} answers are open{''.join(f'; {reason}' for reason in reasons)}. The others are in the "
-            f"ledger of {output}. Collect again when there are more results,{resubmit} or let ml-filter annotate "
+            f"ledger {ledger}. Collect again when there are more results,{resubmit} or let ml-filter annotate "
             f"finish {output} with the same settings"
         )

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
 from pathlib import PurePosixPath
 from types import FrameType
 from typing import Any, NamedTuple
@@ -46,6 +45,10 @@ class _Segment(NamedTuple):
     number: int
     path: str
     size: int
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
 
 
 class SegmentLedger(Ledger):
@@ -115,14 +118,18 @@ class SegmentLedger(Ledger):
         Raises:
             InputError: a segment is damaged.
         """
-        segments = [segment for segment in self._segments() if segment.path not in self._applied]
-        for earlier, segment in pairwise(segments):
-            expected = earlier.number + 1 if segment.generation == earlier.generation else 0
-            if segment.number != expected:
+        segments, expected = [], (0, 0)
+        for segment in self._segments():
+            if segment.generation != expected[0]:
+                expected = (segment.generation, 0)
+            if segment.number != expected[1]:
                 logger.warning(
-                    f"{self.location}: {segment.number - expected:,} segments before {segment.path} are missing; the "
-                    "answers in them are asked again"
+                    f"{self.location}: {segment.number - expected[1]:,} segments before {segment.name} are missing; "
+                    "the answers in them are asked again"
                 )
+            expected = (segment.generation, segment.number + 1)
+            if segment.name not in self._applied:
+                segments.append(segment)
         with ThreadPoolExecutor(8, thread_name_prefix="ledger-replay") as pool:
             while segments:
                 batch, size = [segments.pop(0)], 0
@@ -174,7 +181,7 @@ class SegmentLedger(Ledger):
                 f"{segment.path}, a segment of the ledger {self.location}, is damaged ({error}). Restore it from an "
                 "earlier version of the object, or delete it: the answers in it are then asked again"
             ) from error
-        self._applied.add(segment.path)
+        self._applied.add(segment.name)
 
     # --- Saving ------------------------------------------------------------------------------------------------------
 
@@ -264,6 +271,7 @@ class SegmentLedger(Ledger):
         while True:
             try:
                 if create_file(file, content):
+                    self._applied.add(file.name)
                     return True
                 error = InputError(f"{file} was written by another process")
                 pause = self._config.max_outage_s
