@@ -87,6 +87,9 @@ class Manifest(BaseModel):
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     made_with: dict[str, Any] = {}
     """Choices that the settings left to the run, and what it found done."""
+    shards_new: int | None = Field(None, exclude_if=lambda count: count is None)
+    shards_reused: int | None = Field(None, exclude_if=lambda count: count is None)
+    """Of a directory that grows: the input shards that its last run made, and those that were done before."""
     root: str = ""
 
     @property
@@ -97,7 +100,8 @@ class Manifest(BaseModel):
     @property
     def digest(self) -> str:
         """Digest of the content: the same for two runs that made the same shards in the same way."""
-        return digest_of(self._content("root", "created_at", "code_version", "seconds", "made_with"))
+        runs = ("created_at", "code_version", "seconds", "made_with", "shards_new", "shards_reused")
+        return digest_of(self._content("root", *runs))
 
     def path_of(self, name: str) -> str:
         """Path or URL of a file beside the manifest."""

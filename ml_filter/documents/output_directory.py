@@ -17,18 +17,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, Self
 
 import pyarrow as pa
 from filelock import FileLock
 from loguru import logger
 from pydantic import BaseModel
 
+from ml_filter.documents.finished import ShardResult
 from ml_filter.documents.lock import WriterLock, temporary_directory
 from ml_filter.documents.manifest import (
     LEDGER_DIRECTORY,
@@ -48,23 +49,9 @@ from ml_filter.documents.writer import ShardWriter, file_digest
 from ml_filter.errors import InputError
 from ml_filter.location import Location
 
-_SHARD_DIRECTORY = "shards"
-_CLAIM = f"{PROGRESS_NAME}/run.json"
-_MADE_WITH = f"{PROGRESS_NAME}/made-with.json"
-
-
-class ShardResult(BaseModel):
-    """The result of one input shard: its output (None: it has no rows) and its counts.
-
-    Nothing is kept of a shard that `failed`. `state` is that of the input when it was listed (`InputShard.state`).
-    """
-
-    shard: Shard | None
-    counts: dict[str, int]
-    failed: FailedShard | None = None
-    state: str | None = None
-    seconds: float = 0.0
-    """Time that its process needed."""
+SHARD_DIRECTORY = "shards"
+CLAIM = f"{PROGRESS_NAME}/run.json"
+MADE_WITH = f"{PROGRESS_NAME}/made-with.json"
 
 
 @dataclass(frozen=True)
@@ -93,7 +80,7 @@ class OutputDirectory:
         part: the name of one of several concurrent writers. Each has its own lock and scratch directory, and a writer
             without a part is refused while one of them writes.
         is_helper: this process was started by one that has entered the directory; it takes no lock.
-        resumption: when a run with changed input may continue this directory (None: never).
+        resumption: when a run with other settings or input may continue this directory (None: never).
         fixed: those parents that pin the directory with the settings (None: all).
 
     Attributes:
@@ -131,7 +118,7 @@ class OutputDirectory:
         self._scratch: Path | None = None
         self._scratch_lock: FileLock | None = None
 
-    def __enter__(self) -> OutputDirectory:
+    def __enter__(self) -> Self:
         if self._is_helper:
             return self
         self.location.make_directory()
@@ -161,27 +148,45 @@ class OutputDirectory:
 
     def _claim(self) -> None:
         """Find the state of an earlier run, or raise if it had different settings or input."""
-        manifest = find_manifest(self.path)
-        claim = dict(json.loads(self.fs.cat_file(self._at(_CLAIM)))) if self.fs.exists(self._at(_CLAIM)) else {}
+        manifest, claim = find_manifest(self.path), self._read_claim()
         digest = manifest.config_digest if manifest else claim.get("config_digest")
         if digest not in (None, self.config_digest) and not self._may_continue(claim):
             state = "already contains a finished run" if manifest else "contains an unfinished run"
             raise InputError(f"{self.path} {state} with different settings or input; {self._advice()}")
-        if digest != self.config_digest:
+        self._begin(manifest, claim)
+        if self.is_complete and self.part is None and self.fs.exists(self._at(PROGRESS_NAME)):
+            self._clean_up()  # after a run that was killed when it had written its manifest
+
+    def _begin(self, manifest: Manifest | None, claim: Mapping[str, str]) -> None:
+        """Begin a run, or continue the one that left this manifest or this claim."""
+        if not self._is_ours(manifest) and claim != self._own_claim():
             self._put_claim()
         self.manifest = manifest
-        if self.is_complete and self.part is None and self.fs.exists(self._at(PROGRESS_NAME)):
-            self._remove(PROGRESS_NAME)  # left by a run that was killed after it wrote its manifest
+
+    def _is_ours(self, manifest: Manifest | None) -> bool:
+        """Whether a manifest is of a run with the same settings and input."""
+        return manifest is not None and manifest.config_digest == self.config_digest
+
+    def find_manifest(self) -> Manifest | None:
+        """The manifest if the run is finished, perhaps by another part."""
+        found = find_manifest(self.path)
+        self.manifest = found if self._is_ours(found) else None
+        return self.manifest
 
     def _may_continue(self, claim: Mapping[str, str]) -> bool:
         resumption = self._resumption
         return resumption is not None and claim.get("resumption") == resumption.digest and resumption.is_valid(self)
 
-    def _put_claim(self) -> None:
+    def _read_claim(self) -> dict[str, str]:
+        content = (self.location / CLAIM).find_bytes()
+        return dict(json.loads(content)) if content else {}
+
+    def _own_claim(self) -> dict[str, str]:
         claim = {"config_digest": self.config_digest}
-        if self._resumption is not None:
-            claim["resumption"] = self._resumption.digest
-        self.put_bytes(_CLAIM, json.dumps(claim).encode())
+        return claim | ({"resumption": self._resumption.digest} if self._resumption is not None else {})
+
+    def _put_claim(self) -> None:
+        self.put_json(CLAIM, self._own_claim())
 
     def _advice(self) -> str:
         ledger = self.location / (LEDGER_NAME if self.is_local else LEDGER_DIRECTORY)
@@ -195,7 +200,10 @@ class OutputDirectory:
     def reopen(self) -> None:
         """Make a complete directory incomplete, to add to it; a kill from now on leaves it unfinished."""
         self._put_claim()
-        self.fs.rm_file(self._at(MANIFEST_NAME))
+        self._remove_manifest()
+
+    def _remove_manifest(self) -> None:
+        self._remove(MANIFEST_NAME)
         self.manifest = None
 
     # --- Files -------------------------------------------------------------------------------------------------------
@@ -222,6 +230,10 @@ class OutputDirectory:
         """Write a small file completely or not at all."""
         (self.location / name).write_bytes(content)
 
+    def put_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a small JSON file completely or not at all."""
+        self.put_bytes(name, json.dumps(content).encode())
+
     def put_file(self, file: Path, name: str) -> None:
         """Move a finished local file to its place."""
         (self.location / name).move_here(file)
@@ -238,13 +250,13 @@ class OutputDirectory:
     @property
     def made_with(self) -> dict[str, Any]:
         """Choices that the settings leave open, made by this run, an earlier one or another part."""
-        return dict(json.loads(self.fs.cat_file(self._at(_MADE_WITH)))) if self.fs.exists(self._at(_MADE_WITH)) else {}
+        return dict(json.loads(self.fs.cat_file(self._at(MADE_WITH)))) if self.fs.exists(self._at(MADE_WITH)) else {}
 
     def settle(self, choices: Mapping[str, Any]) -> dict[str, Any]:
         """Record choices for all parts and the manifest, unless another part was faster; returns those that apply."""
         with self.exclusive():
             if not self.made_with:
-                self.put_bytes(_MADE_WITH, json.dumps(choices).encode())
+                self.put_json(MADE_WITH, choices)
             return self.made_with
 
     # --- Shards ------------------------------------------------------------------------------------------------------
@@ -258,14 +270,18 @@ class OutputDirectory:
 
     def finished_shards(self, names: Iterable[str]) -> dict[str, ShardResult]:
         """The results of those shards that are finished, with one listing instead of a request for each."""
+        present = {PurePosixPath(path).name for path in self._progress_files()}
+        results = {name: self.finished_shard(name) for name in names if f"{name}.json" in present}
+        return {name: result for name, result in results.items() if result is not None}
+
+    def _progress_files(self) -> list[str]:
         progress = self._at(PROGRESS_NAME)
         self.fs.invalidate_cache(progress)  # others may have written there
         try:
-            present = {PurePosixPath(path).name for path in self.fs.ls(progress, detail=False)}
+            paths: list[str] = self.fs.ls(progress, detail=False)
         except FileNotFoundError:
-            return {}
-        results = {name: self.finished_shard(name) for name in names if f"{name}.json" in present}
-        return {name: result for name, result in results.items() if result is not None}
+            return []
+        return paths
 
     def forget(self, name: str) -> None:
         """Mark a finished shard as not done, so that it is written again."""
@@ -294,11 +310,13 @@ class OutputDirectory:
         """Put a closed shard and its rejects in place, then record that it is done."""
         shard = None
         if writer.path.exists():
-            path = f"{_SHARD_DIRECTORY}/{name}.parquet"
+            path = f"{SHARD_DIRECTORY}/{name}.parquet"
             size, digest = writer.path.stat().st_size, file_digest(writer.path)
             shard = Shard(path=path, rows=writer.rows, bytes=size, digest=digest)
             self.put_file(writer.path, path)
+        rejects_bytes = 0
         if rejects.path is not None:
+            rejects_bytes = rejects.path.stat().st_size
             self.put_file(rejects.path, f"{PROGRESS_NAME}/{name}.rejects.jsonl")
         rejected = {f"rejected_{reason}": count for reason, count in sorted(rejects.counts.items())}
         all_counts = {**counts, "rejected": rejects.total, **rejected}
@@ -308,15 +326,17 @@ class OutputDirectory:
                 f"{rejects.renamed_ids:,} documents have the id of another document with another text; the name of "
                 "their shard was added to it"
             )
-        return self._record(name, ShardResult(shard=shard, counts=all_counts, state=state, seconds=seconds))
+        result = ShardResult(shard=shard, counts=all_counts, state=state, seconds=seconds, rejects_bytes=rejects_bytes)
+        return self._record(name, result)
 
-    def record_failure(self, name: str, source: str, reason: str) -> ShardResult:
+    def record_failure(self, name: str, source: str, reason: str, state: str | None = None) -> ShardResult:
         """Record that a shard failed, and why; none of its output is kept."""
-        path = self._at(f"{_SHARD_DIRECTORY}/{name}.parquet")
+        path = self._at(f"{SHARD_DIRECTORY}/{name}.parquet")
         if self.fs.exists(path):  # put there by a run that was killed before the commit point
             self.fs.rm_file(path)
         failed = FailedShard(name=name, source=source, reason=reason)
-        return self._record(name, ShardResult(shard=None, counts={"read": 0, "shards_failed": 1}, failed=failed))
+        counts = {"read": 0, "shards_failed": 1}
+        return self._record(name, ShardResult(shard=None, counts=counts, failed=failed, state=state))
 
     def _record(self, name: str, result: ShardResult) -> ShardResult:
         self.put_bytes(f"{PROGRESS_NAME}/{name}.json", result.model_dump_json().encode())
@@ -329,42 +349,54 @@ class OutputDirectory:
 
         If shards failed, the records of all shards stay beside the manifest, so that a later run repeats only those.
         """
-        counts: Counter[str] = Counter(extra_counts or {})
-        shards, failed, seconds = [], [], 0.0
+        results = list(results)
         rejects = self.scratch / REJECTS_NAME
-        with rejects.open("wb") as collected:
-            for name, result in results:
-                counts.update(result.counts)
-                seconds += result.seconds
-                if result.shard is not None:
-                    shards.append(result.shard)
-                if result.failed is not None:
-                    failed.append(result.failed)
-                    continue
-                path = self._at(f"{PROGRESS_NAME}/{name}.rejects.jsonl")
-                if self.fs.exists(path):
-                    with self.fs.open(path, "rb") as file:
-                        shutil.copyfileobj(file, collected)
         # Parts may end at the same time. The rejects collected here are complete if there is no manifest yet, because
         # the other part deletes the files they come from only after it has written one.
-        self.manifest = find_manifest(self.path)
-        if self.manifest is not None:
-            return self.manifest
+        try:
+            with rejects.open("wb") as collected:
+                for name, result in results:
+                    self._append_rejects(name, result, collected)
+        except FileNotFoundError:
+            if self.find_manifest() is None:
+                raise
+        if (finished := self.find_manifest()) is not None:
+            return finished
         self.put_file(rejects, REJECTS_NAME)
+        failed = [result.failed for _, result in results if result.failed is not None]
+        counts: Counter[str] = Counter(extra_counts or {})
+        for _, result in results:
+            counts.update(result.counts)
         manifest = Manifest(
             kind=self.kind,
-            shards=shards,
+            shards=[result.shard for _, result in results if result.shard is not None],
             shards_failed=failed,
             counts=dict(counts),
             config=self.config,
             config_digest=self.config_digest,
             parents=self.parents,
-            seconds=round(seconds, 3),
+            seconds=round(sum(result.seconds for _, result in results), 3),
             made_with={**self.made_with, **self.facts},
             root=self.path,
         )
-        self.put_bytes(MANIFEST_NAME, manifest.to_json().encode())
-        self._remove(f"{PROGRESS_NAME}/scratch" if failed else PROGRESS_NAME)
-        self._scratch = None if self.is_local else self._scratch
+        self._put_manifest(manifest, results)
         self.manifest = manifest
+        if failed:
+            self._remove(f"{PROGRESS_NAME}/scratch")
+        else:
+            self._clean_up()
+        self._scratch = None if self.is_local else self._scratch
         return manifest
+
+    def _append_rejects(self, name: str, result: ShardResult, target: IO[bytes]) -> None:
+        if result.rejects_bytes:
+            with self.fs.open(self._at(f"{PROGRESS_NAME}/{name}.rejects.jsonl"), "rb") as file:
+                shutil.copyfileobj(file, target)
+
+    def _put_manifest(self, manifest: Manifest, results: Sequence[tuple[str, ShardResult]]) -> None:
+        """Complete the directory with its manifest, made from the results of its shards."""
+        self.put_bytes(MANIFEST_NAME, manifest.to_json().encode())
+
+    def _clean_up(self) -> None:
+        """Delete what is not part of a complete directory."""
+        self._remove(PROGRESS_NAME)

@@ -73,6 +73,12 @@ def list_shards(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
     return shards, parents
 
 
+def list_shards_with_states(source: SourceConfig) -> tuple[list[InputShard], list[Parent]]:
+    """As `list_shards`, with the state of every shard."""
+    shards, parents = list_shards(source)
+    return [replace(shard, state=shard_state(shard)) for shard in shards], parents
+
+
 def shard_state(shard: InputShard) -> str:
     """A digest that changes with the shard's content, without reading it; for MongoDB, the server computes it."""
     return shard.state or mongodb.state_of(shard)

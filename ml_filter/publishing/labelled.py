@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from ml_filter.agreement.agreement import AGREEMENT_NAME, Agreement
 from ml_filter.config import names_of
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.finished import ShardResult
 from ml_filter.documents.lineage import annotated_documents, criteria_config, criteria_of, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, Shard, digest_of, read_manifest
-from ml_filter.documents.output_directory import OutputDirectory, ShardResult
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_tables
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.tables import cast_table, rename_clashing_columns, union_schema

@@ -19,11 +19,13 @@ import torch
 from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.manifest import FailedShard, Manifest, find_manifest
-from ml_filter.documents.output_directory import OutputDirectory, ShardResult
+from ml_filter.documents.finished import ShardResult
+from ml_filter.documents.growing import GrowingDirectory
+from ml_filter.documents.manifest import FailedShard, Manifest
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, known_rows
 from ml_filter.documents.rejects import nothing_read
-from ml_filter.documents.sources import list_shards, shard_state
+from ml_filter.documents.sources import list_shards_with_states
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.encoder import steady_arithmetic
 from ml_filter.heads.kinds import load_head
@@ -118,8 +120,7 @@ def find_rank(rank: str, world_size: int | None, environment: Mapping[str, str] 
 def _plan(head: HeadName, source: SourceConfig, config: ScoreConfig, output: str | Path) -> ScoringJob:
     steady_arithmetic()  # before workers start, which inherit it
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch ignores the CPU limit of a container
-    listed, parents = list_shards(source)
-    shards = [replace(shard, state=shard_state(shard)) for shard in listed]
+    shards, parents = list_shards_with_states(source)
     local = fetch_head(head)
     parents.append(local.parent)
     # A Ray worker on another machine fetches the head itself.
@@ -133,22 +134,20 @@ def _score_and_finish(job: ScoringJob, shards: Sequence[InputShard], part: str |
         if not out.is_complete:
             out.clear_scratch()
             with out.exclusive():
-                _reopen_failed(out, shards)
+                _reuse_finished(job, out, shards)
             job = _with_engine_choice(job, out)
             _score_open_shards(job, shards, out)
             with out.exclusive():
-                out.manifest = find_manifest(out.path)  # another rank may have written it
                 results = _results(out, job.shards)
-                if out.manifest is None and len(results) == len(job.shards):
+                if out.find_manifest() is None and len(results) == len(job.shards):
                     _finish(job, out, results)
         _check_failures(job, shards, out)
         return out.manifest
 
 
-def _reopen_failed(out: OutputDirectory, shards: Sequence[InputShard]) -> None:
-    """Forget the failures of an earlier run, so that those shards are scored again."""
-    if find_manifest(out.path) is not None:
-        out.reopen()
+def _reuse_finished(job: ScoringJob, out: GrowingDirectory, shards: Sequence[InputShard]) -> None:
+    """Keep what is scored and has not changed; forget the failures of an earlier run among the given shards."""
+    out.reuse({shard.name: str(shard.state) for shard in job.shards})
     for name, result in _results(out, shards):
         if result.failed:
             out.forget(name)

@@ -17,8 +17,10 @@ import torch
 from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.finished import ShardResult
+from ml_filter.documents.growing import GrowingDirectory
 from ml_filter.documents.manifest import Parent, digest_of
-from ml_filter.documents.output_directory import OutputDirectory, Resumption, ShardResult
+from ml_filter.documents.output_directory import OutputDirectory, Resumption
 from ml_filter.documents.readers import InputShard, read_shard
 from ml_filter.documents.rejects import DAMAGE, RejectsLog
 from ml_filter.documents.tables import concat_tables, rename_clashing_columns
@@ -55,39 +57,37 @@ class ScoringJob:
         """The settings, with `auto` replaced by the choice."""
         return self.config if self.engine_choice is None else self.engine_choice.apply(self.config)
 
-    def directory(self, part: str | None = None, *, is_helper: bool = False) -> OutputDirectory:
-        """The output directory, not entered yet; see OutputDirectory for `part` and `is_helper`."""
+    def directory(self, part: str | None = None, *, is_helper: bool = False) -> GrowingDirectory:
+        """The output directory, not entered yet; see OutputDirectory for `part` and `is_helper`.
+
+        The settings, which include the paths of the source, and the head pin it; the content of the source does not.
+        """
         settings = {
             "source": self.source.model_dump(mode="json"),
             "score": self.config.model_dump(mode="json", exclude=set(_SCHEDULING_SETTINGS)),
         }
-        return OutputDirectory(
+        return GrowingDirectory(
             self.output,
             "scored",
             settings,
             self.parents,
+            fixed=self.parents[-1:],
             part=part,
             is_helper=is_helper,
             resumption=Resumption(self._resumption_digest(), self._finished_shards_are_valid),
         )
 
     def _resumption_digest(self) -> str:
-        """Digest of what must not change between runs. Shard contents may: a damaged shard can be repaired."""
+        """Digest of what must not change before all shards are scored."""
         score = self.config.model_dump(mode="json", exclude={*_SCHEDULING_SETTINGS, "damaged_shards"})
         source = self.source.model_dump(mode="json")
-        return digest_of([source, score, self.parents[-1].digest, [shard.uri for shard in self.shards]])
+        return digest_of([source, score, self.parents[-1].digest])
 
     def _finished_shards_are_valid(self, out: OutputDirectory) -> bool:
-        """Whether each finished shard was made from the current input and is allowed by the current settings."""
-        finished = out.finished_shards(shard.name for shard in self.shards)
-        for shard in self.shards:
-            result = finished.get(shard.name)
-            if result is None or result.failed:
-                continue
-            is_damaged = any(f"rejected_{reason}" in result.counts for reason in DAMAGE)
-            if result.state != shard.state or (is_damaged and self.config.damaged_shards == "fail"):
-                return False
-        return True
+        """Whether each finished shard is allowed by the current settings."""
+        finished = out.finished_shards(shard.name for shard in self.shards).values()
+        are_damaged = (f"rejected_{reason}" in result.counts for result in finished for reason in DAMAGE)
+        return self.config.damaged_shards == "keep" or not any(are_damaged)
 
 
 class DamagedShard(Exception):
@@ -140,7 +140,7 @@ def score_or_fail(
 def fail_shard(out: OutputDirectory, shard: InputShard, reason: str) -> ShardResult:
     """Record and log that a shard failed."""
     logger.warning(f"{shard.uri} failed ({reason}); continuing with the other shards")
-    return out.record_failure(shard.name, shard.uri, reason)
+    return out.record_failure(shard.name, shard.uri, reason, shard.state)
 
 
 def describe_error(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.readers import InputShard, known_rows, read_schema, read_shard, read_tables
 from ml_filter.documents.rejects import RejectsLog, nothing_read
-from ml_filter.documents.sources import list_shards
+from ml_filter.documents.sources import list_shards_with_states
 from ml_filter.documents.writer import ShardWriter
 from ml_filter.errors import InputError
 from ml_filter.selection.config import FilterConfig
@@ -63,7 +63,7 @@ class Corpus:
 
     def __init__(self, source: SourceConfig) -> None:
         self.source = source
-        self.shards, self.parents = list_shards(source)
+        self.shards, self.parents = list_shards_with_states(source)
         self.rows = known_rows(self.shards)
         """Number of documents; None if unknown."""
         self._has_our_columns = source.text_column == "text" and source.id_column in (None, "id")
@@ -381,4 +381,4 @@ class Measurements:
         return pq.read_table(self._path(shard).with_suffix(".values"), partitioning=None)
 
     def _path(self, shard: InputShard) -> Path:
-        return self._directory / f"{shard.name}.measured"
+        return self._directory / f"{shard.name}-{str(shard.state)[:8]}.measured"  # another file may get the same name

@@ -257,6 +257,14 @@ class Cells:
         """How much of each quota cannot be filled, because the cell has too few documents."""
         return np.asarray(np.maximum(self["quota"] - self["tokens" if by_tokens else "documents"], 0))
 
+    @property
+    def rule(self) -> str:
+        """A digest of what decides whether a document is kept."""
+        keeps_any = self["kept_documents"] > 0
+        cuts = np.where(keeps_any, self["cut"], np.zeros((), RANKED))
+        parts = (self["cell"], self["listed"], keeps_any, cuts)
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
     def largest(self, without: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The cells with the most documents, as rows without the columns `without`."""
         order = np.lexsort([self["cell"], -self["documents"]])[:_LARGEST_CELLS]

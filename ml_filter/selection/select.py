@@ -1,5 +1,8 @@
 """Keep the best scored documents: by a minimum score, a fraction or a token budget, overall or by quota.
 
+A shard is written again only if its documents or the rule for them changed. A minimum score is always the same rule; a
+fraction or budget is another one as soon as documents that are added move its cut.
+
 A minimum score is checked document by document. A fraction or budget takes two passes over the corpus: the first
 measures every document (measure.py), ranks them and finds the cut (ranking.py); the second writes what is kept.
 """
@@ -19,8 +22,10 @@ from numpy.typing import NDArray
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.dropping import DROPPED_DIRECTORY
-from ml_filter.documents.manifest import PROGRESS_NAME, Manifest
-from ml_filter.documents.output_directory import OutputDirectory, ShardResult
+from ml_filter.documents.finished import ShardResult
+from ml_filter.documents.growing import GrowingDirectory
+from ml_filter.documents.manifest import PROGRESS_NAME, Manifest, digest_of
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.rejects import nothing_read
 from ml_filter.documents.tables import rename_clashing_columns
@@ -32,7 +37,6 @@ from ml_filter.selection.ranking import Cells, Totals, cell_of, external_sort, r
 REASON_COLUMN = "dropped_reason"
 QUOTA_NAME = "quota.parquet"
 """Beside the shards: one row for each value of the quota's columns."""
-_CUT_NAME = f"{PROGRESS_NAME}/cut.parquet"
 _COUNTS_OF_KEPT = ("read", "kept", "tokens_kept")
 Decision = tuple[NDArray[np.uint8], NDArray[np.uint64]]
 """For each document of a table: the index of its reason, 0 if it is kept, and its tokens."""
@@ -56,13 +60,13 @@ def filter_corpus(scored: SourceConfig, config: FilterConfig, output: str | Path
     if measure.counter is not None:
         settings["tokenizer"] = {"name": measure.counter.name, "digest": measure.counter.digest}
     with ExitStack() as stack:
-        out = stack.enter_context(OutputDirectory(output, "filtered", settings, corpus.parents))
+        out = stack.enter_context(GrowingDirectory(output, "filtered", settings, corpus.parents))
         if out.manifest:
             return out.manifest
         dropped = None
         if config.dropped:
             path = f"{out.path}/{DROPPED_DIRECTORY}"
-            dropped = stack.enter_context(OutputDirectory(path, "dropped", settings, corpus.parents))
+            dropped = stack.enter_context(GrowingDirectory(path, "dropped", settings, corpus.parents))
         selection = MinScore(measure) if config.min_score is not None else TopRanked(out, corpus, measure)
         return _write(out, dropped, corpus, selection)
 
@@ -75,6 +79,10 @@ class MinScore:
 
     def __init__(self, measure: Measure) -> None:
         self.measure, self.reasons = measure, measure.reasons
+
+    def state_of(self, shard: InputShard) -> str:
+        """A digest of all that the output for a shard depends on beside the settings."""
+        return str(shard.state)
 
     def decide(self, number: int, shard: InputShard, first_row: int, table: pa.Table) -> Decision:
         """Decide about consecutive documents of shard `number` of the corpus, from row `first_row`."""
@@ -92,19 +100,24 @@ class TopRanked:
     The cut of the ranking is found first and saved in the unfinished output, so that a resumed run uses the same one.
     """
 
-    def __init__(self, out: OutputDirectory, corpus: Corpus, measure: Measure) -> None:
+    def __init__(self, out: GrowingDirectory, corpus: Corpus, measure: Measure) -> None:
         self.measure = measure
         self._by_tokens = measure.config.token_budget is not None
         self._over, self._no_quota = len(measure.reasons), len(measure.reasons) + 1
         self.reasons = [*measure.reasons, "over_budget" if self._by_tokens else "over_fraction"]
         self.reasons += ["no_quota"] if measure.config.quota and measure.config.quota.named else []
         self._measurements = Measurements(out.scratch, corpus, measure)
-        cut = f"{out.root}/{_CUT_NAME}"
-        if out.fs.exists(cut):
-            self.cells = Cells.from_bytes(out.fs.cat_file(cut))
+        name = f"{PROGRESS_NAME}/cut-{out.inputs[:8]}.parquet"
+        if (cut := (out.location / name).find_bytes()) is not None:
+            self.cells = Cells.from_bytes(cut)
         else:
             self.cells = self._find_cut(corpus, out.scratch / "ranking.bin")
-            out.put_bytes(_CUT_NAME, self.cells.to_bytes())
+            out.put_bytes(name, self.cells.to_bytes())
+        self._rule = self.cells.rule
+
+    def state_of(self, shard: InputShard) -> str:
+        """A digest of all that the output for a shard depends on beside the settings."""
+        return digest_of([shard.state, self._rule])
 
     def _find_cut(self, corpus: Corpus, scratch: Path) -> Cells:
         with progress("Measuring", corpus.rows) as bar:
@@ -181,14 +194,18 @@ class TopRanked:
 
 
 def _write(
-    out: OutputDirectory, dropped: OutputDirectory | None, corpus: Corpus, selection: MinScore | TopRanked
+    out: GrowingDirectory, dropped: GrowingDirectory | None, corpus: Corpus, selection: MinScore | TopRanked
 ) -> Manifest:
     """Write the unfinished shards, and then the manifests."""
+    states = {shard.name: selection.state_of(shard) for shard in corpus.shards}
+    for directory in filter(None, (out, dropped)):
+        directory.reuse(states)
     config, columns = selection.measure.config, selection.measure.columns
     results: list[tuple[str, ShardResult]] = []
     with progress("Filtering", corpus.rows) as bar:
+        finished = out.finished_shards(states)
         for number, shard in enumerate(corpus.shards):
-            result = out.finished_shard(shard.name)
+            result = finished.get(shard.name)
             if result is None:
                 result = _write_shard(out, dropped, corpus, selection, number, bar)
             else:
@@ -204,7 +221,7 @@ def _write(
     selected = {"score_column": columns.score, "ranked_by": f"score{noise}", **selection.finish(out)}
     out.config = {**out.config, "selection": selected}
     if dropped is not None and dropped.manifest is None:
-        dropped.finish(list(dropped.finished_shards(shard.name for shard in corpus.shards).items()))
+        dropped.finish(dropped.finished_shards(states).items())
     return out.finish(results)
 
 
@@ -239,8 +256,8 @@ def _write_shard(
         with dropped.new_rejects(shard.name) as no_rejects:
             pass
         dropped_counts = {name: count for name, count in counts.items() if name not in _COUNTS_OF_KEPT}
-        dropped.commit(shard.name, others, no_rejects, dropped_counts)
-    return out.commit(shard.name, kept, rejects, counts)
+        dropped.commit(shard.name, others, no_rejects, dropped_counts, selection.state_of(shard))
+    return out.commit(shard.name, kept, rejects, counts, selection.state_of(shard))
 
 
 def _count(reasons: Sequence[str], reason: NDArray[np.uint8]) -> Counter[str]:

@@ -12,8 +12,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.finished import ShardResult
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
-from ml_filter.documents.output_directory import OutputDirectory, ShardResult
+from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from tests.kills import Killed, kill_at

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from pathlib import Path
 
 import pytest
+import torch
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
+from ml_filter.scoring import run, workers
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
+from ml_filter.scoring.workers import Event, ShardWorker, Workers
+from tests.kills import Killed
 from tests.scoring.corpora import output_digests, write_corpus
 
 
@@ -62,3 +67,36 @@ def large_corpus_scored_by_one_process(hashing_head, large_corpus, tmp_path_fact
     output = tmp_path_factory.mktemp("undisturbed") / "large"
     score_corpus(hashing_head, SourceConfig(paths=[str(large_corpus)]), ScoreConfig(), output)
     return output_digests(output)
+
+
+class InProcessWorkers(Workers):
+    """Workers that take turns in this process; `Killed` is the death of the one whose turn it is."""
+
+    def __init__(self, job, out, count):
+        self.job, self.part, self.count = job, out.part, count
+        self.scorers = {}
+        self.calls = deque()
+
+    def start(self, worker):
+        self.scorers[worker] = ShardWorker(worker, self.job, self.part, torch.get_num_threads())
+        self.calls.append((worker, self.scorers[worker].load))
+
+    def assign(self, worker, shard):
+        self.calls.append((worker, lambda: self.scorers[worker].score(shard)))
+
+    def events(self):
+        worker, call = self.calls.popleft()
+        try:
+            return [call()]
+        except Killed:
+            return [Event(worker, "died", reason="a kill")]
+
+    def stop(self):
+        self.scorers.clear()
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Let `workers` be workers in this process."""
+    monkeypatch.setattr(run, "LocalWorkers", InProcessWorkers)
+    monkeypatch.setattr(workers, "configure_logging", lambda level: None)

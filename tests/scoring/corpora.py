@@ -33,8 +33,9 @@ def write_corpus(directory: Path, documents: Sequence[dict[str, str]], shards: i
 
 
 def output_digests(directory: Path) -> dict[str, str]:
-    """Digests of every file that a finished run leaves; of the manifest without its date."""
-    files = [path for path in directory.rglob("*") if path.is_file() and path.name not in (".lock", "manifest.json")]
+    """Digests of every file that a finished run leaves; of the manifest and the results without times."""
+    others = (".lock", "manifest.json", ".shards.jsonl")
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name not in others]
     digests = {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     manifest = find_manifest(str(directory))
     assert manifest is not None

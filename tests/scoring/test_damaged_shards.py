@@ -172,13 +172,16 @@ def test_a_corpus_whose_shards_all_fail_is_an_error_and_can_be_repaired(hashing_
     assert score(hashing_head, corpus, tmp_path / "out").rows == 10
 
 
-def test_a_shard_that_is_already_scored_must_not_change(hashing_head, small, documents, tmp_path):
+def test_a_shard_that_changed_is_scored_again_beside_those_that_failed(hashing_head, small, documents, tmp_path):
+    good = (small / "b.parquet").read_bytes()
     truncate(small / "b.parquet")
     with pytest.raises(TooManyFailures):
         score(hashing_head, small, tmp_path / "out")
     pq.write_table(pa.Table.from_pylist(documents[:3]), small / "a.parquet")
-    with pytest.raises(InputError, match="settings or input"):
-        score(hashing_head, small, tmp_path / "out")
+    (small / "b.parquet").write_bytes(good)
+    assert score(hashing_head, small, tmp_path / "out").rows == 63
+    score(hashing_head, small, tmp_path / "undisturbed")
+    assert output_digests(tmp_path / "out") == output_digests(tmp_path / "undisturbed")
 
 
 def test_shards_without_a_document_do_not_fail_and_are_counted(hashing_head, small, tmp_path):

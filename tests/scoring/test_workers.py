@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from tempfile import TemporaryDirectory
 from threading import Timer
@@ -23,11 +22,11 @@ from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError, TooManyFailures
-from ml_filter.scoring import run, workers
+from ml_filter.scoring import workers
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
-from ml_filter.scoring.workers import Event, ShardWorker, Workers, score_with
-from tests.kills import Killed, kill_at
+from ml_filter.scoring.workers import Event, Workers, score_with
+from tests.kills import kill_at
 from tests.scoring.corpora import (
     is_alive,
     kill,
@@ -46,38 +45,6 @@ def score(head, corpus, output, **settings):
 
 
 # --- Workers in this process -----------------------------------------------------------------------------------------
-
-
-class InProcessWorkers(Workers):
-    """Workers that take turns in this process; `Killed` is the death of the one whose turn it is."""
-
-    def __init__(self, job, out, count):
-        self.job, self.part, self.count = job, out.part, count
-        self.scorers = {}
-        self.calls = deque()
-
-    def start(self, worker):
-        self.scorers[worker] = ShardWorker(worker, self.job, self.part, torch.get_num_threads())
-        self.calls.append((worker, self.scorers[worker].load))
-
-    def assign(self, worker, shard):
-        self.calls.append((worker, lambda: self.scorers[worker].score(shard)))
-
-    def events(self):
-        worker, call = self.calls.popleft()
-        try:
-            return [call()]
-        except Killed:
-            return [Event(worker, "died", reason="a kill")]
-
-    def stop(self):
-        self.scorers.clear()
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    monkeypatch.setattr(run, "LocalWorkers", InProcessWorkers)
-    monkeypatch.setattr(workers, "configure_logging", lambda level: None)
 
 
 SHARD_POINTS = [

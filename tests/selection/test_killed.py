@@ -72,8 +72,8 @@ def undisturbed(source, tmp_path_factory):
 @pytest.mark.parametrize(
     ("when", "name"),
     [
-        ("before", r"\.progress/cut.parquet"),
-        ("after", r"\.progress/cut.parquet"),
+        ("before", r"\.progress/cut-\w+\.parquet"),
+        ("after", r"\.progress/cut-\w+\.parquet"),
         ("before", r"shards/part-03-\w+\.parquet"),
         ("after", r"shards/part-03-\w+\.parquet"),
         ("after", r"\.progress/part-03-\w+\.rejects.jsonl"),
@@ -118,7 +118,7 @@ def test_killed_in_the_first_pass_it_does_not_measure_finished_shards_again(sour
         select(source, tmp_path / "out", **TOP)
     measured = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob(".progress/scratch/*.measured")}
     assert len(measured) == 3
-    with kill_at("before", r"\.progress/cut.parquet"), pytest.raises(Killed):
+    with kill_at("before", r"\.progress/cut-\w+\.parquet"), pytest.raises(Killed):
         select(source, tmp_path / "out", **TOP)
     assert {path: path.stat().st_mtime_ns for path in measured} == measured
     select(source, tmp_path / "out", **TOP)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.growing import GrowingDirectory
 from ml_filter.documents.manifest import find_manifest
-from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import InputError
 from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.measure import Corpus, Measure, find_columns
@@ -371,7 +371,7 @@ def test_a_shard_that_grows_between_the_two_passes_is_an_error(tmp_path):
     source = write_shards(tmp_path / "in", [rows_of([1, 2, 3])])
     config, corpus = FilterConfig(keep_fraction=0.5), Corpus(source)
     measure = Measure(config, find_columns(config, corpus.schemas(), corpus.name))
-    with OutputDirectory(tmp_path / "out", "filtered", {}, []) as out:
+    with GrowingDirectory(tmp_path / "out", "filtered", {}, []) as out:
         selection = TopRanked(out, corpus, measure)
         longer = pa.Table.from_pylist(rows_of([1, 2, 3, 4]))
         with pytest.raises(InputError, match="changed while it was read"):
