@@ -16,6 +16,7 @@ import yaml
 from ml_filter.errors import ConfigError, InputError
 from tools.outcome import run_and_report
 from tools.run import PIPELINES, load_pipeline, unique_name, validated
+from tools.run_options import on_stack
 from tools.task import run_task
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _RECORD = "track_run"
 """The step that records a run: of every run, so it is never skipped."""
 _NOT_OFFERED = (
     "this ZenML server starts no runs (ZenML Pro does, and a server with a workload manager); without --server, the "
-    "run is started from here, on the active stack"
+    "run is started from here"
 )
 
 
@@ -71,8 +72,8 @@ def _rerun(options: argparse.Namespace) -> None:
     if options.server:
         run_and_report(lambda: _on_server(run, skip, changed))
         return
-    _check_stack(run)
-    with _configured(pipeline, run, upstream, options.run_name) as configured:
+    stack = run.stack.name if run.stack else None
+    with on_stack(stack), _configured(pipeline, run, upstream, options.run_name) as configured:
         run_and_report(lambda: configured.replay(pipeline_run=run.id, skip=skip, input_overrides={"config": after}))
 
 
@@ -139,17 +140,6 @@ def _steps_to_skip(run: PipelineRunResponse, start: str | None, upstream: Mappin
         if name not in again and name in succeeded and upstream[name] <= reusable:
             reusable.add(name)
     return reusable
-
-
-def _check_stack(run: PipelineRunResponse) -> None:
-    from zenml.client import Client
-
-    active = Client().active_stack_model
-    if run.stack is not None and run.stack.id != active.id:
-        raise ConfigError(
-            f"{run.name} ran on the stack {run.stack.name}, and {active.name} is active: zenml stack set "
-            f"{run.stack.name}"
-        )
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +28,7 @@ from ml_filter.pipeline.config import (
     check_criteria,
 )
 from tools.outcome import run_and_report, without_traceback
-from tools.run_options import for_active_stack, on_stack, read_run_options
+from tools.run_options import for_active_stack, merged, on_stack, read_run_options
 from tools.task import run_task
 
 if TYPE_CHECKING:
@@ -87,21 +88,26 @@ def _parser() -> argparse.ArgumentParser:
             description=pipeline.description,
             epilog=f"example: poetry poe {pipeline.example}",
         )
-        command.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="NAME=VALUE",
-            help="override a setting of the file; nested settings with dots, the value as YAML. Sections: "
-            + ", ".join(pipeline.config.model_fields),
-        )
-        command.add_argument("--config", type=Path, metavar="FILE", help=f"default: configs/{name}.yaml")
-        command.add_argument(
-            "--stack",
-            metavar="NAME",
-            help="run on this stack, with configs/stacks/NAME.yaml over the file (default: the active stack)",
-        )
+        add_settings(command, name)
         command.add_argument("--run-name", metavar="NAME", help="name of the run, to which date and time are added")
     return parser
+
+
+def add_settings(command: argparse.ArgumentParser, name: str) -> None:
+    """The arguments that configure a pipeline."""
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="override a setting of the file; nested settings with dots, the value as YAML. Sections: "
+        + ", ".join(PIPELINES[name].config.model_fields),
+    )
+    command.add_argument("--config", type=Path, metavar="FILE", help=f"default: configs/{name}.yaml")
+    command.add_argument(
+        "--stack",
+        metavar="NAME",
+        help="run on this stack, with configs/stacks/NAME.yaml over the file (default: the active stack)",
+    )
 
 
 def read_config(path: Path, overrides: Sequence[str], config: type[Config]) -> Config:
@@ -129,16 +135,36 @@ def validated(settings: Mapping[str, Any], overrides: Sequence[str], config: typ
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    with prepared(arguments, run_name=unique_name(arguments.run_name)) as (pipeline, config):
+        run_and_report(lambda: pipeline(config))
+
+
+@contextmanager
+def prepared(
+    arguments: argparse.Namespace, defaults: Mapping[str, Any] | None = None, **options: Any
+) -> Iterator[tuple[ZenMLPipeline, BaseModel]]:
+    """The pipeline that the arguments name, ready to run on their stack, and its configuration.
+
+    `defaults` are run options by flavor of orchestrator, for what neither the file of the pipeline nor that of the
+    stack sets.
+    """
     name, path = arguments.pipeline, arguments.config or _CONFIGS / f"{arguments.pipeline}.yaml"
-    options = read_run_options(path, PIPELINES[name].config, arguments.stack)
+    content = read_run_options(path, PIPELINES[name].config, arguments.stack)
     config = read_config(path, arguments.overrides, PIPELINES[name].config)
     pipeline = load_pipeline(name)
     with on_stack(arguments.stack), tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        options = for_active_stack(pipeline, config, options)
-        yaml.safe_dump(options, file, sort_keys=False)
+        content = merged((defaults or {}).get(active_flavor(), {}), content)
+        yaml.safe_dump(for_active_stack(pipeline, config, content), file, sort_keys=False)
         file.flush()
-        configured = pipeline.with_options(config_path=file.name, run_name=unique_name(arguments.run_name))
-        run_and_report(lambda: configured(config))
+        yield pipeline.with_options(config_path=file.name, **options), config
+
+
+def active_flavor() -> str:
+    """The flavor of the active orchestrator, such as `kubernetes`."""
+    from zenml.client import Client
+    from zenml.enums import StackComponentType
+
+    return str(Client().active_stack_model.components[StackComponentType.ORCHESTRATOR][0].flavor_name)
 
 
 def unique_name(name: str | None) -> str | None:
