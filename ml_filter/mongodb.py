@@ -131,8 +131,11 @@ def opened_collection(location: str, settings: Settings | None = None) -> Iterat
 
 
 @contextmanager
-def mongodb_errors(location: str) -> Iterator[None]:
+def mongodb_errors(location: str, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Report errors of the client in one line that names the collection.
+
+    Args:
+        passing: errors that the caller handles itself.
 
     Raises:
         InputError: what the client or the server reported.
@@ -152,6 +155,8 @@ def mongodb_errors(location: str) -> Iterator[None]:
             "characters of a password in it are percent-encoded), _USER, _PASSWORD and _CA_FILE"
         ) from None
     except errors.PyMongoError as error:
+        if isinstance(error, passing):
+            raise
         raise InputError(f"{location}: {_explained(error)}") from error
     except bson.errors.BSONError as error:
         raise InputError(f"{location}: a document is not valid BSON ({_one_line(error)})") from error

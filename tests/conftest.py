@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from pymongo import MongoClient
 
 from ml_filter.heads.encoder import steady_arithmetic
 from tests.s3 import Bucket, new_bucket, s3_server
-from tests.warehouse import Warehouse
+from tests.warehouse import WAREHOUSES, Warehouse, new_warehouse
 from tests.webhook import Webhook, serving
 
 # A test that is slow on a busy machine has not failed.
@@ -59,19 +57,11 @@ def mongodb_server() -> Iterator[str]:
         yield f"127.0.0.1:{server.port}"
 
 
-@pytest.fixture(params=["secantusdb", *(["mongodb"] if os.environ.get("ML_FILTER_TEST_MONGODB") else [])])
-def warehouse(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Warehouse]:
+@pytest.fixture(params=WAREHOUSES)
+def warehouse(request: pytest.FixtureRequest) -> Iterator[Warehouse]:
     """A database of the test's own, on SecantusDB and on the server of ML_FILTER_TEST_MONGODB if that is set."""
-    if request.param == "mongodb":
-        uri, host = os.environ["ML_FILTER_TEST_MONGODB"], ""
-        monkeypatch.setenv("ML_FILTER_MONGODB_URI", uri)
-    else:
-        host = request.getfixturevalue("mongodb_server")
-        uri = f"mongodb://{host}"
-    with MongoClient(uri, tz_aware=True) as client:
-        database = client[f"test_{uuid.uuid4().hex}"]
-        yield Warehouse(database, f"mongodb://{host}/{database.name}")
-        client.drop_database(database)
+    with new_warehouse(request, request.param) as new:
+        yield new
 
 
 @pytest.fixture

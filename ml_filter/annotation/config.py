@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ml_filter.config import Cli, Seed, StageConfig
+from ml_filter.mongodb import SafePath
 
 
 def base_url(url: str) -> str:
@@ -89,10 +90,10 @@ class AskConfig(StageConfig):
         0.05, description="share of failed answers above which the command exits with code 1"
     )
     retry_failed: bool = Field(False, description="ask again for the failed answers of an earlier run")
-    ledger: str | None = Field(
+    ledger: SafePath | None = Field(
         None,
-        description="where answers are kept, to share them between outputs: an SQLite file, or a directory at a URL "
-        "(default: in the output)",
+        description="where answers are kept, to share them between outputs: an SQLite file, a directory at a URL, or "
+        "mongodb://HOST/DATABASE.COLLECTION (default: in the output)",
     )
     ledger_answers: Annotated[int, Field(ge=1)] = Field(
         200,

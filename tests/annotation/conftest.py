@@ -6,6 +6,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ml_filter.annotation.ledger.sqlite import SqliteLedger
 from ml_filter.documents.config import SourceConfig
 from tests.annotation.ledgers import OpenLedger
 from tests.annotation.misbehaving import PROMPT, MisbehavingServer, Reply, Request
+from tests.warehouse import WAREHOUSES, new_warehouse
 
 
 @pytest.fixture
@@ -39,17 +41,20 @@ def serve() -> Iterator[Callable[[Callable[[Request], Reply | dict[str, Any]]], 
         server.server_close()
 
 
-@pytest.fixture(params=["sqlite", "memory", "s3"])
-def open_new(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenLedger:
+@pytest.fixture(params=["sqlite", "memory", "s3", *WAREHOUSES])
+def open_new(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenLedger]:
     """Opens a ledger of each implementation, the same one each time."""
     monkeypatch.setenv("ML_FILTER_LEASE_S", "0.4")
-    if request.param == "sqlite":
-        location = str(tmp_path / "ledger.sqlite")
-    elif request.param == "memory":
-        location = f"memory://{uuid.uuid4().hex}"
-    else:
-        location = f"{request.getfixturevalue('bucket').url}/ledger"
-    return lambda: open_ledger(location, AskConfig())
+    with ExitStack() as stack:
+        if request.param == "sqlite":
+            location = str(tmp_path / "ledger.sqlite")
+        elif request.param == "memory":
+            location = f"memory://{uuid.uuid4().hex}"
+        elif request.param == "s3":
+            location = f"{request.getfixturevalue('bucket').url}/ledger"
+        else:
+            location = stack.enter_context(new_warehouse(request, request.param)).location("ledger")
+        yield lambda: open_ledger(location, AskConfig())
 
 
 @pytest.fixture
