@@ -40,15 +40,14 @@ FROM ${BASE}
 # libgomp1: the embedded annotator
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 ml_filter && mkdir -p /app/runs && chown 1000 /app /app/runs
+    && useradd --create-home --uid 1000 ml_filter && mkdir -p /app/runs /opt/ml_filter && chown 1000 /app /app/runs /opt/ml_filter
 WORKDIR /app
 COPY --from=dependencies /app/.venv .venv
 COPY --from=weights /weights/*.gguf /opt/ml_filter/
 COPY . .
-# Written to: runs, and the home directory with ZenML's store and the embeddings.
+# Written to: runs, the cache with heads and embeddings, and the home directory with ZenML's store.
 ENV PATH=/app/.venv/bin:$PATH \
-    ML_FILTER_CACHE_DIR=/opt/ml_filter \
-    ML_FILTER_EMBEDDING_DIR=/home/ml_filter/.cache/ml_filter/embeddings
+    ML_FILTER_CACHE_DIR=/opt/ml_filter
 ARG ML_FILTER_COMMIT=
 ENV ML_FILTER_COMMIT=${ML_FILTER_COMMIT}
 # A number, so that Kubernetes can tell that it is not root.

@@ -35,11 +35,12 @@ class Settings(BaseSettings):
 
     cache_dir: Path = Field(
         default_factory=lambda: Path.home() / ".cache" / "ml_filter",
-        description="directory of the embedded annotator's weights",
+        description="directory of what is fetched or computed once: heads from URLs, the embedded annotator's weights, "
+        "embeddings; in a container, a volume that lasts saves fetching them again",
     )
     embedding_dir: Path = Field(
         default_factory=lambda data: data["cache_dir"] / "embeddings",
-        description="directory of embeddings of labelled documents, which the next head reuses",
+        description="directory of the embeddings alone, which the next head reuses; default: in the cache directory",
     )
     endpoint: str | None = Field(
         None, description="OpenAI-compatible base URL, or several separated by commas; default: the embedded annotator"

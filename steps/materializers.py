@@ -73,6 +73,7 @@ class ManifestMaterializer(_WithPreview):
             "bytes": sum(shard.bytes for shard in data.shards),
             "digest": data.digest,
             "config_digest": data.config_digest,
+            "commit": data.commit,
             "counts": dict(data.counts),
         }
 
@@ -127,7 +128,8 @@ class HeadMaterializer(_WithPreview):
 
     def extract_metadata(self, data: TrainedHead) -> dict[str, Any]:
         """Origin, digest and figures of the head."""
-        return {"path": data.origin, "digest": data.digest, **data.training.evaluation.figures()}
+        commit = data.training.commit
+        return {"path": data.origin, "digest": data.digest, "commit": commit, **data.training.evaluation.figures()}
 
     def compute_content_hash(self, data: TrainedHead) -> str:
         """The digest of the weights."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from ml_filter.commit import code_commit
 from ml_filter.config import flat_settings, read_yaml, unknown_key
 from ml_filter.errors import ConfigError
 from tools.stack import CONNECT, check_packages
@@ -109,7 +110,7 @@ def on_stack(name: str | None) -> Iterator[None]:
 
 
 def for_active_stack(pipeline: Pipeline, config: BaseModel, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run on the active stack: an execution mode that it supports, sections of steps that exist.
+    """The options of a run on the active stack: the commit as tag, an execution mode and sections of steps that fit.
 
     Raises:
         ConfigError: the stack cannot run this: packages, paths, execution mode.
@@ -134,6 +135,8 @@ def for_active_stack(pipeline: Pipeline, config: BaseModel, options: Mapping[str
             f"execution_mode is {mode}, but the orchestrator {component.name} supports {', '.join(supported)}"
         )
     result = {**options, "execution_mode": mode}
+    if commit := code_commit():
+        result["tags"] = [*options.get("tags", []), f"commit:{commit}"]
     if steps := options.get("steps"):
         planned = pipeline.copy()
         planned.prepare(config)

@@ -84,6 +84,8 @@ class Manifest(BaseModel):
     seconds: float = 0.0
     """Time to make the shards, summed over concurrent processes; 0: not known."""
     code_version: str = __version__
+    commit: str = ""
+    """Commit of the code; empty: not known."""
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     made_with: dict[str, Any] = {}
     """Choices that the settings left to the run, and what it found done."""
@@ -100,7 +102,7 @@ class Manifest(BaseModel):
     @property
     def digest(self) -> str:
         """Digest of the content: the same for two runs that made the same shards in the same way."""
-        runs = ("created_at", "code_version", "seconds", "made_with", "shards_new", "shards_reused")
+        runs = ("created_at", "code_version", "commit", "seconds", "made_with", "shards_new", "shards_reused")
         return digest_of(self._content("root", *runs))
 
     def path_of(self, name: str) -> str:

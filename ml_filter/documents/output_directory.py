@@ -29,6 +29,7 @@ from filelock import FileLock
 from loguru import logger
 from pydantic import BaseModel
 
+from ml_filter.commit import code_commit
 from ml_filter.documents.finished import ShardResult
 from ml_filter.documents.lock import WriterLock, temporary_directory
 from ml_filter.documents.manifest import (
@@ -377,6 +378,7 @@ class OutputDirectory:
             parents=self.parents,
             seconds=round(sum(result.seconds for _, result in results), 3),
             made_with={**self.made_with, **self.facts},
+            commit=code_commit(),
             root=self.path,
         )
         self._put_manifest(manifest, results)

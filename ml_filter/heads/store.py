@@ -276,7 +276,10 @@ def _fetch_published(location: Location) -> Path:
 
 def _cache() -> Path:
     directory = Settings().cache_dir.expanduser() / "heads"
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"ML_FILTER_CACHE_DIR: cannot write to {directory}: {error.strerror}") from error
     return directory
 
 

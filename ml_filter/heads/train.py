@@ -12,6 +12,7 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
+from ml_filter.commit import code_commit
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import digest_of
@@ -120,6 +121,7 @@ def _train(data: LabelledDocuments, config: TrainConfig, target: Path, digest: s
             parents=data.parents,
             lineage=data.lineage,
             files={},
+            commit=code_commit(),
         )
         _save(trainer, info, result, np.unique(table.texts[train]), target)
 

@@ -52,6 +52,7 @@ class TrainingResult(BaseModel):
     lineage: list[dict[str, object]]
     files: dict[Annotated[str, AfterValidator(_inside)], str]
     code_version: str = __version__
+    commit: str = ""
 
     def to_json(self) -> bytes:
         """The content of the file."""

@@ -236,6 +236,8 @@ def run_report(
     corpus = summarise_corpus(scored, filtered, info.criteria, criterion.name, threshold)
     facts = {"head": head.digest, "scored corpus": scored.digest, "filtered corpus": filtered.digest}
     facts |= annotation_summary(training.lineage) | {"code version": filtered.code_version}
+    if filtered.commit:
+        facts["commit"] = filtered.commit
     if made_with := scored.made_with:
         facts["scored with"] = "{engine} in {dtype} on {device}: {reason}".format_map(made_with)
     facts["shards"] = f"{len(filtered.shards)}, one per input shard and with its name; digests in {MANIFEST_NAME}"

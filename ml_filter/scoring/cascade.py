@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from loguru import logger
 
+from ml_filter.commit import code_commit
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.output_directory import with_digest
@@ -181,6 +182,7 @@ def _build(
         parents=[local.parent, *sample.parents],
         lineage=read_head(directory).training.lineage if (directory / TRAINING_NAME).exists() else [],
         files=file_digests(target),
+        commit=code_commit(),
     )
     write_atomically(target / TRAINING_NAME, result.to_json())  # last: it marks the cascade as complete
     shutil.rmtree(scratch, ignore_errors=True)

@@ -29,7 +29,9 @@ def test_a_digest_does_not_depend_on_the_order_of_keys(value):
 
 
 def test_the_digest_ignores_location_time_and_version(manifest):
-    other = manifest.model_copy(update={"root": "s3://there", "created_at": "1970-01-01", "code_version": "9"})
+    other = manifest.model_copy(
+        update={"root": "s3://there", "created_at": "1970-01-01", "code_version": "9", "commit": "c0ffee"}
+    )
     assert other.digest == manifest.digest
 
 

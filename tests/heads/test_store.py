@@ -98,7 +98,8 @@ def test_scores_with_a_head_at_a_url_are_those_of_one_in_a_directory(source, mem
     local = train_head(source, CONFIG, tmp_path / "head")
     memory.put(f"{tmp_path}/head/", "/heads/head", recursive=True)
     url = "memory://heads/head"
-    manifests = [score_corpus(name, source, ScoreConfig(), tmp_path / name[:3]) for name in (str(local.origin), url)]
+    names = {"local": local.origin, "url": url}
+    manifests = [score_corpus(name, source, ScoreConfig(), tmp_path / key) for key, name in names.items()]
     assert manifests[0].shards == manifests[1].shards
     assert manifests[1].parents[-1].path == url
     evaluation, _ = evaluate_head(url, source, "label", tmp_path / "evaluation", compare=local)
