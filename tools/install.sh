@@ -9,12 +9,12 @@
 set -eu
 
 poetry=.poetry-env/bin/poetry
-pip="-m pip --disable-pip-version-check"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # Poetry asks the package index through its JSON API, which mirrors often lack; the mirror plugin makes it read the
 # same simple pages that pip reads. The index is pip's: from the environment, from pip's configuration, or pip's default.
 pip_index() {
-    .poetry-env/bin/python $pip config get global.index-url 2>/dev/null ||
+    .poetry-env/bin/python -m pip config get global.index-url 2>/dev/null ||
         .poetry-env/bin/python -c 'from pip._internal.models.index import PyPI; print(PyPI.simple_url)'
 }
 
@@ -33,9 +33,9 @@ install_without_cuda() {
     version=${TORCH_VERSION:-$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' $locked)}
     awk '/^[^ ]/ { cuda = /^(torch|triton|nvidia-[^ ]*|cuda-[^ ]*)==/ } !cuda' $locked >$locked.cpu
     # No hash is locked for this one: the version and the index's certificate vouch for it.
-    .venv/bin/python $pip install --quiet --no-deps \
+    .venv/bin/python -m pip install --quiet --no-deps \
         --index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}" "torch==$version+cpu"
-    .venv/bin/python $pip install --quiet --no-deps --require-hashes --requirement $locked.cpu
+    .venv/bin/python -m pip install --quiet --no-deps --require-hashes --requirement $locked.cpu
     $poetry install --no-interaction --only-root
 }
 
