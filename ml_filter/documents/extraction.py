@@ -11,6 +11,7 @@ same pages, and four of ten words of a page are not its main text.
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from functools import cache, partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from threading import Lock
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from ml_filter.errors import ConfigError
 
@@ -95,7 +96,9 @@ class _Worker:
             process = self._start()
         try:
             self._connection.send(html)
-            return cast("_Answer", self._connection.recv())
+            # Not recv, which unpickles: the process may have been taken over by a page.
+            text, problem = json.loads(self._connection.recv_bytes())
+            return text, problem
         except (EOFError, OSError):
             exit_code = process.wait()
         if exit_code == -signal.SIGPROF:
@@ -159,7 +162,7 @@ def _serve(extractor: Extractor, seconds: str, descriptor: str) -> None:
         except BaseException as error:  # a panic in Rust is not an Exception
             problem = f"{type(error).__name__}: {error}"
         signal.setitimer(signal.ITIMER_PROF, 0)
-        connection.send((text, problem))
+        connection.send_bytes(json.dumps((text, problem)).encode())
 
 
 def _trafilatura() -> _Extract:

@@ -356,7 +356,7 @@ def load_model(name: str | Path) -> tuple[HeadModel, PreTrainedTokenizerBase]:
             raw, _ = HeadConfig.get_config_dict(path)
             if raw.get("model_type") == HeadConfig.model_type:
                 head: HeadModel = HeadModel.from_pretrained(path, use_safetensors=True)
-                head_tokenizer = AutoTokenizer.from_pretrained(path, config=head.config)
+                head_tokenizer = AutoTokenizer.from_pretrained(path, config=head.config, trust_remote_code=False)
                 set_text_prefix(head_tokenizer, head.config.text_prefix)
                 return head.float().eval(), head_tokenizer
             _check_published(path, AutoConfig.from_pretrained(path, trust_remote_code=False))

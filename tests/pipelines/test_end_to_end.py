@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml_filter.documents.manifest import find_manifest, read_manifest
+from tests.pipelines.secrets_in import PLANTED, has_secret, leaks
 from tools.run import main
 
 pytestmark = [pytest.mark.zenml, pytest.mark.model, pytest.mark.filterwarnings("ignore")]  # ZenML's own warnings
@@ -28,11 +30,12 @@ STAGES = {
 
 @dataclass
 class Workspace:
-    """The directory of the results of an end-to-end run, its overrides, and what it printed."""
+    """The directory of the results of an end-to-end run, its overrides, and what it printed and logged."""
 
     runs: Path
     overrides: list[str]
     printed: str
+    log: str
 
     def only(self, pattern: str) -> Path:
         [path] = self.runs.glob(pattern)
@@ -41,7 +44,8 @@ class Workspace:
 
 @pytest.fixture(scope="module")
 def workspace(store, tmp_path_factory, documents) -> Workspace:
-    """The workspace after one end-to-end run on sixty short documents, one of them empty, with a Comet archive."""
+    """The workspace after one end-to-end run on sixty short documents, one of them empty, with a Comet archive, secrets
+    in the environment and a webhook that cannot be reached."""
     root = tmp_path_factory.mktemp("end-to-end")
     rows = [{"id": row["id"], "text": row["text"][:500]} for row in documents] + [{"id": "empty", "text": " "}]
     (root / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -54,11 +58,16 @@ def workspace(store, tmp_path_factory, documents) -> Workspace:
     ]
     runs = root / "runs"
     tracking = ["tracking.mode=offline", f"tracking.directory={runs}/comet"]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    printed, log = io.StringIO(), io.StringIO()
+    handler = logging.StreamHandler(log)
+    logging.getLogger().addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        for name, secret in {**PLANTED, "ML_FILTER_ALERT_ON": "success,failure"}.items():
+            patch.setenv(name, secret)
         code = main(["end_to_end", f"output={runs}", *tracking, *overrides])
+    logging.getLogger().removeHandler(handler)
     assert code == 0, printed.getvalue()
-    return Workspace(runs, overrides, printed.getvalue())
+    return Workspace(runs, overrides, printed.getvalue(), log.getvalue())
 
 
 def last_run() -> Any:
@@ -88,6 +97,14 @@ def test_the_run_is_in_the_store_with_metadata_pages_and_a_model_version(workspa
         assert "html" in pages[artifact]
     assert not [a.name for a in artifacts if "cloudpickle" in a.materializer.import_path.lower()]
     assert model_versions() == [1]
+
+
+def test_no_secret_is_in_any_log_artifact_manifest_or_report(workspace, store, tmp_path):
+    assert "was not delivered" in workspace.log
+    assert not has_secret((workspace.log + workspace.printed).encode())
+    assert leaks(workspace.runs, store) == []
+    (tmp_path / "log").write_text(f"a request with {PLANTED['ML_FILTER_API_KEY']}")  # so the search can find one
+    assert leaks(tmp_path) == [str(tmp_path / "log")]
 
 
 def test_it_leaves_complete_directories_whose_counts_add_up(workspace):
