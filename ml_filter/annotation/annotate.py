@@ -69,12 +69,20 @@ def annotation_plan(source: SourceConfig, config: AnnotateConfig, annotator: str
 
 
 def annotate_documents(
-    source: SourceConfig, config: AnnotateConfig, output: str | Path, settings: Settings | None = None
+    source: SourceConfig,
+    config: AnnotateConfig,
+    output: str | Path,
+    settings: Settings | None = None,
+    *,
+    ledgers: str | None = None,
 ) -> Manifest:
     """Score documents with an LLM. Every answer is in the ledger before it counts.
 
-    The output, a local directory, also holds the prompts and, unless the configuration names another, the ledger.
-    Without `settings`, endpoint and key are read from the environment; this holds for all functions of this package.
+    The output also holds the prompts and, unless the configuration or `ledgers` names another, the ledger. Without
+    `settings`, endpoint and key are read from the environment; this holds for all functions of this package.
+
+    Args:
+        ledgers: directory of ledgers that outputs share, one for each set of questions.
 
     Raises:
         TooManyFailures, EndpointError, InputError: see `run`.
@@ -82,4 +90,4 @@ def annotate_documents(
     """
     settings = settings or Settings()
     plan = annotation_plan(source, config, annotator_name(config, settings))
-    return run(plan, Asking(settings), output)
+    return run(plan, Asking(settings), output, ledgers)

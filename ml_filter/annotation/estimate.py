@@ -23,14 +23,14 @@ from ml_filter.annotation.asking import Asking
 from ml_filter.annotation.budget import Budget
 from ml_filter.annotation.config import AnnotateConfig, EstimateConfig
 from ml_filter.annotation.connection import annotator_name
-from ml_filter.annotation.ledger import Ledger, open_ledger
+from ml_filter.annotation.ledger import Ledger, default_ledger, open_ledger
 from ml_filter.annotation.plan import Plan
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.manifest import LEDGER_NAME, digest_of
+from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.errors import TooManyFailures
-from ml_filter.location import write_atomically
+from ml_filter.location import Location
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents
 
@@ -107,15 +107,16 @@ def estimate_bill(
     parents = [parent.digest for parent in plan.parents]
     asked_digest = digest_of([plan.identity, parents, config.model_dump(), annotate.endpoints])
     digest = digest_of([asked_digest, annotate.model_dump()])
-    earlier = None if output is None else _existing(Path(output) / ESTIMATE_NAME, asked_digest)
+    place = None if output is None else Location(output)
+    earlier = _existing(place / ESTIMATE_NAME, asked_digest) if place else None
     if earlier and earlier.digest == digest:
         return earlier
     asking = Asking(settings)
     with tempfile.TemporaryDirectory(prefix="ml_filter-pilot-") as scratch:
         sample = sample_documents(source, SampleConfig(size=config.pilot, seed=config.seed), f"{scratch}/sample")
         pilot = annotation_plan(SourceConfig(paths=[sample.root]), annotate, annotator)
-        kept = annotate.ledger or (None if output is None else str(Path(output) / LEDGER_NAME))
-        with open_ledger(kept or f"{scratch}/{LEDGER_NAME}", annotate) as ledger:
+        kept = annotate.ledger or (str(default_ledger(place)) if place else None)
+        with open_ledger(kept or default_ledger(Location(scratch)), annotate) as ledger:
             budget = Budget(annotate, ledger.tokens_used(pilot.question_digests))
             asking.fill(pilot, ledger, budget)
             if earlier and not asking.requests:  # only prices changed, for example: keep the measured time
@@ -127,15 +128,15 @@ def estimate_bill(
             )
         estimate = _extrapolate(measured, errors, asking, annotate, config, sample.counts["read"], kept)
     estimate = estimate.model_copy(update={"digest": digest, "asked_digest": asked_digest})
-    if output is not None:
-        write_atomically(Path(output) / ESTIMATE_NAME, f"{estimate.model_dump_json(indent=1)}\n".encode())
+    if place:
+        (place / ESTIMATE_NAME).write_bytes(f"{estimate.model_dump_json(indent=1)}\n".encode())
     return estimate
 
 
-def _existing(path: Path, asked_digest: str) -> Estimate | None:
+def _existing(file: Location, asked_digest: str) -> Estimate | None:
     try:
-        estimate = Estimate.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
+        estimate = Estimate.model_validate_json(file.find_bytes() or b"")
+    except ValidationError:
         return None
     return estimate if estimate.asked_digest == asked_digest else None
 

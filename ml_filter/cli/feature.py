@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -205,7 +204,7 @@ def collect(
     batch: Batch,
     output: Output,
     results: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(metavar="FILE", help="Results that you already have, such as those of run_batch; repeatable"),
     ] = None,
     max_failed_share: Annotated[

@@ -14,14 +14,18 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
 from loguru import logger
 from pydantic import BaseModel, ValidationError
 
 from ml_filter.config import Settings
+from ml_filter.documents.lock import LOCK_NAME
 from ml_filter.errors import InputError
 from ml_filter.location import Location, reaching
 
@@ -148,6 +152,28 @@ class Lease:
 
     def _write(self) -> None:
         self._file(self.generation).write_bytes(self._content())
+
+
+@contextmanager
+def alone_in(directory: Location) -> Iterator[None]:
+    """Keep other processes out of a directory: by a lock or, at a URL, by a lease.
+
+    Raises:
+        InputError: another process is in it.
+    """
+    if not directory.is_local:
+        lease = Lease(directory / ".lease", str(directory))
+        try:
+            yield
+        finally:
+            lease.release()
+        return
+    try:
+        lock = FileLock(directory.local / LOCK_NAME).acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{directory} is in use by another process; wait for it") from None
+    with lock:
+        yield
 
 
 def create_file(file: Location, content: bytes) -> bool:

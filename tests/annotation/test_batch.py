@@ -31,6 +31,7 @@ from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.errors import ConfigError, EndpointError, InputError, TooManyFailures
+from ml_filter.location import Location
 from tests.annotation.misbehaving import chat
 
 KEY = "sk-the-very-secret-key"
@@ -356,6 +357,23 @@ def test_results_in_any_order_become_the_annotations_that_annotate_makes(
     assert provider.keys == {f"Bearer {KEY}"}
 
 
+def test_a_batch_and_its_annotations_can_be_at_a_url(provide, pages, asking, bucket):
+    provider, batch = provide(), f"{bucket.url}/batch"
+    provider.answer = lambda request: [expired(request) if document_of(request) == "d2" else good(request)]
+    write_batch(pages(6), asking(provider), BatchConfig(max_requests=4), batch, SETTINGS)
+    submit_batch(batch, SETTINGS)
+    batch_status(batch, SETTINGS, wait=True, every_s=0.01)
+    with pytest.raises(TooManyFailures, match=rf"The others are in the ledger {bucket.url}/out/ledger\."):
+        collect_batch(batch, f"{bucket.url}/out", settings=SETTINGS)
+    written = [key for key in bucket.keys("batch/") if "/.lease/" not in key]
+    assert {"batch/submitted.json", "batch/requests.sqlite", "batch/requests-00001.jsonl"} <= set(written)
+    assert "batch/results/requests-00000-output.jsonl" in written
+    answers = [good(json.loads(line)) for _, content in [*provider.files.values()][:2] for line in content.splitlines()]
+    (Location(bucket.url) / "more.jsonl").write_bytes("".join(json.dumps(line) + "\n" for line in answers).encode())
+    manifest = collect_batch(batch, f"{bucket.url}/out", results=[f"{bucket.url}/more.jsonl"], settings=SETTINGS)
+    assert (manifest.counts["scored"], manifest.made_with["answers_asked"]) == (6, 1)
+
+
 def test_windows_are_joined_to_their_document(provide, written, prompt_file, tmp_path):
     def answer(request: Line) -> list[Line]:
         text = request["body"]["messages"][-1]["content"]
@@ -383,7 +401,7 @@ def test_repeating_a_command_does_nothing_twice(provide, written, pages, asking,
     calls = provider.calls.copy()
     submit_batch(batch, SETTINGS)
     batch_status(batch, SETTINGS, wait=True)
-    assert collect_batch(batch, tmp_path / "out", settings=SETTINGS) == first
+    assert collect_batch(batch, tmp_path / "out", settings=SETTINGS).digest == first.digest
     again = collect_batch(batch, tmp_path / "other", settings=SETTINGS)
     assert [lasting(row) for row in rows(again)] == [lasting(row) for row in rows(first)]
     assert provider.calls == calls
@@ -530,7 +548,7 @@ def test_the_error_for_a_damaged_batch_says_how_to_collect_its_results(
     batch, results = written(server), tmp_path / "results.jsonl"
     results.write_text("".join(json.dumps(good(request)) + "\n" for request in lines_in(batch)))
     damage(batch / name)
-    with pytest.raises(InputError, match=rf"{name} is missing.*Write the batch again into another directory"):
+    with pytest.raises(InputError, match=rf"{name} is (missing|damaged).*Write the batch again into another directory"):
         submit_batch(batch, SETTINGS)
     assert not server.calls
     write_batch(pages(6), asking(server), BatchConfig(), tmp_path / "again", SETTINGS)

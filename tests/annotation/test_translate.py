@@ -335,7 +335,7 @@ def test_a_translated_prompt_asks_the_same_in_another_language(serve, tmp_path, 
     assert translated.description == "Howen usefulen (translated from lessons by m)"
     assert translated.grammar.read("Score: 4").value.number == 4
     assert prompts_by_criterion([original, translated])["lessons"].keys() == {"en", "de"}
-    assert original.digest in path.read_text().splitlines()[0]
+    assert original.digest in path.local.read_text().splitlines()[0]
 
 
 LOSSES = {

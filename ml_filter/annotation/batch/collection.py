@@ -27,7 +27,7 @@ from ml_filter.annotation.run import AnswerSource, Recorder, run
 from ml_filter.config import Settings
 from ml_filter.documents.manifest import Manifest, read_manifest
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
-from ml_filter.location import Location
+from ml_filter.location import Location, local_copy
 from ml_filter.progress import progress
 
 
@@ -35,7 +35,7 @@ def collect_batch(
     directory: str | Path,
     output: str | Path,
     *,
-    results: Sequence[Path] = (),
+    results: Sequence[str | Path] = (),
     max_failed_share: float | None = None,
     settings: Settings | None = None,
 ) -> Manifest:
@@ -43,7 +43,7 @@ def collect_batch(
 
     Args:
         output: an annotations directory. `annotate_documents` with the same settings can finish what is open in it.
-        results: local files of results; without any, the results are downloaded from the provider.
+        results: files of results; without any, the results are downloaded from the provider.
         max_failed_share: overrides the value in the configuration.
 
     Raises:
@@ -66,8 +66,8 @@ def collect_batch(
                     "with local files of results"
                 )
             batch.refresh()
-            results = batch.download()
-        return run(plan, _BatchResults(batch, results), output)
+            results = [str(place) for place in batch.download()]
+        return run(plan, _BatchResults(batch, [Location(result) for result in results]), output)
 
 
 def batch_usd(directory: str | Path, annotations: Manifest) -> float | None:
@@ -81,7 +81,7 @@ class _BatchResults(AnswerSource):
 
     retry_hint = "run ml-filter annotate on the same output"
 
-    def __init__(self, batch: BatchDirectory, results: Sequence[Path]) -> None:
+    def __init__(self, batch: BatchDirectory, results: Sequence[Location]) -> None:
         self.batch, self.results = batch, results
         self.lines: Counter[str] = Counter()
 
@@ -104,16 +104,17 @@ class _BatchResults(AnswerSource):
             requests_table(self.batch.path) as db,
             progress("Reading results", self.batch.manifest.counts["requests"]) as bar,
         ):
-            for path in self.results:
-                if not path.is_file():
-                    raise InputError(f"{path} is not a file of results")
-                matched = self.lines["matched"]
-                with path.open("rb") as file:
+            for place in self.results:
+                if not place.exists() or place.fs.isdir(place.path):
+                    raise InputError(f"{place} is not a file of results")
+                matched, is_empty = self.lines["matched"], True
+                with local_copy(place.parent, [place.name]) as local, (local / place.name).open("rb") as file:
                     for line in file:
+                        is_empty = False
                         self.lines[self._take(line, db)] += 1
                         bar.advance()
-                if self.lines["matched"] == matched and path.stat().st_size:
-                    raise InputError(f"{path} has no result of a request in {self.batch.path}")
+                if self.lines["matched"] == matched and not is_empty:
+                    raise InputError(f"{place} has no result of a request in {self.batch.path}")
         ignored = [f"{name} {self.lines[name]:,}" for name in ("unreadable", "unknown") if self.lines[name]]
         if ignored:
             logger.warning(f"Ignored lines of results: {', '.join(ignored)}")

@@ -30,6 +30,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, digest_of
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.location import Location, local_copy
 from ml_filter.progress import progress
 
 REQUESTS_NAME = "requests.sqlite"
@@ -48,18 +49,23 @@ CREATE TABLE requests (
 
 
 @contextmanager
-def requests_table(directory: Path) -> Iterator[sqlite3.Connection]:
+def requests_table(directory: Location) -> Iterator[sqlite3.Connection]:
     """The tables `files` and `requests` of a batch, read-only.
 
     Raises:
         InputError: the file is missing or damaged.
     """
-    path = directory / REQUESTS_NAME
+    file = directory / REQUESTS_NAME
+    if not file.exists():
+        raise InputError(f"{file} is missing. {WRITE_AGAIN}")
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with (
+            local_copy(directory, [REQUESTS_NAME]) as local,
+            closing(sqlite3.connect(f"{(local / REQUESTS_NAME).absolute().as_uri()}?mode=ro", uri=True)) as db,
+        ):
             yield db
     except sqlite3.DatabaseError as error:
-        raise InputError(f"{path} is missing or damaged: {error}. {WRITE_AGAIN}") from error
+        raise InputError(f"{file} is damaged: {error}. {WRITE_AGAIN}") from error
 
 
 def write_batch(
@@ -96,8 +102,6 @@ def write_batch(
     with OutputDirectory(output, "batch", identity, plan.parents) as out:
         if out.manifest:
             return out.manifest
-        if not out.is_local:
-            raise InputError(f"{output}: batch files need a local directory")
         with (
             open_ledger(annotate.ledger or str(out.scratch / "none.sqlite"), annotate) as ledger,
             _RequestFiles(out, config) as files,

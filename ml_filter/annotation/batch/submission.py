@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import ssl
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ml_filter.annotation.batch.files import WRITE_AGAIN, requests_table
@@ -22,9 +21,10 @@ from ml_filter.annotation.failures import FORBIDDEN, OUT_OF_CREDIT, RequestFaile
 from ml_filter.annotation.responses import Answer, checked, read_answer
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.lease import alone_in
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError, EndpointError, InputError
-from ml_filter.location import write_atomically
+from ml_filter.location import Location, local_copy
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -66,14 +66,15 @@ class BatchDirectory:
     """A batch directory, held by one process; use `hold`."""
 
     def __init__(self, directory: str | Path, settings: Settings) -> None:
-        self.path, self.settings = Path(directory), settings
+        self.path, self.settings = Location(directory), settings
         self.manifest = read_manifest(directory, "batch")
         self.annotate = AnnotateConfig.model_validate(self.manifest.config["annotate"])
         self.source = SourceConfig.model_validate(self.manifest.config["source"])
         self.config = BatchConfig.model_validate(self.manifest.config["batch"])
         state = self.path / SUBMITTED_NAME
         try:
-            self.submissions = _SUBMISSIONS.validate_json(state.read_bytes()) if state.exists() else self._new()
+            content = state.find_bytes()
+            self.submissions = self._new() if content is None else _SUBMISSIONS.validate_json(content)
         except ValidationError as error:
             raise InputError(
                 f"{state} is damaged: {error.errors()[0]['msg']}. It records which batches exist at the provider; "
@@ -89,8 +90,8 @@ class BatchDirectory:
         ]
 
     def save(self) -> None:
-        """Write the state of the submissions to disk."""
-        write_atomically(self.path / SUBMITTED_NAME, _SUBMISSIONS.dump_json(self.submissions, indent=1))
+        """Write the state of the submissions."""
+        (self.path / SUBMITTED_NAME).write_bytes(_SUBMISSIONS.dump_json(self.submissions, indent=1))
 
     @property
     def running(self) -> list[Submission]:
@@ -151,13 +152,13 @@ class BatchDirectory:
                     submission.problem = problems[:1000]
                 self.save()
 
-    def results_of(self, submission: Submission) -> dict[str, Path]:
+    def results_of(self, submission: Submission) -> dict[str, Location]:
         """Where the result files of a batch are stored, by their ids at the provider."""
         files = {"output": submission.output_file_id, "errors": submission.error_file_id}
-        folder, stem = self.path / "results", Path(submission.file).stem
+        folder, stem = self.path / "results", PurePath(submission.file).stem
         return {file_id: folder / f"{stem}-{kind}.jsonl" for kind, file_id in files.items() if file_id}
 
-    def download(self) -> list[Path]:
+    def download(self) -> list[Location]:
         """The result files of all batches that have ended; each is downloaded once."""
         ended = [submission for submission in self.submissions if submission.status in ENDED]
         results = {file_id: path for submission in ended for file_id, path in self.results_of(submission).items()}
@@ -177,33 +178,34 @@ def hold(directory: str | Path, settings: Settings | None) -> Iterator[BatchDire
         InputError: the directory is not a batch, is damaged, or is in use by another process.
     """
     read_manifest(directory, "batch")
-    try:
-        lock = FileLock(Path(directory) / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{directory} is in use by another process; wait for it") from None
-    with lock:
+    with alone_in(Location(directory)):
         yield BatchDirectory(directory, settings or Settings())
 
 
-def _download(client: OpenAI, file_id: str, path: Path) -> None:
+def _download(client: OpenAI, file_id: str, place: Location) -> None:
     import openai
 
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     size = client.files.retrieve(file_id).bytes
-    try:
-        with client.files.with_streaming_response.content(file_id) as response:
-            response.stream_to_file(temporary)
-    except (openai.APIError, OSError):
-        raise
-    except Exception as error:  # the library does not wrap errors of the transport while a stream is read
-        raise EndpointError(f"the download of {file_id} was interrupted ({error}); run the command again") from error
-    received = temporary.stat().st_size
-    if size and received != size:
-        raise EndpointError(
-            f"the download of {file_id} ended after {received:,} of {size:,} bytes; run the command again"
-        )
-    os.replace(temporary, path)
+    place.parent.make_directory()
+    # Beside its place if that is local: it is renamed to it.
+    beside = place.parent.local if place.is_local else None
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".download-") as scratch:
+        temporary = Path(scratch) / "results"
+        try:
+            with client.files.with_streaming_response.content(file_id) as response:
+                response.stream_to_file(temporary)
+        except (openai.APIError, OSError):
+            raise
+        except Exception as error:  # the library does not wrap errors of the transport while a stream is read
+            raise EndpointError(
+                f"the download of {file_id} was interrupted ({error}); run the command again"
+            ) from error
+        received = temporary.stat().st_size
+        if size and received != size:
+            raise EndpointError(
+                f"the download of {file_id} ended after {received:,} of {size:,} bytes; run the command again"
+            )
+        place.move_here(temporary)
 
 
 def outcome_of(result: dict[str, Any], endpoint: Endpoint) -> Answer | RequestFailed | None:
@@ -281,13 +283,13 @@ def _unanswered(batch: BatchDirectory, ended: Submission) -> Submission | None:
                 result = orjson.loads(line)
                 if outcome_of(result, endpoint) is not None:
                     answered.add(result["custom_id"])
-    with (batch.path / ended.file).open("rb") as file:
+    with (batch.path / ended.file).open() as file:
         lines = [line for line in file if orjson.loads(line)["custom_id"] not in answered]
     if not lines:
         return None
-    stem, _, number = Path(ended.file).stem.partition("-again-")
+    stem, _, number = PurePath(ended.file).stem.partition("-again-")
     name = f"{stem}-again-{int(number or 1) + 1}.jsonl"
-    write_atomically(batch.path / name, b"".join(lines))
+    (batch.path / name).write_bytes(b"".join(lines))
     remote_name = ended.remote_name.removesuffix(ended.file) + name
     return Submission(file=name, url=ended.url, requests=len(lines), remote_name=remote_name)
 
@@ -305,7 +307,7 @@ def _upload(batch: BatchDirectory, submission: Submission, client: OpenAI) -> No
             raise InputError(f"{path} is missing. {WRITE_AGAIN}")
         submission.upload_began = time.time()
         batch.save()  # before the request: a kill from here on makes the next run look in the file list
-        with path.open("rb") as content:
+        with local_copy(batch.path, [submission.file]) as local, (local / submission.file).open("rb") as content:
             created = client.files.create(file=(submission.remote_name, content, "application/jsonl"), purpose="batch")
         submission.file_id = created.id
         batch.save()

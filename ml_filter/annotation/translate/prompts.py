@@ -25,7 +25,7 @@ from ml_filter.annotation.run import NOT_ASKED
 from ml_filter.annotation.translate.checks import language_name, suspicion, without_fence
 from ml_filter.config import Settings
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
-from ml_filter.location import write_atomically
+from ml_filter.location import Location
 
 _TEXT = """\
 Translate the text between the lines of plus signs into {language}. It belongs to a prompt for a language model; \
@@ -57,7 +57,7 @@ def translate_prompt(
     config: TranslateConfig,
     output: str | Path,
     settings: Settings | None = None,
-) -> list[Path]:
+) -> list[Location]:
     """Translate a prompt and write the translations that pass all checks.
 
     A translation that fails a check (`prompt_problem`) is requested again with the reason, up to `config.tries` times.
@@ -82,7 +82,7 @@ def translate_prompt(
         language_name(language)
         if language_code(language) == language_code(prompt.language):
             raise ConfigError(f"{prompt.name} is already in {language_name(language)}")
-        paths[language] = Path(output) / f"{_translated_name(prompt, language)}.yaml"
+        paths[language] = Location(output) / f"{_translated_name(prompt, language)}.yaml"
     missing = [language for language, path in paths.items() if not _is_translated(path, prompt)]
     if missing:
         annotator = annotator_name(config, settings)
@@ -161,7 +161,7 @@ class _Translator:
         self.prompt, self.annotator, self.config, self.annotator_name = prompt, annotator, config, annotator_name
         self.budget = Budget(config)
 
-    async def write(self, language: str, path: Path) -> str | None:
+    async def write(self, language: str, path: Location) -> str | None:
         """Translate and write the prompt; the reason if there is no usable translation."""
         prompt = self.prompt
         fields = [field for field in ("text", "system", "description") if getattr(prompt, field)]
@@ -180,7 +180,7 @@ class _Translator:
             + as_yaml(content)
         )
         assert Prompt.model_validate(yaml.safe_load(text)) == translated
-        write_atomically(path, text.encode())  # right away: it is paid for
+        path.write_bytes(text.encode())  # right away: it is paid for
         return None
 
     async def _field(self, field: str, language: str) -> str:
@@ -228,10 +228,11 @@ def _heading(prompt: Prompt) -> str:
     return f"# Made by ml-filter translate from {prompt.name} ({prompt.digest})"
 
 
-def _is_translated(path: Path, prompt: Prompt) -> bool:
-    if not path.exists():
+def _is_translated(path: Location, prompt: Prompt) -> bool:
+    content = path.find_bytes()
+    if content is None:
         return False
-    if path.read_text(encoding="utf-8").startswith(_heading(prompt)):
+    if content.startswith(_heading(prompt).encode()):
         return True
     raise InputError(
         f"{path} exists and is not a translation of the current {prompt.name}; delete it, or choose another --output"
