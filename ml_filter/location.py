@@ -148,6 +148,7 @@ class Location:
 
     def copy_here(self, file: Path) -> None:
         """Copy a local file to this place."""
+        self.parent.make_directory()
         with reaching(self):
             self.fs.put_file(str(file), self.path)
 

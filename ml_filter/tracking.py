@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from ml_filter.config import Settings, StageConfig
 from ml_filter.errors import ConfigError
+from ml_filter.location import Location
 
 
 class TrackingConfig(StageConfig):
@@ -21,7 +23,7 @@ class TrackingConfig(StageConfig):
         "off", description="online requires COMET_API_KEY; offline writes an archive; auto is online if there is a key"
     )
     project: str = Field("ml-filter", description="Comet project")
-    directory: str = Field("runs/comet", description="directory of offline archives")
+    directory: str = Field("runs/comet", description="directory or URL of offline archives")
 
 
 _AXES = ("step", "epoch")
@@ -66,6 +68,11 @@ def track_run(config: TrackingConfig, name: str, record: RunRecord, settings: Se
     if config.mode == "off":
         return "off"
     settings = settings or Settings()
+    with tempfile.TemporaryDirectory(prefix="ml_filter-comet-") as archives:
+        return _track(config, name, record, settings, Path(archives))
+
+
+def _track(config: TrackingConfig, name: str, record: RunRecord, settings: Settings, archives: Path) -> str:
     online = config.mode == "online" or (config.mode == "auto" and bool(settings.comet_api_key))
     # Importing comet_ml would otherwise report errors to a third party, even offline.
     os.environ.setdefault("COMET_ERROR_TRACKING_ENABLE", "false")
@@ -82,12 +89,10 @@ def track_run(config: TrackingConfig, name: str, record: RunRecord, settings: Se
         log_git_metadata=False,
         log_git_patch=False,
         log_env_details=False,
-        offline_directory=config.directory,
+        offline_directory=str(archives),
     )
     if online and not settings.comet_api_key:  # absent or empty
         raise ConfigError("tracking.mode is online but COMET_API_KEY is not set; set it, or use offline or off")
-    if not online:
-        Path(config.directory).mkdir(parents=True, exist_ok=True)
     experiment = comet_ml.start(
         api_key=settings.comet_api_key.get_secret_value() if online and settings.comet_api_key else None,
         project_name=config.project,
@@ -98,7 +103,10 @@ def track_run(config: TrackingConfig, name: str, record: RunRecord, settings: Se
     experiment.end()
     if online:
         return str(experiment.url)
-    return str(next(Path(config.directory).glob(f"{experiment.id}*.zip")))
+    archive = next(archives.glob(f"{experiment.id}*.zip"))
+    target = Location(config.directory) / archive.name
+    target.copy_here(archive)
+    return str(target)
 
 
 def _log(experiment: Any, record: RunRecord) -> None:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +33,7 @@ from ml_filter.documents.unique import find_documents
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.profile import script_of
+from ml_filter.location import Location
 from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures
 from ml_filter.prepare.ngrams import words
 from ml_filter.prepare.sampling import sampling_key
@@ -235,7 +235,7 @@ def text_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
 def _read_scores(manifest: Manifest, criteria: Sequence[str], trust_agreement: bool) -> _Scores:
     tables = []
     for path in manifest.shard_paths():
-        with fsspec.open(path, "rb") as file:
+        with Location(path).open() as file:
             columns = ["document_id", "criterion", "score", "votes", "disagreement"]
             tables.append(pq.read_table(file, columns=columns, filters=pc.field("score").is_valid()))
     table = pa.concat_tables(tables)

@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 from ml_filter.config import Settings
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.manifest import Manifest, digest_of
+from ml_filter.documents.manifest import PROGRESS_NAME, Manifest, digest_of
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadKind, SearchConfig, TrainConfig
@@ -82,7 +82,7 @@ def search_head(
         check_labels(table, data.criteria)
         validation = CrossValidation(config, data.criteria, table)
         logger.info(f"Trying settings on {len(validation.rows):,} documents in {validation.folds} folds")
-        results = _run_trials(config, trainers, validation, out.scratch / STUDY_NAME)
+        results = _run_trials(config, trainers, validation, out)
         search = Search(
             metric=config.metric,
             criteria=data.names,
@@ -189,9 +189,15 @@ def _open_trainers(
 
 
 def _run_trials(
-    config: SearchConfig, trainers: _Trainers, validation: CrossValidation, path: Path
+    config: SearchConfig, trainers: _Trainers, validation: CrossValidation, out: OutputDirectory
 ) -> list[tuple[Trial, Array]]:
-    """All trials with their resampled figures; those of an earlier run come from the study in `path`."""
+    """All trials with their resampled figures; those of an earlier run come from the study in scratch.
+
+    For an output at a URL, whose scratch ends with the process, the study is kept there after each trial.
+    """
+    path, kept = out.scratch / STUDY_NAME, out.location / PROGRESS_NAME / STUDY_NAME
+    if not out.is_local and (content := kept.find_bytes()) is not None:
+        path.write_bytes(content)
     study = _open_study(path)
     results = [_read(trial) for trial in study.get_trials(deepcopy=False) if _RESULT in trial.user_attrs]
     with progress("Trying settings", config.trials) as bar:
@@ -208,6 +214,8 @@ def _run_trials(
             drawn.set_user_attr(_FIGURES, result[1].tolist())
             drawn.set_user_attr(_RESULT, result[0].model_dump(mode="json"))  # last: it marks the trial as finished
             _tell(study, drawn.number, result[0])
+            if not out.is_local:
+                kept.write_bytes(path.read_bytes())
             results.append(result)
             bar.advance()
     return results

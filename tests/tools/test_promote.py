@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.manifest import read_manifest
+from ml_filter.documents.manifest import Parent, read_manifest
 from ml_filter.documents.readers.installed import read_installed
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
@@ -285,7 +285,10 @@ def test_a_corpus_is_scored_with_a_version_whose_directory_is_gone(versions, hea
     [scored] = tmp_path.glob("runs/scored-*")
     manifest = read_manifest(str(scored))
     assert manifest.counts["scored"] == 9
-    assert trained.digest in [parent.digest for parent in manifest.parents]
+    assert manifest.parents[-1] == Parent(path=f"zenml:{versions.model}@1", digest=trained.digest)
+    [report] = tmp_path.glob("runs/filtered-*/report.json")
+    stages = {stage["name"]: stage["path"] for stage in json.loads(report.read_text())["stages"]}
+    assert stages["head"] == f"zenml:{versions.model}@1"
 
 
 # --- In the training pipeline ----------------------------------------------------------------------------------------
