@@ -15,7 +15,10 @@ from tools.alerting import failure_of, tell, tell_of_failure
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
-_SUMMARY = ("read", "rejected", "sampled", "documents", "scored", "failed", "kept", "dropped", "spearman", "mae")
+_SUMMARY = (
+    *("read", "rejected", "sampled", "documents", "scored", "failed", "kept", "dropped"),
+    *("shards_new", "shards_reused", "spearman", "mae"),
+)
 """Counts and figures in the summary at the end."""
 
 

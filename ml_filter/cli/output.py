@@ -47,7 +47,7 @@ def show(manifest: Manifest, prices: AskConfig | None = None, *, usd: float | No
     """The counts of a manifest, and the cost where it is given or the settings of the LLM have prices."""
     if prices is not None:
         usd = prices.usd(manifest.counts["prompt_tokens"], manifest.counts["completion_tokens"])
-    show_table(manifest.kind, manifest.root, manifest.counts, None if usd is None else {"USD": usd})
+    show_table(manifest.kind, manifest.root, manifest.counts_of_run, None if usd is None else {"USD": usd})
 
 
 def show_table(title: str, path: str, counts: Mapping[str, int], figures: Mapping[str, float] | None = None) -> None:

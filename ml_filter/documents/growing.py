@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import IO, Any
 
+from loguru import logger
+
 from ml_filter.documents.finished import ShardResult, from_lines, to_lines
 from ml_filter.documents.manifest import PROGRESS_NAME, REJECTS_NAME, Manifest, Parent, digest_of
 from ml_filter.documents.output_directory import CLAIM, MADE_WITH, SHARD_DIRECTORY, OutputDirectory
@@ -165,6 +167,8 @@ class GrowingDirectory(OutputDirectory):
             self._reused_rejects.close()
         manifest.shards_reused = sum(result.rejects_at is not None for _, result in results)
         manifest.shards_new = len(results) - manifest.shards_reused
+        if manifest.shards_reused:
+            logger.info(f"{self.path}: {manifest.shards_new:,} shards are new, {manifest.shards_reused:,} are reused")
         place, placed = 0, []
         for name, result in results:
             placed.append((name, result.model_copy(update={"rejects_at": place})))

@@ -100,6 +100,12 @@ class Manifest(BaseModel):
         return sum(shard.rows for shard in self.shards)
 
     @property
+    def counts_of_run(self) -> dict[str, int]:
+        """The counts, and of a directory that grows how many shards were new."""
+        shards = {"shards_new": self.shards_new, "shards_reused": self.shards_reused}
+        return self.counts | {name: count for name, count in shards.items() if count is not None}
+
+    @property
     def digest(self) -> str:
         """Digest of the content: the same for two runs that made the same shards in the same way."""
         runs = ("created_at", "code_version", "commit", "seconds", "made_with", "shards_new", "shards_reused")

@@ -53,6 +53,12 @@ class Profile(BaseModel):
         counts = np.histogram(scores[np.isfinite(scores)], BINS, criterion.bounds)[0]
         self.scores[criterion.name] = (np.array(self.scores[criterion.name]) + counts).tolist()
 
+    def add(self, part: Profile) -> None:
+        """Add other documents."""
+        self.lengths, self.scripts = _add(self.lengths, part.lengths), _add(self.scripts, part.scripts)
+        for name, counts in part.scores.items():
+            self.scores[name] = [a + b for a, b in zip(self.scores[name], counts, strict=True)]
+
 
 class Shift(BaseModel):
     """How much one kind of counts differs from the training documents.

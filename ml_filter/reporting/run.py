@@ -209,8 +209,11 @@ def report_filtered(
     corpus_parent = kept.parents[0]
     corpus = read_manifest(scored or corpus_parent.path, "scored")
     if corpus.digest != corpus_parent.digest:
+        is_grown = Location(corpus.root).absolute == Location(corpus_parent.path).absolute
         raise InputError(
-            f"{corpus.root} is not the corpus that {filtered} was selected from; pass that corpus with --scored"
+            f"{corpus.root} has changed since {filtered} was selected from it; run the filter command again"
+            if is_grown
+            else f"{corpus.root} is not the corpus that {filtered} was selected from; pass that corpus with --scored"
         )
     scorer = corpus.parents[-1]
     trained = read_head(head or scorer.path)
@@ -241,6 +244,8 @@ def run_report(
     if made_with := scored.made_with:
         facts["scored with"] = "{engine} in {dtype} on {device}: {reason}".format_map(made_with)
     facts["shards"] = f"{len(filtered.shards)}, one per input shard and with its name; digests in {MANIFEST_NAME}"
+    if scored.shards_reused:
+        facts["new shards"] = f"{scored.shards_new:,} were scored in the last run, {scored.shards_reused:,} before it"
     report = RunReport(
         title=f"Filtered corpus: {filtered.rows:,} of {scored.counts['read']:,} documents kept",
         stages=[

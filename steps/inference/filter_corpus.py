@@ -16,7 +16,7 @@ from steps.names import Artifact
 def filter_corpus(scored: Manifest, config: FilterConfig, output: str) -> Annotated[Manifest, Artifact.FILTERED]:
     """Write the documents that reach the minimum score, or the best up to a fraction or a token budget."""
     manifest = keep(SourceConfig(paths=[scored.root]), config, f"{output}/filtered-{{digest}}")
-    log_metadata({"counts": dict(manifest.counts), "path": manifest.root, "selection": _selection(manifest)})
+    log_metadata({"counts": manifest.counts_of_run, "path": manifest.root, "selection": _selection(manifest)})
     return manifest
 
 

@@ -19,5 +19,5 @@ def score_corpus(
 ) -> Annotated[Manifest, Artifact.SCORED]:
     """Score every document, shard by shard."""
     manifest = score(head, source, config, scored_directory(output))
-    log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
+    log_metadata({"counts": manifest.counts_of_run, "path": manifest.root})
     return manifest

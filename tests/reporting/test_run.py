@@ -15,6 +15,7 @@ from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.store import read_head
 from ml_filter.heads.train import train_head
+from ml_filter.reporting import corpus as corpus_module
 from ml_filter.reporting.run import report_filtered, run_report, write_run_report
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
@@ -203,3 +204,69 @@ def test_a_moved_corpus_or_head_can_be_named_and_a_wrong_one_is_an_error(report,
     (moved / "manifest.json").write_text(json.dumps({**manifest, "config_digest": "other"}))
     with pytest.raises(InputError, match=r"moved is not the corpus that .*filtered was selected from"):
         report_filtered(filtered, scored=moved)
+
+
+def test_the_report_of_a_grown_corpus_reads_what_is_new_and_has_the_figures_of_one_from_nothing(
+    head, similar, tmp_path, monkeypatch
+):
+    def write(name, documents):
+        (tmp_path / "corpus").mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(documents), tmp_path / "corpus" / f"{name}.parquet")
+
+    def make_report(output):
+        source = SourceConfig(paths=[str(tmp_path / "corpus")])
+        scored = score_corpus(head.origin, source, ScoreConfig(), output / "scored")
+        config = FilterConfig(min_score=3)
+        filtered = filter_corpus(SourceConfig(paths=[scored.root]), config, output / "filtered")
+        write_run_report(head, scored, filtered)
+        report = json.loads((output / "filtered" / "report.json").read_text())
+        return {name: report[name] for name in ("corpus", "shifts", "warnings", "expected", "title")}, report["facts"]
+
+    for name, start in (("b", 0), ("d", 60)):
+        write(name, similar[start : start + 60])
+    make_report(tmp_path / "grown")
+    read: list[str] = []
+    with monkeypatch.context() as patch:
+        read_tables = corpus_module.read_tables
+        patch.setattr(corpus_module, "read_tables", lambda path, *rest: read.append(path) or read_tables(path, *rest))
+        write("a", similar[120:180])
+        write("c", similar[180:])
+        (tmp_path / "corpus" / "d.parquet").unlink()
+        figures, facts = make_report(tmp_path / "grown")
+        assert [Path(path).name[0] for path in read] == ["a", "c", "a", "c"]
+        assert facts["new shards"] == "2 were scored in the last run, 1 before it"
+        assert figures["corpus"]["documents"] == 240
+        read.clear()
+        assert make_report(tmp_path / "grown")[0] == figures
+        assert read == []
+    at_once, facts = make_report(tmp_path / "at-once")
+    assert figures == at_once
+    assert "new shards" not in facts
+    kept = [(tmp_path / name / "filtered" / ".report.jsonl").read_bytes() for name in ("grown", "at-once")]
+    assert kept[0] == kept[1]
+
+
+def test_a_report_about_a_scored_corpus_that_has_grown_since_names_the_command_to_run(head, similar, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name in "ab":
+        pq.write_table(pa.Table.from_pylist(similar[:20]), corpus / f"{name}.parquet")
+        scored = score_corpus(head.origin, SourceConfig(paths=[str(corpus)]), ScoreConfig(), tmp_path / "scored")
+        if name == "a":
+            filter_corpus(SourceConfig(paths=[scored.root]), FilterConfig(min_score=3), tmp_path / "filtered")
+    with pytest.raises(InputError, match=r"scored has changed since .*filtered was selected from it; run the filter"):
+        report_filtered(tmp_path / "filtered")
+
+
+def test_a_column_with_very_many_values_is_counted_exactly_for_the_first_of_them(head, tmp_path):
+    rows = [{"id": str(i), "text": f"text {i}", "source": f"source {i % 1500}"} for i in range(3000)]
+    (tmp_path / "corpus").mkdir()
+    for number in range(2):
+        part = pa.Table.from_pylist(rows[1500 * number :][:1500])
+        pq.write_table(part, tmp_path / "corpus" / f"{number}.parquet")
+    source = SourceConfig(paths=[str(tmp_path / "corpus")])
+    scored = score_corpus(head.origin, source, ScoreConfig(), tmp_path / "scored")
+    filtered = filter_corpus(SourceConfig(paths=[scored.root]), FilterConfig(min_score=0), tmp_path / "filtered")
+    strata = run_report(head, scored, filtered).corpus.strata["source"]
+    assert {(s.documents, s.kept) for name, s in strata.items() if name != "(others)"} == {(2, 2)}
+    assert (len(strata), strata["(others)"].documents) == (1001, 1000)
