@@ -382,12 +382,12 @@ def test_killed_again_and_again_it_ends_with_the_trials_of_an_undisturbed_search
 
 
 def test_a_search_at_a_url_is_continued_after_the_last_trial_that_has_a_result(source, tmp_path):
-    config, output = CHEAP.model_copy(update={"trials": 4}), f"memory://{tmp_path.name}/search"
+    config, output = CHEAP.model_copy(update={"trials": 2}), f"memory://{tmp_path.name}/search"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        killed_at_call(patch, search_module, "_run_trial", 3)
+        killed_at_call(patch, search_module, "_run_trial", 2)
         search_head(source, config, output)
     with pytest.MonkeyPatch.context() as patch:
-        killed_at_call(patch, search_module, "_run_trial", 3)  # two are left
+        killed_at_call(patch, search_module, "_run_trial", 2)  # one is left
         again, _ = search_head(source, config, output)
     undisturbed, _ = search_head(source, config, tmp_path / "undisturbed")
     assert outcomes(again) == outcomes(undisturbed)

@@ -79,7 +79,7 @@ def test_a_head_at_a_url_has_the_files_of_one_in_a_directory_and_is_not_trained_
         train_head(source, CONFIG.model_copy(update={"seed": 7}), head.origin)
 
 
-@pytest.mark.parametrize("kill", ["_train", "_save", "copy_here", "write_bytes"])
+@pytest.mark.parametrize("kill", ["_save", "copy_here", "write_bytes"])
 def test_a_killed_training_leaves_no_head_at_its_url_and_the_next_call_a_whole_one(source, memory, tmp_path, kill):
     def killed(*arguments, **settings):
         raise Killed(kill)
