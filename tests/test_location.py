@@ -1,4 +1,4 @@
-"""Locations: local paths and URLs, handled alike, and URLs never handled as paths."""
+"""Locations: one way to handle local paths and URLs, so that a URL never becomes a path."""
 
 import os
 from collections.abc import Iterator
