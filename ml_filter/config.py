@@ -61,6 +61,17 @@ class Settings(BaseSettings):
     lease_s: Annotated[float, Field(gt=0)] = Field(
         60, description="seconds without a sign of life after which a run that writes to a URL counts as killed"
     )
+    metrics_directory: Path | None = Field(
+        None,
+        description="directory of the node exporter's text files, for Prometheus metrics of annotation and scoring",
+    )
+    metrics_gateway: str | None = Field(
+        None, description="URL of a Prometheus push gateway, for metrics of annotation and scoring"
+    )
+    metrics_every_s: Annotated[float, Field(gt=0)] = Field(15, description="seconds between two deliveries of metrics")
+    trace_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0, description="share of the documents whose prompts and answers are sent to Opik (needs the extra traces)"
+    )
     hf_token: SecretStr | None = Field(
         None,
         validation_alias="HF_TOKEN",

@@ -14,8 +14,10 @@ from ml_filter.annotation.endpoints import EndpointPool
 from ml_filter.annotation.ledger import Ledger
 from ml_filter.annotation.plan import Call, OpenCalls, Plan
 from ml_filter.annotation.run import AnswerSource, Recorder
+from ml_filter.annotation.traces import Traces
 from ml_filter.config import Settings
 from ml_filter.errors import MlFilterError
+from ml_filter.metrics import Sample, exported
 from ml_filter.progress import progress
 
 
@@ -59,7 +61,12 @@ class Asking(AnswerSource):
         async with EndpointPool(endpoints, plan.config) as pool:
             annotator = Annotator(pool, plan.config)
             title = f"{plan.task.doing} with {plan.annotator}"
-            with progress(title, plan.total_votes, lambda: self._status(pool)) as bar:
+            labels = {"annotator": plan.annotator, "task": plan.task.kind}
+            with (
+                exported("annotation", labels, lambda: self._samples(pool), self.settings),
+                Traces(plan, self.settings.trace_share) as self.traces,
+                progress(title, plan.total_votes, lambda: self._status(pool)) as bar,
+            ):
                 start = time.monotonic()
 
                 async def work() -> None:
@@ -107,6 +114,7 @@ class Asking(AnswerSource):
             self.requests += 1
             # No await between the end of a request and its record: a cancelled task cannot lose a paid answer.
             self.recorder.record(call, outcome, spending.reported, spending.assumed)
+            self.traces.add(call, outcome)
         except MlFilterError as error:
             self._stop(annotator, error)
             return False
@@ -117,6 +125,24 @@ class Asking(AnswerSource):
         if not self.recorder.ledger.has_room():
             async with self._room:  # one thread waits for all workers
                 await asyncio.to_thread(self.recorder.ledger.wait_for_room)
+
+    def _samples(self, pool: EndpointPool) -> list[Sample]:
+        failed, latencies, used = self.recorder.failed, self.recorder.latencies, self.budget.used
+        usd = self.plan.config.usd(*used)
+        quantiles = {share: latencies.quantile(share) for share in (0.5, 0.95)}
+        return [
+            Sample("annotation_answers", self.requests - failed, {"status": "scored"}),
+            Sample("annotation_answers", failed, {"status": "failed"}),
+            Sample("annotation_tokens", used.prompt, {"kind": "prompt"}),
+            Sample("annotation_tokens", used.completion, {"kind": "completion"}),
+            Sample("annotation_in_flight", pool.in_flight),
+            *(
+                Sample("annotation_latency_seconds", seconds, {"quantile": str(share)})
+                for share, seconds in quantiles.items()
+                if seconds is not None
+            ),
+            *([] if usd is None else [Sample("annotation_usd", usd)]),
+        ]
 
     def _status(self, pool: EndpointPool) -> str:
         used = self.budget.used

@@ -6,7 +6,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from ml_filter.documents.rejects import RejectsLog, nothing_read
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
 from ml_filter.errors import EndpointError, InputError, TooManyFailures
 from ml_filter.location import Location
+from ml_filter.metrics import FIGURES, Latencies
 
 FAILED_NAME = "failed.jsonl"
 """The failed answers of the last run, for people to read."""
@@ -113,13 +114,15 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path, ledgers: str | No
                 out.new_rejects(task.shard) as rejects,
                 _failed_file(out) as failed,
             ):
-                counts = _write_rows(plan, ledger, budget, writer.write, rejects, failed)
+                latencies = Latencies()
+                counts = _write_rows(plan, ledger, budget, writer.write, rejects, failed, latencies)
                 # A check that fails here leaves the directory unfinished. With at_budget finish the same check comes
                 # after the manifest is written, since the output is complete.
                 if not counts[NOT_ASKED_COUNT]:
                     _check_complete(plan, answers, budget, counts, out.path, location)
             task.write_report(out, plan.annotator)
-            out.facts = _origin(asked=answers.recorded, total=counts.pop(_ANSWERS))
+            origin = _origin(asked=answers.recorded, total=counts.pop(_ANSWERS))
+            out.facts = {**origin, FIGURES: _figures(plan, counts, latencies)}
             manifest = out.finish([(task.shard, out.commit(task.shard, writer, rejects, counts))])
         if counts[NOT_ASKED_COUNT]:
             _check_complete(plan, answers, budget, counts, out.path, location)
@@ -198,6 +201,7 @@ class Recorder:
     def __init__(self, plan: Plan, ledger: Ledger, retry_hint: str) -> None:
         self.plan, self.ledger, self.retry_hint = plan, ledger, retry_hint
         self.failed = self._alike = 0
+        self.latencies = Latencies()
         self._code: str | None = ""  # of all outcomes so far; None once one is usable
 
     def record(
@@ -217,6 +221,7 @@ class Recorder:
             row |= {"error": outcome.code, "reason": str(outcome)}
         else:
             row |= {"raw": outcome.text, "latency_s": outcome.latency_s}
+            self.latencies.add(outcome.latency_s, outcome.completion_tokens)
             try:
                 row |= {"status": task.done, **task.read(outcome, call)}
             except AnswerError as error:
@@ -243,10 +248,25 @@ class Recorder:
             )
 
 
+def _figures(plan: Plan, counts: Mapping[str, int], latencies: Latencies) -> dict[str, float]:
+    """Latency and cost of the annotator over all answers in the output, whichever run asked for them."""
+    usd = plan.config.usd(counts["prompt_tokens"], counts["completion_tokens"])
+    return latencies.figures() | ({} if usd is None else {"usd": round(usd, 6)})
+
+
 def _write_rows(
-    plan: Plan, ledger: Ledger, budget: Budget, write: Callable[[pa.Table], None], rejects: RejectsLog, failed: TextIO
+    plan: Plan,
+    ledger: Ledger,
+    budget: Budget,
+    write: Callable[[pa.Table], None],
+    rejects: RejectsLog,
+    failed: TextIO,
+    latencies: Latencies,
 ) -> Counter[str]:
     """Write the rows of a plan in input order, a table for each table of documents, and each failed row as a JSON line.
+
+    Args:
+        latencies: gets those of all answers.
 
     Returns:
         Counts by status and error code. Votes without an answer count as `open`. Tokens are those of all tries, also of
@@ -263,7 +283,7 @@ def _write_rows(
         rows = []
         for vote in plan.votes(documents):
             has_text = has_text or bool(vote.text)
-            row = _row(plan, ledger, budget, vote, counts)
+            row = _row(plan, ledger, budget, vote, counts, latencies)
             if row is None:
                 counts["open"] += 1
                 continue
@@ -280,13 +300,17 @@ def _write_rows(
     return counts
 
 
-def _row(plan: Plan, ledger: Ledger, budget: Budget, vote: Vote, counts: Counter[str]) -> dict[str, Any] | None:
+def _row(
+    plan: Plan, ledger: Ledger, budget: Budget, vote: Vote, counts: Counter[str], latencies: Latencies
+) -> dict[str, Any] | None:
     """The row of a vote, whose tokens are added to the counts; None while an answer is missing."""
     if not vote.text:
         error, reason = "no_text", "the document has no text"
     else:
         answers, paid = ledger.answers(vote.key)
         counts[_ANSWERS] += len(answers)
+        for answer in answers:
+            latencies.add(answer.get("latency_s"), answer.get("completion_tokens"))
         counts.update(prompt_tokens=paid.prompt, completion_tokens=paid.completion)
         if paid.assumed:
             counts["tokens_unreported"] += paid.assumed

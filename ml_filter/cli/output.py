@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ml_filter.metrics import FIGURES
 from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ def keep_answers() -> Iterator[None]:
 
 
 def show(manifest: Manifest, prices: AskConfig | None = None, *, usd: float | None = None) -> None:
-    """The counts of a manifest, and the cost where it is given or the settings of the LLM have prices."""
+    """The counts of a manifest, the figures of its annotator, and the cost where it is known."""
+    figures = {name: value for name, value in manifest.made_with.get(FIGURES, {}).items() if name != "usd"}
     if prices is not None:
         usd = prices.usd(manifest.counts["prompt_tokens"], manifest.counts["completion_tokens"])
-    show_table(manifest.kind, manifest.root, manifest.counts_of_run, None if usd is None else {"USD": usd})
+    show_table(manifest.kind, manifest.root, manifest.counts_of_run, figures | ({} if usd is None else {"USD": usd}))
 
 
 def show_table(title: str, path: str, counts: Mapping[str, int], figures: Mapping[str, float] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ml_filter.config import flat_settings
-from ml_filter.documents.lineage import annotation_runs, annotation_summary
+from ml_filter.documents.lineage import ancestors, annotation_runs, annotation_summary
 from ml_filter.documents.manifest import MANIFEST_NAME, FailedShard, Manifest, read_manifest
 from ml_filter.errors import InputError
 from ml_filter.evaluation.promotion import Decision
@@ -22,6 +22,7 @@ from ml_filter.heads.profile import Shift, shifts
 from ml_filter.heads.store import read_head
 from ml_filter.heads.trained import TrainedHead
 from ml_filter.location import Location
+from ml_filter.metrics import FIGURES
 from ml_filter.rendering.html import render, render_text
 from ml_filter.rendering.plots import score_histogram
 from ml_filter.reporting.corpus import NEAR, CorpusSummary, ScoreSummary, Stratum, summarise_corpus
@@ -243,6 +244,7 @@ def run_report(
         facts["commit"] = filtered.commit
     if made_with := scored.made_with:
         facts["scored with"] = "{engine} in {dtype} on {device}: {reason}".format_map(made_with)
+    facts |= _annotator_figures(feature)
     facts["shards"] = f"{len(filtered.shards)}, one per input shard and with its name; digests in {MANIFEST_NAME}"
     if scored.shards_reused:
         facts["new shards"] = f"{scored.shards_new:,} were scored in the last run, {scored.shards_reused:,} before it"
@@ -273,6 +275,18 @@ def run_report(
         evaluation=training.test.get(criterion.name),
     )
     return report.model_copy(update={"warnings": _warnings(report, info)})
+
+
+def _annotator_figures(feature: Sequence[Manifest]) -> dict[str, str]:
+    """Latency, speed and cost of each annotator of the run."""
+    runs = [run for m in feature if m.kind == "scores" for run in ancestors(m) if run.kind == "annotations"]
+    return {
+        f"annotator {run.config['annotator']}": ", ".join(
+            f"{name.replace('_', ' ')} {value:g}" for name, value in run.made_with[FIGURES].items()
+        )
+        for run in runs
+        if run.made_with.get(FIGURES)
+    }
 
 
 def _effort(scored: Manifest, corpus: CorpusSummary, usd_per_worker_hour: float | None) -> Effort | None:

@@ -30,6 +30,7 @@ from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.encoder import steady_arithmetic
 from ml_filter.heads.kinds import load_head
 from ml_filter.heads.store import HeadName, fetch_head
+from ml_filter.metrics import Sample, exported
 from ml_filter.progress import Progress, progress
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.cores import threads_per_worker, usable_cores
@@ -167,12 +168,22 @@ def _with_engine_choice(job: ScoringJob, out: OutputDirectory) -> ScoringJob:
 
 
 def _score_open_shards(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory) -> None:
+    states = {"listed": len(shards)}
     with progress("Scoring", known_rows(shards)) as bar:
         finished = dict(_results(out, shards))
-        bar.advance(sum(result.counts["read"] for result in finished.values()))
+        bar.advance(before := sum(result.counts["read"] for result in finished.values()))
         waiting = [shard for shard in shards if shard.name not in finished]
+
+        def samples() -> list[Sample]:
+            counts = [Sample("scoring_shards", count, {"state": state}) for state, count in states.items()]
+            return [Sample("scoring_documents", bar.done - before), *counts]
+
         if waiting:
-            _distribute(job, waiting, out, bar)
+            with exported("scoring", {"part": out.part or "all"}, samples):
+                _distribute(job, waiting, out, bar)
+                results = _results(out, shards)
+                states["failed"] = sum(result.failed is not None for _, result in results)
+                states["finished"] = len(results) - states["failed"]
 
 
 def _distribute(job: ScoringJob, shards: Sequence[InputShard], out: OutputDirectory, bar: Progress) -> None:
