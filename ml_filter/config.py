@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_filter.errors import ConfigError
+from ml_filter.location import Location
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 AlertKind = Literal["slack", "discord", "json"]
@@ -192,7 +193,7 @@ def with_overrides(settings: Mapping[str, Any], overrides: Iterable[tuple[str, A
     return merged
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings in a YAML file; of the file of a pipeline, those under `parameters`.
 
     Raises:
@@ -207,17 +208,19 @@ def read_settings(path: Path) -> dict[str, Any]:
     return parameters
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: the file does not exist, cannot be read or is not a mapping.
+        ConfigError: the file does not exist, is not text or is not a mapping.
+        InputError: it cannot be reached.
     """
+    text = Location(path).find_bytes()
+    if text is None:
+        raise ConfigError(f"configuration file {path} does not exist")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"configuration file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(text.decode())
+    except UnicodeDecodeError as error:
         raise ConfigError(f"configuration file {path} cannot be read as UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration file {path} is not YAML: {error}") from error

@@ -102,7 +102,7 @@ def add_settings(command: argparse.ArgumentParser, name: str) -> None:
         help="override a setting of the file; nested settings with dots, the value as YAML. Sections: "
         + ", ".join(PIPELINES[name].config.model_fields),
     )
-    command.add_argument("--config", type=Path, metavar="FILE", help=f"default: configs/{name}.yaml")
+    command.add_argument("--config", metavar="FILE", help=f"default: configs/{name}.yaml")
     command.add_argument(
         "--stack",
         metavar="NAME",
@@ -110,7 +110,7 @@ def add_settings(command: argparse.ArgumentParser, name: str) -> None:
     )
 
 
-def read_config(path: Path, overrides: Sequence[str], config: type[Config]) -> Config:
+def read_config(path: str | Path, overrides: Sequence[str], config: type[Config]) -> Config:
     """The configuration of a pipeline, from the `parameters` of its file and the overrides NAME=VALUE.
 
     Raises:

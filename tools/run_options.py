@@ -24,7 +24,7 @@ _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}")
 _ACTIVE = "ZENML_ACTIVE_STACK_ID"
 
 
-def read_run_options(path: Path, config: type[BaseModel], stack: str | None) -> dict[str, Any]:
+def read_run_options(path: str | Path, config: type[BaseModel], stack: str | None) -> dict[str, Any]:
     """What the file of a pipeline says beside `parameters`, under what the file of the stack says.
 
     Raises:
@@ -41,7 +41,7 @@ def read_run_options(path: Path, config: type[BaseModel], stack: str | None) -> 
     return merged_options
 
 
-def _known(path: Path, content: Mapping[str, Any], config: type[BaseModel]) -> dict[str, Any]:
+def _known(path: str | Path, content: Mapping[str, Any], config: type[BaseModel]) -> dict[str, Any]:
     """The options of a file, without `parameters`. ZenML ignores unknown keys, and hooks in a file."""
     from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 

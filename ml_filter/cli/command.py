@@ -16,7 +16,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -308,7 +307,7 @@ def _with_options(body: Callable[..., None]) -> Callable[..., None]:
     in_file = [config for config in configs if not config.chosen.argument]
     if in_file:
         first += [
-            _keyword("config_file", Annotated[Path | None, _CONFIG_FILE], None),
+            _keyword("config_file", Annotated[str | None, _CONFIG_FILE], None),
             _keyword("overrides", Annotated[list[str], _set_option(in_file)], []),
         ]
 
@@ -347,7 +346,7 @@ def _set_option(configs: list[_Config]) -> Any:
     return typer.Option("--set", metavar="NAME=VALUE", help=_sentence(f"{text}; repeatable"))
 
 
-def _file_settings(file: Path | None, overrides: list[str], configs: list[_Config]) -> FileSettings:
+def _file_settings(file: str | None, overrides: list[str], configs: list[_Config]) -> FileSettings:
     """The sections of the file with --set merged in; those outside a section are of the first configuration."""
     main, others = configs[0], {config.section for config in configs[1:]}
     if main.chosen.beside:
@@ -365,7 +364,7 @@ def _file_settings(file: Path | None, overrides: list[str], configs: list[_Confi
 
 
 def _build(
-    config: _Config, file: Path | None, settings: FileSettings, values: dict[str, Any], origins: dict[str, str]
+    config: _Config, file: str | None, settings: FileSettings, values: dict[str, Any], origins: dict[str, str]
 ) -> Any:
     """The configuration from the file's settings and the values of options, by path.
 
@@ -389,7 +388,7 @@ def _build(
         raise ConfigError("; ".join(problems)) from error
 
 
-def _problem(details: ErrorDetails, options: dict[str, str], origins: dict[str, str], file: Path | None) -> str:
+def _problem(details: ErrorDetails, options: dict[str, str], origins: dict[str, str], file: str | None) -> str:
     """What is wrong, with the option or the file that it comes from."""
     location = [str(part) for part in details["loc"]]
     paths = [".".join(location[:length]) for length in range(len(location), 0, -1)]

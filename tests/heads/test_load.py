@@ -214,6 +214,7 @@ def run(tmp_path):
     return run
 
 
+READ = "import sys; from ml_filter.heads.store import read_head; print(read_head(sys.argv[1]).origin)"
 RESOLVE = (
     "import sys; from ml_filter.heads.store import fetch_head; from ml_filter.errors import MlFilterError\n"
     "try: print(fetch_head(sys.argv[1]).directory)\n"
@@ -233,6 +234,8 @@ def test_a_head_of_the_hub_is_downloaded_once_by_commit_and_found_again_without_
         hub.tags["owner/head"] = {"v1": {**first, "pytorch_model.bin": b"pickled", "own.py": b"raise SystemExit"}}
         hub.models["owner/head"] = {**first, "README.md": b"newer"}
         wanted = commit_of(hub.tags["owner/head"]["v1"])
+        assert run(hub, "-c", READ, name).stdout == f"{name.partition('@')[0]}@{wanted}\n"
+        assert sorted(hub.downloads) == sorted(file for file in first if file.endswith(".json"))  # no weights
         found = run(hub, "-c", RESOLVE, name)
         assert found.returncode == 0, found.stderr
         assert sorted(hub.downloads) == sorted(first)

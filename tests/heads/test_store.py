@@ -115,6 +115,7 @@ def test_the_commands_take_and_make_heads_at_urls(labelled, memory, tmp_path, mo
         ["filter", "memory://heads/scored", "--min-score", "0", "--output", "memory://heads/filtered"],
         ["report", "memory://heads/filtered"],
         ["search", *TRAIN[1:], "--trials", "1", "--output", "memory://heads/search"],
+        ["train", "labelled.jsonl", "--config", "memory://heads/search/best.yaml", "--output", "memory://heads/best"],
     ):
         head = next((f"memory:/{path.rpartition('/')[0]}" for path in memory.find("/heads") if "training" in path), "")
         assert main([head if word == "HEAD" else word for word in line]) == 0, capsys.readouterr().err

@@ -348,9 +348,10 @@ def test_a_push_uploads_data_and_card_but_no_local_paths(tmp_path, scores, hub: 
     assert "owner/new is public on the Hub, but the data set must be private; nothing was uploaded" in captured.err
     files = ["README.md", *(f"data/{name}-00000-of-00001.parquet" for name in SPLITS)]
     local = {name: (tmp_path / "out" / name).read_bytes() for name in files}
-    assert hub.data_sets == {"owner/set": local, "owner/new": local}
-    assert hub.private == {"owner/set": True, "owner/new": False}
-    assert len(hub.commits) == 2
+    assert publish(scores, f"memory://{tmp_path.name}/out", "--push", "owner/from-url") == 0
+    assert hub.data_sets == {"owner/set": local, "owner/new": local, "owner/from-url": local}
+    assert hub.private == {"owner/set": True, "owner/new": False, "owner/from-url": False}
+    assert len(hub.commits) == 3
     assert TOKEN not in captured.out + captured.err
 
 

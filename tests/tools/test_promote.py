@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ml_filter.commit import code_commit
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Parent, read_manifest
 from ml_filter.documents.readers.installed import read_installed
@@ -273,6 +274,8 @@ def test_a_head_is_found_by_its_model_and_version_or_stage(versions, head, run):
 
 
 def test_a_corpus_is_scored_with_a_version_whose_directory_is_gone(versions, head, run, tmp_path):
+    from zenml.client import Client
+
     versions.add(head)
     trained = head.load()
     moved = Path(trained.origin).rename(f"{trained.origin}-moved")
@@ -289,6 +292,9 @@ def test_a_corpus_is_scored_with_a_version_whose_directory_is_gone(versions, hea
     [report] = tmp_path.glob("runs/filtered-*/report.json")
     stages = {stage["name"]: stage["path"] for stage in json.loads(report.read_text())["stages"]}
     assert stages["head"] == f"zenml:{versions.model}@1"
+    assert manifest.commit == code_commit()
+    [run] = Client().list_pipeline_runs(pipeline="scoring", size=1, sort_by="desc:created").items
+    assert f"commit:{code_commit()}" in [tag.name for tag in run.tags]
 
 
 # --- In the training pipeline ----------------------------------------------------------------------------------------
