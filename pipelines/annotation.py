@@ -7,6 +7,7 @@ from zenml import pipeline
 from ml_filter.config import names_of
 from ml_filter.documents.manifest import Manifest
 from ml_filter.pipeline.config import AnnotationPipelineConfig, check_criteria, golds_of, held_out_documents
+from ml_filter.prepare.new_documents import SampledSoFar
 from steps.export_to_warehouse import export_to_warehouse
 from steps.feature.aggregate_scores import aggregate_scores
 from steps.feature.annotate_documents import annotate_documents
@@ -26,13 +27,17 @@ class Features(NamedTuple):
     scores: Manifest
 
 
-def feature_steps(config: AnnotationPipelineConfig) -> Features:
-    """Sample and clean documents, annotate, aggregate, publish.
+def feature_steps(
+    config: AnnotationPipelineConfig, sampled: Manifest | None = None, earlier: SampledSoFar | None = None
+) -> Features:
+    """Sample and clean documents, annotate, aggregate, publish; without a sample of the pipeline's own, draw one.
 
     Gates come before the annotation of the sample, so that a bad annotator costs no more than their gold.
     """
     check_criteria(config)
-    sampled = documents = sample_documents(config.source, config.sample, config.output)
+    if sampled is None:
+        sampled = sample_documents(config.source, config.sample, config.output)
+    documents = sampled
     if config.deduplicate is not None:
         documents = deduplicate_documents(documents, config.deduplicate, config.output)
     if (held_out := held_out_documents(config)) is not None:
@@ -44,7 +49,7 @@ def feature_steps(config: AnnotationPipelineConfig) -> Features:
         )
         for number, annotator in enumerate(config.annotators, 1)
     ]
-    scores = aggregate_scores(annotations, config.aggregate, config.output)
+    scores = aggregate_scores(annotations, config.aggregate, config.output, earlier)
     if config.publish is not None:
         publish_labels(scores, documents, config.publish, config.output, gates=_published(gates, config))
     if config.warehouse is not None:

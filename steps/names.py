@@ -7,6 +7,7 @@ class Artifact(StrEnum):
     """Names of step outputs. `{of}` is empty for the sample and `gold_` for the gold documents of a gate."""
 
     SAMPLE = "sample"
+    SAMPLED_SO_FAR = "sampled_so_far"
     DEDUPLICATED = "deduplicated"
     DECONTAMINATED = "decontaminated"
     ANNOTATIONS = "{of}annotations"

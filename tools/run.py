@@ -22,6 +22,7 @@ from ml_filter.errors import ConfigError
 from ml_filter.logs import configure_logging
 from ml_filter.pipeline.config import (
     AnnotationPipelineConfig,
+    ContinuousTrainingPipelineConfig,
     EndToEndPipelineConfig,
     ScoringPipelineConfig,
     TrainingPipelineConfig,
@@ -64,6 +65,11 @@ PIPELINES = {
         ScoringPipelineConfig,
         "Score a corpus with a head, keep the best, write the report.",
         "run-scoring-pipeline head=runs/head-1a2b3c4d source.paths='[\"corpus/*.parquet\"]' filter.min_score=2.5",
+    ),
+    "continuous_training": Pipeline(
+        ContinuousTrainingPipelineConfig,
+        "Annotate a sample of what the source has gained, train on all labels so far, promote a better head.",
+        "run-continuous-training-pipeline source.paths='[\"crawl/*.warc.gz\"]' sample.size=1000",
     ),
     "end_to_end": Pipeline(
         EndToEndPipelineConfig,

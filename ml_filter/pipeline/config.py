@@ -71,9 +71,12 @@ def golds_of(gates: Sequence[GateConfig]) -> list[SourceConfig]:
 
 
 def held_out_documents(config: AnnotationPipelineConfig) -> DecontaminateConfig | None:
-    """What is kept out of the sample: the configured texts and always the gold of the gates; None if nothing is."""
+    """What is kept out of the sample: the configured texts and always gold; None if nothing is."""
     against = list(config.decontaminate.against) if config.decontaminate else []
-    against += [gold for gold in golds_of(config.gate) if gold not in against]
+    golds = golds_of(config.gate)
+    if isinstance(config, ContinuousTrainingPipelineConfig):
+        golds += [source for source in (config.gold, config.promote and config.promote.test) if source]
+    against += [gold for gold in golds if gold not in against]
     if not against:
         return None
     settings = config.decontaminate or DecontaminateConfig(against=against)
@@ -104,6 +107,8 @@ def _criterion_settings(config: AnnotationPipelineConfig) -> list[tuple[str, str
         gates = [("gate.criterion", config.gate[0].criterion)]
     published = names_of(config.publish.criterion) if config.publish else []
     settings = [*gates, *(("publish.criterion", name) for name in published)]
+    if isinstance(config, ContinuousTrainingPipelineConfig):
+        settings += [("train.criterion", name) for name in names_of(config.train.criterion)]
     if isinstance(config, EndToEndPipelineConfig):
         trained = names_of(config.train.criterion)
         # A head that is trained on one criterion has only that one to filter by.
@@ -112,10 +117,7 @@ def _criterion_settings(config: AnnotationPipelineConfig) -> list[tuple[str, str
     return settings
 
 
-class TrainingPipelineConfig(_PipelineConfig):
-    """Parameters of the training pipeline."""
-
-    labels: SourceConfig = Field(description="labelled documents, or a directory of aggregated scores")
+class _HeadPipelineConfig(_PipelineConfig):
     train: TrainConfig = Field(TrainConfig(), description="how the head is trained")
     gold: SourceConfig | None = Field(None, description="documents with human labels, for another evaluation")
     gold_label_column: str | dict[str, str] = Field(
@@ -152,6 +154,16 @@ class TrainingPipelineConfig(_PipelineConfig):
         if isinstance(self.gold_label_column, dict):
             return dict(self.gold_label_column.items())
         return {self.promote.criterion if self.promote else None: self.gold_label_column}
+
+
+class TrainingPipelineConfig(_HeadPipelineConfig):
+    """Parameters of the training pipeline."""
+
+    labels: SourceConfig = Field(description="labelled documents, or a directory of aggregated scores")
+
+
+class ContinuousTrainingPipelineConfig(AnnotationPipelineConfig, _HeadPipelineConfig):
+    """Parameters of continuous training. `sample.size` and the budget of the annotators are for each run."""
 
 
 class ScoringPipelineConfig(_PipelineConfig):

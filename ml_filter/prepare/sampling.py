@@ -11,6 +11,7 @@ import hashlib
 import heapq
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.manifest import Manifest
+from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import known_rows, read_shard, text_id
+from ml_filter.documents.readers import InputShard, known_rows, read_shard, read_tables, text_id
 from ml_filter.documents.rejects import nothing_read
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.unique import UniqueIds
@@ -87,7 +88,22 @@ def sample_documents(source: SourceConfig, config: SampleConfig, output: str | P
     Raises:
         InputError: no document could be read, or a column to stratify by does not exist.
     """
-    shards, parents = list_shards(source)
+    return sample_shards(*list_shards(source), source, config, output)
+
+
+def sample_shards(
+    shards: Sequence[InputShard],
+    parents: Sequence[Parent],
+    source: SourceConfig,
+    config: SampleConfig,
+    output: str | Path,
+    earlier: Sequence[Manifest] = (),
+) -> Manifest:
+    """As `sample_documents`, from some shards of the source, without the documents of earlier samples.
+
+    A document with the id of another one in an earlier sample gets an id of its own.
+    """
+    parents = [*parents, *(Parent(path=sample.root, digest=sample.digest) for sample in earlier)]
     settings = {"source": source.model_dump(mode="json"), "sample": config.model_dump(mode="json")}
     with OutputDirectory(output, "documents", settings, parents) as out:
         if out.manifest:
@@ -111,6 +127,9 @@ def sample_documents(source: SourceConfig, config: SampleConfig, output: str | P
             raise nothing_read(source.paths, rejects.counts, detail=rejects.damage)
         chosen = _choose(strata, config.size)
         with out.new_shard(_SHARD) as writer, UniqueIds() as ids:
+            for path in (path for sample in earlier for path in sample.shard_paths()):
+                for table in read_tables(path, ["id", "text"]):
+                    ids.resolve(table, repeat(_SHARD))
             file = pq.ParquetFile(candidates.path)
             row = 0
             for group in range(file.num_row_groups):
