@@ -118,9 +118,9 @@ def for_active_stack(pipeline: Pipeline, config: BaseModel, options: Mapping[str
     from zenml.client import Client
     from zenml.enums import StackComponentType, StoreType
 
-    component = Client().active_stack_model.components[StackComponentType.ORCHESTRATOR][0]
-    if component.flavor_name in _STACK_OF_ORCHESTRATOR:
-        check_packages(_STACK_OF_ORCHESTRATOR[component.flavor_name])
+    components = Client().active_stack_model.components
+    check_packages(part.flavor_name for parts in components.values() for part in parts)
+    component = components[StackComponentType.ORCHESTRATOR][0]
     orchestrator = Client().active_stack.orchestrator
     if orchestrator.config.is_remote:
         check_locations(config, component.name)
@@ -144,11 +144,8 @@ def for_active_stack(pipeline: Pipeline, config: BaseModel, options: Mapping[str
     return result
 
 
-_STACK_OF_ORCHESTRATOR = {"sagemaker": "aws", "kubernetes": "kubernetes"}
-
-
 def check_locations(config: BaseModel, orchestrator: str) -> None:
-    """Check that no setting is a relative path, which each machine would look up in a directory of its own.
+    """Check that no setting is a relative path, which each machine would look up in its own directory.
 
     Raises:
         ConfigError: names the setting.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 ARTIFACT_STORES = {"s3": "s3", "gs": "gcp", "az": "azure", "abfs": "azure"}
 """ZenML's flavor of an artifact store by the scheme of its URL."""
+PACKAGES = {
+    "sagemaker": ("aws", ("sagemaker", "boto3")),
+    "kubernetes": ("kubernetes", ("kubernetes",)),
+    "s3": ("s3", ("s3fs", "boto3")),
+    "gcp": ("gcs", ("gcsfs",)),
+    "azure": ("azure", ("adlfs",)),
+}
+"""The extra that components of a flavor need, and packages in it."""
 CONNECT = "zenml login URL"
 
 
@@ -54,14 +62,12 @@ _ENDPOINT = Option("s3-endpoint", "URL of an S3-compatible storage (default: AWS
 
 @dataclass(frozen=True)
 class Stack:
-    """A kind of stack: its options, its components, and the extra and packages that it needs."""
+    """A kind of stack: its options, and its components from their values."""
 
     description: str
     example: str
     options: tuple[Option, ...] = ()
     components: Callable[[Values], list[Component]] = lambda values: []
-    extra: str | None = None
-    packages: tuple[str, ...] = ()
 
 
 def _aws(values: Values) -> list[Component]:
@@ -104,7 +110,7 @@ STACKS = {
         "stack-local",
     ),
     "aws": Stack(
-        "Run each step on a machine of its own on SageMaker. deploy/aws creates what the options name.",
+        "Run each step on its own machine on SageMaker. deploy/aws creates what the options name.",
         "stack-aws $(terraform -chdir=deploy/aws output -raw stack_options)",
         (
             Option("region", "AWS region"),
@@ -115,11 +121,9 @@ STACKS = {
             Option("artifact-store", "directory of the artifacts (default: s3://BUCKET/zenml)", required=False),
         ),
         _aws,
-        "aws",
-        ("sagemaker", "s3fs", "boto3"),
     ),
     "kubernetes": Stack(
-        "Run each step in a pod of its own. deploy/kubernetes creates namespace, service accounts and roles.",
+        "Run each step in its own pod. deploy/kubernetes creates namespace, service accounts and roles.",
         "stack-kubernetes --context my-cluster --namespace ml-filter --artifact-store s3://BUCKET/zenml "
         "--registry registry.example.com/team",
         (
@@ -130,8 +134,6 @@ STACKS = {
             _ENDPOINT,
         ),
         _kubernetes,
-        "kubernetes",
-        ("kubernetes",),
     ),
 }
 
@@ -167,21 +169,23 @@ def _change(arguments: argparse.Namespace) -> None:
     for option in stack.options:
         if option.required and not values[option.name.replace("-", "_")]:
             raise ConfigError(f"--{option.name} is not set: {option.help} (or set {option.variable})")
-    check_packages(arguments.stack)
-    return _finish(_register, arguments.name, stack.components(values))
+    components = stack.components(values)
+    check_packages(component.flavor for component in components)
+    return _finish(_register, arguments.name, components)
 
 
-def check_packages(stack: str) -> None:
-    """Check that the packages of a stack are installed.
+def check_packages(flavors: Iterable[str]) -> None:
+    """Check that the packages of components are installed.
 
     Raises:
         ConfigError: with the command that installs them.
     """
-    missing = [package for package in STACKS[stack].packages if find_spec(package) is None]
+    needed = [PACKAGES[flavor] for flavor in flavors if flavor in PACKAGES]
+    missing = {extra: names for extra, names in needed if any(find_spec(name) is None for name in names)}
     if missing:
-        raise ConfigError(
-            f"the {stack} stack needs {', '.join(missing)}: install with: poetry install --extras {STACKS[stack].extra}"
-        )
+        names = ", ".join(name for names in missing.values() for name in names if find_spec(name) is None)
+        extras = next(iter(missing)) if len(missing) == 1 else f'"{" ".join(missing)}"'
+        raise ConfigError(f"the stack needs {names}: install with: poetry install --extras {extras}")
 
 
 def _finish(change: Callable[..., Iterator[str]], *arguments: Any) -> None:

@@ -28,15 +28,21 @@ LIBRARIES = [
     "zenml.integrations.kubernetes.orchestrators.kubernetes_orchestrator_entrypoint",
     "zenml.integrations.s3.artifact_stores",
     "aiohttp",
+    "babel",
     "jinja2",
+    "loguru",
     "matplotlib.pyplot",
+    "orjson",
     "pyarrow.dataset",
+    "pydantic_settings",
     "rensa",
     "safetensors.torch",
     "scipy.stats",
     "sklearn.linear_model",
+    "tenacity",
     "torch",
-    "transformers",
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
 ]
 _NEW_MOUNTS, _NEW_HOST_NAME, _NEW_USERS = 0x20000, 0x4000000, 0x10000000
 _BIND, _PRIVATE = 4096, 0x4000 | 0x40000

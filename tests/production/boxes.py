@@ -1,4 +1,4 @@
-"""Containers for the tests: each step of a run in a box of its own."""
+"""Containers for the tests: each step of a run in its own box."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ZenML server, object storage, and two clusters in which each step runs in a box of its own."""
+"""A ZenML server, object storage, and two clusters in which each step runs in its own box."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def roles_of_service_accounts() -> dict[str, list[dict]]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def aws_stack(store: Path, cloud: dict[str, str]) -> Iterator[str]:
     """The AWS stack, active."""
     role = "arn:aws:iam::123456789012:role"
@@ -139,24 +139,23 @@ def aws_stack(store: Path, cloud: dict[str, str]) -> Iterator[str]:
     )
 
 
-@pytest.fixture
-def kubernetes_stack(
-    store: Path, cloud: dict[str, str], kubernetes: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def kubernetes_stack(store: Path, cloud: dict[str, str], kubernetes: KubernetesApi) -> Iterator[str]:
     """The Kubernetes stack, active."""
-    (tmp_path / "kubeconfig").write_text(kubernetes.kubeconfig("ml-filter-submitter"))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     from kubernetes import config
 
-    config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION = str(tmp_path / "kubeconfig")  # it read the variable at import
-    yield from _stack(
-        "kubernetes",
-        "--context=cluster",
-        "--namespace=ml-filter",
-        f"--artifact-store=s3://{BUCKET}/zenml",
-        f"--registry={IMAGE.partition('/')[0]}",
-        f"--s3-endpoint={cloud['AWS_ENDPOINT_URL']}",
-    )
+    (store / "kubeconfig").write_text(kubernetes.kubeconfig("ml-filter-submitter"))
+    with pytest.MonkeyPatch.context() as patch:
+        # kubernetes read $KUBECONFIG when it was imported.
+        patch.setattr(config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(store / "kubeconfig"))
+        yield from _stack(
+            "kubernetes",
+            "--context=cluster",
+            "--namespace=ml-filter",
+            f"--artifact-store=s3://{BUCKET}/zenml",
+            f"--registry={IMAGE.partition('/')[0]}",
+            f"--s3-endpoint={cloud['AWS_ENDPOINT_URL']}",
+        )
 
 
 def _stack(name: str, *options: str) -> Iterator[str]:

@@ -46,8 +46,17 @@ def test_a_missing_package_is_one_line_with_the_command_that_installs_it(change,
     code, printed = change("aws", *AWS)
     assert (code, printed) == (
         2,
-        "error: the aws stack needs sagemaker: install with: poetry install --extras aws\n",
+        "error: the stack needs sagemaker: install with: poetry install --extras aws\n",
     )
+
+
+def test_several_missing_packages_are_told_at_once(change, monkeypatch):
+    monkeypatch.setattr(stack, "find_spec", lambda name: None)
+    code, printed = change(
+        "kubernetes", "--context=c", "--namespace=n", "--registry=r.example.com", "--artifact-store=gs://bucket/zenml"
+    )
+    assert code == 2
+    assert 'kubernetes, gcsfs: install with: poetry install --extras "kubernetes gcs"' in printed
 
 
 @pytest.mark.parametrize("name", ["local", "aws", "kubernetes"])
