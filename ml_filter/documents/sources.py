@@ -113,6 +113,7 @@ def _files_at(path: str) -> tuple[dict[str, InputShard], str]:
     location = Location(path)
     fs, root = location.fs, location.path
     exists = location.exists()
+    fs.invalidate_cache(root)  # others may have added files
     if exists and fs.isdir(root):
         manifest = find_manifest(path)
         if manifest is not None:

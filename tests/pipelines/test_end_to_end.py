@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,9 @@ def corpus(tmp_path) -> Path:
     return tmp_path
 
 
-def test_shard_groups_scored_by_separate_steps_give_the_same_shards_and_a_report(workspace, corpus, run, warehouse):
+def test_shard_groups_give_the_same_shards_and_a_report_and_a_grown_corpus_is_scored_into_them(
+    workspace, corpus, run, warehouse
+):
     arguments = [f"head={workspace.only('head-*')}", f"source.paths=['{corpus}/*.jsonl']", "filter.min_score=0"]
     arguments += [f"warehouse.{name}={warehouse.location(name)}" for name in ("scored", "filtered")]
     scored = []
@@ -180,6 +183,13 @@ def test_shard_groups_scored_by_separate_steps_give_the_same_shards_and_a_report
     assert dict(scored[0][1])["scored"] == 12
     assert warehouse.database.scored.count_documents({"score_status": "scored"}) == 6  # the files share documents
     assert warehouse.database.filtered.count_documents({}) == 6
+
+    (corpus / "00.jsonl").write_text(json.dumps({"text": "Ice melts at 0 degrees."}))  # sorts between the others
+    code, printed = run("scoring", *arguments, f"output={output}", "shard_groups=2")
+    assert code == 0, printed
+    assert re.findall(r"(\w+_corpus) .*shards new 1, shards reused 3", printed) == ["score_corpus", "filter_corpus"]
+    assert list(output.glob("scored-*")) == [directory]
+    assert len(list(output.glob("filtered-*"))) == 1
 
 
 def test_a_bad_shard_does_not_stop_other_groups_and_fails_the_run_at_the_end(workspace, corpus, run):

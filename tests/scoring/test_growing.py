@@ -164,20 +164,35 @@ def test_a_rank_that_has_nothing_new_leaves_the_rest_to_the_others(score, corpus
     assert score(rank=Rank(0, 2)).counts["scored"] == 48
 
 
-def test_output_at_a_url_grows_like_a_directory(score, corpus, documents, tmp_path):
-    score("memory://growing/out")
+def test_source_and_output_on_s3_grow_like_directories(hashing_head, corpus, documents, bucket, tmp_path):
+    s3 = fsspec.filesystem("s3")
+
+    def upload(*numbers: int) -> None:
+        for number in numbers:
+            s3.put_file(str(corpus / f"part-{number}.jsonl"), f"{bucket.name}/corpus/part-{number}.jsonl")
+
+    def score(output):
+        source = SourceConfig(paths=[f"{bucket.url}/corpus"])
+        return score_corpus(hashing_head, source, ScoreConfig(), f"{bucket.url}/{output}")
+
+    def content(output):
+        others = ("manifest.json", ".shards.jsonl")
+        keys = [key for key in bucket.keys(f"{output}/") if not key.endswith(others)]
+        return {key.removeprefix(output): s3.cat(f"{bucket.name}/{key}") for key in keys}
+
+    upload(1, 3, 4, 6, 8)
+    score("grown")
     grow(corpus, documents)
-    (corpus / "part-8.jsonl").unlink()
-    grown = score("memory://growing/out")
+    upload(0, 5)
+    s3.rm_file(f"{bucket.name}/corpus/part-1.jsonl")
+    with kill_at("after", r"\.progress/part-0-\w+\.json"), pytest.raises(Killed):
+        score("grown")
+    assert find_manifest(f"{bucket.url}/grown").counts["scored"] == 40  # still the old one
+    grown = score("grown")
     assert (grown.shards_new, grown.shards_reused) == (2, 4)
-    assert grown.digest == score(tmp_path / "at-once").digest
-    memory = fsspec.filesystem("memory")
-    names = {path.removeprefix("/growing/out/") for path in memory.find("/growing/out")}
-    at_once = {
-        str(path.relative_to(tmp_path / "at-once")) for path in (tmp_path / "at-once").rglob("*") if path.is_file()
-    }
-    assert names == at_once - {".lock"}
-    memory.rm("/growing", recursive=True)
+    assert grown.digest == score("at-once").digest
+    assert content("grown") == content("at-once")
+    assert len(content("grown")) == 7
 
 
 def test_a_failed_shard_is_tried_again_when_the_corpus_has_grown(score, corpus, documents, tmp_path):
