@@ -24,7 +24,7 @@ from typing import IO, Any
 from loguru import logger
 
 from ml_filter.documents.finished import ShardResult, from_lines, to_lines
-from ml_filter.documents.manifest import PROGRESS_NAME, REJECTS_NAME, Manifest, Parent, digest_of
+from ml_filter.documents.manifest import PROGRESS_NAME, REJECTS_NAME, Manifest, Parent, digest_of, find_manifest
 from ml_filter.documents.output_directory import CLAIM, MADE_WITH, SHARD_DIRECTORY, OutputDirectory
 from ml_filter.errors import InputError
 
@@ -77,10 +77,11 @@ class GrowingDirectory(OutputDirectory):
         Args:
             states: by name, what each shard depends on beside the settings (`ShardResult.state`).
         """
+        claim = self._read_claim()
+        self._begin(find_manifest(self.path), claim)  # another part may have finished since this one entered
         if self.is_complete:
             return
         self._states = states
-        claim = self._read_claim()
         if claim != self._own_claim():
             self._take_over(claim, states)
             self._put_claim()

@@ -136,6 +136,7 @@ def _score_and_finish(job: ScoringJob, shards: Sequence[InputShard], part: str |
             out.clear_scratch()
             with out.exclusive():
                 _reuse_finished(job, out, shards)
+        if not out.is_complete:
             job = _with_engine_choice(job, out)
             _score_open_shards(job, shards, out)
             with out.exclusive():

@@ -11,8 +11,10 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import InputError
 from ml_filter.heads.kinds import Head
+from ml_filter.scoring import run
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, score_corpus, score_rank
+from ml_filter.scoring.shard import fail_shard
 from tests.kills import Killed, kill_at
 from tests.scoring.corpora import output_digests, write_times
 
@@ -215,3 +217,26 @@ def test_a_copy_of_a_directory_without_its_results_is_scored_again(score, corpus
     copied = score(tmp_path / "copy")
     assert (copied.shards_new, copied.shards_reused) == (7, 0)
     assert copied.digest == score().digest
+
+
+def test_a_rank_that_begins_while_another_finishes_keeps_its_manifest(score, corpus, monkeypatch):
+    output = "memory://two-ranks/out"  # nothing is locked there
+    score_one, reuse_finished = run.score_or_fail, run._reuse_finished
+
+    def fail_for_the_first(job, shard, head, out, advance):
+        if shard.uri.endswith("part-1.jsonl"):
+            return fail_shard(out, shard, "a broken device")
+        return score_one(job, shard, head, out, advance)
+
+    def reuse_after_the_other_rank(*arguments):
+        monkeypatch.setattr(run, "_reuse_finished", reuse_finished)
+        assert score(output, rank=Rank(0, 2)).counts["scored"] == 40
+        return reuse_finished(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "score_or_fail", fail_for_the_first)
+        assert score(output, max_failed_shards=1).counts["scored"] == 32
+    monkeypatch.setattr(run, "_reuse_finished", reuse_after_the_other_rank)
+    assert score(output, rank=Rank(1, 2)).counts["scored"] == 40
+    assert find_manifest(output).shards_failed == []
+    fsspec.filesystem("memory").rm("/two-ranks", recursive=True)
