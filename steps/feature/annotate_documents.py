@@ -18,13 +18,16 @@ def annotate_documents(
     config: AnnotateConfig, output: str, documents: Manifest | None = None, source: SourceConfig | None = None
 ) -> Annotated[Manifest, Artifact.ANNOTATIONS]:
     """Ask the configured endpoints, or the embedded annotator, about every document of a directory or a source."""
-    source = SourceConfig(paths=[documents.root]) if documents is not None else source
+    ledgers = None
+    if documents is not None:
+        # The directory of a grown sample is another one, and so is that of its annotations: they share a ledger.
+        source, ledgers = SourceConfig(paths=[documents.root]), f"{output}/ledgers"
     if source is None:
         raise ValueError("annotate_documents needs documents or a source")
-    manifest = annotate(source, config, f"{output}/annotations-{{digest}}")
+    manifest = annotate(source, config, f"{output}/annotations-{{digest}}", ledgers=ledgers)
     log_metadata(
         {
-            "counts": dict(manifest.counts),
+            "counts": {**manifest.counts, **manifest.made_with},
             "path": manifest.root,
             "made_by": annotation_summary([manifest.config]),
             **_cost(manifest, config),

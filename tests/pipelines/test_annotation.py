@@ -3,13 +3,16 @@
 import csv
 import json
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError
+from ml_filter.location import Location
 from ml_filter.pipeline.config import (
     AnnotationPipelineConfig,
     EndToEndPipelineConfig,
@@ -150,11 +153,30 @@ def annotator():
             return chat("I cannot say.")
         return chat(f"Score: {score_of(asked.document, criterion)}")
 
+    with serving(answer) as server:
+        yield server.url
+
+
+@contextmanager
+def serving(answer):
     server = MisbehavingServer(answer)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server.url
+    yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def asked():
+    """A server that gives every page the score 3."""
+    with serving(lambda request: chat("Score: 3")) as server:
+        yield server
+
+
+@pytest.fixture
+def prompt(tmp_path):
+    (tmp_path / "short.yaml").write_text(json.dumps(PROMPT))
+    return tmp_path / "short.yaml"
 
 
 @pytest.fixture
@@ -215,6 +237,36 @@ def test_several_criteria_are_gated_published_exported_and_tracked_in_one_run(tm
     }
     assert content["parameters"]["prompt"] == "quality, danger"
     assert content["parameters"]["annotator"] == "m, n"
+
+
+@pytest.mark.zenml
+@pytest.mark.filterwarnings("ignore")  # ZenML's own
+def test_of_a_source_on_object_storage_that_grew_only_new_documents_are_asked(bucket, prompt, asked, run):
+    def put(numbers):
+        for number in numbers:
+            rows = [{"id": f"d{number}{n}", "text": page(f"d{number}{n}")} for n in range(4)]
+            table = pa.Table.from_pylist(rows)
+            with (Location(bucket.url) / "corpus" / f"{number}.parquet").open("wb") as file:
+                pq.write_table(table, file)
+
+    arguments = [
+        f"output={bucket.url}/runs",
+        f"source.paths=['{bucket.url}/corpus/*.parquet']",
+        "sample={size: 100}",
+        "deduplicate=null",
+        f"annotate={{prompts: ['{prompt}'], endpoints: ['{asked.url}'], model: m}}",
+    ]
+    put(range(1, 6))
+    code, printed = run("annotation", *arguments)
+    assert (code, len(asked.requests)) == (0, 20), printed
+    assert "answers asked 20" in printed
+    put([0, 6])
+    code, printed = run("annotation", *arguments)
+    assert (code, len(asked.requests)) == (0, 28), printed
+    assert "answers asked 8, answers from ledger 20" in printed
+    assert set(asked.asked.values()) == {1}
+    assert len({key.split("/")[1] for key in bucket.keys("runs/annotations-")}) == 2
+    assert len({key.split("/")[2] for key in bucket.keys("runs/ledgers/")}) == 1
 
 
 @pytest.mark.zenml
