@@ -1,6 +1,6 @@
 """A lease: the right to write to a place on object storage, where nothing can be locked.
 
-Each holder has a generation: a file that is created only if there is none, which object storage decides. The holder
+Each holder has a generation: a file that object storage creates only if it does not exist. The holder
 keeps changing its file. Whoever finds a file that did not change for `ttl_s`, measured by its own clock, creates the
 next generation; no two machines compare clocks. A holder that was only slow finds the newer generation and stops.
 
@@ -177,7 +177,7 @@ def alone_in(directory: Location) -> Iterator[None]:
 
 
 def create_file(file: Location, content: bytes) -> bool:
-    """Write a file if there is none. Returns whether the file now has this content.
+    """Write a file if it does not exist. Returns whether the file now has this content.
 
     Raises:
         InputError: the location cannot be reached.
