@@ -65,7 +65,6 @@ class Cluster:
     boxes: Boxes
     sagemaker: Any = None
     kubernetes: Any = None
-    token: str = ""
 
     def write(self, **parameters: Any) -> None:
         """Write the file of a pipeline."""
@@ -112,9 +111,8 @@ def aws(aws_stack, run, sagemaker, tmp_path) -> Cluster:
 
 
 @pytest.fixture
-def kubernetes_cluster(kubernetes_stack, run, kubernetes, tmp_path, server) -> Cluster:
-    path, token = tmp_path / "pipeline.yaml", server["ZENML_STORE_API_KEY"]
-    return Cluster(kubernetes_stack, run, path, kubernetes.boxes, kubernetes=kubernetes, token=token)
+def kubernetes_cluster(kubernetes_stack, run, kubernetes, tmp_path) -> Cluster:
+    return Cluster(kubernetes_stack, run, tmp_path / "pipeline.yaml", kubernetes.boxes, kubernetes=kubernetes)
 
 
 def manifest_of(run: Any, step: str) -> Any:
@@ -164,7 +162,10 @@ def test_on_kubernetes(kubernetes_cluster, endpoint, corpus):
     assert {pod["securityContext"]["runAsNonRoot"] for pod in pods} == {True}
     requests = {pod["containers"][0]["resources"]["requests"]["memory"] for pod in pods}
     assert {"8Gi", "16Gi"} < requests
-    assert cluster.token not in json.dumps(api.of_kind("jobs"))
+    variables = [variable for pod in pods for variable in pod["containers"][0]["env"]]
+    tokens = [variable for variable in variables if "TOKEN" in variable["name"] or "KEY" in variable["name"]]
+    assert tokens
+    assert not any("value" in token for token in tokens), "they are in a Secret"
 
 
 def test_annotation_goes_on_in_an_empty_box_after_a_kill(kubernetes_cluster, endpoint, corpus):
