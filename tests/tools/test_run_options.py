@@ -111,6 +111,9 @@ def test_urls_versions_and_mounted_directories_are_not(head):
 
 
 def test_the_paths_of_nested_sources_are_checked_too():
+    config = {"sample": {"size": 5}, "output": "s3://b/runs", "jury": [{"ledger": "runs/ledger"}]}
+    with pytest.raises(ConfigError, match=r"jury.1.ledger is 'runs/ledger'"):
+        check_locations(AnnotationPipelineConfig.model_validate(config), "cluster")
     config = {"sample": {"size": 5}, "output": "s3://b/runs", "gate": {"gold": {"paths": ["gold.jsonl"]}}}
     with pytest.raises(ConfigError, match=r"gate.1.gold.paths is 'gold.jsonl'"):
         check_locations(AnnotationPipelineConfig.model_validate(config), "cluster")
