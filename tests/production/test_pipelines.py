@@ -124,13 +124,13 @@ def test_on_sagemaker(aws, endpoint, corpus):
     before = len(endpoint.requests)
     run = aws.complete("end_to_end", **annotated(endpoint, corpus), train=TRAIN, filter=FILTER)
     assert manifest_of(run, "filter_corpus").counts["kept"] == len(DOCUMENTS)
-    run = aws.complete("annotation", **annotated(endpoint, corpus))
+    run = aws.complete("annotation", **annotated(endpoint, corpus))  # makes a version of the model too, without a head
     assert len(endpoint.requests) - before == len(DOCUMENTS), "the second run has the answers of the first"
 
     labels = run.steps["aggregate_scores"].run_metadata["path"]
     run = aws.complete("training", labels={"paths": [labels]}, train=TRAIN)
     assert str(run.steps["train_head"].run_metadata["path"]).startswith(f"s3://{BUCKET}/aws/head-")
-    run = aws.complete("scoring", head="zenml:head_aws@2", source={"paths": corpus}, filter=FILTER)
+    run = aws.complete("scoring", head="zenml:head_aws@3", source={"paths": corpus}, filter=FILTER)
     assert manifest_of(run, "score_corpus").counts["scored"] == len(DOCUMENTS)
 
     steps = aws.sagemaker.definition(aws.sagemaker.newest())["Steps"]
