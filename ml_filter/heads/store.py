@@ -324,4 +324,6 @@ def _upload(directory: Path, location: Location) -> None:
         (location / name).copy_here(directory / name)
     (location / TRAINING_NAME).write_bytes(training)
     logger.info(f"Uploaded the head to {location}")
-    _replace(directory, _cache() / digest_of({name: digest for name, digest in files.items() if _is_used(name)})[:32])
+    entry = _cache() / digest_of({name: digest for name, digest in files.items() if _is_used(name)})[:32]
+    with FileLock(f"{entry}.lock"):
+        _replace(directory, entry)

@@ -158,6 +158,11 @@ def test_bad_usage_and_input_end_with_exit_code_2_and_a_reason(
         ["filter", "URL", "--min-score", "3", "-o", "out"],
         ["report", "URL"],
         ["convert", "URL", "--to", "eurolingua", "-o", "out"],
+        ["score", "URL", "PAGES", "-o", "out"],
+        ["evaluate", "URL", "PAGES", "--label-column", "text", "-o", "out"],
+        ["cascade", "URL", "PAGES", "-o", "out"],
+        ["push-model", "URL", "--repo", "owner/name"],
+        ["serve", "URL", "--port", "0"],
     ],
 )
 def test_an_unreachable_url_ends_with_exit_code_2_and_its_cause(arguments, pages, tmp_path, monkeypatch, capsys):
