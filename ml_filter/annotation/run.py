@@ -98,9 +98,8 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path, ledgers: str | No
         if out.manifest and is_current and not (config.retry_failed and out.manifest.counts["failed"]):
             if NOT_ASKED_COUNT in out.manifest.counts:
                 _check_failed_share(plan, Counter(out.manifest.counts), out.path, answers.retry_hint)
-            facts = out.manifest.made_with
-            total = facts.get(ASKED, 0) + facts.get(FROM_LEDGER, 0)
-            return out.manifest.model_copy(update={"made_with": facts | _origin(asked=0, total=total)})
+            origin = _origin(asked=0, total=sum(answers_of(out.manifest).values()))
+            return out.manifest.model_copy(update={"made_with": out.manifest.made_with | origin})
         if out.manifest:
             out.reopen()
         keep_prompts(out, task.questions)
@@ -127,6 +126,11 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path, ledgers: str | No
         if counts[NOT_ASKED_COUNT]:
             _check_complete(plan, answers, budget, counts, out.path, location)
         return manifest
+
+
+def answers_of(manifest: Manifest) -> dict[str, int]:
+    """How many answers the run that wrote a manifest asked for, and how many it found in its ledger."""
+    return {name: manifest.made_with[name] for name in (ASKED, FROM_LEDGER) if name in manifest.made_with}
 
 
 def output_directory(plan: Plan, path: str | Path) -> OutputDirectory:

@@ -6,6 +6,7 @@ from zenml import log_metadata, step
 
 from ml_filter.annotation.annotate import annotate_documents as annotate
 from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.annotation.run import answers_of
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.lineage import annotation_summary
 from ml_filter.documents.manifest import Manifest
@@ -27,7 +28,7 @@ def annotate_documents(
     manifest = annotate(source, config, f"{output}/annotations-{{digest}}", ledgers=ledgers)
     log_metadata(
         {
-            "counts": {**manifest.counts, **manifest.made_with},
+            "counts": {**manifest.counts, **answers_of(manifest)},
             "path": manifest.root,
             "made_by": annotation_summary([manifest.config]),
             **_cost(manifest, config),

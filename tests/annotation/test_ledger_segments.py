@@ -26,6 +26,7 @@ from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.ledger import Key, open_ledger
 from ml_filter.annotation.ledger.segments import SegmentLedger
 from ml_filter.annotation.ledger.sqlite import SqliteLedger
+from ml_filter.annotation.run import answers_of
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import find_manifest
@@ -220,7 +221,7 @@ def test_a_run_whose_answers_cannot_be_saved_ends_and_loses_no_more_than_the_bou
     failing, serve, pages, asking, monkeypatch
 ):
     server, source = serve(lambda request: Reply(GOOD, delay_s=0.002)), pages(100)
-    config = asking(server, ledger=str(failing / "ledger"), ledger_answers=8, max_outage_s=0.6)
+    config = asking(server, ledger=str(failing / "ledger"), ledger_answers=8, max_outage_s=0.6, timeout_s=30)
     output = str(failing / "out")
     with pytest.raises(InputError, match=r"answers cannot be saved to the ledger.*ConnectionError: no route to host"):
         annotate_documents(source, config, output, SETTINGS)
@@ -301,7 +302,7 @@ def test_after_a_kill_a_run_in_an_empty_box_asks_no_more_than_the_bound_again(st
     manifest = find_manifest(f"{bucket.url}/out")
     assert manifest is not None
     assert manifest.counts["scored"] == manifest.rows == 120
-    assert manifest.made_with == {
+    assert answers_of(manifest) == {
         "answers_asked": len(server.requests) - before, "answers_from_ledger": 120 - len(server.requests) + before
     }  # fmt: skip
 

@@ -15,6 +15,7 @@ from ml_filter.annotation.config import AskConfig, EstimateConfig, LabelConfig, 
 from ml_filter.annotation.estimate import estimate_bill
 from ml_filter.annotation.label import label_documents
 from ml_filter.annotation.ledger import open_ledger
+from ml_filter.annotation.run import answers_of
 from ml_filter.annotation.translate import translate_documents, translate_prompt
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
@@ -33,6 +34,12 @@ def root(request, tmp_path, monkeypatch) -> Location:
     return Location(request.getfixturevalue("bucket").url if request.param == "s3" else tmp_path / "runs")
 
 
+@pytest.fixture
+def asking(asking):
+    """With time for a busy machine: requests are counted."""
+    return lambda server, **changes: asking(server, **{"timeout_s": 30.0, **changes})
+
+
 def lines(file: Location) -> list[dict]:
     return [json.loads(line) for line in file.read_bytes().splitlines()]
 
@@ -46,12 +53,12 @@ def test_a_pilot_its_run_and_a_retry_share_answers_at_any_location(root, serve, 
     assert again == estimate
     first = annotate_documents(source, config, str(out), SETTINGS)
     assert sum(server.asked.values()) == 12
-    assert first.made_with == {"answers_asked": 7, "answers_from_ledger": 5}
+    assert answers_of(first) == {"answers_asked": 7, "answers_from_ledger": 5}
     assert [line["document_id"] for line in lines(out / "failed.jsonl")] == ["d3"]
     server.answer = lambda request: Reply(GOOD)
     retried = annotate_documents(source, config.model_copy(update={"retry_failed": True}), str(out), SETTINGS)
     assert (retried.counts["scored"], sum(server.asked.values())) == (12, 13)
-    assert retried.made_with == {"answers_asked": 1, "answers_from_ledger": 11}
+    assert answers_of(retried) == {"answers_asked": 1, "answers_from_ledger": 11}
     assert lines(out / "failed.jsonl") == []
 
 
@@ -75,7 +82,7 @@ def test_other_settings_are_refused_and_the_ledger_is_named(root, serve, pages, 
         annotate_documents(pages(2), asking(server, seed=5), str(root / "out"), SETTINGS)
     moved = asking(server, max_failed_share=0.5, ledger=str(ledger))
     again = annotate_documents(pages(2), moved, str(root / "other"), SETTINGS)
-    assert again.made_with == {"answers_asked": 0, "answers_from_ledger": 2}
+    assert answers_of(again) == {"answers_asked": 0, "answers_from_ledger": 2}
 
 
 def test_a_directory_in_which_nothing_was_answered_is_free_for_other_settings(root, serve, pages, asking):
@@ -125,11 +132,11 @@ def test_of_a_source_that_grew_only_the_new_documents_are_asked(root, serve, ask
     assert (first.rows, len(server.requests)) == (15, 15)
     source = put(root, range(0, 7, 6), tmp_path)  # one file before the others, one after them
     grown = annotate_documents(source, config, str(root / "out"), SETTINGS)
-    assert grown.made_with == {"answers_asked": 6, "answers_from_ledger": 15}
+    assert answers_of(grown) == {"answers_asked": 6, "answers_from_ledger": 15}
     assert len(server.requests) == 21
     assert set(server.asked.values()) == {1}
     again = annotate_documents(source, config, str(root / "out"), SETTINGS)
-    assert again.made_with == {"answers_asked": 0, "answers_from_ledger": 21}
+    assert answers_of(again) == {"answers_asked": 0, "answers_from_ledger": 21}
     fresh = annotate_documents(source, asking(server, ledger=None), str(root / "fresh"), SETTINGS)
     assert [shard.rows for shard in grown.shards] == [shard.rows for shard in fresh.shards]
     ids = [row["document_id"] for row in read(grown)]
@@ -164,7 +171,7 @@ def test_outputs_share_ledgers_by_their_questions(root, serve, pages, asking, pr
     config = asking(server)
     annotate_documents(pages(4), config, str(root / "first"), SETTINGS, ledgers=ledgers)
     second = annotate_documents(pages(6), config, str(root / "second"), SETTINGS, ledgers=ledgers)
-    assert second.made_with == {"answers_asked": 2, "answers_from_ledger": 4}
+    assert answers_of(second) == {"answers_asked": 2, "answers_from_ledger": 4}
     [place] = [Location(root.fs.unstrip_protocol(path)) for path in root.fs.ls((root / "ledgers").path, detail=False)
                if not path.endswith((".lock", "-wal", "-shm"))]  # fmt: skip
     with open_ledger(place.local if root.is_local else place, AskConfig()):
