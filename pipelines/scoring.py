@@ -37,5 +37,5 @@ def scoring_pipeline(config: ScoringPipelineConfig) -> None:
     if config.cascade is not None:
         head = build_cascade(head, config.source, config.cascade, config.score, config.output)
     scored, filtered = inference_steps(head, config, config.shard_groups)
-    write_report(head, scored, filtered, usd_per_worker_hour=config.usd_per_worker_hour)
+    write_report(head, scored, filtered, usd_per_worker_hour=config.usd_per_worker_hour, drift=config.drift)
     track_run(config.tracking, head=head, scored=scored, filtered=filtered)

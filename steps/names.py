@@ -27,6 +27,10 @@ class Artifact(StrEnum):
     EXPORTED = "exported"
 
 
+DRIFT = "drift"
+"""Metadata of a scoring run: `reasons` why its documents do not suit its head, and what to `retrain` then."""
+
+
 def scored_directory(output: str) -> str:
     """The directory of scored documents; the run fills in the digest."""
     return f"{output}/scored-{{digest}}"

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from loguru import logger
+
 from ml_filter import errors
 from ml_filter.alerts import Alert, is_wanted, send_alert
+from steps.names import DRIFT
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
-DRIFT = "drift"
-"""Metadata of a scoring run: `reasons`, if its documents differ too much from the training documents of its head."""
+_RETRAINED = "retrained"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,24 @@ def tell_if_stuck(run: PipelineRunResponse, limit: timedelta) -> None:
         )
     alert = Alert(event="failure", step=next(iter(unfinished), None), reason=reason, **_about(run))
     _tell_once(run, "stuck", alert)
+
+
+def retrain_after_drift(run: PipelineRunResponse) -> None:
+    """Start the continuous training that a scoring run asks for, once, if its documents differ too much."""
+    from zenml import log_metadata
+
+    from tools.run import main
+    from tools.run_options import STACK_CONFIGS
+
+    drift: Any = run.run_metadata.get(DRIFT)
+    if not drift or not drift["reasons"] or not drift["retrain"] or _RETRAINED in run.run_metadata:
+        return
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    log_metadata(metadata={_RETRAINED: now}, run_id_name_or_prefix=run.id)
+    stack = run.stack.name if run.stack else ""
+    options = ["--stack", stack] if (STACK_CONFIGS / f"{stack}.yaml").exists() else []
+    logger.info(f"{run.name} met documents unlike those of its head: continuous training starts")
+    main(["continuous_training", "--config", drift["retrain"], *options])
 
 
 def _moments(step: Any) -> Iterator[datetime]:

@@ -28,6 +28,7 @@ _MODULES = (
     "evaluation.config",
     "scoring.config",
     "selection.config",
+    "reporting.config",
     "publishing.config",
     "serving.config",
     "pipeline.config",

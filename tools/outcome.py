@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from ml_filter.errors import MlFilterError
-from tools.alerting import failure_of, tell, tell_of_failure
+from tools.alerting import failure_of, retrain_after_drift, tell, tell_of_failure
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
@@ -87,6 +87,7 @@ def _finish(run_id: UUID, seconds: float) -> None:
         return
     _print_summary(run, seconds)
     tell(run)
+    retrain_after_drift(run)
     failure = failure_of(run)
     if failure is None:
         return

@@ -17,7 +17,7 @@ from loguru import logger
 
 from ml_filter.config import Settings
 from ml_filter.errors import ConfigError, InputError
-from tools.alerting import tell, tell_if_stuck
+from tools.alerting import retrain_after_drift, tell, tell_if_stuck
 from tools.run import PIPELINES
 from tools.task import run_task
 
@@ -52,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MIN",
         help="minutes without a sign of life after which a run is dead (default: 30, at least 10)",
     )
+    parser.add_argument(
+        "--retrain",
+        action="store_true",
+        help="start the continuous training that scoring runs with drift ask for (drift.retrain)",
+    )
     return parser
 
 
@@ -62,7 +67,7 @@ def _watch(options: argparse.Namespace) -> None:
         raise ConfigError("--stuck-after is below 10 minutes, and a living step may be silent for five")
     while True:
         try:
-            look(timedelta(hours=options.since), timedelta(minutes=options.stuck_after))
+            look(timedelta(hours=options.since), timedelta(minutes=options.stuck_after), retrain=options.retrain)
         except Exception as error:  # the client has no common base class; the server may be back at the next look
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if options.once:
@@ -73,12 +78,17 @@ def _watch(options: argparse.Namespace) -> None:
         time.sleep(options.every)
 
 
-def look(since: timedelta, stuck_after: timedelta) -> None:
-    """Tell about every run that ended within a time, and every one that shows no sign of life."""
+def look(since: timedelta, stuck_after: timedelta, *, retrain: bool = False) -> None:
+    """Tell about every run that ended within a time, and every one that shows no sign of life.
+
+    With `retrain`, start the continuous training that scoring runs with drift ask for.
+    """
     now = datetime.now(UTC)
     for run in _runs(end_time=f"gte:{now - since:%Y-%m-%d %H:%M:%S}"):
         if run.end_time and run.end_time.replace(tzinfo=UTC) < now - _SETTLED:
             tell(run)
+            if retrain:
+                retrain_after_drift(run)
     for run in _runs(in_progress=True, created=f"gte:{now - _UNFINISHED:%Y-%m-%d %H:%M:%S}"):
         tell_if_stuck(run, stuck_after)
 

@@ -190,7 +190,7 @@ def report(
     """Write report.html, report.json and DATASHEET.md beside filtered documents."""
     from ml_filter.reporting.run import report_filtered
 
-    path, _ = report_filtered(filtered, scored, head, usd_per_worker_hour)
+    path, _, _ = report_filtered(filtered, scored, head, usd_per_worker_hour)
     print(f"in {path}")
 
 

@@ -22,6 +22,7 @@ from ml_filter.publishing.config import (
     PublishConfig,
     WarehouseConfig,
 )
+from ml_filter.reporting.config import DriftConfig
 from ml_filter.scoring.config import CascadeConfig, ScoreConfig
 from ml_filter.selection.config import FilterConfig
 from ml_filter.tracking import TrackingConfig
@@ -177,6 +178,9 @@ class ScoringPipelineConfig(_PipelineConfig):
     )
     shard_groups: Annotated[int, Field(ge=1)] = Field(
         1, description="number of steps that share the shards; an orchestrator may run them at the same time"
+    )
+    drift: DriftConfig | None = Field(
+        None, description="limits of the difference from the training documents of the head (default: no alert)"
     )
     usd_per_worker_hour: Annotated[float, Field(ge=0)] | None = Field(
         None, description="price of one worker hour, to report what scoring cost (default: not reported)"

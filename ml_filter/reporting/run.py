@@ -18,13 +18,14 @@ from ml_filter.evaluation.result import REPORT_NAME as EVALUATION_PAGE
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo
 from ml_filter.heads.kinds import cascade_of
 from ml_filter.heads.kinds.cascade import CascadeInfo
-from ml_filter.heads.profile import Shift, shifts
+from ml_filter.heads.profile import Profile, Shift, shifts
 from ml_filter.heads.store import read_head
 from ml_filter.heads.trained import TrainedHead
 from ml_filter.location import Location
 from ml_filter.metrics import FIGURES
 from ml_filter.rendering.html import render, render_text
 from ml_filter.rendering.plots import score_histogram
+from ml_filter.reporting.config import DriftConfig
 from ml_filter.reporting.corpus import NEAR, CorpusSummary, ScoreSummary, Stratum, summarise_corpus
 from ml_filter.statistics.calibration import MIN_EACH_SIDE, ThresholdRow
 from ml_filter.statistics.evaluation import Evaluation
@@ -122,6 +123,8 @@ class RunReport(BaseModel):
         expected: row of the head's calibration for that threshold.
         too_few_labels: why that row says little.
         shifts: differences from the training documents of the head; None if the head has no profile of them.
+        unknown_scripts: share of documents in each script that is rare among the training documents.
+        drift: why the corpus differs too much from the training documents, if there are limits.
         measured: the share of all decisions that, by its audit, differ from the encoder's.
         evaluation: figures of the head on held-out documents.
     """
@@ -137,6 +140,8 @@ class RunReport(BaseModel):
     facts: dict[str, str]
     corpus: CorpusSummary
     shifts: list[Shift] | None
+    unknown_scripts: dict[str, float] = {}
+    drift: list[str] = []
     cascade: CascadeInfo | None = None
     measured: Figure | None = None
     shards_failed: list[FailedShard] = []
@@ -177,19 +182,22 @@ def write_run_report(
     filtered: Manifest,
     feature: Sequence[Manifest] = (),
     usd_per_worker_hour: float | None = None,
-) -> tuple[str, str]:
-    """Write `report.html`, `report.json` and `DATASHEET.md` beside the filtered documents; returns path and page.
+    drift: DriftConfig | None = None,
+) -> tuple[str, str, list[str]]:
+    """Write `report.html`, `report.json` and `DATASHEET.md` beside the filtered documents.
+
+    Returns the path, the page, and why the corpus differs too much from the training documents by the limits `drift`.
 
     `feature` are the manifests of sample, annotations and aggregated scores, if they belong to the run. Without the
     price of an hour of one worker, the report states no cost.
     """
-    report = run_report(head, scored, filtered, feature, usd_per_worker_hour)
+    report = run_report(head, scored, filtered, feature, usd_per_worker_hour, drift)
     page = report.to_html()
     directory = Location(filtered.root)
     (directory / REPORT_NAME).write_bytes(page.encode())
     (directory / "report.json").write_bytes((report.model_dump_json(indent=1) + "\n").encode())
     (directory / DATASHEET_NAME).write_bytes(report.to_datasheet().encode())
-    return filtered.path_of(REPORT_NAME), page
+    return filtered.path_of(REPORT_NAME), page, report.drift
 
 
 def report_filtered(
@@ -197,7 +205,7 @@ def report_filtered(
     scored: str | Path | None = None,
     head: str | Path | None = None,
     usd_per_worker_hour: float | None = None,
-) -> tuple[str, str]:
+) -> tuple[str, str, list[str]]:
     """Write the report of a filtered corpus; see `write_run_report`.
 
     Scored corpus and head are by default those that the manifest names, where they were then.
@@ -229,6 +237,7 @@ def run_report(
     filtered: Manifest,
     feature: Sequence[Manifest] = (),
     usd_per_worker_hour: float | None = None,
+    drift: DriftConfig | None = None,
 ) -> RunReport:
     """Build the report; arguments as in `write_run_report`."""
     training, info = head.training, head.info
@@ -274,7 +283,36 @@ def run_report(
         effort=_effort(scored, corpus, usd_per_worker_hour),
         evaluation=training.test.get(criterion.name),
     )
+    unknown = {} if info.profile is None else _unknown_scripts(info.profile, corpus.profile)
+    report = report.model_copy(update={"unknown_scripts": unknown})
+    report = report.model_copy(update={"drift": _drift(report, drift)})
     return report.model_copy(update={"warnings": _warnings(report, info)})
+
+
+def _unknown_scripts(trained: Profile, current: Profile) -> dict[str, float]:
+    """The share of documents in each script that is rare among the training documents, largest first."""
+    total, known = sum(current.scripts.values()), sum(trained.scripts.values())
+    by_count = sorted(current.scripts.items(), key=lambda item: -item[1])
+    return {
+        script: count / total for script, count in by_count if trained.scripts.get(script, 0) / known < UNKNOWN_SHARE
+    }
+
+
+def _drift(report: RunReport, config: DriftConfig | None) -> list[str]:
+    if config is None:
+        return []
+    reasons = [
+        f"the {shift.what} of the documents has a population stability index of {shift.index:.2f} to the training "
+        f"documents, above {config.max_shift:g}"
+        for shift in report.shifts or ()
+        if shift.index > max(config.max_shift, shift.by_chance)
+    ]
+    if (unknown := sum(report.unknown_scripts.values())) > config.max_unknown_share:
+        reasons.append(
+            f"{unknown:.1%} of the documents are in scripts that the head does not know "
+            f"({', '.join(report.unknown_scripts)}), above {config.max_unknown_share:.1%}"
+        )
+    return reasons
 
 
 def _annotator_figures(feature: Sequence[Manifest]) -> dict[str, str]:
@@ -347,6 +385,7 @@ def _measured(counts: dict[str, int], cascade: CascadeInfo) -> Figure:
 def _warnings(report: RunReport, info: HeadInfo) -> list[str]:
     """What a reader must know before using the result, most important first."""
     warnings, corpus = [], report.corpus
+    warnings += [f"Drift: {reason}." for reason in report.drift]
     if report.kept == 0:
         warnings.append("No document was kept.")
     if report.shards_failed:
@@ -372,12 +411,11 @@ def _warnings(report: RunReport, info: HeadInfo) -> list[str]:
             "resemble this corpus."
         )
         return warnings
-    scripts = info.profile.scripts
-    for script, count in sorted(corpus.profile.scripts.items(), key=lambda item: -item[1]):
-        trained_share = scripts.get(script, 0) / sum(scripts.values())
-        if trained_share < UNKNOWN_SHARE <= count / corpus.documents:
+    for script, share in report.unknown_scripts.items():
+        trained_share = info.profile.scripts.get(script, 0) / sum(info.profile.scripts.values())
+        if share >= UNKNOWN_SHARE:
             warnings.append(
-                f"Out of distribution: {count / corpus.documents:.1%} of the documents are written in {script}, but "
+                f"Out of distribution: {share:.1%} of the documents are written in {script}, but "
                 f"only {trained_share:.1%} of the training documents of the head."
             )
     for shift in report.shifts or ():

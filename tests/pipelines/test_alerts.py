@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.pipelines.test_rerun import latest_run
+from tests.pipelines.test_rerun import corpus, latest_run  # noqa: F401 - a fixture
 from tools import watch
 
 pytestmark = [pytest.mark.zenml, pytest.mark.filterwarnings("ignore")]  # ZenML's own warnings
@@ -105,6 +105,21 @@ def test_a_run_without_a_sign_of_life_is_told_once_with_the_step_that_was_alive_
         watch.look(hour, timedelta(0))
     assert [(body["run"], body["step"]) for _, body in webhook.received[1:]] == [(dead.name, "load_head")]
     assert "but no sign of life since" in webhook.received[1][1]["reason"]
+
+
+def test_a_scoring_run_with_drift_is_told_and_starts_continuous_training_once(corpus, run, webhook):  # noqa: F811
+    cyrillic = corpus.directory / "cyrillic.jsonl"
+    cyrillic.write_text("".join(json.dumps({"text": f"Вода кипит при {n} градусах"}) + "\n" for n in range(30)))
+    overrides = [*corpus.overrides, f"source.paths=['{cyrillic}']", "drift={retrain: absent.yaml}"]
+    code, printed = run("scoring", *overrides)
+    assert code == 0, printed
+    [(_, body)] = webhook.received
+    assert (body["event"], body["run"]) == ("drift", latest_run().name)
+    assert "100.0% of the documents are in scripts that the head does not know (CYRILLIC)" in body["reason"]
+    assert printed.count("configuration file absent.yaml does not exist") == 1
+    assert "reasons" in latest_run().run_metadata["drift"]
+    watch.look(timedelta(hours=1), timedelta(hours=1), retrain=True)
+    assert len(webhook.received) == 1
 
 
 @pytest.mark.parametrize(

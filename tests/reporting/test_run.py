@@ -16,6 +16,7 @@ from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.store import read_head
 from ml_filter.heads.train import train_head
 from ml_filter.reporting import corpus as corpus_module
+from ml_filter.reporting.config import DriftConfig
 from ml_filter.reporting.run import report_filtered, run_report, write_run_report
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
@@ -124,6 +125,25 @@ def test_a_corpus_of_worse_documents_is_reported_as_shifted(report):
     assert any("distribution of score (label) differs from" in warning for warning in result.warnings)
 
 
+def test_drift_is_what_exceeds_the_limits_and_is_in_the_report(report, similar, head):
+    _, scored, filtered = report([{**row, "text": f"Привет {row['text']}"} for row in similar], min_score=2.5)
+    assert run_report(head, scored, filtered).drift == []
+    assert run_report(head, scored, filtered, drift=DriftConfig()).drift == []
+    cyrillic = [{"text": "Вода кипит при ста градусах. " * 10} for _ in range(20)]
+    shutil.rmtree(Path(scored.root))
+    shutil.rmtree(Path(filtered.root))
+    _, scored, filtered = report([*similar, *cyrillic], min_score=2.5)
+    result = run_report(head, scored, filtered, drift=DriftConfig(max_shift=9, max_unknown_share=0.02))
+    share = len(cyrillic) / (len(similar) + len(cyrillic))
+    assert result.drift == [
+        f"{share:.1%} of the documents are in scripts that the head does not know (CYRILLIC), above 2.0%"
+    ]
+    assert result.warnings[0] == f"Drift: {result.drift[0]}."
+    assert run_report(head, scored, filtered, drift=DriftConfig(max_shift=9, max_unknown_share=0.99)).drift == []
+    [reason, *_] = run_report(head, scored, filtered, drift=DriftConfig(max_shift=0.01, max_unknown_share=1)).drift
+    assert "to the training documents, above 0.01" in reason
+
+
 def test_the_expected_precision_is_that_of_the_calibration(report, similar):
     result, _, _ = report(similar, min_score=3)
     assert result.expected.score == 3
@@ -161,7 +181,7 @@ def test_a_selection_with_quotas_has_no_single_threshold(report, similar):
 def test_page_data_and_datasheet_are_written_beside_the_documents(report, head, similar):
     hostile = {"id": "h", "text": "<script>alert(1)</script> " * 20, "language": "a|b"}
     _, scored, filtered = report([*similar, hostile], min_score=0)
-    path, page = write_run_report(head, scored, filtered)
+    path, page, _ = write_run_report(head, scored, filtered)
     assert "<script>alert" not in page
     assert Path(path).read_text() == page
     root = Path(filtered.root)
@@ -191,7 +211,7 @@ def test_a_moved_corpus_or_head_can_be_named_and_a_wrong_one_is_an_error(report,
     (tmp_path / "scored").rename(moved)
     with pytest.raises(InputError, match=r"scored holds no manifest\.json"):
         report_filtered(filtered)
-    path, page = report_filtered(filtered, scored=moved, usd_per_worker_hour=3600)
+    path, page, _ = report_filtered(filtered, scored=moved, usd_per_worker_hour=3600)
     assert Path(path).read_text() == page
 
     other = Path(shutil.copytree(head.origin, tmp_path / "other"))

@@ -80,7 +80,7 @@ def test_a_step_that_needs_figures_or_settings_reads_no_weights(head, source, ar
     for directory in ("head", "artifacts/head"):
         (tmp_path / directory / "model.safetensors").unlink()
     loaded = artifacts.load("head")
-    _, page = write_run_report(loaded, scored, filtered)
+    _, page, _ = write_run_report(loaded, scored, filtered)
     assert head.origin in page
     assert record_run([scored], loaded).parameters["train_kind"] == "hashing"
     assert len(read_trained_on(loaded)) == head.training.train_documents
