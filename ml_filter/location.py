@@ -55,7 +55,11 @@ class Location:
         return hash(self._text)
 
     def __truediv__(self, name: str) -> Location:
-        return Location(PurePosixPath(self._text, name) if self.is_local else f"{self._text.rstrip('/')}/{name}")
+        return Location(PurePosixPath(self._text, name) if self._is_path else f"{self._text.rstrip('/')}/{name}")
+
+    @property
+    def _is_path(self) -> bool:
+        return "://" not in self._text
 
     @property
     def name(self) -> str:
@@ -66,7 +70,7 @@ class Location:
     def parent(self) -> Location:
         """The directory that it is in."""
         return Location(
-            PurePosixPath(self._text).parent if self.is_local else self._text.rstrip("/").rpartition("/")[0]
+            PurePosixPath(self._text).parent if self._is_path else self._text.rstrip("/").rpartition("/")[0]
         )
 
     @property
@@ -78,7 +82,7 @@ class Location:
     def local(self) -> Path:
         """The path of a local one."""
         assert self.is_local, f"{self} is not local"
-        return Path(self._text if "://" not in self._text else self.path)
+        return Path(self._text if self._is_path else self.path)
 
     @property
     def absolute(self) -> Location:

@@ -80,3 +80,12 @@ def test_a_directory_that_is_not_writable_is_named_with_the_user(below):
     message = rf"^/etc is not writable for user {os.geteuid()} \(owner 0\); run `chown {os.geteuid()} /etc`"
     with pytest.raises(InputError, match=message):
         Location(f"/etc{below}").make_directory()
+
+
+def test_a_name_below_a_file_url_is_on_the_same_path():
+    place = Location("file:///tmp/runs") / "out"
+    assert (str(place), place.local, place.parent) == (
+        "file:///tmp/runs/out",
+        Path("/tmp/runs/out"),
+        Location("file:///tmp/runs"),
+    )
