@@ -3,6 +3,7 @@
 - `eurolingua`: records of the EuroLingua ml_filter tool (eurolingua.py).
 - `fineweb-edu`: flat rows, `text, id, url, ..., score, int_score`; also rows with the scores of several annotators in
   columns of their names.
+- rows of annotations of ml_filter itself, as in a MongoDB collection that they were exported to.
 """
 
 from __future__ import annotations
@@ -44,13 +45,14 @@ _Answers = tuple[str, str, list[dict[str, Any]]]
 def convert_to_annotations(source: SourceConfig, config: ConvertConfig, output: str | Path) -> Manifest:
     """Convert a file of another tool to a directory of annotations.
 
-    The first row decides the format: with `document_id` and `scores` it is a EuroLingua record, otherwise a flat row. A
-    vote with a null score, an error, a status other than `success` or a score outside the range is `failed`, with an
-    error code; a malformed line is rejected with its number. These formats do not say whether the text was truncated:
-    `truncated` is false and `windows` 1.
+    The first row decides the format: with `document_id` and `scores` it is a EuroLingua record, with `document_id` and
+    `prompt_digest` an annotation of ml_filter, otherwise a flat row. A vote with a null score, an error, a status other
+    than `success` or a score outside the range is `failed`, with an error code; a malformed line is rejected with its
+    number. The formats of other tools do not say whether the text was truncated: `truncated` is false and `windows` 1.
 
     Args:
-        source: JSON lines; for flat rows also Parquet. `text_column` and `id_column` are those of flat rows.
+        source: JSON lines or a MongoDB collection; for flat rows also Parquet. `text_column` and `id_column` are those
+            of flat rows.
         config: what the file itself does not say.
         output: directory or URL.
 
@@ -59,15 +61,15 @@ def convert_to_annotations(source: SourceConfig, config: ConvertConfig, output: 
         ConfigError: neither the file nor the config names the prompt or the annotator.
     """
     shards, parents = list_shards(source)
-    is_eurolingua = _is_eurolingua(shards, source)
-    read = _read_eurolingua if is_eurolingua else _read_flat
+    source_format = _format_of(shards, source)
+    read = _READERS[source_format]
 
     def answers(rejects: RejectsLog) -> Iterator[_Answers]:
         return read(shards, source, config, rejects)
 
     settings = {
-        "source": None if is_eurolingua else source.model_dump(mode="json"),
-        "format": "eurolingua" if is_eurolingua else "fineweb-edu",
+        "source": source.model_dump(mode="json") if source_format == "fineweb-edu" else None,
+        "format": source_format,
         **_survey(answers, source, config),
     }
     with OutputDirectory(output, "annotations", settings, parents) as out:
@@ -78,7 +80,7 @@ def convert_to_annotations(source: SourceConfig, config: ConvertConfig, output: 
         pending: list[dict[str, Any]] = []
         with out.new_shard(_SHARD, ANNOTATION_SCHEMA) as writer, out.new_rejects(_SHARD) as rejects:
             for uri, location, rows in answers(rejects):
-                key = tuple(rows[0][name] for name in ("document_id", "annotator", "prompt_digest"))
+                key = tuple(str(rows[0][name]) for name in ("document_id", "annotator", "prompt_digest", "vote"))
                 if key in keys:
                     rejects.add(uri, location, "duplicate_id", f"{key[0]} came before")
                     continue
@@ -93,12 +95,14 @@ def convert_to_annotations(source: SourceConfig, config: ConvertConfig, output: 
         return out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, counts))])
 
 
-def _is_eurolingua(shards: Sequence[InputShard], source: SourceConfig) -> bool:
+def _format_of(shards: Sequence[InputShard], source: SourceConfig) -> str:
     for shard in shards:
-        if shard.format == "jsonl":
+        if shard.format in ("jsonl", "mongodb"):
             for _, row in read_records(shard, source, RejectsLog()):
-                return {"document_id", "scores"} <= row.keys()
-    return False
+                if {"document_id", "scores"} <= row.keys():
+                    return "eurolingua"
+                return "annotations" if {"document_id", "prompt_digest", "vote"} <= row.keys() else "fineweb-edu"
+    return "fineweb-edu"
 
 
 def _survey(
@@ -113,7 +117,7 @@ def _survey(
         first = rows[0]
         annotators[first["annotator"]] = None
         prompts.add((first["prompt_digest"], first["prompt"], first["criterion"], first["language"]))
-        votes = max(votes, len(rows))
+        votes = max(votes, rows[-1]["vote"] + 1)
     if not votes:
         message = f"no record could be read from {', '.join(source.paths)}: {describe_counts(rejects.counts)}"
         if "missing_text" in rejects.counts:
@@ -188,6 +192,26 @@ def _read_flat(
         raise InputError(f"{paths} has no column {', '.join(missing)}; it has {', '.join(names)}; set --score-column")
 
 
+def _read_annotations(
+    shards: Sequence[InputShard], source: SourceConfig, config: ConvertConfig, rejects: RejectsLog
+) -> Iterator[_Answers]:
+    measured = ("expected_score", "windows", "truncated", "prompt_tokens", "completion_tokens", "latency_s", "attempts")
+    for shard in shards:
+        for location, row in read_records(shard, source, rejects):
+            common = {name: row.get(name) for name in ("document_id", "annotator", "prompt", "prompt_digest")}
+            vote, score = row.get("vote"), row.get("score")
+            if None in common.values() or not isinstance(vote, int) or not isinstance(score, int | float | None):
+                rejects.add(shard.uri, location, "malformed_record", "not an annotation of ml_filter")
+                continue
+            common |= {"criterion": row.get("criterion") or common["prompt"], "language": config.language}
+            answer = _row(common, vote, {**row, "score": score}, config)
+            answer |= {name: row[name] for name in measured if row.get(name) is not None}
+            yield shard.uri, location, [answer]
+
+
+_READERS = {"eurolingua": _read_eurolingua, "annotations": _read_annotations, "fineweb-edu": _read_flat}
+
+
 def _row(common: Mapping[str, Any], number: int, vote: Mapping[str, Any], config: ConvertConfig) -> dict[str, Any]:
     """An annotation row, with `language` in addition."""
     low, high = config.criterion_named(common["criterion"]).bounds
@@ -203,7 +227,7 @@ def _row(common: Mapping[str, Any], number: int, vote: Mapping[str, Any], config
         **common,
         "vote": number,
         "status": "failed" if error else "scored",
-        "score": None if error else score,
+        "score": None if error or score is None else float(score),
         "reason": reason,
         "error": error,
         "raw": vote.get("raw"),

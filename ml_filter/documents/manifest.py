@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_serializer
 
 from ml_filter import __version__
 from ml_filter.errors import InputError
@@ -60,6 +60,10 @@ class Parent(BaseModel):
     path: str
     digest: str
     latest: datetime | None = Field(None, exclude_if=lambda latest: latest is None)
+
+    @field_serializer("latest")
+    def _as_text(self, latest: datetime | None) -> str | None:
+        return latest.isoformat() if latest else None
 
 
 class FailedShard(BaseModel):

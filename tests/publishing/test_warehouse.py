@@ -9,10 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from ml_filter.agreement.aggregate import aggregate_annotations
+from ml_filter.agreement.config import AggregateConfig
 from ml_filter.cli import main
-from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.config import ConvertConfig, SourceConfig
+from ml_filter.documents.convert import convert_to_annotations
+from ml_filter.documents.manifest import read_manifest
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import read_shard
+from ml_filter.documents.readers import read_shard, read_tables
 from ml_filter.documents.rejects import RejectsLog
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
@@ -96,6 +100,24 @@ def test_annotations_have_a_compound_key(warehouse, tmp_path):
     again = str(write_annotations(tmp_path / "b", [("x", 1), ("x", 1)]))
     assert {**export_directory(again, location), "rows": 2}["replaced"] == 1
     assert len(stored(warehouse, "annotations")) == 3
+
+
+def test_annotations_in_a_collection_become_a_directory_with_the_same_scores(warehouse, tmp_path):
+    original = write_annotations(tmp_path / "a", [("x", 1), ("x", 0), ("y", None), ("z", 1)], criteria=[])
+    export_directory(str(original), warehouse.location("annotations"))
+    config = ConvertConfig(score_range=(0, 5))
+    source = SourceConfig(paths=[warehouse.location("annotations")])
+    converted = convert_to_annotations(source, config, tmp_path / "b")
+    assert converted.counts == {"documents": 3, "scored": 3, "failed": 1, "rejected": 0}
+    latest = max(row["updated_at"] for row in warehouse.database.annotations.find())
+    assert read_manifest(converted.root).parents[0].latest == latest
+    aggregated = [
+        read_tables(aggregate_annotations([path], AggregateConfig(), tmp_path / f"scores-{n}").shard_paths()[0])
+        for n, path in enumerate((original, tmp_path / "b"))
+    ]
+    first, second = ([row for table in tables for row in table.to_pylist()] for tables in aggregated)
+    assert first == second
+    assert [(row["document_id"], row["score"]) for row in first] == [("x", 0.5), ("y", None), ("z", 1.0)]
 
 
 def test_a_document_over_the_limit_of_mongodb_is_left_out_and_counted(warehouse, tmp_path):
