@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +24,7 @@ from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.publishing import warehouse as exporting
 from ml_filter.publishing.warehouse import EXPORTS, export_directory
+from tests.scoring.corpora import wait_until
 from tests.written import write_annotations
 
 
@@ -80,6 +83,25 @@ def test_a_killed_export_writes_only_the_shards_that_are_not_finished(warehouse,
     assert len(stored(warehouse)) == 12
     [record] = warehouse.database[EXPORTS].find()
     assert [shard["path"] for shard in record["shards"]] == [f"shards/{n}.parquet" for n in range(4)]
+
+
+@pytest.mark.slow
+def test_an_export_that_is_killed_continues_and_every_row_is_there_once(warehouse, tmp_path):
+    shards = [[{"id": f"{s}-{n}", "text": "t"} for n in range(100)] for s in range(20)]
+    directory, location = write_documents(tmp_path / "a", *shards), warehouse.location("pages")
+    command = [sys.executable, "-m", "ml_filter.cli", "export", directory, "--to", location]
+    exports = warehouse.database[EXPORTS]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).resolve().parents[2], stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        wait_until(lambda: exports.count_documents({"shards.1": {"$exists": True}}) > 0, process)
+        process.kill()
+    done = len(exports.find_one()["shards"])
+    assert 2 <= done < 20
+    counts = export_directory(directory, location)
+    assert counts["rows"] == counts["inserted"] + counts["unchanged"] == 2000
+    assert counts["unchanged"] <= 100, "only the rows of the shard that was interrupted are written again"
+    assert len({row["id"] for row in stored(warehouse)}) == len(stored(warehouse)) == 2000
 
 
 def test_documents_of_two_shards_with_one_id_are_both_kept(warehouse, tmp_path):
