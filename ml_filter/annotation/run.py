@@ -22,7 +22,7 @@ from ml_filter.annotation.ledger import Key, Ledger, default_ledger, open_ledger
 from ml_filter.annotation.plan import Call, Plan, Vote
 from ml_filter.annotation.prompts import Question, keep_prompts
 from ml_filter.annotation.responses import Answer
-from ml_filter.documents.manifest import Manifest, Parent, digest_of, find_manifest
+from ml_filter.documents.manifest import PROGRESS_NAME, Manifest, Parent, digest_of, find_manifest
 from ml_filter.documents.output_directory import OutputDirectory, Resumption
 from ml_filter.documents.rejects import RejectsLog, nothing_read
 from ml_filter.documents.schema import ANNOTATION_SCHEMA
@@ -34,6 +34,7 @@ FAILED_NAME = "failed.jsonl"
 """The failed answers of the last run, for people to read."""
 NOT_ASKED = "not_asked"
 """Error code of a vote that the budget had no room for."""
+_BEFORE = f"{PROGRESS_NAME}/tokens-before"
 NOT_ASKED_COUNT = f"failed_{NOT_ASKED}"
 ASKED, FROM_LEDGER = "answers_asked", "answers_from_ledger"
 """How many answers a run asked for and how many it found, in `made_with` of its manifest."""
@@ -105,7 +106,8 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path, ledgers: str | No
         keep_prompts(out, task.questions)
         location = ledger_location(plan, out.location, ledgers)
         with open_ledger(location, config) as ledger:
-            budget = Budget(config, ledger.tokens_used(plan.question_digests))
+            used = ledger.tokens_used(plan.question_digests)
+            budget = Budget(config, used if ledgers is None or config.ledger else _used_here(out, used))
             answers.fill(plan, ledger, budget)
             ledger.flush()  # nothing is in the output that the ledger could still lose
             with (
@@ -161,6 +163,16 @@ def ledger_location(plan: Plan, output: Location, ledgers: str | None = None) ->
         return default_ledger(output)
     place = Location(ledgers) / digest_of(plan.question_digests)[:8]
     return Location(f"{place}.sqlite") if place.is_local else place
+
+
+def _used_here(out: OutputDirectory, used: tuple[int, int]) -> tuple[int, int]:
+    """The tokens used since this output was begun: a ledger that outputs share also has those of earlier outputs."""
+    place = out.location / _BEFORE
+    if (before := place.find_bytes()) is None:
+        before = json.dumps(used).encode()
+        place.write_bytes(before)
+    prompt, completion = json.loads(before)
+    return used[0] - prompt, used[1] - completion
 
 
 def _origin(asked: int, total: int) -> dict[str, int]:

@@ -456,6 +456,16 @@ def test_the_budget_holds_across_runs_and_with_many_requests_in_flight(
     assert set(server.asked.values()) == {1}
 
 
+def test_each_output_of_a_shared_ledger_has_the_budget_for_itself(serve, pages, asking, prompt_file, tmp_path):
+    server = serve(always(GOOD))
+    config = asking(server, prompts=[prompt_file(**SPARING)], budget_tokens=300, at_budget="finish", max_concurrency=1)
+    counts = []
+    for output, source in (("first", pages(60)), ("second", pages(90))):
+        annotate_documents(source, config, tmp_path / output, SETTINGS, ledgers=str(tmp_path / "ledgers"))
+        counts.append(len(server.finished))
+    assert 0 < counts[0] < counts[1]
+
+
 def test_a_budget_in_usd_needs_prices(serve, pages, asking, prompt_file, tmp_path):
     server, source = serve(always(GOOD)), pages(40)
     with pytest.raises(ValueError, match="budget_usd needs usd_per_million_prompt_tokens"):
