@@ -17,7 +17,7 @@ from tools import watch
 pytestmark = [pytest.mark.zenml, pytest.mark.filterwarnings("ignore")]  # ZenML's own warnings
 
 
-MANIFEST = Path(__file__).resolve().parents[2] / "deploy/kubernetes/base/watch.yaml"
+MANIFEST = Path(__file__).resolve().parents[2] / "deploy/kubernetes/watch/watch.yaml"
 
 
 @pytest.fixture(autouse=True)
