@@ -12,7 +12,6 @@ import pytest
 
 from ml_filter.documents.manifest import read_manifest
 from ml_filter.errors import ConfigError
-from ml_filter.location import Location
 from ml_filter.pipeline.config import (
     AnnotationPipelineConfig,
     EndToEndPipelineConfig,
@@ -241,17 +240,15 @@ def test_several_criteria_are_gated_published_exported_and_tracked_in_one_run(tm
 
 @pytest.mark.zenml
 @pytest.mark.filterwarnings("ignore")  # ZenML's own
-def test_of_a_source_on_object_storage_that_grew_only_new_documents_are_asked(bucket, prompt, asked, run):
+def test_of_a_source_that_grew_only_new_documents_are_asked(tmp_path, prompt, asked, run):
     def put(numbers):
         for number in numbers:
             rows = [{"id": f"d{number}{n}", "text": page(f"d{number}{n}")} for n in range(4)]
-            table = pa.Table.from_pylist(rows)
-            with (Location(bucket.url) / "corpus" / f"{number}.parquet").open("wb") as file:
-                pq.write_table(table, file)
+            pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"page-{number}.parquet")
 
     arguments = [
-        f"output={bucket.url}/runs",
-        f"source.paths=['{bucket.url}/corpus/*.parquet']",
+        f"output={tmp_path}/runs",
+        f"source.paths=['{tmp_path}/*.parquet']",
         "sample={size: 100}",
         "deduplicate=null",
         f"annotate={{prompts: ['{prompt}'], endpoints: ['{asked.url}'], model: m}}",
@@ -265,8 +262,8 @@ def test_of_a_source_on_object_storage_that_grew_only_new_documents_are_asked(bu
     assert (code, len(asked.requests)) == (0, 28), printed
     assert "answers asked 8, answers from ledger 20" in printed
     assert set(asked.asked.values()) == {1}
-    assert len({key.split("/")[1] for key in bucket.keys("runs/annotations-")}) == 2
-    assert len({key.split("/")[2] for key in bucket.keys("runs/ledgers/")}) == 1
+    assert len(list((tmp_path / "runs").glob("annotations-*"))) == 2
+    assert len(list((tmp_path / "runs" / "ledgers").glob("*.sqlite"))) == 1
 
 
 @pytest.mark.zenml
