@@ -45,7 +45,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Component:
-    """A component of a stack; its configuration without what is not set."""
+    """A component of a stack; None in its configuration for what is not set."""
 
     kind: str
     flavor: str
@@ -96,7 +96,7 @@ def _storage(values: Values, registry: str) -> list[Component]:
         known = ", ".join(f"{name}://" for name in ARTIFACT_STORES)
         raise ConfigError(f"--artifact-store {values['artifact_store']}: not a URL of object storage ({known})")
     endpoint = values.get("s3_endpoint")
-    options = {"client_kwargs": {"endpoint_url": endpoint}} if endpoint else {}
+    options = {"client_kwargs": {"endpoint_url": endpoint} if endpoint else None} if scheme == "s3" else {}
     return [
         Component("artifact_store", ARTIFACT_STORES[scheme], {"path": values["artifact_store"], **options}),
         Component("container_registry", registry, {"uri": values["registry"]}),
@@ -209,10 +209,10 @@ def _register(name: str, components: list[Component]) -> Iterator[str]:
     ids = {}
     for component in components:
         kind = StackComponentType(component.kind)
-        configuration = {key: value for key, value in component.configuration.items() if value is not None}
         existing = _component(name, component.kind)
         label = f"{component.kind.replace('_', ' ')} {name} ({component.flavor})"
         if existing is None:
+            configuration = {key: value for key, value in component.configuration.items() if value is not None}
             existing = client.create_stack_component(name, component.flavor, kind, configuration)
             yield f"created {label}"
         elif existing.flavor_name != component.flavor:
@@ -220,7 +220,7 @@ def _register(name: str, components: list[Component]) -> Iterator[str]:
                 f"{component.kind.replace('_', ' ')} {name} exists with the flavor {existing.flavor_name}; "
                 "choose another --name or delete it"
             )
-        elif changed := _changes(existing.configuration, configuration):
+        elif changed := _changes(existing.configuration, component.configuration):
             existing = client.update_stack_component(existing.id, kind, configuration=changed)
             yield f"updated {label}: {', '.join(changed)}"
         else:
@@ -245,9 +245,8 @@ def _register(name: str, components: list[Component]) -> Iterator[str]:
 
 
 def _changes(existing: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """What differs; None for what is no longer set."""
-    changes = {key: value for key, value in wanted.items() if existing.get(key) != value}
-    return changes | {key: None for key, value in existing.items() if key not in wanted and value is not None}
+    """The settings that differ. Others of a component, which ZenML or a person added, stay."""
+    return {key: value for key, value in wanted.items() if existing.get(key) != value}
 
 
 def _component(name: str, kind: str) -> ComponentResponse | None:

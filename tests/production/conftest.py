@@ -125,7 +125,7 @@ def roles_of_service_accounts() -> dict[str, list[dict]]:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def aws_stack(store: Path, cloud: dict[str, str]) -> Iterator[str]:
     """The AWS stack, active."""
     role = "arn:aws:iam::123456789012:role"
@@ -139,7 +139,7 @@ def aws_stack(store: Path, cloud: dict[str, str]) -> Iterator[str]:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def kubernetes_stack(store: Path, cloud: dict[str, str], kubernetes: KubernetesApi) -> Iterator[str]:
     """The Kubernetes stack, active."""
     from kubernetes import config

@@ -22,7 +22,7 @@ def test_a_second_registration_changes_only_what_differs_and_deletion_leaves_not
     again = change("--region=eu-central-1", "--scheduler-role=arn:schedules")
     assert [line.split()[0] for line in again] == ["unchanged"] * 4 + ["active"]
     changed = change("--region=us-east-1")
-    assert changed[0] == "updated orchestrator second (sagemaker): region, scheduler_role"
+    assert changed[0] == "updated orchestrator second (sagemaker): scheduler_role, region"
     assert [line.split()[0] for line in changed[1:]] == ["unchanged"] * 3 + ["active"]
     assert change("--region=us-east-1")[0] == "unchanged orchestrator second (sagemaker)"
     deleted = change("--delete")
