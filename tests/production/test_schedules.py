@@ -46,6 +46,16 @@ def line_of(printed: str) -> str:
     return next(line for line in printed.splitlines() if "nightly" in line)
 
 
+def test_a_stack_without_schedules_says_so_in_one_line(schedule):
+    code, printed = schedule("create", "scoring", "--cron", "0 3 * * *", "--name", "nightly", *SETTINGS)
+    assert code == 2
+    assert printed.splitlines()[-1] == (
+        "error: the orchestrator default (local) has no schedules; use a stack that has: --stack kubernetes or "
+        "--stack aws"
+    )
+    assert recorded() == []
+
+
 def test_a_schedule_of_kubernetes_is_a_cron_job_until_it_is_deleted(schedule, kubernetes_stack, kubernetes):
     secrets = {item["metadata"]["name"] for item in kubernetes.of_kind("secrets")}
     code, printed = create(schedule, "kubernetes", "0 3 * * *")
@@ -135,13 +145,3 @@ def test_a_schedule_that_eventbridge_refuses_leaves_nothing(schedule, aws_stack,
     assert "error: nightly was not scheduled: AccessDeniedException: not authorized" in printed
     assert recorded() == []
     assert {item["PipelineName"] for item in sagemaker.list_pipelines()["PipelineSummaries"]} == before
-
-
-def test_a_stack_without_schedules_says_so_in_one_line(schedule):
-    code, printed = schedule("create", "scoring", "--cron", "0 3 * * *", "--name", "nightly", *SETTINGS)
-    assert code == 2
-    assert printed.splitlines()[-1] == (
-        "error: the orchestrator default (local) has no schedules; use a stack that has: --stack kubernetes or "
-        "--stack aws"
-    )
-    assert recorded() == []
