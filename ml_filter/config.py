@@ -34,6 +34,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ML_FILTER_", env_file=".env", extra="ignore")
 
+    def __init__(self, **values: Any) -> None:
+        """Raises ConfigError if a value is wrong; names the variable and never the value."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(map(_wrong_variable, error.errors()))) from None
+
     cache_dir: Path = Field(
         default_factory=lambda: Path.home() / ".cache" / "ml_filter",
         description="directory of what is fetched or computed once: heads from URLs, the embedded annotator's weights, "
@@ -146,6 +153,14 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, An
         path = f"{prefix}{name}"
         flat |= flat_settings(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
     return flat
+
+
+def _wrong_variable(error: ErrorDetails) -> str:
+    name = str(error["loc"][0])
+    variable = name if name.isupper() else f"{Settings.model_config['env_prefix']}{name.upper()}"
+    field = Settings.model_fields.get(name)
+    meaning = f" ({field.description})" if field and error["type"] == "string_pattern_mismatch" else ""
+    return f"{variable}: {problem_text(error)}{meaning}"
 
 
 def problem_text(error: ErrorDetails) -> str:

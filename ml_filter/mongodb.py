@@ -59,16 +59,21 @@ def parse_location(location: str) -> CollectionName:
     return CollectionName(server, match["database"], match["name"])
 
 
-def _checked(path: str) -> str:
-    if is_mongodb(path):
-        try:
-            parse_location(path)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+def _checked_location(path: str) -> str:
+    try:
+        parse_location(path)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
     return path
 
 
-SafePath = Annotated[str, AfterValidator(_checked)]
+def _checked_path(path: str) -> str:
+    return _checked_location(path) if is_mongodb(path) else path
+
+
+MongoLocation = Annotated[str, AfterValidator(_checked_location)]
+"""The location of a collection in the settings, checked before anything runs."""
+SafePath = Annotated[str, AfterValidator(_checked_path)]
 """A path or URL in the settings. A MongoDB location with a password is refused before it can be recorded."""
 
 

@@ -61,7 +61,11 @@ def find_version(model: str, name: str) -> ModelVersionResponse:
     for version in versions:
         if name in (str(version.number), version.name) or (name in get_args(Stage) and name == version.stage):
             return version
-    raise InputError(f"{model} has no version {name!r}; existing versions: {_listed(versions)}")
+    existing = f"existing versions: {_listed(versions)}"
+    if name in get_args(Stage):
+        to = f" --to {name}" if name != "production" else ""
+        raise InputError(f"no version of {model} is in {name}; run poetry poe promote {model} VERSION{to} ({existing})")
+    raise InputError(f"{model} has no version {name!r}; {existing}")
 
 
 def _listed(versions: Iterable[ModelVersionResponse]) -> str:

@@ -146,7 +146,7 @@ def _check_six(fields: list[str]) -> str:
 
 def _check_comes_due(days: set[int], months: set[int]) -> None:
     if min(days) > max(_LENGTHS[month - 1] for month in months):
-        raise ConfigError(f"no {' or '.join(_MONTHS[month - 1] for month in sorted(months))} has a day {min(days)}")
+        raise ConfigError(f"no day {min(days)} in {' or '.join(_MONTHS[month - 1] for month in sorted(months))}")
 
 
 def _translated(fields: list[str]) -> list[str]:

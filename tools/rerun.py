@@ -30,7 +30,7 @@ _RECORD = "track_run"
 """The step that records a run: of every run, so it is never skipped."""
 _NOT_OFFERED = (
     "this ZenML server starts no runs (ZenML Pro does, and a server with a workload manager); without --server, the "
-    "run is started from here"
+    "run starts from your machine"
 )
 
 

@@ -36,7 +36,7 @@ def read_run_options(path: str | Path, config: type[BaseModel], stack: str | Non
     layer = STACK_CONFIGS / f"{stack}.yaml"
     if not layer.exists():
         known = ", ".join(sorted(file.stem for file in STACK_CONFIGS.glob("*.yaml")))
-        raise ConfigError(f"--stack {stack}: {layer} does not exist; known: {known}")
+        raise ConfigError(f"--stack {stack}: {layer} does not exist; create it, or choose one of {known}")
     merged_options: dict[str, Any] = merged(options, _interpolated(_known(layer, read_yaml(layer), config), str(layer)))
     return merged_options
 
@@ -78,7 +78,9 @@ def _interpolated(value: Any, path: str) -> Any:
     def of_environment(match: re.Match[str]) -> str:
         text = os.environ.get(match["name"]) or match["default"]
         if text is None:
-            raise ConfigError(f"{path}: the environment variable {match['name']} is not set")
+            raise ConfigError(
+                f"{path}: the environment variable {match['name']} is not set; export it, or write the value there"
+            )
         return text
 
     return _VARIABLE.sub(of_environment, value)

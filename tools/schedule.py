@@ -1,4 +1,4 @@
-"""Run pipelines by the clock, on stacks that can. The body of the poe task `schedule`."""
+"""Run pipelines on a schedule, on stacks that can. The body of the poe task `schedule`."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="poetry poe schedule", description="Run pipelines by the clock (UTC).")
+    parser = argparse.ArgumentParser(prog="poetry poe schedule", description="Run pipelines on a schedule (UTC).")
     commands = parser.add_subparsers(dest="command", required=True)
     create = commands.add_parser(
         "create",
-        description="Run a pipeline by the clock. The settings are checked and kept as they are now.",
+        help="run a pipeline on a schedule",
+        description="Run a pipeline on a schedule. The settings are checked and kept as they are now.",
         epilog="example: poetry poe schedule create scoring --cron '0 3 * * *' --name nightly --stack kubernetes "
         "head=zenml:educational_value_head@production source.paths='[\"s3://corpora/new/*.parquet\"]' "
         "output=s3://corpora/runs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -163,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _change(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "WARN")  # the task prints what it does
+    warnings.filterwarnings("ignore", message="DELETE statement on table")  # ZenML deletes parts of a stack twice
     stack, values = STACKS[arguments.stack], vars(arguments)
     if arguments.delete:
         return _finish(_delete, arguments.name)

@@ -17,7 +17,7 @@ _DEFAULTS = {
     "SAGEMAKER_ADMIN_CONFIG_OVERRIDE": str(Path(__file__).with_name("sagemaker-sdk.yaml")),  # no telemetry
     "SAGEMAKER_SUPPRESS_V2_WARNING": "1",
 }
-"""What the libraries below the tasks are told, unless the environment says otherwise."""
+"""Defaults of the environment for the libraries that the tasks use."""
 
 
 def run_task(parser: ArgumentParser, task: Callable[[Namespace], None], arguments: Sequence[str] | None = None) -> int:
@@ -29,8 +29,11 @@ def run_task(parser: ArgumentParser, task: Callable[[Namespace], None], argument
     arguments = sys.argv[1:] if arguments is None else arguments
     options, rest = parser.parse_known_args([item for item in arguments if item != "--"])  # poe passes its own "--"
     if rest:  # argparse takes no settings after an option
-        if not hasattr(options, "overrides") or any(argument.startswith("-") for argument in rest):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        has_settings = hasattr(options, "overrides")
+        if unknown := [argument for argument in rest if argument.startswith("-") or not has_settings]:
+            settings = "settings are NAME=VALUE; " if has_settings else ""
+            print(f"error: unknown arguments: {' '.join(unknown)}; {settings}see --help", file=sys.stderr)
+            return 2
         options.overrides += rest
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)

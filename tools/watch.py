@@ -62,9 +62,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _watch(options: argparse.Namespace) -> None:
     if Settings().alert_webhook is None:
-        raise ConfigError("ML_FILTER_ALERT_WEBHOOK is not set: set it to the URL of the webhook to tell")
+        raise ConfigError("ML_FILTER_ALERT_WEBHOOK is not set: set it to the URL of your webhook")
     if options.stuck_after < 10:
-        raise ConfigError("--stuck-after is below 10 minutes, and a living step may be silent for five")
+        raise ConfigError("--stuck-after is below 10 minutes; a running step may send no sign of life for five")
     while True:
         try:
             look(timedelta(hours=options.since), timedelta(minutes=options.stuck_after), retrain=options.retrain)

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from ml_filter.config import Seed, StageConfig
-from ml_filter.mongodb import SafePath
+from ml_filter.mongodb import MongoLocation
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -49,17 +49,17 @@ _LOCATION = "mongodb://HOST/DATABASE.COLLECTION"
 class LabelWarehouseConfig(StageConfig):
     """Collections that an annotation pipeline exports to."""
 
-    annotations: SafePath | None = Field(
+    annotations: MongoLocation | None = Field(
         None, description=f"collection for the annotations of all annotators, as {_LOCATION}"
     )
-    scores: SafePath | None = Field(None, description="collection for the aggregated scores")
+    scores: MongoLocation | None = Field(None, description="collection for the aggregated scores")
 
 
 class CorpusWarehouseConfig(StageConfig):
     """Collections that a scoring pipeline exports to."""
 
-    scored: SafePath | None = Field(None, description=f"collection for all scored documents, as {_LOCATION}")
-    filtered: SafePath | None = Field(None, description="collection for the documents that are kept")
+    scored: MongoLocation | None = Field(None, description=f"collection for all scored documents, as {_LOCATION}")
+    filtered: MongoLocation | None = Field(None, description="collection for the documents that are kept")
 
 
 class WarehouseConfig(LabelWarehouseConfig, CorpusWarehouseConfig):

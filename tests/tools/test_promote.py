@@ -213,7 +213,8 @@ def test_versions_that_cannot_be_promoted_are_rejected_with_the_reason(versions,
         "gold and promote, or use --force with --reason",
         ("3",): "version 3 of MODEL has no head because its training did not finish",
         ("7",): "MODEL has no version '7'; existing versions: 1 (production), 2, 3",
-        ("staging",): "MODEL has no version 'staging'; existing versions: 1 (production), 2, 3",
+        ("staging",): "no version of MODEL is in staging; run poetry poe promote MODEL VERSION --to staging "
+        "(existing versions: 1 (production), 2, 3)",
     }.items():
         assert_rejected(versions, run("promote", model, *arguments), reason, stages)
 

@@ -80,7 +80,7 @@ def test_what_would_be_ignored_is_refused(text, message, pipeline, stack):
 
 def test_an_unknown_stack_names_those_that_have_a_file(pipeline, stack):
     stack("{}")
-    with pytest.raises(ConfigError, match=r"--stack other: .*other.yaml does not exist; known: mine"):
+    with pytest.raises(ConfigError, match=r"--stack other: .*other.yaml does not exist; create it, or .* mine"):
         read(pipeline("{}"), "other")
 
 
