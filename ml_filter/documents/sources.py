@@ -34,6 +34,8 @@ _HUB_DATA_SET = re.compile(r"^hf://datasets/(?P<name>[^/@*?]+(/[^/@*?]+)?)(@(?P<
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _VERSIONS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created")
 _DIGEST_LENGTH = 12
+_LONGEST_STEM = 200
+"""So that the name of a shard's file, with endings, has at most 255 characters, as file systems ask for."""
 _DIGEST_AT_END = re.compile(rf"-[0-9a-f]{{{_DIGEST_LENGTH}}}$")
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
@@ -89,7 +91,7 @@ def _name_of(shard: InputShard, relative: str, number: int) -> str:
     stem = _stem(shard)
     if shard.format == "parquet" and shard.rows is not None and number == 0:  # of a manifest, so it is unique
         return stem
-    return f"{_DIGEST_AT_END.sub('', stem)}-{digest_of([number, relative])[:_DIGEST_LENGTH]}"
+    return f"{_DIGEST_AT_END.sub('', stem)[:_LONGEST_STEM]}-{digest_of([number, relative])[:_DIGEST_LENGTH]}"
 
 
 def _stem(shard: InputShard) -> str:
@@ -187,7 +189,6 @@ def _matches(fs: AbstractFileSystem, pattern: str, fixed: str) -> dict[str, dict
 
 
 def file_state(info: Mapping[str, Any]) -> list[Any]:
-    """What changes with the content of a file, in what its file system says about it."""
     """What changes with the content of a file: its size, and the first of `_VERSIONS` that its file system states."""
     return [info.get("size"), str(next((info[name] for name in _VERSIONS if info.get(name)), None))]
 

@@ -217,9 +217,10 @@ def _is_used(name: str) -> bool:
 
 
 def _is_published(location: Location) -> bool:
-    content = (location / CONFIG_NAME).find_bytes()
-    architectures = (json.loads(content).get("architectures") if content else None) or [""]
-    return str(architectures[0]).endswith("ForSequenceClassification")
+    if not (location / CONFIG_NAME).exists():
+        return False
+    architectures = read_config(location).get("architectures")
+    return isinstance(architectures, list) and str(*architectures[:1]).endswith("ForSequenceClassification")
 
 
 # --- The cache -------------------------------------------------------------------------------------------------------
@@ -267,10 +268,11 @@ def _fetch_published(location: Location) -> Path:
     names = {name: state for name, state in names.items() if _is_used(name) and "/" not in name}
     key = digest_of([str(location), names])
     digests = _cache() / f"{key[:32]}.json"
-    files = json.loads(digests.read_bytes()) if digests.exists() else dict.fromkeys(names, "")
-    directory = _cached(key, files, str(location), lambda name: (location / name).open())
-    if not digests.exists():
-        write_atomically(digests, json.dumps(file_digests(directory)).encode())
+    with FileLock(f"{digests}.lock"):
+        files = json.loads(digests.read_bytes()) if digests.exists() else dict.fromkeys(names, "")
+        directory = _cached(key, files, str(location), lambda name: (location / name).open())
+        if not digests.exists():
+            write_atomically(digests, json.dumps(file_digests(directory)).encode())
     return directory
 
 

@@ -257,11 +257,13 @@ class Cells:
         """How much of each quota cannot be filled, because the cell has too few documents."""
         return np.asarray(np.maximum(self["quota"] - self["tokens" if by_tokens else "documents"], 0))
 
-    @property
-    def rule(self) -> str:
-        """A digest of what decides whether a document is kept."""
+    def rule_for(self, shard: int) -> str:
+        """A digest of what decides whether a document of a shard is kept."""
         keeps_any = self["kept_documents"] > 0
-        cuts = np.where(keeps_any, self["cut"], np.zeros((), RANKED))
+        cuts = self["cut"].copy()
+        # Only whether the cut is in this shard, before or after it: shards that are added renumber the others.
+        cuts["place"] = np.clip(cuts["place"].astype(np.int64) - (shard << _ROW_BITS), -1, 1 << _ROW_BITS) + 1
+        cuts = np.where(keeps_any, cuts, np.zeros((), RANKED))
         parts = (self["cell"], self["listed"], keeps_any, cuts)
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 

@@ -80,8 +80,8 @@ class MinScore:
     def __init__(self, measure: Measure) -> None:
         self.measure, self.reasons = measure, measure.reasons
 
-    def state_of(self, shard: InputShard) -> str:
-        """A digest of all that the output for a shard depends on beside the settings."""
+    def state_of(self, number: int, shard: InputShard) -> str:
+        """A digest of all that the output for shard `number` depends on beside the settings."""
         return str(shard.state)
 
     def decide(self, number: int, shard: InputShard, first_row: int, table: pa.Table) -> Decision:
@@ -113,11 +113,10 @@ class TopRanked:
         else:
             self.cells = self._find_cut(corpus, out.scratch / "ranking.bin")
             out.put_bytes(name, self.cells.to_bytes())
-        self._rule = self.cells.rule
 
-    def state_of(self, shard: InputShard) -> str:
-        """A digest of all that the output for a shard depends on beside the settings."""
-        return digest_of([shard.state, self._rule])
+    def state_of(self, number: int, shard: InputShard) -> str:
+        """A digest of all that the output for shard `number` depends on beside the settings."""
+        return digest_of([shard.state, self.cells.rule_for(number)])
 
     def _find_cut(self, corpus: Corpus, scratch: Path) -> Cells:
         with progress("Measuring", corpus.rows) as bar:
@@ -197,7 +196,7 @@ def _write(
     out: GrowingDirectory, dropped: GrowingDirectory | None, corpus: Corpus, selection: MinScore | TopRanked
 ) -> Manifest:
     """Write the unfinished shards, and then the manifests."""
-    states = {shard.name: selection.state_of(shard) for shard in corpus.shards}
+    states = {shard.name: selection.state_of(number, shard) for number, shard in enumerate(corpus.shards)}
     for directory in filter(None, (out, dropped)):
         directory.reuse(states)
     config, columns = selection.measure.config, selection.measure.columns
@@ -256,8 +255,8 @@ def _write_shard(
         with dropped.new_rejects(shard.name) as no_rejects:
             pass
         dropped_counts = {name: count for name, count in counts.items() if name not in _COUNTS_OF_KEPT}
-        dropped.commit(shard.name, others, no_rejects, dropped_counts, selection.state_of(shard))
-    return out.commit(shard.name, kept, rejects, counts, selection.state_of(shard))
+        dropped.commit(shard.name, others, no_rejects, dropped_counts, selection.state_of(number, shard))
+    return out.commit(shard.name, kept, rejects, counts, selection.state_of(number, shard))
 
 
 def _count(reasons: Sequence[str], reason: NDArray[np.uint8]) -> Counter[str]:

@@ -245,6 +245,18 @@ def test_a_short_outage_of_the_storage_is_waited_for(failing, monkeypatch):
         assert ledger.tokens_used(["question"]) == (20, 0)
 
 
+def test_a_ledger_that_is_closed_during_an_outage_pauses_between_tries(failing, monkeypatch):
+    monkeypatch.setattr("ml_filter.annotation.ledger.segments._LONGEST_PAUSE_S", 0.2)
+    warnings: list[str] = []
+    sink = logger.add(warnings.append, level="WARNING")
+    ledger = opened(failing, max_outage_s=1)
+    ledger.record(KEY, 0, row("scored"))
+    with pytest.raises(InputError, match="answers cannot be saved to the ledger"):
+        ledger.close()
+    logger.remove(sink)
+    assert 1 <= sum("tried again in" in warning for warning in warnings) <= 5
+
+
 # --- Real processes, a real S3 API -----------------------------------------------------------------------------------
 
 

@@ -325,3 +325,11 @@ def test_a_data_set_of_the_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     with pytest.raises(InputError, match=r"hf://datasets/squad: .*Check the name, the network") as raised:
         shards_of("hf://datasets/squad")
     assert "\n" not in str(raised.value)
+
+
+def test_a_name_of_the_greatest_length_is_cut_so_that_endings_fit(tmp_path):
+    for last in "ab":
+        (tmp_path / f"{'x' * 248}{last}.jsonl").write_text('{"text": "a"}\n')
+    names = [shard.name for shard in list_shards(SourceConfig(paths=[str(tmp_path)]))[0]]
+    assert len(set(names)) == 2
+    assert all(len(f".{name}.rejects.jsonl.tmp") <= 255 for name in names)

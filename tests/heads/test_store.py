@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -253,3 +255,25 @@ def test_processes_that_need_the_same_head_at_once_share_one_copy(bucket, source
     assert [Path(directory) for directory in directories] == entries(cache)
     assert not store.damage(entries(cache)[0], head.training.files)
     assert Settings().cache_dir == cache.parent
+
+
+def test_a_published_classifier_is_recorded_once_by_several_processes(memory, monkeypatch, cache):
+    memory.pipe("/published/config.json", b'{"architectures": ["BertForSequenceClassification"]}')
+    recorded = []
+
+    def slowly(directory):
+        recorded.append(directory)
+        time.sleep(0.1)
+        return file_digests(directory)
+
+    monkeypatch.setattr(store, "file_digests", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fetch_head, ["memory://published"] * 4))
+    assert len(set(found)) == len(recorded) == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "no JSON", '{"architectures": 5}', '{"architectures": []}'])
+def test_a_directory_whose_config_is_of_something_else_is_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"is not a JSON object|is not valid JSON|has no trained head"):
+        store.find_head(tmp_path)

@@ -140,6 +140,19 @@ def test_shards_are_reused_while_the_cut_stays(corpus, tmp_path):
     assert digests(tmp_path / "out") == digests(tmp_path / "at-once")
 
 
+def test_a_budget_is_kept_if_equal_documents_are_added_in_front(corpus, tmp_path):
+    rule = {"token_budget": 200, "token_column": "tokens"}
+    row = {"id": "same", "text": "t", "score": 3.0, "tokens": 100}
+    for name in "bdfhj":
+        pq.write_table(pa.Table.from_pylist([row]), corpus / f"{name}.parquet")
+    select(score(corpus), tmp_path / "out", **rule)
+    pq.write_table(pa.Table.from_pylist([row]), corpus / "a.parquet")
+    grown = select(score(corpus), tmp_path / "out", **rule)
+    assert grown.rows == 2
+    select(score(corpus), tmp_path / "at-once", **rule)
+    assert digests(tmp_path / "out") == digests(tmp_path / "at-once")
+
+
 def test_the_directory_named_by_a_digest_stays_the_same(corpus, tmp_path):
     output = tmp_path / "filtered-{digest}"
     before = select(score(corpus), output, **MIN).root

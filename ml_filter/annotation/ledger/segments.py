@@ -287,7 +287,8 @@ class SegmentLedger(Ledger):
                 return False
             logger.warning(f"Answers could not be saved, and are tried again in {pause:g} s: {error}")
             with self._changed:
-                self._changed.wait_for(lambda: self._closing, pause)
+                was_closing = self._closing
+                self._changed.wait_for(lambda: self._closing != was_closing, pause)  # noqa: B023
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
