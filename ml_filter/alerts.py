@@ -22,7 +22,11 @@ from ml_filter.config import AlertKind, Event, Settings
 _SECONDS = 10
 _ATTEMPTS = 3
 _REASON_CHARACTERS = 1000
-_TITLES: dict[Event, str] = {"failure": "failed", "success": "finished", "drift": "met documents unlike its head's"}
+_TITLES: dict[Event, str] = {
+    "failure": "failed",
+    "success": "finished",
+    "drift": "found documents unlike its head's training documents",
+}
 
 
 class Alert(BaseModel):

@@ -60,11 +60,11 @@ class Settings(BaseSettings):
         description="PEM file of further certificate authorities to trust at endpoints, such as a company's own",
     )
     alert_webhook: SecretStr | None = Field(
-        None, description="URL of a webhook to tell about runs, of Slack, Discord, or a service that takes JSON"
+        None, description="webhook for alerts about runs: Slack, Discord, or any URL that accepts JSON"
     )
     alert_kind: AlertKind | None = Field(None, description="slack, discord or json (default: from the URL)")
     alert_on: Annotated[str, Field(pattern=r"^(failure|success|drift)(,(failure|success|drift))*$")] = Field(
-        "failure,drift", description="events to tell about, separated by commas: failure, success, drift"
+        "failure,drift", description="events to report, separated by commas: failure, success, drift"
     )
     lease_s: Annotated[float, Field(gt=0)] = Field(
         60, description="seconds without a sign of life after which a run that writes to a URL counts as killed"

@@ -42,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="poetry poe rerun",
-        description="Run a pipeline again with the settings of an earlier run and the code of today.",
+        description="Run a pipeline again with the settings of an earlier run and the current code.",
         epilog="examples: poetry poe rerun scoring-2026_11_28-22_31_10_179120 --from filter_corpus "
         "filter.min_score=2.5; poetry poe rerun 842ec47d",
     )
     parser.add_argument("run", metavar="RUN", help="name of the run, its id, or the start of one")
-    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="another value of a setting of the pipeline")
-    parser.add_argument("--from", dest="start", metavar="STEP", help="reuse what the steps before this one returned")
+    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="override a setting of the earlier run")
+    parser.add_argument("--from", dest="start", metavar="STEP", help="first step to run; earlier outputs are reused")
     parser.add_argument("--run-name", metavar="NAME", help="name of the new run, to which date and time are added")
     parser.add_argument("--server", action="store_true", help="let the ZenML server start the run")
     return parser

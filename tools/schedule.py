@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     create = commands.add_parser(
         "create",
         help="run a pipeline on a schedule",
-        description="Run a pipeline on a schedule. The settings are checked and kept as they are now.",
+        description="Run a pipeline on a schedule. The settings are checked and stored with the schedule.",
         epilog="example: poetry poe schedule create scoring --cron '0 3 * * *' --name nightly --stack kubernetes "
         "head=zenml:educational_value_head@production source.paths='[\"s3://corpora/new/*.parquet\"]' "
         "output=s3://corpora/runs",

@@ -37,13 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="poetry poe watch",
-        description="Send alerts about runs that ended, or that go on in ZenML though their containers died, to the "
-        "webhook ML_FILTER_ALERT_WEBHOOK. Each alert is sent once.",
+        description="Send alerts about runs that failed or died, or events of ML_FILTER_ALERT_ON, to the webhook "
+        "ML_FILTER_ALERT_WEBHOOK. Each alert is sent once.",
     )
-    parser.add_argument("--once", action="store_true", help="look once, for a CronJob (default: look again and again)")
-    parser.add_argument("--every", type=float, default=60, metavar="S", help="seconds between two looks (default: 60)")
+    parser.add_argument("--once", action="store_true", help="check once, for a CronJob (default: until stopped)")
+    parser.add_argument("--every", type=float, default=60, metavar="S", help="seconds between checks (default: 60)")
     parser.add_argument(
-        "--since", type=float, default=24, metavar="H", help="tell about runs of the last H hours (default: 24)"
+        "--since", type=float, default=24, metavar="H", help="report runs that ended in the last H hours (default: 24)"
     )
     parser.add_argument(
         "--stuck-after",
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--retrain",
         action="store_true",
-        help="start the continuous training that scoring runs with drift ask for (drift.retrain)",
+        help="start continuous training after scoring runs with drift (drift.retrain)",
     )
     return parser
 

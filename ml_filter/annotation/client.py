@@ -32,6 +32,8 @@ from ml_filter.errors import EndpointError
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
 _MAX_BYTES = 32 * 2**20
 """Largest response. 300 log-probabilities for each of 1,000 tokens take about 15 MB."""
+_SSL_CONTEXT = re.compile(r" ssl:<[^>]*>")
+"""What aiohttp writes into its messages about a connection: the address of an object in memory."""
 _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 """What OpenSSL says if the server speaks plain HTTP."""
 _UNKNOWN_AUTHORITY = (
@@ -204,7 +206,7 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, aiohttp.ClientSSLError) and getattr(error.os_error, "reason", "") in _NO_TLS:
                 raise EndpointError(f"{endpoint.base_url} does not speak TLS; use http:// in --endpoint") from error
-            detail = f"{type(error).__name__}: {error}"
+            detail = f"{type(error).__name__}: {_SSL_CONTEXT.sub('', str(error))}"
             if isinstance(error, aiohttp.ClientProxyConnectionError):
                 detail = f"cannot connect to the proxy {proxy} ({error}); {_PROXY_ADVICE}"
             was_sent = not isinstance(error, aiohttp.ClientConnectorError)
