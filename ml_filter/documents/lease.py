@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -89,6 +89,11 @@ class Lease:
                 f"{self._ttl_s:g} s; answers of both are kept. Wait for the other run, then run again"
             )
 
+    def confirm(self) -> None:
+        """As `check`, but look first: this process may just have woken up. It takes a request."""
+        self._is_lost = self._is_lost or self._latest().generation > self.generation
+        self.check()
+
     def release(self) -> None:
         """Let the next process in at once."""
         self._over.set()
@@ -155,8 +160,11 @@ class Lease:
 
 
 @contextmanager
-def alone_in(directory: Location) -> Iterator[None]:
+def alone_in(directory: Location) -> Iterator[Callable[[], None]]:
     """Keep other processes out of a directory: by a lock or, at a URL, by a lease.
+
+    Yields:
+        What raises InputError if another process is in it all the same, because this one slept for too long.
 
     Raises:
         InputError: another process is in it.
@@ -164,7 +172,7 @@ def alone_in(directory: Location) -> Iterator[None]:
     if not directory.is_local:
         lease = Lease(directory / ".lease", str(directory))
         try:
-            yield
+            yield lease.confirm
         finally:
             lease.release()
         return
@@ -173,7 +181,7 @@ def alone_in(directory: Location) -> Iterator[None]:
     except Timeout:
         raise InputError(f"{directory} is in use by another process; wait for it") from None
     with lock:
-        yield
+        yield lambda: None
 
 
 def create_file(file: Location, content: bytes) -> bool:

@@ -374,6 +374,21 @@ def test_a_batch_and_its_annotations_can_be_at_a_url(provide, pages, asking, buc
     assert (manifest.counts["scored"], manifest.made_with["answers_asked"]) == (6, 1)
 
 
+def test_a_run_that_slept_until_another_followed_submits_nothing(provide, pages, asking, bucket, monkeypatch):
+    provider, batch = provide(), f"{bucket.url}/batch"
+    write_batch(pages(2), asking(provider), BatchConfig(), batch, SETTINGS)
+    upload = submission._upload
+
+    def followed(*arguments):
+        (Location(batch) / ".lease/000002.json").write_bytes(b"{}")
+        upload(*arguments)
+
+    monkeypatch.setattr(submission, "_upload", followed)
+    with pytest.raises(InputError, match="was taken over by another run"):
+        submit_batch(batch, SETTINGS)
+    assert not (Location(batch) / "submitted.json").exists()
+
+
 def test_windows_are_joined_to_their_document(provide, written, prompt_file, tmp_path):
     def answer(request: Line) -> list[Line]:
         text = request["body"]["messages"][-1]["content"]

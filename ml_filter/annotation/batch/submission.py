@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, cast
@@ -65,8 +65,8 @@ _SUBMISSIONS = TypeAdapter(list[Submission])
 class BatchDirectory:
     """A batch directory, held by one process; use `hold`."""
 
-    def __init__(self, directory: str | Path, settings: Settings) -> None:
-        self.path, self.settings = Location(directory), settings
+    def __init__(self, directory: str | Path, settings: Settings, confirm: Callable[[], None]) -> None:
+        self.path, self.settings, self._confirm = Location(directory), settings, confirm
         self.manifest = read_manifest(directory, "batch")
         self.annotate = AnnotateConfig.model_validate(self.manifest.config["annotate"])
         self.source = SourceConfig.model_validate(self.manifest.config["source"])
@@ -90,7 +90,12 @@ class BatchDirectory:
         ]
 
     def save(self) -> None:
-        """Write the state of the submissions."""
+        """Write the state of the submissions.
+
+        Raises:
+            InputError: another process has taken the directory over, and may have submitted the same requests.
+        """
+        self._confirm()
         (self.path / SUBMITTED_NAME).write_bytes(_SUBMISSIONS.dump_json(self.submissions, indent=1))
 
     @property
@@ -178,8 +183,8 @@ def hold(directory: str | Path, settings: Settings | None) -> Iterator[BatchDire
         InputError: the directory is not a batch, is damaged, or is in use by another process.
     """
     read_manifest(directory, "batch")
-    with alone_in(Location(directory)):
-        yield BatchDirectory(directory, settings or Settings())
+    with alone_in(Location(directory)) as confirm:
+        yield BatchDirectory(directory, settings or Settings(), confirm)
 
 
 def _download(client: OpenAI, file_id: str, place: Location) -> None:
