@@ -185,7 +185,15 @@ def parse_override(text: str) -> tuple[str, Any]:
     try:
         return name, yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: {value!r} is not YAML: {error}") from error
+        raise ConfigError(f"{name}: {value!r} is not YAML: {_yaml_problem(error)}") from error
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, in one line and without the text, which may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return type(error).__name__
+    mark = error.problem_mark
+    return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def with_overrides(settings: Mapping[str, Any], overrides: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -238,7 +246,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"configuration file {path} cannot be read as UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"configuration file {path} is not YAML: {error}") from error
+        raise ConfigError(f"configuration file {path} is not YAML: {_yaml_problem(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"configuration file {path} must contain a mapping of settings")
     return content

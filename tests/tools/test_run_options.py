@@ -2,6 +2,7 @@
 
 import pytest
 
+from ml_filter.config import read_yaml
 from ml_filter.errors import ConfigError
 from ml_filter.pipeline.config import AnnotationPipelineConfig, ScoringPipelineConfig
 from tools import run_options
@@ -117,3 +118,13 @@ def test_the_paths_of_nested_sources_are_checked_too():
     config = {"sample": {"size": 5}, "output": "s3://b/runs", "gate": {"gold": {"paths": ["gold.jsonl"]}}}
     with pytest.raises(ConfigError, match=r"gate.1.gold.paths is 'gold.jsonl'"):
         check_locations(AnnotationPipelineConfig.model_validate(config), "cluster")
+
+
+def test_a_file_that_is_not_yaml_is_one_line_without_its_content(tmp_path):
+    path = tmp_path / "scoring.yaml"
+    path.write_text("environment:\n  KEY: sk-secret: oops\n")
+    with pytest.raises(ConfigError) as told:
+        read_yaml(path)
+    assert str(told.value) == (
+        f"configuration file {path} is not YAML: mapping values are not allowed here (line 2, column 17)"
+    )
