@@ -203,6 +203,8 @@ def _write(
     results: list[tuple[str, ShardResult]] = []
     with progress("Filtering", corpus.rows) as bar:
         finished = out.finished_shards(states)
+        if dropped is not None and dropped.manifest is None:
+            finished = {name: finished[name] for name in dropped.finished_shards(states) if name in finished}
         for number, shard in enumerate(corpus.shards):
             result = finished.get(shard.name)
             if result is None:

@@ -153,6 +153,15 @@ def test_a_budget_is_kept_if_equal_documents_are_added_in_front(corpus, tmp_path
     assert digests(tmp_path / "out") == digests(tmp_path / "at-once")
 
 
+def test_dropped_documents_that_were_deleted_are_written_again(corpus, tmp_path):
+    select(score(corpus), tmp_path / "out", **MIN)
+    next((tmp_path / "out/dropped/shards").glob("d-*")).unlink()
+    grow(corpus)
+    assert written(select(score(corpus), tmp_path / "out", **MIN)) == (3, 4)
+    select(score(corpus), tmp_path / "at-once", **MIN)
+    assert digests(tmp_path / "out/dropped") == digests(tmp_path / "at-once/dropped")
+
+
 def test_the_directory_named_by_a_digest_stays_the_same(corpus, tmp_path):
     output = tmp_path / "filtered-{digest}"
     before = select(score(corpus), output, **MIN).root
