@@ -58,7 +58,7 @@ def _source_root() -> None:
 
 @pytest.fixture
 def orchestrator(store):
-    """Activate a stack with one of the orchestrators of tests/pipelines/orchestrators.py."""
+    """Activate a stack with one of the orchestrators of tests/pipelines/orchestrators.py, for one test."""
     from zenml.client import Client
     from zenml.enums import StackComponentType
 
@@ -71,4 +71,5 @@ def orchestrator(store):
         )
         client.activate_stack(stack.id)
 
-    return activate
+    yield activate
+    Client().activate_stack("default")
