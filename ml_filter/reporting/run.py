@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from ml_filter.config import flat_settings
 from ml_filter.documents.lineage import ancestors, annotation_runs, annotation_summary
-from ml_filter.documents.manifest import MANIFEST_NAME, FailedShard, Manifest, read_manifest
+from ml_filter.documents.manifest import MANIFEST_NAME, FailedShard, Manifest, find_manifest, read_manifest
 from ml_filter.errors import InputError
 from ml_filter.evaluation.promotion import Decision
 from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
@@ -255,8 +255,12 @@ def run_report(
         facts["scored with"] = "{engine} in {dtype} on {device}: {reason}".format_map(made_with)
     facts |= _annotator_figures(feature)
     facts["shards"] = f"{len(filtered.shards)}, one per input shard and with its name; digests in {MANIFEST_NAME}"
-    if scored.shards_reused:
-        facts["new shards"] = f"{scored.shards_new:,} were scored in the last run, {scored.shards_reused:,} before it"
+    # The manifest in the directory tells of the last run that changed it, the one given perhaps of a later one.
+    changed = find_manifest(scored.root) or scored
+    if changed.shards_reused:
+        facts["new shards"] = (
+            f"{changed.shards_new:,} scored by the last run that had new ones, {changed.shards_reused:,} before"
+        )
     report = RunReport(
         title=f"Filtered corpus: {filtered.rows:,} of {scored.counts['read']:,} documents kept",
         stages=[

@@ -19,5 +19,7 @@ def score_shard_group(
     started.
     """
     tolerant = config.model_copy(update={"max_failed_shards": 1.0, "max_failed_documents": 1.0})
-    score_rank(head, source, tolerant, scored_directory(output), Rank(group, groups))
+    manifest = score_rank(head, source, tolerant, scored_directory(output), Rank(group, groups))
     log_metadata({"group": group, "groups": groups})
+    if manifest is not None and manifest.shards_new:  # for `score_corpus`, nothing will be new
+        log_metadata({"counts": manifest.counts_of_run, "path": manifest.root})

@@ -187,7 +187,7 @@ def test_shard_groups_give_the_same_shards_and_a_report_and_a_grown_corpus_is_sc
     (corpus / "00.jsonl").write_text(json.dumps({"text": "Ice melts at 0 degrees."}))  # sorts between the others
     code, printed = run("scoring", *arguments, f"output={output}", "shard_groups=2")
     assert code == 0, printed
-    assert re.findall(r"(\w+_corpus) .*shards new 1, shards reused 3", printed) == ["score_corpus", "filter_corpus"]
+    assert re.findall(r"(\w+) .*shards new 1, shards reused 3", printed) == ["score_shard_group_1", "filter_corpus"]
     assert list(output.glob("scored-*")) == [directory]
     assert len(list(output.glob("filtered-*"))) == 1
 

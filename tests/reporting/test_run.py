@@ -254,10 +254,10 @@ def test_the_report_of_a_grown_corpus_reads_what_is_new_and_has_the_figures_of_o
         (tmp_path / "corpus" / "d.parquet").unlink()
         figures, facts = make_report(tmp_path / "grown")
         assert [Path(path).name[0] for path in read] == ["a", "c", "a", "c"]
-        assert facts["new shards"] == "2 were scored in the last run, 1 before it"
+        assert facts["new shards"] == "2 scored by the last run that had new ones, 1 before"
         assert figures["corpus"]["documents"] == 240
         read.clear()
-        assert make_report(tmp_path / "grown")[0] == figures
+        assert make_report(tmp_path / "grown") == (figures, facts)
         assert read == []
     at_once, facts = make_report(tmp_path / "at-once")
     assert figures == at_once
