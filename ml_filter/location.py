@@ -133,6 +133,8 @@ class Location:
                 content: bytes = self.fs.cat_file(self.path)
             except (FileNotFoundError, NotADirectoryError):
                 return None
+            except IsADirectoryError:
+                raise InputError(f"{self} cannot be read: it is a directory") from None
         return content
 
     def read_bytes(self) -> bytes:

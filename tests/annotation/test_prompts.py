@@ -22,7 +22,7 @@ from ml_filter.config import Settings
 from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.errors import ConfigError
+from ml_filter.errors import ConfigError, InputError
 from tests.annotation.misbehaving import PROMPT, chat
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
@@ -168,7 +168,7 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
 
 def test_a_folder_or_a_file_in_another_encoding_is_named_too(tmp_path):
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(ConfigError, match=r"folder\.yaml cannot be read"):
+    with pytest.raises(InputError, match=r"folder\.yaml cannot be read: it is a directory"):
         load_prompt(str(tmp_path / "folder.yaml"))
     (tmp_path / "latin.yaml").write_bytes("name: fünf".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"latin\.yaml cannot be read as UTF-8"):

@@ -83,7 +83,7 @@ def test_a_browser_shows_a_run_its_graph_and_its_report(store, run, dashboard, d
     rows = [{**row, "label": min(5.0, len(row["text"]) / 4000)} for row in documents]
     labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceConfig(paths=[str(labelled)])
-    head = train_head(source, TrainConfig(kind="hashing", label_column="label"), tmp_path / "head").directory
+    head = train_head(source, TrainConfig(kind="hashing", label_column="label"), tmp_path / "head").origin
     settings = [f"head={head}", f"source.paths=['{labelled}']", f"output={tmp_path}/runs", "filter.min_score=1"]
     assert run("scoring", *settings)[0] == 0
     [scoring] = Client().list_pipeline_runs(pipeline="scoring")

@@ -191,7 +191,7 @@ def test_a_run_killed_at_any_commit_resumes_to_the_same_bytes_and_keeps_finished
     with kill_at(when, name), pytest.raises(Killed):
         score(hashing_head, corpus, output, ScoreConfig())
     assert (find_manifest(str(output)) is None) == ((when, name) != ("after", "manifest.json"))
-    finished = {path.name.removesuffix(".json") for path in output.glob(".progress/0*.json")}
+    finished = {path.name.removesuffix(".json") for path in output.glob(".progress/part-*.json")}
     kept = {file: time for file, time in write_times(output).items() if file[:-8] in finished} if finished else {}
     score(hashing_head, corpus, output, ScoreConfig())
     assert output_digests(output) == scored_by_one_process

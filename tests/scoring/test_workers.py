@@ -125,11 +125,11 @@ def test_workers_end_with_a_killed_command_and_a_rerun_keeps_its_finished_shards
 ):
     output = tmp_path / "out"
     with start(hashing_head, large_corpus, output, "--workers", "2") as running:
-        wait_until(lambda: workers_writing(output) and list(output.glob(".progress/0*.json")), running)
+        wait_until(lambda: workers_writing(output) and list(output.glob(".progress/part-*.json")), running)
         orphans = workers_writing(output)
     wait_until(lambda: not any(map(is_alive, orphans)))
     assert find_manifest(str(output)) is None
-    finished = {path.name.removesuffix(".json") for path in output.glob(".progress/0*.json")}
+    finished = {path.name.removesuffix(".json") for path in output.glob(".progress/part-*.json")}
     kept = {name: time for name, time in write_times(output).items() if name.removesuffix(".parquet") in finished}
     score(hashing_head, large_corpus, output)
     assert output_digests(output) == large_corpus_scored_by_one_process
