@@ -69,14 +69,20 @@ def test_help_has_an_example(name, capsys):
 @pytest.mark.zenml
 @pytest.mark.filterwarnings("ignore")  # ZenML's own
 def test_the_local_stack_comes_and_goes(store, change):  # noqa: F811
-    assert change("local", "--name=laptop")[1].splitlines()[-2:] == ["created stack laptop", "active stack: laptop"]
+    _, printed = change("local", "--name=laptop")
+    assert {"created stack laptop", "active stack: laptop"} <= set(printed.splitlines())
     code, printed = change("local", "--name=laptop")
-    assert (code, printed) == (0, "active stack: laptop\n")
+    assert code == 0
+    assert "active stack: laptop" in printed.splitlines()
+    assert "created" not in printed
+    # ZenML logs lines of its own where an earlier test of this process has imported it with its usual log level.
     code, printed = change("local", "--name=laptop", "--delete")
-    assert (code, printed) == (0, "active stack: default\ndeleted stack laptop\n")
+    assert code == 0
+    assert {"active stack: default", "deleted stack laptop"} <= set(printed.splitlines())
     assert change("local", "--name=laptop", "--delete")[1].startswith("nothing to delete")
     code, printed = change("local", "--name=default", "--delete")
-    assert (code, printed) == (2, "error: the stack default belongs to ZenML\n")
+    assert code == 2
+    assert "error: the stack default belongs to ZenML" in printed.splitlines()
 
 
 @pytest.mark.zenml
