@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from croniter import croniter
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ml_filter.errors import ConfigError
@@ -64,6 +64,7 @@ def has(field: str, low: int, high: int, value: int) -> bool:
 
 @given(EXPRESSIONS)
 def test_a_translated_expression_comes_due_at_the_same_times(expression):
+    assume("*/1" not in expression.split())  # the same as * in Kubernetes, but not in croniter
     try:
         translated = checked_cron(expression, "eventbridge")
     except ConfigError as error:
