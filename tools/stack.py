@@ -85,7 +85,7 @@ def _kubernetes(values: Values) -> list[Component]:
     orchestrator = {
         "kubernetes_context": values["context"],
         "kubernetes_namespace": values["namespace"],
-        "pass_zenml_token_as_secret": True,  # otherwise it stands in the manifest of every Job
+        "pass_zenml_token_as_secret": True,  # otherwise the token is in the manifest of every Job
         "skip_local_validations": True,  # of the image builder, which is not used: the image is built before
     }
     return [Component("orchestrator", "kubernetes", orchestrator), *_storage(values, "default")]
