@@ -1,0 +1,1 @@
+"""What a filtered corpus is used for: proof that the filter helps, instruction data, fine-tuning, retrieval."""

@@ -1,0 +1,1 @@
+"""Steps that use a filtered corpus."""
