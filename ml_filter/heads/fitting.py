@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import get_scheduler
 
 from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
@@ -280,6 +279,8 @@ def _descend_by(
     random: np.random.Generator,
 ) -> None:
     """The epochs: warm-up, decay, early stopping, history."""
+    from transformers import get_scheduler  # it loads peft and bitsandbytes where they are installed
+
     optimizer = torch.optim.AdamW(head.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     steps = settings.epochs * math.ceil(len(training) / _BATCH)
     rates = get_scheduler(settings.schedule, optimizer, math.ceil(settings.warmup_share * steps), steps)
