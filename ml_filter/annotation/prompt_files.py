@@ -9,7 +9,8 @@ from ml_filter.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PROMPTS, LABELS = CONFIGS / "prompts", CONFIGS / "labels"
-"""The prompts and label lists that ship with the project."""
+GENERATION = PROMPTS / "generation"
+"""The prompts for scores, the label lists and the prompts for generation that ship with the project."""
 
 
 def shipped_file(name_or_file: str, directory: Path, kind: str) -> Path:

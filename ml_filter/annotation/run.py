@@ -52,6 +52,9 @@ _ADVICE = {
     "parser of the server",
     "tool_call": "Remove tools from extra_body and from the server's defaults",
     "unparsable_score": "Compare the answers (raw in the ledger) with the pattern of the prompt",
+    "unparsable_json": "Use a server with structured output, or compare the answers (raw in the ledger) with the "
+    "prompt",
+    "schema_mismatch": "Compare the answers (raw in the ledger) with the schema of the prompt",
     "no_logprobs": "Use a server that returns log-probabilities, or set top_logprobs of the prompt to 0",
 }
 _FAILED_FIELDS = ("document_id", "criterion", "prompt", "vote", "error", "reason", "attempts")
