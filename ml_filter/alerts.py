@@ -117,7 +117,7 @@ async def _post(webhook: str, body: dict[str, Any], ca_bundle: str | None) -> No
 
 
 class _Refused(ValueError):
-    """The webhook answered with an HTTP status that is no success."""
+    """The webhook answered with an HTTP status other than success."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import get_args
@@ -14,11 +13,10 @@ from tools.task import run_task
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Promote or roll back; returns the exit code: 0 done, 2 not possible."""
-    return run_task(_parser(), _move, arguments)
+    return run_task(_parser(), _move, arguments, quiet=True)
 
 
 def _move(options: argparse.Namespace) -> None:
-    os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "WARN")
     from steps import registry
 
     if options.command == "promote":

@@ -7,7 +7,6 @@ A step gets a secret only if the run configuration names it (`secrets:`); its va
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +29,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export the settings or delete the secrets; returns the exit code: 0 done, 2 not possible."""
-    return run_task(_parser(), _run, arguments)
+    return run_task(_parser(), _run, arguments, quiet=True)
 
 
 def secret_name(service: str) -> str:
@@ -59,7 +58,6 @@ def values_of(service: str, settings: Settings) -> dict[str, str]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "WARN")
     from zenml.client import Client
 
     client = Client()

@@ -141,7 +141,7 @@ STACKS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Register, update or delete a stack; returns the exit code."""
-    return run_task(_parser(), _change, arguments)
+    return run_task(_parser(), _change, arguments, quiet=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,7 +164,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _change(arguments: argparse.Namespace) -> None:
-    os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "WARN")  # the task prints what it does
     warnings.filterwarnings("ignore", message="DELETE statement on table")  # ZenML deletes parts of a stack twice
     stack, values = STACKS[arguments.stack], vars(arguments)
     if arguments.delete:

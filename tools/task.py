@@ -20,11 +20,18 @@ _DEFAULTS = {
 """Defaults of the environment for the libraries that the tasks use."""
 
 
-def run_task(parser: ArgumentParser, task: Callable[[Namespace], None], arguments: Sequence[str] | None = None) -> int:
+def run_task(
+    parser: ArgumentParser,
+    task: Callable[[Namespace], None],
+    arguments: Sequence[str] | None = None,
+    *,
+    quiet: bool = False,
+) -> int:
     """Parse the arguments and run the task. Errors are printed and become the exit code.
 
     Args:
         arguments: None: those of the process.
+        quiet: the task prints what it does, so ZenML logs only warnings.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options, rest = parser.parse_known_args([item for item in arguments if item != "--"])  # poe passes its own "--"
@@ -37,6 +44,8 @@ def run_task(parser: ArgumentParser, task: Callable[[Namespace], None], argument
         options.overrides += rest
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if quiet:
+        os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "WARN")
     try:
         task(options)
     except MlFilterError as error:

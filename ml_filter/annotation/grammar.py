@@ -23,7 +23,7 @@ from ml_filter.annotation.reasoning import without_reasoning
 from ml_filter.annotation.values import FOLD, GAP, NUMBER, OF, RANGE, UNIT, Value, plain_text, read_value, to_float
 
 GRAMMAR = "answer grammar 1"
-"""Stands for this grammar in a prompt without a pattern of its own, so that the prompt's digest covers it."""
+"""Stands for this grammar in a prompt without a pattern, so that the prompt's digest covers it."""
 _TOTAL, _LABELLED, _SPOKEN = 3, 2, 1
 _SHOWN_CHARS = 100
 

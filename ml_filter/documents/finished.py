@@ -25,7 +25,7 @@ class ShardResult(BaseModel):
     """Time that its process needed."""
     rejects_bytes: int = 0
     rejects_at: int | None = None
-    """Where its rejects begin in a file that has those of all shards; None: they are in a file of their own."""
+    """Where its rejects begin in a file that has those of all shards; None: they are in a separate file."""
 
 
 def to_lines(results: Iterable[tuple[str, ShardResult]]) -> bytes:

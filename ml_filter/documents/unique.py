@@ -1,4 +1,4 @@
-"""Give each document of several shards an id of its own.
+"""Give each document of several shards a unique id.
 
 Shards of other tools often count their rows from 0, so that different documents have the same id. The first keeps it; a
 document with the same id and another text gets the name of its shard added, as in `17@part-3f9c02ab41de`. Whatever
@@ -43,7 +43,7 @@ class UniqueIds:
         self._seen.close()
 
     def resolve(self, table: pa.Table, shards: Iterable[str]) -> tuple[pa.Table, list[bool]]:
-        """The documents with ids of their own, and for each whether it is new: not the same as an earlier one.
+        """The documents with unique ids, and for each whether it is new: not the same as an earlier one.
 
         Args:
             shards: the name of each document's shard.

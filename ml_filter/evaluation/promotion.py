@@ -153,7 +153,7 @@ def decide(evaluations: Mapping[Labels, HeadEvaluation], config: PromoteConfig, 
         beats, reason = _beats(comparisons[compared_on][config.metric], compared_on, config, current)
         (granted if beats else refused).append(reason)
     else:
-        granted.append(f"{candidate} is the first head: there is no other to beat")
+        granted.append(f"{candidate} is the first head: nothing to compare it with")
     gold = evaluations["gold"]
     figure = gold.intervals[config.metric]
     passed, reason = figure.reaches(
@@ -183,5 +183,5 @@ def _beats(difference: Figure, labels: Labels, config: PromoteConfig, current: s
     if low < config.margin:
         return False, reason + f"the lower bound is below the margin of {config.margin:g}"
     if value <= config.margin:
-        return False, reason + "this is no improvement"
+        return False, reason + "not an improvement"
     return True, reason + f"the lower bound reaches the margin of {config.margin:g}"

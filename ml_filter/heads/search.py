@@ -168,7 +168,7 @@ def _open_trainers(
 ) -> tuple[_Trainers, list[Trainer]]:
     """A trainer for each kind in the space, with the layers of the trial that uses most; and those to give the texts.
 
-    The members of a stack, which is opened first, serve as trainers of their own.
+    The members of a stack, which is opened first, serve as separate trainers.
     """
     layers = {config.train.layers, *config.space.layers}
     widest = config.train.model_copy(update={"layers": layers.pop() if len(layers) == 1 else "all"})

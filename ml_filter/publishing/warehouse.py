@@ -143,7 +143,7 @@ def _export_tables(
 
 
 def _tables(manifest: Manifest, shard: Shard, ids: UniqueIds | None) -> Iterator[pa.Table]:
-    """The rows of a shard. Documents have ids of their own; one that is there twice, with the same text, is one row."""
+    """The rows of a shard. Documents have unique ids; a duplicate with the same text is dropped."""
     for table in read_tables(manifest.path_of(shard.path), expected_rows=shard.rows):
         if ids is None or "text" not in table.column_names:
             yield table
@@ -207,7 +207,7 @@ def _counted(result: Mapping[str, Any]) -> Counter[str]:
 
 
 def _storable(value: Any) -> Any:
-    """A value of a table as one that BSON stores; a number or a date that it has no type for becomes text."""
+    """A value of a table as BSON stores it; a number or date without a BSON type becomes text."""
     from bson.decimal128 import Decimal128
 
     match value:

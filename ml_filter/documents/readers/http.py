@@ -79,7 +79,7 @@ def decoded_body(response: Response, limit: int) -> bytes:
 
 
 def _chunks_of(body: bytes, must_end: bool) -> bytes | None:
-    """The joined chunks of a chunked body, also of one that is cut off unless it must end with the last chunk."""
+    """The joined chunks of a chunked body, also if it is cut off, unless it must end with the last chunk."""
     chunks, position = [], 0
     while size := _CHUNK_SIZE.match(body, position):
         length = int(size[1], 16)
@@ -98,7 +98,7 @@ def _chunks_of(body: bytes, must_end: bool) -> bytes | None:
 
 
 def _decompressed(body: bytes, encoding: str, limit: int) -> bytes | None:
-    """The decompressed body, also of one that is cut off; None: it is not compressed in this way."""
+    """The decompressed body, also if it is cut off; None: it is not compressed in this way."""
     try:
         if encoding in ("gzip", "x-gzip"):
             return zlib.decompressobj(wbits=31).decompress(body, limit)
