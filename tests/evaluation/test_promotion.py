@@ -114,7 +114,7 @@ def test_identical_scores_are_no_improvement():
     labels = labels_of()
     refused = decided(evaluated(labels, noisy_scores(labels, 0.5, 1), noisy_scores(labels, 0.5, 1)))
     assert not refused.promoted
-    assert refused.reasons[0].endswith("+0.000, 95% interval +0.000 to +0.000: this is no improvement")
+    assert refused.reasons[0].endswith("+0.000, 95% interval +0.000 to +0.000: not an improvement")
 
 
 @settings(max_examples=10, deadline=None)
@@ -146,7 +146,7 @@ def test_first_head_only_needs_to_pass_the_gate():
     decision = decided(judged(0.5, None))
     assert decision.promoted
     assert (decision.current, decision.comparisons, decision.compared_on) == (None, {}, None)
-    assert decision.reasons[0] == "version 2 is the first head: there is no other to beat"
+    assert decision.reasons[0] == "version 2 is the first head: nothing to compare it with"
     assert not decided(judged(3.0, None)).promoted
 
 

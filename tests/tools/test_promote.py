@@ -389,7 +389,7 @@ def test_the_pipeline_promotes_a_better_head_and_no_other(store, tmp_path, run, 
 
     assert training.run("right", "promote.min_agreement=0.5") == 0
     assert version(3).stage is None
-    assert "this is no improvement" in version(3).run_metadata["decision"]["reasons"][0]
+    assert "not an improvement" in version(3).run_metadata["decision"]["reasons"][0]
     assert run("promote", model, "3")[0] == 2
 
     assert training.run("wild", "promote.required=true", "promote.min_agreement=0.5") == 1
