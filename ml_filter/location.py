@@ -221,6 +221,8 @@ def reaching(location: str | Location) -> Iterator[None]:
     except Exception as error:  # file systems and their clients have no common base class
         reason = str(error).strip().partition("\n")[0] or "no details"
         advice = _DRIVERS.get(str(location).partition(":")[0], "check the address, the network and your access to it")
+        if get_protocol(str(location)) in ("file", "local"):
+            raise InputError(f"{location} cannot be used ({reason}); check the path and its permissions") from error
         raise InputError(f"{location} cannot be reached ({type(error).__name__}: {reason}); {advice}") from error
 
 

@@ -89,3 +89,9 @@ def test_a_name_below_a_file_url_is_on_the_same_path():
         Path("/tmp/runs/out"),
         Location("file:///tmp/runs"),
     )
+
+
+def test_a_local_path_that_cannot_be_read_is_not_said_to_be_on_a_network(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/runs cannot be used \(.*\); check the path and its permissions"):
+        Location(tmp_path / "file" / "runs").open("wb")

@@ -59,7 +59,9 @@ def _rerun(options: argparse.Namespace) -> None:
     name = run.pipeline.name if run.pipeline else ""
     if name not in PIPELINES:
         raise InputError(f"{run.name} is a run of the pipeline {name!r}; known pipelines: {', '.join(PIPELINES)}")
-    recorded = (run.config.parameters or {})["config"]
+    recorded = (run.config.parameters or {}).get("config")
+    if recorded is None:
+        raise InputError(f"{run.name} has no recorded settings, so it cannot be run again; start a new run")
     before = validated(recorded, (), PIPELINES[name].config, run.name)
     after = validated(recorded, options.overrides, PIPELINES[name].config, run.name)
     pipeline = load_pipeline(name)

@@ -169,7 +169,7 @@ class GrowingDirectory(OutputDirectory):
         manifest.shards_reused = sum(result.rejects_at is not None for _, result in results)
         manifest.shards_new = len(results) - manifest.shards_reused
         if manifest.shards_reused:
-            logger.info(f"{self.path}: {manifest.shards_new:,} shards are new, {manifest.shards_reused:,} are reused")
+            logger.info(f"{self.path}: new shards: {manifest.shards_new:,}, reused: {manifest.shards_reused:,}")
         place, placed = 0, []
         for name, result in results:
             placed.append((name, result.model_copy(update={"rejects_at": place})))

@@ -40,7 +40,7 @@ def sample_new_documents(
     earlier = [read_manifest(directory, "documents") for directory in before.samples]
     if new:
         sample = sample_shards(new, parents, source, config, output, earlier)
-        logger.info(f"{len(new):,} of {len(shards):,} shards are new: {sample.rows:,} documents sampled")
+        logger.info(f"New shards: {len(new):,} of {len(shards):,}; {sample.rows:,} documents sampled")
     after = before.model_copy(update={"shards": {**before.shards, **states}})
     if earlier and (not new or not sample.rows):
         logger.info("Nothing new since the last run: nothing is annotated or trained")
