@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 
 from ml_filter.documents.manifest import Manifest, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.prepare.tokens import TokenCounter
 from ml_filter.selection.measure import id_hashes
-from ml_filter.selection.tokens import TokenCounter
 
 FILES = {
     "eng": "fineweb_edu_llm_scored_1000",

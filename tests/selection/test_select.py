@@ -17,11 +17,11 @@ from ml_filter.documents.manifest import Manifest, find_manifest
 from ml_filter.errors import InputError
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.train import train_head
+from ml_filter.prepare.tokens import TokenCounter
 from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
 from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.select import filter_corpus
-from ml_filter.selection.tokens import TokenCounter
 from tests.selection.scored import kept_ids, read_rows, rows_of, select, write_shards
 
 

@@ -16,10 +16,10 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.growing import GrowingDirectory
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.errors import InputError
+from ml_filter.prepare.tokens import TokenCounter
 from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.measure import Corpus, Measure, find_columns
 from ml_filter.selection.select import TopRanked
-from ml_filter.selection.tokens import TokenCounter
 from tests.selection.scored import ids_within, in_order, kept_ids, read_rows, rows_of, select, write_shards
 
 LANGUAGES = ("deu", "spa", "srp", None)

@@ -29,6 +29,7 @@ from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.tables import rename_clashing_columns
 from ml_filter.errors import TooManyFailures
+from ml_filter.prepare.chunks import best_cut
 
 _TEXT = """\
 Translate the text between the lines of equals signs into {language}. Keep its paragraphs, lists and mark-up, and keep \
@@ -41,8 +42,6 @@ to you.
 
 Write the translation and nothing else: no remark, no lines of equals signs."""
 _WORD_START = re.compile(r"\S")
-_CUTS = [re.compile(p) for p in (r"\n\s*\n", r"\n", r"(?<=[.!?])[\"')\]]?\s+|(?<=[\u3002\uff01\uff1f\u0964])", r"\s+")]
-"""Where a long text is cut, in order of preference: after a paragraph, a line, a sentence, a word."""
 
 
 def translate_documents(
@@ -166,17 +165,9 @@ def split_text(text: str, limit: int) -> list[str]:
     text."""
     pieces, start = [], 0
     while start < len(text):
-        end = start + (_best_cut(text[start : start + limit]) if len(text) - start > limit else limit)
+        end = start + (best_cut(text[start : start + limit]) if len(text) - start > limit else limit)
         next_word = _WORD_START.search(text, end)
         end = next_word.start() if next_word else len(text)
         pieces.append(text[start:end])
         start = end
     return pieces
-
-
-def _best_cut(text: str) -> int:
-    for pattern in _CUTS:
-        ends = [match.end() for match in pattern.finditer(text)]
-        if ends and ends[-1] >= len(text) // 4:  # an earlier cut would leave a tiny piece
-            return ends[-1]
-    return len(text)

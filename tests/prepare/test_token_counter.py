@@ -2,8 +2,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ml_filter.errors import ConfigError
-from ml_filter.heads.config import EMBEDDED_ENCODER
-from ml_filter.selection.tokens import TokenCounter
+from ml_filter.prepare.config import EMBEDDED_ENCODER
+from ml_filter.prepare.tokens import TokenCounter
 
 
 def test_whole_texts_are_counted_without_special_tokens():

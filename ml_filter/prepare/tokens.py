@@ -1,4 +1,4 @@
-"""Count the tokens of whole documents, without special tokens, in Rust and on all cores."""
+"""Count and find the tokens of texts, without special tokens, in Rust and on all cores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ml_filter.errors import ConfigError
-from ml_filter.heads.config import EMBEDDED_ENCODER
+from ml_filter.prepare.config import EMBEDDED_ENCODER
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +50,11 @@ class TokenCounter:
                 counts += map(len, self._tokenizer.encode_batch_fast(texts[start:end], add_special_tokens=False))
                 start, characters = end, 0
         return np.array(counts, dtype=np.int64)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of each token in the text, in characters."""
+        encoding: list[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return encoding
 
 
 def _load(name: str) -> Tokenizer:
