@@ -35,9 +35,9 @@ class SourceConfig(StageConfig):
 
     paths: Annotated[list[SafePath], Field(min_length=1)] = Field(
         ["installed:"],
-        description="files, globs, directories or URLs (Parquet, Arrow, JSON, CSV, WARC or WET, plain or compressed), "
-        "hf://datasets/OWNER/NAME, mongodb://HOST/DATABASE.COLLECTION, or installed: for the documents that every "
-        "machine has",
+        description="files, globs, directories or URLs (Parquet, Arrow, JSON, CSV, WARC, WET or PDF, plain or "
+        "compressed), hf://datasets/OWNER/NAME, mongodb://HOST/DATABASE.COLLECTION, or installed: for the documents "
+        "that every machine has",
     )
     text_column: str = Field("text", description="column with the text")
     id_column: str | None = Field(
@@ -57,7 +57,8 @@ class SourceConfig(StageConfig):
         "fast) or by justext, or text for all of its text",
     )
     max_extraction_seconds: Annotated[float, Field(ge=0.01, le=3600)] = Field(
-        10, description="most CPU time for the text of a web page; a page that takes longer is an extraction_timeout"
+        10,
+        description="most CPU time for the text of a web page or a PDF; one that takes longer is an extraction_timeout",
     )
 
 

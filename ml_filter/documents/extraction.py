@@ -1,4 +1,4 @@
-"""The text of a web page, extracted in a separate process that the kernel ends when a page takes too long.
+"""The text of a web page or a PDF, extracted in a separate process that the kernel ends when it takes too long.
 
 Every extractor has pages that keep it busy for minutes: 300,000 attributes, 100,000 nested elements, a table of 200,000
 rows. No limit on bytes or elements finds them all, and the extractors run in C or Rust, which nothing in the same
@@ -17,14 +17,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, partial
+from importlib.util import find_spec
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ml_filter.documents.page import Page
+from ml_filter.documents.pdf import Pdf
 from ml_filter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 Extractor = Literal["trafilatura", "resiliparse", "justext", "text"]
 _Extract = Callable[[str], str | None]
+_Part = Literal["pdf", "page"]
+"""What else the process does: read a PDF (pdf.py), or find the links and properties of a page (page.py)."""
 _Answer = tuple[str, str | None]
 """The text of a page, and the error of the extractor."""
 _MAX_MEMORY = 4 * 2**30
@@ -45,7 +50,7 @@ _NOT_TEXT = re.compile(
 class ExtractionError(Exception):
     """A page whose text could not be extracted, with the reason of its reject."""
 
-    def __init__(self, reason: Literal["extraction_timeout", "extraction_failed"], detail: str) -> None:
+    def __init__(self, reason: Literal["extraction_timeout", "extraction_failed", "encrypted"], detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
@@ -63,8 +68,27 @@ def main_text(html: str, extractor: Extractor, seconds: float) -> str:
     return _worker(extractor, seconds, os.getpid()).extract(html)
 
 
+def read_pdf(content: bytes, seconds: float) -> Pdf:
+    """Read a PDF in the extraction process; limit and errors as of `main_text`, and an error if it is encrypted.
+
+    Raises:
+        ConfigError: pypdf is not installed.
+    """
+    if find_spec("pypdf") is None:
+        raise ConfigError("PDF files need the extra fetch: run `make setup EXTRAS=fetch`, or pip install pypdf")
+    answer = json.loads(_worker("pdf", seconds, os.getpid()).extract(content))
+    if answer.get("encrypted"):
+        raise ExtractionError("encrypted", "a password is needed to read the PDF")
+    return Pdf(**answer)
+
+
+def read_page(html: str, seconds: float) -> Page:
+    """Find the properties and links of a page in the extraction process; limit and errors as of `main_text`."""
+    return Page(**json.loads(_worker("page", seconds, os.getpid()).extract(html)))
+
+
 @cache
-def _worker(extractor: Extractor, seconds: float, _pid: int) -> _Worker:
+def _worker(extractor: Extractor | _Part, seconds: float, _pid: int) -> _Worker:
     """The worker of this process; a forked process does not share that of its parent."""
     return _Worker(extractor, seconds)
 
@@ -72,14 +96,14 @@ def _worker(extractor: Extractor, seconds: float, _pid: int) -> _Worker:
 class _Worker:
     """A process that extracts one page after the other, started when it is first needed."""
 
-    def __init__(self, extractor: Extractor, seconds: float) -> None:
+    def __init__(self, extractor: Extractor | _Part, seconds: float) -> None:
         self._extractor = extractor
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = Lock()
         atexit.register(self._stop)
 
-    def extract(self, html: str) -> str:
+    def extract(self, html: str | bytes) -> str:
         with self._lock:
             try:
                 text, problem = self._answer(html)
@@ -90,7 +114,7 @@ class _Worker:
             raise ExtractionError("extraction_failed", f"{self._extractor}: {problem}")
         return text
 
-    def _answer(self, html: str) -> _Answer:
+    def _answer(self, html: str | bytes) -> _Answer:
         process = self._process
         if process is None or process.poll() is not None:
             process = self._start()
@@ -136,7 +160,7 @@ class _Worker:
             self._process = None
 
 
-def _serve(extractor: Extractor, seconds: str, descriptor: str) -> None:
+def _serve(extractor: Extractor | _Part, seconds: str, descriptor: str) -> None:
     """Extract the pages that the connection brings, until its other end is closed."""
     import resource  # Unix only
 
@@ -145,24 +169,28 @@ def _serve(extractor: Extractor, seconds: str, descriptor: str) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     sys.setrecursionlimit(10_000)  # trees are up to 2,048 elements deep
     try:
-        extract = EXTRACTORS[extractor]()
+        extract = _PARTS[extractor]()
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
         return
     connection.send(None)
     while True:
         try:
-            html = connection.recv()
+            content = connection.recv()
         except EOFError:
             return
         text, problem = "", None
         signal.setitimer(signal.ITIMER_PROF, float(seconds))  # SIGPROF ends a process that does not handle it
         try:
-            text = extract(_NOT_TEXT.sub("", html.replace("\f", " "))) or ""
+            text = extract(_cleaned(content) if isinstance(content, str) else content) or ""
         except BaseException as error:  # a panic in Rust is not an Exception
             problem = f"{type(error).__name__}: {error}"
         signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send_bytes(json.dumps((text, problem)).encode())
+
+
+def _cleaned(html: str) -> str:
+    return _NOT_TEXT.sub("", html.replace("\f", " "))
 
 
 def _trafilatura() -> _Extract:
@@ -236,4 +264,23 @@ EXTRACTORS: dict[Extractor, Callable[[], _Extract]] = {
     "resiliparse": _resiliparse,
     "justext": _justext,
     "text": partial(_resiliparse, main_content=False),
+}
+
+
+def _pdf() -> Callable[[bytes], str]:
+    from ml_filter.documents.pdf import extract
+
+    return extract
+
+
+def _page() -> _Extract:
+    from ml_filter.documents.page import extract
+
+    return lambda html: extract(_tree_of(html, huge=True))
+
+
+_PARTS: Mapping[str, Callable[[], Callable[[Any], str | None]]] = {
+    **{str(name): load for name, load in EXTRACTORS.items()},
+    "pdf": _pdf,
+    "page": _page,
 }

@@ -20,7 +20,8 @@ class RejectsLog:
     """Appends one JSON line for each reject: `source`, `place` (the location in it), `reason`, `detail`.
 
     Reasons: `truncated`, `unreadable`, `invalid_utf8`, `invalid_json`, `invalid_csv`, `missing_text`, `empty_text`,
-    `text_too_long`, `http_status`, `no_main_text`, `extraction_timeout`, `extraction_failed`, `duplicate_id`.
+    `text_too_long`, `http_status`, `no_main_text`, `extraction_timeout`, `extraction_failed`, `encrypted`,
+    `duplicate_id`.
 
     Args:
         path: a local file; None: rejects are only counted.

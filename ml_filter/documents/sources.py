@@ -26,8 +26,9 @@ _FORMATS: tuple[tuple[str, Format], ...] = (
     (r"\.(jsonl|ndjson|json|jl|jsonlines)", "jsonl"),
     (r"\.(csv|tsv)", "csv"),
     (r"\.(warc|wet)", "warc"),
+    (r"\.pdf", "pdf"),
 )
-_KNOWN = ".parquet, .arrow, .jsonl, .json, .csv, .tsv, .warc and .wet, also with .gz, .zst, .xz, .bz2 or .lz4"
+_KNOWN = ".parquet, .arrow, .jsonl, .json, .csv, .tsv, .warc, .wet and .pdf, also with .gz, .zst, .xz, .bz2 or .lz4"
 _BESIDE_DATA = re.compile(r"^(dataset_infos?\.json|dataset_dict\.json|state\.json|cache-[0-9a-f]+\.arrow)$")
 """Files that `datasets.save_to_disk` and its cache write beside the data."""
 _HUB_DATA_SET = re.compile(r"^hf://datasets/(?P<name>[^/@*?]+(/[^/@*?]+)?)(@(?P<revision>[^/]+))?/?$")
@@ -99,7 +100,8 @@ def _stem(shard: InputShard) -> str:
     if shard.format == "hub":
         name = name.partition("@")[0]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-    endings = "parquet|pq|arrow|feather|ipc|jsonl|ndjson|json|jl|jsonlines|csv|tsv|warc|wet|gz|gzip|zst|zstd|xz|bz2|lz4"
+    endings = "parquet|pq|arrow|feather|ipc|jsonl|ndjson|json|jl|jsonlines|csv|tsv|warc|wet|pdf"
+    endings += "|gz|gzip|zst|zstd|xz|bz2|lz4"
     name = re.sub(rf"(?i)(\.({endings}))+$", "", name)
     number, parts = shard.part
     return f"{name}-{number}" if parts > 1 and shard.format == "hub" else name

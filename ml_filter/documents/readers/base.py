@@ -18,7 +18,7 @@ import pyarrow as pa
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.tables import json_text
 
-Format = Literal["parquet", "arrow", "jsonl", "csv", "warc", "hub", "installed", "mongodb"]
+Format = Literal["parquet", "arrow", "jsonl", "csv", "warc", "pdf", "hub", "installed", "mongodb"]
 BATCH_ROWS = 1000
 BATCH_BYTES = 8 * 2**20
 

@@ -13,7 +13,7 @@ from typing import cast
 import pyarrow as pa
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.readers import arrow, base, csv, hub, installed, jsonl, mongodb, parquet, warc
+from ml_filter.documents.readers import arrow, base, csv, hub, installed, jsonl, mongodb, parquet, pdf, warc
 from ml_filter.documents.readers.base import (
     InputShard,
     Part,
@@ -113,6 +113,8 @@ def file_parts(file: InputFile, shard: InputShard, source: SourceConfig, *, is_t
     file_format = file.format(shard.format)
     if file_format == "warc":
         yield from warc.read_records(file, source)
+    elif file_format == "pdf":
+        yield from pdf.read_records(file, source)
     elif file_format in _ROW_READERS:
         yield from _ROW_READERS[file_format](file, source, is_table=is_table)
     elif file_format in _TABLE_READERS:

@@ -51,6 +51,7 @@ _FORMATS: tuple[tuple[bytes, Format], ...] = (
     (rb"PAR1", "parquet"),
     (rb"ARROW1|\xff\xff\xff\xff[^\xff]..\x00", "arrow"),
     (rb"WARC/\d\.\d\r?\n", "warc"),
+    (rb"%PDF-", "pdf"),
     (rb"(\xef\xbb\xbf)?\s*(\{\s*[\"}]|\[\s*[\[{\]])", "jsonl"),
 )
 _UNREADABLE = (
@@ -58,7 +59,6 @@ _UNREADABLE = (
     (rb"FEA1", "is Feather version 1; write it again with a recent version of pandas or pyarrow"),
     (rb"PK\x03\x04|7z\xbc\xaf|Rar!", "is an archive of files; unpack it"),
     (rb"(?s).{257}ustar", "is a tar archive; unpack it"),
-    (rb"%PDF-", "is a PDF; extract its text first"),
     (rb"SQLite format 3\x00", "is an SQLite database; export its table as Parquet, JSON lines or CSV"),
     (rb"ORC|Obj\x01|\x89HDF", "is ORC, Avro or HDF5; convert it to Parquet"),
     (rb"\x80[\x02-\x05].", "is a Python pickle; write it as Parquet, JSON lines or CSV"),

@@ -38,7 +38,7 @@ def read_rows(shard: InputShard, columns: Collection[str] | None = None) -> Iter
                 raise InputError(_described(shard.uri, location, row))
             yield f"{shard.uri}, {location}", row
         return
-    if shard.format in ("warc", "hub", "installed"):
+    if shard.format in ("warc", "pdf", "hub", "installed"):
         raise InputError(f"{shard.uri}: tables are Parquet, Arrow, JSON lines, CSV or MongoDB, not {shard.format}")
     try:
         with opened(shard.uri) as file:

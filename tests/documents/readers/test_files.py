@@ -117,7 +117,6 @@ def test_json_lines_of_another_name_are_json_lines(read, tmp_path):
     ("content", "what"),
     [
         (b"PK\x03\x04 more", "an archive of files; unpack it"),
-        (b"%PDF-1.7 more", "a PDF"),
         (b"PAR" + b"E" + b" " * 20, "encrypted Parquet"),
         (b"<!DOCTYPE html><html>error</html>", "an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer; fetch the file with `git lfs pull`"),
