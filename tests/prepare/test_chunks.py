@@ -56,7 +56,8 @@ def test_a_chunk_repeats_the_last_sentence_that_fits_else_the_last_words(counter
     ]
     assert pieces("one two three four five six seven", counter, 4, 2) == [
         "one two three four",
-        "four five six seven",
+        "three four five six",
+        "five six seven",
     ]
 
 
