@@ -46,8 +46,8 @@ class _ScoreTask(Task):
             **criteria_config(prompt.defined_criterion for prompt in self.questions),
         }
 
-    def questions_for(self, language: str | None) -> list[Prompt]:
-        return [prompts.get(language or "") or next(iter(prompts.values())) for prompts in self._criteria.values()]
+    def questions_for(self, choice: str | None) -> list[Prompt]:
+        return [prompts.get(choice or "") or next(iter(prompts.values())) for prompts in self._criteria.values()]
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
         assert isinstance(call.question, Prompt)

@@ -143,11 +143,12 @@ def load_generation_prompt(name_or_file: str) -> GenerationPrompt:
 
 def generate(
     source: SourceConfig,
-    prompt: GenerationPrompt | str,
+    prompt: GenerationPrompt | str | Mapping[str, GenerationPrompt | str],
     config: AskConfig,
     output: str | Path,
     settings: Settings | None = None,
     *,
+    by: str = "prompt",
     ledgers: str | None = None,
 ) -> Manifest:
     """Ask one question about every document. Every answer is in the ledger before it counts.
@@ -157,7 +158,7 @@ def generate(
     a name becomes `input_<name>`.
 
     Args:
-        prompt: or the name or file of one.
+        prompt: or the name or file of one; or several with the same schema, by the value of the column `by`.
         ledgers: directory of ledgers that outputs share, one for each set of questions.
 
     Raises:
@@ -165,25 +166,46 @@ def generate(
         TooManyFailures, EndpointError, InputError: see `run`.
     """
     settings = settings or Settings()
-    question = load_generation_prompt(prompt) if isinstance(prompt, str) else prompt
+    prompts = prompt if isinstance(prompt, Mapping) else {"": prompt}
+    questions = {
+        value: load_generation_prompt(named) if isinstance(named, str) else named for value, named in prompts.items()
+    }
     annotator = annotator_name(config, settings)
-    return run(Plan(source, config, _GenerationTask(question, annotator), annotator), Asking(settings), output, ledgers)
+    task = _GenerationTask(questions, by if isinstance(prompt, Mapping) else None, annotator)
+    return run(Plan(source, config, task, annotator), Asking(settings), output, ledgers)
 
 
 class _GenerationTask(Task):
+    """One prompt for all documents, or one for each value of a column.
+
+    Raises:
+        ConfigError: the prompts have different schemas.
+    """
+
     kind, shard, done, doing = GENERATED, "documents", GENERATED, "Generating"
     schema = None
 
-    def __init__(self, question: GenerationPrompt, annotator: str) -> None:
-        self.question, self.annotator = question, annotator
-        self.questions: Sequence[GenerationPrompt] = [question]
+    def __init__(self, prompts: Mapping[str, GenerationPrompt], by: str | None, annotator: str) -> None:
+        self.prompts, self.by, self.annotator = prompts, by, annotator
+        self.questions: Sequence[GenerationPrompt] = list(prompts.values())
+        self.fields = self.questions[0].fields
+        if other := next((prompt for prompt in self.questions if prompt.fields != self.fields), None):
+            raise ConfigError(f"the prompts {self.questions[0].name} and {other.name} have different schemas")
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        return {"prompt": {"name": self.question.name, "digest": self.question.digest}}
+        prompts = [{"name": question.name, "digest": question.digest} for question in self.questions]
+        return {"prompts": prompts, "by": self.by}
+
+    def choices(self, documents: pa.Table) -> Sequence[str | None]:
+        return [""] * documents.num_rows if self.by is None else list(documents[self.by].to_pylist())
+
+    def questions_for(self, choice: str | None) -> Sequence[GenerationPrompt]:
+        return self.questions[:1] if choice is None else [self.prompts[choice]]
 
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
-        return {"fields": read_fields(answer, self.question)}
+        assert isinstance(call.question, GenerationPrompt)
+        return {"fields": read_fields(answer, call.question)}
 
     def table(
         self, shard: InputShard, documents: pa.Table, rows: list[dict[str, Any]], counts: Counter[str]
@@ -198,8 +220,7 @@ class _GenerationTask(Task):
             "generation_reason": [row.get("reason") for row in results],
         }
         added = {
-            field.name: pa.array([answer.get(field.name) for answer in answers], field.type)
-            for field in self.question.fields
+            field.name: pa.array([answer.get(field.name) for answer in answers], field.type) for field in self.fields
         } | {name: pa.array(values, pa.string()) for name, values in states.items()}
         table = rename_clashing_columns(documents, list(added))
         for name, column in added.items():

@@ -74,8 +74,12 @@ class Task(ABC):
     def identity(self) -> Mapping[str, Any]:
         """What identifies the questions in the manifest; a change means another output."""
 
-    def questions_for(self, language: str | None) -> Sequence[Question]:
-        """The questions about a document in `language`, a short code; None if the document does not say."""
+    def choices(self, documents: pa.Table) -> Sequence[str | None]:
+        """What chooses the questions about each document: its language, a short code; None if it does not say."""
+        return _language_codes(documents)
+
+    def questions_for(self, choice: str | None) -> Sequence[Question]:
+        """The questions about a document with this choice."""
         return self.questions
 
     async def windows(self, annotator: Annotator, question: Question) -> Windows:
@@ -162,10 +166,10 @@ class Plan:
 
     def votes(self, table: pa.Table) -> Iterator[Vote]:
         """The votes on each document of a table."""
-        rows = zip(table["id"].to_pylist(), table["text"].to_pylist(), _language_codes(table), strict=True)
-        for document_id, text, language in rows:
+        rows = zip(table["id"].to_pylist(), table["text"].to_pylist(), self.task.choices(table), strict=True)
+        for document_id, text, choice in rows:
             digest = text_id(text)
-            for question in self.task.questions_for(language):
+            for question in self.task.questions_for(choice):
                 for vote in range(self.task.votes):
                     yield Vote(question, Key(document_id, digest, self._digests[question.digest], vote), text)
 

@@ -27,7 +27,6 @@ from ml_filter.statistics.evaluation import Evaluation
 from ml_filter.statistics.metrics import GROUP_FIGURES, PAIR_FIGURES
 from ml_filter.statistics.quality import Quality
 
-CARD_NAME = "README.md"
 _PAIRS = ("spearman", "kappa_quadratic", "exact_agreement", "agreement_at_threshold")
 _GROUP = ("alpha_ordinal", "alpha_interval", "icc_2_1")
 _SAMPLING = ("temperature", "top_p", "seed", "extra_body", "structured", "chat_template", "context_tokens")

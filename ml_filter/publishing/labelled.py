@@ -18,6 +18,7 @@ from ml_filter.agreement.agreement import AGREEMENT_NAME, Agreement
 from ml_filter.config import names_of
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.finished import ShardResult
+from ml_filter.documents.hub import CARD_NAME, hub_api, push_data_set
 from ml_filter.documents.lineage import annotated_documents, criteria_config, criteria_of, only_criterion
 from ml_filter.documents.manifest import Manifest, Parent, Shard, digest_of, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory
@@ -33,9 +34,8 @@ from ml_filter.prepare.minhash import band_keys, rows_per_band, signatures
 from ml_filter.prepare.sampling import sampling_key
 from ml_filter.prepare.split import assign_splits, group_documents, host_of, name_keys
 from ml_filter.progress import progress
-from ml_filter.publishing.cards import CARD_NAME, write_card
+from ml_filter.publishing.cards import write_card
 from ml_filter.publishing.config import PublishConfig
-from ml_filter.publishing.push import hub_api, push_to_hub
 from ml_filter.statistics.rounding import round_scores
 
 SPLITS = ("train", "validation", "test")
@@ -83,7 +83,7 @@ def publish_labels(
             labelled = _Labelled(manifest, [criterion.name for criterion in criteria], documents)
             published = _publish(out, labelled, config, agreements)
     if api and config.push:
-        push_to_hub(api, published, config.push, private=config.private)
+        push_data_set(api, published, config.push, private=config.private, message="Labelled data set")
     return published
 
 

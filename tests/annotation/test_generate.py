@@ -82,7 +82,7 @@ def test_the_fields_of_the_answer_become_columns_beside_those_of_the_document(se
     assert first == {**kept, **GOOD, **status, "generation_reason": None}
     assert (empty["generation_status"], empty["generation_error"], empty["topic"]) == ("failed", "no_text", None)
     assert (manifest.kind, manifest.counts["generated"], manifest.counts["failed"]) == ("generated", 1, 1)
-    assert manifest.config["prompt"]["name"] == "questions"
+    assert [entry["name"] for entry in manifest.config["prompts"]] == ["questions"]
     [kept_prompt] = (tmp_path / "out" / "prompts").glob("*.yaml")
     assert load_generation_prompt(str(kept_prompt)).digest == load_generation_prompt(prompt()).digest
 
@@ -113,6 +113,20 @@ def test_a_second_run_asks_nothing_and_another_prompt_is_asked_anew(serve, tmp_p
     assert again.digest == first.digest
     generate(pages, prompt(max_tokens=100), config(server), tmp_path / "c", ledgers=ledgers)
     assert len(server.requests) == 2
+
+
+def test_a_column_can_choose_the_prompt_of_each_document(serve, tmp_path, prompt):
+    server = serve(lambda request: chat(json.dumps(GOOD)))
+    rows = [{"id": f"d{i}", "text": f"[d{i}] ferns", "way": way} for i, way in enumerate(["deep", "broad", "deep"])]
+    prompts = {"deep": load_generation_prompt(prompt(system="Deep.")), "broad": load_generation_prompt(prompt())}
+    manifest = generate(source_of(tmp_path, rows), prompts, config(server), tmp_path / "out", by="way")
+    asked = {request.document: request.body["messages"][0]["content"] for request in server.requests}
+    assert asked == {"d0": "Deep.", "d1": "You write questions.", "d2": "Deep."}
+    assert manifest.counts["generated"] == 3
+    other = {"type": "object", "properties": {"a": {"type": "string"}}}
+    prompts["deep"] = load_generation_prompt(prompt(schema=other))
+    with pytest.raises(ConfigError, match="different schemas"):
+        generate(source_of(tmp_path, rows), prompts, config(server), tmp_path / "out", by="way")
 
 
 def test_answers_that_do_not_fit_are_failed_with_the_place_and_never_repaired(serve, tmp_path, prompt):

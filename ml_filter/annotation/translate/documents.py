@@ -103,8 +103,8 @@ class _TranslationTask(Task):
             "length_ratio": self.config.length_ratio,
         }
 
-    def questions_for(self, language: str | None) -> Sequence[Question]:
-        return [] if language is not None and language == default_code(self.language) else self.questions
+    def questions_for(self, choice: str | None) -> Sequence[Question]:
+        return [] if choice is not None and choice == default_code(self.language) else self.questions
 
     async def windows(self, annotator: Annotator, question: Question) -> Windows:
         return _Pieces(self.config, question, annotator.tokenizer, question.max_text_chars)
