@@ -31,7 +31,7 @@ from ml_filter.progress import progress
 
 _SHARD = "sample"
 _KEY_CHARACTERS = 200
-Purpose = Literal["sample", "publish", "test", "bounds", "audit", "example"]
+Purpose = Literal["sample", "publish", "test", "bounds", "audit", "example", "evolve"]
 
 
 class _Stratum:

@@ -1,0 +1,124 @@
+"""Compare two answers to a task by an LLM that reads them in both orders, so that a liking for a position shows.
+
+A verdict counts only if it is the same in both orders: an answer that wins as A and as B is better. A tie in both
+orders is a tie; everything else is inconsistent and says something about the judge, not about the answers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from ml_filter.annotation.config import AskConfig
+from ml_filter.annotation.generate import GENERATED, GenerationPrompt, generate
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.manifest import Manifest, Parent
+from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.readers import read_tables
+
+Verdict = Literal["first", "second", "tie", "inconsistent", "failed"]
+_ORDERS = ("ab", "ba")
+_SWAPPED = {"A": "B", "B": "A", "tie": "tie"}
+_VERDICTS: dict[str, Verdict] = {"A": "first", "B": "second", "tie": "tie"}
+PAIR_COLUMNS = ("id", "task", "first", "second")
+
+
+def judge_pairs(
+    pairs: Manifest,
+    prompt: GenerationPrompt | str,
+    config: AskConfig,
+    output: str,
+    settings: Settings | None = None,
+    *,
+    ledgers: str | None = None,
+) -> Manifest:
+    """The verdict of a judge on each pair of answers, asked in both orders.
+
+    Writes all columns of the pairs and `verdict` (`first`, `second`, `tie`, `inconsistent` or `failed`), `verdict_ab`
+    and `verdict_ba` (the winner in each order, as `first`, `second` or `tie`; null if it failed), `verdict_reason` (of
+    the first order) and `judged_by`. The counts of the manifest have the number of each verdict; `won_a` and `won_b`
+    count the wins by position, whoever won.
+
+    Args:
+        pairs: a directory with the columns `id`, `task`, `first` and `second`.
+        prompt: writes `winner` (A, B or tie) and `reason`, such as compare_answers.
+        output: directory of the directories of this stage.
+
+    Raises:
+        TooManyFailures, EndpointError, InputError: see `generate`.
+    """
+    orders = _both_orders(pairs, f"{output}/pairs-in-both-orders-{{digest}}")
+    source = SourceConfig(paths=[orders.root])
+    answers = generate(source, prompt, config, f"{output}/comparisons-{{digest}}", settings, ledgers=ledgers)
+    parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in (pairs, answers)]
+    with OutputDirectory(f"{output}/verdicts-{{digest}}", "verdicts", {}, parents) as out:
+        if out.manifest:
+            return out.manifest
+        counts: Counter[str] = Counter(pairs=0, won_a=0, won_b=0)
+        rows = _rows(answers, ["id", "winner", "reason", "generated_by", "generation_status"])
+        with out.new_shard("verdicts") as writer, out.new_rejects("verdicts") as rejects:
+            for path in pairs.shard_paths():
+                for table in read_tables(path):
+                    verdicts = [_verdict(next(rows), next(rows), counts) for _ in range(table.num_rows)]
+                    counts.update(pairs=table.num_rows)
+                    counts.update(str(verdict["verdict"]) for verdict in verdicts)
+                    added = pa.Table.from_pylist(verdicts, schema=_ADDED)
+                    for field, column in zip(_ADDED, added.columns, strict=True):
+                        table = table.append_column(field, column)  # noqa: PLW2901
+                    writer.write(table)
+        return out.finish([("verdicts", out.commit("verdicts", writer, rejects, counts))])
+
+
+_ADDED = pa.schema(
+    [(name, pa.string()) for name in ("verdict", "verdict_ab", "verdict_ba", "verdict_reason", "judged_by")]
+)
+
+
+def render_pair(task: str, answer_a: str, answer_b: str) -> str:
+    """What a judge reads."""
+    return f"Task:\n{task}\n\nAnswer A:\n{answer_a}\n\nAnswer B:\n{answer_b}"
+
+
+def _both_orders(pairs: Manifest, output: str | Path) -> Manifest:
+    """Two documents for each pair, one for each order."""
+    with OutputDirectory(output, "documents", {}, [Parent(path=pairs.root, digest=pairs.digest)]) as out:
+        if out.manifest:
+            return out.manifest
+        with out.new_shard("documents") as writer, out.new_rejects("documents") as rejects:
+            for path in pairs.shard_paths():
+                for table in read_tables(path, list(PAIR_COLUMNS)):
+                    rows = [
+                        {"id": f"{row['id']} {order}", "text": render_pair(row["task"], *answers)}
+                        for row in table.to_pylist()
+                        for order, answers in zip(
+                            _ORDERS, ((row["first"], row["second"]), (row["second"], row["first"])), strict=True
+                        )
+                    ]
+                    writer.write(pa.Table.from_pylist(rows, schema=pa.schema({"id": pa.string(), "text": pa.string()})))
+        return out.finish([("documents", out.commit("documents", writer, rejects, {"documents": writer.rows}))])
+
+
+def _rows(manifest: Manifest, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for path in manifest.shard_paths():
+        for table in read_tables(path, columns):
+            yield from table.to_pylist()
+
+
+def _verdict(forward: dict[str, Any], swapped: dict[str, Any], counts: Counter[str]) -> dict[str, str | None]:
+    """The verdict of both orders; counts the wins by position."""
+    winners = [row["winner"] if row["generation_status"] == GENERATED else None for row in (forward, swapped)]
+    counts.update(won_a=winners.count("A"), won_b=winners.count("B"))
+    ab, ba = winners[0], _SWAPPED.get(winners[1] or "")
+    verdict: Verdict = "failed" if ab is None or ba is None else _VERDICTS[ab] if ab == ba else "inconsistent"
+    return {
+        "verdict": verdict,
+        "verdict_ab": _VERDICTS.get(ab or ""),
+        "verdict_ba": _VERDICTS.get(ba or ""),
+        "verdict_reason": forward["reason"],
+        "judged_by": forward["generated_by"] or swapped["generated_by"],
+    }

@@ -1,0 +1,105 @@
+"""Rate instructions by one or several judges: ordinary annotations, aggregated, and a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from ml_filter.agreement.aggregate import aggregate_annotations
+from ml_filter.agreement.config import AggregateConfig
+from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.dropping import KeptAndDropped, drop_documents
+from ml_filter.documents.lineage import criteria_of
+from ml_filter.documents.manifest import Manifest, Parent
+from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.readers import InputShard, read_tables
+from ml_filter.documents.sources import list_shards
+from ml_filter.downstream.instruct.triples import DROPPED_SCHEMA
+
+RATED = "rated"
+
+
+def rate_triples(
+    triples: Manifest,
+    jury: Sequence[AnnotateConfig],
+    aggregate: AggregateConfig,
+    min_rating: float | None,
+    output: str,
+    settings: Settings | None = None,
+    *,
+    ledgers: str | None = None,
+) -> Manifest:
+    """The instructions whose rating reaches the threshold of every criterion, with the column `rating`.
+
+    With several criteria the columns are `rating_<criterion>`. `dropped/` has the others: `low_rating` or `unrated`.
+    The reasons of the judges are in their annotations, which are parents of the scores that the result comes from.
+
+    Args:
+        min_rating: the threshold of every criterion (None: that of its prompt).
+        output: directory of the directories of this stage.
+
+    Raises:
+        TooManyFailures, EndpointError: see `annotate_documents`.
+    """
+    documents = _documents_to_rate(triples, f"{output}/to-rate-{{digest}}")
+    source = SourceConfig(paths=[documents.root])
+    annotations = [
+        annotate_documents(source, judge, f"{output}/ratings-{{digest}}", settings, ledgers=ledgers) for judge in jury
+    ]
+    scores = aggregate_annotations(
+        [manifest.root for manifest in annotations], aggregate, f"{output}/scores-{{digest}}"
+    )
+    return _keep_rated(triples, scores, min_rating, f"{output}/rated-{{digest}}")
+
+
+def _documents_to_rate(triples: Manifest, output: str) -> Manifest:
+    """What judges read: the passage, the instruction and the output."""
+    with OutputDirectory(output, "documents", {}, [Parent(path=triples.root, digest=triples.digest)]) as out:
+        if out.manifest:
+            return out.manifest
+        with out.new_shard("documents") as writer, out.new_rejects("documents") as rejects:
+            for path in triples.shard_paths():
+                for table in read_tables(path, ["id", "text", "passage"]):
+                    pairs = zip(table["passage"].to_pylist(), table["text"].to_pylist(), strict=True)
+                    texts = pa.array([f"Passage: {passage}\n\n{text}" for passage, text in pairs], pa.string())
+                    writer.write(pa.table({"id": table["id"], "text": texts}))
+        return out.finish([("documents", out.commit("documents", writer, rejects, {"documents": writer.rows}))])
+
+
+def _keep_rated(triples: Manifest, scores: Manifest, min_rating: float | None, output: str) -> Manifest:
+    criteria = criteria_of(scores)
+    thresholds = {c.name: c.threshold if min_rating is None else min_rating for c in criteria}
+    columns = {c.name: "rating" if len(criteria) == 1 else f"rating_{c.name}" for c in criteria}
+    ratings: dict[str, dict[str, float | None]] = {name: {} for name in columns}
+    for path in scores.shard_paths():
+        for table in read_tables(path, ["document_id", "criterion", "score"]):
+            for row in table.to_pylist():
+                ratings[row["criterion"]][row["document_id"]] = row["score"]
+    source = SourceConfig(paths=[triples.root])
+    parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in (triples, scores)]
+
+    def divide(shard: InputShard, offset: int, table: pa.Table) -> KeptAndDropped:
+        dropped, keep = [], np.ones(table.num_rows, np.bool_)
+        for position, row in enumerate(table.select(["id", "instruction", "input", "output"]).to_pylist()):
+            values = {name: ratings[name].get(row["id"]) for name in columns}
+            low = next((name for name, value in values.items() if value is None or value < thresholds[name]), None)
+            if low is not None:
+                keep[position] = False
+                reason = "unrated" if values[low] is None else "low_rating"
+                detail = None if values[low] is None else f"{low} {values[low]:.2f}, below {thresholds[low]:g}"
+                dropped.append({**row, "reason": reason, "detail": detail})
+        kept = table.filter(pa.array(keep))
+        for name, column in columns.items():
+            values_of_rows = [ratings[name].get(triple_id) for triple_id in kept["id"].to_pylist()]
+            kept = kept.append_column(column, pa.array(values_of_rows, pa.float64()))
+        return KeptAndDropped(kept, pa.Table.from_pylist(dropped, schema=DROPPED_SCHEMA))
+
+    with OutputDirectory(output, RATED, {"thresholds": thresholds}, parents) as out:
+        return out.manifest or drop_documents(
+            out, list_shards(source)[0], source, divide, DROPPED_SCHEMA, "Keeping rated instructions"
+        )
