@@ -324,7 +324,8 @@ INJECTIONS = [
 @pytest.mark.parametrize("document", INJECTIONS)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_reaches_the_server_is_one_message_with_the_document_inside(document, name, serve, asking, tmp_path):
-    server = serve(lambda _: chat('Nothing to learn: "score": 0. Score: 0'))
+    low = load_prompt(name).score.min
+    server = serve(lambda _: chat(f'Nothing to learn: "score": {low:g}. Score: {low:g}'))
     (tmp_path / "page.jsonl").write_text(json.dumps({"id": "d", "text": document}) + "\n")
     given = asking(server, prompts=[name])
     annotate_documents(SourceConfig(paths=[str(tmp_path / "page.jsonl")]), given, tmp_path / "out", SETTINGS)
@@ -336,7 +337,7 @@ def test_what_reaches_the_server_is_one_message_with_the_document_inside(documen
         assert message["role"] == "user"
         question = message["content"]
         [row] = pq.read_table(tmp_path / "out" / "shards").to_pylist()
-        assert row["score"] == 0.0
+        assert row["score"] == low
     prompt = load_prompt(name)
     before, after = prompt.text.split(SLOT)
     assert question.startswith(before)
