@@ -86,6 +86,7 @@ class Settings(BaseSettings):
         description="token of the Hugging Face Hub, for private repositories and for pushing; default: `hf auth login`",
     )
     comet_api_key: SecretStr | None = Field(None, validation_alias="COMET_API_KEY", description="API key of Comet")
+    qdrant_api_key: SecretStr | None = Field(None, description="API key of the Qdrant server of an index")
     mongodb_uri: SecretStr | None = Field(
         None, description="MongoDB connection string with its options, for locations mongodb:///DATABASE.COLLECTION"
     )

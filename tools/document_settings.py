@@ -31,6 +31,7 @@ _MODULES = (
     "reporting.config",
     "publishing.config",
     "serving.config",
+    "downstream.retrieval.config",
     "pipeline.config",
     "tracking",
 )

@@ -159,6 +159,7 @@ _KINDS = {
     "predictions": "an evaluation; make one with evaluate",
     "scored": "scored documents; make them with score",
     "filtered": "filtered documents; make them with filter",
+    "index": "an index; make one with index",
 }
 """The content of a directory of each kind, and the command that makes it."""
 

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ class Encoder:
         tokenizer: of the model.
         pooling: how token states become one vector.
         text_prefix: the prefix of documents in its training, according to its files.
+        query_prefix: that of queries.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     pooling: Pooling
     text_prefix: str = ""
+    query_prefix: str = ""
 
     @property
     def depth(self) -> int:
@@ -50,7 +52,7 @@ class Encoder:
         return max_tokens(self.model, self.tokenizer)
 
 
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+_DOCUMENT_PROMPTS, _QUERY_PROMPTS = ("document", "passage", "corpus"), ("query", "question")
 
 
 def max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -95,7 +97,8 @@ def load_encoder(name: str) -> Encoder:
             f"encoder {name!r} is not a directory or an installed package, and cannot be downloaded from the Hub: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return Encoder(shown_name(name), model.float().eval(), tokenizer, _pooling(path), _document_prompt(path))
+    prefixes = [_prompt(path, names) for names in (_DOCUMENT_PROMPTS, _QUERY_PROMPTS)]
+    return Encoder(shown_name(name), model.float().eval(), tokenizer, _pooling(path), *prefixes)
 
 
 def steady_arithmetic() -> None:
@@ -141,11 +144,11 @@ def _pooling(path: str) -> Pooling:
     return "cls" if _read_json(path, "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean"
 
 
-def _document_prompt(path: str) -> str:
-    """The prompt that sentence-transformers' `encode_document` would use; empty by default."""
+def _prompt(path: str, known: Sequence[str]) -> str:
+    """The prompt that sentence-transformers' `encode_document` or `encode_query` would use; empty by default."""
     config = _read_json(path, "config_sentence_transformers.json")
     prompts = config.get("prompts") or {}
-    names = [name for name in _DOCUMENT_PROMPTS if prompts.get(name)]
+    names = [name for name in known if prompts.get(name)]
     return str(prompts.get(names[0] if names else config.get("default_prompt_name")) or "")
 
 

@@ -51,8 +51,12 @@ class OpenVinoModel:
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Scores [batch, criteria], float32, not clamped."""
+        return self.model.read(self.encode(input_ids, attention_mask))
+
+    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Input of the output layer, float32: embeddings [batch, width], or the scores of a published classifier."""
         outputs = self.request.infer([input_ids.numpy(), attention_mask.numpy()], share_inputs=True)
-        return self.model.read(torch.from_numpy(outputs[0]))
+        return torch.from_numpy(outputs[0])
 
 
 def _import() -> Any:

@@ -1,0 +1,1 @@
+"""Retrieval over a corpus: an index of its passages, search, and answers with citations."""
