@@ -8,11 +8,12 @@ import time
 import timeit
 from collections.abc import Mapping
 from functools import lru_cache
-
-import torch
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from ml_filter.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 _CLEARLY_FASTER = 1.2
 
@@ -23,6 +24,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: this machine does not have the device.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and torch.cuda.device_count() > 1:
@@ -47,6 +50,8 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int:
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The encoder's number type; `auto` is bfloat16 if the hardware multiplies it faster than float32."""
+    import torch
+
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     is_faster = multiplies_bfloat16(device) and (device.type != "cpu" or _bfloat16_speedup() > _CLEARLY_FASTER)
@@ -55,6 +60,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products of bfloat16. On a CPU they may be slower than float32."""
+    import torch
+
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64"):
@@ -69,6 +76,8 @@ def _bfloat16_speedup() -> float:
     It is 0.4 on an Intel Xeon with AVX-512 but no AMX, and 2.8 on an AMD EPYC. Measured in the CPU time of one thread,
     so that other processes do not change the result, in about 0.1 s.
     """
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -78,5 +87,8 @@ def _bfloat16_speedup() -> float:
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
+    import torch
+    from torch.nn import functional
+
     states, weights = torch.ones(512, 384, dtype=dtype), torch.ones(1536, 384, dtype=dtype)
     return min(timeit.repeat(lambda: functional.linear(states, weights), timer=time.thread_time, repeat=5, number=1))

@@ -14,6 +14,7 @@ from torch import nn
 
 from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
+from ml_filter.heads.balance import class_weights
 from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
 from ml_filter.heads.model import KernelLayer, MlpLayer, OutputLayer, StandardisedLayer
@@ -97,24 +98,6 @@ def predict(head: OutputLayer, embeddings: Embeddings) -> Array:
         for part in embeddings.blocks():
             scores[part] = head.scores(head(torch.from_numpy(embeddings[part]))).numpy()
     return scores
-
-
-def class_weights(labels: Array, weights: Array, balance: float) -> Array:
-    """Weights [n, criteria] for fitting, with mean 1 over the labels; 0 for missing labels.
-
-    They are `weights` times the frequency of each rounded label to the power of `-balance`.
-    """
-    balanced = np.zeros_like(weights)
-    for index in range(labels.shape[1]):
-        is_labelled = ~np.isnan(labels[:, index])
-        if is_labelled.any():
-            _, label_class, counts = np.unique(
-                np.round(labels[is_labelled, index]), return_inverse=True, return_counts=True
-            )
-            frequencies = counts[label_class].astype(np.float64) ** -balance
-            products = weights[is_labelled, index] * (frequencies / frequencies.mean())
-            balanced[is_labelled, index] = products / products.mean()
-    return balanced
 
 
 def fit_ridges(

@@ -17,7 +17,7 @@ from ml_filter.documents.lineage import ancestors, annotation_runs, annotation_s
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.info import CROSS_FITTED, HELD_OUT_FOLD, CalibratedCriterion, HeadInfo
-from ml_filter.heads.kinds import HEADS
+from ml_filter.heads.kinds import head_class
 from ml_filter.heads.store import fetch_head
 from ml_filter.heads.trained import TrainedHead
 from ml_filter.location import Location
@@ -125,10 +125,10 @@ def write_model_card(
         "publishing/templates/model_card.md",
         header=_header(info, name, evaluations, license),
         name=name,
-        description=HEADS[info.engine].description,
+        description=head_class(info.engine).description,
         info=info,
-        settings=HEADS[info.engine].used_settings(info.provenance.get("training", {})),
-        reads=HEADS[info.engine].text_limit(fetch_head(head).directory, head.config),
+        settings=head_class(info.engine).used_settings(info.provenance.get("training", {})),
+        reads=head_class(info.engine).text_limit(fetch_head(head).directory, head.config),
         head=head,
         runs=runs,
         annotators=annotation_summary(runs)["annotator"] if runs else None,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from ml_filter.config import Seed, StageConfig
 from ml_filter.heads.config import EngineConfig
 
 RAY_LOCAL = "local"
 """The value of `ray` that starts a cluster on this machine for the duration of a run."""
+Engine = Literal["torch", "openvino"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class ScoreConfig(EngineConfig):
@@ -72,3 +74,17 @@ class CascadeConfig(StageConfig):
         0.999, description="documents longer than this quantile of the sample go to the head"
     )
     seed: Seed = Field(0, description="seed that draws the sample and the audited documents")
+
+
+class EngineChoice(BaseModel):
+    """What runs the encoder, where, in which number type, and why."""
+
+    engine: Engine
+    device: str
+    dtype: Dtype
+    reason: str
+
+    def apply(self, config: ScoreConfig) -> ScoreConfig:
+        """The settings with `auto` replaced by this choice."""
+        device = self.device if config.device == "auto" else config.device
+        return config.model_copy(update={"engine": self.engine, "dtype": self.dtype, "device": device})

@@ -16,11 +16,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from loguru import logger
-from pydantic import BaseModel
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.readers import InputShard, known_rows, read_records
@@ -32,7 +31,7 @@ from ml_filter.heads.kinds import encoder_directory
 from ml_filter.heads.kinds.encoder import EncoderHead
 from ml_filter.heads.model import load_model
 from ml_filter.heads.store import fetch_head
-from ml_filter.scoring.config import ScoreConfig
+from ml_filter.scoring.config import Dtype, Engine, EngineChoice, ScoreConfig
 
 _MIN_BYTES = 4 * 2**20
 _MAX_SHARE = 0.05
@@ -42,8 +41,6 @@ _MAX_SECONDS = 2.0
 _CLEARLY_FASTER, _CLEARLY_SLOWER = 0.97, 1.25
 _SHARDS, _TEXTS, _BATCHES = 8, 128, 4
 
-Engine = Literal["torch", "openvino"]
-Dtype = Literal["float32", "bfloat16"]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 _DTYPES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -57,20 +54,6 @@ class Candidate(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.engine} {self.dtype}"
-
-
-class EngineChoice(BaseModel):
-    """What runs the encoder, where, in which number type, and why."""
-
-    engine: Engine
-    device: str
-    dtype: Dtype
-    reason: str
-
-    def apply(self, config: ScoreConfig) -> ScoreConfig:
-        """The settings with `auto` replaced by this choice."""
-        device = self.device if config.device == "auto" else config.device
-        return config.model_copy(update={"engine": self.engine, "dtype": self.dtype, "device": device})
 
 
 def choose_engine(

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
@@ -28,13 +27,12 @@ from ml_filter.documents.rejects import nothing_read
 from ml_filter.documents.sources import list_shards_with_states
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from ml_filter.heads.encoder import steady_arithmetic
-from ml_filter.heads.kinds import load_head
+from ml_filter.heads.kinds import encoder_directory, load_head
 from ml_filter.heads.store import HeadName, fetch_head
 from ml_filter.metrics import Sample, exported
 from ml_filter.progress import Progress, progress
-from ml_filter.scoring.config import ScoreConfig
+from ml_filter.scoring.config import EngineChoice, ScoreConfig
 from ml_filter.scoring.cores import threads_per_worker, usable_cores
-from ml_filter.scoring.engine_choice import EngineChoice, choose_engine
 from ml_filter.scoring.ray_workers import RayWorkers
 from ml_filter.scoring.shard import ScoringJob, score_or_fail
 from ml_filter.scoring.workers import LocalWorkers, score_with
@@ -120,13 +118,17 @@ def find_rank(rank: str, world_size: int | None, environment: Mapping[str, str] 
 
 def _plan(head: HeadName, source: SourceConfig, config: ScoreConfig, output: str | Path) -> ScoringJob:
     steady_arithmetic()  # before workers start, which inherit it
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # torch ignores the CPU limit of a container
     shards, parents = list_shards_with_states(source)
     local = fetch_head(head)
     parents.append(local.parent)
     # A Ray worker on another machine fetches the head itself.
     name = local.location if config.ray else str(local.directory)
-    return ScoringJob(name, source, config, str(output), tuple(shards), tuple(parents))
+    has_encoder = encoder_directory(local.directory) is not None
+    if has_encoder:
+        import torch
+
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # it ignores the CPU limit of a container
+    return ScoringJob(name, source, config, str(output), tuple(shards), tuple(parents), has_encoder)
 
 
 def _score_and_finish(job: ScoringJob, shards: Sequence[InputShard], part: str | None = None) -> Manifest | None:
@@ -157,8 +159,12 @@ def _reuse_finished(job: ScoringJob, out: GrowingDirectory, shards: Sequence[Inp
 
 def _with_engine_choice(job: ScoringJob, out: OutputDirectory) -> ScoringJob:
     """The job with the engine that an earlier run or another rank chose for this output, or else a new choice."""
+    if not job.has_encoder:
+        return job
     recorded = out.made_with
     if not recorded:
+        from ml_filter.scoring.engine_choice import choose_engine
+
         is_one_process = job.config.workers == 1 and not job.config.ray
         threads = None if is_one_process else threads_per_worker(job.config, min(job.config.workers, len(job.shards)))
         choice = choose_engine(job.head, job.config, job.source, job.shards, threads)

@@ -6,6 +6,7 @@ the ranks of a cluster job. Calling it again for the same shard, later or at the
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
@@ -26,8 +26,7 @@ from ml_filter.documents.rejects import DAMAGE, RejectsLog
 from ml_filter.documents.tables import concat_tables, rename_clashing_columns
 from ml_filter.errors import InputError, MlFilterError
 from ml_filter.heads.kinds import Head
-from ml_filter.scoring.config import ScoreConfig
-from ml_filter.scoring.engine_choice import EngineChoice
+from ml_filter.scoring.config import EngineChoice, ScoreConfig
 
 _CHUNK_ROWS = 4000
 _CHUNK_BYTES = 64 * 2**20
@@ -49,6 +48,8 @@ class ScoringJob:
     shards: tuple[InputShard, ...]
     parents: tuple[Parent, ...]
     """Of the source, then the head's."""
+    has_encoder: bool = True
+    """Without one, torch is not imported, which takes longer than loading a hashing head."""
     engine_choice: EngineChoice | None = None
     """None until the engine is chosen, and for heads without an encoder."""
 
@@ -126,13 +127,14 @@ def score_or_fail(
         return score_shard(job, shard, head, out, advance)
     except MlFilterError:
         raise
-    except torch.AcceleratorError as error:
-        raise InputError(
-            f"{describe_error(error)} while scoring {shard.uri}. The device is unusable for the rest of this process: "
-            "run the same command again. With --workers 2 a broken worker is replaced, and a shard that breaks several "
-            "workers fails without ending the run"
-        ) from error
     except Exception as error:
+        torch = sys.modules.get("torch")  # not imported for a head without an encoder
+        if torch and isinstance(error, torch.AcceleratorError):
+            raise InputError(
+                f"{describe_error(error)} while scoring {shard.uri}. The device is unusable for the rest of this "
+                "process: run the same command again. With --workers 2 a broken worker is replaced, and a shard that "
+                "breaks several workers fails without ending the run"
+            ) from error
         logger.opt(exception=error).debug(f"Scoring {shard.uri}")
         return fail_shard(out, shard, describe_error(error))
 

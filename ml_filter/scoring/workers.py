@@ -66,10 +66,11 @@ class ShardWorker:
 
     def load(self) -> Event:
         """Load the head."""
-        import torch
-
         configure_logging(level="WARNING")
-        torch.set_num_threads(self.threads)
+        if self.job.has_encoder:
+            import torch
+
+            torch.set_num_threads(self.threads)
         try:
             self.head = load_head(self.job.head, self._config())
         except MlFilterError as error:
@@ -80,6 +81,8 @@ class ShardWorker:
 
     def _config(self) -> ScoreConfig:
         """The settings of the job, with one GPU for this worker if the machine has several."""
+        if not self.job.has_encoder:
+            return self.job.engine_config
         import torch
 
         config, gpus = self.job.engine_config, torch.cuda.device_count()

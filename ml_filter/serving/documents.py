@@ -13,7 +13,7 @@ from ml_filter.documents.lineage import annotation_summary
 from ml_filter.documents.manifest import Parent
 from ml_filter.documents.readers import text_id
 from ml_filter.heads.info import CalibratedCriterion, HeadInfo
-from ml_filter.heads.kinds import HEADS, Head
+from ml_filter.heads.kinds import Head, head_class
 from ml_filter.location import Location
 from ml_filter.serving.config import ServeConfig
 from ml_filter.statistics.calibration import ThresholdRow
@@ -144,7 +144,7 @@ def describe_head(head: Parent, info: HeadInfo, config: ServeConfig) -> HeadDesc
     Raises:
         ConfigError: this machine does not have the device.
     """
-    device, dtype = HEADS[info.engine].device_and_dtype(config.score)
+    device, dtype = head_class(info.engine).device_and_dtype(config.score)
     runs: list[dict[str, Any]] = info.provenance.get("labels", [])
     prompts = {
         prompt["digest"]: {name: str(prompt[name]) for name in ("name", "criterion", "digest")}

@@ -12,9 +12,10 @@ from sklearn.preprocessing import StandardScaler
 from ml_filter.criterion import Criterion
 from ml_filter.errors import InputError
 from ml_filter.heads import fitting
+from ml_filter.heads.balance import class_weights
 from ml_filter.heads.config import HeadSettings
 from ml_filter.heads.embeddings import Embeddings
-from ml_filter.heads.fitting import class_weights, fit_head, fit_ridge, predict, validation_figures
+from ml_filter.heads.fitting import fit_head, fit_ridge, predict, validation_figures
 from ml_filter.statistics.evaluation import evaluate_scores
 
 EDU = Criterion(name="edu", low=0, high=5, threshold=3)

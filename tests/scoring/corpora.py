@@ -62,7 +62,7 @@ def start(head: str, corpus: Path, output: Path, *options: str) -> Iterator[subp
 def wait_until(condition: Callable[[], object], running: subprocess.Popen[str] | None = None) -> None:
     """Poll until the condition holds or the process ends."""
     while not condition() and (running is None or running.poll() is None):
-        time.sleep(0.002)
+        time.sleep(0.01)  # a shorter pause takes a core from what is waited for
 
 
 def workers_writing(output: Path, shard: str = "*") -> list[int]:

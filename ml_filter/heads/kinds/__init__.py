@@ -7,30 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from ml_filter.criterion import Criterion
 from ml_filter.heads.config import TrainConfig
-from ml_filter.heads.kinds.base import HEADS, Head, Trainer, encoder_directory, load_head
+from ml_filter.heads.kinds.base import Head, Trainer, class_of, encoder_directory, head_class, load_head
 from ml_filter.heads.kinds.cascade import cascade_of
-from ml_filter.heads.kinds.encoder import EncoderTrainer
-from ml_filter.heads.kinds.finetuned import FinetunedTrainer
-from ml_filter.heads.kinds.hashing import HashingTrainer
-from ml_filter.heads.kinds.stack import StackTrainer
-from ml_filter.heads.kinds.static import StaticTrainer
 
-__all__ = ["HEADS", "Head", "Trainer", "cascade_of", "create_trainer", "encoder_directory", "load_head"]
-
-_TRAINERS: dict[str, type[Trainer]] = {
-    "encoder": EncoderTrainer,
-    "hashing": HashingTrainer,
-    "static": StaticTrainer,
-    "stack": StackTrainer,
-    "finetuned": FinetunedTrainer,
-}
+__all__ = ["Head", "Trainer", "cascade_of", "create_trainer", "encoder_directory", "head_class", "load_head"]
 
 
 def create_trainer(
     config: TrainConfig, criteria: Sequence[Criterion], cache: Path, scratch: Path | None = None
 ) -> Trainer:
     """The trainer for a configuration; `Trainer` describes the arguments."""
-    return _TRAINERS["finetuned" if config.finetune else config.kind](config, criteria, cache, scratch)
+    trainer = class_of("finetuned" if config.finetune else config.kind, "Trainer")
+    return cast(Trainer, trainer(config, criteria, cache, scratch))

@@ -10,8 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ OF_ENCODERS = frozenset(("layers", "max_tokens", "text_prefix", "windows", "comb
     f"head.{name}" for name in HeadSettings.model_fields if name != "balance"
 )
 """Training settings that only affect heads with an encoder."""
+_WITH_OWN_SETTINGS = ("hashing", "static", "stack", "cascade")
+"""The kinds whose name is a key in the config.json of their heads."""
 _OF_GRADIENTS = {f"head.{name}" for name in ("learning_rate", "weight_decay", "epochs", "patience")}
 
 Strata = Mapping[str, Sequence[str | None]]
@@ -46,10 +49,6 @@ class ScoredTexts(NamedTuple):
     counts: Mapping[str, int] = {}
 
 
-HEADS: dict[str, type[Head]] = {}
-"""The class of each kind of head, filled as the modules of this package are imported."""
-
-
 class Head(ABC):
     """A loaded head of one kind: texts to scores."""
 
@@ -62,10 +61,6 @@ class Head(ABC):
     unit: Unit = "words"
     """What `lengths` counts."""
     info: HeadInfo
-
-    def __init_subclass__(cls) -> None:
-        if "kind" in vars(cls):
-            HEADS[cls.kind] = cls
 
     @classmethod
     @abstractmethod
@@ -120,9 +115,19 @@ class Head(ABC):
         return [len(words(text)) for text in texts]
 
 
-def head_class(content: dict[str, Any]) -> type[Head]:
+def head_class(kind: str) -> type[Head]:
+    """The class of a kind of head: `HashingHead` of the module `hashing`, and so on."""
+    return cast(type[Head], class_of(kind, "Head"))
+
+
+def class_of(kind: str, role: Literal["Head", "Trainer"]) -> Any:
+    """A class of a kind, whose module is imported only now: those with an encoder take seconds, a hashing head none."""
+    return getattr(import_module(f"{__package__}.{kind}"), f"{kind.title()}{role}")
+
+
+def _class_in(content: dict[str, Any]) -> type[Head]:
     """The class of a head with this config.json; a published classifier counts as an encoder head."""
-    return next((HEADS[kind] for kind in HEADS if kind in content and kind != "encoder"), HEADS["encoder"])
+    return head_class(next((kind for kind in _WITH_OWN_SETTINGS if kind in content), "encoder"))
 
 
 def load_head(name: str | Path, config: EngineConfig) -> Head:
@@ -138,14 +143,14 @@ def load_head(name: str | Path, config: EngineConfig) -> Head:
     """
     directory = Path(name) if Path(name).is_dir() else fetch_head(name).directory
     content = read_config(directory)
-    return head_class(content).load(directory, content, config)
+    return _class_in(content).load(directory, content, config)
 
 
 def encoder_directory(directory: Path) -> Path | None:
     """The directory of the encoder inside a head; None if the head has no encoder."""
     if (directory / ENCODER_DIRECTORY).is_dir():
         return encoder_directory(directory / ENCODER_DIRECTORY)
-    return directory if head_class(read_config(directory)).has_encoder else None
+    return directory if _class_in(read_config(directory)).has_encoder else None
 
 
 class Trainer(ABC):

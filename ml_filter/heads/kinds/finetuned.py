@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ml_filter.heads.balance import class_weights
 from ml_filter.heads.batching import combine_windows
-from ml_filter.heads.fitting import class_weights
 from ml_filter.heads.info import HELD_OUT_FOLD, HeadInfo, uncalibrated
 from ml_filter.heads.kinds.encoder import CHUNK_TEXTS, EncoderTrainer
 from ml_filter.statistics.intervals import Array

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from ml_filter.errors import InputError
+from ml_filter.heads.balance import class_weights
 from ml_filter.heads.config import EngineConfig
-from ml_filter.heads.fitting import class_weights
 from ml_filter.heads.info import CONFIG_NAME, WEIGHTS_NAME, HeadInfo, read_weights, write_config
 from ml_filter.heads.kinds.base import OF_ENCODERS, Head, Trainer
 from ml_filter.heads.sparse_ridge import document_lengths, fit_sparse_ridge

@@ -10,10 +10,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_filter.heads.balance import class_weights
 from ml_filter.heads.config import EngineConfig, HeadKind, TrainConfig
-from ml_filter.heads.fitting import class_weights
 from ml_filter.heads.info import HeadInfo, read_config, write_config
-from ml_filter.heads.kinds.base import HEADS, Head, Trainer, load_head
+from ml_filter.heads.kinds.base import Head, Trainer, head_class, load_head
 from ml_filter.heads.kinds.encoder import EncoderTrainer
 from ml_filter.heads.kinds.hashing import HashingTrainer
 from ml_filter.statistics.intervals import Array
@@ -45,7 +45,7 @@ class StackHead(Head):
     def text_limit(cls, directory: Path, content: dict[str, Any]) -> str | None:
         """How much of a text each member reads."""
         names = content["stack"]["members"]
-        limits = [HEADS[name].text_limit(directory / name, read_config(directory / name)) for name in names]
+        limits = [head_class(name).text_limit(directory / name, read_config(directory / name)) for name in names]
         return ", and ".join(limit for limit in limits if limit)
 
     def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:

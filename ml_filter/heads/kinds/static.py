@@ -24,10 +24,11 @@ from pydantic import BaseModel, Field
 
 from ml_filter.documents.manifest import digest_of
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.heads.balance import class_weights
 from ml_filter.heads.config import EngineConfig, Layers
 from ml_filter.heads.embeddings import Embeddings, EmbeddingStore
 from ml_filter.heads.encoder import Encoder, load_encoder, weights_digest
-from ml_filter.heads.fitting import class_weights, fit_ridges
+from ml_filter.heads.fitting import fit_ridges
 from ml_filter.heads.info import CONFIG_NAME, WEIGHTS_NAME, HeadInfo, read_config, read_weights, write_config
 from ml_filter.heads.kinds.base import OF_ENCODERS, Head, Trainer
 from ml_filter.heads.model import HeadModel
