@@ -19,6 +19,7 @@ from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, read_tables
 from ml_filter.documents.sources import list_shards
+from ml_filter.downstream.instruct.stages import SharedBudget
 from ml_filter.downstream.instruct.triples import DROPPED_SCHEMA
 
 RATED = "rated"
@@ -32,6 +33,7 @@ def rate_triples(
     output: str,
     settings: Settings | None = None,
     *,
+    budget: SharedBudget | None = None,
     ledgers: str | None = None,
 ) -> Manifest:
     """The instructions whose rating reaches the threshold of every criterion, with the column `rating`.
@@ -48,9 +50,11 @@ def rate_triples(
     """
     documents = _documents_to_rate(triples, f"{output}/to-rate-{{digest}}")
     source = SourceConfig(paths=[documents.root])
-    annotations = [
-        annotate_documents(source, judge, f"{output}/ratings-{{digest}}", settings, ledgers=ledgers) for judge in jury
-    ]
+    annotations: list[Manifest] = []
+    for judge in jury:
+        asked = (budget or SharedBudget(None)).share(judge, triples, *annotations)
+        place = f"{output}/ratings-{{digest}}"
+        annotations.append(annotate_documents(source, asked, place, settings, ledgers=ledgers))
     scores = aggregate_annotations(
         [manifest.root for manifest in annotations], aggregate, f"{output}/scores-{{digest}}"
     )

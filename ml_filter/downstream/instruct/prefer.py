@@ -1,0 +1,162 @@
+"""Preference pairs: several answers to an instruction, of which a judge prefers one whatever their order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+import pyarrow as pa
+
+from ml_filter.annotation.config import AskConfig
+from ml_filter.annotation.connection import annotator_name
+from ml_filter.annotation.generate import generate
+from ml_filter.annotation.pairwise import judge_pairs
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.manifest import Manifest, Parent
+from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.readers import read_tables
+from ml_filter.downstream.instruct.checks import Triple
+from ml_filter.downstream.instruct.config import PreferConfig
+from ml_filter.downstream.instruct.stages import SharedBudget
+
+PREFERENCES = "preferences"
+_CARRIED = ("document_id", "document_digest")
+PREFERENCE_SCHEMA = pa.schema(
+    [
+        (name, pa.string())
+        for name in ("id", "task", "chosen", "rejected", "chosen_by", "rejected_by", "reason", "judged_by", *_CARRIED)
+    ]
+)
+_PAIR_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "task", "first", "second", "first_by", "second_by", *_CARRIED)]
+)
+
+
+def prefer_answers(
+    triples: Manifest,
+    config: PreferConfig,
+    output: str,
+    settings: Settings | None = None,
+    *,
+    budget: SharedBudget | None = None,
+    ledgers: str | None = None,
+) -> Manifest:
+    """The pairs of answers of which the judge prefers the same one in both orders.
+
+    Ties, inconsistent verdicts and failures are counted and are in the directory of verdicts. With one answerer, its
+    answer is compared with the output of the instruction.
+
+    Args:
+        output: directory of the directories of this stage.
+
+    Raises:
+        TooManyFailures, EndpointError: see `generate`.
+    """
+    settings, budget = settings or Settings(), budget or SharedBudget(None)
+    tasks = _tasks(triples, f"{output}/tasks-{{digest}}")
+    source = SourceConfig(paths=[tasks.root])
+    answers: list[Manifest] = []
+    for answerer in config.answerers:
+        asked = budget.share(answerer, triples, *answers)
+        place = f"{output}/answers-{{digest}}"
+        answers.append(generate(source, "instruct_answer", asked, place, settings, ledgers=ledgers))
+    names = [_name(answerer, settings) for answerer in config.answerers]
+    pairs = _pairs(triples, answers, names, f"{output}/pairs-{{digest}}")
+    verdicts = judge_pairs(pairs, config.prompt, budget.share(config.judge, pairs), output, settings, ledgers=ledgers)
+    with OutputDirectory(
+        f"{output}/preferences-{{digest}}", PREFERENCES, {}, [Parent(path=verdicts.root, digest=verdicts.digest)]
+    ) as out:
+        if out.manifest:
+            return out.manifest
+        counts = Counter(read=0, kept=0, dropped=0)
+        with out.new_shard("preferences", PREFERENCE_SCHEMA) as writer, out.new_rejects("preferences") as rejects:
+            for path in verdicts.shard_paths():
+                for table in read_tables(path):
+                    rows = table.to_pylist()
+                    kept = [_preference(row) for row in rows if row["verdict"] in ("first", "second")]
+                    counts.update(read=len(rows), kept=len(kept), dropped=len(rows) - len(kept))
+                    counts.update(
+                        f"dropped_{row['verdict']}" for row in rows if row["verdict"] not in ("first", "second")
+                    )
+                    writer.write(pa.Table.from_pylist(kept, schema=PREFERENCE_SCHEMA))
+        return out.finish([("preferences", out.commit("preferences", writer, rejects, counts))])
+
+
+def _name(answerer: AskConfig, settings: Settings) -> str:
+    return f"{annotator_name(answerer, settings)} at temperature {answerer.temperature:g}"
+
+
+def _tasks(triples: Manifest, output: str) -> Manifest:
+    """The instructions without their outputs, as documents to answer."""
+    with OutputDirectory(output, "documents", {}, [Parent(path=triples.root, digest=triples.digest)]) as out:
+        if out.manifest:
+            return out.manifest
+        with out.new_shard("documents") as writer, out.new_rejects("documents") as rejects:
+            for rows in _batches(triples, ["id", "instruction", "input"]):
+                tasks = [{"id": row["id"], "text": Triple(row["instruction"], row["input"], "").task} for row in rows]
+                writer.write(pa.Table.from_pylist(tasks))
+        return out.finish([("documents", out.commit("documents", writer, rejects, {"documents": writer.rows}))])
+
+
+def _pairs(triples: Manifest, answers: Sequence[Manifest], names: Sequence[str], output: str) -> Manifest:
+    """All pairs of different answers to each instruction."""
+    parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in (triples, *answers)]
+    with OutputDirectory(output, "pairs", {"answerers": list(names)}, parents) as out:
+        if out.manifest:
+            return out.manifest
+        counts = Counter(instructions=0, pairs=0, same=0)
+        streams = [(row for rows in _batches(manifest, ["answer"]) for row in rows) for manifest in answers]
+        with out.new_shard("pairs", _PAIR_SCHEMA) as writer, out.new_rejects("pairs") as rejects:
+            for rows in _batches(triples, ["id", *Triple._fields, "generated_by", *_CARRIED]):
+                pairs = []
+                for row in rows:
+                    given = [
+                        (name, str(answer))
+                        for name, answer in zip(names, _next_answers(streams), strict=True)
+                        if answer
+                    ]
+                    if len(answers) == 1:
+                        given.append((f"{row['generated_by']}, as written", row["output"]))
+                    different = [(a, b) for a, b in combinations(given, 2) if a[1].strip() != b[1].strip()]
+                    counts.update(instructions=1, pairs=len(different))
+                    counts["same"] += len(list(combinations(given, 2))) - len(different)
+                    pairs += [_pair(row, number, a, b) for number, (a, b) in enumerate(different)]
+                writer.write(pa.Table.from_pylist(pairs, schema=_PAIR_SCHEMA))
+        return out.finish([("pairs", out.commit("pairs", writer, rejects, counts))])
+
+
+def _next_answers(streams: Sequence[Iterator[dict[str, Any]]]) -> list[str | None]:
+    return [next(stream)["answer"] for stream in streams]
+
+
+def _pair(row: dict[str, Any], number: int, first: tuple[str, str], second: tuple[str, str]) -> dict[str, Any]:
+    return {
+        "id": f"{row['id']} pair {number}",
+        "task": Triple(row["instruction"], row["input"], "").task,
+        "first": first[1],
+        "second": second[1],
+        "first_by": first[0],
+        "second_by": second[0],
+        **{name: row[name] for name in _CARRIED},
+    }
+
+
+def _preference(row: dict[str, Any]) -> dict[str, Any]:
+    better, worse = ("first", "second") if row["verdict"] == "first" else ("second", "first")
+    return {
+        **{name: row[name] for name in ("id", "task", "judged_by", *_CARRIED)},
+        "chosen": row[better],
+        "rejected": row[worse],
+        "chosen_by": row[f"{better}_by"],
+        "rejected_by": row[f"{worse}_by"],
+        "reason": row["verdict_reason"],
+    }
+
+
+def _batches(manifest: Manifest, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    for path in manifest.shard_paths():
+        for table in read_tables(path, list(columns)):
+            yield table.to_pylist()

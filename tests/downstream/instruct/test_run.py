@@ -1,0 +1,180 @@
+"""The chain from documents to data sets against a server that answers sensibly."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
+from ml_filter.downstream.instruct.config import InstructConfig
+from ml_filter.downstream.instruct.report import PAGE_NAME, read_report
+from ml_filter.downstream.instruct.run import make_instructions
+from ml_filter.errors import TooManyFailures
+from tests.annotation.misbehaving import chat
+from tests.downstream.instruct.author import PAGES, sensible
+
+SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
+
+
+@pytest.fixture
+def pages(tmp_path):
+    path = tmp_path / "pages.jsonl"
+    path.write_text("".join(json.dumps(page) + "\n" for page in PAGES))
+    return SourceConfig(paths=[str(path)])
+
+
+def asked(server, **changes) -> dict:
+    return {"endpoints": [server.url], "model": "m", "max_concurrency": 4, "max_retries": 0, **changes}
+
+
+def configured(server, **changes) -> InstructConfig:
+    fields = {"write": asked(server), "evolve": {"kinds": ["constraints", "deepen", "breadth"]}}
+    return InstructConfig.model_validate({**fields, "publish": {"validation_share": 0.3}, **changes})
+
+
+def rows_of(manifest, view: str) -> list[dict]:
+    paths = [shard.path for shard in manifest.shards if shard.path.startswith(f"data/{view}/")]
+    return [row for path in paths for row in pq.read_table(manifest.path_of(path)).to_pylist()]
+
+
+def test_documents_become_data_sets_and_everything_that_is_dropped_has_a_reason(serve, tmp_path, pages):
+    server = serve(sensible)
+    run = make_instructions(pages, configured(server), str(tmp_path / "out"), SETTINGS)
+    report = read_report(run.report)
+    stages = {stage.name: stage for stage in report.stages}
+    assert stages["triples-0"].rows == 8
+    assert stages["triples-0"].dropped == {"refusal": 1, "number_not_in_source": 3}
+    ways = Counter(row["evolution"] for row in rows_of(run.published, "messages"))
+    evolved = pq.read_table(Path(stages["evolving-1"].path) / "shards").to_pylist()
+    deepened = sum(row["evolution"] == "deepen" for row in evolved)
+    assert len(evolved) == 8
+    assert stages["triples-1"].dropped == ({"unchanged": deepened} if deepened else {})
+    assert stages["triples-1"].rows == 8 - deepened
+    assert 0 < deepened < 8
+    # the vague ones are rated 1 and dropped; their evolutions still say "grow fast"
+    assert stages["rated"].dropped["low_rating"] == stages["deduplicated"].rows - stages["rated"].rows > 4
+    assert ways[None] == 4
+    assert report.instructions == sum(ways.values()) == stages["rated"].rows
+    assert report.prompt_tokens == 10 * len(server.requests)
+    assert report.completion_tokens == 5 * len(server.requests)
+
+    messages, alpaca = rows_of(run.published, "messages"), rows_of(run.published, "alpaca")
+    assert [turn["role"] for turn in messages[0]["messages"]] == ["user", "assistant"]
+    assert all(row["rating"] == 4 and row["generated_by"] == "m" for row in messages)
+    lineage = [
+        (row["id"], row["parent_id"], row["evolution"], row["generation"]) for row in messages if row["parent_id"]
+    ]
+    assert lineage
+    assert all((new, number) == (f"{parent}+{way}", 1) for new, parent, way, number in lineage)
+    assert {parent for _, parent, _, _ in lineage} < {row["parent_id"] for row in evolved}
+    assert {(row["instruction"], row["output"]) for row in alpaca} == {
+        (row["messages"][0]["content"], row["messages"][1]["content"]) for row in messages
+    }
+    by_split = {
+        split: {
+            row["document_id"]
+            for row in pq.read_table(tmp_path / run.published.path_of(f"data/messages/{split}.parquet")).to_pylist()
+        }
+        for split in ("train", "validation")
+    }
+    assert not by_split["train"] & by_split["validation"]
+
+    page = Path(run.report.path_of(PAGE_NAME)).read_text()
+    assert "Explain where" in page
+    assert "m: 4. Clear." in page
+    assert "triples-0: number not in source (1987)" in page
+    card = Path(run.published.path_of("README.md")).read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["license"] == "unknown"
+    assert [config["config_name"] for config in header["configs"]] == ["messages", "alpaca"]
+    assert "terms of a model may forbid" in card
+
+
+def test_a_second_run_asks_nothing_and_a_higher_rating_rates_nothing_again(serve, tmp_path, pages):
+    server = serve(sensible)
+    first = make_instructions(pages, configured(server), str(tmp_path / "out"), SETTINGS)
+    count = len(server.requests)
+    again = make_instructions(pages, configured(server), str(tmp_path / "out"), SETTINGS)
+    assert again.published.digest == first.published.digest
+    strict = make_instructions(pages, configured(server, min_rating=4.5), str(tmp_path / "out"), SETTINGS)
+    assert len(server.requests) == count
+    assert read_report(strict.report).instructions == 0
+    assert "No instruction was kept" in Path(strict.report.path_of(PAGE_NAME)).read_text()
+    assert strict.published.shards == []
+
+
+def test_a_writer_that_writes_nothing_usable_ends_with_a_report_that_says_so(serve, tmp_path, pages):
+    empty = [{"instruction": "Write", "input": "", "output": "..."}, {"instruction": "", "input": "", "output": ""}]
+    server = serve(lambda request: chat(json.dumps({"triples": empty})))
+    run = make_instructions(pages, configured(server), str(tmp_path / "out"), SETTINGS)
+    report = read_report(run.report)
+    assert len(server.requests) == len(PAGES)  # nothing was evolved or rated
+    assert [stage.name for stage in report.stages] == ["chunks", "written", "triples-0", "data"]
+    assert report.stages[2].dropped == {"instruction_length": 4, "empty": 4}
+    assert {example.reason for example in report.dropped} == {"instruction_length", "empty"}
+
+
+def test_one_budget_holds_for_all_stages_and_a_higher_one_continues(serve, tmp_path, pages):
+    usage = {"prompt_tokens": 300, "completion_tokens": 200, "total_tokens": 500}
+    server = serve(lambda request: {**sensible(request), "usage": usage})
+    with pytest.raises(TooManyFailures, match="budget"):
+        make_instructions(pages, configured(server, budget_tokens=5_000), str(tmp_path / "out"), SETTINGS)
+    spent = len(server.requests)
+    assert len(PAGES) < spent <= 5_000 / 500  # it ended while instructions were evolved
+    whole = make_instructions(pages, configured(server, budget_tokens=50_000), str(tmp_path / "out"), SETTINGS)
+    report = read_report(whole.report)
+    assert report.prompt_tokens + report.completion_tokens == 500 * len(server.requests) > 5_000
+    bodies = Counter(json.dumps(request.body, sort_keys=True) for request in server.requests)
+    assert max(bodies.values()) == 1  # nothing was paid for twice
+
+
+def test_preference_pairs_keep_only_what_is_preferred_in_both_orders(serve, tmp_path, pages):
+    server = serve(sensible)
+    answerers = [asked(server, temperature=0.0), asked(server, temperature=1.0)]
+    prefer = {"answerers": answerers, "judge": asked(server)}
+    config = configured(
+        server, prefer=prefer, evolve={"generations": 0}, publish={"format": "jsonl", "license": "odc-by"}
+    )
+    run = make_instructions(pages, config, str(tmp_path / "out"), SETTINGS)
+    [path] = [shard.path for shard in run.published.shards if "preferences" in shard.path]
+    rows = [json.loads(line) for line in Path(run.published.path_of(path)).read_text().splitlines()]
+    assert len(rows) == read_report(run.report).preferences == 4
+    for row in rows:
+        assert row["prompt"][0]["content"].startswith("Explain where")
+        assert "gravel" in row["chosen"][0]["content"]
+        assert "gravel" not in row["rejected"][0]["content"]
+        assert (row["chosen_by"], row["rejected_by"]) == ("m at temperature 0", "m at temperature 1")
+    header = yaml.safe_load(Path(run.published.path_of("README.md")).read_text().split("---")[1])
+    assert (header["license"], header["license_name"]) == ("other", "documents-odc-by-generated-unknown")
+
+
+def test_a_jury_is_aggregated_and_evaluation_texts_are_kept_out(serve, tmp_path, pages):
+    def harsh(request):
+        return chat(json.dumps({"reason": "No.", "score": 1})) if "score" in str(request.body) else sensible(request)
+
+    server, other = serve(sensible), serve(harsh)
+    jury = [
+        {**asked(server), "prompts": ["instruction_quality"]},
+        {**asked(other, model="n"), "prompts": ["instruction_quality"]},
+    ]
+    (tmp_path / "gold.jsonl").write_text(
+        json.dumps({"text": "Explain where Lilies grow and why they do well there."}) + "\n"
+    )
+    decontaminate = {"against": [{"paths": [str(tmp_path / "gold.jsonl")]}], "ngram_words": 8}
+    config = configured(
+        server,
+        judges=jury,
+        aggregate={"method": "mean"},
+        min_rating=2.5,
+        decontaminate=decontaminate,
+        evolve={"generations": 0},
+    )
+    run = make_instructions(pages, config, str(tmp_path / "out"), SETTINGS)
+    report = read_report(run.report)
+    assert report.instructions == 3
+    assert all(example.rating == 2.5 and len(example.reasons) == 2 for example in report.kept)
+    assert next(stage for stage in report.stages if stage.name == "decontaminated").dropped
