@@ -25,6 +25,8 @@ class Artifact(StrEnum):
     COMPARISON = "comparison"
     TRACKING = "tracking"
     EXPORTED = "exported"
+    ABLATION = "ablation"
+    ABLATION_REPORT = "ablation_report"
 
 
 DRIFT = "drift"

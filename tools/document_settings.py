@@ -31,8 +31,10 @@ _MODULES = (
     "reporting.config",
     "publishing.config",
     "serving.config",
+    "downstream.ablation.config",
     "downstream.retrieval.config",
     "pipeline.config",
+    "pipeline.ablation",
     "tracking",
 )
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from ml_filter.config import parse_override, problems_in, read_settings, with_overrides
 from ml_filter.errors import ConfigError
 from ml_filter.logs import configure_logging
+from ml_filter.pipeline.ablation import AblationPipelineConfig
 from ml_filter.pipeline.config import (
     AnnotationPipelineConfig,
     ContinuousTrainingPipelineConfig,
@@ -70,6 +71,11 @@ PIPELINES = {
         ContinuousTrainingPipelineConfig,
         "Annotate a sample of what the source has gained, train on all labels so far, promote a better head.",
         "run-continuous-training-pipeline source.paths='[\"crawl/*.warc.gz\"]' sample.size=1000",
+    ),
+    "ablation": Pipeline(
+        AblationPipelineConfig,
+        "Train models on what a filter keeps, on what it drops and on random documents, and compare them.",
+        "run-ablation-pipeline filtered=runs/filtered-1a2b3c4d ablate.gold.paths='[gold.jsonl]'",
     ),
     "end_to_end": Pipeline(
         EndToEndPipelineConfig,

@@ -163,7 +163,7 @@ def check_locations(config: BaseModel, orchestrator: str) -> None:
 def _locations(config: BaseModel) -> Iterator[tuple[str, str]]:
     """Names and values of the settings that are a directory, file or glob."""
     for name, value in flat_settings(_without_lists(config.model_dump(mode="json"))).items():
-        if name in ("output", "head") or (name.endswith(".ledger") and value is not None):
+        if name in ("output", "head", "filtered") or (name.endswith(".ledger") and value is not None):
             yield name, value
         elif ".paths." in name:
             yield name.rpartition(".")[0], value

@@ -60,6 +60,11 @@ def show_table(title: str, path: str, counts: Mapping[str, int], figures: Mappin
     _print(f"in {path}")
 
 
+def show_figures(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose first column has names and whose others have figures."""
+    _print_table(title, headers, rows)
+
+
 def show_head(head: TrainedHead) -> None:
     """How many documents a head was trained and tested on, and the figures of its evaluation."""
     training = head.training

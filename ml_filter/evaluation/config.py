@@ -42,4 +42,9 @@ class PromoteConfig(StageConfig):
         0.01, description="greatest share of these documents without a score"
     )
     criterion: str | None = Field(None, description="criterion of the heads (default: the only one)")
+    ablation: str | None = Field(
+        None,
+        description="directory of an ablation of a corpus that the head scored, which must find that its filter helps "
+        "(default: not required)",
+    )
     required: bool = Field(False, description="exit with code 1 if the head is not promoted")

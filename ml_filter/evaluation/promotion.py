@@ -2,7 +2,8 @@
 
 A head is promoted if the lower bound of its figure minus the current head's reaches `margin` (and the difference
 exceeds it), and that of its figure with human labels reaches `min_agreement`. The paired test uses documents with LLM
-labels if there are some (`test`), otherwise the human gold. A first head only needs to pass the gate.
+labels if there are some (`test`), otherwise the human gold. A first head only needs to pass the gate. With `ablation`,
+models must also have learned more from what the head's filter keeps (`ml-filter ablate`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 from loguru import logger
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.manifest import Manifest
+from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import GateFailed, InputError
 from ml_filter.evaluation.config import PromoteConfig
@@ -26,6 +27,7 @@ from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import LabelledDocuments, text_keys
 from ml_filter.heads.store import read_trained_on
 from ml_filter.heads.trained import TrainedHead
+from ml_filter.location import Location
 from ml_filter.statistics.intervals import Figure
 from ml_filter.statistics.metrics import PAIR_FIGURES
 
@@ -98,8 +100,36 @@ def evaluate_candidate(
         labels: evaluate_head(candidate, source, column, output, current, config.criterion, earlier)
         for labels, (source, column) in sets.items()
     }
-    decision = decide({labels: evaluation for labels, (evaluation, _) in results.items()}, config, names)
+    figures = {labels: evaluation for labels, (evaluation, _) in results.items()}
+    shown = None if config.ablation is None else ablation_shows_help(config.ablation, candidate, names[0])
+    decision = decide(figures, config, names, shown)
     return decision.model_copy(update={"evaluations": {name: manifest.root for name, (_, manifest) in results.items()}})
+
+
+class _Ablation(BaseModel):
+    """What the gate needs of ablation.json, which the package `downstream` writes."""
+
+    verdict: str
+    reason: str
+    heads: list[Parent]
+
+
+def ablation_shows_help(directory: str, candidate: TrainedHead, name: str) -> tuple[bool, str]:
+    """Whether an ablation finds that the filter of the candidate helps, and the reason.
+
+    Raises:
+        InputError: the directory is not a finished ablation.
+    """
+    path = Location(directory) / "ablation.json"
+    try:
+        ablation = _Ablation.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{path} is not the result of an ablation: {error.errors()[0]['msg']}") from error
+    if [head.digest for head in ablation.heads] != [candidate.digest]:
+        heads = ", ".join(head.path for head in ablation.heads) or "no known head"
+        return False, f"the ablation in {directory} is of {heads}, not of {name} ({candidate.digest[:8]})"
+    helps = ablation.verdict == "helps"
+    return helps, f"the ablation in {directory} finds {ablation.verdict!r}: {ablation.reason}"
 
 
 def _require_held_out(head: TrainedHead, name: str, sets: Iterable[tuple[SourceConfig, str]]) -> None:
@@ -126,11 +156,16 @@ def _require_held_out(head: TrainedHead, name: str, sets: Iterable[tuple[SourceC
             )
 
 
-def decide(evaluations: Mapping[Labels, HeadEvaluation], config: PromoteConfig, names: tuple[str, str]) -> Decision:
+def decide(
+    evaluations: Mapping[Labels, HeadEvaluation],
+    config: PromoteConfig,
+    names: tuple[str, str],
+    ablation: tuple[bool, str] | None = None,
+) -> Decision:
     """Promote the candidate or not.
 
     `evaluations` are those of the candidate, compared with the current head if there is one. `names` are those of
-    candidate and current head, for the reasons.
+    candidate and current head, for the reasons. `ablation` is what `ablation_shows_help` found, if it is required.
     """
     candidate, current = names
     refused: list[str] = []
@@ -160,6 +195,8 @@ def decide(evaluations: Mapping[Labels, HeadEvaluation], config: PromoteConfig, 
         f"{PAIR_FIGURES[config.metric]} with humans", config.min_agreement, config.min_documents, gold.confidence
     )
     (granted if passed else refused).append(reason)
+    if ablation is not None:
+        (granted if ablation[0] else refused).append(ablation[1])
     return Decision(
         promoted=not refused,
         reasons=refused + granted,

@@ -183,6 +183,18 @@ def trial_series(groups: Mapping[str, Sequence[tuple[int, float, float, float]]]
     return _svg(figure)
 
 
+def learning_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str, ylabel: str) -> str:
+    """A line through the points (x, y) of each name."""
+    figure, axes = _figure()
+    for number, (name, points) in enumerate(curves.items()):
+        axes.plot(
+            *zip(*points, strict=True), "o-", color=_COLOURS[number % 10], linewidth=1.4, markersize=4, label=name
+        )
+    _legend_on_the_right(axes)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    return _svg(figure)
+
+
 def setting_panels(
     settings: Mapping[str, Sequence[tuple[str | float, float]]], *, ylabel: str, logarithmic: Collection[str] = ()
 ) -> str:

@@ -1,6 +1,7 @@
 """When a head takes the place of the current one."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import GateFailed, InputError
 from ml_filter.evaluation.config import PromoteConfig
-from ml_filter.evaluation.promotion import Decision, decide, evaluate_candidate
+from ml_filter.evaluation.promotion import Decision, ablation_shows_help, decide, evaluate_candidate
 from ml_filter.evaluation.result import HeadEvaluation
 from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import text_keys
 from ml_filter.heads.store import read_trained_on
 from ml_filter.heads.train import train_head
+from ml_filter.heads.trained import TrainedHead
 from ml_filter.statistics.intervals import Resampling
 from ml_filter.statistics.quality import HeadScores, compare_heads, measure_quality
 
@@ -223,3 +225,41 @@ def test_heads_are_compared_only_on_documents_that_neither_was_trained_on(tmp_pa
     promote = PromoteConfig(test=known, test_label_column="label")
     with pytest.raises(InputError, match=says):
         evaluate_candidate(head, None, new, "label", promote, tmp_path / "none", NAMES)
+
+
+# --- The ablation ----------------------------------------------------------------------------------------------------
+
+
+def write_ablation(directory: Path, verdict: str, *digests: str) -> str:
+    directory.mkdir()
+    heads = [{"path": f"runs/head-{digest[:4]}", "digest": digest} for digest in digests]
+    content = {"verdict": verdict, "reason": "0.03 bits less", "heads": heads, "models": []}
+    (directory / "ablation.json").write_text(json.dumps(content))
+    return str(directory)
+
+
+def head_of_digest(monkeypatch: pytest.MonkeyPatch, digest: str) -> TrainedHead:
+    monkeypatch.setattr(TrainedHead, "digest", property(lambda head: digest))
+    return TrainedHead.model_construct(origin="runs/head")
+
+
+@pytest.mark.parametrize(("verdict", "promoted"), [("helps", True), ("no difference shown", False), ("hurts", False)])
+def test_head_whose_filter_must_help_is_promoted_only_if_the_ablation_says_so(tmp_path, monkeypatch, verdict, promoted):
+    directory = write_ablation(tmp_path / "ablation", verdict, "a1b2c3d4")
+    shown = ablation_shows_help(directory, head_of_digest(monkeypatch, "a1b2c3d4"), "version 2")
+    decision = decide({"gold": judged(0.5, 3.0)}, PromoteConfig(ablation=directory), NAMES, shown)
+    assert decision.promoted == promoted
+    assert f"the ablation in {directory} finds {verdict!r}: 0.03 bits less" in decision.reasons
+
+
+@pytest.mark.parametrize("digests", [("ffff",), (), ("a1b2c3d4", "ffff")])
+def test_ablation_of_another_head_does_not_count(tmp_path, monkeypatch, digests):
+    directory = write_ablation(tmp_path / "ablation", "helps", *digests)
+    helps, reason = ablation_shows_help(directory, head_of_digest(monkeypatch, "a1b2c3d4"), "version 2")
+    assert not helps
+    assert "not of version 2 (a1b2c3d4)" in reason
+
+
+def test_directory_without_an_ablation_is_an_error(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"ablation\.json does not exist"):
+        ablation_shows_help(str(tmp_path), head_of_digest(monkeypatch, "a1"), "version 2")

@@ -1,0 +1,159 @@
+"""One model: what it is measured on, and that it goes on from a checkpoint as if nothing had happened."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from ml_filter.documents.config import SourceConfig
+from ml_filter.downstream.ablation.dial import Dial
+from ml_filter.downstream.ablation.model import build_model
+from ml_filter.downstream.ablation.targets import TargetText, read_targets, text_bits, write_targets
+from ml_filter.downstream.ablation.tokens import tokenize, train_tokenizer
+from ml_filter.downstream.ablation.training import TrainingJob, train_model
+from ml_filter.errors import InputError
+from tests.downstream.ablation.corpora import small_config, text_of, write_gold
+
+pytestmark = pytest.mark.model
+
+DIAL = Dial(1)
+TEXTS = [
+    TargetText("short", "a"),
+    TargetText("two windows", text_of("good", 7) * 2),
+    TargetText("one", text_of("bad", 1)),
+]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainingJob:
+    """Ten steps on two documents."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(f'{{"text": "{text_of("good", n)}"}}\n' for n in range(8)))
+    source = SourceConfig(paths=[str(corpus)])
+    tokenizer = train_tokenizer([source], 300, tmp_path / "tokenizer.json")
+    tokenize(source, tokenizer, tmp_path / "data.tokens", "")
+    targets = write_targets(small_config(write_gold(tmp_path / "gold.jsonl")), tmp_path / "targets")
+    return TrainingJob(
+        name="filtered-0",
+        arm="filtered",
+        seed=0,
+        rate=1.0,
+        dial=DIAL,
+        vocabulary=tokenizer.get_vocab_size(),
+        sequences=5,
+        passes=2,
+        checkpoint_steps=3,
+        device="cpu",
+        tokens=tmp_path / "data.tokens",
+        scratch=tmp_path / "scratch",
+        model=tmp_path / "models" / "filtered-0",
+        tokenizer=tmp_path / "tokenizer.json",
+        targets=targets,
+    )
+
+
+def kill_after(steps: int):
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if done >= steps:
+            raise Killed
+
+    return advance
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10])
+def test_killed_training_ends_with_the_same_weights_and_bits(job, tmp_path, steps):
+    undisturbed = train_model(job)
+    killed = replace(job, scratch=tmp_path / "again", model=tmp_path / "models" / "again")
+    with pytest.raises(Killed):
+        train_model(killed, kill_after(steps))
+    repeated = []
+    resumed = train_model(killed, repeated.append)
+    assert repeated[0] == steps - steps % 3 if steps < 10 else 10  # at most checkpoint_steps are repeated
+    weights, again = load_file(job.model / "model.safetensors"), load_file(killed.model / "model.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    same = {"cpu_seconds"}
+    assert resumed.model_dump(exclude=same) == undisturbed.model_dump(exclude=same)
+
+
+def test_training_lowers_the_bits_of_texts_like_those_it_read(job):
+    trained = train_model(job)
+    assert trained.curve[-1].bits_per_byte < trained.curve[0].bits_per_byte
+    assert [point.tokens for point in trained.curve] == [256, 640, 1024, 1280]
+    sizes = {name: sum(text.bytes for text in read_targets(path)) for name, path in job.targets.items()}
+    assert sum(trained.bits["high"]) / sizes["high"] < sum(trained.bits["low"]) / sizes["low"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    first, again, other = (build_model(DIAL, 300, seed).state_dict() for seed in (0, 0, 1))
+    name = "model.embed_tokens.weight"
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])
+
+
+def test_bits_are_those_of_every_token_given_the_ones_before_it_in_its_window(job):
+    tokenizer = Tokenizer.from_file(str(job.tokenizer))
+    model = build_model(DIAL, job.vocabulary, 0)
+    for text in TEXTS:
+        ids = [0, *tokenizer.encode(text.text).ids]
+        expected = 0.0
+        for number in range(1, len(ids)):
+            end = min(-(-number // DIAL.context) * DIAL.context, len(ids) - 1)
+            before = ids[max(0, end - DIAL.context) : number]
+            with torch.no_grad():
+                row = model(input_ids=torch.tensor([before])).logits[0, -1].double().log_softmax(0)
+            expected -= float(row[ids[number]]) / math.log(2)
+        assert next(text_bits(model, tokenizer, iter([text]), DIAL.context)) == pytest.approx(expected, rel=1e-5)
+    together = list(text_bits(model, tokenizer, iter(TEXTS), DIAL.context))
+    alone = [next(text_bits(model, tokenizer, iter([text]), DIAL.context)) for text in TEXTS]
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_many_texts_give_a_figure_each_in_their_order(job):
+    tokenizer = Tokenizer.from_file(str(job.tokenizer))
+    model = build_model(DIAL, job.vocabulary, 0)
+    texts = [TargetText(str(n), text_of("good", n, words=1 + 17 * n % 90)) for n in range(40)]
+    bits = list(text_bits(model, tokenizer, iter(texts), DIAL.context))
+    alone = [next(text_bits(model, tokenizer, iter([text]), DIAL.context)) for text in texts]
+    assert bits == pytest.approx(alone, rel=1e-5)
+
+
+def test_lm_eval_finds_the_same_bits_per_byte_in_the_saved_model(job):
+    from ml_filter.downstream.ablation.benchmarks import rolling_bits_per_byte
+
+    trained = train_model(job)
+    texts = list(read_targets(job.targets["high"]))
+    own = sum(trained.bits["high"]) / sum(text.bytes for text in texts)
+    assert rolling_bits_per_byte(job.model, texts) == pytest.approx(own, abs=1e-4)
+
+
+def test_targets_are_the_gold_documents_with_high_and_low_scores_up_to_a_size(tmp_path):
+    config = small_config(write_gold(tmp_path / "gold.jsonl"), target_bytes=256)
+    targets = {name: list(read_targets(path)) for name, path in write_targets(config, tmp_path).items()}
+    assert {name: {text.id.partition("-")[0] for text in texts} for name, texts in targets.items()} == {
+        "high": {"good"},
+        "low": {"bad"},
+    }
+    assert np.mean([text.bytes for text in targets["high"]]) == 256
+
+
+def test_text_is_cut_between_characters():
+    assert TargetText("a", "aä").beginning(2).text == "a"
+
+
+def test_target_with_too_few_documents_is_an_error(tmp_path):
+    config = small_config(write_gold(tmp_path / "gold.jsonl"), high=5)
+    with pytest.raises(InputError, match="the target high has only 0 documents with a human_score of at least 5"):
+        write_targets(config, tmp_path)
