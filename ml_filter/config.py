@@ -57,7 +57,8 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="API key of the endpoint")
     ca_bundle: str | None = Field(
         None,
-        description="PEM file of further certificate authorities to trust at endpoints, such as a company's own",
+        description="PEM file of further certificate authorities to trust at endpoints and web sites, such as a "
+        "company's own",
     )
     alert_webhook: SecretStr | None = Field(
         None, description="webhook for alerts about runs: Slack, Discord, or any URL that accepts JSON"

@@ -53,6 +53,24 @@ _PROXY_ADVICE = "check HTTPS_PROXY or HTTP_PROXY, or exclude the host with NO_PR
 T = TypeVar("T")
 
 
+def proxy_for(url: str) -> str | None:
+    """The proxy for a URL from the environment (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, ...).
+
+    Raises:
+        EndpointError: it is not a proxy for HTTP.
+    """
+    # Not aiohttp's trust_env: it also reads ~/.netrc, in a thread, for every request.
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc):
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not proxy.startswith(("http://", "https://")):
+        masked = _USER_IN_URL.sub("***", proxy)
+        raise EndpointError(f"the proxy {masked} is not of the form http://host:port; {_PROXY_ADVICE}")
+    return proxy
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Address, model name and key of an endpoint, and its most parallel requests if that is known."""
@@ -77,15 +95,7 @@ class Endpoint:
     @cached_property
     def proxy(self) -> str | None:
         """The proxy for this URL from the environment (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, ...)."""
-        # Not aiohttp's trust_env: it also reads ~/.netrc, in a thread, for every request.
-        parts, proxies = urlsplit(self.base_url), getproxies()
-        proxy = proxies.get(parts.scheme) or proxies.get("all")
-        if not proxy or proxy_bypass(parts.netloc):
-            return None
-        proxy = proxy if "://" in proxy else f"http://{proxy}"
-        if not proxy.startswith(("http://", "https://")):
-            raise EndpointError(f"the proxy {self.public(proxy)} is not of the form http://host:port; {_PROXY_ADVICE}")
-        return proxy
+        return proxy_for(self.base_url)
 
     @property
     def proxy_note(self) -> str:
@@ -173,7 +183,7 @@ class Client:
             status, content, headers = await self._exchange(method, endpoint, url, data)
             if 300 <= status < 400:
                 content = f"it redirects to {headers.get('Location', 'nowhere')}".encode()
-            return read(read_body(status, content, _seconds(headers.get("Retry-After"))))
+            return read(read_body(status, content, retry_seconds(headers.get("Retry-After"))))
         except RequestFailed as failure:
             endpoint.mask(failure)
             raise
@@ -221,7 +231,7 @@ async def _content(response: aiohttp.ClientResponse) -> bytes:
     raise RequestFailed("malformed_answer", f"the answer is longer than {_MAX_BYTES:,} bytes", may_cost=True)
 
 
-def _seconds(retry_after: str | None) -> float | None:
+def retry_seconds(retry_after: str | None) -> float | None:
     """The seconds that a `Retry-After` header asks for; it may hold seconds or a date."""
     try:
         seconds = float(retry_after or "nan")

@@ -55,10 +55,12 @@ def _endpoint(endpoint: EndpointConfig, config: AskConfig, settings: Settings) -
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(f"{variable} contains characters that are not allowed in a key, such as line breaks")
     model = endpoint.model or annotator_name(config, settings)
-    return Endpoint(endpoint.url, model, SecretStr(key), key_name=variable, tls=_tls(settings.ca_bundle))
+    return Endpoint(
+        endpoint.url, model, SecretStr(key), key_name=variable, tls=trusted_certificates(settings.ca_bundle)
+    )
 
 
-def _tls(ca_bundle: str | None) -> ssl.SSLContext:
+def trusted_certificates(ca_bundle: str | None) -> ssl.SSLContext:
     """The certificates of the system, or of SSL_CERT_FILE, and those of the bundle."""
     context = ssl.create_default_context()
     if ca_bundle:

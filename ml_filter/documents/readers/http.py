@@ -1,4 +1,4 @@
-"""HTTP responses as archives keep them: decoded bodies, although the headers may not be true."""
+"""HTTP responses: decoded bodies and texts, although the headers may not be true."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from typing import NamedTuple
 import brotli  # type: ignore[import-untyped]
 import zstandard
 
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.extraction import ExtractionError, main_text
+from ml_filter.documents.readers.base import Problem
 from ml_filter.documents.readers.files import encoding_of
 
+_HTML = ("text/html", "application/xhtml+xml")
+_PLAIN = ("text/plain", "text/markdown", "text/x-markdown")
+_BEGINS_AS_HTML = re.compile(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype\s+html|html)[\s>]")
+_LOOKS_LIKE_HTML = re.compile(rb"(?i)<(!doctype\s+html|html|head|body|title|meta|div|p|h1|table|script|article)[\s>]")
 _BLANK_LINE = re.compile(rb"\r?\n[ \t]*\r?\n")
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +(\d{3})(?: ([^\r\n]*))?")
 _CHUNK_SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\n]*)?\r?\n")
@@ -115,6 +122,48 @@ def _decompressed(body: bytes, encoding: str, limit: int) -> bytes | None:
     except (zlib.error, brotli.error, zstandard.ZstdError):
         pass
     return None
+
+
+def text_of(body: bytes, content_type: str, source: SourceConfig) -> str | Problem:
+    """The text of a plain text, or the main text of a page."""
+    text = markup_of(body, content_type)
+    if isinstance(text, Problem):
+        return text
+    if is_html(body, content_type):
+        try:
+            text = main_text(text, source.extractor, source.max_extraction_seconds)
+        except ExtractionError as error:
+            return Problem(error.reason, str(error))
+    if not text or "\x00" in text:
+        return Problem("no_main_text", f"{len(body):,} bytes of {content_type or 'unknown type'}")
+    return text
+
+
+def is_html(body: bytes, content_type: str) -> bool:
+    """Whether a body is a web page, by its media type and, where that says little, by how it begins."""
+    kind = _kind(content_type)
+    if kind in _PLAIN:
+        return _BEGINS_AS_HTML.match(body) is not None
+    if not kind or kind.startswith("text/") or kind.endswith("xml"):
+        return kind in _HTML or _LOOKS_LIKE_HTML.search(body[:2048]) is not None
+    return kind in _HTML
+
+
+def markup_of(body: bytes, content_type: str) -> str | Problem:
+    """The decoded body of a plain text or a page, with its tags."""
+    from trafilatura.utils import decode_file
+
+    kind = _kind(content_type)
+    if kind and kind not in _PLAIN and not is_html(body, content_type):
+        return Problem("no_main_text", f"content type {content_type}")
+    if not body.strip() or body.startswith(b"\x1f\x8b"):  # what is left of a damaged gzip
+        return Problem("no_main_text", f"{len(body.strip()):,} bytes of {content_type or 'unknown type'}")
+    text: str = decoded_text(body, content_type) or decode_file(body) or ""
+    return text
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def decoded_text(body: bytes, content_type: str) -> str | None:

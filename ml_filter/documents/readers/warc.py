@@ -13,18 +13,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.extraction import ExtractionError, main_text
 from ml_filter.documents.readers.base import Problem, Record, Row
 from ml_filter.documents.readers.files import Gap, InputFile, stream_of
-from ml_filter.documents.readers.http import decoded_body, decoded_text, parse_headers, parse_response
+from ml_filter.documents.readers.http import decoded_body, parse_headers, parse_response, text_of
 
 _VERSION = re.compile(rb"WARC/\d\.\d+\s*$")
 _LENGTH = re.compile("[0-9]{1,12}")
 _LINE = 2**16
-_HTML = ("text/html", "application/xhtml+xml")
-_PLAIN = ("text/plain", "text/markdown", "text/x-markdown")
-_BEGINS_AS_HTML = re.compile(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype\s+html|html)[\s>]")
-_LOOKS_LIKE_HTML = re.compile(rb"(?i)<(!doctype\s+html|html|head|body|title|meta|div|p|h1|table|script|article)[\s>]")
 
 
 class _WarcRecord(NamedTuple):
@@ -138,30 +133,5 @@ def _document(record: _WarcRecord, source: SourceConfig) -> Row | Problem:
     if response.status is None and not headers.get("content-type", "").lower().startswith("application/http"):
         content_type = headers.get("content-type", "")
     body = decoded_body(response, 4 * source.max_text_bytes)
-    page = _text_of(body, content_type, source)
+    page = text_of(body, content_type, source)
     return page if isinstance(page, Problem) else {**row, source.text_column: page}
-
-
-def _text_of(body: bytes, content_type: str, source: SourceConfig) -> str | Problem:
-    """The text of a plain text, or the main text of a page."""
-    from trafilatura.utils import decode_file
-
-    kind = content_type.partition(";")[0].strip().lower()
-    is_html = kind in _HTML
-    if kind in _PLAIN:
-        is_html = _BEGINS_AS_HTML.match(body) is not None
-    elif not kind or kind.startswith("text/") or kind.endswith("xml"):
-        is_html = is_html or _LOOKS_LIKE_HTML.search(body[:2048]) is not None
-    if not is_html and kind and kind not in _PLAIN:
-        return Problem("no_main_text", f"content type {content_type}")
-    if not body.strip() or body.startswith(b"\x1f\x8b"):  # what is left of a damaged gzip
-        return Problem("no_main_text", f"{len(body.strip()):,} bytes of {content_type or 'unknown type'}")
-    text = decoded_text(body, content_type) or decode_file(body)
-    if is_html:
-        try:
-            text = main_text(text, source.extractor, source.max_extraction_seconds) or ""
-        except ExtractionError as error:
-            return Problem(error.reason, str(error))
-    if not text or "\x00" in text:
-        return Problem("no_main_text", f"{len(body):,} bytes of {content_type or 'unknown type'}")
-    return text

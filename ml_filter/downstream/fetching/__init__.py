@@ -1,0 +1,1 @@
+"""Get documents: arXiv, sitemaps, feeds, web pages and GitHub repositories, politely and incrementally."""
