@@ -52,6 +52,8 @@ def page_url(text: str, base: URL | None = None) -> URL:
     Raises:
         Rejected: it is not one of a web page, or holds a password.
     """
+    if not text.strip():
+        raise Rejected("bad_url", "the address is empty")
     try:
         url = base.join(URL(text.strip())) if base is not None else URL(text.strip())
         url = url.with_fragment(None)

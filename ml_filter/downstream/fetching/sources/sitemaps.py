@@ -49,7 +49,7 @@ def read(request: Request, response: Response, config: FetchConfig) -> Iterator[
     """The pages of a sitemap, which must be of its own site, or the sitemaps of an index."""
     content = _Content(response)
     reader = Reader(("url", "sitemap"))
-    site, count = _site(response.url), 0
+    site, host, count = _site(response.url), URL(response.url).host, 0
     try:
         for is_index, link, version in _links(reader, content):
             count += 1
@@ -61,7 +61,7 @@ def read(request: Request, response: Response, config: FetchConfig) -> Iterator[
             except Rejected as problem:
                 yield Reject(link[:2000], problem.reason, problem.detail)
                 continue
-            if _site(str(url)) != site:
+            if url.host != host and _site(str(url)) != site:
                 yield Reject(str(url), "other_site", f"named by {response.url}")
             elif is_index and request.depth <= 1:
                 yield Reject(str(url), "too_deep", "an index within an index within an index")
