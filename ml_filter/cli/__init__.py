@@ -8,7 +8,8 @@ import sqlite3
 import sys
 from collections.abc import Sequence
 
-from ml_filter.cli import feature, heads, ablation, retrieval, fetch  # --help lists the commands in the order of these imports
+# --help lists the commands in the order of these imports
+from ml_filter.cli import feature, heads, ablation, retrieval, fetch
 from ml_filter.cli.command import app
 from ml_filter.errors import MlFilterError
 
