@@ -127,14 +127,19 @@ def test_a_scoring_run_with_drift_is_told_and_starts_continuous_training_once(co
     [
         ({"ML_FILTER_ALERT_WEBHOOK": None}, ["--once"], "ML_FILTER_ALERT_WEBHOOK is not set"),
         ({}, ["--stuck-after", "3"], "--stuck-after is below 10 minutes"),
-        ({"ZENML_STORE_URL": "http://127.0.0.1:9"}, ["--once"], "the runs of the ZenML server cannot be read: "),
+        ({"ZENML_STORE_URL": "{webhook}"}, ["--once"], "the runs of the ZenML server cannot be read: "),
     ],
 )
-def test_a_watcher_that_cannot_watch_ends_with_one_line(store, environment, arguments, message, monkeypatch, capsys):
+def test_a_watcher_that_cannot_watch_ends_with_one_line(
+    store, environment, arguments, message, webhook, monkeypatch, capsys
+):
     from tests.pipelines.conftest import _reset_zenml
 
     for name, value in environment.items():
-        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+        if value is None:
+            monkeypatch.delenv(name)
+        else:  # what answers there is not ZenML; for a server that is down, its client would try for 30 s
+            monkeypatch.setenv(name, value.format(webhook=webhook.url))
     _reset_zenml()
     assert watch.main(arguments) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -1,5 +1,6 @@
 """Registering a stack and deleting it: options, and a ZenML store before and after."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -70,26 +71,28 @@ def test_help_has_an_example(name, capsys):
 
 @pytest.mark.zenml
 @pytest.mark.filterwarnings("ignore")  # ZenML's own
-def test_the_local_stack_comes_and_goes(store):  # noqa: F811
-    def change(*arguments):
-        """In a process of its own: in this one, earlier tests have left stacks and log levels behind."""
-        command = [sys.executable, "-m", "tools.stack", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-        return done.returncode, done.stdout + done.stderr
-
-    _, printed = change("local", "--name=laptop")
-    assert {"created stack laptop", "active stack: laptop"} <= set(printed.splitlines())
-    code, printed = change("local", "--name=laptop")
-    assert code == 0
-    assert "active stack: laptop" in printed.splitlines()
-    assert "created" not in printed
-    code, printed = change("local", "--name=laptop", "--delete")
-    assert code == 0
-    assert {"active stack: default", "deleted stack laptop"} <= set(printed.splitlines())
-    assert change("local", "--name=laptop", "--delete")[1].startswith("nothing to delete")
-    code, printed = change("local", "--name=default", "--delete")
-    assert code == 2
-    assert "error: the stack default belongs to ZenML" in printed.splitlines()
+def test_the_local_stack_comes_and_goes(store, tmp_path):  # noqa: F811
+    # In a separate process: in this one, earlier tests have left stacks and log levels behind.
+    calls = ["--name=laptop"], ["--name=laptop"], *[["--name=laptop", "--delete"]] * 2, ["--name=default", "--delete"]
+    script = tmp_path / "stacks.py"
+    lines = [f"print('exit code', main(['local', *{call!r}]), flush=True)" for call in calls]
+    script.write_text("\n".join(["from tools.stack import main", *lines]))
+    process = subprocess.run(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    created, repeated, deleted, absent, default = re.split(r"exit code \d\n", process.stdout)[:5]
+    assert re.findall(r"exit code (\d)\n", process.stdout) == ["0", "0", "0", "0", "2"]
+    assert {"created stack laptop", "active stack: laptop"} <= set(created.splitlines())
+    assert "active stack: laptop" in repeated.splitlines()
+    assert "created" not in repeated
+    assert {"active stack: default", "deleted stack laptop"} <= set(deleted.splitlines())
+    assert absent.startswith("nothing to delete")
+    assert "error: the stack default belongs to ZenML" in default.splitlines()
 
 
 @pytest.mark.zenml
