@@ -6,12 +6,14 @@ import importlib.util
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ml_filter.downstream.ablation.config import AblateConfig
 from ml_filter.downstream.ablation.targets import TargetText
 from ml_filter.errors import ConfigError
+from ml_filter.heads.device import choose_device
 from ml_filter.location import write_atomically
 
 _TASKS = "tasks.json"
@@ -38,14 +40,14 @@ def run_tasks(model: Path, config: AblateConfig) -> dict[str, float]:
     path = model / _TASKS
     if not path.exists():
         from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
 
-        manager = TaskManager(include_path=config.lm_eval_directory)
+        manager = _task_manager(config.lm_eval_directory)
         if unknown := sorted(set(config.lm_eval_tasks) - set(manager.all_tasks)):
             names = ", ".join(unknown)
             raise ConfigError(f"lm_eval_tasks: lm-eval has no task {names}; set lm_eval_directory for your own")
+        language_model = _language_model(model, config.training.device)
         results = simple_evaluate(
-            model=_language_model(model), tasks=config.lm_eval_tasks, task_manager=manager, log_samples=False
+            model=language_model, tasks=config.lm_eval_tasks, task_manager=manager, log_samples=False
         )
         figures = {
             f"{task}/{metric.removesuffix(',none')}": float(value)
@@ -62,11 +64,19 @@ def rolling_bits_per_byte(model: Path, texts: Sequence[TargetText]) -> float:
     from lm_eval.api.instance import Instance
 
     requests = [Instance("loglikelihood_rolling", {}, (text.text,), number) for number, text in enumerate(texts)]
-    likelihoods = _language_model(model).loglikelihood_rolling(requests, disable_tqdm=True)
+    likelihoods = _language_model(model, "cpu").loglikelihood_rolling(requests, disable_tqdm=True)
     return float(-sum(likelihoods) / math.log(2) / sum(text.bytes for text in texts))
 
 
-def _language_model(model: Path) -> Any:
+@cache
+def _task_manager(directory: str | None) -> Any:
+    """The tasks that lm-eval knows; reading them takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=directory)
+
+
+def _language_model(model: Path, device: str) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=8)
+    return HFLM(pretrained=str(model), device=str(choose_device(device)), dtype="float32", batch_size=8)

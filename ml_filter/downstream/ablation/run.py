@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -192,8 +193,7 @@ class _Run:
         planned = [(training.seed + n, arm) for n in range(training.seeds) for arm in (FILTERED, RANDOM)]
         others = [name for name in arms.names() if name not in (FILTERED, RANDOM)]
         planned += [(training.seed + n, arm) for n in range(training.control_seeds) for arm in others]
-        draws = {(seed, arm): arms.draw(arm, seed) for seed, arm in planned}
-        fewest = min(int(drawn["document"]["tokens"].sum()) for drawn in draws.values())
+        fewest = min(int(arms.draw(arm, seed)["document"]["tokens"].sum()) for seed, arm in planned)
         sequences = (fewest - 1) // self.dial.context
         tokens = sequences * self.dial.context + 1
         if sequences < self.dial.sequences:
@@ -219,7 +219,7 @@ class _Run:
             tokenizer=self.scratch / _TOKENIZER,
             targets=targets,
         )
-        jobs = []
+        jobs, drawn_sizes = [], defaultdict[str, list[tuple[float, float]]](list)
         for number, (seed, arm) in enumerate(planned):
             name = f"{arm}-{seed}"
             scratch = self.scratch / name
@@ -235,12 +235,11 @@ class _Run:
                 model=self.root / MODELS / name,
             )
             jobs.append(job)
+            drawn = arms.draw(arm, seed)
+            drawn_sizes[arm].append(_sizes(drawn, tokens))
             if self.out.finished_shard(name) is None and not job.tokens.exists():
-                arms.write(draws[seed, arm], tokens, job.tokens)
-        summaries = [
-            _arm(name, arms, [drawn for (_, arm), drawn in draws.items() if arm == name], tokens)
-            for name in arms.names()
-        ]
+                arms.write(drawn, tokens, job.tokens)
+        summaries = [_arm(name, arms, drawn_sizes[name], tokens) for name in arms.names()]
         return jobs, summaries
 
     def _vocabulary(self) -> int:
@@ -279,20 +278,22 @@ class _Run:
         return TrainedModel.model_validate_json((self.root / MODELS / name / _RESULT).read_bytes())
 
 
-def _arm(name: str, arms: Arms, draws: Sequence[NDArray[np.void]], tokens: int) -> Arm:
-    of_arm = [FILTERED, REJECTED] if name not in arms.corpora else [name]
-    documents, sizes = [], []
-    for drawn in draws:
-        before = np.cumsum(drawn["document"]["tokens"]) - drawn["document"]["tokens"]
-        share = np.clip((tokens - before) / drawn["document"]["tokens"], 0, 1)  # the last document is cut
-        documents.append(float((share > 0).sum()))
-        sizes.append(float((share * drawn["document"]["bytes"]).sum()))
+def _sizes(drawn: NDArray[np.void], tokens: int) -> tuple[float, float]:
+    """The documents and bytes in the first tokens of a draw, whose last document is cut."""
+    counts = drawn["document"]["tokens"]
+    share = np.clip((tokens - (np.cumsum(counts) - counts)) / counts, 0, 1)
+    return float((share > 0).sum()), float((share * drawn["document"]["bytes"]).sum())
+
+
+def _arm(name: str, arms: Arms, drawn: Sequence[tuple[float, float]], tokens: int) -> Arm:
+    documents, size = np.mean(drawn, axis=0)
+    of_arm = [arms.corpora[corpus] for corpus in ([name] if name in arms.corpora else [FILTERED, REJECTED])]
     return Arm(
         name=name,
-        available_documents=sum(len(arms.corpora[corpus].documents) for corpus in of_arm),
-        available_bytes=sum(arms.corpora[corpus].bytes for corpus in of_arm),
-        documents=float(np.mean(documents)),
-        bytes=float(np.mean(sizes)),
+        available_documents=sum(len(corpus.documents) for corpus in of_arm),
+        available_bytes=sum(corpus.bytes for corpus in of_arm),
+        documents=float(documents),
+        bytes=float(size),
         tokens=tokens,
     )
 

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 HIGH, LOW = "high", "low"
-MIN_DOCUMENTS = 10
+MIN_DOCUMENTS, MAX_DOCUMENTS = 10, 10_000
 _BATCH_WINDOWS = 16
 
 
@@ -54,13 +55,14 @@ def write_targets(config: AblateConfig, directory: Path) -> dict[str, Path]:
     """Write the texts of each target to a file, once; its lines are those that lm-eval reads.
 
     Raises:
-        InputError: a target has too few documents, or gold no scores.
+        InputError: a target has too few documents or too many, or gold no scores.
     """
     paths = {name: directory / f"{name}.jsonl" for name in (HIGH, LOW, *config.targets)}
     for name, path in paths.items():
         if path.exists():
             continue
-        texts = (TargetText(*row).beginning(config.target_bytes) for row in _rows(config, name))
+        rows = islice(_rows(config, name), MAX_DOCUMENTS + 1)
+        texts = (TargetText(*row).beginning(config.target_bytes) for row in rows)
         lines = [json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in texts]
         if len(lines) < MIN_DOCUMENTS:
             score = {HIGH: f" with a {config.gold_column} of at least {config.high:g}"}
@@ -68,6 +70,11 @@ def write_targets(config: AblateConfig, directory: Path) -> dict[str, Path]:
             raise InputError(
                 f"the target {name} has only {len(lines)} documents{score.get(name, '')}; at least {MIN_DOCUMENTS} are "
                 "required"
+            )
+        if len(lines) > MAX_DOCUMENTS:
+            raise InputError(
+                f"the target {name} has more than {MAX_DOCUMENTS:,} documents, which take longer than training: draw "
+                "a sample with ml-filter sample, and name that"
             )
         write_atomically(path, "".join(lines).encode())
     return paths

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _DECAY = 0.5
 """Share of the steps, at the end, in which the learning rate falls to 0 in a line."""
 _CURVE_POINTS, _CURVE_DOCUMENTS, _CURVE_BYTES = 4, 16, 4096
+_PART_TOKENS = 2**14
+"""A batch is run in parts of at most so many tokens, whose logits take 2 GB at depth 12."""
 _CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -141,16 +143,18 @@ def _train_step(job: TrainingJob, state: _State, data: NDArray[np.uint16], devic
     batch = _batch(job, state.step, data).to(device)
     factor = min(1.0, (job.steps - state.step) / (_DECAY * job.steps))
     state.model.train()
-    with mixed_precision(device):
-        logits = state.model(input_ids=batch[:, :-1]).logits
-    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
-    loss.backward()
+    for part in batch.split(max(1, _PART_TOKENS // job.dial.context)):
+        with mixed_precision(device):
+            logits = state.model(input_ids=part[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten())
+        loss = loss * (len(part) / len(batch))
+        loss.backward()
+        state.losses[state.step] += loss.detach()
     for optimizer, rates in zip(state.optimizers, state.rates, strict=True):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         optimizer.step()
         optimizer.zero_grad()
-    state.losses[state.step] = loss.detach()
     state.step += 1
 
 
