@@ -1,9 +1,7 @@
-import os
+import multiprocessing
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -171,6 +169,7 @@ def test_only_the_chosen_top_layers_and_the_head_are_trained(tokenizer, files, t
 def test_training_is_reproducible_for_a_seed(tokenizer, files, tmp_path):
     torch.set_num_threads(2)
     short = CONFIG.model_copy(update={"epochs": 1})
+    files = write(tmp_path / "few.parquet", *documents(16, 1)), files[1]
     models = [small_model(), small_model(), small_model()]
     histories = [
         finetune(model, tokenizer, *files, short, tmp_path / str(index), seed=seed)
@@ -181,39 +180,24 @@ def test_training_is_reproducible_for_a_seed(tokenizer, files, tmp_path):
     assert not same(models[0], models[2])
 
 
-RUN = """
-import sys
-from pathlib import Path
-from ml_filter.heads.finetune import finetune
-from ml_filter.heads.model import load_model
-from ml_filter.heads.config import FinetuneConfig
-
-start, train, validation, scratch, config = sys.argv[1:]
-finetune(*load_model(start), Path(train), Path(validation), FinetuneConfig.model_validate_json(config), Path(scratch),
-         seed=0)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["checkpoint-4 started", "checkpoint-8 complete"])
 def test_a_killed_run_resumes_to_the_same_bits(when, tokenizer, files, tmp_path):
-    start = tmp_path / "start"
-    small_model().save_pretrained(start)
-    tokenizer.save_pretrained(start)
-    arguments = [str(start), *map(str, files), str(tmp_path / "killed"), CONFIG.model_dump_json()]
-    running = subprocess.Popen([sys.executable, "-c", RUN, *arguments], stderr=subprocess.PIPE)
+    arguments = (small_model(), tokenizer, *files, CONFIG, tmp_path / "killed")
+    running = multiprocessing.get_context("fork").Process(target=finetune, args=arguments, kwargs={"seed": 0})
+    running.start()
     name, state = when.split()
     pattern = f"run-*/{name}" + ("/complete.json" if state == "complete" else "")
-    while running.poll() is None and not list((tmp_path / "killed").glob(pattern)):
+    while running.is_alive() and not list((tmp_path / "killed").glob(pattern)):
         time.sleep(0.0005)
-    os.kill(running.pid, signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL, running.stderr.read()
-    running.stderr.close()
+    running.kill()
+    running.join()
+    assert running.exitcode == -signal.SIGKILL
     left = [path.name for path in (tmp_path / "killed").glob("run-*/checkpoint-*")]
     assert left
     assert "checkpoint-15" not in left
 
-    resumed, undisturbed = (HeadModel.from_pretrained(start) for _ in range(2))
+    resumed, undisturbed = small_model(), small_model()
     histories = [
         finetune(model, tokenizer, *files, CONFIG, tmp_path / scratch, seed=0)
         for model, scratch in ((resumed, "killed"), (undisturbed, "undisturbed"))

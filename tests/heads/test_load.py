@@ -186,8 +186,9 @@ def head(labels, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoder_head(labels, tmp_path_factory) -> Path:
-    config = TrainConfig(label_column="label", max_tokens=32, layers=1, head=HeadSettings(model="linear"))
+def encoder_head(labels, small_encoder, tmp_path_factory) -> Path:
+    linear = HeadSettings(model="linear")
+    config = TrainConfig(label_column="label", encoder=small_encoder, max_tokens=32, layers=1, head=linear)
     return Path(train_head(labels, config, tmp_path_factory.mktemp("heads") / "encoder").origin)
 
 
@@ -215,11 +216,19 @@ def run(tmp_path):
 
 
 READ = "import sys; from ml_filter.heads.store import read_head; print(read_head(sys.argv[1]).origin)"
-RESOLVE = (
-    "import sys; from ml_filter.heads.store import fetch_head; from ml_filter.errors import MlFilterError\n"
-    "try: print(fetch_head(sys.argv[1]).directory)\n"
-    "except MlFilterError as error: sys.exit(str(error))"
-)
+RESOLVE = """
+import sys
+from ml_filter.errors import MlFilterError
+from ml_filter.heads.store import fetch_head
+reasons = []
+for name in sys.argv[1:]:
+    try:
+        print(fetch_head(name).directory)
+    except MlFilterError as error:
+        reasons.append(str(error))
+if reasons:
+    sys.exit("\\0".join(reasons))
+"""
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -248,28 +257,25 @@ def test_a_head_of_the_hub_is_downloaded_once_by_commit_and_found_again_without_
     assert run(None, "-c", RESOLVE, name).stdout == found.stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("hf://owner/none", r"hf://owner/none: RepositoryNotFoundError: .*Check the name, the revision, the network"),
-        ("hf://owner/head@v9", r"hf://owner/head@v9: RevisionNotFoundError"),
-        ("hf://owner/secret", r"hf://owner/secret: HfHubHTTPError: .*401.* for a private repository, HF_TOKEN"),
-        ("hf:/owner/head", r"'hf:/owner/head' is not a Hub name; write hf://OWNER/NAME"),
-        ("hf://owner", r"'hf://owner' is not a Hub name; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION"),
-        (
-            "zenml:model@1",
-            r"'zenml:model@1' is in ZenML's model store, which only pipelines can read; use its directory",
-        ),
-        ("owner/head", r"owner/head has no trained head: the directory does not exist; train one .* hf://OWNER/NAME"),
-    ],
-)
-def test_an_unknown_name_is_an_error_with_the_reason(name, says, run):
+UNKNOWN = {
+    "hf://owner/none": r"hf://owner/none: RepositoryNotFoundError: .*Check the name, the revision, the network",
+    "hf://owner/head@v9": r"hf://owner/head@v9: RevisionNotFoundError",
+    "hf://owner/secret": r"hf://owner/secret: HfHubHTTPError: .*401.* for a private repository, HF_TOKEN",
+    "hf:/owner/head": r"'hf:/owner/head' is not a Hub name; write hf://OWNER/NAME",
+    "hf://owner": r"'hf://owner' is not a Hub name; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION",
+    "zenml:model@1": r"'zenml:model@1' is in ZenML's model store, which only pipelines can read; use its directory",
+    "owner/head": r"owner/head has no trained head: the directory does not exist; train one .* hf://OWNER/NAME",
+}
+
+
+def test_an_unknown_name_is_an_error_with_the_reason(run):
     with Hub() as hub:
         hub.models |= {"owner/head": {}, "owner/secret": {}}
         hub.private["owner/secret"] = True
-        done = run(hub, "-c", RESOLVE, name)
+        done = run(hub, "-c", RESOLVE, *UNKNOWN)
     assert done.returncode == 1
-    assert re.match(says, done.stderr.strip(), re.DOTALL)
+    for says, reason in zip(UNKNOWN.values(), done.stderr.strip().split("\0"), strict=True):
+        assert re.match(says, reason, re.DOTALL)
 
 
 def test_a_private_head_is_had_with_the_token(head, run):
@@ -299,14 +305,27 @@ def test_score_and_evaluate_take_a_head_of_the_hub_and_their_lineage_names_repos
     assert evaluation["comparison"]["differences"]["spearman"]["value"] == 0
 
 
-def test_the_layout_of_fineweb_edus_classifier_is_scored_with_from_the_hub(save, run, tmp_path):
+LOAD_AND_SCORE = """
+import sys
+from ml_filter.cli import main
+from ml_filter.heads.model import HeadModel
+print(HeadModel.from_pretrained("owner/head").width)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_from_pretrained_takes_the_name_of_a_repository_and_fineweb_edus_classifier_is_scored_with_from_the_hub(
+    encoder_head, save, run, tmp_path
+):
     directory = save(BertForSequenceClassification(small_bert(num_labels=1)))
     (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    score = ["-m", "ml_filter.cli", "score", "hf://owner/classifier", str(tmp_path / "pages.jsonl")]
+    score = ["-c", LOAD_AND_SCORE, "score", "hf://owner/classifier", str(tmp_path / "pages.jsonl")]
     with Hub() as hub:
+        hub.models["owner/head"] = files_of(encoder_head)
         hub.models["owner/classifier"] = {**files_of(directory), "pytorch_model.bin": b"pickled"}
         done = run(hub, *score, "--dtype", "float32", "--output", str(tmp_path / "scored"))
         assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("32\n")
         assert "pytorch_model.bin" not in hub.downloads
         commit = commit_of(hub.models["owner/classifier"])
     wanted = load_head(directory, FLOAT32).score(TEXTS)[:, 0].tolist()
@@ -325,11 +344,3 @@ def test_transformers_own_classes_give_heads_once_they_are_registered(encoder_he
     with torch.inference_mode():
         made = model(batch["input_ids"], batch["attention_mask"])[:, 0].clamp(0, 5)
     assert made.tolist() == pytest.approx(load_head(head, FLOAT32).score(TEXTS)[:, 0].tolist(), abs=1e-5)
-
-
-def test_from_pretrained_takes_the_name_of_a_repository(encoder_head, run):
-    load = "from ml_filter.heads.model import HeadModel; print(HeadModel.from_pretrained('owner/head').width)"
-    with Hub() as hub:
-        hub.models["owner/head"] = files_of(encoder_head)
-        done = run(hub, "-c", load)
-    assert done.stdout == "384\n", done.stderr
