@@ -226,15 +226,15 @@ def test_the_key_can_be_in_an_env_file_and_appears_in_no_output(endpoint, pages,
 
 
 @pytest.mark.model
-def test_the_commands_run_from_documents_to_a_filtered_corpus_without_zenml(documents, tmp_path, capsys):
+def test_the_commands_run_from_documents_to_a_filtered_corpus_without_zenml(documents, small_encoder, tmp_path, capsys):
     source = tmp_path / "documents.jsonl"
-    source.write_text("".join(json.dumps({**row, "text": row["text"][:500]}) + "\n" for row in documents))
+    source.write_text("".join(json.dumps({**row, "text": row["text"][:200]}) + "\n" for row in documents))
     step = {name: str(tmp_path / name) for name in STAGES}
     for line in [
         ["sample", str(source), "--size", "30", "--output", step["sample"]],
         ["annotate", step["sample"], "--prompt", "educational_value_small", "--output", step["annotate"]],
         ["aggregate", step["annotate"], "--output", step["aggregate"]],
-        ["train", step["aggregate"], "--output", step["train"]],
+        ["train", step["aggregate"], "--encoder", small_encoder, "--max-tokens", "64", "--output", step["train"]],
         ["score", step["train"], str(source), "--output", step["score"]],
         ["evaluate", step["train"], step["score"], "--label-column", "score", "--output", step["evaluate"]],
         ["filter", step["score"], "--min-score", "1", "--output", step["filter"]],

@@ -361,12 +361,12 @@ def test_a_port_in_use_a_missing_head_and_a_wrong_port_exit_with_2_and_the_reaso
 
 
 @pytest.fixture(scope="module")
-def encoder_head(tmp_path_factory, documents):
-    """A MiniLM head with two criteria."""
+def encoder_head(tmp_path_factory, small_encoder, documents):
+    """A head on the small encoder with two criteria."""
     directory = tmp_path_factory.mktemp("encoder")
     rows = [{**row, "odd": i % 2, "length": min(5, len(row["text"]) / 1000)} for i, row in enumerate(documents)]
     (directory / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = TrainConfig(label_column=["odd", "length"], max_tokens=64)
+    config = TrainConfig(label_column=["odd", "length"], encoder=small_encoder, max_tokens=64)
     return train_head(SourceConfig(paths=[str(directory / "labelled.jsonl")]), config, directory / "head").origin
 
 
