@@ -55,6 +55,11 @@ class Settings(BaseSettings):
     )
     model: str | None = Field(None, description="model name at the endpoint")
     api_key: SecretStr | None = Field(None, description="API key of the endpoint")
+    embedded_model: Path | None = Field(
+        None,
+        description="GGUF file that the embedded annotator runs instead of its own model, such as one that "
+        "`ml-filter tune` wrote",
+    )
     ca_bundle: str | None = Field(
         None,
         description="PEM file of further certificate authorities to trust at endpoints and web sites, such as a "

@@ -33,6 +33,7 @@ _MODULES = (
     "serving.config",
     "downstream.ablation.config",
     "downstream.retrieval.config",
+    "downstream.tuning.config",
     "pipeline.config",
     "pipeline.ablation",
     "tracking",

@@ -11,7 +11,7 @@ from pydantic import SecretStr, ValidationError
 
 from ml_filter.annotation.client import Endpoint
 from ml_filter.annotation.config import AskConfig, EndpointConfig
-from ml_filter.annotation.embedded import MODEL_NAME, embedded_endpoint
+from ml_filter.annotation.embedded import embedded_endpoint, embedded_name
 from ml_filter.config import Settings, problems_in
 from ml_filter.errors import ConfigError
 
@@ -21,9 +21,10 @@ def annotator_name(config: AskConfig, settings: Settings) -> str:
 
     Raises:
         ConfigError: an endpoint is configured without a model name.
+        EndpointError: ML_FILTER_EMBEDDED_MODEL is not a file.
     """
     if not (config.endpoints or settings.endpoint):
-        return MODEL_NAME
+        return embedded_name(settings)
     model = config.model or settings.model
     if not model:
         raise ConfigError("an endpoint needs a model name: give --model or set ML_FILTER_MODEL")

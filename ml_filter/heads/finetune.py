@@ -10,16 +10,14 @@ stage runs once. Do not use `accelerate launch`.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +45,15 @@ from ml_filter.documents.manifest import digest_of
 from ml_filter.documents.writer import file_digest
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.batching import usual_ids
+from ml_filter.heads.checkpoints import (
+    CHECKPOINT,
+    KeepComplete,
+    deterministic,
+    history_of,
+    is_finished,
+    last_complete,
+    read_state,
+)
 from ml_filter.heads.config import FinetuneConfig
 from ml_filter.heads.device import choose_device, choose_dtype
 from ml_filter.heads.encoder import quiet_transformers
@@ -57,8 +64,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-_COMPLETE = "complete.json"
-_CHECKPOINT = "checkpoint-"
 _LOCK = ".lock"
 _START = "start"
 _KEPT_IN_HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")
@@ -124,31 +129,31 @@ def finetune(
     _write_tokens(validation_file, run / "validation.arrow", tokenizer, model.config.max_tokens)
     with FileLock(run / _LOCK):
         pass  # wait until the processes of a killed run have ended, which takes seconds
-    checkpoint = _last_complete(run)
+    checkpoint = last_complete(run)
     try:
-        if checkpoint is None or not _is_finished(_read_state(checkpoint)):
+        if checkpoint is None or not is_finished(read_state(checkpoint)):
             processes = config.processes or max(torch.cuda.device_count(), 1)
             settings = _Run(run, config, seed, mean_weight, checkpoint)
             if processes == 1:
                 _train(model, tokenizer, settings)
             else:
                 _train_in_processes(processes, model, tokenizer, settings)
-            checkpoint = _last_complete(run)
+            checkpoint = last_complete(run)
         if checkpoint is None:
             raise InputError(f"training left no complete checkpoint in {run}; check that its disk is not full")
-        state = _read_state(checkpoint)
+        state = read_state(checkpoint)
         if not state.best_global_step:
             raise InputError(
                 f"no evaluation could compute {config.metric}: the validation labels or scores do not vary, or the "
                 "loss is not finite; provide more documents, lower learning_rate, or set metric: loss"
             )
-        best = load_file(run / f"{_CHECKPOINT}{state.best_global_step}" / "model.safetensors")
+        best = load_file(run / f"{CHECKPOINT}{state.best_global_step}" / "model.safetensors")
         _ModelWithLoss(model, mean_weight).load_state_dict(best)
     finally:
         model.requires_grad_(False)
         model.eval().to(device)
     logger.info(f"Best step {state.best_global_step} of {state.global_step}: {config.metric} {state.best_metric:.4f}")
-    return _history(state)
+    return history_of(state, _KEPT_IN_HISTORY)
 
 
 def _choose_trained(model: HeadModel, config: FinetuneConfig) -> None:
@@ -236,11 +241,8 @@ class _Trainer(Trainer):
         return self.sampler
 
 
-class _Checkpointing(TrainerCallback):
-    """Sets the sampler's epoch, marks complete checkpoints, and deletes all but the newest and the best.
-
-    Trainer's `save_total_limit` would delete old checkpoints before the new one is known to be complete.
-    """
+class _Checkpointing(KeepComplete):
+    """Sets the sampler's epoch, and logs the figures of each evaluation."""
 
     def __init__(self, sampler: _ByLength) -> None:
         self.sampler = sampler
@@ -251,26 +253,10 @@ class _Checkpointing(TrainerCallback):
         # Not by `set_epoch`, which not every wrapped data loader passes on in a resumed epoch.
         self.sampler.epoch = int(state.epoch or 0)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        control.should_log |= control.should_save  # so that the history of a resumed run has no gap
-
-    on_epoch_end = on_step_end
-
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             figures = [f"{name} {kwargs['metrics'][f'eval_{name}']:.4f}" for name in ("loss", "spearman", "macro_f1")]
             logger.info(f"Step {state.global_step:,} of {state.max_steps:,}: validation {', '.join(figures)}")
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # until every process has written its random state
-        if not state.is_world_process_zero:
-            return
-        run = Path(cast(str, args.output_dir))
-        _mark_complete(run / f"{_CHECKPOINT}{state.global_step}")
-        for step, checkpoint in _checkpoints(run):
-            if step not in (state.global_step, state.best_global_step):
-                shutil.rmtree(checkpoint)
 
 
 def _train(model: HeadModel, tokenizer: PreTrainedTokenizerBase, run: _Run) -> None:
@@ -289,7 +275,7 @@ def _train(model: HeadModel, tokenizer: PreTrainedTokenizerBase, run: _Run) -> N
     if config.patience is not None:
         callbacks.append(EarlyStoppingCallback(config.patience))
     lock = FileLock(run.path / _LOCK) if args.process_index == 0 else nullcontext()
-    with lock, _deterministic(), quiet_transformers():
+    with lock, deterministic(), quiet_transformers():
         if config.gradient_checkpointing:
             model.encoder.activation_checkpointing_enable({"use_reentrant": False})
         trainer = _Trainer(
@@ -386,72 +372,3 @@ def _rank(rank: int, world: int, port: int, run: _Run) -> None:
     _choose_trained(model, run.config)
     _train(model, tokenizer, run)
     torch.distributed.destroy_process_group()
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Use deterministic kernels, with a warning if a GPU has none.
-
-    Trainer's `full_determinism` would raise instead of warning, and launch kernels one at a time.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
-
-
-def _checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """Steps and directories of checkpoints, newest first."""
-    paths = run.glob(f"{_CHECKPOINT}*")
-    return sorted(((int(path.name.removeprefix(_CHECKPOINT)), path) for path in paths), reverse=True)
-
-
-def _mark_complete(checkpoint: Path) -> None:
-    digests = {path.name: file_digest(path) for path in sorted(checkpoint.iterdir())}
-    partial = checkpoint / f".{_COMPLETE}"
-    partial.write_text(json.dumps(digests))
-    os.replace(partial, checkpoint / _COMPLETE)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether every file is as it was when the checkpoint was marked complete."""
-    try:
-        digests = json.loads((checkpoint / _COMPLETE).read_text())
-        return all(file_digest(checkpoint / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError):
-        return False
-
-
-def _last_complete(run: Path) -> Path | None:
-    """The newest complete checkpoint whose best checkpoint is complete too; newer ones are deleted."""
-    for _, checkpoint in _checkpoints(run):
-        if _is_complete(checkpoint):
-            best = _read_state(checkpoint).best_global_step
-            if not best or _is_complete(run / f"{_CHECKPOINT}{best}"):
-                return checkpoint
-        logger.warning(f"{checkpoint} is incomplete, after a kill or on a full disk; resuming from an earlier one")
-        shutil.rmtree(checkpoint)
-    return None
-
-
-def _read_state(checkpoint: Path) -> TrainerState:
-    return cast(TrainerState, TrainerState.load_from_json(str(checkpoint / "trainer_state.json")))
-
-
-def _is_finished(state: TrainerState) -> bool:
-    """Whether training ended at this checkpoint: at the last step, or by early stopping."""
-    control = cast(dict[str, Any], state.stateful_callbacks or {}).get("TrainerControl", {})
-    return bool(control.get("args", {}).get("should_training_stop"))
-
-
-def _history(state: TrainerState) -> list[dict[str, float]]:
-    rows: dict[int, dict[str, float]] = {}
-    for entry in state.log_history:
-        kept = {name: value for name, value in entry.items() if name in _KEPT_IN_HISTORY or name.startswith("eval_")}
-        kept = {name: value for name, value in kept.items() if not name.endswith(("_runtime", "_per_second"))}
-        rows.setdefault(int(entry["step"]), {}).update(kept)
-    return list(rows.values())

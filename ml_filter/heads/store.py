@@ -43,7 +43,7 @@ from ml_filter.location import Location, reaching, write_atomically
 ZENML = "zenml:"
 """Prefix of a version in ZenML's model store, which only the pipelines can read."""
 HUB = "hf:"
-_HUB_NAME = re.compile(r"^hf://(?P<name>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))?$")
+HUB_NAME = re.compile(r"^hf://(?P<name>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))?$")
 _USED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.tiktoken")
 """Weights, configuration and vocabularies, but no code and no pickles."""
 _BLOCK = 2**22
@@ -180,10 +180,10 @@ def _locate(name: str | Path, patterns: Sequence[str] = _USED) -> tuple[Location
     """
     text = str(name)
     if text.startswith(HUB):
-        match = _HUB_NAME.match(text)
+        match = HUB_NAME.match(text)
         if match is None:
             raise ConfigError(f"{text!r} is not a Hub name; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
-        directory = _from_hub(match["name"], match["revision"], patterns)
+        directory = from_hub(match["name"], match["revision"], patterns)
         return Location(directory), head_origin(directory)
     if text.startswith(ZENML):
         raise ConfigError(
@@ -199,7 +199,12 @@ def _locate(name: str | Path, patterns: Sequence[str] = _USED) -> tuple[Location
     return location, text
 
 
-def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """A directory with those files of a Hub repository that match; its last part is the commit.
+
+    Raises:
+        InputError: the repository cannot be reached, or the revision does not exist.
+    """
     from huggingface_hub import snapshot_download
 
     url = f"hf://{name}@{revision}" if revision else f"hf://{name}"

@@ -24,7 +24,8 @@ TRAINED_ON_NAME = "trained_on.safetensors"
 """`text_keys` of the training documents, sorted: hashes, from which no text can be recovered."""
 
 
-def _inside(name: str) -> str:
+def inside(name: str) -> str:
+    """The name of a file; a ValueError if it leads out of its directory."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{name!r} is not inside the head's directory")
@@ -50,7 +51,7 @@ class TrainingResult(BaseModel):
     history: list[dict[str, float]] = []
     parents: list[Parent]
     lineage: list[dict[str, object]]
-    files: dict[Annotated[str, AfterValidator(_inside)], str]
+    files: dict[Annotated[str, AfterValidator(inside)], str]
     code_version: str = __version__
     commit: str = ""
 

@@ -137,6 +137,18 @@ def threshold_shares(
     return _svg(figure)
 
 
+def training_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> str:
+    """Figures by training step, (steps, figures) for each line, one panel a title (title -> line -> points)."""
+    figure = _panels(len(panels))
+    for axes, (title, lines) in zip(figure.axes, panels.items(), strict=True):
+        for number, (name, (steps, values)) in enumerate(lines.items()):
+            axes.plot(steps, values, color=_COLOURS[number], linewidth=1.4, marker="." * (len(steps) < 20), label=name)
+        axes.set(xlabel="step", title=title)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize="small")
+    return _svg(figure)
+
+
 def reliability_plot(bins: Sequence[tuple[float, float, float, float]], *, xlabel: str, ylabel: str) -> str:
     """Observed share by predicted probability, (predicted, observed, low, high) each; equal on the diagonal."""
     figure = _panels(1)

@@ -1,0 +1,281 @@
+"""Instruction data as tokens: read rows of any known form, hold out documents, write what the trainer maps into memory.
+
+Known forms, by their columns: `messages`; `prompt` and `completion`; `instruction`, `input` and `output` (Alpaca); and
+the pairs `prompt`, `chosen` and `rejected`. A prompt or an answer is text or a list of messages, and a list may be JSON
+text. SFT learns the chosen answers of pairs, and every answer of `messages`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+from loguru import logger
+from pydantic import BaseModel
+
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.manifest import digest_of
+from ml_filter.documents.readers import InputShard, read_records
+from ml_filter.documents.rejects import RejectsLog, describe_counts
+from ml_filter.downstream.tuning.chat import Message, Tokens, shared_length, tokens_of
+from ml_filter.downstream.tuning.config import TuneConfig
+from ml_filter.errors import InputError
+from ml_filter.location import write_atomically
+from ml_filter.progress import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TRAIN_FILE, HELD_OUT_FILE = "train.arrow", "held-out.arrow"
+REJECTS_FILE = "rejects.jsonl"
+_SUMMARY_FILE = "data.json"
+_FORMS = "messages; prompt, completion; instruction, input, output; and for dpo prompt, chosen, rejected"
+_ROLES = ("system", "user", "assistant")
+_BATCH = 256
+_IDS = pa.list_(pa.int32())
+_SCHEMAS = {
+    "sft": pa.schema({"input_ids": _IDS, "labels": _IDS, "document": pa.string()}),
+    "dpo": pa.schema({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "document": pa.string()}),
+}
+
+
+class DataSummary(BaseModel):
+    """What became of the rows: counts, and how many rows each model in the column `generated_by` wrote.
+
+    `read` rows are `rejected`, `train`, `held_out`, or `unused`, which exceed `max_held_out`. `truncated` of them were
+    longer than `max_tokens`. `learned_tokens` count for the loss, out of `train_tokens`.
+    """
+
+    counts: dict[str, int]
+    generated_by: dict[str, int] = {}
+
+
+class Conversation(NamedTuple):
+    """A prompt and its answer, perhaps with a rejected one. Without a prompt, all answers in `answer` are learned."""
+
+    prompt: list[Message]
+    answer: list[Message]
+    rejected: list[Message] | None = None
+
+
+class _Rejected(ValueError):
+    """Why a row cannot be used."""
+
+    def __init__(self, detail: str, reason: str = "not_a_conversation") -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def write_tokens(
+    shards: Sequence[InputShard],
+    source: SourceConfig,
+    config: TuneConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+) -> DataSummary:
+    """Write the tokens of all rows as Arrow streams for training and held out, and the rejects; once.
+
+    Raises:
+        InputError: no row is a conversation, or none is left for training or held out.
+    """
+    summary_file = directory / _SUMMARY_FILE
+    if not summary_file.exists():
+        summary = _write(shards, source, config, tokenizer, directory)
+        write_atomically(summary_file, summary.model_dump_json(indent=1).encode())
+    return DataSummary.model_validate_json(summary_file.read_bytes())
+
+
+def conversation_of(row: Mapping[str, Any]) -> Conversation:
+    """The conversation in a row of any known form.
+
+    Raises:
+        ValueError: the row is not a conversation; says why.
+    """
+    if row.get("messages") is not None:
+        return Conversation([], _ending_in_answer(_messages(row["messages"], "messages")))
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        chosen, rejected = (_messages(row[name], name, "assistant") for name in ("chosen", "rejected"))
+        if row.get("prompt") is not None:
+            return _pair(_messages(row["prompt"], "prompt", "user"), chosen, rejected)
+        # Without a prompt, it is what both have in common.
+        return _pair(chosen[: shared_length(chosen, rejected)], chosen, rejected)
+    if row.get("instruction") is not None and row.get("output") is not None:
+        parts = {"instruction": _text(row["instruction"], "instruction"), "input": str(row.get("input") or "").strip()}
+        prompt: Message = {"role": "user", "content": "\n\n".join(filter(None, parts.values())), **parts}
+        return Conversation([prompt], [{"role": "assistant", "content": _text(row["output"], "output")}])
+    if row.get("prompt") is not None and row.get("completion") is not None:
+        prompt_messages = _messages(row["prompt"], "prompt", "user")
+        return Conversation(prompt_messages, _ending_in_answer(_messages(row["completion"], "completion", "assistant")))
+    raise _Rejected(f"the columns are {', '.join(row)}; known forms are {_FORMS}")
+
+
+def _pair(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> Conversation:
+    if not prompt:
+        raise _Rejected("chosen and rejected have no prompt")
+    chosen, rejected = (side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in (chosen, rejected))
+    if chosen == rejected:
+        raise _Rejected("chosen and rejected are equal")
+    return Conversation(prompt, _ending_in_answer(chosen), _ending_in_answer(rejected))
+
+
+def _messages(value: Any, name: str, role: str | None = None) -> list[Message]:
+    """A list of messages, perhaps as JSON; with a role, text is the only message, of this role."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            if role is None:
+                raise _Rejected(f"{name} is not a list of messages") from None
+    if isinstance(value, str) and role is not None:
+        return [{"role": role, "content": _text(value, name)}]
+    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+        raise _Rejected(f"{name} is not a list of messages")
+    unknown = [item.get("role") for item in value if item.get("role") not in _ROLES]
+    if unknown:
+        raise _Rejected(f"{name} has the role {unknown[0]!r}; roles are {', '.join(_ROLES)}")
+    return [{"role": item["role"], "content": _text(item.get("content"), name)} for item in value]
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _Rejected(f"{name} has no text")
+    return value.strip()
+
+
+def _ending_in_answer(messages: list[Message]) -> list[Message]:
+    if not messages or messages[-1]["role"] != "assistant":
+        raise _Rejected("the last message is not of the assistant")
+    return messages
+
+
+def _write(
+    shards: Sequence[InputShard],
+    source: SourceConfig,
+    config: TuneConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+) -> DataSummary:
+    names = ("read", "rejected", "truncated", "train", "held_out", "unused", "train_tokens", "learned_tokens")
+    counts: Counter[str] = Counter(dict.fromkeys(names, 0))
+    generated_by: Counter[str] = Counter()
+    schema = _SCHEMAS[config.method]
+    with ExitStack() as stack:
+        rejects = stack.enter_context(RejectsLog(directory / REJECTS_FILE))
+        train = stack.enter_context(_TokenFile(directory / TRAIN_FILE, schema))
+        held_out = stack.enter_context(_TokenFile(directory / HELD_OUT_FILE, schema))
+        bar = stack.enter_context(progress("Tokenising"))
+        for shard in shards:
+            for location, row in read_records(shard, source, rejects):
+                bar.advance()
+                try:
+                    conversation = conversation_of(row)
+                    sides = _sides(tokenizer, conversation, config, counts)
+                except _Rejected as error:
+                    rejects.add(shard.uri, location, error.reason, str(error))
+                    continue
+                if name := row.get("generated_by"):
+                    generated_by[str(name)] += 1
+                document = str(row.get(config.document_column) or digest_of(conversation.prompt or conversation.answer))
+                columns = {**_columns(sides), "document": document}
+                if not is_held_out(document, config):
+                    train.add(columns)
+                    counts["train_tokens"] += sum(len(side.ids) for side in sides)
+                    counts["learned_tokens"] += sum(side.learned for side in sides)
+                elif held_out.rows < config.max_held_out:
+                    held_out.add(columns)
+                else:
+                    counts["unused"] += 1
+    counts.update(rejected=rejects.total, train=train.rows, held_out=held_out.rows)
+    counts["read"] = sum(counts[name] for name in ("rejected", "train", "held_out", "unused"))
+    _check(counts, rejects, source, config)
+    return DataSummary(counts=dict(counts), generated_by=dict(generated_by))
+
+
+def _check(counts: Counter[str], rejects: RejectsLog, source: SourceConfig, config: TuneConfig) -> None:
+    paths, used = ", ".join(source.paths), counts["train"] + counts["held_out"]
+    if not used:
+        detail = f" ({rejects.first})" if rejects.first else ""
+        raise InputError(f"{paths} has no conversation for {config.method}: {describe_counts(rejects.counts)}{detail}")
+    if not counts["train"] or not counts["held_out"]:
+        raise InputError(
+            f"{paths}: none of {used} conversations is left {'to train on' if not counts['train'] else 'to hold out'} "
+            f"with held_out_share {config.held_out_share:g}; provide more documents or change held_out_share"
+        )
+    if counts["rejected"]:
+        logger.warning(f"{counts['rejected']:,} of {counts['read']:,} rows are rejected; see {REJECTS_FILE}")
+
+
+def is_held_out(document: str, config: TuneConfig) -> bool:
+    """Whether the conversations of a document are held out; depends only on the document and the seed."""
+    position = int(digest_of(["held out", config.seed, document])[:15], 16) / 16**15
+    return position < config.held_out_share
+
+
+def _sides(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, config: TuneConfig, counts: Counter[str]
+) -> list[Tokens]:
+    """The tokens of the conversation; of a pair for dpo, those with the chosen and with the rejected answer."""
+    prompt, answer, rejected = conversation
+    answers = [answer]
+    if config.method == "dpo":
+        if rejected is None:
+            raise _Rejected("dpo needs the columns prompt, chosen and rejected")
+        answers.append(rejected)
+    whole = [tokens_of(tokenizer, [*prompt, *messages], len(prompt)) for messages in answers]
+    sides = [Tokens(side.ids[: config.max_tokens], side.labels[: config.max_tokens]) for side in whole]
+    if not all(side.learned for side in sides):
+        raise _Rejected(f"no token of an answer is among the first {config.max_tokens} tokens", "too_long")
+    counts["truncated"] += any(len(side.ids) > config.max_tokens for side in whole)
+    return sides
+
+
+def _columns(sides: Sequence[Tokens]) -> dict[str, list[int]]:
+    if len(sides) == 1:
+        return {"input_ids": sides[0].ids, "labels": sides[0].labels}
+    chosen, rejected = sides
+    shared = min(side.start for side in sides)
+    return {
+        "prompt_ids": chosen.ids[:shared],
+        "chosen_ids": chosen.ids[shared:],
+        "rejected_ids": rejected.ids[shared:],
+    }
+
+
+class _TokenFile:
+    """An Arrow stream that gets its name when it is complete. `datasets` maps it into memory."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema, self.rows = path, schema, 0
+        self._pending: list[dict[str, Any]] = []
+
+    def __enter__(self) -> _TokenFile:
+        self._file = pa.OSFile(str(self.path.with_suffix(".tmp")), "wb")
+        self._writer = pa.ipc.new_stream(self._file, self.schema)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+        self._file.close()
+        if kind is None:
+            os.replace(self.path.with_suffix(".tmp"), self.path)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        self._pending.append(row)
+        self.rows += 1
+        if len(self._pending) >= _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_batch(pa.RecordBatch.from_pylist(self._pending, self.schema))
+        self._pending = []

@@ -1,0 +1,118 @@
+"""A tuned model as metadata: where it is, and the content of its tuning.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ValidationError
+
+from ml_filter import __version__
+from ml_filter.config import flat_settings
+from ml_filter.documents.manifest import Parent, digest_of
+from ml_filter.downstream.tuning.config import TuneConfig
+from ml_filter.downstream.tuning.data import DataSummary
+from ml_filter.errors import InputError
+from ml_filter.heads.trained import inside
+from ml_filter.location import Location
+from ml_filter.statistics.intervals import Figure
+from ml_filter.tracking import RunRecord
+
+TUNING_NAME = "tuning.json"
+REPORT_NAME, CARD_NAME = "report.html", "README.md"
+MODEL_DIRECTORY, ADAPTER_DIRECTORY, GGUF_NAME = "model", "adapter", "model.gguf"
+
+
+class Ancestor(BaseModel):
+    """A directory that the data was made from."""
+
+    kind: str
+    path: str
+    digest: str
+
+
+class TuningResult(BaseModel):
+    """The content of `tuning.json`, which is written last: a directory without it is not complete.
+
+    `figures` compare the tuned model with its base on the held-out conversations: for sft `base_loss`, `loss`,
+    `loss_change` and perplexities, per token of the answers; for dpo the loss of DPO, `accuracy` and `margin`.
+    `history` has the curves. `files` has the SHA-256 of every other file.
+    """
+
+    config_digest: str
+    config: TuneConfig
+    base: Parent
+    base_license: str | None
+    parents: list[Parent]
+    lineage: list[Ancestor]
+    data: DataSummary
+    figures: dict[str, Figure]
+    history: list[dict[str, float]]
+    files: dict[Annotated[str, AfterValidator(inside)], str]
+    code_version: str = __version__
+    commit: str = ""
+
+    def to_json(self) -> bytes:
+        """The content of the file."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()
+
+
+class TunedModel(BaseModel):
+    """A tuned model, without its weights. `root` is its directory or URL."""
+
+    root: str
+    result: TuningResult
+
+    @property
+    def digest(self) -> str:
+        """Digest of the weights, the configuration and the tokenizer."""
+        files = self.result.files.items()
+        return digest_of({name: digest for name, digest in files if name.startswith(f"{MODEL_DIRECTORY}/")})
+
+    @property
+    def parent(self) -> Parent:
+        """The model as the input of a later stage."""
+        return Parent(path=self.root, digest=self.digest)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The figures without their intervals."""
+        return {name: figure.value for name, figure in self.result.figures.items() if figure.value is not None}
+
+    def record(self) -> RunRecord:
+        """What the experiment tracker records."""
+        result = self.result
+        return RunRecord(
+            metrics={**self.values, **{f"tuning_{name}": count for name, count in result.data.counts.items()}},
+            parameters={
+                "model_digest": self.digest,
+                "base": result.base.path,
+                "base_digest": result.base.digest,
+                "data_digest": ", ".join(parent.digest for parent in result.parents),
+                **flat_settings(result.config.model_dump(mode="json"), "tune_"),
+            },
+            history=[{name.replace("/", "_"): value for name, value in row.items()} for row in result.history],
+            pages={REPORT_NAME: (Location(self.root) / REPORT_NAME).read_bytes().decode()},
+        )
+
+
+def read_tuned(name: str | Path) -> TunedModel:
+    """Read what is known of a tuned model, without its weights.
+
+    Raises:
+        InputError: there is no complete tuned model.
+    """
+    location = Location(name)
+    content = (location / TUNING_NAME).find_bytes()
+    if content is None:
+        raise InputError(f"{name} has no tuned model (no {TUNING_NAME}); make one with ml-filter tune")
+    try:
+        return TunedModel(root=str(location), result=TuningResult.model_validate_json(content))
+    except ValidationError as error:
+        raise InputError(f"{location / TUNING_NAME} is from another version of ml-filter: {error}") from error
+
+
+def public_settings(config: TuneConfig) -> dict[str, Any]:
+    """The settings that the result depends on."""
+    return config.model_dump(mode="json", exclude={"push", "private"})

@@ -1,0 +1,157 @@
+"""Tune a language model on instruction data: tokens, training, export, figures, pages and, last, tuning.json."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loguru import logger
+
+from ml_filter.commit import code_commit
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.lineage import ancestors, find_source_manifest
+from ml_filter.documents.lock import WriterLock
+from ml_filter.documents.manifest import Parent, digest_of
+from ml_filter.documents.output_directory import with_digest
+from ml_filter.documents.readers import InputShard
+from ml_filter.documents.sources import list_shards
+from ml_filter.downstream.tuning.base import Base, find_base, load_tokenizer, require_extra
+from ml_filter.downstream.tuning.config import TuneConfig
+from ml_filter.downstream.tuning.data import HELD_OUT_FILE, REJECTS_FILE, write_tokens
+from ml_filter.downstream.tuning.result import (
+    CARD_NAME,
+    MODEL_DIRECTORY,
+    REPORT_NAME,
+    TUNING_NAME,
+    Ancestor,
+    TunedModel,
+    TuningResult,
+    public_settings,
+    read_tuned,
+)
+from ml_filter.errors import InputError
+from ml_filter.heads.trained import file_digests, head_files
+from ml_filter.location import Location, write_atomically
+
+_SCRATCH = ".tuning"
+_SAVING = ".saving-"
+
+
+def tune_model(data: SourceConfig, config: TuneConfig, output: str | Path) -> TunedModel:
+    """Tune a model and write it to `output`, a directory or URL; a killed run resumes.
+
+    Args:
+        data: rows of messages, Alpaca triples or preference pairs, as `data.conversation_of` knows them.
+        config: base, method, data and training settings; `push` uploads the result to the Hub.
+        output: `{digest}` stands for a digest of settings and input.
+
+    Raises:
+        InputError: the base or the data cannot be used, or `output` has another model.
+        ConfigError: the extra `tune` is not installed, or the tokenizer cannot be used.
+    """
+    require_extra()
+    base = find_base(config.base)
+    shards, parents = list_shards(data)
+    columns = data.model_dump(mode="json", exclude={"paths"})
+    digest = digest_of([public_settings(config), base.digest, columns, [parent.digest for parent in parents]])
+    location = Location(with_digest(output, digest))
+    if not (location / TUNING_NAME).exists():
+        with _working_directory(location, digest) as target:
+            if not (target / TUNING_NAME).exists():
+                _tune(base, data, shards, parents, config, target, digest)
+    model = read_tuned(str(location))
+    if model.result.config_digest != digest:
+        raise InputError(f"{location} already has a model with other data or settings; choose another --output")
+    if config.push is not None:
+        from ml_filter.downstream.tuning.push import push_tuned
+
+        push_tuned(model, config.push, private=config.private)
+    return model
+
+
+def _tune(
+    base: Base,
+    data: SourceConfig,
+    shards: list[InputShard],
+    parents: list[Parent],
+    config: TuneConfig,
+    target: Path,
+    digest: str,
+) -> None:
+    from ml_filter.downstream.tuning.export import export_model
+    from ml_filter.downstream.tuning.loss import held_out_figures
+    from ml_filter.downstream.tuning.pages import write_card, write_report
+    from ml_filter.downstream.tuning.train import train
+
+    scratch = target / _SCRATCH
+    scratch.mkdir(exist_ok=True)
+    tokenizer = load_tokenizer(base, config)
+    summary = write_tokens(shards, data, config, tokenizer, scratch)
+    checkpoint, history = train(base, tokenizer, config, scratch)
+    for leftover in target.glob(f"{_SAVING}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_SAVING, dir=target) as directory:
+        saving = Path(directory)
+        export_model(base, tokenizer, config, checkpoint, saving)
+        shutil.copyfile(scratch / REJECTS_FILE, saving / REJECTS_FILE)
+        result = TuningResult(
+            config_digest=digest,
+            config=config,
+            base=base.parent,
+            base_license=base.license,
+            parents=parents,
+            lineage=_lineage(parents),
+            data=summary,
+            figures=held_out_figures(base.directory, saving / MODEL_DIRECTORY, scratch / HELD_OUT_FILE, config),
+            history=history,
+            files=file_digests(saving),
+            commit=code_commit(),
+        )
+        (saving / CARD_NAME).write_text(write_card(result))
+        (saving / REPORT_NAME).write_text(write_report(result))
+        result.files = file_digests(saving)
+        for file in head_files(saving):
+            destination = target / file.relative_to(saving)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            file.chmod(0o644)
+            os.replace(file, destination)
+    write_atomically(target / TUNING_NAME, result.to_json())
+    shutil.rmtree(scratch, ignore_errors=True)
+    logger.info(f"Saved the tuned model to {target}")
+
+
+def _lineage(parents: list[Parent]) -> list[Ancestor]:
+    """The directories that the data was made from, as far as they still exist unchanged."""
+    manifests = [find_source_manifest(parent.path) for parent in parents]
+    return [
+        Ancestor(kind=ancestor.kind, path=ancestor.root, digest=ancestor.digest)
+        for manifest in manifests
+        if manifest is not None
+        for ancestor in ancestors(manifest)
+    ]
+
+
+@contextmanager
+def _working_directory(location: Location, digest: str) -> Iterator[Path]:
+    """A local directory for the model, locked against a second writer; that of a URL is uploaded at the end."""
+    cache = Settings().cache_dir.expanduser() / "tuned" / digest_of([str(location), digest])[:32]
+    directory = location.local if location.is_local else cache
+    if location.is_local:
+        location.make_directory()
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = WriterLock(directory, str(location), ".parts", part=None)
+    lock.begin()
+    try:
+        yield directory
+        if not location.is_local:
+            for file in [*(f for f in head_files(directory) if f.name != TUNING_NAME), directory / TUNING_NAME]:
+                (location / file.relative_to(directory).as_posix()).copy_here(file)
+    finally:
+        lock.release()
+    if not location.is_local:
+        shutil.rmtree(directory, ignore_errors=True)

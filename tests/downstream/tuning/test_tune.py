@@ -1,0 +1,150 @@
+"""Tuning from end to end on a tiny base: what is written, what it learns, and what a kill leaves."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ml_filter.cli import main
+from ml_filter.documents.config import SourceConfig
+from ml_filter.downstream.tuning.result import read_tuned
+from ml_filter.downstream.tuning.tune import tune_model
+from ml_filter.errors import InputError
+from ml_filter.heads.trained import file_digests
+
+pytestmark = pytest.mark.model
+
+KILLED = """
+import os, signal, sys
+from transformers import TrainerCallback
+from ml_filter.documents.config import SourceConfig
+from ml_filter.downstream.tuning import train
+from ml_filter.downstream.tuning.config import TuneConfig
+from ml_filter.downstream.tuning.tune import tune_model
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+callbacks = train._callbacks
+train._callbacks = lambda bar: [*callbacks(bar), Kill()]
+data, config, output = sys.argv[1:]
+tune_model(SourceConfig(paths=[data]), TuneConfig.model_validate_json(config), output)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_ends_with_the_same_weights_and_figures(triples, config, tmp_path):
+    config = config.model_copy(update={"batch_size": 16})  # three batches an epoch: the kill is in the second
+    arguments = [str(triples), config.model_dump_json(), str(tmp_path / "killed")]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = sorted(path.name for path in (tmp_path / "killed" / ".tuning").glob("checkpoint-*"))
+    assert kept == ["checkpoint-3"]
+    with pytest.raises(InputError, match="no tuned model"):
+        read_tuned(tmp_path / "killed")
+    source = SourceConfig(paths=[str(triples)])
+    resumed, undisturbed = (tune_model(source, config, tmp_path / name) for name in ("killed", "undisturbed"))
+    assert resumed.digest == undisturbed.digest
+    assert resumed.result.figures == undisturbed.result.figures
+    assert resumed.result.history == undisturbed.result.history
+    assert not (tmp_path / "killed" / ".tuning").exists()
+
+
+def test_sft_lowers_the_held_out_loss_and_writes_adapter_model_pages_and_lineage(triples, config, tmp_path, capsys):
+    output = tmp_path / "tuned"
+    settings = config.model_dump(mode="json", include={"max_steps", "batch_size", "learning_rate", "held_out_share"})
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    command = ["tune", str(triples), "--base", config.base, *options, "--gradient-accumulation", "1", "-o", str(output)]
+    assert main(command) == 0
+    assert "loss change" in capsys.readouterr().out
+    model = read_tuned(output)
+    assert model.result.figures["loss_change"].high < 0
+    counts = model.result.data.counts
+    assert counts["train"] + counts["held_out"] == counts["read"] == len(triples.read_text().splitlines())
+    assert {name.partition("/")[0] for name in model.result.files} == {
+        "README.md",
+        "adapter",
+        "model",
+        "rejects.jsonl",
+        "report.html",
+    }
+    assert model.result.files == {k: v for k, v in file_digests(output).items() if k != "tuning.json"}
+    written = "".join((output / name).read_text() for name in ("README.md", "adapter/adapter_config.json"))
+    assert str(tmp_path) not in written
+    assert config.base not in written
+    assert model.result.base.digest in written
+    assert [row["step"] for row in model.result.history if "eval_loss" in row] == [0, 8]
+    record = model.record()
+    assert record.metrics["loss_change"] < 0
+    assert all(row.keys() & {"loss", "eval_loss"} for row in record.history)
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert main([*command, "--seed", "1"]) == 2
+    assert "already has a model with other data or settings" in capsys.readouterr().err
+
+
+def test_dpo_of_all_weights_prefers_the_chosen_answers(triples, config, tmp_path):
+    config = config.model_copy(update={"method": "dpo", "weights": "full", "learning_rate": 1e-3, "max_steps": 16})
+    model = tune_model(SourceConfig(paths=[str(triples)]), config, tmp_path / "tuned")
+    figures = model.result.figures
+    assert figures["base_loss"].value == pytest.approx(0.6931, abs=1e-4)
+    assert {"rewards/margins", "rewards/accuracies", "grad_norm"} <= model.result.history[1].keys()
+    last = model.result.history[-1]
+    assert figures["loss"].value == pytest.approx(last["eval_loss"], abs=0.02)  # of pairs, and of means over batches
+    trained = [row["loss"] for row in model.result.history if "loss" in row]
+    assert trained[-1] < trained[0]
+    assert not (tmp_path / "tuned" / "adapter").exists()
+
+
+def test_packed_conversations_do_not_see_each_other(triples, config, tmp_path):
+    """All conversations in one packed sequence have the loss that they have in one batch."""
+    config = config.model_copy(update={"max_steps": 1, "max_tokens": 4096, "batch_size": 64})
+    update = {"packing": True, "batch_size": 1, "activation_checkpointing": True}
+    losses, batches = [], []
+    for name, settings in (("plain", config), ("packed", config.model_copy(update=update))):
+        model = tune_model(SourceConfig(paths=[str(triples)]), settings, tmp_path / name)
+        [row] = [row for row in model.result.history if "loss" in row]
+        losses.append(row["loss"])
+        batches.append(row["epoch"])
+    assert batches == [1, 1]  # a step saw everything
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_four_bits_are_trained_and_merged_into_the_full_base(triples, config, tmp_path):
+    config = config.model_copy(update={"weights": "qlora"})
+    model = tune_model(SourceConfig(paths=[str(triples)]), config, tmp_path / "tuned")
+    assert model.result.figures["loss_change"].value < 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned" / "model")
+    assert not hasattr(merged.config, "quantization_config")
+    assert merged.dtype == torch.float32
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ("touch exploited",)
+
+
+def test_a_checkpoint_runs_no_code_and_a_damaged_one_is_skipped(triples, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = SourceConfig(paths=[str(triples)])
+    expected = tune_model(source, config, tmp_path / "first")
+
+    import ml_filter.downstream.tuning.tune as tuning
+
+    with monkeypatch.context() as patch:  # ends after the training
+        patch.setattr("ml_filter.downstream.tuning.export.export_model", None)
+        with pytest.raises(TypeError):
+            tuning.tune_model(source, config, tmp_path / "second")
+    scratch = tmp_path / "second" / ".tuning"
+    assert [path.name for path in scratch.glob("checkpoint-*")] == ["checkpoint-8"]
+    (scratch / "checkpoint-8" / "optimizer.pt").write_bytes(pickle.dumps(Payload()))
+    assert tune_model(source, config, tmp_path / "second").digest == expected.digest
+    assert not (tmp_path / "exploited").exists()
