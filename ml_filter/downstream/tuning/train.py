@@ -114,7 +114,7 @@ def _load(base: Base, config: TuneConfig) -> PreTrainedModel:
         options["device_map"] = {"": choose_device("auto")}
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base.directory, use_safetensors=True, **options)
     if config.weights == "qlora":
-        from bitsandbytes.nn import Linear4bit
+        from bitsandbytes.nn.modules import Linear4bit
 
         for module in model.modules():
             if isinstance(module, Linear4bit):
