@@ -66,7 +66,7 @@ def spread_of(differences: Array) -> Spread:
 def smallest_difference(
     spread: Spread, documents: int, repetitions: int, confidence: float, power: float = 0.8
 ) -> Power:
-    """The smallest difference that an interval over so many documents and repetitions tells from 0."""
+    """The smallest difference that an interval over these numbers of documents and repetitions tells from 0."""
     from scipy.stats import t
 
     parts = [(spread.documents**2 / documents, documents - 1), (spread.repetitions**2 / repetitions, repetitions - 1)]

@@ -56,7 +56,7 @@ def ablation_record(ablation: Ablation, digest: str) -> RunRecord:
 
 
 def _curves(ablation: Ablation) -> dict[str, list[tuple[float, float]]]:
-    """By arm: bits per byte after so many training tokens, mean over its models."""
+    """By arm: training tokens and bits per byte then, mean over its models."""
     return {
         arm.name: _mean_curve([model.curve for model in ablation.models if model.arm == arm.name])
         for arm in ablation.arms

@@ -19,7 +19,7 @@ Verdict = Literal["helps", "hurts", "no difference shown"]
 ABLATION_NAME = "ablation.json"
 REPORT_NAME = "ablation.html"
 
-_ALIKE = 1.1
+_MOST_DIFFERENT_BYTES = 1.1
 MEASURED_SPREAD = Spread(documents=0.08, repetitions=0.012)
 """Spread of the gain of filtered over random at depth 2, in bits per byte (docs/ablation.md)."""
 
@@ -125,11 +125,11 @@ def _compare(models: Sequence[TrainedModel], arm: str, target: str, sizes: Array
     assert figure.low is not None and figure.high is not None
     by_seed = differences.mean(axis=0)
     by_rate = {f"{rate:g}": float(by_seed[rates == rate].mean()) for rate in dict.fromkeys(rates.tolist())}
-    alike = len({gain > 0 for gain in by_rate.values()}) == 1
+    same_sign = len({gain > 0 for gain in by_rate.values()}) == 1
     finding: Literal["better", "worse", "no difference shown"] = "no difference shown"
-    if alike and figure.low > 0:
+    if same_sign and figure.low > 0:
         finding = "better"
-    elif alike and figure.high < 0:
+    elif same_sign and figure.high < 0:
         finding = "worse"
     return Comparison(arm=arm, target=target, gain=figure, by_rate=by_rate, finding=finding)
 
@@ -171,7 +171,7 @@ def verdict_of(
             f"this of {1 - config.confidence:.0%} of all ablations, and repeat this one with other seeds"
         )
     sizes = {arm.name: arm.bytes for arm in arms}
-    if max(sizes.values()) > _ALIKE * min(sizes.values()):
+    if max(sizes.values()) > _MOST_DIFFERENT_BYTES * min(sizes.values()):
         smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
         warnings.append(
             f"with the same number of tokens, the arm {largest} has {sizes[largest] / sizes[smallest]:.2f} times the "

@@ -1,8 +1,8 @@
 """Does a filter help? Train small models on what it keeps and on as many random documents, and compare them.
 
-The models are trained in processes of their own. A model that is finished is a shard of the output, with the bits of
-every target document, and a directory `models/NAME`; one that is not has a checkpoint in the output's scratch
-directory, as have the decontaminated and tokenized corpora. A killed run goes on from there.
+The models are trained in separate processes. A finished model is a shard of the output, with the bits of every target
+document, and a directory `models/NAME`. The checkpoints of unfinished ones are in the output's scratch directory, with
+the decontaminated and tokenized corpora; a killed run resumes from there.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def read_ablation(directory: str | Path) -> Ablation:
     """The result in the directory of an ablation.
 
     Raises:
-        InputError: there is none.
+        InputError: the directory has no result.
     """
     content = (Location(directory) / ABLATION_NAME).find_bytes()
     if content is None:

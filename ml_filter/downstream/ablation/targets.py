@@ -151,7 +151,7 @@ def _windows(tokens: NDArray[np.int64], context: int) -> Iterator[tuple[NDArray[
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Products in bfloat16 on a GPU that has them; float32 elsewhere, which every CPU computes alike."""
+    """Products in bfloat16 on a GPU that has them; float32 elsewhere."""
     import torch
 
     on = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END = "<|endoftext|>"
-"""Token 0: stands before every document."""
+"""Token 0, before every document."""
 TOKEN = np.dtype("<u2")
 DOCUMENT = np.dtype([("start", "<i8"), ("tokens", "<i8"), ("bytes", "<i8")])
 """Where a document's tokens begin in the file, how many there are with the one before it, and the bytes of its text."""

@@ -1,7 +1,7 @@
-"""Train the model of one arm and measure it, in a process of its own that goes on where a killed one stopped.
+"""Train the model of one arm and measure it; a killed training resumes at its last checkpoint.
 
 A checkpoint is one safetensors file with the weights, the state of the optimizers and the losses so far. The batches
-follow from the seed and the number of the step, so that a resumed model is the same as one that was never interrupted
+follow from the seed and the number of the step, so a resumed training ends with the same model as an uninterrupted one
 (on a CPU, to the bit; GPUs add up gradients in any order).
 """
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 _DECAY = 0.5
-"""Share of the steps, at the end, in which the learning rate falls to 0 in a line."""
+"""Share of the steps, at the end, in which the learning rate decreases linearly to 0."""
 _CURVE_POINTS, _CURVE_DOCUMENTS, _CURVE_BYTES = 4, 16, 4096
 _PART_TOKENS = 2**14
-"""A batch is run in parts of at most so many tokens, whose logits take 2 GB at depth 12."""
+"""Largest part of a batch in one forward pass; its logits take 2 GB at depth 12."""
 _CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -98,7 +98,7 @@ class TrainedModel(BaseModel):
 
 
 def train_model(job: TrainingJob, advance: Callable[[int], None] = lambda steps: None) -> TrainedModel:
-    """Train or go on training, save the model where lm-eval can load it, and measure it on the targets."""
+    """Train or resume, save the model where lm-eval can load it, and measure it on the targets."""
     from tokenizers import Tokenizer
 
     started = time.process_time()
@@ -159,7 +159,7 @@ def _train_step(job: TrainingJob, state: _State, data: NDArray[np.uint16], devic
 
 
 def _batch(job: TrainingJob, step: int, data: NDArray[np.uint16]) -> torch.Tensor:
-    """The tokens of a step [sequences, context + 1]. Each pass has an order of its own, the same in every arm."""
+    """The tokens of a step [sequences, context + 1]. Each pass has another order, the same in every arm."""
     positions = range(step * job.dial.sequences, (step + 1) * job.dial.sequences)
     context, rows = job.dial.context, []
     for position in positions:
@@ -227,7 +227,7 @@ class _State:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
-        """Go on from the checkpoint in the file, if there is one."""
+        """Restore the checkpoint in the file, if it exists."""
         if not path.exists():
             return
         with safe_open(path, "pt") as file:

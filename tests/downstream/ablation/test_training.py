@@ -1,4 +1,4 @@
-"""One model: what it is measured on, and that it goes on from a checkpoint as if nothing had happened."""
+"""One model: what it is measured on, and that a killed training ends with the same model."""
 
 import math
 from dataclasses import replace
