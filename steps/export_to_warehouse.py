@@ -16,10 +16,11 @@ def export_to_warehouse(
     scores: Manifest | None = None,
     scored: Manifest | None = None,
     filtered: Manifest | None = None,
+    fetched: Manifest | None = None,
 ) -> Annotated[dict[str, Any], Artifact.EXPORTED]:
     """Write each directory to the collection of its kind; returns the counts by the path of the directory."""
     counts: dict[str, Any] = {}
-    for manifest in (*annotations, scores, scored, filtered):
+    for manifest in (*annotations, scores, scored, filtered, fetched):
         if manifest is not None and manifest.kind in locations:
             counts[manifest.root] = export_directory(manifest.root, locations[manifest.kind])
     log_metadata({"counts": {path.replace("/", "|"): values for path, values in counts.items()}})

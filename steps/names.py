@@ -25,6 +25,7 @@ class Artifact(StrEnum):
     COMPARISON = "comparison"
     TRACKING = "tracking"
     EXPORTED = "exported"
+    FETCHED = "fetched"
     ABLATION = "ablation"
     ABLATION_REPORT = "ablation_report"
 

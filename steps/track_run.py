@@ -25,11 +25,12 @@ def track_run(
     evaluations: list[Manifest] = [],  # noqa: B006 - ZenML takes lists of artifacts only by this very type
     scored: Manifest | None = None,
     filtered: Manifest | None = None,
+    fetched: Manifest | None = None,
     decision: Decision | None = None,
 ) -> Annotated[str, Artifact.TRACKING]:
     """Record counts, figures, curves and pages; returns the URL, the path of the offline archive, or "off"."""
     adopt_skipped_steps()
-    manifests = [m for m in (sample, annotations, scores, scored, filtered) if m is not None]
+    manifests = [m for m in (fetched, sample, annotations, scores, scored, filtered) if m is not None]
     record = record_run(manifests, head, evaluations, decision)
     where = track(config, get_step_context().pipeline_run.name, record)
     log_metadata({"experiment": Uri(where) if "://" in where else where, "metrics": record.metrics})

@@ -31,10 +31,12 @@ _MODULES = (
     "reporting.config",
     "publishing.config",
     "serving.config",
+    "downstream.fetching.config",
     "downstream.ablation.config",
     "downstream.retrieval.config",
     "downstream.tuning.config",
     "pipeline.config",
+    "pipeline.fetch",
     "pipeline.ablation",
     "tracking",
 )

@@ -29,6 +29,7 @@ from ml_filter.pipeline.config import (
     TrainingPipelineConfig,
     check_criteria,
 )
+from ml_filter.pipeline.fetch import FetchPipelineConfig
 from tools.outcome import run_and_report, without_traceback
 from tools.run_options import for_active_stack, merged, on_stack, read_run_options
 from tools.task import run_task
@@ -71,6 +72,11 @@ PIPELINES = {
         ContinuousTrainingPipelineConfig,
         "Annotate a sample of what the source has gained, train on all labels so far, promote a better head.",
         "run-continuous-training-pipeline source.paths='[\"crawl/*.warc.gz\"]' sample.size=1000",
+    ),
+    "fetch": Pipeline(
+        FetchPipelineConfig,
+        "Fetch web pages, feeds, sitemaps, arXiv papers and GitHub repositories, as far as they are new or changed.",
+        "run-fetch-pipeline fetch.feeds='[\"https://example.org/feed.xml\"]' fetch.contact=me@example.org",
     ),
     "ablation": Pipeline(
         AblationPipelineConfig,
