@@ -28,6 +28,14 @@ class Artifact(StrEnum):
     FETCHED = "fetched"
     ABLATION = "ablation"
     ABLATION_REPORT = "ablation_report"
+    CHUNKS = "chunks"
+    WRITTEN_INSTRUCTIONS = "written_instructions"
+    EVOLVED_INSTRUCTIONS = "evolved_instructions"
+    RATED_INSTRUCTIONS = "rated_instructions"
+    PREFERENCES = "preferences"
+    INSTRUCTION_DATA = "instruction_data"
+    INSTRUCT_REPORT = "instruct_report"
+    INSTRUCT_PAGE = "instruct_page"
 
 
 DRIFT = "drift"

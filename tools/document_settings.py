@@ -33,11 +33,13 @@ _MODULES = (
     "serving.config",
     "downstream.fetching.config",
     "downstream.ablation.config",
+    "downstream.instruct.config",
     "downstream.retrieval.config",
     "downstream.tuning.config",
     "pipeline.config",
     "pipeline.fetch",
     "pipeline.ablation",
+    "pipeline.instruct",
     "tracking",
 )
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}

@@ -30,6 +30,7 @@ from ml_filter.pipeline.config import (
     check_criteria,
 )
 from ml_filter.pipeline.fetch import FetchPipelineConfig
+from ml_filter.pipeline.instruct import InstructPipelineConfig
 from tools.outcome import run_and_report, without_traceback
 from tools.run_options import for_active_stack, merged, on_stack, read_run_options
 from tools.task import run_task
@@ -82,6 +83,11 @@ PIPELINES = {
         AblationPipelineConfig,
         "Train models on what a filter keeps, on what it drops and on random documents, and compare them.",
         "run-ablation-pipeline filtered=runs/filtered-1a2b3c4d ablate.gold.paths='[gold.jsonl]'",
+    ),
+    "instruct": Pipeline(
+        InstructPipelineConfig,
+        "Let an LLM write instructions with answers from documents; check, evolve, rate and publish them.",
+        "run-instruct-pipeline source.paths='[runs/filtered-1a2b3c4d]' instruct.write.model=NAME",
     ),
     "end_to_end": Pipeline(
         EndToEndPipelineConfig,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ml_filter.annotation.config import AskConfig
     from ml_filter.annotation.estimate import Estimate
     from ml_filter.documents.manifest import Manifest
+    from ml_filter.downstream.instruct.report import InstructReport
     from ml_filter.evaluation.compare import Comparison
     from ml_filter.evaluation.result import HeadEvaluation
     from ml_filter.heads.search_result import Search
@@ -252,6 +253,20 @@ def show_selection(manifest: Manifest) -> None:
     _print_table(f"quotas, in {unit}", headers, rows)
     if quota["values"] > _MAX_QUOTA_VALUES:
         _print(f"and {quota['values'] - _MAX_QUOTA_VALUES:,} more, in {manifest.path_of(quota['file'])}")
+
+
+def show_instructions(report: InstructReport, data: str, page: str) -> None:
+    """What each stage kept and dropped, and what it cost."""
+    rows = []
+    for stage in report.stages:
+        dropped = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in stage.dropped.items())
+        tokens = stage.prompt_tokens + stage.completion_tokens
+        rows.append((stage.name, f"{stage.rows:,}", f"{tokens:,}" if tokens else "", dropped))
+    _print_table("instruct", ["stage", "rows", "tokens", "dropped or failed"], rows, last_left=True)
+    tokens = report.prompt_tokens + report.completion_tokens
+    cost = "" if report.usd is None else f", {report.usd:.2f} USD"
+    _print(f"{report.instructions:,} instructions, {report.preferences:,} preference pairs, {tokens:,} tokens{cost}")
+    _print(f"in {data}; the report is in {page}")
 
 
 def show_submissions(submissions: Sequence[Submission]) -> None:

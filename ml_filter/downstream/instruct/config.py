@@ -29,6 +29,12 @@ class WriterConfig(AskConfig):
     )
 
 
+class PassageConfig(ChunkConfig):
+    """How documents are cut into the passages that instructions are written from."""
+
+    min_chunk_tokens: Annotated[int, Field(ge=0)] = Field(32, description="drop shorter chunks, as too_short")
+
+
 class CheckConfig(StageConfig):
     """Which instructions are dropped by rules, before anything is paid for their rating."""
 
@@ -97,9 +103,9 @@ class InstructConfig(StageConfig):
     """From documents to instruction data."""
 
     chunk: Annotated[
-        ChunkConfig,
+        PassageConfig,
         Cli(options={name: f"--{name.replace('_', '-')}" for name in ("chunk_tokens", "overlap_tokens")}),
-    ] = Field(ChunkConfig(min_chunk_tokens=32), description="how documents are cut into passages")
+    ] = Field(PassageConfig(), description="how documents are cut into passages")
     write: Annotated[WriterConfig, Cli(options=_ASKED)] = Field(WriterConfig(), description="who writes and evolves")
     check: Annotated[CheckConfig, Cli(options={"min_grounding": "--min-grounding"})] = Field(
         CheckConfig(), description="which instructions are dropped by rules"

@@ -23,6 +23,7 @@ from ml_filter.downstream.instruct.config import PreferConfig
 from ml_filter.downstream.instruct.stages import SharedBudget
 
 PREFERENCES = "preferences"
+_PREFERRED = ("first", "second")
 _CARRIED = ("document_id", "document_digest")
 PREFERENCE_SCHEMA = pa.schema(
     [
@@ -55,7 +56,33 @@ def prefer_answers(
     Raises:
         TooManyFailures, EndpointError: see `generate`.
     """
-    settings, budget = settings or Settings(), budget or SharedBudget(None)
+    verdicts = _verdicts(triples, config, output, settings or Settings(), budget or SharedBudget(None), ledgers)
+    judged = verdicts or triples
+    parents = [Parent(path=judged.root, digest=judged.digest)]
+    with OutputDirectory(f"{output}/preferences-{{digest}}", PREFERENCES, {}, parents) as out:
+        if out.manifest:
+            return out.manifest
+        counts = Counter(read=0, kept=0, dropped=0)
+        with out.new_shard("preferences", PREFERENCE_SCHEMA) as writer, out.new_rejects("preferences") as rejects:
+            for rows in _batches(verdicts) if verdicts else ():
+                kept = [_preference(row) for row in rows if row["verdict"] in _PREFERRED]
+                counts.update(read=len(rows), kept=len(kept), dropped=len(rows) - len(kept))
+                counts.update(f"dropped_{row['verdict']}" for row in rows if row["verdict"] not in _PREFERRED)
+                writer.write(pa.Table.from_pylist(kept, schema=PREFERENCE_SCHEMA))
+        return out.finish([("preferences", out.commit("preferences", writer, rejects, counts))])
+
+
+def _verdicts(
+    triples: Manifest,
+    config: PreferConfig,
+    output: str,
+    settings: Settings,
+    budget: SharedBudget,
+    ledgers: str | None,
+) -> Manifest | None:
+    """The verdicts on all pairs of answers; None: there is no pair."""
+    if not triples.rows:
+        return None
     tasks = _tasks(triples, f"{output}/tasks-{{digest}}")
     source = SourceConfig(paths=[tasks.root])
     answers: list[Manifest] = []
@@ -65,24 +92,10 @@ def prefer_answers(
         answers.append(generate(source, "instruct_answer", asked, place, settings, ledgers=ledgers))
     names = [_name(answerer, settings) for answerer in config.answerers]
     pairs = _pairs(triples, answers, names, f"{output}/pairs-{{digest}}")
-    verdicts = judge_pairs(pairs, config.prompt, budget.share(config.judge, pairs), output, settings, ledgers=ledgers)
-    with OutputDirectory(
-        f"{output}/preferences-{{digest}}", PREFERENCES, {}, [Parent(path=verdicts.root, digest=verdicts.digest)]
-    ) as out:
-        if out.manifest:
-            return out.manifest
-        counts = Counter(read=0, kept=0, dropped=0)
-        with out.new_shard("preferences", PREFERENCE_SCHEMA) as writer, out.new_rejects("preferences") as rejects:
-            for path in verdicts.shard_paths():
-                for table in read_tables(path):
-                    rows = table.to_pylist()
-                    kept = [_preference(row) for row in rows if row["verdict"] in ("first", "second")]
-                    counts.update(read=len(rows), kept=len(kept), dropped=len(rows) - len(kept))
-                    counts.update(
-                        f"dropped_{row['verdict']}" for row in rows if row["verdict"] not in ("first", "second")
-                    )
-                    writer.write(pa.Table.from_pylist(kept, schema=PREFERENCE_SCHEMA))
-        return out.finish([("preferences", out.commit("preferences", writer, rejects, counts))])
+    if not pairs.rows:
+        return None
+    judge = budget.share(config.judge, pairs)
+    return judge_pairs(pairs, config.prompt, judge, output, settings, ledgers=ledgers)
 
 
 def _name(answerer: AskConfig, settings: Settings) -> str:
@@ -156,7 +169,7 @@ def _preference(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _batches(manifest: Manifest, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+def _batches(manifest: Manifest, columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
     for path in manifest.shard_paths():
-        for table in read_tables(path, list(columns)):
+        for table in read_tables(path, None if columns is None else list(columns)):
             yield table.to_pylist()

@@ -23,6 +23,7 @@ from ml_filter.location import Location
 from ml_filter.metrics import FIGURES
 from ml_filter.prepare.sampling import sampling_key
 from ml_filter.rendering.html import render
+from ml_filter.tracking import RunRecord
 
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
 _REASON = re.compile(r"^(?:dropped|failed|rejected)_(.+)$|^(too_short)$")
@@ -89,6 +90,24 @@ def report_instructions(
 def read_report(manifest: Manifest) -> InstructReport:
     """The report in a directory that `report_instructions` wrote."""
     return InstructReport.model_validate_json(Location(manifest.path_of(REPORT_NAME)).read_bytes())
+
+
+def read_page(manifest: Manifest) -> str:
+    """The page in a directory that `report_instructions` wrote."""
+    return Location(manifest.path_of(PAGE_NAME)).read_bytes().decode()
+
+
+def instruct_record(manifest: Manifest) -> RunRecord:
+    """What the experiment tracker keeps: rows and dropped instructions of each stage, tokens and the page."""
+    report = read_report(manifest)
+    record = RunRecord(parameters={"report_digest": manifest.digest}, pages={PAGE_NAME: read_page(manifest)})
+    for stage in report.stages:
+        record.metrics[f"{stage.name}_rows"] = float(stage.rows)
+        record.metrics |= {f"{stage.name}_{reason}": float(count) for reason, count in stage.dropped.items()}
+    for name in ("instructions", "preferences", "prompt_tokens", "completion_tokens", "usd"):
+        if (value := getattr(report, name)) is not None:
+            record.metrics[name] = float(value)
+    return record
 
 
 def _report(published: Manifest, triples: Manifest, preferences: Manifest | None, examples: int) -> InstructReport:

@@ -47,7 +47,7 @@ def make_instructions(
     written = write_instructions(chunks, config, output, settings)
     evolved = evolve_instructions(written, config, output, settings)
     rated = rate_instructions(evolved, config, output, settings)
-    preferences = prefer(rated, config, output, settings)
+    preferences = prefer(rated, config, output, settings) if config.prefer else None
     published = publish_instructions(rated, preferences, config.publish, f"{output}/data-{{digest}}")
     return InstructRun(
         published,
@@ -116,10 +116,9 @@ def rate_instructions(
     )
 
 
-def prefer(triples: Manifest, config: InstructConfig, output: str, settings: Settings | None = None) -> Manifest | None:
-    """Preference pairs, if they are configured."""
-    if config.prefer is None or not triples.rows:
-        return None
+def prefer(triples: Manifest, config: InstructConfig, output: str, settings: Settings | None = None) -> Manifest:
+    """Preference pairs, as `config.prefer` says, which must be set."""
+    assert config.prefer is not None
     budget = SharedBudget(config.budget_tokens)
     return prefer_answers(triples, config.prefer, output, settings, budget=budget, ledgers=_ledgers(output))
 
