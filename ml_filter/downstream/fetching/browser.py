@@ -1,9 +1,8 @@
-"""Web pages that scripts make, opened in Chromium by Playwright.
+"""Web pages that scripts make, in Chromium by Playwright.
 
-The navigation goes through robots.txt, the pace of its host and the budget, as any other request; its redirects are
-checked too. What the page loads by itself is limited to public addresses and to scripts, styles and data: no images,
-fonts or media. Playwright resolves names by itself, so a name that resolves to another address the second time is not
-caught; use a proxy or a network without private services if that matters.
+Chromium itself is given no network: the page and all that it loads come through the client, so that limits, private
+addresses and, for pages, robots.txt apply to redirects too. Scripts, styles and data are loaded; images, fonts, media,
+frames and anything but GET are not.
 """
 
 from __future__ import annotations
@@ -11,20 +10,19 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
+from contextlib import suppress
 from typing import Any
 
-from yarl import URL
-
-from ml_filter.annotation.client import proxy_for
-from ml_filter.downstream.fetching.addresses import BLOCKED, is_public, is_public_name
 from ml_filter.downstream.fetching.client import Client, page_url, user_agent
 from ml_filter.downstream.fetching.config import FetchConfig
-from ml_filter.downstream.fetching.items import Rejected, Response
+from ml_filter.downstream.fetching.items import BudgetSpent, Postponed, Rejected, Response
 from ml_filter.errors import ConfigError
 
 _BINARIES = ("chromium", "chromium-browser", "google-chrome")
-_NOT_LOADED = ("image", "media", "font")
+_NOT_LOADED = ("image", "media", "font", "websocket", "eventsource", "manifest", "ping")
+_NOT_PASSED_ON = ("content-encoding", "content-length", "transfer-encoding", "connection", "set-cookie")
+_NOWHERE = "http://127.0.0.1:9"
+"""A proxy that nobody listens at: what is not answered here goes nowhere."""
 
 
 class Browser:
@@ -45,12 +43,11 @@ class Browser:
                 "browser needs Playwright: pip install playwright, then playwright install chromium"
             ) from None
         self._playwright = await async_playwright().start()
-        proxy = proxy_for("https://example.org/")
         try:
             self._chromium: Any = await self._playwright.chromium.launch(
                 executable_path=next(filter(None, map(shutil.which, _BINARIES)), None),
                 chromium_sandbox=os.geteuid() != 0,  # as root, its sandbox cannot be used
-                proxy={"server": proxy} if proxy else None,
+                proxy={"server": _NOWHERE, "bypass": "<-loopback>"},
             )
         except Error as error:
             await self._playwright.stop()
@@ -62,79 +59,56 @@ class Browser:
         await self._chromium.close()
         await self._playwright.stop()
 
-    async def get(self, text: str) -> Response:
-        """The page at a URL as its scripts have made it; errors as of `Client.get`."""
+    async def render(self, response: Response) -> Response:
+        """The page of a response as its scripts have made it.
+
+        Raises:
+            Rejected: it cannot be opened, takes too long or is too large.
+        """
         from playwright.async_api import Error
 
-        url = page_url(text)
-        delay_s = max(self._config.delay_s, await self._client.robots.check(url))
-        async with self._client.gate(url).turn(delay_s):
-            self._client.meter.requests += 1
-            context = await self._chromium.new_context(
-                user_agent=user_agent(self._config.contact), accept_downloads=False, service_workers="block"
-            )
-            try:
-                return await asyncio.wait_for(self._open(context, url), self._config.timeout_s)
-            except TimeoutError as error:
-                raise Rejected("timeout", f"no page within {self._config.timeout_s:g} s") from error
-            except Error as error:
-                reason = "private_address" if BLOCKED in str(error) else "connection_error"
-                raise Rejected(reason, str(error).partition("\n")[0][:300]) from error
-            finally:
-                await context.close()
-
-    async def _open(self, context: Any, url: URL) -> Response:
-        refused: list[Rejected] = []
-
-        async def route(route: Any) -> None:
-            request = route.request
-            try:
-                target = page_url(request.url)
-                if not self._config.allow_local and not await _is_public(target.host or ""):
-                    raise Rejected("private_address", f"{target.host}: {BLOCKED}")
-                if request.is_navigation_request() and target != url:
-                    await self._client.robots.check(target)
-            except Rejected as problem:
-                if request.is_navigation_request() and request.frame.parent_frame is None:
-                    refused.append(problem)
-                await route.abort("blockedbyclient")
-                return
-            if request.resource_type in _NOT_LOADED:
-                await route.abort("blockedbyclient")
-            else:
-                await route.continue_()
-
-        await context.route("**/*", route)
-        page = await context.new_page()
+        context = await self._chromium.new_context(
+            user_agent=user_agent(self._config.contact), accept_downloads=False, service_workers="block"
+        )
         try:
-            answer = await page.goto(str(url), wait_until="load")
-            await page.wait_for_load_state("networkidle")
-        except Exception:
-            if refused:
-                raise refused[0] from None
-            raise
-        if answer is None or not 200 <= answer.status < 300:
-            raise Rejected("http_status", f"{answer.status} {answer.status_text}".strip() if answer else "")
-        final = page_url(page.url)
-        if final.origin() != url.origin():
-            await self._client.robots.check(final)
-            if not self._config.allow_local and not await _is_public(final.host or ""):
-                raise Rejected("private_address", f"{final.host}: {BLOCKED}")
+            return await asyncio.wait_for(self._open(context, response), self._config.timeout_s)
+        except TimeoutError as error:
+            raise Rejected("timeout", f"the page was not ready within {self._config.timeout_s:g} s") from error
+        except Error as error:
+            raise Rejected("browser_failed", str(error).partition("\n")[0][:300]) from error
+        finally:
+            await context.close()
+
+    async def _open(self, context: Any, response: Response) -> Response:
+        from playwright.async_api import TimeoutError as PlaywrightTimeout
+
+        async def answer(route: Any) -> None:
+            request = route.request
+            is_page = request.is_navigation_request()
+            try:
+                if request.method != "GET" or request.resource_type in _NOT_LOADED:
+                    raise Rejected("not_loaded")
+                if is_page and request.frame.parent_frame is not None:
+                    raise Rejected("not_loaded")
+                if page_url(request.url) == page_url(response.url) and is_page:
+                    found = response
+                elif is_page:
+                    found = await self._client.get(request.url)
+                else:
+                    found = await self._client.resource(request.url, {"Accept": request.headers.get("accept", "*/*")})
+                headers = {name: value for name, value in found.headers.items() if name not in _NOT_PASSED_ON}
+                await route.fulfill(status=200, headers=headers, body=found.body)
+            except (Rejected, Postponed, BudgetSpent):
+                await route.abort("blockedbyclient")
+
+        await context.route("**/*", answer)
+        page = await context.new_page()
+        await page.goto(response.url, wait_until="load", timeout=0)
+        with suppress(PlaywrightTimeout):  # some pages ask for news for ever
+            await page.wait_for_load_state("networkidle", timeout=500 * self._config.timeout_s)
+        url = str(page_url(page.url))
         body = (await page.content()).encode("utf-8", "replace")
-        self._client.meter.bytes += len(body)
+        await context.unroute_all(behavior="ignoreErrors")
         if len(body) > self._config.max_response_bytes:
-            raise Rejected("too_large", f"more than {self._config.max_response_bytes:,} bytes")
-        return Response(str(final), body, {"content-type": "text/html; charset=utf-8"})
-
-
-async def _is_public(host: str) -> bool:
-    """Whether all addresses of a host are public; through a proxy, which resolves names, the host itself is checked."""
-    if not is_public_name(host):
-        return False
-    if proxy_for(f"https://{host}/"):
-        return True
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return True  # the browser reports that it does not resolve
-    return all(is_public(str(entry[4][0])) for entry in found)
+            raise Rejected("too_large", f"a page of {len(body):,} bytes")
+        return Response(url, body, {**response.headers, "content-type": "text/html; charset=utf-8"})

@@ -118,6 +118,17 @@ class Client:
         url = page_url(text)
         return await self._follow(url, headers or {}, is_api, delay_s)
 
+    async def resource(self, text: str, headers: Mapping[str, str]) -> Response:
+        """What a page loads, without a pause between: a browser does not make one either. Errors as of `get`."""
+        url = page_url(text)
+        for _ in range(self._config.max_redirects + 1):
+            self.meter.check()
+            status, found_headers, body = await self._exchange(url, headers, None)
+            if status not in _REDIRECTS or "location" not in found_headers:
+                return Response(str(url), body, found_headers)
+            url = page_url(found_headers["location"], url)
+        raise Rejected("too_many_redirects", f"more than {self._config.max_redirects}")
+
     async def _get_robots(self, url: URL) -> Response:
         return await self._follow(url, {"Accept": "text/plain"}, True, 0, cut_at=MAX_BYTES)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from loguru import logger
 
 from ml_filter.documents.manifest import Manifest, find_manifest
+from ml_filter.documents.readers.http import is_html
 from ml_filter.documents.rejects import nothing_read
 from ml_filter.downstream.fetching.browser import Browser
 from ml_filter.downstream.fetching.client import Client, NotModified
@@ -181,11 +182,18 @@ class _Loop:
 
     async def _get(self, request: Request) -> Response:
         handler = HANDLERS[request.handler]
-        if self._browser is not None and handler.may_render and not request.url.lower().endswith(".pdf"):
-            return await self._browser.get(request.url)
-        headers = {**handler.headers(), **self._state.validators(request)}
-        delay_s = handler.delay_s(self._config)
-        return await self._client.get(request.url, headers=headers, is_api=handler.is_api, delay_s=delay_s)
+        browser = self._browser if handler.may_render else None
+        # A page may be the same while what its scripts load has changed.
+        validators = {} if browser is not None else self._state.validators(request)
+        response = await self._client.get(
+            request.url,
+            headers={**handler.headers(), **validators},
+            is_api=handler.is_api,
+            delay_s=handler.delay_s(self._config),
+        )
+        if browser is not None and is_html(response.body, response.content_type):
+            return await browser.render(response)
+        return response
 
     def _read(self, request: Request, response: Response, fetched_at: str) -> Counter[str]:
         handler = HANDLERS[request.handler]
