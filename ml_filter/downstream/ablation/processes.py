@@ -8,14 +8,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
 
 from ml_filter.downstream.ablation.config import TrainingConfig
 from ml_filter.downstream.ablation.training import TrainedModel, TrainingJob, train_model
-from ml_filter.errors import InputError
+from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.device import choose_device
 from ml_filter.progress import progress
 from ml_filter.scoring.cores import usable_cores
@@ -46,6 +46,7 @@ def train_models(jobs: Sequence[TrainingJob], workers: int) -> Iterator[TrainedM
 
     Raises:
         InputError: a process died.
+        ConfigError: the device has too little memory.
     """
     if not jobs:
         return
@@ -84,7 +85,7 @@ def _train_here(jobs: Sequence[TrainingJob]) -> Iterator[TrainedModel]:
         for job in jobs:
             torch.set_num_threads(1)
             try:
-                model = train_model(job, bar.advance)
+                model = _train_on(job, bar.advance)
             finally:
                 torch.set_num_threads(threads)
             yield model
@@ -107,7 +108,19 @@ def _exit_with_parent() -> None:
 
 
 def _train(job: TrainingJob) -> TrainedModel:
-    return train_model(job, _count)
+    return _train_on(job, _count)
+
+
+def _train_on(job: TrainingJob, advance: Callable[[int], None]) -> TrainedModel:
+    import torch
+
+    try:
+        return train_model(job, advance)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"{job.device} has too little memory for models of depth {job.dial.depth}; use a smaller depth, or fewer "
+            "workers"
+        ) from None
 
 
 def _count(steps: int) -> None:

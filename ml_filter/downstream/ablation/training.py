@@ -221,7 +221,7 @@ class _State:
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 2)
         tensors["seconds"] = torch.tensor(self.seconds + time.process_time() - started, dtype=torch.float64)
         tensors["step"] = torch.tensor(self.step)
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # a killed run's worker may take a moment to end
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         os.replace(temporary, path)
@@ -254,7 +254,7 @@ def _save_model(model: LlamaForCausalLM, job: TrainingJob) -> None:
 
     from ml_filter.downstream.ablation.tokens import END
 
-    temporary = job.scratch / "model"
+    temporary = job.scratch / f"model-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file(model.state_dict(), temporary / "model.safetensors", {"format": "pt"})

@@ -16,7 +16,7 @@ from ml_filter.documents.manifest import read_manifest
 from ml_filter.downstream.ablation.corpora import heads_of, read_filtered
 from ml_filter.downstream.ablation.run import ablate_filter, read_ablation
 from ml_filter.errors import ConfigError, InputError
-from tests.downstream.ablation.corpora import small_config, write_filtered, write_gold
+from tests.downstream.ablation.corpora import small_config, text_of, write_filtered, write_gold
 
 OPTIONS = ["--depth", "1", "--passes", "2", "--seeds", "2", "--control-seeds", "2", "--arm-tokens", "1500"]
 
@@ -30,7 +30,10 @@ def command(root: Path, output: str) -> list[str]:
 def test_killed_ablation_ends_like_an_undisturbed_one(tmp_path, capsys):
     write_filtered(tmp_path)
     write_gold(tmp_path / "gold.jsonl")
-    extra = ["--set", "training.checkpoint_steps=5"]
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"text": text_of("good", 200 + n)}) + "\n" for n in range(40)))
+    extra = ["--set", "training.checkpoint_steps=5", "--set", f"corpora.other.paths=[{other}]"]
+    extra += ["--set", f"targets.more.paths=[{tmp_path / 'gold.jsonl'}]"]
     killed = tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, "-m", "ml_filter.cli", *command(tmp_path, str(killed)), *extra, "--workers", "2"]
@@ -53,16 +56,17 @@ def test_killed_ablation_ends_like_an_undisturbed_one(tmp_path, capsys):
             del model["cpu_seconds"]
     assert a == b
     assert a["verdict"] == "helps"
-    assert a["left_out"] == {"filtered": 1, "rejected": 0}
+    assert a["left_out"] == {"filtered": 1, "rejected": 0, "other": 0}
     assert len({arm["tokens"] for arm in a["arms"]}) == 1
-    assert "the arm rejected has" in a["warnings"][0]  # its words are of fewer tokens
 
     manifest = read_manifest(killed, "ablation")
     assert {path.name for path in killed.iterdir()} >= {"ablation.json", "ablation.html", "models", "manifest.json"}
     assert not (killed / ".progress").exists()
     rows = pq.read_table(manifest.shard_paths()[0]).to_pylist()
-    assert {row["target"] for row in rows} == {"high", "low"}
-    assert len(rows) == 24
+    assert {row["target"] for row in rows} == {"high", "low", "more"}
+    assert len(rows) == 48
+    gains = {(c["arm"], c["target"]): c["gain"]["value"] for c in a["comparisons"]}
+    assert gains["other", "high"] > 0 > gains["other", "low"]
     page = (killed / "ablation.html").read_text()
     assert "<h1>The filter helps</h1>" in page
     assert "2510.00866" in page
