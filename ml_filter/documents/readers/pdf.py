@@ -36,5 +36,5 @@ def document_of(content: bytes, source: SourceConfig) -> Row | Problem:
     except ExtractionError as error:
         return Problem(error.reason, str(error))
     if not pdf.text:
-        return Problem("no_main_text", f"a PDF without text, perhaps a scan ({pdf.pages:,} pages)")
+        return Problem("no_main_text", f"a PDF without text, perhaps a scan; pages: {pdf.pages:,}")
     return {source.text_column: pdf.text, "title": pdf.title, "pages": pdf.pages}

@@ -86,6 +86,7 @@ class Handler:
         is_api: the use is governed by terms of the API, not by robots.txt, and `headers` are sent.
         delay_s: least seconds between two of these requests, beside those of the host.
         may_render: a browser may open it.
+        may_be_missing: a host without it is like one where it is empty.
     """
 
     read: Callable[[Request, Response, FetchConfig], Iterator[Item]]
@@ -94,6 +95,7 @@ class Handler:
     delay_s: Callable[[FetchConfig], float] = lambda _: 0.0
     headers: Callable[[], Mapping[str, str]] = dict
     may_render: bool = False
+    may_be_missing: bool = False
 
 
 class Rejected(Exception):

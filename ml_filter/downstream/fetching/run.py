@@ -173,12 +173,18 @@ class _Loop:
             await asyncio.to_thread(self._state.record_unchanged, request, is_list(request))
             self._counts["unchanged"] += not HANDLERS[request.handler].is_list
         except Rejected as problem:
-            await self._reject(request, problem.reason, problem.detail)
+            if HANDLERS[request.handler].may_be_missing and problem.reason == "http_status":
+                await self._record(request, Response(request.url, b""))
+            else:
+                await self._reject(request, problem.reason, problem.detail)
         else:
-            fetched_at = datetime.now(UTC).isoformat(timespec="seconds")
-            counts = await asyncio.to_thread(self._read, request, response, fetched_at)
-            self._counts.update(counts)
-            self._client.meter.documents += counts["new"] + counts["changed"]
+            await self._record(request, response)
+
+    async def _record(self, request: Request, response: Response) -> None:
+        fetched_at = datetime.now(UTC).isoformat(timespec="seconds")
+        counts = await asyncio.to_thread(self._read, request, response, fetched_at)
+        self._counts.update(counts)
+        self._client.meter.documents += counts["new"] + counts["changed"]
 
     async def _get(self, request: Request) -> Response:
         handler = HANDLERS[request.handler]

@@ -39,7 +39,7 @@ def test_a_pdf_is_known_by_its_content_and_may_be_compressed(read, tmp_path):
         (pdf(["secret"], password="x"), "encrypted", "password"),
         (pdf(["long enough"] * 50)[:300], "extraction_failed", "pdf: "),
         (b"%PDF-1.7\n" + bytes(range(256)) * 20, "extraction_failed", "pdf: "),
-        (pdf([]), "no_main_text", "perhaps a scan (1 pages)"),
+        (pdf([]), "no_main_text", "perhaps a scan; pages: 1"),
         (b"", "extraction_failed", "empty"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -20,7 +21,8 @@ class Site:
         asked: requests by path and query, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.pages: dict[str, Any] = {}
         self.asked: list[str] = []
         self.times: list[float] = []
@@ -46,7 +48,7 @@ class Site:
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        listener = web.TCPSite(self._runner, "127.0.0.1", 0)
+        listener = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
         await listener.start()
         self.port = listener._server.sockets[0].getsockname()[1]
 
@@ -68,7 +70,7 @@ class Site:
         return web.Response(body=body, headers={"Content-Type": kind_of(request.path, body)})
 
     def url(self, path: str = "/") -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}{path}"
 
     @property
     def counts(self) -> Counter[str]:

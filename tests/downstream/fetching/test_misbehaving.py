@@ -10,7 +10,8 @@ from itertools import pairwise
 import pytest
 from aiohttp import web
 
-from tests.downstream.fetching.site import article, cut_off, endless
+from tests.annotation.test_tls import Authority
+from tests.downstream.fetching.site import Site, article, cut_off, endless
 from tests.pdfs import pdf
 
 
@@ -187,3 +188,33 @@ def test_what_is_not_text_is_a_reject(site, fetch):
     site.pages["/empty"] = (200, {"Content-Type": "text/html"}, b"")
     result = fetch(urls=[site.url("/image"), site.url("/empty"), "http://127.0.0.1:1/a"], retries=0)
     assert result.reasons == {"image": "no_main_text", "empty": "no_main_text", "a": "robots_unavailable"}
+
+
+def test_a_proxy_of_the_environment_gets_the_requests_and_no_private_address(site, fetch, monkeypatch):
+    async def forward(request: web.Request) -> web.Response:
+        return web.Response(text=article(request.path), content_type="text/html")
+
+    site.pages["/page"] = forward
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{site.port}")
+    monkeypatch.setenv("no_proxy", "")
+    urls = ["http://pages.example/page", "http://10.0.0.1/page", "http://localhost/page"]
+    result = fetch(urls=urls, allow_local=False)
+    assert [row["url"] for row in result.rows] == ["http://pages.example/page"]
+    assert [reason for reason, _ in result.rejects.values()] == ["private_address"]
+    assert set(site.asked) == {"/robots.txt", "/page"}
+    assert {headers["Host"] for headers in site.headers} == {"pages.example"}
+
+
+def test_a_certificate_of_an_unknown_authority_is_a_reject_until_the_bundle_has_it(fetch, tmp_path, monkeypatch):
+    authority = Authority(tmp_path)
+    site = Site(authority.context())
+    site.pages["/a"] = article("a")
+    try:
+        result = fetch(urls=[site.url("/a")], output=tmp_path / "unknown")
+        assert [(reason, "ML_FILTER_CA_BUNDLE" in detail) for reason, detail in result.rejects.values()] == [
+            ("robots_unavailable", True)
+        ]
+        monkeypatch.setenv("ML_FILTER_CA_BUNDLE", str(authority.bundle))
+        assert fetch(urls=[site.url("/a")]).urls == ["/a"]
+    finally:
+        site.close()

@@ -191,6 +191,18 @@ def test_the_command_says_what_it_did_and_nothing_at_all_is_an_error(site, tmp_p
         assert message in capsys.readouterr().err
 
 
+def test_a_changed_document_replaces_the_one_in_the_warehouse(site, fetch, tmp_path, warehouse):
+    urls = pages_of(site, 2)
+    fetch(urls=urls)
+    export = ["export", str(tmp_path / "fetched"), "--to", warehouse.location("documents")]
+    assert main(export) == 0
+    site.pages["/1"] = with_etag(article("second edition"), '"2"')
+    fetch(urls=urls)
+    assert main(export) == 0
+    found = {row["url"].rpartition("/")[2]: row["text"][:14] for row in warehouse.database["documents"].find()}
+    assert found == {"0": "page 0. The he", "1": "second edition"}
+
+
 def test_two_runs_on_one_directory_are_refused(site, tmp_path, fetch):
     from filelock import FileLock
 

@@ -38,6 +38,12 @@ def test_an_index_of_sitemaps_is_found_by_robots_txt_and_read_plain_compressed_a
     assert result.reasons == {"x": "other_site", "y": "bad_url"}
 
 
+def test_a_host_without_robots_txt_has_its_sitemap_at_the_usual_place(site, fetch):
+    site.pages |= {"/sitemap.xml": sitemap(site.url("/a")), "/a": article("a")}
+    result = fetch(sitemaps=[site.url()])
+    assert (result.urls, result.rejects) == (["/a"], {})
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -18,7 +18,7 @@ def _arxiv_delay(config: FetchConfig) -> float:
 HANDLERS = {
     pages.HANDLER: Handler(pages.read, may_render=True),
     sitemaps.HANDLER: Handler(sitemaps.read, is_list=True),
-    sitemaps.ROBOTS_HANDLER: Handler(sitemaps.read_robots, is_list=True),
+    sitemaps.ROBOTS_HANDLER: Handler(sitemaps.read_robots, is_list=True, may_be_missing=True),
     feeds.HANDLER: Handler(feeds.read, is_list=True),
     arxiv.HANDLER: Handler(arxiv.read, is_list=True, is_api=True, delay_s=_arxiv_delay),
     arxiv.PDF_HANDLER: Handler(pages.read, delay_s=_arxiv_delay),
