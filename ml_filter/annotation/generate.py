@@ -128,17 +128,25 @@ def _closed(schema: Any) -> Any:
     return closed
 
 
-def load_generation_prompt(name_or_file: str) -> GenerationPrompt:
+def load_generation_prompt(name_or_file: str, like: str | None = None) -> GenerationPrompt:
     """Load a prompt by the name of a shipped one (configs/prompts/generation) or by the path of a YAML file.
+
+    Args:
+        like: name of a shipped prompt whose columns the answers must have, for code that reads them.
 
     Raises:
         ConfigError: the prompt does not exist, or a field of the file is invalid.
     """
     path = shipped_file(name_or_file, GENERATION, "generation prompt")
     try:
-        return GenerationPrompt.model_validate(read_yaml(path))
+        prompt = GenerationPrompt.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"prompt file {path}: {problems_in(error, 'prompt')}") from error
+    needed = load_generation_prompt(like).fields if like else []
+    if any(field not in list(prompt.fields) for field in needed):
+        columns = ", ".join(f"{field.name}: {field.type}" for field in needed)
+        raise ConfigError(f"prompt file {path}: its schema must have the properties of the prompt {like} ({columns})")
+    return prompt
 
 
 def generate(

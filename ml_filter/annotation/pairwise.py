@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from ml_filter.annotation.config import AskConfig
-from ml_filter.annotation.generate import GENERATED, GenerationPrompt, generate
+from ml_filter.annotation.generate import GENERATED, GenerationPrompt, generate, load_generation_prompt
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent
@@ -52,9 +52,10 @@ def judge_pairs(
     Raises:
         TooManyFailures, EndpointError, InputError: see `generate`.
     """
+    question = load_generation_prompt(prompt, like="compare_answers") if isinstance(prompt, str) else prompt
     orders = _both_orders(pairs, f"{output}/pairs-in-both-orders-{{digest}}")
     source = SourceConfig(paths=[orders.root])
-    answers = generate(source, prompt, config, f"{output}/comparisons-{{digest}}", settings, ledgers=ledgers)
+    answers = generate(source, question, config, f"{output}/comparisons-{{digest}}", settings, ledgers=ledgers)
     parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in (pairs, answers)]
     with OutputDirectory(f"{output}/verdicts-{{digest}}", "verdicts", {}, parents) as out:
         if out.manifest:

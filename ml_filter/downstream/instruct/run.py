@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ml_filter.annotation.generate import generate
+from ml_filter.annotation.generate import generate, load_generation_prompt
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
@@ -59,11 +59,10 @@ def write_instructions(
     chunks: Manifest, config: InstructConfig, output: str, settings: Settings | None = None
 ) -> Manifest:
     """The instructions that the writer makes from passages, without those that fail a check."""
+    prompt = load_generation_prompt(config.write.prompt, like="instruct_write")
     writer = SharedBudget(config.budget_tokens).share(config.write, chunks)
     source = SourceConfig(paths=[chunks.root])
-    written = generate(
-        source, writer.prompt, writer, f"{output}/written-{{digest}}", settings, ledgers=_ledgers(output)
-    )
+    written = generate(source, prompt, writer, f"{output}/written-{{digest}}", settings, ledgers=_ledgers(output))
     return collect_triples(written, config.check, f"{output}/triples-0-{{digest}}")
 
 

@@ -13,7 +13,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.downstream.instruct.config import InstructConfig
 from ml_filter.downstream.instruct.report import PAGE_NAME, read_report
 from ml_filter.downstream.instruct.run import make_instructions
-from ml_filter.errors import TooManyFailures
+from ml_filter.errors import ConfigError, TooManyFailures
 from tests.annotation.misbehaving import chat
 from tests.downstream.instruct.author import PAGES, sensible
 
@@ -150,6 +150,31 @@ def test_preference_pairs_keep_only_what_is_preferred_in_both_orders(serve, tmp_
         assert (row["chosen_by"], row["rejected_by"]) == ("m at temperature 0", "m at temperature 1")
     header = yaml.safe_load(Path(run.published.path_of("README.md")).read_text().split("---")[1])
     assert (header["license"], header["license_name"]) == ("other", "documents-odc-by-generated-unknown")
+
+
+def test_the_data_sets_are_uploaded_and_load_by_their_names(serve, tmp_path, pages, hub):
+    from datasets import load_dataset
+
+    publish = {"push": "owner/set", "private": True, "license": "odc-by", "model_license": "odc-by"}
+    config = configured(serve(sensible), evolve={"generations": 0}, publish=publish)
+    run = make_instructions(pages, config, str(tmp_path / "out"), SETTINGS)
+    assert hub.private["owner/set"]
+    assert set(hub.data_sets["owner/set"]) == {"README.md", *(shard.path for shard in run.published.shards)}
+    assert b"license: odc-by\n" in hub.data_sets["owner/set"]["README.md"]
+    cache = str(tmp_path / "cache")
+    messages = load_dataset(run.published.root, "messages", cache_dir=cache)
+    assert sum(split.num_rows for split in messages.values()) == read_report(run.report).instructions == 4
+    assert load_dataset(run.published.root, "alpaca", split="train", cache_dir=cache).column_names == [
+        *("instruction", "input", "output")
+    ]
+
+
+def test_a_prompt_of_another_form_is_refused_before_anything_is_asked(serve, tmp_path, pages):
+    server = serve(sensible)
+    config = configured(server, write=asked(server, prompt="instruct_answer"))
+    with pytest.raises(ConfigError, match=r"must have the properties of the prompt instruct_write \(triples: list"):
+        make_instructions(pages, config, str(tmp_path / "out"), SETTINGS)
+    assert server.requests == []
 
 
 def test_a_jury_is_aggregated_and_evaluation_texts_are_kept_out(serve, tmp_path, pages):
