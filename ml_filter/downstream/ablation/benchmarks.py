@@ -41,7 +41,7 @@ def run_tasks(model: Path, config: AblateConfig) -> dict[str, float]:
     if not path.exists():
         from lm_eval import simple_evaluate
 
-        manager = _task_manager(config.lm_eval_directory)
+        manager = _task_manager(config.lm_eval_directory, tuple(config.lm_eval_tasks))
         if unknown := sorted(set(config.lm_eval_tasks) - set(manager.all_tasks)):
             names = ", ".join(unknown)
             raise ConfigError(f"lm_eval_tasks: lm-eval has no task {names}; set lm_eval_directory for your own")
@@ -69,10 +69,14 @@ def rolling_bits_per_byte(model: Path, texts: Sequence[TargetText]) -> float:
 
 
 @cache
-def _task_manager(directory: str | None) -> Any:
-    """The tasks that lm-eval knows; reading them takes seconds."""
+def _task_manager(directory: str | None, tasks: tuple[str, ...]) -> Any:
+    """The tasks in the directory, and where that is not enough lm-eval's own, whose index takes seconds to build."""
     from lm_eval.tasks import TaskManager
 
+    if directory is not None:
+        manager = TaskManager(include_path=directory, include_defaults=False)
+        if set(tasks) <= set(manager.all_tasks):
+            return manager
     return TaskManager(include_path=directory)
 
 

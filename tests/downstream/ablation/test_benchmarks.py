@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from ml_filter.downstream.ablation.benchmarks import run_tasks
-from ml_filter.errors import ConfigError
 from tests.downstream.ablation.corpora import small_config, text_of, write_gold
 
 pytestmark = pytest.mark.model
@@ -48,9 +47,6 @@ def test_task_by_name_gives_its_figures_and_is_not_run_again(job, tasks, monkeyp
     train_model(job)
     settings = {"lm_eval_tasks": ["which_language"], "lm_eval_directory": str(tasks)}
     config = small_config(write_gold(tasks.parent / "g.jsonl"), **settings)
-    unknown = config.model_copy(update={"lm_eval_tasks": ["nonsense"]})
-    with pytest.raises(ConfigError, match="lm-eval has no task nonsense"):
-        run_tasks(job.model, unknown)
     figures = run_tasks(job.model, config)
     assert figures["which_language/acc"] == 1.0
     (tasks / "which_language.yaml").unlink()
