@@ -26,6 +26,8 @@ class Artifact(StrEnum):
     TRACKING = "tracking"
     EXPORTED = "exported"
     FETCHED = "fetched"
+    JUDGEMENT = "judgement"
+    JUDGEMENT_REPORT = "judgement_report"
     ABLATION = "ablation"
     ABLATION_REPORT = "ablation_report"
     CHUNKS = "chunks"

@@ -36,10 +36,12 @@ _MODULES = (
     "downstream.instruct.config",
     "downstream.retrieval.config",
     "downstream.tuning.config",
+    "downstream.judging.config",
     "pipeline.config",
     "pipeline.fetch",
     "pipeline.ablation",
     "pipeline.instruct",
+    "pipeline.judging",
     "tracking",
 )
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}

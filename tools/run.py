@@ -31,6 +31,7 @@ from ml_filter.pipeline.config import (
 )
 from ml_filter.pipeline.fetch import FetchPipelineConfig
 from ml_filter.pipeline.instruct import InstructPipelineConfig
+from ml_filter.pipeline.judging import JudgingPipelineConfig
 from tools.outcome import run_and_report, without_traceback
 from tools.run_options import for_active_stack, merged, on_stack, read_run_options
 from tools.task import run_task
@@ -88,6 +89,11 @@ PIPELINES = {
         InstructPipelineConfig,
         "Let an LLM write instructions with answers from documents; check, evolve, rate and publish them.",
         "run-instruct-pipeline source.paths='[runs/filtered-1a2b3c4d]' instruct.write.model=NAME",
+    ),
+    "judging": Pipeline(
+        JudgingPipelineConfig,
+        "Let a tuned model and its base answer held-out tasks, and compare the answers.",
+        "run-judging-pipeline tuned=runs/tuned-1a2b3c4d judge.size=100",
     ),
     "end_to_end": Pipeline(
         EndToEndPipelineConfig,

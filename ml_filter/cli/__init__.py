@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 # --help lists the commands in the order of these imports
-from ml_filter.cli import feature, heads, ablation, instruct, tuning, retrieval, fetch
+from ml_filter.cli import feature, heads, ablation, instruct, tuning, judging, retrieval, fetch
 from ml_filter.cli.command import app
 from ml_filter.errors import MlFilterError
 

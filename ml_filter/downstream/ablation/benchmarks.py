@@ -1,4 +1,4 @@
-"""lm-eval on the models of an ablation: tasks by name, and the same bits per byte by an independent path."""
+"""lm-eval: tasks by name, and the bits per byte of an ablation by an independent path."""
 
 from __future__ import annotations
 
@@ -30,33 +30,42 @@ def require_lm_eval() -> None:
 
 
 def run_tasks(model: Path, config: AblateConfig) -> dict[str, float]:
-    """The figures of lm-eval's tasks on a model, as `task/metric`; those in its directory if they were computed.
-
-    Raises:
-        ConfigError: lm-eval does not know a task.
-    """
+    """The figures of lm-eval's tasks on a model of the ablation; those in its directory if they were computed."""
     if not config.lm_eval_tasks:
         return {}
     path = model / _TASKS
     if not path.exists():
-        from lm_eval import simple_evaluate
-
-        manager = _task_manager(config.lm_eval_directory, tuple(config.lm_eval_tasks))
-        if unknown := sorted(set(config.lm_eval_tasks) - set(manager.all_tasks)):
-            names = ", ".join(unknown)
-            raise ConfigError(f"lm_eval_tasks: lm-eval has no task {names}; set lm_eval_directory for your own")
-        language_model = _language_model(model, config.training.device)
-        results = simple_evaluate(
-            model=language_model, tasks=config.lm_eval_tasks, task_manager=manager, log_samples=False
-        )
-        figures = {
-            f"{task}/{metric.removesuffix(',none')}": float(value)
-            for task, by_metric in results["results"].items()
-            for metric, value in by_metric.items()
-            if isinstance(value, float) and not math.isnan(value)
-        }
+        figures = task_figures(model, config.lm_eval_tasks, config.lm_eval_directory, config.training.device)
         write_atomically(path, json.dumps(figures).encode())
     return dict(json.loads(path.read_bytes()))
+
+
+def task_figures(
+    model: Path, tasks: Sequence[str], directory: str | None = None, device: str = "auto"
+) -> dict[str, float]:
+    """The figures of lm-eval's tasks on a model of transformers, as `task/metric`.
+
+    Args:
+        directory: with further tasks, as lm-eval's `include_path`.
+
+    Raises:
+        ConfigError: lm-eval is not installed, or does not know a task.
+    """
+    require_lm_eval()
+    from lm_eval import simple_evaluate
+
+    manager = _task_manager(directory, tuple(tasks))
+    if unknown := sorted(set(tasks) - set(manager.all_tasks)):
+        names = ", ".join(unknown)
+        raise ConfigError(f"lm_eval_tasks: lm-eval has no task {names}; set lm_eval_directory for your own")
+    language_model = _language_model(model, device)
+    results = simple_evaluate(model=language_model, tasks=list(tasks), task_manager=manager, log_samples=False)
+    return {
+        f"{task}/{metric.removesuffix(',none')}": float(value)
+        for task, by_metric in results["results"].items()
+        for metric, value in by_metric.items()
+        if isinstance(value, float) and not math.isnan(value)
+    }
 
 
 def rolling_bits_per_byte(model: Path, texts: Sequence[TargetText]) -> float:

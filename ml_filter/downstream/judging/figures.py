@@ -1,0 +1,129 @@
+"""What the verdicts of a judge show: win rates, the judge's own biases, and whether it can be trusted at all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from ml_filter.statistics.intervals import (
+    MIN_FOR_INTERVAL,
+    Array,
+    Figure,
+    Resampling,
+    exact_interval,
+    mean_figure,
+    resampled_figures,
+    too_few,
+)
+
+SAME = "same"
+WORTH = {"second": 1.0, "first": 0.0, "tie": 0.5, "inconsistent": 0.5, SAME: 0.5}
+"""What a verdict counts for the tuned model, the second of a pair. Whoever wins only in one order has a tie, as in
+MT-bench (arXiv 2306.05685); equal answers, which no judge has seen, are SAME."""
+
+
+class JudgedPair(NamedTuple):
+    """A verdict, and how long the answers are in characters."""
+
+    verdict: str
+    base_length: int
+    tuned_length: int
+
+
+class Comparison(BaseModel):
+    """The tuned model against its base.
+
+    Attributes:
+        verdicts: pairs by verdict of the judge; `second` is the tuned model, `same` are equal answers.
+        win_rate: share of the pairs that the tuned model wins, a tie counting half.
+        length_controlled: the win rate if both answers were equally long (arXiv 2404.04475).
+        consistency: share of the pairs with the same verdict in both orders.
+        won_first: share of the wins that went to the answer shown first; 0.5 without a bias for positions.
+        won_longer: share of the consistent wins that went to the longer answer.
+    """
+
+    verdicts: dict[str, int]
+    win_rate: Figure
+    length_controlled: Figure
+    consistency: Figure
+    won_first: Figure
+    won_longer: Figure
+
+
+def compare(pairs: Sequence[JudgedPair], won_a: int, won_b: int, resampling: Resampling) -> Comparison:
+    """The figures of judged pairs; equal answers, with the verdict SAME, are ties that no judge has seen."""
+    verdicts = Counter(pair.verdict for pair in pairs)
+    counted = [pair for pair in pairs if pair.verdict in WORTH]
+    worth = np.array([WORTH[pair.verdict] for pair in counted])
+    gaps = np.array([pair.tuned_length - pair.base_length for pair in counted], np.float64)
+    agreed = verdicts["first"] + verdicts["second"] + verdicts["tie"]
+    decided = [pair for pair in pairs if pair.verdict in ("first", "second") and pair.base_length != pair.tuned_length]
+    longer = sum((pair.tuned_length > pair.base_length) == (pair.verdict == "second") for pair in decided)
+    enough = len(counted) >= MIN_FOR_INTERVAL
+    return Comparison(
+        verdicts=dict(verdicts.most_common()),
+        win_rate=mean_figure(worth, resampling, is_share=True) if enough else too_few(len(counted)),
+        length_controlled=_length_controlled(worth, gaps, resampling) if enough else too_few(len(counted)),
+        consistency=_share(agreed, agreed + verdicts["inconsistent"], resampling),
+        won_first=_share(won_a, won_a + won_b, resampling),
+        won_longer=_share(longer, len(decided), resampling),
+    )
+
+
+def verdict_of(comparison: Comparison, min_consistency: float, min_pairs: int) -> tuple[str, str]:
+    """`better`, `worse`, `no difference shown` or `no verdict`, and why."""
+    consistency, judged = comparison.consistency, comparison.consistency.documents
+    if judged < min_pairs:
+        return "no verdict", f"only {judged} pairs were judged; at least {min_pairs} are required"
+    assert consistency.value is not None
+    if consistency.value < min_consistency:
+        return "no verdict", (
+            f"the judge is inconsistent: it gave the same verdict in both orders for {consistency.value:.0%} of "
+            f"{judged} pairs; at least {min_consistency:.0%} are required. Use a larger judge"
+        )
+    interval = comparison.length_controlled.interval
+    if interval is None:
+        return "no verdict", f"the win rate is undefined ({comparison.length_controlled.reason})"
+    value, low, high = interval
+    reason = f"length-controlled win rate {value:.3f}, interval {low:.3f} to {high:.3f}"
+    return ("better" if low > 0.5 else "worse" if high < 0.5 else "no difference shown"), reason
+
+
+def _share(count: int, total: int, resampling: Resampling) -> Figure:
+    if not total:
+        return Figure(value=None, documents=0, reason="no pairs")
+    low, high = exact_interval(count, total, resampling.confidence)
+    return Figure(value=count / total, low=low, high=high, documents=total)
+
+
+def _length_controlled(worth: Array, gaps: Array, resampling: Resampling) -> Figure:
+    """The win rate at equal length: logistic regression of the verdict on tanh of the standardised gap in length.
+
+    As in AlpacaEval 2, with two models and without the difficulty of tasks. The penalty of scikit-learn's default keeps
+    the effect of length finite if it explains every verdict.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    spread = gaps.std()
+    rows = np.stack([worth, np.tanh(gaps / spread) if spread else np.zeros(len(gaps))], axis=1)
+
+    def at_equal_length(rows: Array, weights: Array) -> dict[str, Array]:
+        features = np.concatenate([rows[:, 1:], rows[:, 1:]])
+        won = np.repeat([1, 0], len(rows))
+        return {"win_rate": np.array([_fit(features, won, rows[:, 0], row) for row in weights])}
+
+    def _fit(features: Array, won: NDArray[np.int64], worth: Array, weights: Array) -> float:
+        shares = np.concatenate([weights * worth, weights * (1 - worth)])
+        total = shares.sum()
+        if min(shares[: len(worth)].sum(), shares[len(worth) :].sum()) < 1e-9:  # one side wins everything
+            return float(shares[: len(worth)].sum() / total)
+        drawn = shares > 0
+        model = LogisticRegression().fit(features[drawn], won[drawn], sample_weight=shares[drawn])
+        return float(1 / (1 + np.exp(-model.intercept_[0])))
+
+    return resampled_figures(rows, at_equal_length, resampling, {"win_rate": len(rows)})["win_rate"]

@@ -1,0 +1,69 @@
+"""The content of judgement.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ml_filter.documents.manifest import Manifest, Parent
+from ml_filter.downstream.judging.figures import Comparison
+from ml_filter.errors import InputError
+from ml_filter.location import Location
+from ml_filter.statistics.intervals import Figure
+
+JUDGEMENT_NAME, REPORT_NAME = "judgement.json", "report.html"
+
+
+class Example(BaseModel):
+    """A task with both answers and what the judge says."""
+
+    task: str
+    base: str
+    tuned: str
+    verdict: str
+    reason: str | None
+
+
+class Judgement(BaseModel):
+    """A tuned model against its base.
+
+    Attributes:
+        verdict: `better`, `worse`, `no difference shown` or `no verdict`; `reason` says why.
+        figures: `base_*`, `tuned_*` and `change_*` of rating, rouge1, rouge2, rougeL and characters of the answers, on
+            the same tasks; and the held-out figures of the tuning.
+        lm_eval: by task and metric, the figures of the base and of the tuned model.
+        failed: tasks without an answer, by model.
+        usd: what the judge cost; None without prices.
+    """
+
+    verdict: str
+    reason: str
+    warnings: list[str] = []
+    tuned: Parent
+    base: Parent
+    judge: str
+    tasks: int
+    failed: dict[str, int]
+    cut_off: dict[str, int]
+    comparison: Comparison
+    figures: dict[str, Figure]
+    lm_eval: dict[str, tuple[float, float]] = {}
+    judge_tokens: int
+    usd: float | None
+    examples: list[Example]
+    config: dict[str, Any]
+    stages: dict[str, str]
+
+
+def read_judgement(directory: str | Manifest) -> Judgement:
+    """Read the result of an evaluation.
+
+    Raises:
+        InputError: the directory has none.
+    """
+    place = Location(directory.root if isinstance(directory, Manifest) else directory) / JUDGEMENT_NAME
+    try:
+        return Judgement.model_validate_json(place.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{place} is from another version of ml-filter: {error}") from error

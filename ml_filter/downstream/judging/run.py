@@ -1,0 +1,255 @@
+"""The evaluation of a tuned model, stage by stage; every stage is a directory, and a killed run continues in the last.
+
+tasks -> base answers, tuned answers -> pairs -> verdicts, ratings -> judgement.json, report.html
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.config import AnnotateConfig, AskConfig
+from ml_filter.annotation.connection import annotator_name
+from ml_filter.annotation.pairwise import judge_pairs
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.lineage import find_source_manifest
+from ml_filter.documents.manifest import Manifest, Parent
+from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.readers import read_tables
+from ml_filter.downstream.ablation.benchmarks import task_figures
+from ml_filter.downstream.judging.answers import answer_tasks
+from ml_filter.downstream.judging.config import JudgeConfig
+from ml_filter.downstream.judging.contestants import base_settings, tuned_settings
+from ml_filter.downstream.judging.figures import SAME, JudgedPair, compare, verdict_of
+from ml_filter.downstream.judging.references import rouge_scores
+from ml_filter.downstream.judging.report import judgement_page
+from ml_filter.downstream.judging.result import JUDGEMENT_NAME, REPORT_NAME, Example, Judgement, read_judgement
+from ml_filter.downstream.judging.tasks import held_out_tasks
+from ml_filter.downstream.tuning.base import find_base
+from ml_filter.downstream.tuning.result import MODEL_DIRECTORY, TunedModel, read_tuned
+from ml_filter.errors import ConfigError
+from ml_filter.location import Location
+from ml_filter.statistics.intervals import Array, Figure, Resampling, divide, resampled_figures
+
+_PAIRS = pa.schema([(name, pa.string()) for name in ("id", "task", "first", "second")])
+_MODELS = ("base", "tuned")
+_FAMILY = re.compile(r"[-_./: ]|\d")
+"""What ends the family in the name of a model."""
+
+
+def judge_tuned(
+    tuned: str | TunedModel,
+    config: JudgeConfig,
+    output: str,
+    data: SourceConfig | None = None,
+    settings: Settings | None = None,
+) -> tuple[Judgement, Manifest]:
+    """Compare a tuned model with its base on held-out tasks.
+
+    Args:
+        tuned: directory that `tune` wrote.
+        output: directory of the directories of all stages; the judgement is in `judgement-{digest}`.
+        data: conversations to take the held-out tasks from (default: those that the model was tuned on).
+
+    Raises:
+        ConfigError: a model cannot be run here, and no endpoint is configured for it.
+        InputError: there is no tuned model or no held-out task.
+        TooManyFailures, EndpointError: see `generate`.
+    """
+    settings = settings or Settings()
+    model = read_tuned(tuned) if isinstance(tuned, str) else tuned
+    data = data or SourceConfig(paths=[parent.path for parent in model.result.parents])
+    ledgers = f"{output}/ledgers"
+    tasks = held_out_tasks(data, model.result.config, config.size, config.seed, f"{output}/tasks-{{digest}}")
+    places = {
+        "base": (config.base, base_settings(model, config.base, settings)),
+        "tuned": (config.tuned, tuned_settings(model, config.tuned, settings)),
+    }
+    answers = {
+        name: answer_tasks(tasks, config.max_tokens, asked, f"{output}/answers-{{digest}}", own, ledgers)
+        for name, (asked, own) in places.items()
+    }
+    pairs = _pairs(tasks, [answers[name] for name in _MODELS], f"{output}/pairs-{{digest}}")
+    stages = {"tasks": tasks, **answers, "pairs": pairs}
+    if pairs.rows:
+        stages["verdicts"] = judge_pairs(pairs, config.prompt, config.judge, output, settings, ledgers=ledgers)
+        if config.rating_prompt is not None:
+            stages["ratings"] = _rate(pairs, config.rating_prompt, config.judge, output, settings, ledgers)
+    parents = [model.parent, *(Parent(path=stage.root, digest=stage.digest) for stage in stages.values())]
+    fixed = config.model_dump(mode="json", exclude={"base", "tuned", "judge"})
+    with OutputDirectory(f"{output}/judgement-{{digest}}", "judgement", fixed, parents) as out:
+        if out.manifest:
+            return read_judgement(out.manifest), out.manifest
+        names = {name: annotator_name(asked, own) for name, (asked, own) in places.items()}
+        judgement = _judgement(model, config, stages, names, annotator_name(config.judge, settings))
+        out.put_bytes(JUDGEMENT_NAME, (judgement.model_dump_json(indent=1) + "\n").encode())
+        out.put_bytes(REPORT_NAME, judgement_page(judgement).encode())
+        return judgement, out.finish([], {"tasks": judgement.tasks, **judgement.comparison.verdicts})
+
+
+def _pairs(tasks: Manifest, answers: Sequence[Manifest], output: str) -> Manifest:
+    """Both answers to each task that both models answered differently; equal answers are counted."""
+    parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in (tasks, *answers)]
+    with OutputDirectory(output, "pairs", {}, parents) as out:
+        if out.manifest:
+            return out.manifest
+        counts: Counter[str] = Counter(tasks=0, pairs=0, same=0, unanswered=0)
+        with out.new_shard("pairs", _PAIRS) as writer, out.new_rejects("pairs") as rejects:
+            rows = zip(*(_rows(manifest, ["id", "text", "answer"]) for manifest in answers), strict=True)
+            while batch := list(islice(rows, 1024)):
+                pairs = []
+                for base, tuned in batch:
+                    counts["tasks"] += 1
+                    if base["answer"] is None or tuned["answer"] is None:
+                        counts["unanswered"] += 1
+                    elif base["answer"].strip() == tuned["answer"].strip():
+                        counts[SAME] += 1
+                    else:
+                        values = (base["id"], base["text"], base["answer"], tuned["answer"])
+                        pairs.append(dict(zip(_PAIRS.names, values, strict=True)))
+                counts["pairs"] += len(pairs)
+                writer.write(pa.Table.from_pylist(pairs, schema=_PAIRS))
+        return out.finish([("pairs", out.commit("pairs", writer, rejects, counts))])
+
+
+def _rate(pairs: Manifest, prompt: str, judge: AskConfig, output: str, settings: Settings, ledgers: str) -> Manifest:
+    """Annotations of every answer of a pair, as the documents `ID base` and `ID tuned`."""
+    with OutputDirectory(
+        f"{output}/to-rate-{{digest}}", "documents", {}, [Parent(path=pairs.root, digest=pairs.digest)]
+    ) as out:
+        documents = out.manifest
+        if documents is None:
+            with out.new_shard("documents") as writer, out.new_rejects("documents") as rejects:
+                for row in _rows(pairs, _PAIRS.names):
+                    rated = [
+                        {"id": f"{row['id']} {name}", "text": f"Task:\n{row['task']}\n\nAnswer:\n{row[side]}"}
+                        for name, side in zip(_MODELS, ("first", "second"), strict=True)
+                    ]
+                    writer.write(pa.Table.from_pylist(rated))
+            shard = out.commit("documents", writer, rejects, {"documents": writer.rows})
+            documents = out.finish([("documents", shard)])
+    annotate = AnnotateConfig.model_validate({**judge.model_dump(), "prompts": [prompt]})
+    source = SourceConfig(paths=[documents.root])
+    return annotate_documents(source, annotate, f"{output}/ratings-{{digest}}", settings, ledgers=ledgers)
+
+
+def _judgement(
+    model: TunedModel, config: JudgeConfig, stages: dict[str, Manifest], names: dict[str, str], judge: str
+) -> Judgement:
+    resampling = Resampling(confidence=config.confidence)
+    columns = ["id", "task", "first", "second", "verdict", "verdict_reason"]
+    rows = list(_rows(stages["verdicts"], columns)) if "verdicts" in stages else []
+    pairs = [JudgedPair(row["verdict"], len(row["first"]), len(row["second"])) for row in rows]
+    pairs += [JudgedPair(SAME, 0, 0)] * stages["pairs"].counts.get(SAME, 0)
+    won = [stages["verdicts"].counts[name] if "verdicts" in stages else 0 for name in ("won_a", "won_b")]
+    comparison = compare(pairs, won[0], won[1], resampling)
+    verdict, reason = verdict_of(comparison, config.min_consistency, config.min_pairs)
+    prompt_tokens, completion_tokens = _judge_tokens(stages)
+    return Judgement(
+        verdict=verdict,
+        reason=reason,
+        warnings=list(_warnings(names, judge, stages)),
+        tuned=model.parent,
+        base=model.result.base,
+        judge=judge,
+        tasks=stages["tasks"].rows,
+        failed={name: stages[name].counts["failed"] for name in _MODELS},
+        cut_off={name: stages[name].counts.get("cut_off", 0) for name in _MODELS},
+        comparison=comparison,
+        figures=_answer_figures(stages, config, resampling)
+        | {f"held_out_{name}": figure for name, figure in model.result.figures.items()},
+        lm_eval=_lm_eval(model, config),
+        judge_tokens=prompt_tokens + completion_tokens,
+        usd=config.judge.usd(prompt_tokens, completion_tokens),
+        examples=[
+            Example(
+                task=row["task"],
+                base=row["first"],
+                tuned=row["second"],
+                verdict=row["verdict"],
+                reason=row["verdict_reason"],
+            )
+            for row in rows[: config.examples]
+        ],
+        config=config.model_dump(mode="json"),
+        stages={name: manifest.root for name, manifest in stages.items()},
+    )
+
+
+def _answer_figures(stages: dict[str, Manifest], config: JudgeConfig, resampling: Resampling) -> dict[str, Figure]:
+    """Base, tuned and change of each measure of an answer, paired over the tasks that both models answered."""
+    measures: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    rows = zip(*(_rows(stages[name], ["reference", "answer"]) for name in _MODELS), strict=True)
+    for base, tuned in rows:
+        if base["answer"] is None or tuned["answer"] is None:
+            continue
+        measures["characters"].append((len(base["answer"]), len(tuned["answer"])))
+        if config.rouge and base["reference"]:
+            scores = [rouge_scores(base["reference"], row["answer"]) for row in (base, tuned)]
+            for name in scores[0]:
+                measures[name].append((scores[0][name], scores[1][name]))
+    if "ratings" in stages:
+        ratings = {row["document_id"]: row["score"] for row in _rows(stages["ratings"], ["document_id", "score"])}
+        for row in _rows(stages["pairs"], ["id"]):
+            base_rating, tuned_rating = (ratings.get(f"{row['id']} {name}") for name in _MODELS)
+            if base_rating is not None and tuned_rating is not None:
+                measures["rating"].append((base_rating, tuned_rating))
+    figures: dict[str, Figure] = {}
+    for name, values in measures.items():
+        of_measure = resampled_figures(np.array(values, np.float64), _means, resampling)
+        figures |= {f"{model}_{name}": figure for model, figure in of_measure.items()}
+    return figures
+
+
+def _means(rows: Array, weights: Array) -> dict[str, Array]:
+    base, tuned = (divide(weights @ rows[:, side], weights.sum(axis=1)) for side in range(2))
+    return {"base": base, "tuned": tuned, "change": tuned - base}
+
+
+def _lm_eval(model: TunedModel, config: JudgeConfig) -> dict[str, tuple[float, float]]:
+    """The figures of both models on tasks of lm-eval."""
+    if not config.lm_eval_tasks:
+        return {}
+    base = find_base(model.result.config.base).directory
+    tuned = Location(model.root) / MODEL_DIRECTORY
+    if not tuned.is_local:
+        raise ConfigError(f"lm_eval_tasks: {model.root} is not on this machine; copy it here")
+    before, after = (
+        task_figures(directory, config.lm_eval_tasks, config.lm_eval_directory) for directory in (base, tuned.local)
+    )
+    return {name: (value, after[name]) for name, value in before.items() if name in after}
+
+
+def _warnings(names: dict[str, str], judge: str, stages: dict[str, Manifest]) -> Iterator[str]:
+    families = {name: _FAMILY.split(name.lower())[0] for name in (judge, *names.values())}
+    if families[judge] in [families[name] for name in names.values()]:
+        yield (
+            f"the judge {judge} is of the same family as a model that it judges; such judges prefer the style of their "
+            "own family (arXiv 2404.13076)"
+        )
+    unanswered, tasks = stages["pairs"].counts["unanswered"], stages["tasks"].rows
+    if unanswered:
+        yield f"{unanswered} of {tasks} tasks have no answer of one of the models and are not compared"
+
+
+def _judge_tokens(stages: dict[str, Manifest]) -> tuple[int, int]:
+    """Prompt and completion tokens of the comparisons, which the verdicts come from, and of the ratings."""
+    parents = stages["verdicts"].parents if "verdicts" in stages else []
+    asked = [manifest for parent in parents if (manifest := find_source_manifest(parent.path)) is not None]
+    asked += [stages["ratings"]] if "ratings" in stages else []
+    prompt, completion = (sum(m.counts.get(f"{kind}_tokens", 0) for m in asked) for kind in ("prompt", "completion"))
+    return prompt, completion
+
+
+def _rows(manifest: Manifest, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for path in manifest.shard_paths():
+        for table in read_tables(path, columns):
+            yield from table.to_pylist()

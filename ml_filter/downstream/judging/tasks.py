@@ -1,0 +1,90 @@
+"""The tasks that both models answer: the first message of conversations that the tuning has held out."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.manifest import Manifest, digest_of
+from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.readers import read_records
+from ml_filter.documents.sources import list_shards
+from ml_filter.downstream.tuning.config import TuneConfig
+from ml_filter.downstream.tuning.data import conversation_of, is_held_out
+from ml_filter.errors import InputError
+from ml_filter.prepare.sampling import sampling_key
+
+TASK_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "reference", "document")])
+_FEW = "the data has no held-out conversation of one task and one answer"
+
+
+class _Drawn(NamedTuple):
+    key: int
+    id: str
+    row: dict[str, str]
+
+
+def held_out_tasks(data: SourceConfig, tuning: TuneConfig, size: int, seed: int, output: str) -> Manifest:
+    """A random choice of the held-out tasks, with the answers of the data as `reference`.
+
+    Only conversations of one task and one answer are used; the others, and those that were trained on, are counted.
+
+    Raises:
+        InputError: no task is left.
+    """
+    shards, parents = list_shards(data)
+    fixed = {
+        "size": size,
+        "seed": seed,
+        "tuning": tuning.model_dump(mode="json", include={"seed", "held_out_share", "document_column"}),
+    }
+    with OutputDirectory(output, "tasks", fixed, parents) as out:
+        if out.manifest:
+            return out.manifest
+        counts: Counter[str] = Counter(read=0, trained_on=0, other_forms=0, not_drawn=0)
+        drawn: list[_Drawn] = []  # a heap whose first has the largest key
+        with out.new_shard("tasks", TASK_SCHEMA) as writer, out.new_rejects("tasks") as rejects:
+            for shard in shards:
+                for _, row in read_records(shard, data, rejects):
+                    counts["read"] += 1
+                    task = _task(row, tuning, counts)
+                    if task is None:
+                        continue
+                    item = _Drawn(-sampling_key(task["id"], seed, "sample"), task["id"], task)
+                    if any(item.id == other.id for other in drawn):
+                        counts["duplicates"] += 1
+                    elif len(drawn) < size:
+                        heapq.heappush(drawn, item)
+                    else:
+                        counts["not_drawn"] += 1
+                        heapq.heappushpop(drawn, item)
+            if not drawn:
+                detail = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+                raise InputError(f"{', '.join(data.paths)}: {_FEW} ({detail})")
+            rows = [item.row for item in sorted(drawn, key=lambda item: item.id)]
+            writer.write(pa.Table.from_pylist(rows, schema=TASK_SCHEMA))
+        return out.finish([("tasks", out.commit("tasks", writer, rejects, counts))])
+
+
+def _task(row: Any, tuning: TuneConfig, counts: Counter[str]) -> dict[str, str] | None:
+    try:
+        conversation = conversation_of(row)
+    except ValueError:
+        counts["other_forms"] += 1
+        return None
+    prompt, answer = conversation.prompt, conversation.answer
+    document = str(row.get(tuning.document_column) or digest_of(prompt or answer))
+    if not prompt:
+        prompt, answer = answer[:-1], answer[-1:]
+    if len(prompt) != 1 or len(answer) != 1 or prompt[0]["role"] != "user":
+        counts["other_forms"] += 1
+        return None
+    if not is_held_out(document, tuning):
+        counts["trained_on"] += 1
+        return None
+    text, reference = prompt[0]["content"], answer[0]["content"]
+    return {"id": digest_of([text])[:16], "text": text, "reference": reference, "document": document}

@@ -1,0 +1,61 @@
+"""What the verdicts of a judge show, and when they show nothing."""
+
+import numpy as np
+import pytest
+
+from ml_filter.downstream.judging.figures import SAME, JudgedPair, compare, verdict_of
+from ml_filter.statistics.intervals import Resampling
+
+RESAMPLING = Resampling(resamples=200)
+
+
+def judged(first=0, second=0, tie=0, inconsistent=0, failed=0, same=0, tuned_length=100) -> list[JudgedPair]:
+    counts = {"first": first, "second": second, "tie": tie, "inconsistent": inconsistent, "failed": failed, SAME: same}
+    return [JudgedPair(verdict, 100, tuned_length) for verdict, count in counts.items() for _ in range(count)]
+
+
+def test_ties_inconsistent_verdicts_and_equal_answers_count_half_and_failures_not_at_all():
+    comparison = compare(judged(first=10, second=20, tie=4, inconsistent=6, failed=5, same=10), 30, 30, RESAMPLING)
+    assert comparison.win_rate.value == pytest.approx((20 + 20 / 2) / 50)
+    assert comparison.win_rate.documents == 50
+    assert comparison.consistency.value == pytest.approx(34 / 40)
+
+
+def test_a_consistent_judge_that_prefers_the_tuned_model_calls_it_better():
+    comparison = compare(judged(first=5, second=45), 50, 50, RESAMPLING)
+    verdict, reason = verdict_of(comparison, 0.6, 30)
+    assert verdict == "better"
+    assert "length-controlled win rate 0.9" in reason
+    assert verdict_of(compare(judged(first=45, second=5), 50, 50, RESAMPLING), 0.6, 30)[0] == "worse"
+    assert verdict_of(compare(judged(first=25, second=25), 50, 50, RESAMPLING), 0.6, 30)[0] == "no difference shown"
+
+
+def test_a_judge_that_always_says_a_gets_no_verdict():
+    comparison = compare(judged(inconsistent=48), won_a=96, won_b=0, resampling=RESAMPLING)
+    assert comparison.won_first.value == 1.0
+    assert comparison.won_first.low > 0.9
+    verdict, reason = verdict_of(comparison, 0.6, 30)
+    assert verdict == "no verdict"
+    assert "same verdict in both orders for 0% of 48 pairs" in reason
+
+
+def test_few_pairs_get_no_verdict():
+    assert verdict_of(compare(judged(second=12), 12, 12, RESAMPLING), 0.6, 30) == (
+        "no verdict",
+        "only 12 pairs were judged; at least 30 are required",
+    )
+
+
+def test_a_judge_that_only_likes_length_does_not_make_the_longer_model_better():
+    random = np.random.default_rng(0)
+    gaps = random.normal(80, 100, 400)  # the tuned model mostly writes more
+    longer_wins = random.random(400) < 1 / (1 + np.exp(-gaps / 40))
+    pairs = [
+        JudgedPair("second" if won else "first", 500, 500 + round(gap))
+        for gap, won in zip(gaps, longer_wins, strict=True)
+    ]
+    comparison = compare(pairs, 400, 400, RESAMPLING)
+    assert comparison.win_rate.low > 0.6
+    assert comparison.won_longer.value > 0.8
+    assert comparison.length_controlled.low < 0.5 < comparison.length_controlled.high
+    assert verdict_of(comparison, 0.6, 30)[0] == "no difference shown"

@@ -1,0 +1,117 @@
+"""From a tuned model to a judgement, with servers that answer as the base, the tuned model and a judge."""
+
+import json
+import re
+
+import pytest
+
+from ml_filter.config import Settings
+from ml_filter.documents.manifest import Parent
+from ml_filter.downstream.judging.config import JudgeConfig
+from ml_filter.downstream.judging.run import judge_tuned
+from ml_filter.downstream.tuning.config import TuneConfig
+from ml_filter.downstream.tuning.data import DataSummary, is_held_out
+from ml_filter.downstream.tuning.result import TUNING_NAME, TuningResult
+from ml_filter.errors import ConfigError
+from tests.annotation.misbehaving import chat
+
+SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
+TUNING = TuneConfig(held_out_share=0.5)
+ROWS = [
+    {"instruction": f"How warm is room {n}?", "output": f"Room {n} is {n} degrees warm.", "document_id": f"d{n}"}
+    for n in range(80)
+]
+
+
+@pytest.fixture
+def tuned(tmp_path) -> str:
+    """What is known of a tuned model; its weights are behind a server."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    result = TuningResult(
+        config_digest="0",
+        config=TUNING,
+        base=Parent(path="base", digest="0"),
+        base_license=None,
+        parents=[Parent(path=str(data), digest="0")],
+        lineage=[],
+        data=DataSummary(counts={}),
+        figures={},
+        history=[],
+        files={},
+    )
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / TUNING_NAME).write_bytes(result.to_json())
+    return str(tmp_path / "tuned")
+
+
+def contestant(text):
+    """Answers every task with its number in a text."""
+    return lambda request: chat(text.format(re.search(r"room (\d+)", json.dumps(request.body))[1]))
+
+
+def judge(request):
+    """Prefers the answer that says degrees, wherever it is."""
+    text = request.body["messages"][-1]["content"]
+    if "Answer A" not in text:
+        return chat(json.dumps({"reason": "so", "score": 4 if "degrees" in text.partition("Answer:")[2] else 1}))
+    a = text.partition("Answer A:")[2].partition("Answer B:")[0]
+    return chat(json.dumps({"reason": "It has the unit.", "winner": "A" if "degrees" in a else "B"}))
+
+
+def asked(server, model):
+    return {"endpoints": [server.url], "model": model, "max_concurrency": 4, "max_retries": 0}
+
+
+def configured(serve, judge, **changes) -> tuple[JudgeConfig, dict]:
+    servers = {
+        "base": serve(contestant("It is {}.")),
+        "tuned": serve(contestant("It is {} degrees.")),
+        "judge": serve(judge),
+    }
+    fields = {name: asked(server, f"{name}-model") for name, server in servers.items()}
+    return JudgeConfig.model_validate({**fields, "size": 35, **changes}), servers
+
+
+def test_held_out_tasks_are_answered_compared_in_both_orders_and_rated(serve, tuned, tmp_path):
+    config, servers = configured(serve, judge)
+    judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
+    assert judgement.verdict == "better"
+    assert judgement.tasks == 35
+    assert judgement.comparison.verdicts == {"second": 35}
+    assert judgement.comparison.won_first.value == 0.5
+    assert judgement.figures["tuned_rating"].value == 4
+    assert judgement.figures["base_rating"].value == 1
+    assert judgement.figures["change_rouge1"].low > 0
+    tasks = [request.body["messages"][-1]["content"] for request in servers["tuned"].requests]
+    numbers = {int(re.search(r"room (\d+)", task)[1]) for task in tasks}
+    assert len(numbers) == 35
+    assert all(is_held_out(f"d{number}", TUNING) for number in numbers)
+    [page] = (tmp_path / "out").glob("judgement-*/report.html")
+    assert "The tuned model: better" in page.read_text()
+
+    requests = sum(len(server.requests) for server in servers.values())
+    assert judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)[0] == judgement
+    assert sum(len(server.requests) for server in servers.values()) == requests, "nothing is asked twice"
+
+
+def test_a_judge_that_always_prefers_the_first_answer_is_refused(serve, tuned, tmp_path):
+    config, _ = configured(serve, lambda request: chat('{"reason": "first", "winner": "A"}'), rating_prompt=None)
+    judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
+    assert judgement.verdict == "no verdict"
+    assert judgement.reason.startswith("the judge is inconsistent")
+    assert judgement.comparison.won_first.value == 1
+
+
+def test_a_judge_of_the_family_of_a_contestant_is_a_warning(serve, tuned, tmp_path):
+    config, _ = configured(serve, judge, rating_prompt=None)
+    config = config.model_copy(update={"judge": config.judge.model_copy(update={"model": "Tuned-70B"})})
+    judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
+    assert "the judge Tuned-70B is of the same family" in judgement.warnings[0]
+
+
+def test_a_model_without_a_gguf_file_needs_an_endpoint(tuned, tmp_path, serve):
+    config, _ = configured(serve, judge)
+    config = config.model_copy(update={"tuned": JudgeConfig().tuned})
+    with pytest.raises(ConfigError, match=r"has no local model\.gguf.*--tuned-endpoint"):
+        judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
