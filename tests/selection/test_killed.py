@@ -140,16 +140,16 @@ COMMAND = [sys.executable, "-m", "ml_filter.cli", "filter"]
 
 @pytest.mark.slow
 def test_a_killed_process_leaves_an_output_that_a_rerun_completes(documents, tmp_path):
-    source = write_corpus(tmp_path / "corpus", documents, 300)
+    source = write_corpus(tmp_path / "corpus", documents, 120)
     killed = tmp_path / "killed"
-    call = [*COMMAND, *source.paths, "-o", str(killed), "--token-budget", "40000", "--quota", "language", "--dropped"]
-    for file, count in ((".progress/scratch/*.measured", 50), ("shards/*.parquet", 50)):
+    call = [*COMMAND, *source.paths, "-o", str(killed), "--token-budget", "16000", "--quota", "language", "--dropped"]
+    for file, count in ((".progress/scratch/*.measured", 20), ("shards/*.parquet", 20)):
         with subprocess.Popen(call, stderr=subprocess.DEVNULL) as running:
             while running.poll() is None and len(list(killed.glob(file))) < count:
                 time.sleep(0.001)
             running.kill()
         assert find_manifest(str(killed)) is None, "it finished before it was killed"
-    config = {"token_budget": 40_000, "quota": "language", "dropped": True}
+    config = {"token_budget": 16_000, "quota": "language", "dropped": True}
     select(source, killed, **config)
     select(source, tmp_path / "undisturbed", **config)
     assert digests(killed) == digests(tmp_path / "undisturbed")
