@@ -28,7 +28,7 @@ class TrainingConfig(StageConfig):
     learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
         [1.0, 0.5], description="factors on the learning rates; the seeds of an arm take turns with them"
     )
-    seeds: Annotated[int, Field(ge=2)] = Field(6, description="models of the arms filtered and random")
+    seeds: Annotated[int, Field(ge=2)] = Field(4, description="models of the arms filtered and random")
     control_seeds: Annotated[int, Field(ge=2)] = Field(3, description="models of each other arm")
     seed: Seed = Field(0, description="the first seed; it chooses weights, order and random documents")
     checkpoint_steps: _Count = Field(
