@@ -64,7 +64,7 @@ class Asking(AnswerSource):
             labels = {"annotator": plan.annotator, "task": plan.task.kind}
             with (
                 exported("annotation", labels, lambda: self._samples(pool), self.settings),
-                Traces(plan, self.settings.trace_share) as self.traces,
+                Traces(plan.annotator, plan.task.kind, self.settings.trace_share) as self.traces,
                 progress(title, plan.total_votes, lambda: self._status(pool)) as bar,
             ):
                 start = time.monotonic()

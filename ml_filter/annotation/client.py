@@ -11,7 +11,8 @@ import math
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -26,7 +27,7 @@ import orjson
 from pydantic import SecretStr
 
 from ml_filter.annotation.failures import FORBIDDEN, OUT_OF_CREDIT, RequestFailed
-from ml_filter.annotation.responses import Answer, read_answer, read_body, storable
+from ml_filter.annotation.responses import Answer, read_answer, read_body, read_part, storable
 from ml_filter.errors import EndpointError
 
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
@@ -188,16 +189,37 @@ class Client:
             endpoint.mask(failure)
             raise
 
+    async def stream(self, endpoint: Endpoint, path: str, body: dict[str, Any]) -> AsyncIterator[str]:
+        """The text of an answer, part by part as the server writes it; all at once if it does not stream."""
+        try:
+            async with self._request("POST", endpoint, endpoint.url(path), orjson.dumps(body)) as response:
+                if response.status != 200 or response.content_type != "text/event-stream":
+                    yield read_answer(read_body(response.status, await _content(response))).text
+                    return
+                async for line in response.content:
+                    if line.startswith(b"data:") and (part := read_part(line[5:].strip())):
+                        yield part
+        except RequestFailed as failure:
+            endpoint.mask(failure)
+            raise
+
     async def _exchange(
         self, method: str, endpoint: Endpoint, url: str, data: bytes | None
     ) -> tuple[int, bytes, Mapping[str, str]]:
+        async with self._request(method, endpoint, url, data) as response:
+            return response.status, await _content(response), response.headers
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, endpoint: Endpoint, url: str, data: bytes | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {endpoint.api_key.get_secret_value()}"}
         proxy = endpoint.proxy
         try:
             async with self._session.request(
                 method, url, data=data, headers=headers, proxy=proxy, allow_redirects=False, ssl=endpoint.tls
             ) as response:
-                return response.status, await _content(response), response.headers
+                yield response
         except TimeoutError as error:
             raise RequestFailed("timeout", f"no answer within {self.timeout_s:g} s", may_cost=True) from error
         except aiohttp.ClientConnectorCertificateError as error:

@@ -124,6 +124,19 @@ def read_answer(body: Mapping[str, Any]) -> Answer:
     return Answer(text, tokens, *_usage(body), cut_off)
 
 
+def read_part(data: bytes) -> str:
+    """The text in one event of a streamed answer; empty if it has none.
+
+    Raises:
+        RequestFailed: the event is an error, or not JSON.
+    """
+    if data == b"[DONE]":
+        return ""
+    choices = read_body(200, data).get("choices") or [{}]
+    delta = choices[0].get("delta") or {}
+    return storable(str(delta.get("content") or choices[0].get("text") or ""))
+
+
 def _choice_in(body: Mapping[str, Any]) -> dict[str, Any]:
     choices = body.get("choices")
     if not choices and (blocked := body.get("promptFeedback") or body.get("prompt_feedback")):

@@ -16,7 +16,7 @@ from typing import Any
 from loguru import logger
 
 from ml_filter.annotation.failures import RequestFailed
-from ml_filter.annotation.plan import Call, Plan
+from ml_filter.annotation.plan import Call
 from ml_filter.annotation.responses import Answer
 
 _QUEUED = 1000
@@ -27,11 +27,12 @@ class Traces:
     """Sends calls to the Opik server of its own settings (OPIK_URL_OVERRIDE, OPIK_API_KEY, OPIK_PROJECT_NAME).
 
     Args:
+        kind: of what is asked, the start of the name of each trace.
         share: of the documents; 0: nothing is sent, and Opik need not be installed.
     """
 
-    def __init__(self, plan: Plan, share: float) -> None:
-        self._plan, self._share = plan, share
+    def __init__(self, annotator: str, kind: str, share: float) -> None:
+        self._annotator, self._kind, self._share = annotator, kind, share
         self._queue: Queue[dict[str, Any]] = Queue(_QUEUED)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._send, name="traces", daemon=True)
@@ -65,7 +66,7 @@ class Traces:
             **call.key._asdict(),
             "window": call.window,
             "windows": call.windows,
-            "annotator": self._plan.annotator,
+            "annotator": self._annotator,
             "prompt": question.name,
             "prompt_digest": question.digest,
             "criterion": question.criterion,
@@ -78,13 +79,13 @@ class Traces:
         else:
             output, seconds = {"error": outcome.code, "reason": str(outcome)}, 0.0
         return {
-            "name": f"{self._plan.task.kind}: {question.name}",
+            "name": f"{self._kind}: {question.name}",
             "start_time": now - timedelta(seconds=seconds),
             "end_time": now,
             "input": {"system": question.system, "prompt": question.render(call.piece)},
             "output": output,
             "metadata": metadata,
-            "tags": [self._plan.annotator, question.name],
+            "tags": [self._annotator, question.name],
         }
 
     def _send(self) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ml_filter.annotation.estimate import Estimate
     from ml_filter.documents.manifest import Manifest
     from ml_filter.downstream.instruct.report import InstructReport
+    from ml_filter.downstream.retrieval.answer import Answer
+    from ml_filter.downstream.retrieval.evaluate import RetrievalEvaluation
     from ml_filter.evaluation.compare import Comparison
     from ml_filter.evaluation.result import HeadEvaluation
     from ml_filter.heads.search_result import Search
@@ -267,6 +269,39 @@ def show_instructions(report: InstructReport, data: str, page: str) -> None:
     cost = "" if report.usd is None else f", {report.usd:.2f} USD"
     _print(f"{report.instructions:,} instructions, {report.preferences:,} preference pairs, {tokens:,} tokens{cost}")
     _print(f"in {data}; the report is in {page}")
+
+
+def show_answer(answer: Answer) -> None:
+    """An answer, its sources, and what the guardrails did."""
+    _print(answer.text)
+    if answer.sources:
+        _print("")
+    for source in answer.sources:
+        cited = "" if source.number in answer.cited else " (not cited)"
+        place = source.document_id if source.url is None else f"{source.document_id}, {source.url}"
+        _print(f"[{source.number}] {place}{cited}")
+    notes = [
+        (answer.citations_removed, "citations of sources that were not given were removed"),
+        (sum(answer.masked.values()), f"pieces of personal data were masked ({', '.join(answer.masked)})"),
+        (len(answer.injections), f"sources with instructions to the model were left out: {answer.injections}"),
+        (len(answer.conditions), f"conditions were found in the question: {', '.join(answer.conditions)}"),
+    ]
+    for count, note in notes:
+        if count:
+            _print(f"{count} {note}")
+
+
+def show_retrieval(result: RetrievalEvaluation, manifest: Manifest) -> None:
+    """The figures of each way to search, and which is better."""
+    headers = ["", *(f"{name} @{result.cutoff}" for name in ("MRR", "nDCG", "hit rate")), "median ms"]
+    rows = [
+        [variant.name, *(figure.text for figure in variant.figures.values()), f"{variant.milliseconds:,.0f}"]
+        for variant in result.variants
+    ]
+    _print_table(f"{result.questions:,} questions, {result.passages:,} passages", headers, rows)
+    for comparison in result.comparisons:
+        _print(f"{comparison.verdict}: MRR {comparison.differences['mrr'].text}")
+    _print(f"in {manifest.root}")
 
 
 def show_submissions(submissions: Sequence[Submission]) -> None:

@@ -112,7 +112,9 @@ class SearchConfig(StageConfig):
         [], description="conditions on columns, such as language=de, source=wiki,books or score>=3"
     )
     min_similarity: Annotated[float, Field(ge=-1, le=1)] = Field(
-        0.2, description="least cosine between question and passage; passages below it are no context"
+        0.35,
+        description="least cosine between the question and the best passage; below it there is no context. The default "
+        "is for the embedded encoder; the cosines of others, such as E5, are higher",
     )
     rerank: Rerank = Field("maxsim", description="order the first candidates by token-level MaxSim or a cross-encoder")
     rerank_candidates: Annotated[int, Field(ge=1)] = Field(20, description="passages that are reranked")

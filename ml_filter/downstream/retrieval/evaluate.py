@@ -1,0 +1,239 @@
+"""Evaluate the search of an index on questions whose documents are known: dense, BM25, hybrid, and reranked.
+
+A question has one right document. Figures are of the first `cutoff` distinct documents: hit rate, MRR (mean reciprocal
+rank) and nDCG, which for one right document is 1 / log2(1 + rank). Differences are paired: both sides come from the
+same resamples of the questions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel
+
+from ml_filter.annotation.config import AskConfig
+from ml_filter.annotation.generate import generate
+from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.manifest import Manifest, Parent
+from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.readers import read_rows
+from ml_filter.documents.sources import list_shards
+from ml_filter.downstream.retrieval.config import RetrievalEvaluationConfig, SearchConfig
+from ml_filter.downstream.retrieval.index import open_index
+from ml_filter.downstream.retrieval.search import Searcher
+from ml_filter.errors import InputError
+from ml_filter.prepare.config import SampleConfig
+from ml_filter.prepare.sampling import sample_documents
+from ml_filter.progress import progress
+from ml_filter.rendering.html import render
+from ml_filter.statistics.intervals import Array, Figure, Resampling, divide, resampled_figures
+
+RESULT_NAME, PAGE_NAME = "retrieval.json", "retrieval.html"
+METRICS = {"mrr": "MRR", "ndcg": "nDCG", "hit_rate": "hit rate"}
+_WORDS = {True: "is better than", False: "is worse than"}
+_EXAMPLES = 10
+
+
+class Variant(BaseModel):
+    """A way to search: its figures by metric, and the median time of a search in milliseconds."""
+
+    name: str
+    figures: dict[str, Figure]
+    milliseconds: float
+
+
+class Comparison(BaseModel):
+    """What the first way to search gains over the second, by metric."""
+
+    first: str
+    second: str
+    differences: dict[str, Figure]
+
+    @property
+    def verdict(self) -> str:
+        """What the interval of the MRR says."""
+        difference = self.differences["mrr"]
+        if difference.interval is None or difference.interval[1] <= 0 <= difference.interval[2]:
+            return f"no difference shown between {self.first} and {self.second}"
+        return f"{self.first} {_WORDS[difference.interval[0] > 0]} {self.second}"
+
+
+class Missed(BaseModel):
+    """A question whose document the last way to search did not find, and what it found first."""
+
+    question: str
+    document_id: str
+    found: str | None
+
+
+class RetrievalEvaluation(BaseModel):
+    """The content of retrieval.json."""
+
+    index: str
+    passages: int
+    questions: int
+    cutoff: int
+    variants: list[Variant]
+    comparisons: list[Comparison]
+    missed: list[Missed]
+
+    @property
+    def verdicts(self) -> list[str]:
+        """One sentence for each comparison."""
+        return [comparison.verdict for comparison in self.comparisons]
+
+    def figures(self) -> dict[str, float]:
+        """The figures as flat numbers, for trackers."""
+        return {
+            f"retrieval_{variant.name.replace(' ', '_')}_{metric}": figure.value
+            for variant in self.variants
+            for metric, figure in variant.figures.items()
+            if figure.value is not None
+        }
+
+
+def write_questions(
+    index: str | Path, size: int, config: AskConfig, output: str | Path, settings: Settings | None = None
+) -> Manifest:
+    """Let an LLM write a question about each of `size` passages, drawn at random, for `evaluate_retrieval`.
+
+    Raises:
+        InputError, ConfigError, TooManyFailures, EndpointError: see `sample_documents` and `generate`.
+    """
+    source = SourceConfig(paths=[str(index)])
+    sample = sample_documents(source, SampleConfig(size=size), f"{output}/passages-{{digest}}")
+    prompt = "retrieval_question"
+    return generate(SourceConfig(paths=[sample.root]), prompt, config, f"{output}/questions-{{digest}}", settings)
+
+
+def evaluate_retrieval(
+    index: str | Path,
+    questions: SourceConfig,
+    search: SearchConfig,
+    config: RetrievalEvaluationConfig,
+    output: str | Path,
+    settings: Settings | None = None,
+) -> tuple[RetrievalEvaluation, Manifest]:
+    """Search for each question in several ways, and write retrieval.json and retrieval.html.
+
+    Args:
+        questions: a table with the columns `question` and `document_id`.
+        search: fusion, candidates, conditions and reranker; its mode and limit are not used.
+
+    Raises:
+        InputError: a column is missing, there is no question, or the index is not complete.
+    """
+    with open_index(index, settings) as opened:
+        _, parents = list_shards(questions)
+        setup = {
+            "questions": questions.model_dump(mode="json"),
+            "search": search.model_dump(mode="json", exclude={"mode", "limit", "min_similarity"}),
+            "evaluation": config.model_dump(mode="json"),
+        }
+        lineage = [Parent(path=str(index), digest=opened.manifest.digest), *parents]
+        with OutputDirectory(output, "retrieval evaluation", setup, lineage) as out:
+            if out.manifest:
+                content = (out.location / RESULT_NAME).find_bytes() or b""
+                return RetrievalEvaluation.model_validate_json(content), out.manifest
+            asked = list(_read(questions))
+            variants = _variants(search)
+            searchers = {name: Searcher(opened, changed) for name, changed in variants.items()}
+            ranks = np.zeros((len(asked), len(searchers)))
+            seconds = np.zeros_like(ranks)
+            missed = []
+            with progress("Searching", ranks.size) as bar:
+                for row, (question, document_id) in enumerate(asked):
+                    for column, searcher in enumerate(searchers.values()):
+                        started = time.perf_counter()
+                        hits = searcher.hits(question)
+                        seconds[row, column] = time.perf_counter() - started
+                        distinct = dict.fromkeys(str(hit.payload["document_id"]) for hit in hits)
+                        found = list(islice(distinct, config.cutoff))
+                        ranks[row, column] = found.index(document_id) + 1 if document_id in found else 0
+                        bar.advance()
+                    if not ranks[row, -1]:
+                        missed.append(Missed(question=question, document_id=document_id, found=next(iter(found), None)))
+            variants_found, comparisons = _figures(list(variants), ranks, seconds, config)
+            result = RetrievalEvaluation(
+                index=str(index),
+                passages=opened.manifest.rows,
+                questions=len(asked),
+                cutoff=config.cutoff,
+                variants=variants_found,
+                comparisons=comparisons,
+                missed=missed[:_EXAMPLES],
+            )
+            out.put_bytes(RESULT_NAME, (result.model_dump_json(indent=1) + "\n").encode())
+            page = render("downstream/retrieval/templates/retrieval.html", r=result, metrics=METRICS, config=config)
+            out.put_bytes(PAGE_NAME, page.encode())
+            return result, out.finish([], {"questions": len(asked)})
+
+
+def _read(questions: SourceConfig) -> Iterator[tuple[str, str]]:
+    """The questions and the ids of their documents; rows without a question, which were not generated, are left out."""
+    is_empty = True
+    for shard in list_shards(questions)[0]:
+        for location, row in read_rows(shard, ("question", "document_id")):
+            missing = [name for name in ("question", "document_id") if name not in row]
+            if missing:
+                raise InputError(f"{location} has no column {missing[0]!r}; questions need question and document_id")
+            if row["question"]:
+                is_empty = False
+                yield str(row["question"]), str(row["document_id"])
+    if is_empty:
+        raise InputError(f"{', '.join(questions.paths)} has no question")
+
+
+def _variants(search: SearchConfig) -> dict[str, SearchConfig]:
+    plain = search.model_copy(update={"rerank": "none", "cross_encoder": None})
+    variants = {mode: plain.model_copy(update={"mode": mode}) for mode in ("dense", "bm25", "hybrid")}
+    if search.rerank != "none":
+        variants[f"hybrid with {search.rerank}"] = search.model_copy(update={"mode": "hybrid"})
+    return variants
+
+
+def _figures(
+    names: list[str], ranks: Array, seconds: Array, config: RetrievalEvaluationConfig
+) -> tuple[list[Variant], list[Comparison]]:
+    hybrid = names.index("hybrid")
+    pairs = [
+        (hybrid, 0),
+        (hybrid, 1),
+        *((column, other) for column in range(hybrid + 1, len(names)) for other in (0, hybrid)),
+    ]
+
+    def statistic(rows: Array, weights: Array) -> dict[str, Array]:
+        found = rows > 0
+        safe = np.maximum(rows, 1)
+        values = {"mrr": found / safe, "ndcg": found / np.log2(1 + safe), "hit_rate": found.astype(np.float64)}
+        total = weights.sum(axis=1)
+        means = {metric: [divide(weights @ column, total) for column in value.T] for metric, value in values.items()}
+        figures = {f"{metric} {column}": mean for metric, all_ in means.items() for column, mean in enumerate(all_)}
+        for metric, all_ in means.items():
+            figures |= {f"{metric} {a}-{b}": all_[a] - all_[b] for a, b in pairs}
+        return figures
+
+    resampling = Resampling(confidence=config.confidence, resamples=config.resamples)
+    figures = resampled_figures(ranks, statistic, resampling)
+    variants = [
+        Variant(
+            name=name,
+            figures={metric: figures[f"{metric} {column}"] for metric in METRICS},
+            milliseconds=round(float(np.median(seconds[:, column])) * 1000, 2),
+        )
+        for column, name in enumerate(names)
+    ]
+    comparisons = [
+        Comparison(
+            first=names[a],
+            second=names[b],
+            differences={metric: figures[f"{metric} {a}-{b}"] for metric in METRICS},
+        )
+        for a, b in pairs
+    ]
+    return variants, comparisons
