@@ -11,6 +11,7 @@ from zenml.materializers.base_materializer import BaseMaterializer
 
 from ml_filter.documents.manifest import MANIFEST_NAME, Manifest
 from ml_filter.documents.preview import manifest_preview
+from ml_filter.downstream.tuning.result import REPORT_NAME, TUNING_NAME, TunedModel, TuningResult
 from ml_filter.heads.info import CONFIG_NAME
 from ml_filter.heads.store import HUB, ZENML, open_file
 from ml_filter.heads.trained import TRAINING_NAME, TrainedHead, TrainingResult
@@ -148,3 +149,33 @@ class ReferencedHeadMaterializer(HeadMaterializer):
         else:
             self._write(f"{self.uri}/{CONFIG_NAME}", json.dumps(data.config).encode())
             self._save_metadata(data, data.copy_at)
+
+
+class TunedModelMaterializer(_WithPreview):
+    """Stores what is known of a tuned model. Its files stay where they are, pinned by their digests."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (TunedModel,)
+    ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.MODEL
+    SKIP_REGISTRATION: ClassVar[bool] = False
+
+    def save(self, data: TunedModel) -> None:
+        """Write tuning.json and the path of the model."""
+        self._write(f"{self.uri}/{TUNING_NAME}", data.result.to_json())
+        self._write(f"{self.uri}/{_ROOT}", data.root.encode())
+
+    def load(self, data_type: type[Any]) -> TunedModel:
+        """Read both back."""
+        result = TuningResult.model_validate_json(self._read(f"{self.uri}/{TUNING_NAME}"))
+        return TunedModel(root=self._read(f"{self.uri}/{_ROOT}").decode(), result=result)
+
+    def save_visualizations(self, data: TunedModel) -> dict[str, VisualizationType]:
+        """The report."""
+        return self._save_preview((Location(data.root) / REPORT_NAME).read_bytes().decode())
+
+    def extract_metadata(self, data: TunedModel) -> dict[str, Any]:
+        """Path, digest and figures."""
+        return {"path": data.root, "digest": data.digest, "commit": data.result.commit, **data.values}
+
+    def compute_content_hash(self, data: TunedModel) -> str:
+        """The digest of the weights."""
+        return data.digest

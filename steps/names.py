@@ -38,6 +38,7 @@ class Artifact(StrEnum):
     INSTRUCTION_DATA = "instruction_data"
     INSTRUCT_REPORT = "instruct_report"
     INSTRUCT_PAGE = "instruct_page"
+    TUNED_MODEL = "tuned_model"
 
 
 DRIFT = "drift"

@@ -42,6 +42,7 @@ _MODULES = (
     "pipeline.ablation",
     "pipeline.instruct",
     "pipeline.judging",
+    "pipeline.tuning",
     "tracking",
 )
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}

@@ -32,6 +32,7 @@ from ml_filter.pipeline.config import (
 from ml_filter.pipeline.fetch import FetchPipelineConfig
 from ml_filter.pipeline.instruct import InstructPipelineConfig
 from ml_filter.pipeline.judging import JudgingPipelineConfig
+from ml_filter.pipeline.tuning import TuningPipelineConfig
 from tools.outcome import run_and_report, without_traceback
 from tools.run_options import for_active_stack, merged, on_stack, read_run_options
 from tools.task import run_task
@@ -94,6 +95,11 @@ PIPELINES = {
         JudgingPipelineConfig,
         "Let a tuned model and its base answer held-out tasks, and compare the answers.",
         "run-judging-pipeline tuned=runs/tuned-1a2b3c4d judge.size=100",
+    ),
+    "tuning": Pipeline(
+        TuningPipelineConfig,
+        "Tune a language model on instruction data, register it as a version of the model.",
+        "run-tuning-pipeline data.paths='[runs/instructions-1a2b3c4d]' tune.weights=qlora",
     ),
     "end_to_end": Pipeline(
         EndToEndPipelineConfig,

@@ -53,6 +53,15 @@ class TuningResult(BaseModel):
     code_version: str = __version__
     commit: str = ""
 
+    def lineage_digests(self) -> dict[str, dict[str, str]]:
+        """The digests of the base, of the data, and of what the data was made from, by path."""
+        inputs: dict[str, list[Parent] | list[Ancestor]] = {
+            "base": [self.base],
+            "data": self.parents,
+            "made_from": self.lineage,
+        }
+        return {kind: {item.path: item.digest for item in items} for kind, items in inputs.items()}
+
     def to_json(self) -> bytes:
         """The content of the file."""
         return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()

@@ -1,0 +1,28 @@
+"""Tune a language model on instruction data."""
+
+from typing import Annotated
+
+from zenml import ArtifactConfig, log_metadata, step
+from zenml.enums import ArtifactType
+
+from ml_filter.documents.config import SourceConfig
+from ml_filter.downstream.tuning.config import TuneConfig
+from ml_filter.downstream.tuning.result import TunedModel
+from ml_filter.downstream.tuning.tune import tune_model as tune
+from steps.materializers import TunedModelMaterializer
+from steps.names import Artifact
+
+
+@step(enable_cache=False, output_materializers=TunedModelMaterializer)
+def tune_model(
+    data: SourceConfig, config: TuneConfig, output: str
+) -> Annotated[TunedModel, ArtifactConfig(name=Artifact.TUNED_MODEL, artifact_type=ArtifactType.MODEL)]:
+    """Write adapter, merged model, GGUF, card and report; the model version gets the figures and the lineage."""
+    model = tune(data, config, f"{output}/tuned-{{digest}}")
+    figures = model.values
+    log_metadata({"path": model.root, "digest": model.digest, "counts": model.result.data.counts, "figures": figures})
+    log_metadata(
+        {"figures": figures, "weights_digest": model.digest, "lineage": model.result.lineage_digests()},
+        infer_model=True,
+    )
+    return model
