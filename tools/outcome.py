@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SUMMARY = (
     *("read", "rejected", "sampled", "documents", "scored", "failed", "kept", "dropped"),
-    *("shards_new", "shards_reused", "answers_asked", "answers_from_ledger", "spearman", "mae"),
+    *("train", "held_out", "shards_new", "shards_reused", "answers_asked", "answers_from_ledger", "spearman", "mae"),
 )
 """Counts and figures in the summary at the end."""
 

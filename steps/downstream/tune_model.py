@@ -1,6 +1,6 @@
 """Tune a language model on instruction data."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from zenml import ArtifactConfig, log_metadata, step
 from zenml.enums import ArtifactType
@@ -11,6 +11,7 @@ from ml_filter.downstream.tuning.result import TunedModel
 from ml_filter.downstream.tuning.tune import tune_model as tune
 from steps.materializers import TunedModelMaterializer
 from steps.names import Artifact
+from steps.registry import HEAD_METADATA
 
 
 @step(enable_cache=False, output_materializers=TunedModelMaterializer)
@@ -21,8 +22,8 @@ def tune_model(
     model = tune(data, config, f"{output}/tuned-{{digest}}")
     figures = model.values
     log_metadata({"path": model.root, "digest": model.digest, "counts": model.result.data.counts, "figures": figures})
-    log_metadata(
-        {"figures": figures, "weights_digest": model.digest, "lineage": model.result.lineage_digests()},
-        infer_model=True,
+    metadata: dict[str, Any] = dict(
+        zip(HEAD_METADATA, (figures, model.digest, model.result.lineage_digests()), strict=True)
     )
+    log_metadata(metadata=metadata, infer_model=True)
     return model

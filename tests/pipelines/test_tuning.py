@@ -45,4 +45,5 @@ def test_run_registers_the_model_with_lineage_and_records_the_curves(run, store,
     (archive,) = (tmp_path / "comet").iterdir()
     recorded = read_archive(str(archive))
     assert recorded["metrics"]["base_loss"] == pytest.approx(model.values["base_loss"])
-    assert {"loss", "grad_norm", "eval_loss"} <= recorded["metrics"].keys()
+    assert {"loss", "grad_norm", "eval_loss"} <= {name for name, *_ in recorded["curves"]}
+    assert "report.html" in recorded["files"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -46,8 +47,14 @@ _SCHEMAS = {
 }
 
 
+_PUBLISHED = re.compile(r"/data/(?P<view>messages|alpaca|preferences)/(?P<split>train|validation)\.\w+$")
+"""Files of the directories that `instruct` publishes: the same rows in several forms, split by document."""
+_VIEWS = {"sft": "messages", "dpo": "preferences"}
+_WRITERS = ("generated_by", "chosen_by", "rejected_by")
+
+
 class DataSummary(BaseModel):
-    """What became of the rows: counts, and how many rows each model in the column `generated_by` wrote.
+    """What became of the rows: counts, and how many answers each model in columns such as `generated_by` wrote.
 
     `read` rows are `rejected`, `train`, `held_out`, or `unused`, which exceed `max_held_out`. `truncated` of them were
     longer than `max_tokens`. `learned_tokens` count for the loss, out of `train_tokens`.
@@ -90,6 +97,23 @@ def write_tokens(
         summary = _write(shards, source, config, tokenizer, directory)
         write_atomically(summary_file, summary.model_dump_json(indent=1).encode())
     return DataSummary.model_validate_json(summary_file.read_bytes())
+
+
+def sides_of(shards: Sequence[InputShard], method: str) -> list[tuple[InputShard, str | None]]:
+    """Each shard to read, and its side of the split: train, validation, or None: by the document of each row.
+
+    Of what `instruct` has published, only the form for the method is read, with its own split.
+
+    Raises:
+        InputError: it was published without this form.
+    """
+    matches = {shard: _PUBLISHED.search(shard.uri) for shard in shards}
+    chosen = [(shard, match) for shard, match in matches.items() if match is None or match["view"] == _VIEWS[method]]
+    if not chosen:
+        given = ", ".join(sorted({match["view"] for match in matches.values() if match is not None}))
+        raise InputError(f"{method} needs {_VIEWS[method]}, but the published data has only {given}")
+    is_split = any(match is not None and match["split"] == "validation" for _, match in chosen)
+    return [(shard, match["split"] if match is not None and is_split else None) for shard, match in chosen]
 
 
 def conversation_of(row: Mapping[str, Any]) -> Conversation:
@@ -171,7 +195,7 @@ def _write(
         train = stack.enter_context(_TokenFile(directory / TRAIN_FILE, schema))
         held_out = stack.enter_context(_TokenFile(directory / HELD_OUT_FILE, schema))
         bar = stack.enter_context(progress("Tokenising"))
-        for shard in shards:
+        for shard, side in sides_of(shards, config.method):
             for location, row in read_records(shard, source, rejects):
                 bar.advance()
                 try:
@@ -180,11 +204,10 @@ def _write(
                 except _Rejected as error:
                     rejects.add(shard.uri, location, error.reason, str(error))
                     continue
-                if name := row.get("generated_by"):
-                    generated_by[str(name)] += 1
+                generated_by.update(str(row[name]) for name in _WRITERS if row.get(name))
                 document = str(row.get(config.document_column) or digest_of(conversation.prompt or conversation.answer))
                 columns = {**_columns(sides), "document": document}
-                if not is_held_out(document, config):
+                if not (is_held_out(document, config) if side is None else side == "validation"):
                     train.add(columns)
                     counts["train_tokens"] += sum(len(side.ids) for side in sides)
                     counts["learned_tokens"] += sum(side.learned for side in sides)

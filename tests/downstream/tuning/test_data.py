@@ -7,10 +7,11 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.tuning.chat import IGNORED, TEMPLATES, set_template, tokens_of
 from ml_filter.downstream.tuning.config import TuneConfig
-from ml_filter.downstream.tuning.data import conversation_of, write_tokens
+from ml_filter.downstream.tuning.data import conversation_of, sides_of, write_tokens
 from ml_filter.errors import InputError
 
 USER, ANSWER, OTHER = (
@@ -142,3 +143,13 @@ def test_pairs_share_their_prompt(tokenizer, tmp_path):
 def test_data_that_cannot_be_used_is_an_error(rows, problem, tokenizer, tmp_path):
     with pytest.raises(InputError, match=problem):
         write(rows, TuneConfig(), tokenizer, tmp_path / "data")
+
+
+def test_of_published_data_the_form_for_the_method_is_read_with_its_own_split():
+    views = [f"{view}/{split}" for view in ("messages", "alpaca", "preferences") for split in ("train", "validation")]
+    shards = [InputShard(f"runs/published/data/{name}.parquet", "parquet") for name in views]
+    own = InputShard("pairs.jsonl", "jsonl")
+    assert sides_of([*shards, own], "dpo") == [(shards[4], "train"), (shards[5], "validation"), (own, None)]
+    assert sides_of(shards[:1], "sft") == [(shards[0], None)]
+    with pytest.raises(InputError, match="dpo needs preferences, but the published data has only alpaca, messages"):
+        sides_of(shards[:4], "dpo")
