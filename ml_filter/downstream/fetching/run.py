@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -23,7 +24,7 @@ from ml_filter.downstream.fetching.items import BudgetSpent, Postponed, Reject, 
 from ml_filter.downstream.fetching.output import output_of, write_output
 from ml_filter.downstream.fetching.sources import HANDLERS, first_requests, is_list
 from ml_filter.downstream.fetching.state import State
-from ml_filter.errors import ConfigError, InputError
+from ml_filter.errors import ConfigError, InputError, MlFilterError
 from ml_filter.location import Location
 from ml_filter.progress import Progress, progress
 
@@ -182,7 +183,14 @@ class _Loop:
 
     async def _record(self, request: Request, response: Response) -> None:
         fetched_at = datetime.now(UTC).isoformat(timespec="seconds")
-        counts = await asyncio.to_thread(self._read, request, response, fetched_at)
+        try:
+            counts = await asyncio.to_thread(self._read, request, response, fetched_at)
+        except (MlFilterError, sqlite3.Error, OSError):
+            raise
+        except Exception as error:  # content that no test has thought of must not end the run
+            logger.warning(f"{request.url} cannot be read ({type(error).__name__}: {error}); please report it")
+            await self._reject(request, "unreadable", f"{type(error).__name__}: {error}")
+            return
         self._counts.update(counts)
         self._client.meter.documents += counts["new"] + counts["changed"]
 

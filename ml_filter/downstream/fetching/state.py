@@ -258,7 +258,7 @@ class State:
 
     def _put(self, request: Request, document: Document, fetched_at: str, etag: str | None) -> str:
         facts = {**request.facts, **document.facts}
-        facts = {name: str(value).encode("utf-8", "replace").decode() for name, value in facts.items() if value}
+        facts = {name: _storable(value) for name, value in facts.items() if value}
         row = {
             "id": text_id(document.key),
             "text": document.text,
@@ -283,7 +283,7 @@ class State:
     def _reject(self, request: Request, reject: Reject, counts: Counter[str]) -> None:
         counts[f"rejected_{reject.reason}"] += 1
         if counts.total() <= _MAX_REJECTS:
-            row = (request.name, reject.url, request.source, reject.reason, reject.detail[:500])
+            row = (request.name, _storable(reject.url), request.source, reject.reason, _storable(reject.detail[:500]))
             self._db.execute("INSERT INTO rejects VALUES (?, ?, ?, ?, ?)", row)
 
     def _drop_others(self, request: Request, keys: set[str], counts: Counter[str]) -> None:
@@ -360,6 +360,11 @@ class State:
         """Delete the texts, which are in the shards now."""
         with self._transaction():
             self._db.execute("UPDATE documents SET row = NULL WHERE row IS NOT NULL")
+
+
+def _storable(value: Any) -> str:
+    """The value as text that can be encoded as UTF-8: JSON and archives may hold lone surrogates."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _shard(number: int) -> str:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+from ml_filter.downstream.fetching.client import page_url
 from ml_filter.downstream.fetching.config import ArxivConfig, FetchConfig
-from ml_filter.downstream.fetching.items import Document, Item, Reject, Request, Response
+from ml_filter.downstream.fetching.items import Document, Item, Reject, Rejected, Request, Response
 from ml_filter.downstream.fetching.sources.feeds import iso_date
 from ml_filter.downstream.fetching.xml import Reader, Record, TooManyElements
 
@@ -82,5 +83,10 @@ def _paper(record: Record, arxiv: ArxivConfig, response: Response) -> Iterator[I
         yield Document(key, text, address, facts, owner=key)
         return
     links = [f.attributes.get("href", "") for f in record.fields if f.name == "link"]
-    url = next((link for link in links if "/pdf/" in link), f"https://arxiv.org/pdf/{paper}{version or ''}")
-    yield Request(url, PDF_HANDLER, "arxiv", key=key, version=version, facts=facts)
+    link = next((link for link in links if "/pdf/" in link), f"https://arxiv.org/pdf/{paper}{version or ''}")
+    try:
+        url = page_url(link)
+    except Rejected as problem:
+        yield Reject(address, problem.reason, problem.detail)
+        return
+    yield Request(str(url), PDF_HANDLER, "arxiv", key=key, version=version, facts=facts)

@@ -87,11 +87,12 @@ def read_archive(request: Request, response: Response, config: FetchConfig) -> I
         stream = InputFile(io.BytesIO(response.body), response.url).stream()
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
-                path = member.name.partition("/")[2]
+                # Names in archives may be any bytes.
+                path = member.name.partition("/")[2].encode("utf-8", "replace").decode()
                 if not member.isfile() or PurePosixPath(path).suffix.lower() not in endings:
                     continue
                 count += 1
-                url = f"{web}/blob/{revision}/{quote(path, errors='replace')}"
+                url = f"{web}/blob/{revision}/{quote(path)}"
                 if member.size > config.max_text_bytes:
                     yield Reject(url, "text_too_long", f"{member.size:,} bytes")
                     continue
