@@ -1,7 +1,7 @@
 """Let an LLM write something structured about each document: the fields of a JSON schema become columns.
 
 What is asked is a prompt file with the schema of the answer. Servers with structured output enforce it; every answer is
-checked against it anyway, and one that does not fit is failed.
+checked against it anyway, and is failed if it does not fit.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Grounding is the share of the content words of an output that the passage has. Words are compared by their first
 letters, so that inflection does not count; in scripts without spaces, pairs of characters stand for words. A number
-that the passage does not have is the most frequent invention, and is a reason of its own.
+that the passage does not have is the most frequent invention, and has a separate reason.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Triple(NamedTuple):
 
     @property
     def task(self) -> str:
-        """The instruction with its input, as it is asked."""
+        """The instruction with its input, as a user would ask it."""
         return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
 
     @property
@@ -79,7 +79,7 @@ class Checks:
         return [re.compile(keyword) for keyword in self.config.keywords]
 
     def problem(self, triple: Triple, passage: str, parent: Triple | None = None) -> Problem | None:
-        """The first reason to drop an instruction; None: there is no reason.
+        """The first reason to drop an instruction; None: it passes.
 
         Args:
             passage: that it was written from.
@@ -142,8 +142,8 @@ def grounding(output: str, source: str) -> float | None:
     content = list(_content(words(output)))
     if not content:
         return None
-    known = set(_content(words(source)))
-    return sum(word in known for word in content) / len(content)
+    supported = set(_content(words(source)))
+    return sum(word in supported for word in content) / len(content)
 
 
 def _content(tokens: Sequence[str]) -> Iterator[str]:
@@ -163,9 +163,9 @@ def unsupported_numbers(triple: Triple, source: str) -> list[str]:
     """The numbers of an output of two digits and more that neither the source nor the task has.
 
     Small numbers count steps and items of lists."""
-    known = {_digits(number) for number in _NUMBER.findall(f"{source} {triple.task}")}
+    supported = {_digits(number) for number in _NUMBER.findall(f"{source} {triple.task}")}
     numbers = dict.fromkeys(_NUMBER.findall(triple.output))
-    return [number for number in numbers if len(_digits(number)) > 1 and _digits(number) not in known]
+    return [number for number in numbers if len(_digits(number)) > 1 and _digits(number) not in supported]
 
 
 def _digits(number: str) -> str:

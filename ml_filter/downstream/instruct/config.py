@@ -47,7 +47,7 @@ class CheckConfig(StageConfig):
     min_output_words: Annotated[int, Field(ge=1)] = Field(5, description="fewest words of an output")
     max_output_words: Annotated[int, Field(ge=1)] = Field(2000, description="most words of an output")
     max_repeated_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.4, description="highest share of repeated word 3-grams in an output"
+        0.2, description="highest share of repeated word 3-grams in an output"
     )
     max_copied_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.9, description="highest share of the word 2-grams of an evolved instruction that its parent has"
@@ -147,7 +147,7 @@ class InstructConfig(StageConfig):
 
     @model_validator(mode="after")
     def _budget_is_shared(self) -> Self:
-        asked = [self.write, *self.judges, *((*self.prefer.answerers, self.prefer.judge) if self.prefer else ())]
-        if self.budget_tokens is not None and any(config.budget_tokens for config in asked):
+        configs = [self.write, *self.judges, *((*self.prefer.answerers, self.prefer.judge) if self.prefer else ())]
+        if self.budget_tokens is not None and any(config.budget_tokens for config in configs):
             raise ValueError("set budget_tokens for all stages together or for single ones, not both")
         return self

@@ -1,4 +1,4 @@
-"""Evolve instructions, in depth or in breadth, each by a prompt of its own that the seed chooses."""
+"""Evolve instructions, in depth or in breadth, each by one of several prompts, which the seed chooses."""
 
 from __future__ import annotations
 

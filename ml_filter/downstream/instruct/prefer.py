@@ -80,16 +80,16 @@ def _verdicts(
     budget: SharedBudget,
     ledgers: str | None,
 ) -> Manifest | None:
-    """The verdicts on all pairs of answers; None: there is no pair."""
+    """The verdicts on all pairs of answers; None: without pairs."""
     if not triples.rows:
         return None
     tasks = _tasks(triples, f"{output}/tasks-{{digest}}")
     source = SourceConfig(paths=[tasks.root])
     answers: list[Manifest] = []
     for answerer in config.answerers:
-        asked = budget.share(answerer, triples, *answers)
-        place = f"{output}/answers-{{digest}}"
-        answers.append(generate(source, "instruct_answer", asked, place, settings, ledgers=ledgers))
+        limited = budget.share(answerer, triples, *answers)
+        directory = f"{output}/answers-{{digest}}"
+        answers.append(generate(source, "instruct_answer", limited, directory, settings, ledgers=ledgers))
     names = [_name(answerer, settings) for answerer in config.answerers]
     pairs = _pairs(triples, answers, names, f"{output}/pairs-{{digest}}")
     if not pairs.rows:
@@ -126,16 +126,16 @@ def _pairs(triples: Manifest, answers: Sequence[Manifest], names: Sequence[str],
             for rows in _batches(triples, ["id", *Triple._fields, "generated_by", *_CARRIED]):
                 pairs = []
                 for row in rows:
-                    given = [
+                    candidates = [
                         (name, str(answer))
                         for name, answer in zip(names, _next_answers(streams), strict=True)
                         if answer
                     ]
                     if len(answers) == 1:
-                        given.append((f"{row['generated_by']}, as written", row["output"]))
-                    different = [(a, b) for a, b in combinations(given, 2) if a[1].strip() != b[1].strip()]
+                        candidates.append((f"{row['generated_by']}, as written", row["output"]))
+                    different = [(a, b) for a, b in combinations(candidates, 2) if a[1].strip() != b[1].strip()]
                     counts.update(instructions=1, pairs=len(different))
-                    counts["same"] += len(list(combinations(given, 2))) - len(different)
+                    counts["same"] += len(list(combinations(candidates, 2))) - len(different)
                     pairs += [_pair(row, number, a, b) for number, (a, b) in enumerate(different)]
                 writer.write(pa.Table.from_pylist(pairs, schema=_PAIR_SCHEMA))
         return out.finish([("pairs", out.commit("pairs", writer, rejects, counts))])

@@ -84,7 +84,11 @@ def _write(
                     authors.update(row["generated_by"] for row in rows if "generated_by" in row)
                     for view in views:
                         for split in _SPLITS:
-                            chosen = [_ROWS[view](row) for row, of in zip(rows, splits, strict=True) if of == split]
+                            chosen = [
+                                _ROWS[view](row)
+                                for row, its_split in zip(rows, splits, strict=True)
+                                if its_split == split
+                            ]
                             writers[view, split].write(pa.Table.from_pylist(chosen, schema=_VIEWS[view]))
     results = [
         (f"{view}-{split}", _put(out, writer, view, split, config.format))
@@ -179,5 +183,5 @@ def _card(
 
 
 def _at(parent: Parent) -> list[Manifest]:
-    found = find_source_manifest(parent.path)
-    return [] if found is None else [found]
+    manifest = find_source_manifest(parent.path)
+    return [] if manifest is None else [manifest]

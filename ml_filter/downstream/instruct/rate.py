@@ -52,9 +52,9 @@ def rate_triples(
     source = SourceConfig(paths=[documents.root])
     annotations: list[Manifest] = []
     for judge in jury:
-        asked = (budget or SharedBudget(None)).share(judge, triples, *annotations)
-        place = f"{output}/ratings-{{digest}}"
-        annotations.append(annotate_documents(source, asked, place, settings, ledgers=ledgers))
+        limited = (budget or SharedBudget(None)).share(judge, triples, *annotations)
+        directory = f"{output}/ratings-{{digest}}"
+        annotations.append(annotate_documents(source, limited, directory, settings, ledgers=ledgers))
     scores = aggregate_annotations(
         [manifest.root for manifest in annotations], aggregate, f"{output}/scores-{{digest}}"
     )

@@ -15,15 +15,15 @@ from ml_filter.errors import TooManyFailures
 CHUNKS = "chunks"
 """Kind of the directories that the chain begins with."""
 _DIGEST = re.compile(r"-[0-9a-f]{8}$")
-Asked = TypeVar("Asked", bound=AskConfig)
+Config = TypeVar("Config", bound=AskConfig)
 
 
 def stages_of(*manifests: Manifest) -> list[Manifest]:
     """The directories that results come from, from the chunks on, and the results; each once, parents first."""
-    found: dict[str, Manifest] = {}
+    stages: dict[str, Manifest] = {}
     for manifest in manifests:
-        found.update((stage.root, stage) for stage in _with_parents(manifest) if stage.root not in found)
-    return list(found.values())
+        stages.update((stage.root, stage) for stage in _with_parents(manifest) if stage.root not in stages)
+    return list(stages.values())
 
 
 def _with_parents(manifest: Manifest) -> Iterator[Manifest]:
@@ -51,7 +51,7 @@ class SharedBudget:
     def __init__(self, tokens: int | None) -> None:
         self.tokens = tokens
 
-    def share(self, config: Asked, *before: Manifest) -> Asked:
+    def share(self, config: Config, *before: Manifest) -> Config:
         """The configuration with what the stages behind `before` have left of the budget.
 
         Raises:
