@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from loguru import logger
 
@@ -135,8 +137,8 @@ class _Loop:
         try:
             while not self._spent:
                 busy = {*tasks.values(), *self._postponed}
-                waiting = [host for host in self._state.hosts() if host not in busy]
-                for host in waiting[: self._config.max_concurrency - len(tasks)]:
+                waiting = (host for host in self._state.hosts() if host not in busy)
+                for host in list(islice(waiting, self._config.max_concurrency - len(tasks))):
                     tasks[asyncio.create_task(self._work_on(host))] = host
                 if not tasks:
                     break
@@ -163,8 +165,10 @@ class _Loop:
             except BudgetSpent as spent:
                 self._spent = str(spent)
             except Postponed as problem:
-                self._postponed[host] = problem.detail
-                return
+                if problem.host == urlsplit(f"//{host}").hostname:
+                    self._postponed[host] = problem.detail
+                    return
+                await self._reject(request, "http_status", str(problem))  # a redirect led to another host
             self._bar.advance()
 
     async def _make(self, request: Request) -> None:

@@ -141,30 +141,33 @@ class State:
     def begin(self, sources: Iterable[tuple[Request, bool]]) -> bool:
         """Begin a round with these requests (and whether each is for a list), unless one is under way.
 
-        Lists that could not be read in the last round are requested again too: what they name is not known otherwise.
+        What failed and is not sure to be named again is requested again too: lists, and what has a version, such as a
+        paper on a further page of a list, which is not read while the first page has nothing new.
         """
         if self.pending:
             return False
         with self._transaction():
             self._set_fact("round", self.round + 1)
             self._db.execute(
-                "UPDATE requests SET is_pending = 1, round = ? WHERE is_list AND outcome = 'rejected'", (self.round,)
+                "UPDATE requests SET is_pending = 1, round = ? "
+                "WHERE outcome = 'rejected' AND (is_list OR version IS NOT NULL)",
+                (self.round,),
             )
             for request, is_list in sources:
                 self._want(request, None, is_list)
         return True
 
-    def hosts(self) -> list[str]:
-        """The hosts with pending requests."""
-        # One look-up in the index for each host, and not for each request.
-        hosts: list[str] = []
-        with self._mutex:
-            while row := self._db.execute(
-                "SELECT host FROM requests WHERE is_pending AND host > ? ORDER BY host LIMIT 1",
-                (hosts[-1] if hosts else "",),
-            ).fetchone():
-                hosts.append(row[0])
-        return hosts
+    def hosts(self) -> Iterator[str]:
+        """The hosts with pending requests, each found by one look-up in the index when it is asked for."""
+        host = ""
+        query = "SELECT host FROM requests WHERE is_pending AND host > ? ORDER BY host LIMIT 1"
+        while True:
+            with self._mutex:
+                row = self._db.execute(query, (host,)).fetchone()
+            if row is None:
+                return
+            host = row[0]
+            yield host
 
     def next(self, host: str) -> Request | None:
         """The next pending request to a host, in the order in which they were found."""

@@ -75,6 +75,13 @@ def test_a_host_that_asks_for_more_patience_is_left_to_the_next_run(site, fetch)
     assert result.figures["pending"] == 0
 
 
+def test_a_redirect_to_a_host_that_asks_for_patience_costs_one_document(site, fetch):
+    site.pages |= {"/a": (302, {"Location": site.url("/b").replace("127.0.0.1", "localhost")}, b""), "/c": article("c")}
+    site.pages["/b"] = (429, {"Retry-After": "3600"}, b"")
+    result = fetch(urls=[site.url("/a"), site.url("/c")])
+    assert (result.urls, result.reasons) == (["/c"], {"a": "http_status"})
+
+
 def test_429_without_a_time_backs_off_and_gives_the_host_up_for_this_run(site, fetch):
     site.pages["/a"] = (429, {}, b"")
     site.pages["/b"] = article("b")

@@ -179,6 +179,22 @@ def test_arxiv_is_paged_and_a_known_version_is_not_fetched_again(site, fetch, mo
     assert fetch(arxiv=arxiv(site, since="2026-11-01")).figures["requests"] == 1
 
 
+def test_a_paper_that_failed_is_tried_again_although_its_page_of_the_list_is_not(site, fetch, monkeypatch):
+    monkeypatch.setattr("ml_filter.downstream.fetching.sources.arxiv.PAGE", 1)
+
+    async def api(request):
+        name = ["2611.2v1", "2611.1v1"][int(request.query["start"])]
+        return web.Response(text=papers(site, name, total=2), content_type="application/atom+xml")
+
+    site.pages |= {"/api": api, "/pdf/2611.2v1": pdf(["Paper two."]), "/pdf/2611.1v1": (500, {}, b"")}
+    assert fetch(arxiv=arxiv(site)).reasons == {"pdf/2611.1v1": "http_status"}
+    site.pages["/pdf/2611.1v1"] = pdf(["Paper one."])
+    site.forget()
+    result = fetch(arxiv=arxiv(site))
+    assert (len(result.rows), result.rejects) == (2, {})
+    assert len(site.counts) == 2
+
+
 def test_arxiv_abstracts_need_no_pdf_and_an_error_of_the_api_is_a_reject(site, fetch, tmp_path):
     site.pages["/api"] = papers(site, "2611.1v1", "2611.2v1", total=2)
     result = fetch(arxiv=arxiv(site, content="abstract"))

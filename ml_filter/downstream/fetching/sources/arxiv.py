@@ -85,7 +85,7 @@ def _paper(record: Record, arxiv: ArxivConfig, response: Response) -> Iterator[I
     links = [f.attributes.get("href", "") for f in record.fields if f.name == "link"]
     link = next((link for link in links if "/pdf/" in link), f"https://arxiv.org/pdf/{paper}{version or ''}")
     try:
-        url = page_url(link)
+        url = page_url(re.sub(r"^http://(?=arxiv\.org/)", "https://", link))  # else each costs a redirect
     except Rejected as problem:
         yield Reject(address, problem.reason, problem.detail)
         return
