@@ -116,6 +116,8 @@ class Checks:
                 return Problem(f"{name}_length", f"{count} words")
         if (output := words(triple.output)) in (words(triple.instruction), words(triple.input)):
             return Problem("output_is_input", "the output repeats the instruction or the input")
+        if (share := copied_share(output, words(triple.instruction))) > config.max_copied_share:
+            return Problem("echo", f"{share:.2f} of its 2-grams are in the instruction")
         if not triple.input and (match := _MENTIONS_SOURCE.search(triple.instruction)):
             return Problem("mentions_source", match[0])
         if triple.output.count("```") % 2:
@@ -130,10 +132,8 @@ class Checks:
             return Problem("unchanged", "the instruction is that of its parent")
         if match := _MENTIONS_PROMPT.search(triple.instruction):
             return Problem("mentions_prompt", match[0])
-        pairs, earlier = set(pairwise(task)), set(pairwise(before))
-        share = len(pairs & earlier) / len(pairs) if pairs else 1.0
-        if share > self.config.max_copied_share:
-            return Problem("copy", f"{share:.2f} of its 2-grams are its parent's")
+        if (share := copied_share(task, before)) > self.config.max_copied_share:
+            return Problem("copy", f"{share:.2f} of its 2-grams are in its parent")
         return None
 
 
@@ -170,6 +170,12 @@ def unsupported_numbers(triple: Triple, source: str) -> list[str]:
 
 def _digits(number: str) -> str:
     return re.sub(r"[.,]", "", number)
+
+
+def copied_share(tokens: Sequence[str], source: Sequence[str]) -> float:
+    """The share of the distinct word 2-grams of a text that a source has; 1 for a text of a single word."""
+    pairs = set(pairwise(tokens))
+    return len(pairs & set(pairwise(source))) / len(pairs) if pairs else 1.0
 
 
 def repeated_share(tokens: Sequence[str]) -> float:

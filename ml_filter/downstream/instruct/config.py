@@ -50,7 +50,9 @@ class CheckConfig(StageConfig):
         0.2, description="highest share of repeated word 3-grams in an output"
     )
     max_copied_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.9, description="highest share of the word 2-grams of an evolved instruction that its parent has"
+        0.9,
+        description="highest share of the word 2-grams of an output that are in its instruction, and of those of an "
+        "evolved instruction that are in its parent",
     )
     keywords: list[str] = Field(
         [], description="regular expressions; an instruction or output that matches is dropped, as refusals always are"

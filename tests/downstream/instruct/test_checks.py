@@ -37,6 +37,7 @@ def test_a_good_instruction_has_no_problem():
         ({"output": "Light into sugar."}, "output_length"),
         ({"output": "Explain what photosynthesis does!"}, "output_length"),
         ({"instruction": "Say what light energy does.", "output": "Say what light energy does"}, "output_is_input"),
+        ({"instruction": "Can you say what light energy does?", "output": "You say what light energy does."}, "echo"),
         ({"instruction": "According to the passage, what does chlorophyll absorb?"}, "mentions_source"),
         ({"output": "Photosynthesis turns light energy into sugar:\n```\nsugar"}, "open_code_block"),
         ({"output": "Light turns into sugar. " * 6}, "repetitive"),
