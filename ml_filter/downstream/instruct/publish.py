@@ -175,6 +175,7 @@ def _card(
         model_license=model_license,
         sizes=sizes,
         authors=authors,
+        raters=dict.fromkeys(stage.config["annotator"] for stage in stages if stage.kind == "annotations"),
         columns={view: _VIEWS[view].names for view in views},
         stages={stage.root: (name_of(stage), stage) for stage in stages}.values(),
         prompts={p["digest"]: p["name"] for stage in stages for p in stage.config.get("prompts", [])},

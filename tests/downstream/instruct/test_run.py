@@ -92,6 +92,8 @@ def test_documents_become_data_sets_and_everything_that_is_dropped_has_a_reason(
     assert header["license"] == "unknown"
     assert [config["config_name"] for config in header["configs"]] == ["messages", "alpaca"]
     assert "terms of a model may forbid" in card
+    assert f"Written by: m ({report.instructions})." in card
+    assert "Rated by: m." in card
 
 
 def test_a_second_run_asks_nothing_and_a_higher_rating_rates_nothing_again(serve, tmp_path, pages):
