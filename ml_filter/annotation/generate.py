@@ -128,11 +128,11 @@ def _closed(schema: Any) -> Any:
     return closed
 
 
-def load_generation_prompt(name_or_file: str, like: str | None = None) -> GenerationPrompt:
+def load_generation_prompt(name_or_file: str, like: Sequence[str] = ()) -> GenerationPrompt:
     """Load a prompt by the name of a shipped one (configs/prompts/generation) or by the path of a YAML file.
 
     Args:
-        like: name of a shipped prompt whose columns the answers must have, for code that reads them.
+        like: names of shipped prompts; the answers must have the columns of one of them, for code that reads them.
 
     Raises:
         ConfigError: the prompt does not exist, or a field of the file is invalid.
@@ -142,10 +142,11 @@ def load_generation_prompt(name_or_file: str, like: str | None = None) -> Genera
         prompt = GenerationPrompt.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"prompt file {path}: {problems_in(error, 'prompt')}") from error
-    needed = load_generation_prompt(like).fields if like else []
-    if any(field not in list(prompt.fields) for field in needed):
-        columns = ", ".join(f"{field.name}: {field.type}" for field in needed)
-        raise ConfigError(f"prompt file {path}: its schema must have the properties of the prompt {like} ({columns})")
+    known = {name: load_generation_prompt(name).fields for name in like}
+    if known and not any(set(fields) <= set(prompt.fields) for fields in known.values()):
+        columns = (", ".join(f"{field.name}: {field.type}" for field in fields) for fields in known.values())
+        needed = ", or of ".join(f"{name} ({text})" for name, text in zip(known, columns, strict=True))
+        raise ConfigError(f"prompt file {path}: its schema must have the properties of the prompt {needed}")
     return prompt
 
 

@@ -52,7 +52,7 @@ def judge_pairs(
     Raises:
         TooManyFailures, EndpointError, InputError: see `generate`.
     """
-    question = load_generation_prompt(prompt, like="compare_answers") if isinstance(prompt, str) else prompt
+    question = load_generation_prompt(prompt, like=["compare_answers"]) if isinstance(prompt, str) else prompt
     orders = _both_orders(pairs, f"{output}/pairs-in-both-orders-{{digest}}")
     source = SourceConfig(paths=[orders.root])
     answers = generate(source, question, config, f"{output}/comparisons-{{digest}}", settings, ledgers=ledgers)

@@ -59,7 +59,7 @@ def write_instructions(
     chunks: Manifest, config: InstructConfig, output: str, settings: Settings | None = None
 ) -> Manifest:
     """The instructions that the writer makes from passages, without those that fail a check."""
-    prompt = load_generation_prompt(config.write.prompt, like="instruct_write")
+    prompt = load_generation_prompt(config.write.prompt, like=["instruct_write", "instruct_for_passage"])
     writer = SharedBudget(config.budget_tokens).share(config.write, chunks)
     source = SourceConfig(paths=[chunks.root])
     written = generate(source, prompt, writer, f"{output}/written-{{digest}}", settings, ledgers=_ledgers(output))

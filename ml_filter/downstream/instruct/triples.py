@@ -61,7 +61,7 @@ def collect_triples(generated: Manifest, config: CheckConfig, output: str | Path
     `dropped/` has the others with the reason, and a row for each answer that failed.
 
     Args:
-        generated: chunks with `triples`, or parents with `instruction`, `input` and `output` (evolve.py).
+        generated: chunks with `triples`, chunks with an `instruction` whose output they are, or parents with `instruction`, `input` and `output` (evolve.py).
     """
     source = SourceConfig(paths=[generated.root])
     shards, _ = list_shards(source)
@@ -94,11 +94,13 @@ def collect_triples(generated: Manifest, config: CheckConfig, output: str | Path
 
 def _triples_in(row: dict[str, Any]) -> Iterator[tuple[str, Triple]]:
     """The instructions of an answer, with their ids."""
-    if "triples" not in row:
+    if "parent_instruction" in row:
         yield row["id"], _stripped(row)
-        return
-    for number, fields in enumerate(row["triples"]):
-        yield f"{row['id']}/{number}", _stripped(fields)
+    elif "triples" in row:
+        for number, fields in enumerate(row["triples"]):
+            yield f"{row['id']}/{number}", _stripped(fields)
+    else:  # only an instruction was written: the passage is its output
+        yield row["id"], _stripped({"instruction": row["instruction"], "input": "", "output": row["text"]})
 
 
 def _stripped(fields: dict[str, Any]) -> Triple:
@@ -106,11 +108,13 @@ def _stripped(fields: dict[str, Any]) -> Triple:
 
 
 def _passage_of(row: dict[str, Any]) -> str:
-    return str(row["text"] if "triples" in row else row["passage"])
+    return str(row["passage"] if "parent_instruction" in row else row["text"])
 
 
 def _parent_of(row: dict[str, Any]) -> Triple | None:
-    return None if "triples" in row else Triple(row["parent_instruction"], row["parent_input"], row["parent_output"])
+    if "parent_instruction" not in row:
+        return None
+    return Triple(row["parent_instruction"], row["parent_input"], row["parent_output"])
 
 
 def _row(row: dict[str, Any], triple_id: str, triple: Triple) -> dict[str, Any]:

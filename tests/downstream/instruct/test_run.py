@@ -205,3 +205,17 @@ def test_a_jury_is_aggregated_and_evaluation_texts_are_kept_out(serve, tmp_path,
     assert report.instructions == 3
     assert all(example.rating == 2.5 and len(example.reasons) == 2 for example in report.kept)
     assert next(stage for stage in report.stages if stage.name == "decontaminated").dropped
+
+
+def test_a_passage_is_the_output_of_an_instruction_that_was_written_for_it(serve, tmp_path, pages):
+    def author(request):
+        if "to which this text is a good answer" in request.body["messages"][-1]["content"]:
+            return chat('{"instruction": "What happens in this place, and why is it so?"}')
+        return sensible(request)
+
+    server = serve(author)
+    write = asked(server, prompt="instruct_for_passage")
+    config = configured(server, write=write, evolve={"generations": 0}, min_rating=1)
+    rows = rows_of(make_instructions(pages, config, str(tmp_path / "out"), SETTINGS).published, "alpaca")
+    assert {row["output"] for row in rows} <= {page["text"] for page in PAGES}
+    assert rows
