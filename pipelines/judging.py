@@ -10,5 +10,5 @@ from steps.downstream.track_judgement import track_judgement
 @pipeline(name="judging", enable_cache=False)
 def judging_pipeline(config: JudgingPipelineConfig) -> None:
     """Let a tuned model and its base answer held-out tasks, and compare the answers."""
-    judgement, _ = judge_tuned(config.tuned, config.judge, config.output, config.data)
+    judgement, _ = judge_tuned(config.judge, config.output, directory=config.tuned, data=config.data)
     track_judgement(config.tracking, judgement)

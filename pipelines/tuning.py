@@ -10,5 +10,5 @@ from steps.downstream.tune_model import tune_model
 @pipeline(name="tuning", enable_cache=False)
 def tuning_pipeline(config: TuningPipelineConfig) -> None:
     """Tune a language model, register it as a version of the configured model, record its figures and curves."""
-    tuned = tune_model(config.data, config.tune, config.output)
+    tuned = tune_model(config.tune, config.output, data=config.data)
     track_tuning(config.tracking, tuned)

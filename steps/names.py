@@ -26,6 +26,8 @@ class Artifact(StrEnum):
     TRACKING = "tracking"
     EXPORTED = "exported"
     FETCHED = "fetched"
+    PROOF = "proof"
+    PROOF_PAGE = "proof_page"
     JUDGEMENT = "judgement"
     JUDGEMENT_REPORT = "judgement_report"
     ABLATION = "ablation"

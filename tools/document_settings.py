@@ -42,6 +42,7 @@ _MODULES = (
     "pipeline.ablation",
     "pipeline.instruct",
     "pipeline.judging",
+    "pipeline.proof",
     "pipeline.tuning",
     "tracking",
 )

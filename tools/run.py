@@ -32,6 +32,7 @@ from ml_filter.pipeline.config import (
 from ml_filter.pipeline.fetch import FetchPipelineConfig
 from ml_filter.pipeline.instruct import InstructPipelineConfig
 from ml_filter.pipeline.judging import JudgingPipelineConfig
+from ml_filter.pipeline.proof import ProofPipelineConfig
 from ml_filter.pipeline.tuning import TuningPipelineConfig
 from tools.outcome import run_and_report, without_traceback
 from tools.run_options import for_active_stack, merged, on_stack, read_run_options
@@ -100,6 +101,11 @@ PIPELINES = {
         TuningPipelineConfig,
         "Tune a language model on instruction data, register it as a version of the model.",
         "run-tuning-pipeline data.paths='[runs/instructions-1a2b3c4d]' tune.weights=qlora",
+    ),
+    "proof": Pipeline(
+        ProofPipelineConfig,
+        "Filter a corpus, show whether the filter helps, make instructions of it, tune a model on them, evaluate it.",
+        "run-proof-pipeline sample.size=1000 instruct.write.model=NAME",
     ),
     "end_to_end": Pipeline(
         EndToEndPipelineConfig,

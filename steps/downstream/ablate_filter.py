@@ -15,9 +15,12 @@ from steps.names import Artifact
 
 @step(enable_cache=False, output_materializers={str(Artifact.ABLATION): ManifestMaterializer})
 def ablate_filter(
-    filtered: str, config: AblateConfig, output: str
+    config: AblateConfig, output: str, directory: str | None = None, filtered: Manifest | None = None
 ) -> tuple[Annotated[Manifest, Artifact.ABLATION], Annotated[HTMLString, Artifact.ABLATION_REPORT]]:
     """Write the models, ablation.json and its page; returns the manifest and the page."""
-    ablation, manifest = ablate(filtered, config, f"{output}/ablation-{{digest}}")
+    source = filtered.root if filtered is not None else directory
+    if source is None:
+        raise ValueError("ablate_filter needs a filtered corpus or its directory")
+    ablation, manifest = ablate(source, config, f"{output}/ablation-{{digest}}")
     log_metadata({"path": manifest.root, "verdict": ablation.verdict, "reason": ablation.reason})
     return manifest, HTMLString(ablation_page(ablation))

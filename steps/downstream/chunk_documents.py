@@ -13,8 +13,13 @@ from steps.names import Artifact
 
 
 @step(enable_cache=False, output_materializers=ManifestMaterializer)
-def chunk_documents(source: SourceConfig, config: ChunkConfig, output: str) -> Annotated[Manifest, Artifact.CHUNKS]:
+def chunk_documents(
+    config: ChunkConfig, output: str, source: SourceConfig | None = None, documents: Manifest | None = None
+) -> Annotated[Manifest, Artifact.CHUNKS]:
     """Cut every document into chunks of a number of tokens."""
+    source = SourceConfig(paths=[documents.root]) if documents is not None else source
+    if source is None:
+        raise ValueError("chunk_documents needs a source or documents")
     manifest = chunk(source, config, f"{output}/chunks-{{digest}}")
     log_metadata({"counts": dict(manifest.counts), "path": manifest.root})
     return manifest

@@ -61,7 +61,8 @@ def collect_triples(generated: Manifest, config: CheckConfig, output: str | Path
     `dropped/` has the others with the reason, and a row for each answer that failed.
 
     Args:
-        generated: chunks with `triples`, chunks with an `instruction` whose output they are, or parents with `instruction`, `input` and `output` (evolve.py).
+        generated: chunks with `triples`; chunks with an `instruction` whose output they are; or parents with
+            `instruction`, `input` and `output` (evolve.py).
     """
     source = SourceConfig(paths=[generated.root])
     shards, _ = list_shards(source)

@@ -14,7 +14,7 @@ from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_records
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.tuning.config import TuneConfig
-from ml_filter.downstream.tuning.data import conversation_of, is_held_out
+from ml_filter.downstream.tuning.data import conversation_of, is_held_out, sides_of
 from ml_filter.errors import InputError
 from ml_filter.prepare.sampling import sampling_key
 
@@ -48,10 +48,10 @@ def held_out_tasks(data: SourceConfig, tuning: TuneConfig, size: int, seed: int,
         counts: Counter[str] = Counter(read=0, trained_on=0, other_forms=0, not_drawn=0)
         drawn: list[_Drawn] = []  # a heap whose first has the largest key
         with out.new_shard("tasks", TASK_SCHEMA) as writer, out.new_rejects("tasks") as rejects:
-            for shard in shards:
+            for shard, side in sides_of(shards, tuning.method):
                 for _, row in read_records(shard, data, rejects):
                     counts["read"] += 1
-                    task = _task(row, tuning, counts)
+                    task = _task(row, tuning, side, counts)
                     if task is None:
                         continue
                     item = _Drawn(-sampling_key(task["id"], seed, "sample"), task["id"], task)
@@ -70,7 +70,7 @@ def held_out_tasks(data: SourceConfig, tuning: TuneConfig, size: int, seed: int,
         return out.finish([("tasks", out.commit("tasks", writer, rejects, counts))])
 
 
-def _task(row: Any, tuning: TuneConfig, counts: Counter[str]) -> dict[str, str] | None:
+def _task(row: Any, tuning: TuneConfig, side: str | None, counts: Counter[str]) -> dict[str, str] | None:
     try:
         conversation = conversation_of(row)
     except ValueError:
@@ -83,7 +83,7 @@ def _task(row: Any, tuning: TuneConfig, counts: Counter[str]) -> dict[str, str] 
     if len(prompt) != 1 or len(answer) != 1 or prompt[0]["role"] != "user":
         counts["other_forms"] += 1
         return None
-    if not is_held_out(document, tuning):
+    if not (is_held_out(document, tuning) if side is None else side == "validation"):
         counts["trained_on"] += 1
         return None
     text, reference = prompt[0]["content"], answer[0]["content"]

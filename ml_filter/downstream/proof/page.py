@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -10,9 +9,11 @@ from pydantic import BaseModel
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.downstream.ablation.result import Ablation
-from ml_filter.downstream.instruct.report import InstructReport
-from ml_filter.downstream.judging.result import Judgement
+from ml_filter.downstream.ablation.run import read_ablation
+from ml_filter.downstream.instruct.report import InstructReport, read_report
+from ml_filter.downstream.judging.result import Judgement, read_judgement
 from ml_filter.downstream.tuning.result import TunedModel
+from ml_filter.location import Location
 from ml_filter.metrics import FIGURES
 from ml_filter.rendering.html import render
 from ml_filter.tracking import RunRecord
@@ -38,8 +39,20 @@ class Proof(BaseModel):
     instructions: InstructReport
     tuned: TunedModel
     judgement: Judgement
-    costs: list[Cost]
+    annotation: Cost
     directories: dict[str, str]
+
+    @property
+    def costs(self) -> list[Cost]:
+        """What each stage used."""
+        instructions, judgement = self.instructions, self.judgement
+        tokens = instructions.prompt_tokens + instructions.completion_tokens
+        return [
+            self.annotation,
+            Cost(stage="ablation", processor_minutes=self.ablation.cpu_seconds / 60),
+            Cost(stage="instruction data", tokens=tokens, usd=instructions.usd),
+            Cost(stage="judging", tokens=judgement.judge_tokens, usd=judgement.usd),
+        ]
 
     @property
     def summary(self) -> list[tuple[str, str]]:
@@ -67,10 +80,10 @@ class Proof(BaseModel):
 def write_proof(
     annotations: Manifest,
     filtered: Manifest,
-    ablation: tuple[Ablation, Manifest],
-    instructions: tuple[InstructReport, Manifest],
+    ablation: Manifest,
+    instructions: Manifest,
     tuned: TunedModel,
-    judgement: tuple[Judgement, Manifest],
+    judgement: Manifest,
     output: str | Path,
 ) -> tuple[Proof, Manifest]:
     """Write `proof.json` and the page `proof.html`.
@@ -78,32 +91,37 @@ def write_proof(
     Args:
         annotations: those that the filter's head was trained on.
         filtered: the corpus that the filter kept.
-        ablation, instructions, judgement: results and their directories.
+        ablation, instructions, judgement: directories of the ablation, of the report on instructions, of the judgement.
     """
-    directories = {
+    stages = {
         "annotations": annotations,
         "filtered": filtered,
-        "ablation": ablation[1],
-        "instructions": instructions[1],
-        "judgement": judgement[1],
+        "ablation": ablation,
+        "instructions": instructions,
+        "judgement": judgement,
     }
-    proof = Proof(
-        documents=filtered.counts["read"],
-        kept=filtered.counts["kept"],
-        ablation=ablation[0],
-        instructions=instructions[0],
-        tuned=tuned,
-        judgement=judgement[0],
-        costs=list(_costs(annotations, ablation[0], instructions[0], judgement[0])),
-        directories={name: manifest.root for name, manifest in directories.items()} | {"tuned": tuned.root},
-    )
-    parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in directories.values()]
+    parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in stages.values()]
     with OutputDirectory(output, "proof", {}, [*parents, tuned.parent]) as out:
         if out.manifest:
-            return proof, out.manifest
+            return read_proof(out.manifest), out.manifest
+        proof = Proof(
+            documents=filtered.counts["read"],
+            kept=filtered.counts["kept"],
+            ablation=read_ablation(ablation.root),
+            instructions=read_report(instructions),
+            tuned=tuned,
+            judgement=read_judgement(judgement),
+            annotation=_annotation_cost(annotations),
+            directories={name: manifest.root for name, manifest in stages.items()} | {"tuned": tuned.root},
+        )
         out.put_bytes(PROOF_NAME, (proof.model_dump_json(indent=1) + "\n").encode())
         out.put_bytes(PAGE_NAME, proof_page(proof).encode())
         return proof, out.finish([], {"documents": proof.documents, "kept": proof.kept})
+
+
+def read_proof(directory: Manifest) -> Proof:
+    """The result in a directory that `write_proof` wrote."""
+    return Proof.model_validate_json(Location(directory.path_of(PROOF_NAME)).read_bytes())
 
 
 def proof_page(proof: Proof) -> str:
@@ -120,12 +138,6 @@ def proof_record(proof: Proof) -> RunRecord:
     return record
 
 
-def _costs(
-    annotations: Manifest, ablation: Ablation, instructions: InstructReport, judgement: Judgement
-) -> Iterator[Cost]:
+def _annotation_cost(annotations: Manifest) -> Cost:
     tokens = annotations.counts["prompt_tokens"] + annotations.counts["completion_tokens"]
-    yield Cost(stage="annotation", tokens=tokens, usd=annotations.made_with.get(FIGURES, {}).get("usd"))
-    yield Cost(stage="ablation", processor_minutes=ablation.cpu_seconds / 60)
-    tokens = instructions.prompt_tokens + instructions.completion_tokens
-    yield Cost(stage="instruction data", tokens=tokens, usd=instructions.usd)
-    yield Cost(stage="judging", tokens=judgement.judge_tokens, usd=judgement.usd)
+    return Cost(stage="annotation", tokens=tokens, usd=annotations.made_with.get(FIGURES, {}).get("usd"))
