@@ -1,7 +1,8 @@
-# Two commands from a bare machine (Python 3.11 or 3.12, git, make):
+# Commands from a bare machine (Python 3.11 or 3.12, git, make):
 #   make run    set up, then the end-to-end pipeline on documents already on this machine; ARGS="sample.size=500" changes it
 #   make test   set up, then lint, types and tests
-# Both create the environment in .venv once and reuse it. Two choices, which hold until you make another:
+#   make run-proof   set up with the extras proof and tune, then the proof pipeline
+# They create the environment in .venv once and reuse it. Two choices, which hold until you make another:
 #   TORCH=cpu             torch without CUDA: on Linux 2.8 GB less to download
 #   EXTRAS="s3 azure"     extras of the project
 
@@ -14,7 +15,7 @@ TORCH ?= $(or $(firstword $(CHOSEN)),cuda)
 EXTRAS ?= $(wordlist 2,99,$(CHOSEN))
 export PYTHON TORCH EXTRAS
 
-.PHONY: run test setup clean
+.PHONY: run run-proof test setup clean
 .DEFAULT_GOAL := setup
 ifneq ($(strip $(TORCH) $(EXTRAS)),$(CHOSEN))
 .PHONY: .venv/.complete
@@ -22,6 +23,12 @@ endif
 
 run: .venv/.complete
 	$(POETRY) poe run-end-to-end-pipeline $(ARGS)
+
+# The extras of what follows a filter are added to those that were chosen; gold documents with human scores are needed:
+#   make run-proof ARGS="ablate.gold.paths='[gold.jsonl]'"
+run-proof:
+	$(MAKE) setup EXTRAS="$(sort $(EXTRAS) proof tune)"
+	$(POETRY) poe run-proof-pipeline $(ARGS)
 
 test: .venv/.complete
 	$(POETRY) poe check

@@ -12,7 +12,6 @@ from ml_filter.downstream.tuning.result import TunedModel
 from ml_filter.downstream.tuning.tune import tune_model as tune
 from steps.materializers import TunedModelMaterializer
 from steps.names import Artifact
-from steps.registry import HEAD_METADATA
 
 
 @step(enable_cache=False, output_materializers=TunedModelMaterializer)
@@ -26,8 +25,7 @@ def tune_model(
     model = tune(data, config, f"{output}/tuned-{{digest}}")
     figures = model.values
     log_metadata({"path": model.root, "digest": model.digest, "counts": model.result.data.counts, "figures": figures})
-    metadata: dict[str, Any] = dict(
-        zip(HEAD_METADATA, (figures, model.digest, model.result.lineage_digests()), strict=True)
-    )
-    log_metadata(metadata=metadata, infer_model=True)
+    # Not the names of a head's metadata: the version may have one too.
+    metadata: dict[str, Any] = {"tuned_figures": figures, "tuned_digest": model.digest}
+    log_metadata(metadata={**metadata, "tuned_lineage": model.result.lineage_digests()}, infer_model=True)
     return model

@@ -40,8 +40,8 @@ def test_run_registers_the_model_with_lineage_and_records_the_curves(run, store,
     model = version.get_artifact("tuned_model").load()
     assert isinstance(model, TunedModel)
     assert model.root == str(directory)
-    assert version.run_metadata["weights_digest"] == model.digest
-    assert version.run_metadata["lineage"]["data"] == {p.path: p.digest for p in model.result.parents}
+    assert version.run_metadata["tuned_digest"] == model.digest
+    assert version.run_metadata["tuned_lineage"]["data"] == {p.path: p.digest for p in model.result.parents}
     (archive,) = (tmp_path / "comet").iterdir()
     recorded = read_archive(str(archive))
     assert recorded["metrics"]["base_loss"] == pytest.approx(model.values["base_loss"])
