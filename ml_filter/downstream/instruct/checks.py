@@ -128,7 +128,10 @@ class Checks:
 
     def _evolution(self, triple: Triple, parent: Triple) -> Problem | None:
         task, before = words(triple.task), words(parent.task)
-        if task == before:
+        is_same = all(
+            words(getattr(triple, name)) == words(getattr(parent, name)) for name in ("instruction", "output")
+        )
+        if task == before or is_same:
             return Problem("unchanged", "the instruction is that of its parent")
         if match := _MENTIONS_PROMPT.search(triple.instruction):
             return Problem("mentions_prompt", match[0])

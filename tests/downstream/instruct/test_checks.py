@@ -62,6 +62,7 @@ def test_the_source_may_be_mentioned_if_the_input_is_given_and_keywords_are_conf
 def test_an_evolution_must_differ_from_its_parent_and_must_not_speak_of_it():
     assert reason(GOOD, parent=GOOD) == "unchanged"
     assert reason(GOOD._replace(output=GOOD.output + " Light matters."), parent=GOOD) == "unchanged"
+    assert reason(GOOD._replace(input="Light is energy."), parent=GOOD) == "unchanged"
     copy = GOOD._replace(instruction="Explain what photosynthesis does. Explain what photosynthesis does")
     assert reason(copy, parent=GOOD, max_copied_share=0.7) == "copy"
     leak = GOOD._replace(instruction="Rewritten instruction: name what photosynthesis turns into sugar.")
