@@ -24,6 +24,7 @@ from ml_filter.documents.readers import read_tables
 from ml_filter.documents.writer import ShardWriter, file_digest
 from ml_filter.downstream.instruct.checks import Triple
 from ml_filter.downstream.instruct.config import InstructPublishConfig
+from ml_filter.downstream.instruct.rate import rating_of
 from ml_filter.downstream.instruct.stages import name_of, stages_of
 from ml_filter.prepare.sampling import sampling_key
 from ml_filter.rendering.html import render_text
@@ -111,7 +112,7 @@ def _message(role: str, content: str) -> dict[str, str]:
 
 def _conversation(row: Mapping[str, Any]) -> dict[str, Any]:
     task = Triple(row["instruction"], row["input"], row["output"]).task
-    return {**row, "messages": [_message("user", task), _message("assistant", row["output"])]}
+    return {**row, "rating": rating_of(row), "messages": [_message("user", task), _message("assistant", row["output"])]}
 
 
 def _preference(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +60,12 @@ def rate_triples(
         [manifest.root for manifest in annotations], aggregate, f"{output}/scores-{{digest}}"
     )
     return _keep_rated(triples, scores, min_rating, f"{output}/rated-{{digest}}")
+
+
+def rating_of(row: Mapping[str, Any]) -> float | None:
+    """The rating of an instruction; of several criteria the lowest. None: it is not rated."""
+    ratings = [value for name, value in row.items() if name == "rating" or name.startswith("rating_")]
+    return min(ratings, default=None)
 
 
 def _documents_to_rate(triples: Manifest, output: str) -> Manifest:

@@ -17,6 +17,7 @@ from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_tables
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.instruct.publish import INSTRUCTION_DATA
+from ml_filter.downstream.instruct.rate import rating_of
 from ml_filter.downstream.instruct.stages import name_of, stages_of
 from ml_filter.downstream.instruct.triples import DROPPED_SCHEMA
 from ml_filter.location import Location
@@ -147,8 +148,11 @@ def _kept(triples: Manifest, stages: Sequence[Manifest], examples: int) -> list[
     rows = (row for path in triples.shard_paths() for table in read_tables(path) for row in table.to_pylist())
     chosen = heapq.nsmallest(examples, rows, key=lambda row: sampling_key(row["id"], 0, "example"))
     reasons = _reasons(stages, {row["id"] for row in chosen})
-    names = ("id", "instruction", "input", "output", "rating", "grounding", "evolution")
-    return [Example(**{name: row.get(name) for name in names}, reasons=reasons.get(row["id"], [])) for row in chosen]
+    names = ("id", "instruction", "input", "output", "grounding", "evolution")
+    return [
+        Example(**{name: row.get(name) for name in names}, rating=rating_of(row), reasons=reasons.get(row["id"], []))
+        for row in chosen
+    ]
 
 
 def _reasons(stages: Sequence[Manifest], ids: set[str]) -> dict[str, list[str]]:

@@ -185,7 +185,7 @@ def test_a_jury_is_aggregated_and_evaluation_texts_are_kept_out(serve, tmp_path,
 
     server, other = serve(sensible), serve(harsh)
     jury = [
-        {**asked(server), "prompts": ["instruction_quality"]},
+        {**asked(server), "prompts": ["instruction_quality", "instruction_grounding"]},
         {**asked(other, model="n"), "prompts": ["instruction_quality"]},
     ]
     (tmp_path / "gold.jsonl").write_text(
@@ -203,7 +203,11 @@ def test_a_jury_is_aggregated_and_evaluation_texts_are_kept_out(serve, tmp_path,
     run = make_instructions(pages, config, str(tmp_path / "out"), SETTINGS)
     report = read_report(run.report)
     assert report.instructions == 3
-    assert all(example.rating == 2.5 and len(example.reasons) == 2 for example in report.kept)
+    assert all(example.rating == 2.5 and len(example.reasons) == 3 for example in report.kept)
+    [rated] = (tmp_path / "out").glob("rated-*")
+    ratings = pq.read_table(rated / "shards").select(["rating_instruction_quality", "rating_instruction_grounding"])
+    assert ratings.to_pylist() == [{"rating_instruction_quality": 2.5, "rating_instruction_grounding": 4.0}] * 3
+    assert {row["rating"] for row in rows_of(run.published, "messages")} == {2.5}
     assert next(stage for stage in report.stages if stage.name == "decontaminated").dropped
 
 
