@@ -1,8 +1,8 @@
 """Checkpoints of transformers' Trainer that are used only if they are complete, and deterministic training.
 
 A checkpoint is complete when `complete.json`, which is written last, has the digest of each of its files. A killed run
-leaves at most one that is not; the next run deletes it and resumes from the one before. Trainer reads the state of its
-optimizer and random generators with `weights_only`, which runs no code.
+leaves at most one incomplete checkpoint; the next run deletes it and resumes from the one before. Trainer reads the
+state of its optimizer and random generators with `weights_only`, which runs no code.
 """
 
 from __future__ import annotations

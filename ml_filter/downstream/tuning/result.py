@@ -110,7 +110,7 @@ def read_tuned(name: str | Path) -> TunedModel:
     """Read what is known of a tuned model, without its weights.
 
     Raises:
-        InputError: there is no complete tuned model.
+        InputError: the model is missing or not complete.
     """
     location = Location(name)
     content = (location / TUNING_NAME).find_bytes()

@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from ml_filter.cli import main
 from ml_filter.documents.config import SourceConfig
+from ml_filter.downstream.tuning.base import find_base
 from ml_filter.downstream.tuning.result import read_tuned
 from ml_filter.downstream.tuning.tune import tune_model
 from ml_filter.errors import InputError
 from ml_filter.heads.trained import file_digests
+from tests.publishing.hub_server import local_hub
 
 pytestmark = pytest.mark.model
 
@@ -89,6 +91,16 @@ def test_sft_lowers_the_held_out_loss_and_writes_adapter_model_pages_and_lineage
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
     assert main([*command, "--seed", "1"]) == 2
     assert "already has a model with other data or settings" in capsys.readouterr().err
+
+    with local_hub(tmp_path / "hub-cache") as hub:
+        assert main([*command, "--push", "owner/tuned", "--private"]) == 0
+        files = hub.models["owner/tuned"]
+        assert {"model.safetensors", "chat_template.jinja", "README.md", "adapter/adapter_config.json"} <= files.keys()
+        assert not {"report.html", "rejects.jsonl"} & files.keys()
+        assert not any(str(part).encode() in files["tuning.json"] for part in (tmp_path, triples.parent, config.base))
+        pushed = find_base("hf://owner/tuned")
+        assert pushed.name.startswith("hf://owner/tuned@")
+        assert (pushed.directory / "model.safetensors").read_bytes() == files["model.safetensors"]
 
 
 def test_dpo_of_all_weights_prefers_the_chosen_answers(triples, config, tmp_path):

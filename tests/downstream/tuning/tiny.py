@@ -1,4 +1,4 @@
-"""A random Llama with a tokenizer of its own: as files of transformers, and as GGUF."""
+"""A random Llama and its tokenizer: as files of transformers, and as GGUF."""
 
 from __future__ import annotations
 
