@@ -129,8 +129,6 @@ def main() -> int:
         alpaca.write_text("".join(json.dumps(row) + "\n" for row in rows))
     steps = {"max_steps": arguments.steps, "checkpoint_steps": arguments.steps}
     sft = tuned("sft", alpaca, arguments.output, **steps)
-    tuned("qlora", alpaca, arguments.output, weights="qlora", max_steps=5, checkpoint_steps=5)
-    tuned("dpo", data, arguments.output, method="dpo", **(steps | {"max_steps": 20}), learning_rate=1e-4)
     rows = [json.loads(line) for line in data.open()][:5]
     prompts = [row["prompt"] for row in rows]
     root = Path(sft.root)
@@ -142,6 +140,9 @@ def main() -> int:
     print(f"GGUF and transformers: {sum(map(str.__eq__, ours, reference))} of {len(prompts)} answers are equal")
     for row, before, after in zip(rows, base, ours, strict=True):
         print(json.dumps({"prompt": row["prompt"], "base": before, "tuned": after, "true": row["output"]}, indent=1))
+    tuned("qlora", alpaca, arguments.output, weights="qlora", max_steps=5, checkpoint_steps=5)
+    pairs = {"batch_size": 2, "max_steps": arguments.steps // 2, "checkpoint_steps": arguments.steps}
+    tuned("dpo", data, arguments.output, method="dpo", learning_rate=1e-4, **pairs)
     return 0
 
 

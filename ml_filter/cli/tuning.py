@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @command(
     "ml-filter tune runs/instructions --output runs/tuned",
-    "ml-filter tune pairs.jsonl --method dpo --base runs/tuned/model --output runs/preferred",
+    "ml-filter tune pairs.jsonl --method dpo --base runs/tuned --output runs/preferred",
     "ml-filter tune hf://datasets/OWNER/NAME --base meta-llama/Llama-3.2-1B --weights qlora --template llama3 "
     "--packing --epochs 2 --output runs/tuned",
     "ml-filter tune runs/instructions --set lora.rank=64 --license apache-2.0 --push OWNER/NAME --output runs/tuned",

@@ -22,6 +22,13 @@ from ml_filter.config import Settings
 from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.downstream.tuning.chat import set_template
 from ml_filter.downstream.tuning.config import EMBEDDED_BASE, TuneConfig
+from ml_filter.downstream.tuning.result import (
+    GGUF_NAME,
+    MODEL_DIRECTORY,
+    TUNING_NAME,
+    TunedModel,
+    read_tuned,
+)
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.encoder import quiet_transformers, shown_name
 from ml_filter.heads.info import head_origin
@@ -45,7 +52,7 @@ class Base:
         directory: with its files.
         digest: of its files.
         license: where it is known.
-        gguf: of the embedded annotator's model: the file that tuned weights are written like.
+        gguf: of the embedded annotator's model, or one tuned from it: the file that tuned weights are written like.
     """
 
     name: str
@@ -102,7 +109,7 @@ def find_base(name: str, settings: Settings | None = None) -> Base:
     """Find a base model and bring its files to this machine.
 
     Args:
-        name: a directory, `hf://OWNER/NAME[@REVISION]`, a name on the Hub, or `embedded`.
+        name: a directory of transformers or of `tune`, `hf://OWNER/NAME[@REVISION]`, a name on the Hub, or `embedded`.
         settings: for the cache of the embedded model; default: from the environment.
 
     Raises:
@@ -114,7 +121,11 @@ def find_base(name: str, settings: Settings | None = None) -> Base:
         directory = _converted(gguf, settings.cache_dir.expanduser() / "models")
         return Base(gguf.stem, directory, _digest(directory), _EMBEDDED_LICENSE, gguf)
     if Path(name).is_dir():
-        directory, origin = Path(name), shown_name(name)
+        directory = Path(name)
+        root = directory.parent if directory.name == MODEL_DIRECTORY else directory
+        if (root / TUNING_NAME).exists():
+            return _tuned(read_tuned(root), root)
+        origin = shown_name(name)
     else:
         match = HUB_NAME.match(name if name.startswith(HUB) else f"hf://{name}")
         if match is None:
@@ -125,6 +136,14 @@ def find_base(name: str, settings: Settings | None = None) -> Base:
         if not any(directory.glob(needed)):
             raise InputError(f"base {name} has no {needed}; only models of transformers in safetensors can be tuned")
     return Base(origin, directory, _digest(directory))
+
+
+def _tuned(model: TunedModel, root: Path) -> Base:
+    """A model that was tuned before, as the base of another tuning."""
+    result, gguf = model.result, root / GGUF_NAME
+    license = result.base_license if result.config.license == "unknown" else result.config.license
+    directory = root / MODEL_DIRECTORY
+    return Base(root.absolute().name, directory, _digest(directory), license, gguf if gguf.exists() else None)
 
 
 def load_tokenizer(base: Base, config: TuneConfig) -> PreTrainedTokenizerBase:

@@ -39,8 +39,8 @@ class TuneConfig(StageConfig):
 
     base: str = Field(
         EMBEDDED_BASE,
-        description="model to tune: a directory, hf://OWNER/NAME[@REVISION], a name on the Hub, or embedded: the model "
-        "of the embedded annotator",
+        description="model to tune: a directory, also one that tune wrote, hf://OWNER/NAME[@REVISION], a name on the "
+        "Hub, or embedded: the model of the embedded annotator",
     )
     method: Literal["sft", "dpo"] = Field(
         "sft", description="sft: learn the answers; dpo: learn to prefer the chosen answers (needs preference pairs)"

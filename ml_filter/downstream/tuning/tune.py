@@ -88,8 +88,8 @@ def _tune(
     from ml_filter.downstream.tuning.pages import write_card, write_report
     from ml_filter.downstream.tuning.train import train
 
-    scratch = target / _SCRATCH
-    scratch.mkdir(exist_ok=True)
+    scratch = target / _SCRATCH / digest[:12]  # what a killed run with other settings has left is not used
+    scratch.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(base, config)
     summary = write_tokens(shards, data, config, tokenizer, scratch)
     checkpoint, history = train(base, tokenizer, config, scratch)
@@ -121,7 +121,7 @@ def _tune(
             file.chmod(0o644)
             os.replace(file, destination)
     write_atomically(target / TUNING_NAME, result.to_json())
-    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(target / _SCRATCH, ignore_errors=True)
     logger.info(f"Saved the tuned model to {target}")
 
 

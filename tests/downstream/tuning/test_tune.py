@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from ml_filter.downstream.tuning.result import read_tuned
 from ml_filter.downstream.tuning.tune import tune_model
 from ml_filter.errors import InputError
 from ml_filter.heads.trained import file_digests
+from ml_filter.location import Location
 from tests.publishing.hub_server import local_hub
 
 pytestmark = pytest.mark.model
@@ -41,21 +43,34 @@ tune_model(SourceConfig(paths=[data]), TuneConfig.model_validate_json(config), o
 """
 
 
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
 @pytest.mark.slow
-def test_a_killed_and_resumed_run_ends_with_the_same_weights_and_figures(triples, config, tmp_path):
+def test_a_killed_and_resumed_run_ends_alike_and_a_changed_checkpoint_is_not_read(triples, config, tmp_path):
     config = config.model_copy(update={"batch_size": 16})  # three batches an epoch: the kill is in the second
     arguments = [str(triples), config.model_dump_json(), str(tmp_path / "killed")]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    kept = sorted(path.name for path in (tmp_path / "killed" / ".tuning").glob("checkpoint-*"))
-    assert kept == ["checkpoint-3"]
+    [kept] = (tmp_path / "killed" / ".tuning").glob("*/checkpoint-*")
+    assert kept.name == "checkpoint-3"
+    shutil.copytree(tmp_path / "killed", tmp_path / "changed")
+    [changed] = (tmp_path / "changed" / ".tuning").glob("*/checkpoint-*")
+    (changed / "optimizer.pt").write_bytes(pickle.dumps(Payload(tmp_path / "exploited")))
     with pytest.raises(InputError, match="no tuned model"):
         read_tuned(tmp_path / "killed")
     source = SourceConfig(paths=[str(triples)])
-    resumed, undisturbed = (tune_model(source, config, tmp_path / name) for name in ("killed", "undisturbed"))
-    assert resumed.digest == undisturbed.digest
-    assert resumed.result.figures == undisturbed.result.figures
-    assert resumed.result.history == undisturbed.result.history
+    undisturbed, *others = (tune_model(source, config, tmp_path / name) for name in ("whole", "killed", "changed"))
+    for model in others:
+        assert model.digest == undisturbed.digest
+        assert model.result.figures == undisturbed.result.figures
+        assert model.result.history == undisturbed.result.history
+    assert not (tmp_path / "exploited").exists()
     assert not (tmp_path / "killed" / ".tuning").exists()
 
 
@@ -104,7 +119,7 @@ def test_sft_lowers_the_held_out_loss_and_writes_adapter_model_pages_and_lineage
 
 
 def test_dpo_of_all_weights_prefers_the_chosen_answers(triples, config, tmp_path):
-    config = config.model_copy(update={"method": "dpo", "weights": "full", "learning_rate": 1e-3, "max_steps": 16})
+    config = config.model_copy(update={"method": "dpo", "weights": "full", "learning_rate": 1e-3})
     model = tune_model(SourceConfig(paths=[str(triples)]), config, tmp_path / "tuned")
     figures = model.result.figures
     assert figures["base_loss"].value == pytest.approx(0.6931, abs=1e-4)
@@ -116,13 +131,17 @@ def test_dpo_of_all_weights_prefers_the_chosen_answers(triples, config, tmp_path
     assert not (tmp_path / "tuned" / "adapter").exists()
 
 
-def test_packed_conversations_do_not_see_each_other(triples, config, tmp_path):
+def test_packed_conversations_do_not_see_each_other(triples, config, tmp_path, monkeypatch):
     """All conversations in one packed sequence have the loss that they have in one batch."""
     config = config.model_copy(update={"max_steps": 1, "max_tokens": 4096, "batch_size": 64})
     update = {"packing": True, "batch_size": 1, "activation_checkpointing": True}
     losses, batches = [], []
+    monkeypatch.setenv("ML_FILTER_CACHE_DIR", str(tmp_path / "cache"))
     for name, settings in (("plain", config), ("packed", config.model_copy(update=update))):
-        model = tune_model(SourceConfig(paths=[str(triples)]), settings, tmp_path / name)
+        output = f"memory://tuning/{name}"  # a URL
+        tune_model(SourceConfig(paths=[str(triples)]), settings, output)
+        model = read_tuned(output)
+        assert all((Location(output) / file).exists() for file in model.result.files)
         [row] = [row for row in model.result.history if "loss" in row]
         losses.append(row["loss"])
         batches.append(row["epoch"])
@@ -137,26 +156,3 @@ def test_four_bits_are_trained_and_merged_into_the_full_base(triples, config, tm
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned" / "model")
     assert not hasattr(merged.config, "quantization_config")
     assert merged.dtype == torch.float32
-
-
-class Payload:
-    def __reduce__(self):
-        return os.system, ("touch exploited",)
-
-
-def test_a_checkpoint_runs_no_code_and_a_damaged_one_is_skipped(triples, config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    source = SourceConfig(paths=[str(triples)])
-    expected = tune_model(source, config, tmp_path / "first")
-
-    import ml_filter.downstream.tuning.tune as tuning
-
-    with monkeypatch.context() as patch:  # ends after the training
-        patch.setattr("ml_filter.downstream.tuning.export.export_model", None)
-        with pytest.raises(TypeError):
-            tuning.tune_model(source, config, tmp_path / "second")
-    scratch = tmp_path / "second" / ".tuning"
-    assert [path.name for path in scratch.glob("checkpoint-*")] == ["checkpoint-8"]
-    (scratch / "checkpoint-8" / "optimizer.pt").write_bytes(pickle.dumps(Payload()))
-    assert tune_model(source, config, tmp_path / "second").digest == expected.digest
-    assert not (tmp_path / "exploited").exists()
