@@ -75,11 +75,15 @@ def chunks_of(text: str, counter: TokenCounter, chunk_tokens: int, overlap_token
         if len(offsets) > chunk_tokens:
             window = window[: offsets[chunk_tokens][0]]
         end = start + (len(window) if is_last else best_cut(window))
-        # Cutting a word can change how the text before the cut is tokenized, so count the tokens of the chunk itself.
-        while len(offsets := counter.offsets(text[start:end].rstrip())) > chunk_tokens:
-            end = start + max(offsets[chunk_tokens][0], 1)
+        length = len(text[start:end].rstrip())
+        offsets = [offset for offset in offsets if offset[0] < length]
+        if not (is_last or text[end - 1].isspace()):
+            # A cut inside a word can change how the text before it is tokenized, so count the tokens of the chunk.
+            while len(offsets := counter.offsets(text[start : start + length])) > chunk_tokens:
+                length = max(offsets[chunk_tokens][0], 1)
+            end = start + length
         if offsets:
-            yield Chunk(start, start + len(text[start:end].rstrip()), len(offsets))
+            yield Chunk(start, start + length, len(offsets))
         if is_last:
             return
         repeated = min(overlap_tokens, len(offsets) // 2)  # at most half, so that every chunk gets further

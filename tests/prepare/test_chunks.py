@@ -83,7 +83,7 @@ def test_no_chunk_is_too_long_and_together_they_cover_the_text(counter, byte_lev
             covered.update(range(chunk.start, chunk.end))
         assert [chunk.start for chunk in chunks] == sorted({chunk.start for chunk in chunks})
         missing = "".join(character for place, character in enumerate(text) if place not in covered)
-        assert tokenizer.count([missing.strip()])[0] == 0 or not chunks
+        assert tokenizer.count(["".join(missing.split())])[0] == 0
 
 
 def test_chunks_carry_their_document_and_their_place_in_it(tmp_path, documents):
