@@ -44,6 +44,7 @@ _MODULES = (
     "pipeline.judging",
     "pipeline.proof",
     "pipeline.tuning",
+    "pipeline.retrieval",
     "tracking",
 )
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}

@@ -33,6 +33,7 @@ from ml_filter.pipeline.fetch import FetchPipelineConfig
 from ml_filter.pipeline.instruct import InstructPipelineConfig
 from ml_filter.pipeline.judging import JudgingPipelineConfig
 from ml_filter.pipeline.proof import ProofPipelineConfig
+from ml_filter.pipeline.retrieval import RetrievalPipelineConfig
 from ml_filter.pipeline.tuning import TuningPipelineConfig
 from tools.outcome import run_and_report, without_traceback
 from tools.run_options import for_active_stack, merged, on_stack, read_run_options
@@ -91,6 +92,11 @@ PIPELINES = {
         InstructPipelineConfig,
         "Let an LLM write instructions with answers from documents; check, evolve, rate and publish them.",
         "run-instruct-pipeline source.paths='[runs/filtered-1a2b3c4d]' instruct.write.model=NAME",
+    ),
+    "retrieval": Pipeline(
+        RetrievalPipelineConfig,
+        "Index documents for retrieval, and compare ways to search them on questions.",
+        "run-retrieval-pipeline source.paths='[\"runs/filtered-1a2b3c4d\"]' generate=200",
     ),
     "judging": Pipeline(
         JudgingPipelineConfig,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ml_filter.cli.command import Options, Output, Sources, command
-from ml_filter.cli.output import show, show_answer, show_retrieval
+from ml_filter.cli.output import show, show_answer, show_retrieval, show_table
 from ml_filter.documents.config import SourceConfig
 from ml_filter.downstream.retrieval.config import (
     AnswerConfig,
@@ -81,7 +81,7 @@ def ask(
 
 @command(
     "ml-filter evaluate-retrieval runs/index questions.jsonl --output runs/retrieval",
-    "ml-filter evaluate-retrieval runs/index --generate 200 --output runs/retrieval",
+    "ml-filter evaluate-retrieval runs/index --generate 200 --answers 50 --output runs/retrieval",
 )
 def evaluate_retrieval(
     index: IndexDirectory,
@@ -96,16 +96,25 @@ def evaluate_retrieval(
     generate: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Let the LLM write questions about N passages instead")
     ] = None,
+    answers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Let the LLM answer N questions and rate the answers, too")
+    ] = None,
 ) -> None:
     """Compare dense, BM25, hybrid and reranked search on questions whose documents are known."""
     from ml_filter.annotation.config import AskConfig
+    from ml_filter.downstream.retrieval.answers import evaluate_answers
     from ml_filter.downstream.retrieval.evaluate import evaluate_retrieval as evaluate
     from ml_filter.downstream.retrieval.evaluate import write_questions
 
     if (questions is None) == (generate is None):
         raise ConfigError("give either QUESTIONS or --generate")
+    asking = AskConfig.model_validate(answer.model_dump(include=set(AskConfig.model_fields)))
     if generate is not None:
-        asking = AskConfig.model_validate(answer.model_dump(include=set(AskConfig.model_fields)))
         questions = write_questions(index, generate, asking, f"{output}/questions").root
     assert questions is not None
-    show_retrieval(*evaluate(index, SourceConfig(paths=[questions]), search, evaluation, output))
+    source = SourceConfig(paths=[questions])
+    show_retrieval(*evaluate(index, source, search, evaluation, output))
+    if answers is not None:
+        directory = f"{output}/answers"
+        ratings = evaluate_answers(index, source, answers, search, evaluation, asking, directory)
+        show_table("answers, rated from 1 to 4", directory, {}, {n: f.value for n, f in ratings.items() if f.value})

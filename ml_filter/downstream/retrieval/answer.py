@@ -35,7 +35,7 @@ from ml_filter.downstream.retrieval.guards import (
     check_citations,
     is_injection,
     mask_personal_data,
-    without_brackets,
+    sources_text,
 )
 from ml_filter.downstream.retrieval.index import Index
 from ml_filter.downstream.retrieval.search import Result, Searcher
@@ -200,11 +200,8 @@ class Answerer:
         """The question with as many sources as fit into the context, at least one."""
         windows = await (await self._connected()).windows(self.question)
         while True:
-            parts = [
-                f"[{number}] {result.url or result.document_id}\n{without_brackets(result.context)}"
-                for number, result in enumerate(results, 1)
-            ]
-            pieces, truncated = await windows.pieces("\n\n".join([f"Question: {question}", "Sources:", *parts]))
+            sources = [(result.url or result.document_id, result.context) for result in results]
+            pieces, truncated = await windows.pieces(sources_text(question, sources))
             if not truncated or len(results) == 1:
                 return pieces[0], results
             results = results[:-1]

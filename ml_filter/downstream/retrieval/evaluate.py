@@ -27,11 +27,13 @@ from ml_filter.downstream.retrieval.config import RetrievalEvaluationConfig, Sea
 from ml_filter.downstream.retrieval.index import open_index
 from ml_filter.downstream.retrieval.search import Searcher
 from ml_filter.errors import InputError
+from ml_filter.location import Location
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents
 from ml_filter.progress import progress
 from ml_filter.rendering.html import render
 from ml_filter.statistics.intervals import Array, Figure, Resampling, divide, resampled_figures
+from ml_filter.tracking import RunRecord
 
 RESULT_NAME, PAGE_NAME = "retrieval.json", "retrieval.html"
 METRICS = {"mrr": "MRR", "ndcg": "nDCG", "hit_rate": "hit rate"}
@@ -78,6 +80,7 @@ class RetrievalEvaluation(BaseModel):
     passages: int
     questions: int
     cutoff: int
+    confidence: float
     variants: list[Variant]
     comparisons: list[Comparison]
     missed: list[Missed]
@@ -138,9 +141,8 @@ def evaluate_retrieval(
         lineage = [Parent(path=str(index), digest=opened.manifest.digest), *parents]
         with OutputDirectory(output, "retrieval evaluation", setup, lineage) as out:
             if out.manifest:
-                content = (out.location / RESULT_NAME).find_bytes() or b""
-                return RetrievalEvaluation.model_validate_json(content), out.manifest
-            asked = list(_read(questions))
+                return read_evaluation(out.manifest), out.manifest
+            asked = list(read_questions(questions))
             variants = _variants(search)
             searchers = {name: Searcher(opened, changed) for name, changed in variants.items()}
             ranks = np.zeros((len(asked), len(searchers)))
@@ -164,17 +166,34 @@ def evaluate_retrieval(
                 passages=opened.manifest.rows,
                 questions=len(asked),
                 cutoff=config.cutoff,
+                confidence=config.confidence,
                 variants=variants_found,
                 comparisons=comparisons,
                 missed=missed[:_EXAMPLES],
             )
             out.put_bytes(RESULT_NAME, (result.model_dump_json(indent=1) + "\n").encode())
-            page = render("downstream/retrieval/templates/retrieval.html", r=result, metrics=METRICS, config=config)
-            out.put_bytes(PAGE_NAME, page.encode())
+            out.put_bytes(PAGE_NAME, retrieval_page(result).encode())
             return result, out.finish([], {"questions": len(asked)})
 
 
-def _read(questions: SourceConfig) -> Iterator[tuple[str, str]]:
+def read_evaluation(manifest: Manifest) -> RetrievalEvaluation:
+    """The content of retrieval.json beside a manifest."""
+    return RetrievalEvaluation.model_validate_json(Location(manifest.path_of(RESULT_NAME)).find_bytes() or b"")
+
+
+def retrieval_page(result: RetrievalEvaluation) -> str:
+    """The page of an evaluation."""
+    return render("downstream/retrieval/templates/retrieval.html", r=result, metrics=METRICS)
+
+
+def retrieval_record(manifest: Manifest) -> RunRecord:
+    """What the experiment tracker keeps of an evaluation."""
+    result = read_evaluation(manifest)
+    parameters = {"index": result.index, "questions": result.questions, "passages": result.passages}
+    return RunRecord(metrics=result.figures(), parameters=parameters, pages={PAGE_NAME: retrieval_page(result)})
+
+
+def read_questions(questions: SourceConfig) -> Iterator[tuple[str, str]]:
     """The questions and the ids of their documents; rows without a question, which were not generated, are left out."""
     is_empty = True
     for shard in list_shards(questions)[0]:

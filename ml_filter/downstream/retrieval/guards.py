@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _INJECTION = re.compile(
     r"""(?xi)
@@ -101,3 +101,9 @@ def check_citations(text: str, sources: int) -> tuple[str, list[int], int]:
 def without_brackets(text: str) -> str:
     """A source's text with its own `[1]` as `(1)`, so that they are not taken for citations or for another source."""
     return re.sub(r"\[(\d{1,3})\]", r"(\1)", text)
+
+
+def sources_text(question: str, sources: Sequence[tuple[str, str]]) -> str:
+    """A question with its numbered sources, each a title and a text, as an LLM is given them."""
+    parts = [f"[{number}] {title}\n{without_brackets(text)}" for number, (title, text) in enumerate(sources, 1)]
+    return "\n\n".join([f"Question: {question}", "Sources:", *parts])

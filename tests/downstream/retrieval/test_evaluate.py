@@ -10,6 +10,7 @@ import pytest
 from ml_filter.annotation.config import AskConfig
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
+from ml_filter.downstream.retrieval.answers import evaluate_answers
 from ml_filter.downstream.retrieval.config import RetrievalEvaluationConfig, SearchConfig
 from ml_filter.downstream.retrieval.evaluate import _figures, evaluate_retrieval, write_questions
 from ml_filter.errors import InputError
@@ -67,3 +68,32 @@ def test_an_llm_writes_questions_about_passages(index_directory, tmp_path, llm):
         index_directory, SourceConfig(paths=[manifest.root]), SearchConfig(rerank="none"), CONFIG, tmp_path / "out"
     )
     assert result.questions == 4
+
+
+def test_answers_are_written_and_rated_from_their_sources_and_paid_for_once(index_directory, tmp_path, llm):
+    path = tmp_path / "questions.jsonl"
+    rows = [("hydrogen in stars", "stars"), ("sand in rivers", "rivers")]
+    path.write_text("".join(json.dumps({"question": q, "document_id": d}) + "\n" for q, d in rows))
+
+    def answer(body):
+        asked = body["messages"][-1]["content"]
+        if "Give a score" in asked:
+            assert "Question: " in asked
+            assert "\n\nAnswer: It shines [1].\n" in asked
+            return json.dumps({"reason": "fine", "score": 2 if "support what the answer" in asked else 4})
+        return json.dumps({"answer": "It shines [1][8]."})
+
+    server = llm(answer)
+    search = SearchConfig(mode="bm25", rerank="none", min_similarity=-1)
+    ask = AskConfig(endpoints=[server.url], model="m")
+    arguments = (index_directory, source_of(path), 5, search, CONFIG, ask, tmp_path / "out", Settings(_env_file=None))
+    ratings = evaluate_answers(*arguments)
+    assert {name: figure.value for name, figure in ratings.items()} == {
+        "answer_faithfulness": 2,
+        "answer_relevancy": 4,
+        "context_precision": 4,
+        "context_recall": 4,
+    }
+    assert len(server.bodies) == 2 + 2 * 4
+    assert evaluate_answers(*arguments) == ratings
+    assert len(server.bodies) == 10
