@@ -88,7 +88,8 @@ def _documents(out: GrowingDirectory, name: str, state: State) -> Iterator[pa.Ta
     kept = {document_id for document_id, row in state.rows(name) if row is None}
     if kept:
         found = 0
-        for table in read_tables(str(out.location / SHARD_DIRECTORY / f"{name}.parquet")):
+        shard = out.location / SHARD_DIRECTORY / f"{name}.parquet"
+        for table in read_tables(str(shard)) if shard.exists() else ():
             staying = table.filter(pc.is_in(table["id"], pa.array(sorted(kept), pa.string())))
             found += staying.num_rows
             yield staying.select(SCHEMA.names).cast(SCHEMA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,14 @@ def test_other_sources_need_another_directory_and_other_limits_do_not(site, fetc
     assert state is None
     with pytest.raises(ConfigError, match="name a local file for what was fetched with --state"):
         fetch(urls=urls, output="memory://bucket/fetched")
+
+
+def test_a_directory_that_lost_its_shards_is_one_error_that_says_what_to_do(site, fetch, tmp_path):
+    urls = pages_of(site, 2)
+    fetch(urls=urls, state=str(tmp_path / "state.sqlite"))
+    shutil.rmtree(tmp_path / "fetched")
+    with pytest.raises(InputError, match=r"documents-00001.* delete the directory and .*state.sqlite"):
+        fetch(urls=urls, state=str(tmp_path / "state.sqlite"))
 
 
 def test_a_directory_at_a_url_keeps_its_state_on_this_machine(site, tmp_path):
