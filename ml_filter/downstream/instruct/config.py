@@ -144,7 +144,7 @@ class InstructConfig(StageConfig):
     @property
     def jury(self) -> list[AnnotateConfig]:
         """The judges; without any, the writer judges its own work, at temperature 0."""
-        shared = self.write.model_dump(exclude={"prompt", "max_failed_share", "temperature"})
+        shared = self.write.model_dump(exclude={"prompt", "temperature"})
         return self.judges or [AnnotateConfig(prompts=["instruction_quality"], **shared)]
 
     @model_validator(mode="after")
