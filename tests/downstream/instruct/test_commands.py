@@ -79,18 +79,20 @@ def test_a_killed_run_continues_pays_for_nothing_twice_and_ends_the_same(serve, 
 @pytest.mark.filterwarnings("ignore")  # ZenML's own
 def test_the_pipeline_makes_what_the_command_makes(serve, tmp_path, pages, run):  # noqa: F811
     server = serve(sensible)
-    assert main(arguments(pages, server, tmp_path / "out")) == 0
-    asked = len(server.requests)
-    config = tmp_path / "instruct.yaml"
     write = {"endpoints": [server.url], "model": "m", "max_concurrency": 2}
-    instruct = {"write": write, "publish": {"license": "odc-by"}}
+    prefer = {"answerers": [write, {**write, "temperature": 1.0}], "judge": write}
+    instruct = {"write": write, "prefer": prefer, "publish": {"license": "odc-by"}}
     parameters = {"source": {"paths": [pages]}, "instruct": instruct, "output": str(tmp_path / "runs")}
+    config = tmp_path / "instruct.yaml"
     config.write_text(json.dumps({"parameters": parameters}))
+    assert main(["instruct", pages, "--config", str(config), "--output", str(tmp_path / "out")]) == 0
+    asked = len(server.requests)
     code, printed = run("instruct", "--config", str(config))
     assert code == 0, printed
     assert len(server.requests) == 2 * asked
     made = [only("data-*", tmp_path / name) for name in ("out", "runs")]
     assert [shard.digest for shard in made[0].shards] == [shard.digest for shard in made[1].shards]
+    assert "data/preferences/train.parquet" in [shard.path for shard in made[1].shards]
 
     from zenml.client import Client
 
@@ -98,5 +100,5 @@ def test_the_pipeline_makes_what_the_command_makes(serve, tmp_path, pages, run):
     assert steps["publish_instructions"].output.load().digest == made[1].digest
     assert {name for outputs in steps.values() for name in outputs.outputs} == {
         *("chunks", "written_instructions", "evolved_instructions", "rated_instructions", "instruction_data"),
-        *("instruct_report", "instruct_page", "tracking"),
+        *("preferences", "instruct_report", "instruct_page", "tracking"),
     }
