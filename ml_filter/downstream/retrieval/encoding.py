@@ -112,10 +112,12 @@ class TextEncoder:
 
         Late interaction as in ColBERT (Khattab and Zaharia 2020), with the states of an encoder not trained for it.
         """
-        asked, *found = self.token_states([self.query_prefix + question, *(self.text_prefix + text for text in texts)])
-        if not len(asked):
+        question_states, *text_states = self.token_states(
+            [self.query_prefix + question, *(self.text_prefix + text for text in texts)]
+        )
+        if not len(question_states):
             return [0.0] * len(texts)
-        return [float((asked @ tokens.T).amax(1).mean()) if len(tokens) else -1.0 for tokens in found]
+        return [float((question_states @ states.T).amax(1).mean()) if len(states) else -1.0 for states in text_states]
 
 
 class CrossEncoder:

@@ -142,38 +142,40 @@ def evaluate_retrieval(
         with OutputDirectory(output, "retrieval evaluation", setup, lineage) as out:
             if out.manifest:
                 return read_evaluation(out.manifest), out.manifest
-            asked = list(read_questions(questions))
+            pairs = list(read_questions(questions))
             variants = _variants(search)
             searchers = {name: Searcher(opened, changed) for name, changed in variants.items()}
-            ranks = np.zeros((len(asked), len(searchers)))
+            ranks = np.zeros((len(pairs), len(searchers)))
             seconds = np.zeros_like(ranks)
             missed = []
             with progress("Searching", ranks.size) as bar:
-                for row, (question, document_id) in enumerate(asked):
+                for row, (question, document_id) in enumerate(pairs):
                     for column, searcher in enumerate(searchers.values()):
                         started = time.perf_counter()
                         hits = searcher.hits(question)
                         seconds[row, column] = time.perf_counter() - started
                         distinct = dict.fromkeys(str(hit.payload["document_id"]) for hit in hits)
-                        found = list(islice(distinct, config.cutoff))
-                        ranks[row, column] = found.index(document_id) + 1 if document_id in found else 0
+                        documents = list(islice(distinct, config.cutoff))
+                        ranks[row, column] = documents.index(document_id) + 1 if document_id in documents else 0
                         bar.advance()
                     if not ranks[row, -1]:
-                        missed.append(Missed(question=question, document_id=document_id, found=next(iter(found), None)))
-            variants_found, comparisons = _figures(list(variants), ranks, seconds, config)
+                        missed.append(
+                            Missed(question=question, document_id=document_id, found=next(iter(documents), None))
+                        )
+            figures, comparisons = _figures(list(variants), ranks, seconds, config)
             result = RetrievalEvaluation(
                 index=str(index),
                 passages=opened.manifest.rows,
-                questions=len(asked),
+                questions=len(pairs),
                 cutoff=config.cutoff,
                 confidence=config.confidence,
-                variants=variants_found,
+                variants=figures,
                 comparisons=comparisons,
                 missed=missed[:_EXAMPLES],
             )
             out.put_bytes(RESULT_NAME, (result.model_dump_json(indent=1) + "\n").encode())
             out.put_bytes(PAGE_NAME, retrieval_page(result).encode())
-            return result, out.finish([], {"questions": len(asked)})
+            return result, out.finish([], {"questions": len(pairs)})
 
 
 def read_evaluation(manifest: Manifest) -> RetrievalEvaluation:
@@ -227,9 +229,9 @@ def _figures(
     ]
 
     def statistic(rows: Array, weights: Array) -> dict[str, Array]:
-        found = rows > 0
+        is_hit = rows > 0
         safe = np.maximum(rows, 1)
-        values = {"mrr": found / safe, "ndcg": found / np.log2(1 + safe), "hit_rate": found.astype(np.float64)}
+        values = {"mrr": is_hit / safe, "ndcg": is_hit / np.log2(1 + safe), "hit_rate": is_hit.astype(np.float64)}
         total = weights.sum(axis=1)
         means = {metric: [divide(weights @ column, total) for column in value.T] for metric, value in values.items()}
         figures = {f"{metric} {column}": mean for metric, all_ in means.items() for column, mean in enumerate(all_)}

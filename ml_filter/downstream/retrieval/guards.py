@@ -88,11 +88,11 @@ def check_citations(text: str, sources: int) -> tuple[str, list[int], int]:
     def replacement(match: re.Match[str]) -> str:
         nonlocal removed
         numbers = [int(number) for number in re.findall(r"\d+", match[1])]
-        given = [number for number in numbers if 1 <= number <= sources]
-        removed += len(numbers) - len(given)
-        cited.update(dict.fromkeys(given))
+        valid = [number for number in numbers if 1 <= number <= sources]
+        removed += len(numbers) - len(valid)
+        cited.update(dict.fromkeys(valid))
         space = match[0][: match[0].index("[")]
-        return f"{space}[{', '.join(map(str, given))}]" if given else ""
+        return f"{space}[{', '.join(map(str, valid))}]" if valid else ""
 
     checked = _CITATION.sub(replacement, text)
     return checked, sorted(cited), removed

@@ -206,6 +206,9 @@ def _fill(
     """Bring the store up to date with the shards; nothing that it has is embedded again."""
     present = store.shards()
     open_shards = [shard for shard in shards if present.get(shard.digest) != shard.rows]
+    stale = present.keys() - {shard.digest for shard in shards}
+    if not open_shards and not stale:
+        return
     embedded = 0
     with progress("Embedding", sum(shard.rows for shard in open_shards)) as bar:
         for shard in open_shards:
@@ -215,12 +218,10 @@ def _fill(
                 embedded += _put(store, encoder, shard.digest, rows, config)
                 store.flush()  # what is not flushed, a kill loses
                 bar.advance(len(rows))
-    stale = present.keys() - {shard.digest for shard in shards}
     for digest in stale:
         store.delete_shard(digest)
-    if open_shards or stale:
-        store.optimize()
-        logger.info(f"{embedded:,} passages were embedded, {bar.done - embedded:,} were in the store already")
+    store.optimize()
+    logger.info(f"{embedded:,} passages were embedded, {bar.done - embedded:,} were in the store already")
 
 
 def _batches(directory: Location, shard: Shard) -> Iterator[list[dict[str, Any]]]:
@@ -231,10 +232,10 @@ def _batches(directory: Location, shard: Shard) -> Iterator[list[dict[str, Any]]
 
 def _put(store: Store, encoder: TextEncoder, digest: str, rows: list[dict[str, Any]], config: IndexConfig) -> int:
     """Write passages and their parents; returns how many had to be embedded."""
-    known = store.vectors([row["id"] for row in rows])
-    new = [row for row in rows if row["id"] not in known]
+    vectors = store.vectors([row["id"] for row in rows])
+    new = [row for row in rows if row["id"] not in vectors]
     if new:
-        known |= zip((row["id"] for row in new), encoder.passages([row["text"] for row in new]), strict=True)
+        vectors |= zip((row["id"] for row in new), encoder.passages([row["text"] for row in new]), strict=True)
     parents = {row["parent_id"]: Point(row["parent_id"], {"text": row["parent"], PARENT_OF: digest}) for row in rows}
     # Parents come first: a shard with all its passages then has all its parents.
     store.put(list(parents.values()))
@@ -244,7 +245,7 @@ def _put(store: Store, encoder: TextEncoder, digest: str, rows: list[dict[str, A
             Point(
                 row["id"],
                 {**{name: _plain(row[name]) for name in names if row.get(name) is not None}, SHARD: digest},
-                known[row["id"]],
+                vectors[row["id"]],
             )
             for row in rows
         ]

@@ -313,8 +313,10 @@ class ServerStore(Store):
         """The dense vectors of those points that exist."""
         with _reaching():
             records = self._client.retrieve(self._collection, list(ids), with_payload=False, with_vectors=[DENSE])
-        found = {str(record.id): record.vector for record in records}
-        return {id_: np.asarray(v[DENSE], np.float32) for id_, v in found.items() if isinstance(v, dict) and DENSE in v}
+        vectors = {str(record.id): record.vector for record in records}
+        return {
+            id_: np.asarray(v[DENSE], np.float32) for id_, v in vectors.items() if isinstance(v, dict) and DENSE in v
+        }
 
     def payloads(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The payloads of those points that exist."""
