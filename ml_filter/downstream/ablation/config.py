@@ -40,7 +40,12 @@ class TrainingConfig(StageConfig):
     )
 
     @model_validator(mode="after")
-    def _rates_are_used(self) -> Self:
+    def _check_seeds(self) -> Self:
+        if self.control_seeds > self.seeds:
+            raise ValueError(
+                f"control_seeds is {self.control_seeds}, more than seeds ({self.seeds}): a model is compared with the "
+                "random one of its seed"
+            )
         if min(self.seeds, self.control_seeds) < len(self.learning_rates):
             raise ValueError(
                 f"seeds is {self.seeds} and control_seeds is {self.control_seeds}, fewer than the "

@@ -112,6 +112,11 @@ def test_every_learning_rate_needs_a_seed():
         TrainingConfig(control_seeds=2, learning_rates=[1, 0.5, 0.25])
 
 
+def test_every_control_needs_a_random_model_of_its_seed():
+    with pytest.raises(ValueError, match=r"control_seeds is 3, more than seeds \(2\)"):
+        TrainingConfig(seeds=2, control_seeds=3)
+
+
 @pytest.mark.parametrize("name", ["filtered", "a/b", "../x"])
 def test_corpus_cannot_take_the_name_of_an_arm_or_lead_elsewhere(name):
     with pytest.raises(ValueError, match="corpora: choose another name than"):
