@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import uvicorn
@@ -116,4 +117,12 @@ def serve_answers(
         settings_of_server = uvicorn.Config(
             create_app(answerer, config), log_config=None, log_level="warning", access_log=False, ws="none"
         )
-        uvicorn.Server(settings_of_server).run(sockets=[listener])
+        _Server(settings_of_server).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Ends without an error after a signal, when the answers in progress are done; at once after a second one."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for SIGTERM and SIGINT."""
+        self.force_exit, self.should_exit = self.should_exit, True

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
+import httpx
 import pytest
 
 from ml_filter.cli import main
@@ -18,6 +23,28 @@ def test_bad_usage_ends_with_exit_code_2_and_a_reason(index_directory, tmp_path,
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_answers_are_served_until_sigterm(index_directory, llm):
+    server = llm(lambda body: "Helium [1].")
+    command = ["ask", str(index_directory), "--serve", "--port", "0", "--endpoint", server.url, "--model", "m"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ml_filter.cli", *command, "--mode", "bm25", "--min-similarity", "-1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    url = line.split(" at ")[1].strip()
+    with httpx.stream("POST", f"{url}/ask", json={"question": "hydrogen", "stream": True}, timeout=60) as response:
+        text = "".join(response.iter_text())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    process.stdout.close()
+    assert line.startswith(f"answers from {index_directory} at http://127.0.0.1:")
+    assert 'event: text\ndata: "Helium [1]."' in text
 
 
 @pytest.mark.model
