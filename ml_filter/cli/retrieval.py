@@ -20,6 +20,7 @@ from ml_filter.downstream.retrieval.config import (
 from ml_filter.errors import ConfigError
 
 _NOT_FOR_ANSWERS = ("retry_failed", "ledger", "ledger_answers", "ledger_seconds", "at_budget", "max_failed_share")
+_FOR_EVALUATION = ("endpoints", "model", "budget_tokens", "budget_usd", "max_failed_share", "retry_failed")
 IndexDirectory = Annotated[str, typer.Argument(metavar="INDEX", help="Directory made by index")]
 
 
@@ -88,7 +89,7 @@ def evaluate_retrieval(
     output: Output,
     evaluation: RetrievalEvaluationConfig,
     search: Annotated[SearchConfig, Options(skip=("mode", "limit", "min_similarity"))],
-    answer: Annotated[AnswerConfig, Options(only=("endpoints", "model", "budget_tokens", "budget_usd"))],
+    answer: Annotated[AnswerConfig, Options(only=_FOR_EVALUATION)],
     questions: Annotated[
         str | None,
         typer.Argument(metavar="QUESTIONS", help="Table with the columns question and document_id"),
