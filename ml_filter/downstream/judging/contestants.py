@@ -64,7 +64,7 @@ def _as_float16(base: Base, config: TuneConfig, settings: Settings) -> Path:
     from ml_filter.downstream.tuning.gguf import write_gguf
 
     assert base.gguf is not None
-    directory = settings.cache_dir.expanduser() / "models" / f"{base.gguf.stem}-float16-{config.template}"
+    directory = settings.cache_dir.expanduser() / "models" / f"float16-{base.digest[:16]}-{config.template}"
     path = directory / GGUF_NAME
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{directory}.lock"):
