@@ -22,6 +22,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "hub": ("hf_token",),
     "comet": ("comet_api_key",),
     "mongodb": ("mongodb_",),
+    "qdrant": ("qdrant_api_key",),
     "alerts": ("alert_",),
 }
 """The settings of each service; a name that ends in `_` stands for all that begin with it."""

@@ -21,7 +21,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, documents: list[dict[str
 
 @pytest.fixture(scope="session")
 def triples(tmp_path_factory: pytest.TempPathFactory, documents: list[dict[str, str]]) -> Path:
-    """For each document: continue its first words. The rejected answer continues another document."""
+    """For each document: continue its first words. The rejected answer is in capitals, which a tiny model learns."""
     path = tmp_path_factory.mktemp("data") / "triples.jsonl"
     words = [row["text"].split() for row in documents]
     rows = [
@@ -32,7 +32,7 @@ def triples(tmp_path_factory: pytest.TempPathFactory, documents: list[dict[str, 
             "output": (answer := " ".join(words[number][8:20])),
             "prompt": f"Continue: {' '.join(words[number][:8])}",
             "chosen": answer,
-            "rejected": " ".join(words[number - 1][8:20]),
+            "rejected": answer.upper(),
         }
         for number, row in enumerate(documents)
     ]
