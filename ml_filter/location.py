@@ -5,9 +5,11 @@ Never pass a URL to `Path`: it drops a slash, and what was meant for a bucket en
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -162,7 +164,16 @@ class Location:
         """Move a finished local file to this place."""
         if self.is_local:
             self.local.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, self.local)
+            try:
+                os.replace(file, self.local)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # From another disk, such as /tmp to a volume: copied beside its place first, so that it appears whole.
+                temporary = self.local.with_name(f".{self.name}.tmp")
+                shutil.copyfile(file, temporary)
+                os.replace(temporary, self.local)
+                file.unlink()
             return
         self.copy_here(file)
         file.unlink()

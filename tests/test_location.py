@@ -1,5 +1,6 @@
 """Locations: one way to handle local paths and URLs, so that a URL never becomes a path."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,3 +96,19 @@ def test_a_local_path_that_cannot_be_read_is_not_said_to_be_on_a_network(tmp_pat
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/runs cannot be used \(.*\); check the path and its permissions"):
         Location(tmp_path / "file" / "runs").open("wb")
+
+
+def test_a_file_from_another_disk_appears_whole(tmp_path, monkeypatch):
+    replace, file = os.replace, tmp_path / "new"
+    file.write_text("report")
+
+    def on_another_disk(source, target):
+        if Path(source) == file:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", on_another_disk)
+    Location(tmp_path / "runs" / "report").move_here(file)
+    assert (tmp_path / "runs" / "report").read_text() == "report"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["report"]
+    assert not file.exists()

@@ -6,6 +6,7 @@ orders is a tie; everything else is inconsistent and says something about the ju
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from ml_filter.documents.readers import read_tables
 
 Verdict = Literal["first", "second", "tie", "inconsistent", "failed"]
 _ORDERS = ("ab", "ba")
+_MARK = re.compile(r"(?m)^(\s*Answer [AB]:)")
 _SWAPPED = {"A": "B", "B": "A", "tie": "tie"}
 _VERDICTS: dict[str, Verdict] = {"A": "first", "B": "second", "tie": "tie"}
 PAIR_COLUMNS = ("id", "task", "first", "second")
@@ -81,7 +83,8 @@ _ADDED = pa.schema(
 
 
 def render_pair(task: str, answer_a: str, answer_b: str) -> str:
-    """What a judge reads."""
+    """What a judge reads. An answer cannot contain the beginning of the other."""
+    answer_a, answer_b = (_MARK.sub(r"> \1", answer) for answer in (answer_a, answer_b))
     return f"Task:\n{task}\n\nAnswer A:\n{answer_a}\n\nAnswer B:\n{answer_b}"
 
 

@@ -1,4 +1,4 @@
-"""Configuration of the pipeline that goes the whole way."""
+"""Configuration of the pipeline that runs the full loop."""
 
 from __future__ import annotations
 

@@ -40,31 +40,44 @@ def run_tasks(model: Path, config: AblateConfig) -> dict[str, float]:
     return dict(json.loads(path.read_bytes()))
 
 
-def task_figures(
-    model: Path, tasks: Sequence[str], directory: str | None = None, device: str = "auto"
-) -> dict[str, float]:
-    """The figures of lm-eval's tasks on a model of transformers, as `task/metric`.
-
-    Args:
-        directory: with further tasks, as lm-eval's `include_path`.
+def check_tasks(tasks: Sequence[str], directory: str | None) -> None:
+    """Check that lm-eval knows the tasks, before anything is trained or paid for.
 
     Raises:
         ConfigError: lm-eval is not installed, or does not know a task.
     """
     require_lm_eval()
-    from lm_eval import simple_evaluate
-
     manager = _task_manager(directory, tuple(tasks))
     if unknown := sorted(set(tasks) - set(manager.all_tasks)):
         names = ", ".join(unknown)
         raise ConfigError(f"lm_eval_tasks: lm-eval has no task {names}; set lm_eval_directory for your own")
+
+
+def task_figures(
+    model: Path, tasks: Sequence[str], directory: str | None = None, device: str = "auto", *, is_chat: bool = False
+) -> dict[str, float]:
+    """The figures of lm-eval's tasks on a model of transformers, as `task/metric`.
+
+    Args:
+        directory: with further tasks, as lm-eval's `include_path`.
+        is_chat: ask in the model's chat template.
+
+    Raises:
+        ConfigError: lm-eval is not installed, or does not know a task.
+    """
+    check_tasks(tasks, directory)
+    from lm_eval import simple_evaluate
+
+    manager = _task_manager(directory, tuple(tasks))
     language_model = _language_model(model, device)
-    results = simple_evaluate(model=language_model, tasks=list(tasks), task_manager=manager, log_samples=False)
+    results = simple_evaluate(
+        model=language_model, tasks=list(tasks), task_manager=manager, log_samples=False, apply_chat_template=is_chat
+    )
     return {
         f"{task}/{metric.removesuffix(',none')}": float(value)
         for task, by_metric in results["results"].items()
         for metric, value in by_metric.items()
-        if isinstance(value, float) and not math.isnan(value)
+        if isinstance(value, float) and not math.isnan(value) and "_stderr" not in metric
     }
 
 

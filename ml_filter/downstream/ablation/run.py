@@ -25,7 +25,7 @@ from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.ablation.arms import Arms
-from ml_filter.downstream.ablation.benchmarks import require_lm_eval, run_tasks
+from ml_filter.downstream.ablation.benchmarks import check_tasks, run_tasks
 from ml_filter.downstream.ablation.config import FILTERED, RANDOM, REJECTED, AblateConfig
 from ml_filter.downstream.ablation.corpora import decontaminated, heads_of, read_filtered, sources_of
 from ml_filter.downstream.ablation.dial import Dial
@@ -86,7 +86,7 @@ def ablate_filter(filtered: str, config: AblateConfig, output: str | Path) -> tu
     inputs = [*sources.values(), config.gold, *config.targets.values()]
     parents = [parent for source in inputs for parent in list_shards(source)[1]]
     if config.lm_eval_tasks:
-        require_lm_eval()
+        check_tasks(config.lm_eval_tasks, config.lm_eval_directory)
     training = config.training.model_dump(mode="json", exclude={"workers", "device"})
     settings = {"filtered": filtered, "ablate": {**config.model_dump(mode="json"), "training": training}}
     with OutputDirectory(output, "ablation", settings, parents) as out:

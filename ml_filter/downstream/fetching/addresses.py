@@ -50,4 +50,8 @@ def is_public_name(host: str) -> bool:
         return is_public(host.strip("[]"))
     except ValueError:
         name = host.lower().rstrip(".")
-        return name != "localhost" and not name.endswith((".localhost", ".local", ".internal"))
+        labels = name.split(".")
+        # Resolvers read 127.1, 2130706433 and 0x7f000001 as addresses too, and a single label as a local name.
+        if len(labels) == 1 or labels[-1].isdigit() or labels[-1].startswith("0x"):
+            return False
+        return not name.endswith((".localhost", ".local", ".localdomain", ".internal"))

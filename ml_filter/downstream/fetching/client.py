@@ -148,7 +148,7 @@ class Client:
                 return Response(str(url), body, found_headers)
             url = page_url(found_headers["location"], url)
             if url in seen:
-                raise Rejected("redirect_loop", f"back to {url}")
+                raise Rejected("redirect_loop", f"back to {url.with_query(None)}")
             seen.add(url)
             if len(seen) > self._config.max_redirects + 1:
                 raise Rejected("too_many_redirects", f"more than {self._config.max_redirects}")

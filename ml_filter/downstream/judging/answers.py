@@ -20,16 +20,24 @@ from ml_filter.annotation.responses import Answer
 from ml_filter.annotation.run import run
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.manifest import Manifest
+from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.readers import InputShard
 
 ANSWERED = "answered"
 
 
 def answer_tasks(
-    tasks: Manifest, max_tokens: int, config: AskConfig, output: str, settings: Settings, ledgers: str | None = None
+    tasks: Manifest,
+    model: Parent,
+    max_tokens: int,
+    config: AskConfig,
+    output: str,
+    settings: Settings,
+    ledgers: str | None = None,
 ) -> Manifest:
     """What a model answers to the `text` of each task.
+
+    Answers are kept by the digest of the model: another one may be served under the same name.
 
     Writes all columns of the tasks, `answer` (null if it failed), `cut_off`, `answered_by` and `answer_error`.
 
@@ -37,7 +45,7 @@ def answer_tasks(
         TooManyFailures, EndpointError: see `run`.
     """
     name = annotator_name(config, settings)
-    plan = Plan(SourceConfig(paths=[tasks.root]), config, _AnswerTask(max_tokens, name), name)
+    plan = Plan(SourceConfig(paths=[tasks.root]), config, _AnswerTask(model.digest, max_tokens, name), name)
     return run(plan, Asking(settings), output, ledgers)
 
 
@@ -45,11 +53,11 @@ class _AnswerTask(Task):
     kind, shard, done, doing = "answers", "answers", ANSWERED, "Answering"
     schema = None
 
-    def __init__(self, max_tokens: int, model: str) -> None:
+    def __init__(self, digest: str, max_tokens: int, model: str) -> None:
         self.model = model
         self.questions: Sequence[Question] = [
             Question(
-                name="task",
+                name=f"task_{digest[:16].lower()}",
                 criterion="answer",
                 language="en",
                 text=SLOT,

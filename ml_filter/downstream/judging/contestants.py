@@ -14,7 +14,7 @@ from ml_filter.downstream.judging.config import ContestantConfig
 from ml_filter.downstream.tuning.base import Base, find_base, load_tokenizer, quiet_libraries, require_extra
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.downstream.tuning.result import GGUF_NAME, TunedModel
-from ml_filter.errors import ConfigError
+from ml_filter.errors import ConfigError, InputError
 from ml_filter.location import Location
 
 
@@ -43,10 +43,13 @@ def base_settings(tuned: TunedModel, config: ContestantConfig, settings: Setting
 
     Raises:
         ConfigError: the base has no endpoint and is not the embedded model.
+        InputError: the base has changed since the tuning.
     """
     if config.endpoints:
         return settings
     base = find_base(tuned.result.config.base, settings)
+    if base.digest != tuned.result.base.digest:
+        raise InputError(f"the base {base.name} is not the one that {tuned.root} was tuned from; tune again")
     if base.gguf is None:
         raise ConfigError("the base is not the embedded model: serve it, and set --base-endpoint and --base-model")
     return _embedded(settings, _as_float16(base, tuned.result.config, settings))

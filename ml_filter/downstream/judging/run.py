@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from ml_filter.documents.lineage import find_source_manifest
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_tables
-from ml_filter.downstream.ablation.benchmarks import task_figures
+from ml_filter.downstream.ablation.benchmarks import check_tasks, task_figures
 from ml_filter.downstream.judging.answers import answer_tasks
 from ml_filter.downstream.judging.config import JudgeConfig
 from ml_filter.downstream.judging.contestants import base_settings, tuned_settings
@@ -65,6 +66,8 @@ def judge_tuned(
         TooManyFailures, EndpointError: see `generate`.
     """
     settings = settings or Settings()
+    if config.lm_eval_tasks:
+        check_tasks(config.lm_eval_tasks, config.lm_eval_directory)
     model = read_tuned(tuned) if isinstance(tuned, str) else tuned
     data = data or SourceConfig(paths=[parent.path for parent in model.result.parents])
     ledgers = f"{output}/ledgers"
@@ -73,8 +76,10 @@ def judge_tuned(
         "base": (config.base, base_settings(model, config.base, settings)),
         "tuned": (config.tuned, tuned_settings(model, config.tuned, settings)),
     }
+    weights = {"base": model.result.base, "tuned": model.parent}
+    place = f"{output}/answers-{{digest}}"
     answers = {
-        name: answer_tasks(tasks, config.max_tokens, asked, f"{output}/answers-{{digest}}", own, ledgers)
+        name: answer_tasks(tasks, weights[name], config.max_tokens, asked, place, own, ledgers)
         for name, (asked, own) in places.items()
     }
     pairs = _pairs(tasks, [answers[name] for name in _MODELS], f"{output}/pairs-{{digest}}")
@@ -156,7 +161,7 @@ def _judgement(
     return Judgement(
         verdict=verdict,
         reason=reason,
-        warnings=list(_warnings(names, judge, stages)),
+        warnings=list(_warnings([*names.values(), model.result.base.path], judge, stages)),
         tuned=model.parent,
         base=model.result.base,
         judge=judge,
@@ -223,14 +228,14 @@ def _lm_eval(model: TunedModel, config: JudgeConfig) -> dict[str, tuple[float, f
     if not tuned.is_local:
         raise ConfigError(f"lm_eval_tasks: {model.root} is not on this machine; copy it here")
     before, after = (
-        task_figures(directory, config.lm_eval_tasks, config.lm_eval_directory) for directory in (base, tuned.local)
+        task_figures(directory, config.lm_eval_tasks, config.lm_eval_directory, is_chat=True)
+        for directory in (base, tuned.local)
     )
     return {name: (value, after[name]) for name, value in before.items() if name in after}
 
 
-def _warnings(names: dict[str, str], judge: str, stages: dict[str, Manifest]) -> Iterator[str]:
-    families = {name: _FAMILY.split(name.lower())[0] for name in (judge, *names.values())}
-    if families[judge] in [families[name] for name in names.values()]:
+def _warnings(models: Iterable[str], judge: str, stages: dict[str, Manifest]) -> Iterator[str]:
+    if _family(judge) in map(_family, models):
         yield (
             f"the judge {judge} is of the same family as a model that it judges; such judges prefer the style of their "
             "own family (arXiv 2404.13076)"
@@ -238,6 +243,11 @@ def _warnings(names: dict[str, str], judge: str, stages: dict[str, Manifest]) ->
     unanswered, tasks = stages["pairs"].counts["unanswered"], stages["tasks"].rows
     if unanswered:
         yield f"{unanswered} of {tasks} tasks have no answer of one of the models and are not compared"
+
+
+def _family(name: str) -> str:
+    """The family of a model by its name: llama of meta-llama/Llama-3.3-70B-Instruct."""
+    return _FAMILY.split(PurePosixPath(name.lower()).name)[0]
 
 
 def _judge_tokens(stages: dict[str, Manifest]) -> tuple[int, int]:

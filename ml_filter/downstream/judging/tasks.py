@@ -14,7 +14,7 @@ from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_records
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.tuning.config import TuneConfig
-from ml_filter.downstream.tuning.data import conversation_of, is_held_out, sides_of
+from ml_filter.downstream.tuning.data import conversation_of, document_of, is_held_out, sides_of
 from ml_filter.errors import InputError
 from ml_filter.prepare.sampling import sampling_key
 
@@ -77,7 +77,7 @@ def _task(row: Any, tuning: TuneConfig, side: str | None, counts: Counter[str]) 
         counts["other_forms"] += 1
         return None
     prompt, answer = conversation.prompt, conversation.answer
-    document = str(row.get(tuning.document_column) or digest_of(prompt or answer))
+    document = document_of(row, conversation, tuning)
     if not prompt:
         prompt, answer = answer[:-1], answer[-1:]
     if len(prompt) != 1 or len(answer) != 1 or prompt[0]["role"] != "user":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ml_filter.annotation.config import AskConfig
 from ml_filter.config import Cli, StageConfig
@@ -84,6 +85,13 @@ class IndexConfig(EngineConfig):
     store: SafePath | None = Field(
         None, description="URL of a Qdrant server (key: ML_FILTER_QDRANT_API_KEY); default: embedded, in the output"
     )
+
+    @field_validator("store")
+    @classmethod
+    def _has_no_password(cls, store: str | None) -> str | None:
+        if store is not None and "@" in urlsplit(store).netloc:
+            raise ValueError("the URL must not contain a user or password; set ML_FILTER_QDRANT_API_KEY")
+        return store
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

@@ -205,7 +205,7 @@ def _write(
                     rejects.add(shard.uri, location, error.reason, str(error))
                     continue
                 generated_by.update(str(row[name]) for name in _WRITERS if row.get(name))
-                document = str(row.get(config.document_column) or digest_of(conversation.prompt or conversation.answer))
+                document = document_of(row, conversation, config)
                 columns = {**_columns(sides), "document": document}
                 if not (is_held_out(document, config) if side is None else side == "validation"):
                     train.add(columns)
@@ -233,6 +233,12 @@ def _check(counts: Counter[str], rejects: RejectsLog, source: SourceConfig, conf
         )
     if counts["rejected"]:
         logger.warning(f"{counts['rejected']:,} of {counts['read']:,} rows are rejected; see {REJECTS_FILE}")
+
+
+def document_of(row: Mapping[str, Any], conversation: Conversation, config: TuneConfig) -> str:
+    """The document of a row; without one, its prompt stands for it, so that all answers to it are on the same side."""
+    named = row.get(config.document_column)
+    return str(named) if named else digest_of(conversation.prompt or conversation.answer[:-1])
 
 
 def is_held_out(document: str, config: TuneConfig) -> bool:

@@ -90,9 +90,18 @@ def test_held_out_tasks_are_answered_compared_in_both_orders_and_rated(serve, tu
     [page] = (tmp_path / "out").glob("judgement-*/report.html")
     assert "The tuned model: better" in page.read_text()
 
+    assert {len(server.requests) for name, server in servers.items() if name != "judge"} == {35}, "each answers all"
     requests = sum(len(server.requests) for server in servers.values())
     assert judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)[0] == judgement
     assert sum(len(server.requests) for server in servers.values()) == requests, "nothing is asked twice"
+
+
+def test_two_models_under_one_name_answer_both(serve, tuned, tmp_path):
+    config, servers = configured(serve, judge, rating_prompt=None)
+    named = {name: asked(servers[name], "m") for name in ("base", "tuned")}
+    config = JudgeConfig.model_validate({**config.model_dump(), **named})
+    judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
+    assert judgement.comparison.verdicts == {"second": 35}
 
 
 def test_a_judge_that_always_prefers_the_first_answer_is_refused(serve, tuned, tmp_path):

@@ -105,10 +105,10 @@ def read_archive(request: Request, response: Response, config: FetchConfig) -> I
                     continue
                 yield Document(f"{request.name}/{path}", text, url, {**facts, "title": path})
     except (tarfile.TarError, DamagedFile, EOFError, OSError, ValueError) as error:
-        yield Reject(response.url, "unreadable", f"the archive ends after {count:,} files: {error}")
+        yield Reject(str(request.url), "unreadable", f"the archive ends after {count:,} files: {error}")
         return
     if not count:
-        yield Reject(response.url, "no_documents", f"no file ends in {', '.join(sorted(endings))}")
+        yield Reject(str(request.url), "no_documents", f"no file ends in {', '.join(sorted(endings))}")
 
 
 def _json(response: Response) -> dict[str, Any]:
