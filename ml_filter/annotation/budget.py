@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ml_filter.annotation.config import AskConfig
@@ -143,3 +144,9 @@ def reported(outcome: Answer | RequestFailed) -> Usage | None:
     if outcome.prompt_tokens is None or outcome.completion_tokens is None:
         return None
     return Usage(outcome.prompt_tokens, outcome.completion_tokens)
+
+
+def total_if_known(values: Iterable[float | None]) -> float | None:
+    """The sum of tokens or prices; None if one of them is unknown."""
+    numbers = list(values)
+    return None if None in numbers else sum(number or 0 for number in numbers)

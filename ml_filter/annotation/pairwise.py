@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -18,6 +17,7 @@ from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.generate import GENERATED, GenerationPrompt, generate, load_generation_prompt
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.derived import derive_documents, read_rows_of
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_tables
@@ -55,7 +55,8 @@ def judge_pairs(
         TooManyFailures, EndpointError, InputError: see `generate`.
     """
     question = load_generation_prompt(prompt, like=["compare_answers"]) if isinstance(prompt, str) else prompt
-    orders = _both_orders(pairs, f"{output}/pairs-in-both-orders-{{digest}}")
+    place = f"{output}/pairs-in-both-orders-{{digest}}"
+    orders = derive_documents(pairs, PAIR_COLUMNS, _in_both_orders, place)
     source = SourceConfig(paths=[orders.root])
     answers = generate(source, question, config, f"{output}/comparisons-{{digest}}", settings, ledgers=ledgers)
     parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in (pairs, answers)]
@@ -63,7 +64,7 @@ def judge_pairs(
         if out.manifest:
             return out.manifest
         counts: Counter[str] = Counter(pairs=0, won_a=0, won_b=0)
-        rows = _rows(answers, ["id", "winner", "reason", "generated_by", "generation_status"])
+        rows = read_rows_of(answers, ["id", "winner", "reason", "generated_by", "generation_status"])
         with out.new_shard("verdicts") as writer, out.new_rejects("verdicts") as rejects:
             for path in pairs.shard_paths():
                 for table in read_tables(path):
@@ -88,29 +89,10 @@ def render_pair(task: str, answer_a: str, answer_b: str) -> str:
     return f"Task:\n{task}\n\nAnswer A:\n{answer_a}\n\nAnswer B:\n{answer_b}"
 
 
-def _both_orders(pairs: Manifest, output: str | Path) -> Manifest:
-    """Two documents for each pair, one for each order."""
-    with OutputDirectory(output, "documents", {}, [Parent(path=pairs.root, digest=pairs.digest)]) as out:
-        if out.manifest:
-            return out.manifest
-        with out.new_shard("documents") as writer, out.new_rejects("documents") as rejects:
-            for path in pairs.shard_paths():
-                for table in read_tables(path, list(PAIR_COLUMNS)):
-                    rows = [
-                        {"id": f"{row['id']} {order}", "text": render_pair(row["task"], *answers)}
-                        for row in table.to_pylist()
-                        for order, answers in zip(
-                            _ORDERS, ((row["first"], row["second"]), (row["second"], row["first"])), strict=True
-                        )
-                    ]
-                    writer.write(pa.Table.from_pylist(rows, schema=pa.schema({"id": pa.string(), "text": pa.string()})))
-        return out.finish([("documents", out.commit("documents", writer, rejects, {"documents": writer.rows}))])
-
-
-def _rows(manifest: Manifest, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for path in manifest.shard_paths():
-        for table in read_tables(path, columns):
-            yield from table.to_pylist()
+def _in_both_orders(pair: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    answers = (pair["first"], pair["second"])
+    for order, shown in zip(_ORDERS, (answers, answers[::-1]), strict=True):
+        yield f"{pair['id']} {order}", render_pair(pair["task"], *shown)
 
 
 def _verdict(forward: dict[str, Any], swapped: dict[str, Any], counts: Counter[str]) -> dict[str, str | None]:

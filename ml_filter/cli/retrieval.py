@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ml_filter.cli.command import Options, Output, Sources, command
-from ml_filter.cli.output import show, show_answer, show_retrieval, show_table
+from ml_filter.cli.output import show, show_answer, show_figures, show_retrieval, show_table
 from ml_filter.documents.config import SourceConfig
 from ml_filter.downstream.retrieval.config import (
     AnswerConfig,
@@ -117,5 +117,10 @@ def evaluate_retrieval(
     show_retrieval(*evaluate(index, source, search, evaluation, output))
     if answers is not None:
         directory = f"{output}/answers"
-        ratings = evaluate_answers(index, source, answers, search, evaluation, asking, directory)
-        show_table("answers, rated from 1 to 4", directory, {}, {n: f.value for n, f in ratings.items() if f.value})
+        ratings, counts = evaluate_answers(index, source, answers, search, evaluation, asking, directory)
+        show_figures(
+            "answers, rated from 1 to 4",
+            ["criterion", "mean"],
+            [(name, figure.text) for name, figure in ratings.items()],
+        )
+        show_table("questions", directory, counts, {})

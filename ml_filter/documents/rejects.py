@@ -31,7 +31,7 @@ class RejectsLog:
         self.path = path
         self.counts: Counter[str] = Counter()
         self.renamed_ids = 0
-        """Documents that are not rejected, but got an id of their own (`unique.py`)."""
+        """Documents that are not rejected, but got a new id (`unique.py`)."""
         self.damage: str | None = None
         """The first reject whose reason is damage: reason, location and detail."""
         self.first: str | None = None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from ml_filter.annotation.annotate import annotation_plan
+from ml_filter.annotation.budget import total_if_known
 from ml_filter.annotation.config import AnnotateConfig, EstimateConfig
 from ml_filter.annotation.connection import annotator_name
 from ml_filter.annotation.estimate import Estimate, Range, estimate_bill
@@ -93,16 +94,16 @@ def estimate_pipeline(
         run.name: estimate_bill(run.source, run.annotate, config, output=run.output, settings=settings) for run in runs
     }
     sums = {name: _sum([getattr(estimate, name) for estimate in estimates.values()]) for name in _FIGURES}
-    tokens, usd = _total(run.annotate.budget_tokens for run in runs), _total(run.annotate.budget_usd for run in runs)
+    tokens, usd = (
+        total_if_known(run.annotate.budget_tokens for run in runs),
+        total_if_known(run.annotate.budget_usd for run in runs),
+    )
     return PipelineBill.model_validate({"runs": estimates, **sums, "most_tokens": tokens, "most_usd": usd})
 
 
 def _sum(ranges: list[Range | None]) -> Range | None:
     if None in ranges:
         return None
-    return Range(**{name: _total(getattr(range_, name) for range_ in ranges) for name in ("value", "low", "high")})
-
-
-def _total(values: Iterable[float | None]) -> float | None:
-    numbers = list(values)
-    return None if None in numbers else sum(number or 0 for number in numbers)
+    return Range(
+        **{name: total_if_known(getattr(range_, name) for range_ in ranges) for name in ("value", "low", "high")}
+    )

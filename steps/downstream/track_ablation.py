@@ -2,20 +2,17 @@
 
 from typing import Annotated
 
-from zenml import get_step_context, log_metadata, step
-from zenml.metadata.metadata_types import Uri
+from zenml import step
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.downstream.ablation.report import ablation_record
 from ml_filter.downstream.ablation.run import read_ablation
-from ml_filter.tracking import TrackingConfig, track_run
+from ml_filter.tracking import TrackingConfig
 from steps.names import Artifact
+from steps.tracking import recorded
 
 
 @step(enable_cache=False)
 def track_ablation(config: TrackingConfig, ablation: Manifest) -> Annotated[str, Artifact.TRACKING]:
     """Record bits per byte, gains and curves; returns the URL, the path of the offline archive, or "off"."""
-    record = ablation_record(read_ablation(ablation.root), ablation.digest)
-    where = track_run(config, get_step_context().pipeline_run.name, record)
-    log_metadata({"experiment": Uri(where) if "://" in where else where, "metrics": record.metrics})
-    return where
+    return recorded(config, ablation_record(read_ablation(ablation.root), ablation.digest))

@@ -2,19 +2,16 @@
 
 from typing import Annotated
 
-from zenml import get_step_context, log_metadata, step
-from zenml.metadata.metadata_types import Uri
+from zenml import step
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.downstream.instruct.report import instruct_record
-from ml_filter.tracking import TrackingConfig, track_run
+from ml_filter.tracking import TrackingConfig
 from steps.names import Artifact
+from steps.tracking import recorded
 
 
 @step(enable_cache=False)
 def track_instructions(config: TrackingConfig, report: Manifest) -> Annotated[str, Artifact.TRACKING]:
     """Record counts, cost and the page; returns the URL, the path of the offline archive, or "off"."""
-    record = instruct_record(report)
-    where = track_run(config, get_step_context().pipeline_run.name, record)
-    log_metadata({"experiment": Uri(where) if "://" in where else where, "metrics": record.metrics})
-    return where
+    return recorded(config, instruct_record(report))

@@ -33,7 +33,7 @@ def llm(request):
     if "Score: <" in question:
         document = question.partition("==========")[2].partition("==========")[0]
         return chat("Score: 0" if "xa" in document or "zo" in document else "Score: 4")
-    return chat(f"It is the song of {len(question)} verses.")
+    return chat(f"{request.body['model']} knows the song of {len(question)} verses.")
 
 
 def test_one_run_goes_from_documents_to_a_page_that_answers_every_question(run, store, serve, tmp_path):  # noqa: F811
@@ -43,6 +43,7 @@ def test_one_run_goes_from_documents_to_a_page_that_answers_every_question(run, 
     write_tiny_base(tmp_path / "base", [row["text"] for row in rows])
     url = serve(llm).url
     asked = f"endpoints: [{url}], model: m, max_concurrency: 4"
+    asked_tuned = asked.replace("model: m", "model: tuned")
     code, printed = run(
         "proof",
         f"output={tmp_path / 'runs'}",
@@ -55,7 +56,7 @@ def test_one_run_goes_from_documents_to_a_page_that_answers_every_question(run, 
         f"instruct={{write: {{prompt: instruct_for_passage, {asked}}}, evolve: {{generations: 0}},"
         " publish: {validation_share: 0.3}}",
         f"tune={{base: {tmp_path / 'base'}, max_steps: 2, max_tokens: 64}}",
-        f"judge={{size: 5, base: {{{asked}}}, tuned: {{{asked}}}, judge: {{{asked}}}}}",
+        f"judge={{size: 5, base: {{{asked}}}, tuned: {{{asked_tuned}}}, judge: {{{asked}}}}}",
     )
     assert code == 0, printed
     (page,) = (tmp_path / "runs").glob("proof-*/proof.html")
@@ -64,6 +65,7 @@ def test_one_run_goes_from_documents_to_a_page_that_answers_every_question(run, 
     assert answers["What was kept?"] == "40 of 80 documents"
     assert proof.instructions.instructions > 20
     assert proof.judgement.verdict == "no verdict"
+    assert proof.judgement.comparison.verdicts == {"inconsistent": 5}, "both have answered, and the judge says A"
     assert all(f"{answer}." in page.read_text() for answer in answers.values() if "'" not in answer)
 
     from zenml.client import Client

@@ -18,7 +18,7 @@ MAX_BYTES = 256 * 2**20
 
 
 def read_records(file: InputFile, source: SourceConfig) -> Iterator[Record]:
-    """The document of a file, or why there is none."""
+    """The document of a file, or why the file has no document."""
     try:
         content = file.stream().read(MAX_BYTES + 1)
     except DamagedFile as error:

@@ -20,6 +20,7 @@ ABLATION_NAME = "ablation.json"
 REPORT_NAME = "ablation.html"
 
 _MOST_DIFFERENT_BYTES = 1.1
+MEASURED_DEPTH = 2
 MEASURED_SPREAD = Spread(documents=0.057, repetitions=0.0065)
 """Spread of the gain of filtered over random at depth 2, in bits per byte (docs/ablation.md)."""
 
@@ -157,7 +158,7 @@ def verdict_of(
     verdicts: dict[str, Verdict] = {"better": "helps", "worse": "hurts"}
     verdict = verdicts.get(decisive.finding, "no difference shown")
     reason = (
-        f"models trained on filtered documents need {abs(gain):.4f} bits per byte {'less' if gain > 0 else 'more'} "
+        f"models trained on filtered documents need {abs(gain):.4f} {'fewer' if gain > 0 else 'more'} bits per byte "
         f"than models trained on random ones on the target high ({decisive.gain.documents:,} documents, "
         f"{config.confidence:.0%} interval of the gain {low:+.4f} to {high:+.4f})"
     )
@@ -168,7 +169,12 @@ def verdict_of(
     if by_arm[SHUFFLED].finding != "no difference shown":
         warnings.append(
             f"the shuffled control is {by_arm[SHUFFLED].finding} than random, though it has random documents: expect "
-            f"this of {1 - config.confidence:.0%} of all ablations, and repeat this one with other seeds"
+            f"this in {1 - config.confidence:.0%} of all ablations, and repeat this one with other seeds"
+        )
+    if config.pilot is None and config.training.depth != MEASURED_DEPTH:
+        warnings.append(
+            f"the stated power rests on the spread measured at depth {MEASURED_DEPTH}; next time, set pilot to this "
+            "ablation"
         )
     sizes = {arm.name: arm.bytes for arm in arms}
     if max(sizes.values()) > _MOST_DIFFERENT_BYTES * min(sizes.values()):

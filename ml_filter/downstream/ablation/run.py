@@ -25,7 +25,7 @@ from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.ablation.arms import Arms
-from ml_filter.downstream.ablation.benchmarks import check_tasks, run_tasks
+from ml_filter.downstream.ablation.benchmarks import run_tasks
 from ml_filter.downstream.ablation.config import FILTERED, RANDOM, REJECTED, AblateConfig
 from ml_filter.downstream.ablation.corpora import decontaminated, heads_of, read_filtered, sources_of
 from ml_filter.downstream.ablation.dial import Dial
@@ -46,6 +46,7 @@ from ml_filter.downstream.ablation.result import (
 from ml_filter.downstream.ablation.targets import HIGH, TargetText, read_targets, write_targets
 from ml_filter.downstream.ablation.tokens import Corpus, tokenize, train_tokenizer
 from ml_filter.downstream.ablation.training import TrainedModel, TrainingJob
+from ml_filter.downstream.benchmarks import check_tasks
 from ml_filter.errors import ConfigError, InputError
 from ml_filter.location import Location
 from ml_filter.statistics.replicates import Power, Spread, smallest_difference

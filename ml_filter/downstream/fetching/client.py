@@ -1,4 +1,4 @@
-"""One request: polite, bounded in size, time and redirects, and repeated after a passing failure."""
+"""One request: polite, bounded in size, time and redirects, and retried after a transient failure."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ class Client:
             delay_s: least seconds until the next request to the host.
 
         Raises:
-            Rejected: there is none, and a repetition in this run would not help.
-            NotModified: the content is the one that the validators in the headers stand for.
+            Rejected: no response, and retrying in this run would not help.
+            NotModified: the content has not changed since the validators in the headers were received.
             Postponed: the host asks to wait for longer than the run does.
             BudgetSpent: nothing more may be requested.
         """

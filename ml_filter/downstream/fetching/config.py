@@ -38,7 +38,7 @@ class ArxivConfig(StageConfig):
     since: date | None = Field(None, description="only papers submitted on or after this day (default: any)")
     until: date | None = Field(None, description="only papers submitted on or before this day (default: any)")
     max_papers: Annotated[int, Field(ge=1, le=50_000)] = Field(
-        1000, description="most papers, the most recently updated first"
+        1000, description="maximum number of papers, the most recently updated first"
     )
     content: Literal["pdf", "abstract"] = Field(
         "pdf", description="text of a document: that of the PDF, or title and abstract, which need no further request"
@@ -64,10 +64,14 @@ class GithubConfig(StageConfig):
 class FetchBudgetConfig(StageConfig):
     """What one run may spend. What is left is fetched by the next run."""
 
-    requests: Annotated[int, Field(ge=1)] | None = Field(10_000, description="most requests, robots.txt included")
-    bytes: Annotated[int, Field(ge=1)] | None = Field(None, description="most bytes received (default: no limit)")
+    requests: Annotated[int, Field(ge=1)] | None = Field(
+        10_000, description="maximum number of requests, robots.txt included"
+    )
+    bytes: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="maximum number of bytes received (default: no limit)"
+    )
     documents: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="most documents that are new or changed (default: no limit)"
+        None, description="maximum number of documents that are new or changed (default: no limit)"
     )
     seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="longest time in seconds (default: none)")
 
@@ -101,7 +105,7 @@ class FetchConfig(StageConfig):
         "trafilatura", description="how to get the text of a web page: trafilatura, resiliparse, justext or text"
     )
     max_extraction_seconds: Annotated[float, Field(ge=0.01, le=3600)] = Field(
-        30, description="most CPU time for the text of a page or PDF; a longer one is an extraction_timeout"
+        30, description="maximum CPU time for the text of a page or PDF; a longer one is an extraction_timeout"
     )
     max_text_bytes: Annotated[int, Field(gt=0)] = Field(
         10 * 2**20, description="longest text in bytes; a longer one is rejected as text_too_long"
@@ -120,10 +124,10 @@ class FetchConfig(StageConfig):
     )
     timeout_s: Annotated[float, Field(gt=0)] = Field(60, description="seconds for a complete response")
     retries: Annotated[int, Field(ge=0, le=20)] = Field(
-        3, description="repetitions of a request after a passing failure (429, 5xx, a lost connection)"
+        3, description="retries of a request after a transient failure (429, 5xx, a lost connection)"
     )
     backoff_s: Annotated[float, Field(gt=0)] = Field(
-        1, description="seconds before the first repetition, at random up to this; doubled for each further one"
+        1, description="maximum seconds before the first retry, chosen at random; doubled for each further one"
     )
     max_wait_s: Annotated[float, Field(gt=0)] = Field(
         120, description="longest Retry-After or Crawl-delay to wait for; if it is longer, the next run asks again"

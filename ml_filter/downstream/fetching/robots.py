@@ -22,7 +22,7 @@ class Robots:
     """The rules of each host, fetched when they are first needed.
 
     Args:
-        fetch: gets the response of a URL, and raises Rejected if there is none.
+        fetch: gets the response of a URL, and raises Rejected without one.
         max_delay_s: the longest Crawl-delay to wait for.
     """
 

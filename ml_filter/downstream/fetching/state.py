@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -186,6 +187,9 @@ class State:
         names = ("If-None-Match", "If-Modified-Since")
         return {name: value for name, value in zip(names, row or (), strict=False) if value}
 
+    def _is_known(self, name: str) -> bool:
+        return self._db.execute("SELECT 1 FROM requests WHERE name = ?", (name,)).fetchone() is not None
+
     def _want(self, request: Request, parent: str | None, is_list: bool) -> str:
         """Add a request to the round; returns whether it is `new`, `known` (fetched in this version) or `again`."""
         row = self._db.execute(
@@ -234,9 +238,11 @@ class State:
         keys: set[str] = set()
         headers = headers or {}
         is_new = leads_on = False
+        items = iter(items)
+        first = list(islice(items, 1))  # before the lock is taken: it extracts the text, which may take seconds
         with self._transaction():
             self._db.execute("DELETE FROM rejects WHERE owner = ?", (request.name,))
-            for item, is_list in items:
+            for item, is_list in chain(first, items):
                 if isinstance(item, Document):
                     keys.add(item.key)
                     outcome = self._put(request, item, fetched_at, headers.get("etag"))
@@ -251,8 +257,8 @@ class State:
                     wanted = self._want(item, request.name, is_list)
                     counts["skipped"] += wanted == "known"
                     is_new |= wanted == "new"
-            if is_new:
-                for item, is_list in next_pages:
+            for item, is_list in next_pages:
+                if is_new or not self._is_known(item.name):  # unknown: the list may be longer than before
                     self._want(item, request.name, is_list)
             self._drop_others(request, keys, counts)
             is_ok = bool(keys) or leads_on or not any(name.startswith("rejected_") for name in counts)

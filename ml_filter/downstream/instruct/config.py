@@ -42,10 +42,14 @@ class CheckConfig(StageConfig):
         0.5, description="lowest share of the output's content words that the passage has"
     )
     numbers_in_source: bool = Field(True, description="drop outputs with a number that the passage does not have")
-    min_instruction_words: Annotated[int, Field(ge=1)] = Field(3, description="fewest words of an instruction")
-    max_instruction_words: Annotated[int, Field(ge=1)] = Field(300, description="most words of an instruction")
-    min_output_words: Annotated[int, Field(ge=1)] = Field(5, description="fewest words of an output")
-    max_output_words: Annotated[int, Field(ge=1)] = Field(2000, description="most words of an output")
+    min_instruction_words: Annotated[int, Field(ge=1)] = Field(
+        3, description="minimum number of words of an instruction"
+    )
+    max_instruction_words: Annotated[int, Field(ge=1)] = Field(
+        300, description="maximum number of words of an instruction"
+    )
+    min_output_words: Annotated[int, Field(ge=1)] = Field(5, description="minimum number of words of an output")
+    max_output_words: Annotated[int, Field(ge=1)] = Field(2000, description="maximum number of words of an output")
     max_repeated_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.2, description="highest share of repeated word 3-grams in an output"
     )
@@ -130,7 +134,7 @@ class InstructConfig(StageConfig):
         Cli(options={"license": "--license", "model_license": "--model-license", "push": "--push"}),
     ] = Field(InstructPublishConfig(), description="how the data sets are written")
     budget_tokens: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="most tokens of all stages together (default: no limit)"
+        None, description="maximum number of tokens of all stages together (default: no limit)"
     )
     examples: Annotated[int, Field(ge=0)] = Field(5, description="kept and dropped instructions shown on the page")
 

@@ -15,6 +15,7 @@ from ml_filter.annotation.generate import generate
 from ml_filter.annotation.pairwise import judge_pairs
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.derived import derive_documents, read_rows_of
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_tables
@@ -83,7 +84,7 @@ def _verdicts(
     """The verdicts on all pairs of answers; None: without pairs."""
     if not triples.rows:
         return None
-    tasks = _tasks(triples, f"{output}/tasks-{{digest}}")
+    tasks = derive_documents(triples, ("id", "instruction", "input"), _task, f"{output}/tasks-{{digest}}")
     source = SourceConfig(paths=[tasks.root])
     answers: list[Manifest] = []
     for answerer in config.answerers:
@@ -102,16 +103,9 @@ def _name(answerer: AskConfig, settings: Settings) -> str:
     return f"{annotator_name(answerer, settings)} at temperature {answerer.temperature:g}"
 
 
-def _tasks(triples: Manifest, output: str) -> Manifest:
-    """The instructions without their outputs, as documents to answer."""
-    with OutputDirectory(output, "documents", {}, [Parent(path=triples.root, digest=triples.digest)]) as out:
-        if out.manifest:
-            return out.manifest
-        with out.new_shard("documents") as writer, out.new_rejects("documents") as rejects:
-            for rows in _batches(triples, ["id", "instruction", "input"]):
-                tasks = [{"id": row["id"], "text": Triple(row["instruction"], row["input"], "").task} for row in rows]
-                writer.write(pa.Table.from_pylist(tasks))
-        return out.finish([("documents", out.commit("documents", writer, rejects, {"documents": writer.rows}))])
+def _task(triple: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """An instruction without its output, as a document to answer."""
+    yield triple["id"], Triple(triple["instruction"], triple["input"], "").task
 
 
 def _pairs(triples: Manifest, answers: Sequence[Manifest], names: Sequence[str], output: str) -> Manifest:
@@ -121,7 +115,7 @@ def _pairs(triples: Manifest, answers: Sequence[Manifest], names: Sequence[str],
         if out.manifest:
             return out.manifest
         counts = Counter(instructions=0, pairs=0, same=0)
-        streams = [(row for rows in _batches(manifest, ["answer"]) for row in rows) for manifest in answers]
+        streams = [read_rows_of(manifest, ["answer"]) for manifest in answers]
         with out.new_shard("pairs", _PAIR_SCHEMA) as writer, out.new_rejects("pairs") as rejects:
             for rows in _batches(triples, ["id", *Triple._fields, "generated_by", *_CARRIED]):
                 pairs = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.derived import derive_documents
 from ml_filter.documents.dropping import KeptAndDropped, drop_documents
 from ml_filter.documents.lineage import criteria_of
 from ml_filter.documents.manifest import Manifest, Parent
@@ -49,7 +50,7 @@ def rate_triples(
     Raises:
         TooManyFailures, EndpointError: see `annotate_documents`.
     """
-    documents = _documents_to_rate(triples, f"{output}/to-rate-{{digest}}")
+    documents = derive_documents(triples, ("id", "text", "passage"), _to_rate, f"{output}/to-rate-{{digest}}")
     source = SourceConfig(paths=[documents.root])
     annotations: list[Manifest] = []
     for judge in jury:
@@ -68,18 +69,9 @@ def rating_of(row: Mapping[str, Any]) -> float | None:
     return min(ratings, default=None)
 
 
-def _documents_to_rate(triples: Manifest, output: str) -> Manifest:
+def _to_rate(triple: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What judges read: the passage, the instruction and the output."""
-    with OutputDirectory(output, "documents", {}, [Parent(path=triples.root, digest=triples.digest)]) as out:
-        if out.manifest:
-            return out.manifest
-        with out.new_shard("documents") as writer, out.new_rejects("documents") as rejects:
-            for path in triples.shard_paths():
-                for table in read_tables(path, ["id", "text", "passage"]):
-                    pairs = zip(table["passage"].to_pylist(), table["text"].to_pylist(), strict=True)
-                    texts = pa.array([f"Passage: {passage}\n\n{text}" for passage, text in pairs], pa.string())
-                    writer.write(pa.table({"id": table["id"], "text": texts}))
-        return out.finish([("documents", out.commit("documents", writer, rejects, {"documents": writer.rows}))])
+    yield triple["id"], f"Passage: {triple['passage']}\n\n{triple['text']}"
 
 
 def _keep_rated(triples: Manifest, scores: Manifest, min_rating: float | None, output: str) -> Manifest:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ml_filter.annotation.budget import total_if_known
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.dropping import DROPPED_DIRECTORY
 from ml_filter.documents.manifest import Manifest, Parent
@@ -114,14 +115,14 @@ def instruct_record(manifest: Manifest) -> RunRecord:
 def _report(published: Manifest, triples: Manifest, preferences: Manifest | None, examples: int) -> InstructReport:
     stages = stages_of(*(manifest for manifest in (triples, preferences, published) if manifest is not None))
     reports = [_stage(stage) for stage in stages]
-    prices = [stage.usd for stage in reports if stage.usd is not None]
+    prices = [stage.usd for stage in reports if stage.prompt_tokens or stage.completion_tokens]
     return InstructReport(
         stages=reports,
         instructions=sum(shard.rows for shard in published.shards if shard.path.startswith("data/messages/")),
         preferences=sum(shard.rows for shard in published.shards if shard.path.startswith("data/preferences/")),
         prompt_tokens=sum(stage.prompt_tokens for stage in reports),
         completion_tokens=sum(stage.completion_tokens for stage in reports),
-        usd=sum(prices) if prices else None,
+        usd=total_if_known(prices),
         kept=_kept(triples, stages, examples),
         dropped=[example for stage in stages for example in _dropped(stage)],
     )

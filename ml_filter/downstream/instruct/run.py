@@ -4,7 +4,7 @@
         -> ratings, scores -> rated -> [answers -> pairs -> verdicts -> preferences] -> data sets, report
 
 The stages share a directory of ledgers and a budget. Cheap checks come before anything is paid for a rating. A stage
-without instructions is passed over, so that every run ends with a report.
+without instructions is skipped, so that every run ends with a report.
 """
 
 from __future__ import annotations

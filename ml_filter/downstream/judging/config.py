@@ -32,7 +32,7 @@ class ContestantConfig(AskConfig):
 class JudgeConfig(StageConfig):
     """How a tuned model is compared with its base."""
 
-    size: Annotated[int, Field(ge=1)] = Field(200, description="most held-out tasks to answer")
+    size: Annotated[int, Field(ge=1)] = Field(200, description="maximum number of held-out tasks")
     seed: Seed = Field(0, description="seed of the choice of tasks")
     max_tokens: Annotated[int, Field(ge=1)] = Field(512, description="longest answer in tokens; the rest is cut off")
     base: Annotated[ContestantConfig, Cli(options={"endpoints": "--base-endpoint", "model": "--base-model"})] = Field(
@@ -53,7 +53,7 @@ class JudgeConfig(StageConfig):
         description="share of pairs with the same verdict in both orders below which the judge is not trusted; GPT-4 "
         "had 0.65 and GPT-3.5 0.46 (arXiv 2306.05685)",
     )
-    min_pairs: Annotated[int, Field(ge=10)] = Field(30, description="fewest judged pairs for a verdict")
+    min_pairs: Annotated[int, Field(ge=10)] = Field(30, description="minimum number of judged pairs for a verdict")
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="confidence of the intervals")
     rouge: bool = Field(True, description="measure ROUGE against the held-out answers; for languages in Latin script")
     lm_eval_tasks: list[str] = Field([], description="tasks of lm-eval for both models, such as ifeval (extra proof)")

@@ -23,7 +23,7 @@ from ml_filter.statistics.intervals import (
 
 SAME = "same"
 WORTH = {"second": 1.0, "first": 0.0, "tie": 0.5, "inconsistent": 0.5, SAME: 0.5}
-"""What a verdict counts for the tuned model, the second of a pair. Whoever wins only in one order has a tie, as in
+"""What a verdict counts for the tuned model, the second of a pair. A win in only one order counts as a tie, as in
 MT-bench (arXiv 2306.05685); equal answers, which no judge has seen, are SAME."""
 
 

@@ -34,6 +34,7 @@ class Judgement(BaseModel):
             the same tasks; and the held-out figures of the tuning.
         lm_eval: by task and metric, the figures of the base and of the tuned model.
         failed: tasks without an answer, by model.
+        answer_tokens: of the answers of both models.
         usd: what the judge cost; None without prices.
     """
 
@@ -50,6 +51,7 @@ class Judgement(BaseModel):
     figures: dict[str, Figure]
     lm_eval: dict[str, tuple[float, float]] = {}
     judge_tokens: int
+    answer_tokens: int
     usd: float | None
     examples: list[Example]
     config: dict[str, Any]

@@ -21,11 +21,11 @@ from ml_filter.annotation.connection import annotator_name
 from ml_filter.annotation.pairwise import judge_pairs
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.derived import derive_documents, read_rows_of
 from ml_filter.documents.lineage import find_source_manifest
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import read_tables
-from ml_filter.downstream.ablation.benchmarks import check_tasks, task_figures
+from ml_filter.downstream.benchmarks import check_tasks, task_figures
 from ml_filter.downstream.judging.answers import answer_tasks
 from ml_filter.downstream.judging.config import JudgeConfig
 from ml_filter.downstream.judging.contestants import base_settings, tuned_settings
@@ -36,7 +36,7 @@ from ml_filter.downstream.judging.result import JUDGEMENT_NAME, REPORT_NAME, Exa
 from ml_filter.downstream.judging.tasks import held_out_tasks
 from ml_filter.downstream.tuning.base import find_base
 from ml_filter.downstream.tuning.result import MODEL_DIRECTORY, TunedModel, read_tuned
-from ml_filter.errors import ConfigError
+from ml_filter.errors import ConfigError, InputError
 from ml_filter.location import Location
 from ml_filter.statistics.intervals import Array, Figure, Resampling, divide, resampled_figures
 
@@ -62,16 +62,21 @@ def judge_tuned(
 
     Raises:
         ConfigError: a model cannot be run here, and no endpoint is configured for it.
-        InputError: there is no tuned model or no held-out task.
+        InputError: there is no tuned model or no held-out task, or the data has changed since the tuning.
         TooManyFailures, EndpointError: see `generate`.
     """
     settings = settings or Settings()
     if config.lm_eval_tasks:
         check_tasks(config.lm_eval_tasks, config.lm_eval_directory)
     model = read_tuned(tuned) if isinstance(tuned, str) else tuned
-    data = data or SourceConfig(paths=[parent.path for parent in model.result.parents])
+    source = data or SourceConfig(paths=[parent.path for parent in model.result.parents])
     ledgers = f"{output}/ledgers"
-    tasks = held_out_tasks(data, model.result.config, config.size, config.seed, f"{output}/tasks-{{digest}}")
+    tasks = held_out_tasks(source, model.result.config, config.size, config.seed, f"{output}/tasks-{{digest}}")
+    if data is None and _digests(tasks) != [parent.digest for parent in model.result.parents]:
+        raise InputError(
+            f"{', '.join(source.paths)} is not as it was when {model.root} was tuned, so what was held out is not "
+            "known; name the data by --data, or tune again"
+        )
     places = {
         "base": (config.base, base_settings(model, config.base, settings)),
         "tuned": (config.tuned, tuned_settings(model, config.tuned, settings)),
@@ -100,6 +105,10 @@ def judge_tuned(
         return judgement, out.finish([], {"tasks": judgement.tasks, **judgement.comparison.verdicts})
 
 
+def _digests(tasks: Manifest) -> list[str]:
+    return [parent.digest for parent in tasks.parents]
+
+
 def _pairs(tasks: Manifest, answers: Sequence[Manifest], output: str) -> Manifest:
     """Both answers to each task that both models answered differently; equal answers are counted."""
     parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in (tasks, *answers)]
@@ -108,7 +117,7 @@ def _pairs(tasks: Manifest, answers: Sequence[Manifest], output: str) -> Manifes
             return out.manifest
         counts: Counter[str] = Counter(tasks=0, pairs=0, same=0, unanswered=0)
         with out.new_shard("pairs", _PAIRS) as writer, out.new_rejects("pairs") as rejects:
-            rows = zip(*(_rows(manifest, ["id", "text", "answer"]) for manifest in answers), strict=True)
+            rows = zip(*(read_rows_of(manifest, ["id", "text", "answer"]) for manifest in answers), strict=True)
             while batch := list(islice(rows, 1024)):
                 pairs = []
                 for base, tuned in batch:
@@ -127,23 +136,15 @@ def _pairs(tasks: Manifest, answers: Sequence[Manifest], output: str) -> Manifes
 
 def _rate(pairs: Manifest, prompt: str, judge: AskConfig, output: str, settings: Settings, ledgers: str) -> Manifest:
     """Annotations of every answer of a pair, as the documents `ID base` and `ID tuned`."""
-    with OutputDirectory(
-        f"{output}/to-rate-{{digest}}", "documents", {}, [Parent(path=pairs.root, digest=pairs.digest)]
-    ) as out:
-        documents = out.manifest
-        if documents is None:
-            with out.new_shard("documents") as writer, out.new_rejects("documents") as rejects:
-                for row in _rows(pairs, _PAIRS.names):
-                    rated = [
-                        {"id": f"{row['id']} {name}", "text": f"Task:\n{row['task']}\n\nAnswer:\n{row[side]}"}
-                        for name, side in zip(_MODELS, ("first", "second"), strict=True)
-                    ]
-                    writer.write(pa.Table.from_pylist(rated))
-            shard = out.commit("documents", writer, rejects, {"documents": writer.rows})
-            documents = out.finish([("documents", shard)])
+    documents = derive_documents(pairs, _PAIRS.names, _answers_to_rate, f"{output}/to-rate-{{digest}}")
     annotate = AnnotateConfig.model_validate({**judge.model_dump(), "prompts": [prompt]})
     source = SourceConfig(paths=[documents.root])
     return annotate_documents(source, annotate, f"{output}/ratings-{{digest}}", settings, ledgers=ledgers)
+
+
+def _answers_to_rate(pair: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, side in zip(_MODELS, ("first", "second"), strict=True):
+        yield f"{pair['id']} {name}", f"Task:\n{pair['task']}\n\nAnswer:\n{pair[side]}"
 
 
 def _judgement(
@@ -151,7 +152,7 @@ def _judgement(
 ) -> Judgement:
     resampling = Resampling(confidence=config.confidence)
     columns = ["id", "task", "first", "second", "verdict", "verdict_reason"]
-    rows = list(_rows(stages["verdicts"], columns)) if "verdicts" in stages else []
+    rows = list(read_rows_of(stages["verdicts"], columns)) if "verdicts" in stages else []
     pairs = [JudgedPair(row["verdict"], len(row["first"]), len(row["second"])) for row in rows]
     pairs += [JudgedPair(SAME, 0, 0)] * stages["pairs"].counts.get(SAME, 0)
     won = [stages["verdicts"].counts[name] if "verdicts" in stages else 0 for name in ("won_a", "won_b")]
@@ -173,6 +174,7 @@ def _judgement(
         | {f"held_out_{name}": figure for name, figure in model.result.figures.items()},
         lm_eval=_lm_eval(model, config),
         judge_tokens=prompt_tokens + completion_tokens,
+        answer_tokens=sum(sum(_tokens(stages[name])) for name in _MODELS),
         usd=config.judge.usd(prompt_tokens, completion_tokens),
         examples=[
             Example(
@@ -192,7 +194,7 @@ def _judgement(
 def _answer_figures(stages: dict[str, Manifest], config: JudgeConfig, resampling: Resampling) -> dict[str, Figure]:
     """Base, tuned and change of each measure of an answer, paired over the tasks that both models answered."""
     measures: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    rows = zip(*(_rows(stages[name], ["reference", "answer"]) for name in _MODELS), strict=True)
+    rows = zip(*(read_rows_of(stages[name], ["reference", "answer"]) for name in _MODELS), strict=True)
     for base, tuned in rows:
         if base["answer"] is None or tuned["answer"] is None:
             continue
@@ -202,8 +204,10 @@ def _answer_figures(stages: dict[str, Manifest], config: JudgeConfig, resampling
             for name in scores[0]:
                 measures[name].append((scores[0][name], scores[1][name]))
     if "ratings" in stages:
-        ratings = {row["document_id"]: row["score"] for row in _rows(stages["ratings"], ["document_id", "score"])}
-        for row in _rows(stages["pairs"], ["id"]):
+        ratings = {
+            row["document_id"]: row["score"] for row in read_rows_of(stages["ratings"], ["document_id", "score"])
+        }
+        for row in read_rows_of(stages["pairs"], ["id"]):
             base_rating, tuned_rating = (ratings.get(f"{row['id']} {name}") for name in _MODELS)
             if base_rating is not None and tuned_rating is not None:
                 measures["rating"].append((base_rating, tuned_rating))
@@ -255,11 +259,9 @@ def _judge_tokens(stages: dict[str, Manifest]) -> tuple[int, int]:
     parents = stages["verdicts"].parents if "verdicts" in stages else []
     asked = [manifest for parent in parents if (manifest := find_source_manifest(parent.path)) is not None]
     asked += [stages["ratings"]] if "ratings" in stages else []
-    prompt, completion = (sum(m.counts.get(f"{kind}_tokens", 0) for m in asked) for kind in ("prompt", "completion"))
-    return prompt, completion
+    tokens = [_tokens(manifest) for manifest in asked]
+    return sum(prompt for prompt, _ in tokens), sum(completion for _, completion in tokens)
 
 
-def _rows(manifest: Manifest, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for path in manifest.shard_paths():
-        for table in read_tables(path, columns):
-            yield from table.to_pylist()
+def _tokens(manifest: Manifest) -> tuple[int, int]:
+    return manifest.counts.get("prompt_tokens", 0), manifest.counts.get("completion_tokens", 0)

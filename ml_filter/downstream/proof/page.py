@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from ml_filter.annotation.budget import total_if_known
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.downstream.ablation.result import Ablation
@@ -51,6 +52,7 @@ class Proof(BaseModel):
             self.annotation,
             Cost(stage="ablation", processor_minutes=self.ablation.cpu_seconds / 60),
             Cost(stage="instruction data", tokens=tokens, usd=instructions.usd),
+            Cost(stage="answers of both models", tokens=judgement.answer_tokens),
             Cost(stage="judging", tokens=judgement.judge_tokens, usd=judgement.usd),
         ]
 
@@ -71,10 +73,10 @@ class Proof(BaseModel):
 
     def _total(self) -> str:
         tokens = sum(cost.tokens or 0 for cost in self.costs)
-        prices = [cost.usd for cost in self.costs if cost.usd is not None]
+        usd = total_if_known(cost.usd for cost in self.costs if cost.tokens)
         minutes = sum(cost.processor_minutes or 0 for cost in self.costs)
-        usd = f", {sum(prices):.2f} USD" if prices else ""
-        return f"{tokens:,} tokens of LLMs{usd}, {minutes:.1f} processor minutes of the ablation"
+        price = "" if usd is None else f", {usd:.2f} USD"
+        return f"{tokens:,} tokens of LLMs{price}, {minutes:.1f} processor minutes of the ablation"
 
 
 def write_proof(

@@ -44,6 +44,7 @@ from ml_filter.errors import ConfigError, EndpointError
 NO_CONTEXT = "The index has nothing on this question, so the LLM was not asked."
 REFUSED = "The question looks like an attempt to give the LLM instructions, so it was not asked."
 _EXCERPT_CHARS = 300
+_OPEN_MARK = re.compile(r"<[^<>\n]{0,40}\Z")
 _SENTENCE_END = re.compile(r"(?<=[.!?\]])\s+|\n+")
 
 
@@ -241,20 +242,28 @@ class Answerer:
         outcome = await self._ask(self.question, piece)
         if isinstance(outcome, RequestFailed):
             raise EndpointError(f"the LLM gave no usable answer ({outcome.code}: {outcome})") from outcome
-        yield without_reasoning(outcome.text) or ""
+        text = without_reasoning(outcome.text) or ""
+        if not text.strip():
+            raise EndpointError("the LLM wrote no answer" + (", only reasoning" if outcome.text.strip() else ""))
+        yield text
 
     async def _streamed(self, model: Annotator, piece: str) -> AsyncIterator[str]:
         path, body = request_for(self.question, piece, 0, self.config, model.tokenizer)
         endpoint: Endpoint = model.pool.endpoints[0]
         sent = body_to_send(endpoint.model, {**body, "stream": True}, {}, self.config)
-        written, answer = "", ""
+        written, sent_chars = "", 0
         async for part in model.pool.client.stream(endpoint, path, sent):
             written += part
-            # A reasoning model thinks aloud first.
-            visible = written.partition("</think>")[2] if written.lstrip().startswith("<think>") else written
-            if len(visible) > len(answer):
-                yield visible[len(answer) :]
-                answer = visible
+            # Without the beginning of a mark of reasoning, which may arrive in parts. Offsets stay (reasoning.py).
+            visible = without_reasoning(_OPEN_MARK.sub("", written)) or ""
+            if new := visible[sent_chars:] if sent_chars else visible.lstrip():
+                yield new
+                sent_chars = len(visible)
+        visible = without_reasoning(written) or ""
+        if not visible.strip():
+            raise EndpointError("the LLM wrote no answer" + (", only reasoning" if written.strip() else ""))
+        if rest := visible[sent_chars:]:
+            yield rest
 
     async def _ask(self, question: Question, piece: str) -> ModelAnswer | RequestFailed:
         model = await self._connected()

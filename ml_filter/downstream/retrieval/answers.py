@@ -6,7 +6,6 @@ ratings are ordinary annotations (faithfulness, answer relevancy, context precis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from ml_filter.annotation.config import AnnotateConfig, AskConfig
 from ml_filter.annotation.generate import generate
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.derived import read_rows_of
 from ml_filter.documents.manifest import Manifest, Parent, digest_of
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import read_tables
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.retrieval.config import RetrievalEvaluationConfig, SearchConfig
 from ml_filter.downstream.retrieval.evaluate import read_questions
@@ -43,8 +42,12 @@ def evaluate_answers(
     ask: AskConfig,
     output: str | Path,
     settings: Settings | None = None,
-) -> dict[str, Figure]:
-    """Answer the first `size` questions and rate the answers; returns the mean rating of each criterion.
+) -> tuple[dict[str, Figure], dict[str, int]]:
+    """Answer the first `size` questions and rate the answers.
+
+    Returns:
+        The mean rating of each criterion, and counts: questions that were answered, without context or without a
+        usable answer, and ratings that failed, none of which are in the means.
 
     Writes below `output`: the questions with their sources, the answers, and the annotations.
 
@@ -60,10 +63,16 @@ def evaluate_answers(
     annotations = annotate_documents(rated_source, annotate, f"{output}/ratings-{{digest}}", settings)
     resampling = Resampling(confidence=config.confidence, resamples=config.resamples)
     ratings: dict[str, list[float]] = {name: [] for name in PROMPTS}
-    for row in _rows(annotations, ("criterion", "score")):
+    for row in read_rows_of(annotations, ("criterion", "score")):
         if row["score"] is not None:
             ratings[row["criterion"]].append(row["score"])
-    return {name: mean_figure(np.array(scores), resampling) for name, scores in ratings.items() if scores}
+    counts = {
+        "answered": rated.rows,
+        "without_context": contexts.counts["without_context"],
+        "without_answer": contexts.rows - rated.rows,
+        "ratings_failed": annotations.counts["failed"],
+    }
+    return {name: mean_figure(np.array(scores), resampling) for name, scores in ratings.items() if scores}, counts
 
 
 def _write_contexts(
@@ -98,13 +107,14 @@ def _write_answered(answers: Manifest, output: str) -> Manifest:
         if out.manifest:
             return out.manifest
         rows, removed = [], 0
-        for row in _rows(answers):
+        for row in read_rows_of(answers):
             if row["answer"]:
                 answer, _, wrong = check_citations(row["answer"], row["sources"])
                 removed += wrong
-                rows.append(
-                    {"id": row["id"], "text": f"{row['text']}\n\nAnswer: {answer}", "question": row["question"]}
-                )
+                # Before the sources, which are cut off if all is too long.
+                sources = row["text"].removeprefix(f"Question: {row['question']}")
+                text = f"Question: {row['question']}\n\nAnswer: {answer}{sources}"
+                rows.append({"id": row["id"], "text": text, "question": row["question"]})
         return _write(out, rows, {"citations_removed": removed})
 
 
@@ -113,9 +123,3 @@ def _write(out: OutputDirectory, rows: list[dict[str, Any]], counts: dict[str, i
         if rows:
             writer.write(pa.Table.from_pylist(rows))
     return out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, {"documents": len(rows), **counts}))])
-
-
-def _rows(manifest: Manifest, columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
-    for path in manifest.shard_paths():
-        for table in read_tables(path, columns):
-            yield from table.to_pylist()

@@ -70,11 +70,11 @@ class IndexConfig(EngineConfig):
         None, description="text before each question, such as 'query: ' for E5 (default: from the encoder's files)"
     )
     chunk_tokens: Annotated[int, Field(ge=16)] = Field(
-        128, description="most tokens of a passage that is searched, counted by the encoder's tokenizer"
+        128, description="maximum number of tokens of a passage that is searched, counted by the encoder's tokenizer"
     )
     overlap_tokens: Annotated[int, Field(ge=0)] = Field(16, description="tokens that two passages have in common")
     parent_tokens: Annotated[int, Field(ge=16)] = Field(
-        512, description="most tokens of the larger passage around it, which is given to the LLM"
+        512, description="maximum number of tokens of the larger passage around it, which is given to the LLM"
     )
     columns: Annotated[list[str], Cli("--column", comma_separated=True)] = Field(
         [], description="further columns to filter by and to show, beside url, language, source and score"
@@ -115,14 +115,14 @@ class SearchConfig(StageConfig):
         "dbsf", description="how both rankings are combined: by normalised scores (dbsf) or by ranks (rrf)"
     )
     candidates: Annotated[int, Field(ge=1)] = Field(50, description="passages found by each ranking")
-    limit: Annotated[int, Field(ge=1)] = Field(5, description="most results")
+    limit: Annotated[int, Field(ge=1)] = Field(5, description="maximum number of results")
     where: Annotated[list[Where], Cli("--where", "CONDITION")] = Field(
         [], description="conditions on columns, such as language=de, source=wiki,books or score>=3"
     )
     min_similarity: Annotated[float, Field(ge=-1, le=1)] = Field(
         0.35,
-        description="least cosine between the question and the best passage; below it there is no context. The default "
-        "is for the embedded encoder; the cosines of others, such as E5, are higher",
+        description="minimum cosine between the question and the best passage; below it there is no context. The "
+        "default is for the embedded encoder; the cosines of others, such as E5, are higher",
     )
     rerank: Rerank = Field("maxsim", description="order the first candidates by token-level MaxSim or a cross-encoder")
     rerank_candidates: Annotated[int, Field(ge=1)] = Field(20, description="passages that are reranked")

@@ -44,7 +44,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Query:
-    """What to search for: vectors [n, width] and texts for BM25, each a ranking of its own."""
+    """What to search for: vectors [n, width] and texts for BM25, each with its own ranking."""
 
     vectors: NDArray[np.float32]
     texts: Sequence[str]

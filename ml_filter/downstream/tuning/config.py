@@ -73,7 +73,9 @@ class TuneConfig(StageConfig):
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the documents whose conversations are held out"
     )
-    max_held_out: _Count = Field(500, description="most conversations that are held out; others are not used")
+    max_held_out: _Count = Field(
+        500, description="maximum number of conversations that are held out; others are not used"
+    )
     document_column: str = Field(
         "document_id",
         description="column with the document of a row; rows of one document are on the same side of the split",
@@ -92,7 +94,7 @@ class TuneConfig(StageConfig):
     @model_validator(mode="after")
     def _packs_only_sft(self) -> Self:
         if self.packing and self.method == "dpo":
-            raise ValueError("packing is for sft; a pair of dpo is always a sequence of its own")
+            raise ValueError("packing is for sft; a preference pair is always a separate sequence")
         return self
 
     @property

@@ -48,14 +48,17 @@ def test_filter_helps_if_its_models_need_fewer_bits():
     verdict, reason, warnings = judged(0.05)
     assert verdict == "helps"
     assert reason.startswith("models trained on filtered documents need 0.05")
-    assert "less than models trained on random ones on the target high (40 documents, 95% interval" in reason
+    assert (
+        "fewer bits per byte than models trained on random ones on the target high (40 documents, 95% interval"
+        in reason
+    )
     assert not warnings
 
 
 def test_filter_hurts_if_its_models_need_more_bits():
     verdict, reason, _ = judged(-0.05)
     assert verdict == "hurts"
-    assert "more than models" in reason
+    assert "more bits per byte than models" in reason
 
 
 def test_difference_inside_the_noise_is_not_shown():
@@ -88,7 +91,7 @@ def test_shuffled_control_that_differs_from_random_is_a_warning():
     verdict, _, warnings = judged(0.05, shuffled=0.05)
     assert verdict == "helps"
     assert warnings == [
-        "the shuffled control is better than random, though it has random documents: expect this of 5% of all "
+        "the shuffled control is better than random, though it has random documents: expect this in 5% of all "
         "ablations, and repeat this one with other seeds"
     ]
 

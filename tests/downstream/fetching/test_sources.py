@@ -38,6 +38,19 @@ def test_an_index_of_sitemaps_is_found_by_robots_txt_and_read_plain_compressed_a
     assert result.reasons == {"x": "other_site", "y": "bad_url"}
 
 
+def test_a_line_of_a_text_sitemap_may_lie_in_two_pieces():
+    from ml_filter.downstream.fetching.config import FetchConfig
+    from ml_filter.downstream.fetching.items import Request, Response
+    from ml_filter.downstream.fetching.sources import sitemaps
+
+    urls = [f"https://example.org/{'x' * 40}/{number}" for number in range(3000)]
+    for last in ("", "\n"):
+        response = Response("https://example.org/sitemap.txt", ("\n".join(urls) + last).encode(), {})
+        request = Request(response.url, sitemaps.HANDLER, "sitemap", depth=3)
+        config = FetchConfig(sitemaps=[response.url], contact="me@example.org")
+        assert [item.url for item in sitemaps.read(request, response, config)] == urls
+
+
 def test_a_host_without_robots_txt_has_its_sitemap_at_the_usual_place(site, fetch):
     site.pages |= {"/sitemap.xml": sitemap(site.url("/a")), "/a": article("a")}
     result = fetch(sitemaps=[site.url()])
@@ -52,6 +65,7 @@ def test_a_host_without_robots_txt_has_its_sitemap_at_the_usual_place(site, fetc
         (b"<html><body>Not found</body></html>", "not_a_sitemap"),
         (gzip.compress(sitemap("http://127.0.0.1/x").encode())[:60], "truncated"),
     ],
+    ids=["gzip", "addresses", "html", "cut off"],  # gzip writes the time, which would be part of the name
 )
 def test_a_sitemap_bomb_is_a_reject_and_costs_one_request(site, fetch, content, reason):
     site.pages |= {"/map.xml": content, "/a": article("a")}
@@ -193,6 +207,20 @@ def test_a_paper_that_failed_is_tried_again_although_its_page_of_the_list_is_not
     result = fetch(arxiv=arxiv(site))
     assert (len(result.rows), result.rejects) == (2, {})
     assert len(site.counts) == 2
+
+
+def test_a_longer_list_of_arxiv_is_read_to_its_new_end(site, fetch, monkeypatch):
+    monkeypatch.setattr("ml_filter.downstream.fetching.sources.arxiv.PAGE", 2)
+    listed = [f"2611.{number}v1" for number in range(6)]
+
+    async def api(request):
+        first = int(request.query["start"])
+        page = listed[first : first + int(request.query["max_results"])]
+        return web.Response(text=papers(site, *page, total=len(listed)), content_type="application/atom+xml")
+
+    site.pages["/api"] = api
+    assert len(fetch(arxiv=arxiv(site, content="abstract", max_papers=2)).rows) == 2
+    assert len(fetch(arxiv=arxiv(site, content="abstract", max_papers=5)).rows) == 5
 
 
 def test_arxiv_abstracts_need_no_pdf_and_an_error_of_the_api_is_a_reject(site, fetch, tmp_path):

@@ -6,13 +6,15 @@ import re
 import pytest
 
 from ml_filter.config import Settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Parent
+from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.judging.config import JudgeConfig
 from ml_filter.downstream.judging.run import judge_tuned
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.downstream.tuning.data import DataSummary, is_held_out
 from ml_filter.downstream.tuning.result import TUNING_NAME, TuningResult
-from ml_filter.errors import ConfigError
+from ml_filter.errors import ConfigError, InputError
 from tests.annotation.misbehaving import chat
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
@@ -33,7 +35,7 @@ def tuned(tmp_path) -> str:
         config=TUNING,
         base=Parent(path="base", digest="0"),
         base_license=None,
-        parents=[Parent(path=str(data), digest="0")],
+        parents=list_shards(SourceConfig(paths=[str(data)]))[1],
         lineage=[],
         data=DataSummary(counts={}),
         figures={},
@@ -124,3 +126,20 @@ def test_a_model_without_a_gguf_file_needs_an_endpoint(tuned, tmp_path, serve):
     config = config.model_copy(update={"tuned": JudgeConfig().tuned})
     with pytest.raises(ConfigError, match=r"has no local model\.gguf.*--tuned-endpoint"):
         judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
+
+
+def test_data_that_has_changed_since_the_tuning_is_refused(tuned, tmp_path, serve):
+    config, _ = configured(serve, judge)
+    with (tmp_path / "data.jsonl").open("a") as file:
+        file.write(json.dumps(ROWS[0]) + "\n")
+    with pytest.raises(InputError, match=r"not as it was when .* was tuned"):
+        judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
+
+
+def test_of_a_document_only_one_task_is_used(serve, tuned, tmp_path):
+    rows = [{**row, "instruction": f"{row['instruction']} Again?"} for row in ROWS]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, *rows]))
+    config, _ = configured(serve, judge, rating_prompt=None, size=1000)
+    twice = SourceConfig(paths=[str(tmp_path / "twice.jsonl")])
+    judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), twice, settings=SETTINGS)
+    assert judgement.tasks == sum(is_held_out(row["document_id"], TUNING) for row in ROWS)

@@ -87,7 +87,8 @@ def test_answers_are_written_and_rated_from_their_sources_and_paid_for_once(inde
     search = SearchConfig(mode="bm25", rerank="none", min_similarity=-1)
     ask = AskConfig(endpoints=[server.url], model="m")
     arguments = (index_directory, source_of(path), 5, search, CONFIG, ask, tmp_path / "out", Settings(_env_file=None))
-    ratings = evaluate_answers(*arguments)
+    ratings, counts = evaluate_answers(*arguments)
+    assert counts == {"answered": 2, "without_context": 0, "without_answer": 0, "ratings_failed": 0}
     assert {name: figure.value for name, figure in ratings.items()} == {
         "answer_faithfulness": 2,
         "answer_relevancy": 4,
@@ -95,5 +96,5 @@ def test_answers_are_written_and_rated_from_their_sources_and_paid_for_once(inde
         "context_recall": 4,
     }
     assert len(server.bodies) == 2 + 2 * 4
-    assert evaluate_answers(*arguments) == ratings
+    assert evaluate_answers(*arguments) == (ratings, counts)
     assert len(server.bodies) == 10

@@ -23,6 +23,7 @@ MAX_BYTES = 50 * 2**20
 """Limits of the protocol for one sitemap, uncompressed."""
 _MAX_LEVELS = 3
 _LINE = re.compile(rb"(?m)^\s*(https?://\S+)\s*$")
+_LONGEST_LINE = 2**16
 
 
 def start(config: FetchConfig) -> Iterator[Request]:
@@ -80,8 +81,12 @@ def read(request: Request, response: Response, config: FetchConfig) -> Iterator[
 def _links(reader: Reader, content: _Content) -> Iterator[tuple[bool, str, str]]:
     """Whether it is of an index, the address and the time of its last change."""
     if not content.is_xml:
-        for piece in content:
-            yield from ((False, link.decode("utf-8", "replace"), "") for link in _LINE.findall(piece))
+        rest = b""  # the beginning of a line that ends in the next piece
+        for piece in chain(content, [b"\n"]):
+            lines, end, rest = (rest + piece).rpartition(b"\n")
+            yield from ((False, link.decode("utf-8", "replace"), "") for link in _LINE.findall(lines + end))
+            if len(rest) > _LONGEST_LINE:
+                return
         return
     for record in reader.records(content):
         if link := record.first("loc"):
