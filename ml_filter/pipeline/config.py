@@ -42,7 +42,7 @@ class AnnotationPipelineConfig(_PipelineConfig):
         DeduplicateConfig(), description="how duplicates are dropped; null keeps them"
     )
     decontaminate: DecontaminateConfig | None = Field(
-        None, description="texts to keep out of the sample; the gold of the gates is always kept out"
+        None, description="texts to keep out of the sample; gold is always kept out"
     )
     annotate: AnnotateConfig = Field(AnnotateConfig(), description="the first annotator")
     jury: list[AnnotateConfig] = Field([], description="further annotators")
@@ -65,6 +65,11 @@ class AnnotationPipelineConfig(_PipelineConfig):
         """The first annotator and the jury."""
         return [self.annotate, *self.jury]
 
+    @property
+    def evaluated_on(self) -> list[SourceConfig]:
+        """Documents that results are measured on, which must not be trained on."""
+        return golds_of(self.gate)
+
 
 def golds_of(gates: Sequence[GateConfig]) -> list[SourceConfig]:
     """The gold of the gates without repetitions, since gates may share it."""
@@ -72,12 +77,9 @@ def golds_of(gates: Sequence[GateConfig]) -> list[SourceConfig]:
 
 
 def held_out_documents(config: AnnotationPipelineConfig) -> DecontaminateConfig | None:
-    """What is kept out of the sample: the configured texts and always gold; None if nothing is."""
+    """What is kept out of the sample: the configured texts and what is evaluated on; None if there is nothing."""
     against = list(config.decontaminate.against) if config.decontaminate else []
-    golds = golds_of(config.gate)
-    if isinstance(config, ContinuousTrainingPipelineConfig):
-        golds += [source for source in (config.gold, config.promote and config.promote.test) if source]
-    against += [gold for gold in golds if gold not in against]
+    against += [source for source in config.evaluated_on if source not in against]
     if not against:
         return None
     settings = config.decontaminate or DecontaminateConfig(against=against)
@@ -165,6 +167,11 @@ class TrainingPipelineConfig(_HeadPipelineConfig):
 
 class ContinuousTrainingPipelineConfig(AnnotationPipelineConfig, _HeadPipelineConfig):
     """Parameters of continuous training. `sample.size` and the budget of the annotators are for each run."""
+
+    @property
+    def evaluated_on(self) -> list[SourceConfig]:
+        """Documents that the annotators, the head and its promotion are measured on."""
+        return super().evaluated_on + [source for source in (self.gold, self.promote and self.promote.test) if source]
 
 
 class ScoringPipelineConfig(_PipelineConfig):

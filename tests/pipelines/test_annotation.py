@@ -18,6 +18,7 @@ from ml_filter.pipeline.config import (
     check_criteria,
     held_out_documents,
 )
+from ml_filter.pipeline.proof import ProofPipelineConfig
 from tests.annotation.misbehaving import PROMPT, MisbehavingServer, chat
 from tests.test_tracking import read_archive
 from tools.run import read_config
@@ -32,8 +33,8 @@ def config(tmp_path, *overrides, config_type=AnnotationPipelineConfig):
     return read_config(path, overrides, config_type)
 
 
-def against(tmp_path, *overrides):
-    held_out = held_out_documents(config(tmp_path, *overrides))
+def against(tmp_path, *overrides, config_type=AnnotationPipelineConfig):
+    held_out = held_out_documents(config(tmp_path, *overrides, config_type=config_type))
     return held_out and [source.paths for source in held_out.against]
 
 
@@ -96,6 +97,12 @@ def test_the_gold_of_the_gates_is_held_out_together_with_configured_texts(tmp_pa
     assert against(tmp_path, gold, "decontaminate.against=[{paths: [gold.jsonl]}]") == [["gold.jsonl"]]
     gates = "gate=[{gold: {paths: [a.jsonl]}}, {gold: {paths: [b.jsonl]}}, {gold: {paths: [a.jsonl]}}]"
     assert against(tmp_path, gates) == [["a.jsonl"], ["b.jsonl"]]
+
+
+def test_what_the_ablation_is_measured_on_is_held_out_of_the_sample_of_the_proof(tmp_path):
+    ablate = "ablate={gold: {paths: [gold.jsonl]}, targets: {wiki: {paths: [wiki.jsonl]}}}"
+    filtered = "filter={keep_fraction: 0.3, dropped: true}"
+    assert against(tmp_path, ablate, filtered, config_type=ProofPipelineConfig) == [["gold.jsonl"], ["wiki.jsonl"]]
 
 
 # --- Several gates ---------------------------------------------------------------------------------------------------
