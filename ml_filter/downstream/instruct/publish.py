@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from ml_filter import __version__
-from ml_filter.annotation.embedded import MODEL_NAME
+from ml_filter.annotation.embedded import MODEL_LICENSE, MODEL_NAME
 from ml_filter.documents.finished import ShardResult
 from ml_filter.documents.hub import CARD_NAME, hub_api, push_data_set
 from ml_filter.documents.lineage import find_source_manifest
@@ -42,7 +42,6 @@ _VIEWS: dict[str, pa.Schema] = {
 }
 """The data sets and their columns."""
 _SPLITS = ("train", "validation")
-_EMBEDDED_LICENSE = "apache-2.0"
 
 
 def publish_instructions(
@@ -146,7 +145,7 @@ def _card(
 ) -> str:
     model_license = config.model_license
     if model_license == "unknown" and set(authors) == {MODEL_NAME}:
-        model_license = _EMBEDDED_LICENSE
+        model_license = MODEL_LICENSE
     is_one = config.license == model_license
     views = list(dict.fromkeys(view for view, _ in sizes))
     header = {

@@ -69,7 +69,7 @@ def judge_tuned(
     if config.lm_eval_tasks:
         check_tasks(config.lm_eval_tasks, config.lm_eval_directory)
     model = read_tuned(tuned) if isinstance(tuned, str) else tuned
-    source = data or SourceConfig(paths=[parent.path for parent in model.result.parents])
+    source = data or model.result.source
     ledgers = f"{output}/ledgers"
     tasks = held_out_tasks(source, model.result.config, config.size, config.seed, f"{output}/tasks-{{digest}}")
     if data is None and _digests(tasks) != [parent.digest for parent in model.result.parents]:

@@ -41,6 +41,7 @@ def held_out_tasks(data: SourceConfig, tuning: TuneConfig, size: int, seed: int,
     fixed = {
         "size": size,
         "seed": seed,
+        "source": data.model_dump(mode="json", exclude={"paths"}),
         "tuning": tuning.model_dump(mode="json", include={"seed", "held_out_share", "document_column"}),
     }
     with OutputDirectory(output, "tasks", fixed, parents) as out:

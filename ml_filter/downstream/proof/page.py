@@ -52,6 +52,7 @@ class Proof(BaseModel):
             self.annotation,
             Cost(stage="ablation", processor_minutes=self.ablation.cpu_seconds / 60),
             Cost(stage="instruction data", tokens=tokens, usd=instructions.usd),
+            Cost(stage="tuning", processor_minutes=self.tuned.result.cpu_seconds / 60),
             Cost(stage="answers of both models", tokens=judgement.answer_tokens),
             Cost(stage="judging", tokens=judgement.judge_tokens, usd=judgement.usd),
         ]
@@ -76,7 +77,7 @@ class Proof(BaseModel):
         usd = total_if_known(cost.usd for cost in self.costs if cost.tokens)
         minutes = sum(cost.processor_minutes or 0 for cost in self.costs)
         price = "" if usd is None else f", {usd:.2f} USD"
-        return f"{tokens:,} tokens of LLMs{price}, {minutes:.1f} processor minutes of the ablation"
+        return f"{tokens:,} tokens of LLMs{price}, {minutes:.1f} processor minutes of ablation and tuning"
 
 
 def write_proof(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from loguru import logger
 
-from ml_filter.annotation.embedded import model_file
+from ml_filter.annotation.embedded import MODEL_LICENSE, model_file
 from ml_filter.config import Settings
 from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.downstream.tuning.chat import set_template
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """Weights, configuration, vocabulary and chat template, but no code and no pickles."""
-_EMBEDDED_LICENSE = "apache-2.0"
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def find_base(name: str, settings: Settings | None = None) -> Base:
         settings = settings or Settings()
         gguf = model_file(settings)
         directory = _converted(gguf, settings.cache_dir.expanduser() / "models")
-        return Base(gguf.stem, directory, _digest(directory), _EMBEDDED_LICENSE, gguf)
+        return Base(gguf.stem, directory, _digest(directory), MODEL_LICENSE, gguf)
     if Path(name).is_dir():
         directory = Path(name)
         root = directory.parent if directory.name == MODEL_DIRECTORY else directory

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from ml_filter.downstream.tuning.result import TuningResult, public_settings
+from ml_filter.downstream.tuning.result import TuningResult, public_path, public_settings
 from ml_filter.downstream.tuning.train import FIGURES
 from ml_filter.rendering.html import render, render_text
 from ml_filter.rendering.plots import training_curves
@@ -56,7 +56,7 @@ def write_card(result: TuningResult) -> str:
         names=FIGURE_NAMES,
         verdict=verdict(result),
         settings=_settings(result),
-        local_name=lambda path: path if path.startswith("hf://") else PurePosixPath(path).name,
+        local_name=public_path,
     )
 
 

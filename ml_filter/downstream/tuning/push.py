@@ -6,7 +6,14 @@ from pathlib import PurePosixPath
 
 from ml_filter.documents.hub import hub_api, upload_to_hub
 from ml_filter.documents.manifest import Parent
-from ml_filter.downstream.tuning.result import MODEL_DIRECTORY, REPORT_NAME, TUNING_NAME, Ancestor, TunedModel
+from ml_filter.downstream.tuning.result import (
+    MODEL_DIRECTORY,
+    REPORT_NAME,
+    TUNING_NAME,
+    Ancestor,
+    TunedModel,
+    public_path,
+)
 from ml_filter.location import Location, local_copy
 
 _KEPT_HERE = ("rejects.jsonl", REPORT_NAME)
@@ -43,6 +50,7 @@ def _without_local_paths(model: TunedModel) -> bytes:
     result = model.result.model_copy(deep=True)
     inputs: list[Parent | Ancestor] = [*result.parents, *result.lineage]
     for item in inputs:
-        item.path = item.path if item.path.startswith("hf://") else PurePosixPath(item.path).name
+        item.path = public_path(item.path)
+    result.source = result.source.model_copy(update={"paths": [public_path(path) for path in result.source.paths]})
     result.config = result.config.model_copy(update={"base": PurePosixPath(result.base.path).name})
     return result.to_json()

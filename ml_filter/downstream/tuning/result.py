@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from ml_filter import __version__
 from ml_filter.config import flat_settings
+from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.downstream.tuning.data import DataSummary
@@ -37,18 +38,21 @@ class TuningResult(BaseModel):
 
     `figures` compare the tuned model with its base on the held-out conversations: for sft `base_loss`, `loss`,
     `loss_change` and perplexities, per token of the answers; for dpo the loss of DPO, `accuracy` and `margin`.
-    `history` has the curves. `files` has the SHA-256 of every other file.
+    `source` says how the data was read. `history` has the curves. `cpu_seconds` counts all processes that worked on the
+    model, up to their last checkpoints. `files` has the SHA-256 of every other file.
     """
 
     config_digest: str
     config: TuneConfig
     base: Parent
     base_license: str | None
+    source: SourceConfig
     parents: list[Parent]
     lineage: list[Ancestor]
     data: DataSummary
     figures: dict[str, Figure]
     history: list[dict[str, float]]
+    cpu_seconds: float
     files: dict[Annotated[str, AfterValidator(inside)], str]
     code_version: str = __version__
     commit: str = ""
@@ -93,7 +97,11 @@ class TunedModel(BaseModel):
         """What the experiment tracker records."""
         result = self.result
         return RunRecord(
-            metrics={**self.values, **{f"tuning_{name}": count for name, count in result.data.counts.items()}},
+            metrics={
+                "tuning_cpu_seconds": result.cpu_seconds,
+                **self.values,
+                **{f"tuning_{name}": count for name, count in result.data.counts.items()},
+            },
             parameters={
                 "model_digest": self.digest,
                 "base": result.base.path,
@@ -120,6 +128,11 @@ def read_tuned(name: str | Path) -> TunedModel:
         return TunedModel(root=str(location), result=TuningResult.model_validate_json(content))
     except ValidationError as error:
         raise InputError(f"{location / TUNING_NAME} is from another version of ml-filter: {error}") from error
+
+
+def public_path(path: str) -> str:
+    """What may be published of a path: of a local one, only its last part."""
+    return path if path.startswith("hf://") else PurePosixPath(path).name
 
 
 def public_settings(config: TuneConfig) -> dict[str, Any]:

@@ -6,8 +6,9 @@ would send or write beside the training (telemetry, a draft of a model card) is 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loguru import logger
 
@@ -38,26 +39,53 @@ FIGURES = {
 """What the trainers log and the curves show, with their titles; of the held-out set as `eval_...`."""
 
 
+_CPU_SECONDS = "cpu_seconds"
+
+
+class Training(NamedTuple):
+    """A finished training.
+
+    Attributes:
+        checkpoint: the last one.
+        history: a row for each logged or evaluated step: `step`, `epoch` and those of FIGURES.
+        earlier_seconds: the processor time of killed runs, up to the checkpoint that this one has resumed from.
+    """
+
+    checkpoint: Path
+    history: list[dict[str, float]]
+    earlier_seconds: float
+
+
 def train(
-    base: Base, tokenizer: PreTrainedTokenizerBase, config: TuneConfig, directory: Path
-) -> tuple[Path, list[dict[str, float]]]:
+    base: Base, tokenizer: PreTrainedTokenizerBase, config: TuneConfig, directory: Path, started: float
+) -> Training:
     """Train on the tokens in a directory, which also gets the checkpoints; a killed run resumes from the last one.
 
-    Returns the last checkpoint, and a row for each logged or evaluated step: `step`, `epoch` and those of FIGURES.
+    Args:
+        started: processor time of this process, in seconds, at which it began to work on the model.
 
     Raises:
         InputError: no complete checkpoint was written, because the disk is full.
     """
     checkpoint = last_complete(directory)
+    earlier = _seconds_until(checkpoint)
     if checkpoint is None or not is_finished(read_state(checkpoint)):
         with deterministic(), quiet_libraries():
-            _train(base, tokenizer, config, directory, checkpoint)
+            # As if this process had done all the work.
+            _train(base, tokenizer, config, directory, checkpoint, started - earlier)
         checkpoint = last_complete(directory)
     if checkpoint is None:
         raise InputError(f"tuning left no complete checkpoint in {directory}; check that its disk is not full")
     names = ("step", "epoch", *FIGURES, *(f"eval_{name}" for name in FIGURES))
     rows = history_of(read_state(checkpoint), names)
-    return checkpoint, [{name: row[name] for name in names if name in row} for row in rows]
+    return Training(checkpoint, [{name: row[name] for name in names if name in row} for row in rows], earlier)
+
+
+def _seconds_until(checkpoint: Path | None) -> float:
+    """The processor time that a checkpoint has taken, in all processes."""
+    if checkpoint is None:
+        return 0.0
+    return max((row[_CPU_SECONDS] for row in read_state(checkpoint).log_history if _CPU_SECONDS in row), default=0.0)
 
 
 def matrix_dtype(config: TuneConfig) -> torch.dtype:
@@ -72,7 +100,12 @@ def matrix_dtype(config: TuneConfig) -> torch.dtype:
 
 
 def _train(
-    base: Base, tokenizer: PreTrainedTokenizerBase, config: TuneConfig, directory: Path, resume_from: Path | None
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TuneConfig,
+    directory: Path,
+    resume_from: Path | None,
+    started: float,
 ) -> None:
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -87,7 +120,7 @@ def _train(
             args=_arguments(config, directory),
             processing_class=tokenizer,
             peft_config=_lora(config) if config.is_adapter else None,
-            callbacks=_callbacks(bar),
+            callbacks=_callbacks(bar, started),
             **data,
         )
         trainer.remove_callback(PrinterCallback)  # it prints to standard output, which is reserved for results
@@ -201,13 +234,13 @@ def _trainer_class(method: str) -> Any:
     return Dpo if method == "dpo" else Sft
 
 
-def _callbacks(bar: Progress) -> list[TrainerCallback]:
+def _callbacks(bar: Progress, started: float) -> list[TrainerCallback]:
     from transformers import TrainerCallback
 
     from ml_filter.heads.checkpoints import KeepComplete
 
     class Steps(TrainerCallback):
-        """Counts steps, and logs the held-out loss."""
+        """Counts steps, logs the held-out loss, and notes the processor time so far in the state of the trainer."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             bar.total = state.max_steps
@@ -220,5 +253,8 @@ def _callbacks(bar: Progress) -> list[TrainerCallback]:
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             loss = kwargs["metrics"]["eval_loss"]
             logger.info(f"Step {state.global_step:,} of {state.max_steps:,}: held-out loss {loss:.4f}")
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            state.log_history[-1][_CPU_SECONDS] = time.process_time() - started
 
     return [KeepComplete(), Steps()]

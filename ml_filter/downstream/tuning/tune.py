@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,27 +89,30 @@ def _tune(
     from ml_filter.downstream.tuning.pages import write_card, write_report
     from ml_filter.downstream.tuning.train import train
 
+    started = time.process_time()
     scratch = target / _SCRATCH / digest[:12]  # what a killed run with other settings has left is not used
     scratch.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(base, config)
     summary = write_tokens(shards, data, config, tokenizer, scratch)
-    checkpoint, history = train(base, tokenizer, config, scratch)
+    training = train(base, tokenizer, config, scratch, started)
     for leftover in target.glob(f"{_SAVING}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_SAVING, dir=target) as directory:
         saving = Path(directory)
-        export_model(base, tokenizer, config, checkpoint, saving)
+        export_model(base, tokenizer, config, training.checkpoint, saving)
         shutil.copyfile(scratch / REJECTS_FILE, saving / REJECTS_FILE)
         result = TuningResult(
             config_digest=digest,
             config=config,
             base=base.parent,
             base_license=base.license,
+            source=data,
             parents=parents,
             lineage=_lineage(parents),
             data=summary,
             figures=held_out_figures(base.directory, saving / MODEL_DIRECTORY, scratch / HELD_OUT_FILE, config),
-            history=history,
+            history=training.history,
+            cpu_seconds=training.earlier_seconds + time.process_time() - started,
             files=file_digests(saving),
             commit=code_commit(),
         )

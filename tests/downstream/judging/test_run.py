@@ -30,16 +30,22 @@ def tuned(tmp_path) -> str:
     """What is known of a tuned model; its weights are behind a server."""
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return write_tuned(tmp_path, SourceConfig(paths=[str(data)]))
+
+
+def write_tuned(tmp_path, source) -> str:
     result = TuningResult(
         config_digest="0",
         config=TUNING,
         base=Parent(path="base", digest="0"),
         base_license=None,
-        parents=list_shards(SourceConfig(paths=[str(data)]))[1],
+        source=source,
+        parents=list_shards(source)[1],
         lineage=[],
         data=DataSummary(counts={}),
         figures={},
         history=[],
+        cpu_seconds=0,
         files={},
     )
     (tmp_path / "tuned").mkdir()
@@ -142,4 +148,14 @@ def test_of_a_document_only_one_task_is_used(serve, tuned, tmp_path):
     config, _ = configured(serve, judge, rating_prompt=None, size=1000)
     twice = SourceConfig(paths=[str(tmp_path / "twice.jsonl")])
     judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), twice, settings=SETTINGS)
+    assert judgement.tasks == sum(is_held_out(row["document_id"], TUNING) for row in ROWS)
+
+
+def test_data_is_read_as_the_tuning_has_read_it(serve, tmp_path):
+    document = next(f"long{n}" for n in range(100) if is_held_out(f"long{n}", TUNING))
+    long = {"instruction": f"How warm is room 1? {'So? ' * 2**19}", "output": "Warm.", "document_id": document}
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, long]))
+    source = SourceConfig(paths=[str(tmp_path / "data.jsonl")], max_text_bytes=1000)  # too long a line is rejected
+    config, _ = configured(serve, judge, rating_prompt=None, size=1000)
+    judgement, _ = judge_tuned(write_tuned(tmp_path, source), config, str(tmp_path / "out"), settings=SETTINGS)
     assert judgement.tasks == sum(is_held_out(row["document_id"], TUNING) for row in ROWS)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from ml_filter.downstream.tuning.base import find_base
 from ml_filter.downstream.tuning.result import read_tuned
 from ml_filter.downstream.tuning.tune import tune_model
 from ml_filter.errors import InputError
+from ml_filter.heads.checkpoints import read_state
 from ml_filter.heads.trained import file_digests
 from ml_filter.location import Location
 from tests.publishing.hub_server import local_hub
@@ -37,7 +39,7 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 callbacks = train._callbacks
-train._callbacks = lambda bar: [*callbacks(bar), Kill()]
+train._callbacks = lambda *given: [*callbacks(*given), Kill()]
 data, config, output = sys.argv[1:]
 tune_model(SourceConfig(paths=[data]), TuneConfig.model_validate_json(config), output)
 """
@@ -65,8 +67,13 @@ def test_a_killed_and_resumed_run_ends_alike_and_a_changed_checkpoint_is_not_rea
     with pytest.raises(InputError, match="no tuned model"):
         read_tuned(tmp_path / "killed")
     source = SourceConfig(paths=[str(triples)])
-    undisturbed, *others = (tune_model(source, config, tmp_path / name) for name in ("whole", "killed", "changed"))
-    for model in others:
+    earlier = read_state(kept).log_history[-1]["cpu_seconds"]
+    undisturbed = tune_model(source, config, tmp_path / "whole")
+    started = time.process_time()
+    killed = tune_model(source, config, tmp_path / "killed")
+    seconds = time.process_time() - started
+    assert earlier + seconds / 2 < killed.result.cpu_seconds < earlier + seconds, "those of the killed process too"
+    for model in (killed, tune_model(source, config, tmp_path / "changed")):
         assert model.digest == undisturbed.digest
         assert model.result.figures == undisturbed.result.figures
         assert model.result.history == undisturbed.result.history
@@ -98,6 +105,7 @@ def test_sft_lowers_the_held_out_loss_and_writes_adapter_model_pages_and_lineage
     assert config.base not in written
     assert model.result.base.digest in written
     assert [row["step"] for row in model.result.history if "eval_loss" in row] == [0, 8]
+    assert f"took {model.result.cpu_seconds / 60:.1f} processor minutes" in (output / "report.html").read_text()
     record = model.record()
     assert record.metrics["loss_change"] < 0
     assert all(row.keys() & {"loss", "eval_loss"} for row in record.history)
