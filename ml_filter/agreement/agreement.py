@@ -16,6 +16,7 @@ from ml_filter.agreement.config import AgreementConfig, GateConfig
 from ml_filter.agreement.ratings import RatedInput, Ratings, read_ratings
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.result import read_result
 from ml_filter.errors import GateFailed
 from ml_filter.progress import progress
 from ml_filter.rendering.html import render
@@ -102,7 +103,7 @@ def measure_agreement(scores: Sequence[str], config: AgreementConfig, output: st
     ratings, parents = read_ratings(scores, config)
     with OutputDirectory(output, "agreement", config, parents) as out:
         if out.manifest:
-            return Agreement.model_validate_json(out.fs.cat_file(f"{out.root}/{AGREEMENT_NAME}")), out.manifest
+            return read_result(out.manifest, AGREEMENT_NAME, Agreement, "ml-filter agreement"), out.manifest
         agreement = compare_ratings(ratings, config)
         write_agreement(out, agreement, ratings)
         counts = {

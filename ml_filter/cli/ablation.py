@@ -44,6 +44,7 @@ def ablate(
     show_figures("ablation", ["arm", *headers], rows)
     minutes = ablation.cpu_seconds / 60
     lines = [f"{ablation.verdict}: {ablation.reason}", *(f"warning: {warning}" for warning in ablation.warnings)]
-    lines += [f"{len(ablation.models)} models in {minutes:.1f} processor minutes, in {manifest.root}"]
+    lines += [f"{len(ablation.models)} models in {minutes:.1f} processor minutes, in {manifest.parents[0].path}"]
+    lines += [f"the report is in {manifest.root}"]
     for line in lines:
         typer.echo(line)

@@ -160,6 +160,7 @@ _KINDS = {
     "scored": "scored documents; make them with score",
     "filtered": "filtered documents; make them with filter",
     "index": "an index; make one with index",
+    "ablation": "an ablation; make one with ablate",
 }
 """The content of a directory of each kind, and the command that makes it."""
 

@@ -23,6 +23,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_tables
+from ml_filter.documents.result import read_result
 from ml_filter.documents.sources import list_shards
 from ml_filter.documents.unique import find_documents
 from ml_filter.errors import ConfigError, TooManyFailures
@@ -124,7 +125,7 @@ def compare_annotators(
     setup = {"source": source.model_dump(mode="json"), **identities, "compare": config.model_dump(mode="json")}
     with OutputDirectory(output, "comparison", setup, [*parents, *gold_parents]) as out:
         if out.manifest and not (a.retry_failed and out.manifest.counts["failed"]):
-            comparison = Comparison.model_validate_json(out.fs.cat_file(f"{out.root}/{COMPARISON_NAME}"))
+            comparison = read_result(out.manifest, COMPARISON_NAME, Comparison, "ml-filter compare")
         else:
             if out.manifest:
                 out.reopen()

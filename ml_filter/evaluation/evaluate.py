@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent, find_manifest
 from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.result import read_result
 from ml_filter.documents.writer import file_digest
 from ml_filter.errors import InputError
 from ml_filter.evaluation.result import (
@@ -73,7 +74,7 @@ def evaluate_head(
     settings = {"label_column": label_column, "criterion": criterion}
     with OutputDirectory(output, "predictions", settings, [*data.parents, *parents]) as out:
         if out.manifest:
-            return HeadEvaluation.model_validate_json(out.fs.cat_file(f"{out.root}/{EVALUATION_NAME}")), out.manifest
+            return read_result(out.manifest, EVALUATION_NAME, HeadEvaluation, "ml-filter evaluate"), out.manifest
         scorers = [
             _earlier_scorer(found, data.parents, settings, earlier, compared=index > 0)
             or _head_scorer(fetch_head(found), criterion, compared=index > 0)

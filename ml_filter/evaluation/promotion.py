@@ -14,10 +14,11 @@ from typing import Literal
 
 import numpy as np
 from loguru import logger
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent
+from ml_filter.documents.result import read_result
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import GateFailed, InputError
 from ml_filter.evaluation.config import PromoteConfig
@@ -27,7 +28,6 @@ from ml_filter.heads.config import TrainConfig
 from ml_filter.heads.labels import LabelledDocuments, text_keys
 from ml_filter.heads.store import read_trained_on
 from ml_filter.heads.trained import TrainedHead
-from ml_filter.location import Location
 from ml_filter.statistics.intervals import Figure
 from ml_filter.statistics.metrics import PAIR_FIGURES
 
@@ -120,11 +120,7 @@ def ablation_shows_help(directory: str, candidate: TrainedHead, name: str) -> tu
     Raises:
         InputError: the directory is not a finished ablation.
     """
-    path = Location(directory) / "ablation.json"
-    try:
-        ablation = _Ablation.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{path} is not the result of an ablation: {error.errors()[0]['msg']}") from error
+    ablation = read_result(directory, "ablation.json", _Ablation, "ml-filter ablate")
     if [head.digest for head in ablation.heads] != [candidate.digest]:
         heads = ", ".join(head.path for head in ablation.heads) or "no known head"
         return False, f"the ablation in {directory} is of {heads}, not of {name} ({candidate.digest[:8]})"

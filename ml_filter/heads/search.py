@@ -29,6 +29,7 @@ from ml_filter.criterion import Criterion
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import PROGRESS_NAME, Manifest, digest_of
 from ml_filter.documents.output_directory import OutputDirectory
+from ml_filter.documents.result import read_result
 from ml_filter.errors import InputError
 from ml_filter.heads.config import HeadKind, SearchConfig, TrainConfig
 from ml_filter.heads.cross_validation import CrossValidation
@@ -76,7 +77,7 @@ def search_head(
     data = LabelledDocuments(labels, config.train, documents)
     with OutputDirectory(output, "search", config, data.parents) as out, ExitStack() as stack:
         if out.manifest:
-            return Search.model_validate_json(out.fs.cat_file(f"{out.root}/{SEARCH_NAME}")), out.manifest
+            return read_result(out.manifest, SEARCH_NAME, Search, "ml-filter search"), out.manifest
         trainers, opened = _open_trainers(config, data.criteria, stack)
         table = read_label_table(data, [trainer.add for trainer in opened], config.train)
         check_labels(table, data.criteria)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from ml_filter.documents.hub import CARD_NAME, hub_api, upload_to_hub
 from ml_filter.documents.manifest import read_manifest
+from ml_filter.documents.result import read_result
 from ml_filter.errors import InputError
 from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
 from ml_filter.heads.store import fetch_head, read_head
 from ml_filter.heads.trained import TRAINING_NAME, TrainedHead
-from ml_filter.location import Location
 from ml_filter.publishing.cards import local_name, write_model_card
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def read_evaluation(directory: str | Path, head: TrainedHead) -> HeadEvaluation:
         InputError: the directory is not an evaluation, or is that of another head.
     """
     manifest = read_manifest(directory, "predictions")
-    evaluation = HeadEvaluation.model_validate_json(Location(manifest.path_of(EVALUATION_NAME)).read_bytes())
+    evaluation = read_result(manifest, EVALUATION_NAME, HeadEvaluation, "ml-filter evaluate")
     if evaluation.head_digest != head.digest:
         raise InputError(
             f"{directory} evaluates another head ({evaluation.head}), not {head.origin}; run `ml-filter evaluate` "

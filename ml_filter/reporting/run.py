@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from ml_filter.config import flat_settings
 from ml_filter.documents.lineage import ancestors, annotation_runs, annotation_summary
 from ml_filter.documents.manifest import MANIFEST_NAME, FailedShard, Manifest, find_manifest, read_manifest
+from ml_filter.documents.result import read_result
 from ml_filter.errors import InputError
 from ml_filter.evaluation.promotion import Decision
 from ml_filter.evaluation.result import EVALUATION_NAME, HeadEvaluation
@@ -76,7 +77,7 @@ def _add_head(record: RunRecord, head: TrainedHead) -> None:
 
 def _add_evaluation(record: RunRecord, manifest: Manifest, *, several: bool) -> None:
     directory = Location(manifest.root)
-    evaluation = HeadEvaluation.model_validate_json((directory / EVALUATION_NAME).read_bytes())
+    evaluation = read_result(manifest, EVALUATION_NAME, HeadEvaluation, "ml-filter evaluate")
     prefix = f"{evaluation.criterion}_" if several else ""
     record.pages[f"{prefix}{EVALUATION_PAGE}"] = (directory / EVALUATION_PAGE).read_bytes().decode()
     record.metrics |= evaluation.figures(f"gold_{prefix}")

@@ -21,6 +21,6 @@ def ablate_filter(
     source = filtered.root if filtered is not None else directory
     if source is None:
         raise ValueError("ablate_filter needs a filtered corpus or its directory")
-    ablation, manifest = ablate(source, config, f"{output}/ablation-{{digest}}")
+    ablation, manifest = ablate(source, config, output)
     log_metadata({"path": manifest.root, "verdict": ablation.verdict, "reason": ablation.reason})
     return manifest, HTMLString(ablation_page(ablation))

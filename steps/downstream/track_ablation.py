@@ -6,7 +6,7 @@ from zenml import step
 
 from ml_filter.documents.manifest import Manifest
 from ml_filter.downstream.ablation.report import ablation_record
-from ml_filter.downstream.ablation.run import read_ablation
+from ml_filter.downstream.ablation.result import read_ablation
 from ml_filter.tracking import TrackingConfig
 from steps.names import Artifact
 from steps.tracking import recorded

@@ -261,5 +261,5 @@ def test_ablation_of_another_head_does_not_count(tmp_path, monkeypatch, digests)
 
 
 def test_directory_without_an_ablation_is_an_error(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"ablation\.json does not exist"):
+    with pytest.raises(InputError, match=r"has no ablation\.json; make one with ml-filter ablate"):
         ablation_shows_help(str(tmp_path), head_of_digest(monkeypatch, "a1"), "version 2")

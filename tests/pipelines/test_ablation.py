@@ -2,7 +2,7 @@
 
 import pytest
 
-from ml_filter.downstream.ablation.run import read_ablation
+from ml_filter.downstream.ablation.result import read_ablation
 from tests.downstream.ablation.corpora import write_filtered, write_gold
 from tests.test_tracking import read_archive
 

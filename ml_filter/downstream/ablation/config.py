@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -97,6 +97,13 @@ class AblateConfig(StageConfig):
         [], description="tasks of lm-eval to run on every model, such as hellaswag (needs the extra proof)"
     )
     lm_eval_directory: str | None = Field(None, description="directory with further tasks of lm-eval")
+
+    @property
+    def of_arms(self) -> dict[str, Any]:
+        """The settings that the models and their bits depend on; the others say how and where, or are of the report."""
+        training = {"workers": True, "device": True, "checkpoint_steps": True}
+        of_report = dict.fromkeys(("confidence", "resamples", "pilot", "lm_eval_tasks", "lm_eval_directory"), True)
+        return self.model_dump(mode="json", exclude={**of_report, "training": training})
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

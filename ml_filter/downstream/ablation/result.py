@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel
 
-from ml_filter.documents.manifest import Parent
+from ml_filter.documents.manifest import Manifest, Parent
+from ml_filter.documents.result import read_result
 from ml_filter.downstream.ablation.config import FILTERED, RANDOM, SHUFFLED, AblateConfig
 from ml_filter.downstream.ablation.targets import HIGH
 from ml_filter.downstream.ablation.training import TrainedModel
 from ml_filter.statistics.intervals import Array, Figure, Resampling
-from ml_filter.statistics.replicates import Power, Spread, paired_mean, spread_of
+from ml_filter.statistics.replicates import Power, Spread, paired_mean, smallest_difference, spread_of
 
 Verdict = Literal["helps", "hurts", "no difference shown"]
-ABLATION_NAME = "ablation.json"
-REPORT_NAME = "ablation.html"
+ABLATION_NAME, REPORT_NAME = "ablation.json", "ablation.html"
+ARMS_NAME, TRAINED_NAME = "arms.json", "trained.json"
 
 _MOST_DIFFERENT_BYTES = 1.1
 MEASURED_DEPTH = 2
@@ -34,6 +36,25 @@ class Arm(BaseModel):
     documents: float
     bytes: float
     tokens: int
+
+
+class TrainedArms(BaseModel):
+    """The content of arms.json: the models, and what their arms consist of.
+
+    Attributes:
+        left_out: documents of each corpus that shared words with a target.
+        sizes: by target, the bytes of each document.
+        models: their names; `models/NAME/trained.json` has the bits of each.
+    """
+
+    arms: list[Arm]
+    left_out: dict[str, int]
+    sizes: dict[str, list[int]]
+    models: list[str]
+    parameters: int
+    dial: dict[str, Any]
+    steps: int
+    training_tokens: int
 
 
 class Target(BaseModel):
@@ -105,6 +126,37 @@ class Ablation(BaseModel):
     def mean_bits(self, arm: str, target: str) -> float:
         """Bits per byte of an arm, mean over its models."""
         return float(np.mean([model.bits_per_byte[target] for model in self.models if model.arm == arm]))
+
+
+def read_ablation(directory: str | Path) -> Ablation:
+    """The result in the directory of an ablation.
+
+    Raises:
+        InputError: the directory has no result, or that of another version.
+    """
+    return read_result(directory, ABLATION_NAME, Ablation, "ml-filter ablate")
+
+
+def model_path(name: str) -> str:
+    """The directory of a model inside that of the arms."""
+    return f"models/{name}"
+
+
+def read_arms(arms: Manifest) -> tuple[TrainedArms, list[TrainedModel]]:
+    """The arms that `train_arms` trained, and their models."""
+    trained = read_result(arms, ARMS_NAME, TrainedArms, "ml-filter ablate")
+    paths = [f"{model_path(name)}/{TRAINED_NAME}" for name in trained.models]
+    return trained, [read_result(arms, path, TrainedModel, "ml-filter ablate") for path in paths]
+
+
+def power_of(documents: int, config: AblateConfig) -> Power:
+    """The power of the decisive comparison over a number of documents of the target `high`.
+
+    Raises:
+        InputError: `pilot` is not an ablation.
+    """
+    spread = MEASURED_SPREAD if config.pilot is None else read_ablation(config.pilot).spread
+    return smallest_difference(spread, documents, config.training.seeds, config.confidence)
 
 
 Sizes = Mapping[str, Sequence[int]]

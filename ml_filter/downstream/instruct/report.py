@@ -16,6 +16,7 @@ from ml_filter.documents.dropping import DROPPED_DIRECTORY
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_tables
+from ml_filter.documents.result import read_result
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.instruct.publish import INSTRUCTION_DATA
 from ml_filter.downstream.instruct.rate import rating_of
@@ -90,8 +91,12 @@ def report_instructions(
 
 
 def read_report(manifest: Manifest) -> InstructReport:
-    """The report in a directory that `report_instructions` wrote."""
-    return InstructReport.model_validate_json(Location(manifest.path_of(REPORT_NAME)).read_bytes())
+    """The report in a directory that `report_instructions` wrote.
+
+    Raises:
+        InputError: another version wrote it.
+    """
+    return read_result(manifest, REPORT_NAME, InstructReport, "ml-filter instruct")
 
 
 def read_page(manifest: Manifest) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from ml_filter.documents.manifest import Manifest, Parent
+from ml_filter.documents.result import read_result
 from ml_filter.downstream.judging.figures import Comparison
-from ml_filter.errors import InputError
-from ml_filter.location import Location
 from ml_filter.statistics.intervals import Figure
 
 JUDGEMENT_NAME, REPORT_NAME = "judgement.json", "report.html"
@@ -62,10 +61,6 @@ def read_judgement(directory: str | Manifest) -> Judgement:
     """Read the result of an evaluation.
 
     Raises:
-        InputError: the directory has none.
+        InputError: the directory has none, or that of another version.
     """
-    place = Location(directory.root if isinstance(directory, Manifest) else directory) / JUDGEMENT_NAME
-    try:
-        return Judgement.model_validate_json(place.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{place} is from another version of ml-filter: {error}") from error
+    return read_result(directory, JUDGEMENT_NAME, Judgement, "ml-filter judge")

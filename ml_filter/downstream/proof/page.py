@@ -9,12 +9,11 @@ from pydantic import BaseModel
 from ml_filter.annotation.budget import total_if_known
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.downstream.ablation.result import Ablation
-from ml_filter.downstream.ablation.run import read_ablation
+from ml_filter.documents.result import read_result
+from ml_filter.downstream.ablation.result import Ablation, read_ablation
 from ml_filter.downstream.instruct.report import InstructReport, read_report
 from ml_filter.downstream.judging.result import Judgement, read_judgement
 from ml_filter.downstream.tuning.result import TunedModel
-from ml_filter.location import Location
 from ml_filter.metrics import FIGURES
 from ml_filter.rendering.html import render
 from ml_filter.tracking import RunRecord
@@ -123,8 +122,12 @@ def write_proof(
 
 
 def read_proof(directory: Manifest) -> Proof:
-    """The result in a directory that `write_proof` wrote."""
-    return Proof.model_validate_json(Location(directory.path_of(PROOF_NAME)).read_bytes())
+    """The result in a directory that `write_proof` wrote.
+
+    Raises:
+        InputError: another version wrote it.
+    """
+    return read_result(directory, PROOF_NAME, Proof, "the proof pipeline")
 
 
 def proof_page(proof: Proof) -> str:

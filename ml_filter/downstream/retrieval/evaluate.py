@@ -22,12 +22,12 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_rows
+from ml_filter.documents.result import read_result
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.retrieval.config import RetrievalEvaluationConfig, SearchConfig
 from ml_filter.downstream.retrieval.index import open_index
 from ml_filter.downstream.retrieval.search import Searcher
 from ml_filter.errors import InputError
-from ml_filter.location import Location
 from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.sampling import sample_documents
 from ml_filter.progress import progress
@@ -179,8 +179,12 @@ def evaluate_retrieval(
 
 
 def read_evaluation(manifest: Manifest) -> RetrievalEvaluation:
-    """The content of retrieval.json beside a manifest."""
-    return RetrievalEvaluation.model_validate_json(Location(manifest.path_of(RESULT_NAME)).find_bytes() or b"")
+    """The content of retrieval.json beside a manifest.
+
+    Raises:
+        InputError: another version wrote it.
+    """
+    return read_result(manifest, RESULT_NAME, RetrievalEvaluation, "ml-filter evaluate-retrieval")
 
 
 def retrieval_page(result: RetrievalEvaluation) -> str:

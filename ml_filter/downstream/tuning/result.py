@@ -6,15 +6,15 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel
 
 from ml_filter import __version__
 from ml_filter.config import flat_settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Parent, digest_of
+from ml_filter.documents.result import read_result
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.downstream.tuning.data import DataSummary
-from ml_filter.errors import InputError
 from ml_filter.heads.trained import inside
 from ml_filter.location import Location
 from ml_filter.statistics.intervals import Figure
@@ -118,16 +118,9 @@ def read_tuned(name: str | Path) -> TunedModel:
     """Read what is known of a tuned model, without its weights.
 
     Raises:
-        InputError: the model is missing or not complete.
+        InputError: the model is missing, not complete, or of another version.
     """
-    location = Location(name)
-    content = (location / TUNING_NAME).find_bytes()
-    if content is None:
-        raise InputError(f"{name} has no tuned model (no {TUNING_NAME}); make one with ml-filter tune")
-    try:
-        return TunedModel(root=str(location), result=TuningResult.model_validate_json(content))
-    except ValidationError as error:
-        raise InputError(f"{location / TUNING_NAME} is from another version of ml-filter: {error}") from error
+    return TunedModel(root=str(Location(name)), result=read_result(name, TUNING_NAME, TuningResult, "ml-filter tune"))
 
 
 def public_path(path: str) -> str:

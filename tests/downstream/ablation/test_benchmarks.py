@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ml_filter.downstream.ablation.benchmarks import run_tasks
+from ml_filter.documents.manifest import Manifest
+from ml_filter.downstream.ablation.benchmarks import figures_by_model, run_tasks
 from tests.downstream.ablation.corpora import small_config, text_of, write_gold
 
 pytestmark = pytest.mark.model
@@ -39,15 +40,16 @@ def tasks(tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")  # lm-eval's own warnings
-def test_task_by_name_gives_its_figures_and_is_not_run_again(job, tasks, monkeypatch):
+def test_task_by_name_gives_its_figures_and_is_not_run_again(job, tasks, tmp_path, monkeypatch):
     from ml_filter.downstream.ablation.training import train_model
 
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tasks.parent / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     train_model(job)
     settings = {"lm_eval_tasks": ["which_language"], "lm_eval_directory": str(tasks)}
-    config = small_config(write_gold(tasks.parent / "g.jsonl"), **settings)
-    figures = run_tasks(job.model, config)
-    assert figures["which_language/acc"] == 1.0
+    config = small_config(write_gold(tmp_path / "g.jsonl"), **settings)
+    arms = Manifest(kind="ablation-arms", root=str(tmp_path))
+    done = run_tasks(arms, [job.name], config, str(tmp_path / "lm-eval"))
+    assert figures_by_model(done)[job.name]["which_language/acc"] == 1.0
     (tasks / "which_language.yaml").unlink()
-    assert run_tasks(job.model, config) == figures
+    assert run_tasks(arms, [job.name], config, str(tmp_path / "lm-eval")).digest == done.digest
