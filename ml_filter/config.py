@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="API key of the endpoint")
     embedded_model: Path | None = Field(
         None,
-        description="GGUF file that the embedded annotator runs instead of its own model, such as one that "
+        description="GGUF file that the embedded annotator runs instead of SmolLM2, such as a model that "
         "`ml-filter tune` wrote",
     )
     ca_bundle: str | None = Field(
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         "failure,drift", description="events to report, separated by commas: failure, success, drift"
     )
     lease_s: Annotated[float, Field(gt=0)] = Field(
-        60, description="seconds without a sign of life after which a run that writes to a URL counts as killed"
+        60, description="seconds without a heartbeat after which a run that writes to a URL counts as killed"
     )
     metrics_directory: Path | None = Field(
         None,

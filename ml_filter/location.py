@@ -129,7 +129,7 @@ class Location:
             return cast("io.BufferedIOBase", self.fs.open(self.path, mode))
 
     def find_bytes(self) -> bytes | None:
-        """The content of a file; None: there is no such file."""
+        """The content of a file; None: no such file."""
         with reaching(self):
             try:
                 content: bytes = self.fs.cat_file(self.path)

@@ -68,7 +68,7 @@ class Latencies:
             self._tokens += completion_tokens
 
     def quantile(self, share: float) -> float | None:
-        """The seconds within which this share of the answers came; None: there are no answers."""
+        """The seconds within which this share of the answers came; None: no answers."""
         wanted = math.ceil(share * self._counts.total())
         for step in sorted(self._counts):
             wanted -= self._counts[step]

@@ -117,7 +117,7 @@ def codec_options() -> CodecOptions[dict[str, Any]]:
     return CodecOptions(
         tz_aware=True,
         uuid_representation=UuidRepresentation.STANDARD,
-        datetime_conversion=DatetimeConversion.DATETIME_AUTO,  # a date after the year 9999 is no error
+        datetime_conversion=DatetimeConversion.DATETIME_AUTO,  # dates after the year 9999 are valid
         unicode_decode_error_handler="surrogateescape",  # the reader rejects the document
     )
 

@@ -138,7 +138,7 @@ class HeadMaterializer(_WithPreview):
 
 
 class ReferencedHeadMaterializer(HeadMaterializer):
-    """Stores only where the head is, if that is no directory: neither a URL nor a version needs another copy."""
+    """Stores only the location of a head that is at a URL or a model version, which needs no other copy."""
 
     SKIP_REGISTRATION: ClassVar[bool] = True
 

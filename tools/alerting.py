@@ -60,21 +60,21 @@ def tell_of_failure(since: datetime) -> None:
 
 
 def tell_if_stuck(run: PipelineRunResponse, limit: timedelta) -> None:
-    """Send an alert about a run that goes on in the store but has not shown a sign of life for this long.
+    """Send an alert about a run that goes on in the store but has not sent a heartbeat for this long.
 
     ZenML's status stays `running` if the orchestrator dies with its step, or cannot start one. Steps on other machines
-    send a sign of life every 15 seconds, and every five minutes at least; those of a local stack send none.
+    send a heartbeat every 15 seconds, and every five minutes at least; those of a local stack send none.
     """
     unfinished = {name: step for name, step in run.steps.items() if not step.status.is_finished}
     if any(step.latest_heartbeat is None for step in unfinished.values()):
         return
-    signs = [run.created, *(moment for step in run.steps.values() for moment in _moments(step))]
-    last = max(_utc(moment) for moment in signs)
+    heartbeats = [run.created, *(moment for step in run.steps.values() for moment in _moments(step))]
+    last = max(_utc(moment) for moment in heartbeats)
     if datetime.now(UTC) - last < limit:
         return
     since = f"{last:%Y-%m-%d %H:%M} UTC"
     if unfinished:
-        reason = f"ZenML says {run.status.value}, but no sign of life since {since}; its container was probably killed"
+        reason = f"ZenML says {run.status.value}, but no heartbeat since {since}; its container was probably killed"
     else:
         reason = (
             f"ZenML says {run.status.value}, but no step has been running since {since}; its orchestrator was probably "

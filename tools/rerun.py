@@ -138,7 +138,7 @@ def _steps_to_skip(run: PipelineRunResponse, start: str | None, upstream: Mappin
         if name in needed and name not in succeeded:
             raise InputError(f"{name} of {run.name} returned nothing to reuse; use --from {name}")
     reusable: set[str] = set()
-    for name in upstream:  # a step after one that runs again cannot be skipped
+    for name in upstream:  # a step after a repeated one cannot be skipped
         if name not in again and name in succeeded and upstream[name] <= reusable:
             reusable.add(name)
     return reusable

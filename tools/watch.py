@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=30,
         metavar="MIN",
-        help="minutes without a sign of life after which a run is dead (default: 30, at least 10)",
+        help="minutes without a heartbeat after which a run is dead (default: 30, at least 10)",
     )
     parser.add_argument(
         "--retrain",
@@ -64,7 +64,7 @@ def _watch(options: argparse.Namespace) -> None:
     if Settings().alert_webhook is None:
         raise ConfigError("ML_FILTER_ALERT_WEBHOOK is not set: set it to the URL of your webhook")
     if options.stuck_after < 10:
-        raise ConfigError("--stuck-after is below 10 minutes; a running step may send no sign of life for five")
+        raise ConfigError("--stuck-after is below 10 minutes; heartbeats may be five apart")
     while True:
         try:
             look(timedelta(hours=options.since), timedelta(minutes=options.stuck_after), retrain=options.retrain)
@@ -79,7 +79,7 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def look(since: timedelta, stuck_after: timedelta, *, retrain: bool = False) -> None:
-    """Tell about every run that ended within a time, and every one that shows no sign of life.
+    """Tell about every run that ended within a time, and every run without a recent heartbeat.
 
     With `retrain`, start the continuous training that scoring runs with drift ask for.
     """

@@ -69,7 +69,7 @@ def rank_documents(
     as `no_score`. `documents` has the texts; None: the documents that were annotated, by lineage.
 
     Raises:
-        InputError: there is no score to rank by, or the ranked documents cannot be found.
+        InputError: no document has a score to rank by, or the ranked documents cannot be found.
     """
     manifest = read_manifest(scores, "scores")
     criterion = only_criterion(manifest, config.criterion)

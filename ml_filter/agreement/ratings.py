@@ -104,7 +104,7 @@ class _Input:
         return True
 
     def add(self, names: tuple[str, ...], document: str, score: float | None, *, failed: bool) -> None:
-        """Add a rating; one that neither is a score nor failed is missing."""
+        """Add a rating; a rating that is neither a score nor failed is missing."""
         ratings = self.ratings.setdefault(names, {})
         if failed or score is not None:
             ratings.setdefault(document, []).extend([] if failed or score is None else [score])

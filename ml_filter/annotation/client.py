@@ -144,7 +144,7 @@ class Endpoint:
 class Client:
     """A pool of connections. `timeout_s` limits the complete request, so it also ends an answer that trickles in.
 
-    The methods raise RequestFailed if there is no usable answer, and EndpointError if no request can arrive, because of
+    The methods raise RequestFailed without a usable answer, and EndpointError if no request can arrive, because of
     the URL, the certificate or the proxy.
     """
 

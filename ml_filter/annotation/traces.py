@@ -24,7 +24,7 @@ _FLUSH_S = 10
 
 
 class Traces:
-    """Sends calls to the Opik server of its own settings (OPIK_URL_OVERRIDE, OPIK_API_KEY, OPIK_PROJECT_NAME).
+    """Sends calls to the Opik server that Opik's settings name (OPIK_URL_OVERRIDE, OPIK_API_KEY, OPIK_PROJECT_NAME).
 
     Args:
         kind: of what is asked, the start of the name of each trace.

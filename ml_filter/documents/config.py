@@ -58,7 +58,7 @@ class SourceConfig(StageConfig):
     )
     max_extraction_seconds: Annotated[float, Field(ge=0.01, le=3600)] = Field(
         10,
-        description="most CPU time for the text of a web page or a PDF; one that takes longer is an extraction_timeout",
+        description="most CPU time for the text of a web page or a PDF; more is an extraction_timeout",
     )
 
 

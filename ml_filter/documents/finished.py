@@ -34,6 +34,6 @@ def to_lines(results: Iterable[tuple[str, ShardResult]]) -> bytes:
 
 
 def from_lines(content: bytes | None) -> dict[str, ShardResult]:
-    """The results that `to_lines` wrote, by the name of the shard; none if there is no file."""
+    """The results that `to_lines` wrote, by the name of the shard; none without a file."""
     lines = map(json.loads, (content or b"").splitlines())
     return {line["name"]: ShardResult.model_validate(line) for line in lines}

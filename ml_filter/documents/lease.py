@@ -164,7 +164,7 @@ def alone_in(directory: Location) -> Iterator[Callable[[], None]]:
     """Keep other processes out of a directory: by a lock or, at a URL, by a lease.
 
     Yields:
-        What raises InputError if another process is in it all the same, because this one slept for too long.
+        What raises InputError if another process is in it nevertheless, because this one slept for too long.
 
     Raises:
         InputError: another process is in it.

@@ -24,7 +24,7 @@ def ancestors(manifest: Manifest) -> Iterator[Manifest]:
 
 
 def find_source_manifest(path: str) -> Manifest | None:
-    """The manifest at a path of any source; None: there is no manifest, or its store cannot be reached.
+    """The manifest at a path of any source; None: it has no manifest, or its store cannot be reached.
 
     Raises:
         InputError: the file is not a manifest that this version reads.

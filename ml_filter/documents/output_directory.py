@@ -80,7 +80,7 @@ class OutputDirectory:
     Args:
         part: the name of one of several concurrent writers. Each has its own lock and scratch directory, and a writer
             without a part is refused while one of them writes.
-        is_helper: this process was started by one that has entered the directory; it takes no lock.
+        is_helper: the process that started this one has entered the directory; it takes no lock.
         resumption: when a run with other settings or input may continue this directory (None: never).
         fixed: those parents that pin the directory with the settings (None: all).
 
@@ -159,7 +159,7 @@ class OutputDirectory:
             self._clean_up()  # after a run that was killed when it had written its manifest
 
     def _begin(self, manifest: Manifest | None, claim: Mapping[str, str]) -> None:
-        """Begin a run, or continue the one that left this manifest or this claim."""
+        """Begin a run, or continue the run that left this manifest or this claim."""
         if not self._is_ours(manifest) and claim != self._own_claim():
             self._put_claim()
         self.manifest = manifest
@@ -352,7 +352,7 @@ class OutputDirectory:
         """
         results = list(results)
         rejects = self.scratch / REJECTS_NAME
-        # Parts may end at the same time. The rejects collected here are complete if there is no manifest yet, because
+        # Parts may end at the same time. The rejects collected here are complete without a manifest, because
         # the other part deletes the files they come from only after it has written one.
         try:
             with rejects.open("wb") as collected:

@@ -103,7 +103,7 @@ def evaluate_head(
                 bar.advance(len(labelled.ids))
         if not tables:
             raise InputError(f"no document of {', '.join(gold.paths)} has a label in {label_column!r}")
-        # Chunks may lack columns of others, which become null.
+        # Chunks may not have the columns of others, which become null.
         predictions = pa.concat_tables(tables, promote_options="default")
         labels, *scores = (predictions[name].to_numpy() for name in ("label", *_SCORE_COLUMNS[: len(scorers)]))
         unlabelled = data.unlabelled + seen - len(labels)

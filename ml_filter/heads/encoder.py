@@ -153,7 +153,7 @@ def _prompt(path: str, known: Sequence[str]) -> str:
 
 
 def _read_json(path: str, name: str) -> dict[str, Any]:
-    """A JSON file beside a model, local or on the Hub; empty if there is no such file."""
+    """A JSON file beside a model, local or on the Hub; empty without such a file."""
     from transformers.utils.hub import cached_file
 
     file = cached_file(

@@ -294,7 +294,7 @@ class LabelTable:
 def read_label_table(
     data: LabelledDocuments, consumers: Iterable[Callable[[Sequence[str]], None]], config: TrainConfig
 ) -> LabelTable:
-    """Pass all texts to the consumers, chunk by chunk, and keep everything else. InputError: there are no labels."""
+    """Pass all texts to the consumers, chunk by chunk, and keep everything else. InputError: no labels."""
     labels, weights, texts = [], [], []
     keys: list[int] = []
     lengths: list[int] = []

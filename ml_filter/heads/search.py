@@ -157,7 +157,7 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def config_of(base: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """The configuration with a trial's settings instead of its own."""
+    """The configuration with the settings of a trial."""
     own = {name: settings[name] for name in ("kind", "layers") if name in settings}
     head = base.head.model_dump() | ({"task": "regression"} if "model" in settings else {})
     head |= {_FIELDS.get(name, name): value for name, value in settings.items() if name not in own}

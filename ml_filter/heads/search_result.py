@@ -46,7 +46,7 @@ class Trial(BaseModel):
 
     A trial whose head cannot be fitted, or whose figure is undefined, has no value but a `reason`. A trial with the
     settings of an earlier one repeats its result and has its number in `same_as`. With too few hosts to resample
-    there is no standard error.
+    the standard error is undefined.
     """
 
     number: int

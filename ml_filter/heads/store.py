@@ -82,7 +82,7 @@ def read_head(name: str | Path) -> TrainedHead:
     """Read what is known of a head, without its weights.
 
     Raises:
-        InputError: there is no complete head, or it cannot be reached.
+        InputError: the head is missing or incomplete, or cannot be reached.
         ConfigError: the name is in ZenML's model store, or is not a Hub name.
     """
     return _read(*_locate(name, ("*.json",)))
@@ -132,7 +132,7 @@ def fetch_head(head: HeadName) -> LocalHead:
     """Bring the files of a head, or of a published classifier, to this machine and check them.
 
     Raises:
-        InputError: there is no complete head, it cannot be reached, or a file was changed after the training.
+        InputError: the head is missing or incomplete, cannot be reached, or a file was changed after the training.
         ConfigError: as `read_head`.
     """
     found = find_head(head)

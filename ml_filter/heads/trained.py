@@ -81,11 +81,11 @@ class TrainedHead(BaseModel):
     _open_copy: Callable[[str], BufferedIOBase] | None = PrivateAttr(None)
 
     def opens_copy_with(self, opener: Callable[[str], BufferedIOBase]) -> None:
-        """Open the files of the copy with this function, for a store that has credentials of its own."""
+        """Open the files of the copy with this function, for a store with separate credentials."""
         self._open_copy = opener
 
     def open_copy(self, name: str) -> BufferedIOBase | None:
-        """Open a file of the copy; None: there is no function for it."""
+        """Open a file of the copy; None: no function is set."""
         return None if self._open_copy is None else self._open_copy(name)
 
     @property

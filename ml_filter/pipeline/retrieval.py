@@ -21,7 +21,7 @@ class RetrievalPipelineConfig(_PipelineConfig):
         None, description="table with the columns question and document_id (default: written by the LLM)"
     )
     generate: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="passages that the LLM writes questions about, if there are no questions"
+        None, description="passages that the LLM writes questions about, unless questions are given"
     )
     ask: AskConfig = Field(AskConfig(), description="the LLM that writes the questions")
     search: SearchConfig = Field(SearchConfig(), description="fusion, candidates and reranker that are compared")

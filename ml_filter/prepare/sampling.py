@@ -101,7 +101,7 @@ def sample_shards(
 ) -> Manifest:
     """As `sample_documents`, from some shards of the source, without the documents of earlier samples.
 
-    A document with the id of another one in an earlier sample gets an id of its own.
+    A document with the id of another one in an earlier sample gets a new id.
     """
     parents = [*parents, *(Parent(path=sample.root, digest=sample.digest) for sample in earlier)]
     settings = {"source": source.model_dump(mode="json"), "sample": config.model_dump(mode="json")}

@@ -23,7 +23,7 @@ def host_of(url: object) -> str | None:
 
 
 def name_keys(names: Sequence[str | None], first: int) -> NDArray[np.uint64]:
-    """A key for each name, the same for equal names; None gets a key of its own. `first` is the number of row 0."""
+    """A key for each name, the same for equal names; each None gets a new key. `first` is the number of row 0."""
     unique = [f"name {name}" if name is not None else f"row {first + row}" for row, name in enumerate(names)]
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in unique)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)

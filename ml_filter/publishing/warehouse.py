@@ -1,7 +1,7 @@
 """Export directories to MongoDB collections: every row once, however often a run is killed and repeated.
 
 A row is found by its key, which a unique index guards, and replaced only if its content changed: the server compares
-the digest of the content and sets `updated_at` from its own clock, in one operation. `updated_at` therefore tells what
+the digest of the content and sets `updated_at` from its own clock, in one operation. `updated_at` therefore shows what
 is new, and readers of the collection need not read the rest again. Finished shards are recorded in the collection
 `ml_filter_exports` of the same database, so that any machine can resume.
 """

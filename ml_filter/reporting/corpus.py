@@ -159,7 +159,7 @@ def summarise_corpus(
 
     They are kept beside the filtered documents, so that a later report reads only the shards that are new.
 
-    `ranked_by` is the criterion of examples and strata; `threshold` is on its score, None if there is no single one.
+    `ranked_by` is the criterion of examples and strata; `threshold` is on its score, None if it has several or none.
     """
     view = _View(criteria, ranked_by, threshold)
     summary = CorpusSummary.empty(criteria)

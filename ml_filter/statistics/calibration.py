@@ -2,7 +2,7 @@
 
 For every whole score k a rising curve gives the probability that the label, rounded, reaches k. `int_score` is at least
 k exactly where that probability is at least one half, which makes it the median of the label given the score. For a k
-that too few labels reach, or too few miss, there is no curve, and int_score >= k begins where rounding puts it.
+that too few labels reach, or too few miss, no curve is fitted, and int_score >= k begins where rounding puts it.
 
 Sources: Zadrozny and Elkan 2002 (isotonic regression); Platt 1999 (a logistic curve, fitted to smoothed targets).
 """

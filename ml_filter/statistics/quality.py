@@ -93,7 +93,7 @@ def discriminate(
     figures = resampled_figures(np.arange(len(names), dtype=np.float64)[:, None], statistic, resampling)
     for figure in figures.values():
         if figure.value is None:
-            figure.reason = "there are no such pairs of documents whose labels differ"
+            figure.reason = "no such pairs of documents have different labels"
         elif figure.reason:
             figure.reason = figure.reason.replace("documents", f"{column}s")
     all_pairs = _pairs(scores, wanted, np.ones((1, len(scores))), classes)[1].sum()
@@ -189,7 +189,7 @@ class HeadComparison(BaseModel):
 
 @dataclass(frozen=True)
 class HeadScores:
-    """A head's scores (NaN: none) and whole scores (arbitrary where there is no score), [documents] each."""
+    """A head's scores (NaN: none) and whole scores (arbitrary without a score), [documents] each."""
 
     scores: NDArray[Any]
     int_scores: NDArray[Any]

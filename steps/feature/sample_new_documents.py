@@ -35,7 +35,7 @@ def sample_new_documents(
 def _sampled_before(scope: str) -> SampledSoFar | None:
     """What the last successful run had sampled after it, with the annotations that its labels come from.
 
-    The last is the one that sampled last: a rerun of an older run may have ended since.
+    The last is the run that sampled last: a rerun of an older run may have ended since.
     """
     pipeline = get_step_context().pipeline
     runs = Client().list_pipeline_runs(pipeline_id=pipeline.id, status="completed", sort_by="desc:created", size=_RUNS)

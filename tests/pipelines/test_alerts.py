@@ -66,9 +66,7 @@ def test_a_run_keeps_its_exit_code_if_nobody_can_be_told_and_the_watcher_tells_l
     assert webhook.url not in printed + caplog.text
 
 
-def test_a_run_without_a_sign_of_life_is_told_once_with_the_step_that_was_alive_last(
-    orchestrator, run, webhook, tmp_path
-):
+def test_a_run_without_a_heartbeat_is_told_once_with_the_step_that_was_alive_last(orchestrator, run, webhook, tmp_path):
     from zenml.client import Client
     from zenml.enums import ExecutionStatus
     from zenml.models import StepRunRequest
@@ -97,14 +95,14 @@ def test_a_run_without_a_sign_of_life_is_told_once_with_the_step_that_was_alive_
     )
     step = store.create_run_step(request)
     watch.look(hour, timedelta(0))
-    assert len(webhook.received) == 1  # a step that never sent a sign of life may be one of a local stack
+    assert len(webhook.received) == 1  # a step that never sent a heartbeat may be one of a local stack
     store.update_step_heartbeat(step.id)
     watch.look(hour, hour)
     assert len(webhook.received) == 1
     for _ in range(2):
         watch.look(hour, timedelta(0))
     assert [(body["run"], body["step"]) for _, body in webhook.received[1:]] == [(dead.name, "load_head")]
-    assert "but no sign of life since" in webhook.received[1][1]["reason"]
+    assert "but no heartbeat since" in webhook.received[1][1]["reason"]
 
 
 def test_a_scoring_run_with_drift_is_told_and_starts_continuous_training_once(corpus, run, webhook):  # noqa: F811

@@ -82,7 +82,7 @@ def test_head_that_reads_pages_orders_them_within_hosts_as_well_as_across():
 def test_sources_of_one_document_each_have_no_pairs_within():
     result = discriminate(np.arange(3.0), np.arange(3), np.array(["a", "b", "c"]), "host", FEW)
     assert result.within.value is None
-    assert result.within.reason == "there are no such pairs of documents whose labels differ"
+    assert result.within.reason == "no such pairs of documents have different labels"
     assert (result.across.value, result.across.reason) == (
         1.0,
         "no interval: too few hosts (3); at least 10 are required",

@@ -5,7 +5,7 @@ one atomic operation. Answers are written by a thread, many at once, as soon as 
 those that arrived during one round trip. Operations are numbered, and a document remembers the last one, so that a
 write that is repeated after a lost connection counts its tokens once.
 
-A lease keeps a second writer out. It is renewed while the ledger is open and ends by itself after a kill. Its number
+A lease keeps a second writer out. It is renewed while the ledger is open and expires after a kill. Its number
 grows with every owner and begins every operation's number, so that an owner who lost it cannot overwrite what the next
 one wrote; it stops as soon as it cannot renew.
 """

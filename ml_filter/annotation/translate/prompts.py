@@ -162,7 +162,7 @@ class _Translator:
         self.budget = Budget(config)
 
     async def write(self, language: str, path: Location) -> str | None:
-        """Translate and write the prompt; the reason if there is no usable translation."""
+        """Translate and write the prompt; otherwise the reason why no translation is usable."""
         prompt = self.prompt
         fields = [field for field in ("text", "system", "description") if getattr(prompt, field)]
         try:

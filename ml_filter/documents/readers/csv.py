@@ -1,6 +1,6 @@
 """CSV and TSV.
 
-The first line names the columns. The separator (comma, semicolon or tab) is the one that occurs most in it. Every value
+The first line names the columns. The separator (comma, semicolon or tab) is whichever occurs most in it. Every value
 is text, because the file has no types; an empty one is None.
 """
 

@@ -212,7 +212,7 @@ def _mix(hashes: NDArray[np.uint64], factor: int, bits: int) -> NDArray[np.uint6
 
 @functools.cache
 def _character_classes() -> NDArray[np.uint8]:
-    """For each code point [0x110000]: part of a word, a word by itself, or neither."""
+    """For each code point [0x110000]: part of a word, a whole word, or neither."""
     import regex
 
     # Surrogates are replaced because a pair of them would be read as one character.
