@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, groupby, islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,16 @@ from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.derived import derive_documents
+from ml_filter.documents.derived import derive_documents, read_rows_of
 from ml_filter.documents.dropping import KeptAndDropped, drop_documents
 from ml_filter.documents.lineage import criteria_of
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import InputShard, read_tables
+from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.instruct.stages import SharedBudget
 from ml_filter.downstream.instruct.triples import DROPPED_SCHEMA
+from ml_filter.errors import InputError
 
 RATED = "rated"
 
@@ -78,19 +81,17 @@ def _keep_rated(triples: Manifest, scores: Manifest, min_rating: float | None, o
     criteria = criteria_of(scores)
     thresholds = {c.name: c.threshold if min_rating is None else min_rating for c in criteria}
     columns = {c.name: "rating" if len(criteria) == 1 else f"rating_{c.name}" for c in criteria}
-    ratings: dict[str, dict[str, float | None]] = {name: {} for name in columns}
-    for path in scores.shard_paths():
-        for table in read_tables(path, ["document_id", "criterion", "score"]):
-            for row in table.to_pylist():
-                ratings[row["criterion"]][row["document_id"]] = row["score"]
     source = SourceConfig(paths=[triples.root])
+    shards, _ = list_shards(source)
+    ratings = _Ratings(scores, shards)
     parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in (triples, scores)]
 
     def divide(shard: InputShard, offset: int, table: pa.Table) -> KeptAndDropped:
         dropped, keep = [], np.ones(table.num_rows, np.bool_)
-        for position, row in enumerate(table.select(["id", "instruction", "input", "output"]).to_pylist()):
-            values = {name: ratings[name].get(row["id"]) for name in columns}
-            low = next((name for name, value in values.items() if value is None or value < thresholds[name]), None)
+        rows = table.select(["id", "instruction", "input", "output"]).to_pylist()
+        of_rows = ratings.read(shard, offset, [row["id"] for row in rows])
+        for position, (row, values) in enumerate(zip(rows, of_rows, strict=True)):
+            low = next((name for name in columns if (value := values[name]) is None or value < thresholds[name]), None)
             if low is not None:
                 keep[position] = False
                 reason = "unrated" if values[low] is None else "low_rating"
@@ -98,11 +99,38 @@ def _keep_rated(triples: Manifest, scores: Manifest, min_rating: float | None, o
                 dropped.append({**row, "reason": reason, "detail": detail})
         kept = table.filter(pa.array(keep))
         for name, column in columns.items():
-            values_of_rows = [ratings[name].get(triple_id) for triple_id in kept["id"].to_pylist()]
-            kept = kept.append_column(column, pa.array(values_of_rows, pa.float64()))
+            kept = kept.append_column(column, pa.array([v[name] for v in of_rows], pa.float64()).filter(pa.array(keep)))
         return KeptAndDropped(kept, pa.Table.from_pylist(dropped, schema=DROPPED_SCHEMA))
 
     with OutputDirectory(output, RATED, {"thresholds": thresholds}, parents) as out:
-        return out.manifest or drop_documents(
-            out, list_shards(source)[0], source, divide, DROPPED_SCHEMA, "Keeping rated instructions"
-        )
+        return out.manifest or drop_documents(out, shards, source, divide, DROPPED_SCHEMA, "Keeping rated instructions")
+
+
+class _Ratings:
+    """Reads the ratings of instructions, which are in their order: each has a score of every criterion or null.
+
+    Args:
+        scores: of the aggregated votes.
+        shards: those of the instructions; some may be skipped.
+    """
+
+    def __init__(self, scores: Manifest, shards: Sequence[InputShard]) -> None:
+        rows = read_rows_of(scores, ["document_id", "criterion", "score"])
+        self._root, self._by_instruction = scores.root, groupby(rows, itemgetter("document_id"))
+        ends = accumulate(shard.rows or 0 for shard in shards)
+        self._starts = {shard.name: end - (shard.rows or 0) for shard, end in zip(shards, ends, strict=True)}
+        self._position = 0
+
+    def read(self, shard: InputShard, offset: int, ids: Sequence[str]) -> list[dict[str, float | None]]:
+        """By criterion: the scores of the instructions of a table, which begins at `offset` of the shard.
+
+        Raises:
+            InputError: the ratings are not those of these instructions.
+        """
+        start = self._starts[shard.name] + offset
+        following = islice(self._by_instruction, start - self._position, start - self._position + len(ids))
+        rated = {rated_id: {row["criterion"]: row["score"] for row in rows} for rated_id, rows in following}
+        if list(rated) != list(ids):
+            raise InputError(f"the ratings in {self._root} are not in the order of the instructions that they rate")
+        self._position = start + len(ids)
+        return list(rated.values())
