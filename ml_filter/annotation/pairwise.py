@@ -27,6 +27,8 @@ _ORDERS = ("ab", "ba")
 _MARK = re.compile(r"(?m)^(\s*Answer [AB]:)")
 _SWAPPED = {"A": "B", "B": "A", "tie": "tie"}
 _VERDICTS: dict[str, Verdict] = {"A": "first", "B": "second", "tie": "tie"}
+VERDICTS = "verdicts"
+"""Kind of the directories of verdicts."""
 PAIR_COLUMNS = ("id", "task", "first", "second")
 
 
@@ -60,7 +62,7 @@ def judge_pairs(
     source = SourceConfig(paths=[orders.root])
     answers = generate(source, question, config, f"{output}/comparisons-{{digest}}", settings, ledgers=ledgers)
     parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in (pairs, answers)]
-    with OutputDirectory(f"{output}/verdicts-{{digest}}", "verdicts", {}, parents) as out:
+    with OutputDirectory(f"{output}/verdicts-{{digest}}", VERDICTS, {}, parents) as out:
         if out.manifest:
             return out.manifest
         counts: Counter[str] = Counter(pairs=0, won_a=0, won_b=0)

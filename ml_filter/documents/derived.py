@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import accumulate, islice
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import read_tables
+from ml_filter.documents.readers import InputShard, read_tables
+from ml_filter.errors import InputError
 
+Value = TypeVar("Value")
 _SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
 
 
@@ -44,3 +47,31 @@ def derive_documents(
                     rows = [dict(zip(_SCHEMA.names, pair, strict=True)) for pair in pairs]
                     writer.write(pa.Table.from_pylist(rows, schema=_SCHEMA))
         return out.finish([("documents", out.commit("documents", writer, rejects, {"documents": writer.rows}))])
+
+
+class Beside(Generic[Value]):
+    """Reads what belongs to the rows of a directory and is in their order, such as their ratings, table by table.
+
+    Args:
+        values: the id of each row and what belongs to it.
+        shards: those of the rows; a resumed run may skip some.
+        place: where the values are, for the error.
+    """
+
+    def __init__(self, values: Iterable[tuple[str, Value]], shards: Sequence[InputShard], place: str) -> None:
+        self._values, self._place, self._position = iter(values), place, 0
+        ends = accumulate(shard.rows or 0 for shard in shards)
+        self._starts = {shard.name: end - (shard.rows or 0) for shard, end in zip(shards, ends, strict=True)}
+
+    def read(self, shard: InputShard, offset: int, ids: Sequence[str]) -> list[Value]:
+        """What belongs to the rows of a table, which begins at `offset` of the shard.
+
+        Raises:
+            InputError: something belongs to another row.
+        """
+        start = self._starts[shard.name] + offset
+        following = list(islice(self._values, start - self._position, start - self._position + len(ids)))
+        if [name for name, _ in following] != list(ids):
+            raise InputError(f"the rows of {self._place} are not in the order of those that they belong to")
+        self._position = start + len(ids)
+        return [value for _, value in following]

@@ -86,7 +86,10 @@ class Checks:
             parent: the instruction that it was evolved from.
         """
         config = self.config
-        if problem := self._form(triple) or (parent and self._evolution(triple, parent)):
+        problem = self._of_value("instruction", triple.instruction) or self.output_problem(triple)
+        if problem is None and not triple.input and (match := _MENTIONS_SOURCE.search(triple.instruction)):
+            problem = Problem("mentions_source", match[0])
+        if problem := problem or (parent and self._evolution(triple, parent)):
             return problem
         # The input of an evolved instruction may be invented data that its output is about.
         source = f"{passage}\n{triple.input}" if parent else passage
@@ -97,32 +100,31 @@ class Checks:
             return Problem("not_grounded", f"{share:.2f} of its content words are in the passage")
         return None
 
-    def _form(self, triple: Triple) -> Problem | None:
-        config = self.config
-        for name in ("instruction", "output"):
-            value = getattr(triple, name)
-            if _PLACEHOLDER.fullmatch(value):
-                return Problem("empty", f"{name} {value[:40]!r}")
-            if match := _REFUSAL.search(value):
-                return Problem("refusal", match[0])
-            if match := next(filter(None, (keyword.search(value) for keyword in self._keywords)), None):
-                return Problem("keyword", match[0])
-            count, low, high = (
-                len(words(value)),
-                getattr(config, f"min_{name}_words"),
-                getattr(config, f"max_{name}_words"),
-            )
-            if not low <= count <= high:
-                return Problem(f"{name}_length", f"{count} words")
+    def _of_value(self, name: str, value: str) -> Problem | None:
+        if _PLACEHOLDER.fullmatch(value):
+            return Problem("empty", f"{name} {value[:40]!r}")
+        if match := _REFUSAL.search(value):
+            return Problem("refusal", match[0])
+        if match := next(filter(None, (keyword.search(value) for keyword in self._keywords)), None):
+            return Problem("keyword", match[0])
+        count, low, high = (
+            len(words(value)),
+            getattr(self.config, f"min_{name}_words"),
+            getattr(self.config, f"max_{name}_words"),
+        )
+        return None if low <= count <= high else Problem(f"{name}_length", f"{count} words")
+
+    def output_problem(self, triple: Triple) -> Problem | None:
+        """The first reason to drop an output, whatever it was written from; None: it passes."""
+        if problem := self._of_value("output", triple.output):
+            return problem
         if (output := words(triple.output)) in (words(triple.instruction), words(triple.input)):
             return Problem("output_is_input", "the output repeats the instruction or the input")
-        if (share := copied_share(output, words(triple.instruction))) > config.max_copied_share:
+        if (share := copied_share(output, words(triple.instruction))) > self.config.max_copied_share:
             return Problem("echo", f"{share:.2f} of its 2-grams are in the instruction")
-        if not triple.input and (match := _MENTIONS_SOURCE.search(triple.instruction)):
-            return Problem("mentions_source", match[0])
         if triple.output.count("```") % 2:
             return Problem("open_code_block", "the output ends inside a code block")
-        if (share := repeated_share(output)) > config.max_repeated_share:
+        if (share := repeated_share(output)) > self.config.max_repeated_share:
             return Problem("repetitive", f"{share:.2f} of its 3-grams are repeated")
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, groupby, islice
+from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
@@ -16,7 +16,7 @@ from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.derived import derive_documents, read_rows_of
+from ml_filter.documents.derived import Beside, derive_documents, read_rows_of
 from ml_filter.documents.dropping import KeptAndDropped, drop_documents
 from ml_filter.documents.lineage import criteria_of
 from ml_filter.documents.manifest import Manifest, Parent
@@ -25,7 +25,6 @@ from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.instruct.stages import SharedBudget
 from ml_filter.downstream.instruct.triples import DROPPED_SCHEMA
-from ml_filter.errors import InputError
 
 RATED = "rated"
 
@@ -83,7 +82,7 @@ def _keep_rated(triples: Manifest, scores: Manifest, min_rating: float | None, o
     columns = {c.name: "rating" if len(criteria) == 1 else f"rating_{c.name}" for c in criteria}
     source = SourceConfig(paths=[triples.root])
     shards, _ = list_shards(source)
-    ratings = _Ratings(scores, shards)
+    ratings = Beside(_ratings(scores), shards, scores.root)
     parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in (triples, scores)]
 
     def divide(shard: InputShard, offset: int, table: pa.Table) -> KeptAndDropped:
@@ -106,31 +105,8 @@ def _keep_rated(triples: Manifest, scores: Manifest, min_rating: float | None, o
         return out.manifest or drop_documents(out, shards, source, divide, DROPPED_SCHEMA, "Keeping rated instructions")
 
 
-class _Ratings:
-    """Reads the ratings of instructions, which are in their order: each has a score of every criterion or null.
-
-    Args:
-        scores: of the aggregated votes.
-        shards: those of the instructions; some may be skipped.
-    """
-
-    def __init__(self, scores: Manifest, shards: Sequence[InputShard]) -> None:
-        rows = read_rows_of(scores, ["document_id", "criterion", "score"])
-        self._root, self._by_instruction = scores.root, groupby(rows, itemgetter("document_id"))
-        ends = accumulate(shard.rows or 0 for shard in shards)
-        self._starts = {shard.name: end - (shard.rows or 0) for shard, end in zip(shards, ends, strict=True)}
-        self._position = 0
-
-    def read(self, shard: InputShard, offset: int, ids: Sequence[str]) -> list[dict[str, float | None]]:
-        """By criterion: the scores of the instructions of a table, which begins at `offset` of the shard.
-
-        Raises:
-            InputError: the ratings are not those of these instructions.
-        """
-        start = self._starts[shard.name] + offset
-        following = islice(self._by_instruction, start - self._position, start - self._position + len(ids))
-        rated = {rated_id: {row["criterion"]: row["score"] for row in rows} for rated_id, rows in following}
-        if list(rated) != list(ids):
-            raise InputError(f"the ratings in {self._root} are not in the order of the instructions that they rate")
-        self._position = start + len(ids)
-        return list(rated.values())
+def _ratings(scores: Manifest) -> Iterator[tuple[str, dict[str, float | None]]]:
+    """The id of each instruction and its scores by criterion; null if all votes on it failed."""
+    rows = read_rows_of(scores, ["document_id", "criterion", "score"])
+    for triple_id, of_triple in groupby(rows, itemgetter("document_id")):
+        yield triple_id, {row["criterion"]: row["score"] for row in of_triple}

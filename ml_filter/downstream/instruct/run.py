@@ -1,7 +1,8 @@
 """The chain from documents to instruction data: every stage is a directory, and a killed run continues in the last one.
 
     chunks -> written -> triples-0 -> [evolving-1 -> evolved-1 -> triples-1 -> ...] -> deduplicated -> decontaminated
-        -> ratings, scores -> rated -> [answers -> pairs -> verdicts -> preferences] -> data sets, report
+        -> ratings, scores -> rated -> [answers, checked and decontaminated -> pairs -> verdicts -> preferences]
+        -> data sets, report
 
 The stages share a directory of ledgers and a budget. Cheap checks come before anything is paid for a rating. A stage
 without instructions is skipped, so that every run ends with a report.
@@ -117,9 +118,7 @@ def rate_instructions(
 
 def prefer(triples: Manifest, config: InstructConfig, output: str, settings: Settings | None = None) -> Manifest:
     """Preference pairs, as `config.prefer` says, which must be set."""
-    assert config.prefer is not None
-    budget = SharedBudget(config.budget_tokens)
-    return prefer_answers(triples, config.prefer, output, settings, budget=budget, ledgers=_ledgers(output))
+    return prefer_answers(triples, config, output, settings, ledgers=_ledgers(output))
 
 
 def _ledgers(output: str) -> str:

@@ -72,9 +72,8 @@ def collect_triples(generated: Manifest, config: CheckConfig, output: str | Path
     def divide(shard: InputShard, offset: int, table: pa.Table) -> KeptAndDropped:
         kept, origins, dropped = [], [], []
         for position, row in enumerate(table.to_pylist()):
-            if row["generation_status"] != GENERATED:
-                reason = f"generation_{row['generation_error']}"
-                dropped.append({"id": row["id"], "reason": reason, "detail": row["generation_reason"]})
+            if (failure := failure_of(row)) is not None:
+                dropped.append(failure)
                 continue
             for triple_id, triple in _triples_in(row):
                 problem = checks.problem(triple, _passage_of(row), _parent_of(row))
@@ -91,6 +90,17 @@ def collect_triples(generated: Manifest, config: CheckConfig, output: str | Path
 
     with OutputDirectory(output, TRIPLES, {"check": config.model_dump(mode="json")}, parents) as out:
         return out.manifest or drop_documents(out, shards, source, divide, DROPPED_SCHEMA, "Checking instructions")
+
+
+def failure_of(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A row of DROPPED_SCHEMA if the answer of an LLM failed."""
+    if row["generation_status"] == GENERATED:
+        return None
+    return {
+        "id": row["id"],
+        "reason": f"generation_{row['generation_error']}",
+        "detail": row["generation_reason"],
+    }
 
 
 def _triples_in(row: dict[str, Any]) -> Iterator[tuple[str, Triple]]:

@@ -45,7 +45,7 @@ def answer_to(question: str, temperature: float = 0.0) -> str:
         better = len(set(first.split())) - len(set(second.split()))
         return json.dumps({"reason": "It says more.", "winner": "A" if better > 0 else "B" if better < 0 else "tie"})
     if '"answer"' in question:
-        short = "It keeps the water."
+        short = "It keeps all of the water."
         return json.dumps({"answer": short if temperature else f"{short} The roots reach the gravel below."})
     return json.dumps(evolved(question, material[1]))
 

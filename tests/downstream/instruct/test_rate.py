@@ -72,5 +72,5 @@ def test_ratings_of_other_instructions_are_an_error(serve, tmp_path, monkeypatch
     asked = {"endpoints": [serve(judge).url], "model": "m", "max_retries": 0, "max_failed_share": 1}
     jury = [AnnotateConfig.model_validate({**asked, "prompts": ["instruction_quality"]})]
     monkeypatch.setattr(rate, "_to_rate", lambda triple: [(f"{triple['id']} again", triple["text"])])
-    with pytest.raises(InputError, match="are not in the order of the instructions that they rate"):
+    with pytest.raises(InputError, match="are not in the order of those that they belong to"):
         rate_triples(triples, jury, AggregateConfig(), 3, str(tmp_path), SETTINGS)

@@ -154,6 +154,51 @@ def test_preference_pairs_keep_only_what_is_preferred_in_both_orders(serve, tmp_
     assert (header["license"], header["license_name"]) == ("other", "documents-odc-by-generated-unknown")
 
 
+def test_answers_pass_the_checks_of_outputs_and_are_decontaminated_before_they_are_compared(serve, tmp_path, pages):
+    gold = "The famous flower of these meadows opens every morning before the bees of the valley wake up."
+    (tmp_path / "gold.jsonl").write_text(json.dumps({"text": gold}) + "\n")
+    answers = {
+        "Ferns": json.dumps({"answer": "I'm sorry, but I cannot say where they grow."}),
+        "Lilies": json.dumps({"answer": f"In meadows. {gold}"}),
+        "Thistles": "In pastures, I guess.",
+        "Orchids": json.dumps({"answer": "In damp forests, with more water than elsewhere in the valley, and shade."}),
+    }
+
+    def careless(request):
+        question = request.body["messages"][-1]["content"]
+        return chat(next(answer for plant, answer in answers.items() if plant in question))
+
+    server, other = serve(sensible), serve(careless)
+    answerers = [asked(server), asked(other, model="n", max_failed_share=1)]
+    config = configured(
+        server,
+        prefer={"answerers": answerers, "judge": asked(server)},
+        evolve={"generations": 0},
+        decontaminate={"against": [{"paths": [str(tmp_path / "gold.jsonl")]}]},
+    )
+    run = make_instructions(pages, config, str(tmp_path / "out"), SETTINGS)
+    report = read_report(run.report)
+    checked = [stage for stage in report.stages if stage.name == "checked-answers"]
+    assert [stage.rows for stage in checked] == [4, 2]
+    assert checked[1].dropped == {"refusal": 1, "generation_unparsable_json": 1}
+    assert [sum(s.dropped.values()) for s in report.stages if s.name == "decontaminated-answers"] == [0, 1]
+    assert "I'm sorry, but I cannot say" in next(e.output for e in report.dropped if e.stage == "checked-answers")
+    [row] = rows_of(run.published, "preferences")
+    assert "Orchids" in row["prompt"][0]["content"]
+    assert sum('"winner"' in str(request.body) for request in server.requests) == 2
+
+
+def test_answers_that_are_all_dropped_are_in_the_report(serve, tmp_path, pages):
+    server = serve(sensible)
+    refusing = serve(lambda request: chat(json.dumps({"answer": "I'm sorry, I cannot help you with plants."})))
+    prefer = {"answerers": [asked(refusing), asked(refusing, temperature=1)], "judge": asked(server)}
+    config = configured(server, prefer=prefer, evolve={"generations": 0})
+    report = read_report(make_instructions(pages, config, str(tmp_path / "out"), SETTINGS).report)
+    assert report.preferences == 0
+    assert [s.dropped for s in report.stages if s.name == "checked-answers"] == [{"refusal": 4}] * 2
+    assert report.prompt_tokens == 10 * (len(server.requests) + len(refusing.requests))
+
+
 def test_the_data_sets_are_uploaded_and_load_by_their_names(serve, tmp_path, pages, hub):
     from datasets import load_dataset
 
