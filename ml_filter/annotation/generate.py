@@ -143,11 +143,37 @@ def load_generation_prompt(name_or_file: str, like: Sequence[str] = ()) -> Gener
     except ValidationError as error:
         raise ConfigError(f"prompt file {path}: {problems_in(error, 'prompt')}") from error
     known = {name: load_generation_prompt(name).fields for name in like}
-    if known and not any(set(fields) <= set(prompt.fields) for fields in known.values()):
+    if known and not any(_has_columns(prompt.fields, fields) for fields in known.values()):
         columns = (", ".join(f"{field.name}: {field.type}" for field in fields) for fields in known.values())
         needed = ", or of ".join(f"{name} ({text})" for name, text in zip(known, columns, strict=True))
         raise ConfigError(f"prompt file {path}: its schema must have the properties of the prompt {needed}")
     return prompt
+
+
+def require_same_columns(prompts: Sequence[GenerationPrompt]) -> None:
+    """Check that the answers to all prompts have the same columns.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    first = prompts[0]
+    for other in prompts:
+        if not (_has_columns(first.fields, other.fields) and _has_columns(other.fields, first.fields)):
+            raise ConfigError(f"the prompts {first.name} and {other.name} have different schemas")
+
+
+def _has_columns(given: pa.Schema, needed: pa.Schema) -> bool:
+    """Whether a schema has the columns of another, with whatever others and in whatever order."""
+    return _has_type(pa.struct(list(given)), pa.struct(list(needed)))
+
+
+def _has_type(given: pa.DataType, needed: pa.DataType) -> bool:
+    if pa.types.is_struct(given) and pa.types.is_struct(needed):
+        names = {field.name for field in given}
+        return all(field.name in names and _has_type(given.field(field.name).type, field.type) for field in needed)
+    if pa.types.is_list(given) and pa.types.is_list(needed):
+        return _has_type(given.value_type, needed.value_type)
+    return bool(given == needed)
 
 
 def generate(
@@ -198,8 +224,7 @@ class _GenerationTask(Task):
         self.prompts, self.by, self.annotator = prompts, by, annotator
         self.questions: Sequence[GenerationPrompt] = list(prompts.values())
         self.fields = self.questions[0].fields
-        if other := next((prompt for prompt in self.questions if prompt.fields != self.fields), None):
-            raise ConfigError(f"the prompts {self.questions[0].name} and {other.name} have different schemas")
+        require_same_columns(self.questions)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,7 +12,6 @@ from ml_filter.annotation.config import AnnotateConfig, AskConfig
 from ml_filter.config import Cli, Seed, StageConfig
 from ml_filter.prepare.config import ChunkConfig, DecontaminateConfig, DeduplicateConfig
 
-Evolution = Literal["constraints", "deepen", "concretize", "reasoning", "complicate_input", "breadth"]
 _ASKED = {
     "endpoints": "--endpoint",
     "model": "--model",
@@ -21,12 +21,18 @@ _ASKED = {
 
 
 class WriterConfig(AskConfig):
-    """How an LLM writes instructions, evolves or answers them. A failed answer only costs its instruction."""
+    """How an LLM writes instructions and evolves them. A failed answer only costs its instruction."""
 
     prompt: str = Field("instruct_write", description="name or file of the prompt that writes the instructions")
     max_failed_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="share of failed answers above which the command exits with code 1"
     )
+
+
+class AnswererConfig(WriterConfig):
+    """How an LLM answers instructions. A failed answer only costs its pairs."""
+
+    prompt: str = Field("instruct_answer", description="name or file of the prompt that answers an instruction")
 
 
 class PassageConfig(ChunkConfig):
@@ -62,6 +68,16 @@ class CheckConfig(StageConfig):
         [], description="regular expressions; an instruction or output that matches is dropped, as refusals always are"
     )
 
+    @field_validator("keywords")
+    @classmethod
+    def _are_expressions(cls, keywords: list[str]) -> list[str]:
+        for keyword in keywords:
+            try:
+                re.compile(keyword)
+            except re.error as error:
+                raise ValueError(f"{keyword!r} is not a regular expression: {error}") from error
+        return keywords
+
 
 class EvolveConfig(StageConfig):
     """How instructions are evolved, as in Evol-Instruct (arXiv 2304.12244)."""
@@ -70,10 +86,16 @@ class EvolveConfig(StageConfig):
     share: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of the instructions of a generation that are evolved, chosen by the seed"
     )
-    kinds: Annotated[list[Evolution], Field(min_length=1)] = Field(
-        ["constraints", "deepen", "concretize", "reasoning", "complicate_input", "breadth"],
-        description="in depth: more constraints, deeper, more concrete, more reasoning steps, a more complicated "
-        "input; in breadth: a new instruction about the same passage; the seed chooses one for each instruction",
+    prompts: Annotated[list[str], Field(min_length=1)] = Field(
+        [
+            "instruct_evolve_constraints",
+            "instruct_evolve_deepen",
+            "instruct_evolve_concretize",
+            "instruct_evolve_reasoning",
+            "instruct_evolve_complicate_input",
+            "instruct_evolve_breadth",
+        ],
+        description="names or files of the prompts that evolve; the seed chooses one for each instruction",
     )
     seed: Seed = Field(0, description="seed of the choices")
 
@@ -81,7 +103,7 @@ class EvolveConfig(StageConfig):
 class PreferConfig(StageConfig):
     """How preference pairs are made: several answers to an instruction, compared by a judge in both orders."""
 
-    answerers: Annotated[list[WriterConfig], Field(min_length=1)] = Field(
+    answerers: Annotated[list[AnswererConfig], Field(min_length=1)] = Field(
         description="models or temperatures that answer; with one, its answer is compared with the output"
     )
     judge: AskConfig = Field(AskConfig(), description="LLM that compares two answers")

@@ -23,7 +23,7 @@ from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, read_tables
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.instruct.checks import Checks, Triple
-from ml_filter.downstream.instruct.config import CheckConfig, InstructConfig, PreferConfig
+from ml_filter.downstream.instruct.config import AnswererConfig, CheckConfig, InstructConfig, PreferConfig
 from ml_filter.downstream.instruct.stages import SharedBudget
 from ml_filter.downstream.instruct.triples import DROPPED_SCHEMA, failure_of
 from ml_filter.errors import InputError
@@ -106,10 +106,10 @@ class _Contest:
         judge = budget.share(self.prefer.judge, pairs)
         return judge_pairs(pairs, self.prefer.prompt, judge, self.output, self.settings, ledgers=self.ledgers)
 
-    def _answers(self, triples: Manifest, tasks: Manifest, answerer: AskConfig) -> Manifest:
+    def _answers(self, triples: Manifest, tasks: Manifest, answerer: AnswererConfig) -> Manifest:
         """The instructions with the answers of an answerer as their outputs, without those that are dropped."""
         source, place = SourceConfig(paths=[tasks.root]), f"{self.output}/answers-{{digest}}"
-        answers = generate(source, "instruct_answer", answerer, place, self.settings, ledgers=self.ledgers)
+        answers = generate(source, answerer.prompt, answerer, place, self.settings, ledgers=self.ledgers)
         checked = _check_answers(triples, answers, self.config.check, f"{self.output}/checked-answers-{{digest}}")
         if self.config.decontaminate is None or not checked.rows:
             return checked

@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ml_filter.annotation.generate import generate, load_generation_prompt
+from ml_filter.annotation.prompts import load_prompt
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
 from ml_filter.downstream.instruct.config import InstructConfig
-from ml_filter.downstream.instruct.evolve import evolve_triples
+from ml_filter.downstream.instruct.evolve import evolve_triples, load_evolutions
 from ml_filter.downstream.instruct.prefer import prefer_answers
 from ml_filter.downstream.instruct.publish import publish_instructions
 from ml_filter.downstream.instruct.rate import rate_triples
@@ -59,12 +60,28 @@ def make_instructions(
 def write_instructions(
     chunks: Manifest, config: InstructConfig, output: str, settings: Settings | None = None
 ) -> Manifest:
-    """The instructions that the writer makes from passages, without those that fail a check."""
+    """The instructions that the writer makes from passages, without those that fail a check.
+
+    Raises:
+        ConfigError: a prompt of any stage is wrong, before anything is paid for.
+    """
     prompt = load_generation_prompt(config.write.prompt, like=["instruct_write", "instruct_for_passage"])
+    _check_later_prompts(config)
     writer = SharedBudget(config.budget_tokens).share(config.write, chunks)
     source = SourceConfig(paths=[chunks.root])
     written = generate(source, prompt, writer, f"{output}/written-{{digest}}", settings, ledgers=_ledgers(output))
     return collect_triples(written, config.check, f"{output}/triples-0-{{digest}}")
+
+
+def _check_later_prompts(config: InstructConfig) -> None:
+    load_evolutions(config.evolve)
+    for judge in config.jury:
+        for name in judge.prompts:
+            load_prompt(name)
+    if config.prefer is not None:
+        load_generation_prompt(config.prefer.prompt, like=["compare_answers"])
+        for answerer in config.prefer.answerers:
+            load_generation_prompt(answerer.prompt, like=["instruct_answer"])
 
 
 def evolve_instructions(

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from ml_filter.annotation.prompt_files import GENERATION
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.downstream.instruct.config import InstructConfig
@@ -17,6 +18,7 @@ from ml_filter.errors import ConfigError, TooManyFailures
 from tests.annotation.misbehaving import chat
 from tests.downstream.instruct.author import PAGES, sensible
 
+EVOLUTIONS = [f"instruct_evolve_{way}" for way in ("constraints", "deepen", "breadth")]
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 
 
@@ -32,7 +34,7 @@ def asked(server, **changes) -> dict:
 
 
 def configured(server, **changes) -> InstructConfig:
-    fields = {"write": asked(server), "evolve": {"kinds": ["constraints", "deepen", "breadth"]}}
+    fields = {"write": asked(server), "evolve": {"prompts": EVOLUTIONS}}
     return InstructConfig.model_validate({**fields, "publish": {"validation_share": 0.3}, **changes})
 
 
@@ -216,12 +218,57 @@ def test_the_data_sets_are_uploaded_and_load_by_their_names(serve, tmp_path, pag
     ]
 
 
-def test_a_prompt_of_another_form_is_refused_before_anything_is_asked(serve, tmp_path, pages):
+def write_prompt(path: Path, shipped: str, **changes) -> str:
+    """A copy of a shipped prompt with other fields."""
+    fields = yaml.safe_load((GENERATION / f"{shipped}.yaml").read_text())
+    path.write_text(yaml.safe_dump({**fields, **changes}))
+    return str(path)
+
+
+def test_prompts_in_files_of_the_user_write_evolve_and_answer(serve, tmp_path, pages):
+    own = {
+        name: write_prompt(tmp_path / f"{name}.yaml", shipped, name=name, system=f"You are the {name}.")
+        for name, shipped in (
+            *(("author", "instruct_write"), ("editor", "instruct_evolve_constraints"), ("expert", "instruct_answer")),
+        )
+    }
     server = serve(sensible)
-    config = configured(server, write=asked(server, prompt="instruct_answer"))
-    with pytest.raises(ConfigError, match=r"must have the properties of the prompt instruct_write \(triples: list"):
+    config = configured(
+        server,
+        write=asked(server, prompt=own["author"]),
+        evolve={"prompts": [own["editor"]]},
+        prefer={"answerers": [asked(server, prompt=own["expert"])], "judge": asked(server)},
+    )
+    run = make_instructions(pages, config, str(tmp_path / "out"), SETTINGS)
+    assert {row["evolution"] for row in rows_of(run.published, "messages")} == {None, "editor"}
+    systems = Counter(request.body["messages"][0]["content"] for request in server.requests)
+    assert systems["You are the author."] == 4
+    assert systems["You are the editor."] == 8
+    assert systems["You are the expert."] == read_report(run.report).instructions
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"write": {"prompt": "instruct_answer"}}, r"the properties of the prompt instruct_write \(triples: list"),
+        ({"evolve": {"prompts": ["instruct_answer"]}}, "the properties of the prompt instruct_evolve_breadth"),
+        ({"evolve": {"prompts": EVOLUTIONS[:1] * 2}}, "two prompts have the name instruct_evolve_constraints"),
+        ({"judges": [{"prompts": ["nothing"]}]}, "unknown prompt 'nothing'"),
+        ({"prefer": {"answerers": [{}], "prompt": "instruct_answer"}}, "the properties of the prompt compare_answers"),
+        ({"prefer": {"answerers": [{"prompt": "no.yaml"}]}}, r"no\.yaml"),
+    ],
+)  # fmt: skip
+def test_a_wrong_prompt_of_any_stage_is_an_error_before_anything_is_asked(serve, tmp_path, pages, changes, says):
+    server = serve(sensible)
+    config = configured(server, **{**changes, "write": {**asked(server), **changes.get("write", {})}})
+    with pytest.raises(ConfigError, match=says):
         make_instructions(pages, config, str(tmp_path / "out"), SETTINGS)
     assert server.requests == []
+
+
+def test_a_keyword_that_is_no_regular_expression_is_an_error():
+    with pytest.raises(ValueError, match=r"'\(a' is not a regular expression"):
+        InstructConfig.model_validate({"check": {"keywords": ["(a"]}})
 
 
 def test_a_jury_is_aggregated_and_evaluation_texts_are_kept_out(serve, tmp_path, pages):
