@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_filter.downstream.tuning.base import Base, quiet_libraries
 from ml_filter.downstream.tuning.config import TuneConfig
-from ml_filter.downstream.tuning.result import ADAPTER_DIRECTORY, GGUF_NAME, MODEL_DIRECTORY
+from ml_filter.downstream.tuning.result import ADAPTER_DIRECTORY, MODEL_DIRECTORY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,14 +20,12 @@ _ADAPTER_CONFIG = "adapter_config.json"
 def export_model(
     base: Base, tokenizer: PreTrainedTokenizerBase, config: TuneConfig, checkpoint: Path, target: Path
 ) -> None:
-    """Write `model/` in the base's number type; of an adapter also `adapter/`, and `model.gguf` for the embedded base.
+    """Write `model/` in the base's number type, and of an adapter also `adapter/`.
 
     An adapter is merged into the base in full precision, also that of QLoRA.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from ml_filter.downstream.tuning.gguf import write_gguf
 
     dtype = AutoConfig.from_pretrained(base.directory).dtype or torch.float32
     with quiet_libraries():
@@ -44,8 +42,17 @@ def export_model(
         model.config.use_cache = True  # not while training
         model.save_pretrained(target / MODEL_DIRECTORY)
         tokenizer.save_pretrained(target / MODEL_DIRECTORY)
-    if config.gguf and base.gguf is not None:
-        write_gguf(base.gguf, model.state_dict(), tokenizer, target / GGUF_NAME)
+
+
+def export_gguf(like: Path, model: Path, target: Path) -> None:
+    """Write the model in a directory of transformers as a GGUF file with the metadata of another one."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ml_filter.downstream.tuning.gguf import write_gguf
+
+    with quiet_libraries():
+        weights = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True).state_dict()
+        write_gguf(like, weights, AutoTokenizer.from_pretrained(model), target)
 
 
 def _copy_adapter(base: Base, checkpoint: Path, target: Path) -> None:

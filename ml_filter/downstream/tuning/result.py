@@ -39,7 +39,8 @@ class TuningResult(BaseModel):
     `figures` compare the tuned model with its base on the held-out conversations: for sft `base_loss`, `loss`,
     `loss_change` and perplexities, per token of the answers; for dpo the loss of DPO, `accuracy` and `margin`.
     `source` says how the data was read. `history` has the curves. `cpu_seconds` counts all processes that worked on the
-    model, up to their last checkpoints. `files` has the SHA-256 of every other file.
+    model, up to their last checkpoints. `files` has the SHA-256 of every other file. `config_digest` is of all that the
+    weights depend on.
     """
 
     config_digest: str
@@ -131,3 +132,8 @@ def public_path(path: str) -> str:
 def public_settings(config: TuneConfig) -> dict[str, Any]:
     """The settings that the result depends on."""
     return config.model_dump(mode="json", exclude={"push", "private"})
+
+
+def training_settings(config: TuneConfig) -> dict[str, Any]:
+    """The settings that the weights depend on."""
+    return config.model_dump(mode="json", exclude={"push", "private", "license", "gguf", "log_steps"})

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ml_filter.annotation.embedded import embedded_endpoint, embedded_name
 from ml_filter.config import Settings
 from ml_filter.downstream.tuning.chat import set_template
-from ml_filter.downstream.tuning.gguf import write_gguf
+from ml_filter.downstream.tuning.export import export_gguf
 from ml_filter.errors import EndpointError
 from tests.downstream.tuning.tiny import write_tiny_gguf
 
@@ -23,7 +23,9 @@ def written(tiny_base, tmp_path):
     with torch.no_grad():
         model.model.embed_tokens.weight *= 4  # so that no two tokens are nearly as likely
     write_tiny_gguf(tiny_base, tmp_path / "base.gguf")
-    write_gguf(tmp_path / "base.gguf", model.state_dict(), tokenizer, tmp_path / "model.gguf")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    export_gguf(tmp_path / "base.gguf", tmp_path / "model", tmp_path / "model.gguf")
     return tmp_path / "model.gguf", model, tokenizer
 
 

@@ -112,6 +112,16 @@ def test_sft_lowers_the_held_out_loss_and_writes_adapter_model_pages_and_lineage
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert main([*command, "--license", "mit"]) == 0
+    changed = {path.name for path, written in before.items() if path.is_file() and path.stat().st_mtime_ns != written}
+    assert changed == {"README.md", "report.html", "tuning.json"}, "a corrected license does not train again"
+    assert "license: mit" in (output / "README.md").read_text()
+    assert read_tuned(output).result == model.result.model_copy(
+        update={
+            "config": model.result.config.model_copy(update={"license": "mit"}),
+            "files": {name: digest for name, digest in file_digests(output).items() if name != "tuning.json"},
+        }
+    )
     assert main([*command, "--seed", "1"]) == 2
     assert "already has a model with other data or settings" in capsys.readouterr().err
 
