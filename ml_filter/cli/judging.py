@@ -16,7 +16,7 @@ from ml_filter.downstream.judging.config import JudgeConfig
     "ml-filter judge runs/tuned --endpoint http://localhost:8000/v1 --model MODEL --output runs/judgement",
     "ml-filter judge runs/tuned --tuned-endpoint http://a:8000/v1 --tuned-model tuned --base-endpoint http://b:8000/v1 "
     "--base-model base --endpoint http://c:8000/v1 --model MODEL --output runs/judgement",
-    "ml-filter judge runs/tuned --lm-eval-tasks ifeval --output runs/judgement",
+    "ml-filter judge runs/tuned --lm-eval-tasks ifeval --multiple-choice quiz.jsonl --output runs/judgement",
 )
 def judge(
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Directory made by tune", show_default=False)],
@@ -42,7 +42,6 @@ def judge(
         ("wins of the first position", comparison.won_first.text),
         ("wins of the longer answer", comparison.won_longer.text),
         *((name.replace("_", " "), figure.text) for name, figure in judgement.figures.items()),
-        *((name, f"{base:.3f}, tuned {tuned:.3f}") for name, (base, tuned) in judgement.lm_eval.items()),
     ]
     show_figures("tuned model against its base", ["", "figure"], rows)
     for line in (f"{judgement.verdict}: {judgement.reason}", *(f"warning: {text}" for text in judgement.warnings)):

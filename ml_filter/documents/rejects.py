@@ -21,7 +21,7 @@ class RejectsLog:
 
     Reasons: `truncated`, `unreadable`, `invalid_utf8`, `invalid_json`, `invalid_csv`, `missing_text`, `empty_text`,
     `text_too_long`, `http_status`, `no_main_text`, `extraction_timeout`, `extraction_failed`, `encrypted`,
-    `duplicate_id`; in tuning `not_a_conversation`, `too_long`.
+    `duplicate_id`; in tuning `not_a_conversation`, `too_long`; in multiple choice `not_a_question`.
 
     Args:
         path: a local file; None: rejects are only counted.

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ml_filter.config import Cli, Seed, StageConfig
 from ml_filter.documents.config import SourceConfig
+from ml_filter.downstream.benchmarks.config import BenchmarkConfig
 
 FILTERED, RANDOM, REJECTED, SHUFFLED = "filtered", "random", "rejected", "shuffled"
 ARMS = (FILTERED, RANDOM, REJECTED, SHUFFLED)
@@ -54,7 +55,7 @@ class TrainingConfig(StageConfig):
         return self
 
 
-class AblateConfig(StageConfig):
+class AblateConfig(BenchmarkConfig):
     """Whether a model learns more from what a filter keeps than from as many random documents of the same corpus."""
 
     gold: Annotated[
@@ -93,16 +94,12 @@ class AblateConfig(StageConfig):
     pilot: str | None = Field(
         None, description="directory of an earlier ablation, whose variance states the power (default: a measured one)"
     )
-    lm_eval_tasks: Annotated[list[str], Cli(comma_separated=True)] = Field(
-        [], description="tasks of lm-eval to run on every model, such as hellaswag (needs the extra proof)"
-    )
-    lm_eval_directory: str | None = Field(None, description="directory with further tasks of lm-eval")
 
     @property
     def of_arms(self) -> dict[str, Any]:
         """The settings that the models and their bits depend on; the others say how and where, or are of the report."""
         training = {"workers": True, "device": True, "checkpoint_steps": True}
-        of_report = dict.fromkeys(("confidence", "resamples", "pilot", "lm_eval_tasks", "lm_eval_directory"), True)
+        of_report = dict.fromkeys(("confidence", "resamples", "pilot", *BenchmarkConfig.model_fields), True)
         return self.model_dump(mode="json", exclude={**of_report, "training": training})
 
     @model_validator(mode="after")

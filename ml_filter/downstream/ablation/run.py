@@ -14,7 +14,7 @@ import numpy as np
 
 from ml_filter.documents.manifest import Manifest, Parent, read_manifest
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.downstream.ablation.benchmarks import figures_by_model, run_tasks
+from ml_filter.downstream.ablation.benchmarks import figures_of, measure_model
 from ml_filter.downstream.ablation.config import AblateConfig
 from ml_filter.downstream.ablation.corpora import heads_of, read_filtered
 from ml_filter.downstream.ablation.report import ablation_page
@@ -34,7 +34,7 @@ from ml_filter.downstream.ablation.result import (
 from ml_filter.downstream.ablation.targets import HIGH
 from ml_filter.downstream.ablation.trained import train_arms
 from ml_filter.downstream.ablation.training import TrainedModel
-from ml_filter.downstream.benchmarks import check_tasks
+from ml_filter.downstream.benchmarks.measure import Benchmarks
 
 
 def ablate_filter(filtered: str, config: AblateConfig, output: str) -> tuple[Ablation, Manifest]:
@@ -51,16 +51,17 @@ def ablate_filter(filtered: str, config: AblateConfig, output: str) -> tuple[Abl
         ConfigError: `arm_tokens` is more than an arm has, the device is not available, or an extra is missing.
     """
     kept, _ = read_filtered(filtered)
-    if config.lm_eval_tasks:
-        check_tasks(config.lm_eval_tasks, config.lm_eval_directory)
+    benchmarks = Benchmarks(config) if config.has_benchmarks else None
     pilots = [] if config.pilot is None else [read_manifest(config.pilot, "ablation")]
     arms = train_arms(filtered, config, f"{output}/arms-{{digest}}")
     inputs = [arms, *pilots]
     trained, models = read_arms(arms)
     tasks: dict[str, dict[str, float]] = {}
-    if config.lm_eval_tasks:
-        inputs.append(run_tasks(arms, trained.models, config, f"{output}/lm-eval-{{digest}}"))
-        tasks = figures_by_model(inputs[-1])
+    if benchmarks is not None:
+        for name in trained.models:
+            place = f"{output}/lm-eval-{{digest}}"
+            inputs.append(measure_model(benchmarks, arms, name, place, config.training.device))
+            tasks[name] = figures_of(inputs[-1])
     settings = {"confidence": config.confidence, "resamples": config.resamples}
     parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in inputs]
     with OutputDirectory(f"{output}/ablation-{{digest}}", "ablation", settings, parents) as out:
@@ -71,7 +72,7 @@ def ablate_filter(filtered: str, config: AblateConfig, output: str) -> tuple[Abl
         ablation = Ablation(
             verdict=verdict,
             reason=reason,
-            warnings=warnings,
+            warnings=warnings + (benchmarks.warnings if benchmarks is not None else []),
             heads=heads_of(kept),
             power=power_of(len(trained.sizes[HIGH]), config),
             spread=spread_between(models, trained.sizes),

@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from ml_filter.annotation.config import AskConfig, EndpointConfig
-from ml_filter.config import Cli, Seed, StageConfig
+from ml_filter.config import Cli, Seed
+from ml_filter.downstream.benchmarks.config import BenchmarkConfig
 
 _JUDGE = {
     "endpoints": "--endpoint",
@@ -29,7 +30,7 @@ class ContestantConfig(AskConfig):
     )
 
 
-class JudgeConfig(StageConfig):
+class JudgeConfig(BenchmarkConfig):
     """How a tuned model is compared with its base."""
 
     size: Annotated[int, Field(ge=1)] = Field(200, description="maximum number of held-out tasks")
@@ -56,8 +57,4 @@ class JudgeConfig(StageConfig):
     min_pairs: Annotated[int, Field(ge=10)] = Field(30, description="minimum number of judged pairs for a verdict")
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="confidence of the intervals")
     rouge: bool = Field(True, description="measure ROUGE against the held-out answers; for languages in Latin script")
-    lm_eval_tasks: list[str] = Field([], description="tasks of lm-eval for both models, such as ifeval (extra proof)")
-    lm_eval_directory: str | None = Field(
-        None, description="directory of your own lm-eval tasks as YAML, such as multiple choice on a JSON lines file"
-    )
     examples: Annotated[int, Field(ge=0)] = Field(5, description="pairs of answers shown on the page")

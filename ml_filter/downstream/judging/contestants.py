@@ -47,12 +47,22 @@ def base_settings(tuned: TunedModel, config: ContestantConfig, settings: Setting
     """
     if config.endpoints:
         return settings
-    base = find_base(tuned.result.config.base, settings)
-    if base.digest != tuned.result.base.digest:
-        raise InputError(f"the base {base.name} is not the one that {tuned.root} was tuned from; tune again")
+    base = unchanged_base(tuned, settings)
     if base.gguf is None:
         raise ConfigError("the base is not the embedded model: serve it, and set --base-endpoint and --base-model")
     return _embedded(settings, _as_float16(base, tuned.result.config, settings))
+
+
+def unchanged_base(tuned: TunedModel, settings: Settings) -> Base:
+    """The base of a tuned model on this machine.
+
+    Raises:
+        InputError: it has changed since the tuning.
+    """
+    base = find_base(tuned.result.config.base, settings)
+    if base.digest != tuned.result.base.digest:
+        raise InputError(f"the base {base.name} is not the one that {tuned.root} was tuned from; tune again")
+    return base
 
 
 def _embedded(settings: Settings, file: Path) -> Settings:

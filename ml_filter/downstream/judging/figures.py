@@ -15,12 +15,14 @@ from ml_filter.statistics.intervals import (
     Array,
     Figure,
     Resampling,
+    divide,
     exact_interval,
     mean_figure,
     resampled_figures,
     too_few,
 )
 
+MODELS = ("base", "tuned")
 SAME = "same"
 WORTH = {"second": 1.0, "first": 0.0, "tie": 0.5, "inconsistent": 0.5, SAME: 0.5}
 """What a verdict counts for the tuned model, the second of a pair. A win in only one order counts as a tie, as in
@@ -73,6 +75,18 @@ def compare(pairs: Sequence[JudgedPair], won_a: int, won_b: int, resampling: Res
         won_first=_share(won_a, won_a + won_b, resampling),
         won_longer=_share(longer, len(decided), resampling),
     )
+
+
+def paired_figures(values: Sequence[tuple[float, float]], resampling: Resampling) -> dict[str, Figure]:
+    """The means `base` and `tuned` of a measure of both models on the same tasks, and their `change`."""
+    rows = np.array(values, np.float64)
+    shares = dict.fromkeys(("base", "tuned"), len(rows)) if np.isin(rows, (0, 1)).all() else None
+    return resampled_figures(rows, _means, resampling, shares)
+
+
+def _means(rows: Array, weights: Array) -> dict[str, Array]:
+    base, tuned = (divide(weights @ rows[:, side], weights.sum(axis=1)) for side in range(2))
+    return {"base": base, "tuned": tuned, "change": tuned - base}
 
 
 def verdict_of(comparison: Comparison, min_consistency: float, min_pairs: int) -> tuple[str, str]:

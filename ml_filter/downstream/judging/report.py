@@ -40,7 +40,5 @@ def judgement_record(judgement: Judgement) -> RunRecord:
     }
     record = RunRecord(pages={REPORT_NAME: judgement_page(judgement)})
     record.metrics = {name: figure.value for name, figure in figures.items() if figure.value is not None}
-    for name, (base, tuned) in judgement.lm_eval.items():
-        record.metrics |= {f"base_{name}": base, f"tuned_{name}": tuned}
     record.parameters = {"verdict": judgement.verdict, "reason": judgement.reason, "judge": judgement.judge}
     return record

@@ -30,8 +30,8 @@ class Judgement(BaseModel):
     Attributes:
         verdict: `better`, `worse`, `no difference shown` or `no verdict`; `reason` says why.
         figures: `base_*`, `tuned_*` and `change_*` of rating, rouge1, rouge2, rougeL and characters of the answers, on
-            the same tasks; and the held-out figures of the tuning.
-        lm_eval: by task and metric, the figures of the base and of the tuned model.
+            the same tasks, and of lm-eval's figures, such as `change_hellaswag/acc`; and the held-out figures of the
+            tuning.
         failed: tasks without an answer, by model.
         answer_tokens: of the answers of both models.
         usd: what the judge cost; None without prices.
@@ -48,7 +48,6 @@ class Judgement(BaseModel):
     cut_off: dict[str, int]
     comparison: Comparison
     figures: dict[str, Figure]
-    lm_eval: dict[str, tuple[float, float]] = {}
     judge_tokens: int
     answer_tokens: int
     usd: float | None

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ml_filter.annotation.annotate import annotate_documents
@@ -25,23 +24,21 @@ from ml_filter.documents.derived import derive_documents, read_rows_of
 from ml_filter.documents.lineage import find_source_manifest
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.downstream.benchmarks import check_tasks, task_figures
+from ml_filter.downstream.benchmarks.measure import Benchmarks
 from ml_filter.downstream.judging.answers import answer_tasks
+from ml_filter.downstream.judging.benchmarks import benchmark_figures, measure_both
 from ml_filter.downstream.judging.config import JudgeConfig
 from ml_filter.downstream.judging.contestants import base_settings, tuned_settings
-from ml_filter.downstream.judging.figures import SAME, JudgedPair, compare, verdict_of
+from ml_filter.downstream.judging.figures import MODELS, SAME, JudgedPair, compare, paired_figures, verdict_of
 from ml_filter.downstream.judging.references import rouge_scores
 from ml_filter.downstream.judging.report import judgement_page
 from ml_filter.downstream.judging.result import JUDGEMENT_NAME, REPORT_NAME, Example, Judgement, read_judgement
 from ml_filter.downstream.judging.tasks import held_out_tasks
-from ml_filter.downstream.tuning.base import find_base
-from ml_filter.downstream.tuning.result import MODEL_DIRECTORY, TunedModel, read_tuned
-from ml_filter.errors import ConfigError, InputError
-from ml_filter.location import Location
-from ml_filter.statistics.intervals import Array, Figure, Resampling, divide, resampled_figures
+from ml_filter.downstream.tuning.result import TunedModel, read_tuned
+from ml_filter.errors import InputError
+from ml_filter.statistics.intervals import Figure, Resampling
 
 _PAIRS = pa.schema([(name, pa.string()) for name in ("id", "task", "first", "second")])
-_MODELS = ("base", "tuned")
 _FAMILY = re.compile(r"[-_./: ]|\d")
 """What ends the family in the name of a model."""
 
@@ -66,9 +63,8 @@ def judge_tuned(
         TooManyFailures, EndpointError: see `generate`.
     """
     settings = settings or Settings()
-    if config.lm_eval_tasks:
-        check_tasks(config.lm_eval_tasks, config.lm_eval_directory)
     model = read_tuned(tuned) if isinstance(tuned, str) else tuned
+    benchmarks = Benchmarks(config) if config.has_benchmarks else None
     source = data or model.result.source
     ledgers = f"{output}/ledgers"
     tasks = held_out_tasks(source, model.result.config, config.size, config.seed, f"{output}/tasks-{{digest}}")
@@ -87,19 +83,23 @@ def judge_tuned(
         name: answer_tasks(tasks, weights[name], config.max_tokens, asked, place, own, ledgers)
         for name, (asked, own) in places.items()
     }
-    pairs = _pairs(tasks, [answers[name] for name in _MODELS], f"{output}/pairs-{{digest}}")
+    pairs = _pairs(tasks, [answers[name] for name in MODELS], f"{output}/pairs-{{digest}}")
     stages = {"tasks": tasks, **answers, "pairs": pairs}
     if pairs.rows:
         stages["verdicts"] = judge_pairs(pairs, config.prompt, config.judge, output, settings, ledgers=ledgers)
         if config.rating_prompt is not None:
             stages["ratings"] = _rate(pairs, config.rating_prompt, config.judge, output, settings, ledgers)
+    if benchmarks is not None:
+        stages |= measure_both(model, benchmarks, f"{output}/lm-eval-{{digest}}", settings)
     parents = [model.parent, *(Parent(path=stage.root, digest=stage.digest) for stage in stages.values())]
-    fixed = config.model_dump(mode="json", exclude={"base", "tuned", "judge"})
+    prices = config.judge.model_dump(include={"usd_per_million_prompt_tokens", "usd_per_million_completion_tokens"})
+    fixed = {**config.model_dump(mode="json", exclude={"base", "tuned", "judge"}), "judge": prices}
     with OutputDirectory(f"{output}/judgement-{{digest}}", "judgement", fixed, parents) as out:
         if out.manifest:
             return read_judgement(out.manifest), out.manifest
         names = {name: annotator_name(asked, own) for name, (asked, own) in places.items()}
         judgement = _judgement(model, config, stages, names, annotator_name(config.judge, settings))
+        judgement.warnings += benchmarks.warnings if benchmarks is not None else []
         out.put_bytes(JUDGEMENT_NAME, (judgement.model_dump_json(indent=1) + "\n").encode())
         out.put_bytes(REPORT_NAME, judgement_page(judgement).encode())
         return judgement, out.finish([], {"tasks": judgement.tasks, **judgement.comparison.verdicts})
@@ -143,7 +143,7 @@ def _rate(pairs: Manifest, prompt: str, judge: AskConfig, output: str, settings:
 
 
 def _answers_to_rate(pair: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, side in zip(_MODELS, ("first", "second"), strict=True):
+    for name, side in zip(MODELS, ("first", "second"), strict=True):
         yield f"{pair['id']} {name}", f"Task:\n{pair['task']}\n\nAnswer:\n{pair[side]}"
 
 
@@ -167,14 +167,14 @@ def _judgement(
         base=model.result.base,
         judge=judge,
         tasks=stages["tasks"].rows,
-        failed={name: stages[name].counts["failed"] for name in _MODELS},
-        cut_off={name: stages[name].counts.get("cut_off", 0) for name in _MODELS},
+        failed={name: stages[name].counts["failed"] for name in MODELS},
+        cut_off={name: stages[name].counts.get("cut_off", 0) for name in MODELS},
         comparison=comparison,
         figures=_answer_figures(stages, config, resampling)
+        | benchmark_figures(stages, resampling)
         | {f"held_out_{name}": figure for name, figure in model.result.figures.items()},
-        lm_eval=_lm_eval(model, config),
         judge_tokens=prompt_tokens + completion_tokens,
-        answer_tokens=sum(sum(_tokens(stages[name])) for name in _MODELS),
+        answer_tokens=sum(sum(_tokens(stages[name])) for name in MODELS),
         usd=config.judge.usd(prompt_tokens, completion_tokens),
         examples=[
             Example(
@@ -194,7 +194,7 @@ def _judgement(
 def _answer_figures(stages: dict[str, Manifest], config: JudgeConfig, resampling: Resampling) -> dict[str, Figure]:
     """Base, tuned and change of each measure of an answer, paired over the tasks that both models answered."""
     measures: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    rows = zip(*(read_rows_of(stages[name], ["reference", "answer"]) for name in _MODELS), strict=True)
+    rows = zip(*(read_rows_of(stages[name], ["reference", "answer"]) for name in MODELS), strict=True)
     for base, tuned in rows:
         if base["answer"] is None or tuned["answer"] is None:
             continue
@@ -208,34 +208,13 @@ def _answer_figures(stages: dict[str, Manifest], config: JudgeConfig, resampling
             row["document_id"]: row["score"] for row in read_rows_of(stages["ratings"], ["document_id", "score"])
         }
         for row in read_rows_of(stages["pairs"], ["id"]):
-            base_rating, tuned_rating = (ratings.get(f"{row['id']} {name}") for name in _MODELS)
+            base_rating, tuned_rating = (ratings.get(f"{row['id']} {name}") for name in MODELS)
             if base_rating is not None and tuned_rating is not None:
                 measures["rating"].append((base_rating, tuned_rating))
     figures: dict[str, Figure] = {}
     for name, values in measures.items():
-        of_measure = resampled_figures(np.array(values, np.float64), _means, resampling)
-        figures |= {f"{model}_{name}": figure for model, figure in of_measure.items()}
+        figures |= {f"{side}_{name}": figure for side, figure in paired_figures(values, resampling).items()}
     return figures
-
-
-def _means(rows: Array, weights: Array) -> dict[str, Array]:
-    base, tuned = (divide(weights @ rows[:, side], weights.sum(axis=1)) for side in range(2))
-    return {"base": base, "tuned": tuned, "change": tuned - base}
-
-
-def _lm_eval(model: TunedModel, config: JudgeConfig) -> dict[str, tuple[float, float]]:
-    """The figures of both models on tasks of lm-eval."""
-    if not config.lm_eval_tasks:
-        return {}
-    base = find_base(model.result.config.base).directory
-    tuned = Location(model.root) / MODEL_DIRECTORY
-    if not tuned.is_local:
-        raise ConfigError(f"lm_eval_tasks: {model.root} is not on this machine; copy it here")
-    before, after = (
-        task_figures(directory, config.lm_eval_tasks, config.lm_eval_directory, is_chat=True)
-        for directory in (base, tuned.local)
-    )
-    return {name: (value, after[name]) for name, value in before.items() if name in after}
 
 
 def _warnings(models: Iterable[str], judge: str, stages: dict[str, Manifest]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """One model: what it is measured on, and that a killed training ends with the same model."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,10 +10,14 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from ml_filter.documents.manifest import Manifest
+from ml_filter.downstream.ablation.benchmarks import figures_of, measure_model
 from ml_filter.downstream.ablation.dial import Dial
 from ml_filter.downstream.ablation.model import build_model
 from ml_filter.downstream.ablation.targets import TargetText, read_targets, text_bits, write_targets
 from ml_filter.downstream.ablation.training import train_model
+from ml_filter.downstream.benchmarks.config import BenchmarkConfig
+from ml_filter.downstream.benchmarks.measure import Benchmarks, language_model_at
 from ml_filter.errors import InputError
 from tests.downstream.ablation.corpora import small_config, text_of, write_gold
 
@@ -99,13 +104,25 @@ def test_many_texts_give_a_figure_each_in_their_order(job):
     assert bits == pytest.approx(alone, rel=1e-5)
 
 
-def test_lm_eval_finds_the_same_bits_per_byte_in_the_saved_model(job):
-    from ml_filter.downstream.ablation.benchmarks import rolling_bits_per_byte
+@pytest.mark.filterwarnings("ignore")  # lm-eval's own warnings
+def test_lm_eval_finds_the_same_bits_per_byte_in_the_saved_model_and_runs_benchmarks_on_it(job, tmp_path):
+    from lm_eval.api.instance import Instance
 
     trained = train_model(job)
     texts = list(read_targets(job.targets["high"]))
     own = sum(trained.bits["high"]) / sum(text.bytes for text in texts)
-    assert rolling_bits_per_byte(job.model, texts) == pytest.approx(own, abs=1e-4)
+    requests = [Instance("loglikelihood_rolling", {}, (text.text,), number) for number, text in enumerate(texts)]
+    likelihoods = language_model_at(job.model, "cpu").loglikelihood_rolling(requests, disable_tqdm=True)
+    bits = -sum(likelihoods) / math.log(2)
+    assert bits / sum(text.bytes for text in texts) == pytest.approx(own, abs=1e-4)
+    choices = [[text_of("good", 300 + n, 4), text_of("bad", n, 4)] for n in range(4)]
+    rows = [{"question": text_of("good", n), "choices": pair, "answer": 0} for n, pair in enumerate(choices)]
+    (tmp_path / "goes_on.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmarks = Benchmarks(BenchmarkConfig(multiple_choice=[str(tmp_path / "goes_on.jsonl")]))
+    arms, place = Manifest(kind="ablation-arms", root=str(tmp_path)), str(tmp_path / "lm-eval-{digest}")
+    measured = measure_model(benchmarks, arms, job.name, place, "cpu")
+    assert figures_of(measured)["goes_on/acc"] == 1.0, "it was trained on this language"
+    assert measure_model(benchmarks, arms, job.name, place, "cpu") == measured
 
 
 def test_targets_are_the_gold_documents_with_high_and_low_scores_up_to_a_size(tmp_path):

@@ -33,8 +33,8 @@ def tuned(tmp_path) -> str:
     return write_tuned(tmp_path, SourceConfig(paths=[str(data)]))
 
 
-def write_tuned(tmp_path, source) -> str:
-    result = TuningResult(
+def write_tuned(tmp_path, source, **changes) -> str:
+    fields = dict(
         config_digest="0",
         config=TUNING,
         base=Parent(path="base", digest="0"),
@@ -48,7 +48,8 @@ def write_tuned(tmp_path, source) -> str:
         cpu_seconds=0,
         files={},
     )
-    (tmp_path / "tuned").mkdir()
+    result = TuningResult(**{**fields, **changes})
+    (tmp_path / "tuned").mkdir(exist_ok=True)
     (tmp_path / "tuned" / TUNING_NAME).write_bytes(result.to_json())
     return str(tmp_path / "tuned")
 

@@ -45,6 +45,22 @@ def write_tiny_base(directory: Path, texts: list[str]) -> None:
     LlamaForCausalLM(config).save_pretrained(directory)
 
 
+def write_noisy(base: Path, target: Path, seed: int) -> None:
+    """The base with noise on its weights and a chat template, as a tuning would leave it."""
+    from transformers import AutoTokenizer
+
+    from ml_filter.downstream.tuning.chat import set_template
+
+    model, tokenizer = LlamaForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    model.save_pretrained(target)
+    set_template(tokenizer, "chatml")
+    tokenizer.save_pretrained(target)
+
+
 def write_tiny_gguf(base: Path, target: Path) -> None:
     """Metadata and vocabulary of the base in GGUF, with weights of zeros."""
     import gguf
