@@ -134,6 +134,9 @@ class InstructConfig(StageConfig):
         PassageConfig,
         Cli(options={name: f"--{name.replace('_', '-')}" for name in ("chunk_tokens", "overlap_tokens")}),
     ] = Field(PassageConfig(), description="how documents are cut into passages")
+    size: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="number of passages to write about, drawn at random (default: all)"
+    )
     write: Annotated[WriterConfig, Cli(options=_ASKED)] = Field(WriterConfig(), description="who writes and evolves")
     check: Annotated[CheckConfig, Cli(options={"min_grounding": "--min-grounding"})] = Field(
         CheckConfig(), description="which instructions are dropped by rules"

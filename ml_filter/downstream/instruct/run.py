@@ -1,6 +1,6 @@
 """The chain from documents to instruction data: every stage is a directory, and a killed run continues in the last one.
 
-    chunks -> written -> triples-0 -> [evolving-1 -> evolved-1 -> triples-1 -> ...] -> deduplicated -> decontaminated
+    chunks [-> sample] -> written -> triples-0 -> [evolving-1 -> evolved-1 -> triples-1 -> ...] -> deduplicated -> decontaminated
         -> ratings, scores -> rated -> [answers, checked and decontaminated -> pairs -> verdicts -> preferences]
         -> data sets, report
 
@@ -26,8 +26,10 @@ from ml_filter.downstream.instruct.report import report_instructions
 from ml_filter.downstream.instruct.stages import SharedBudget
 from ml_filter.downstream.instruct.triples import collect_triples
 from ml_filter.prepare.chunks import chunk_documents
+from ml_filter.prepare.config import SampleConfig
 from ml_filter.prepare.decontaminate import decontaminate_documents
 from ml_filter.prepare.deduplicate import deduplicate_documents
+from ml_filter.prepare.sampling import sample_documents
 
 
 class InstructRun(NamedTuple):
@@ -67,8 +69,12 @@ def write_instructions(
     """
     prompt = load_generation_prompt(config.write.prompt, like=["instruct_write", "instruct_for_passage"])
     _check_later_prompts(config)
-    writer = SharedBudget(config.budget_tokens).share(config.write, chunks)
-    source = SourceConfig(paths=[chunks.root])
+    passages = chunks
+    if config.size is not None:
+        sample = SampleConfig(size=config.size)
+        passages = sample_documents(SourceConfig(paths=[chunks.root]), sample, f"{output}/sample-{{digest}}")
+    writer = SharedBudget(config.budget_tokens).share(config.write, passages)
+    source = SourceConfig(paths=[passages.root])
     written = generate(source, prompt, writer, f"{output}/written-{{digest}}", settings, ledgers=_ledgers(output))
     return collect_triples(written, config.check, f"{output}/triples-0-{{digest}}")
 

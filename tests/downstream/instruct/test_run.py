@@ -43,6 +43,15 @@ def rows_of(manifest, view: str) -> list[dict]:
     return [row for path in paths for row in pq.read_table(manifest.path_of(path)).to_pylist()]
 
 
+def test_only_as_many_passages_as_size_are_written_about(serve, tmp_path, pages):
+    server = serve(sensible)
+    run = make_instructions(
+        pages, configured(server, size=2, evolve={"generations": 0}), str(tmp_path / "out"), SETTINGS
+    )
+    rows = {stage.name: stage.rows for stage in read_report(run.report).stages}
+    assert rows["chunks"] > rows["sample"] == rows["written"] == 2
+
+
 def test_documents_become_data_sets_and_everything_that_is_dropped_has_a_reason(serve, tmp_path, pages):
     server = serve(sensible)
     run = make_instructions(pages, configured(server), str(tmp_path / "out"), SETTINGS)
