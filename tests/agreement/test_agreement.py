@@ -189,6 +189,7 @@ def test_finished_output_is_reused_and_other_settings_are_an_error(measured, tmp
     assert without_config(other) != without_config(agreement)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["distribution.svg", AGREEMENT_NAME, REPORT_NAME, "manifest.json"])
 def test_killed_run_is_unfinished_and_can_be_repeated(file, measured, tmp_path):
     agreement, directory = measured

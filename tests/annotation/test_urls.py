@@ -23,6 +23,8 @@ from ml_filter.errors import InputError, TooManyFailures
 from ml_filter.location import Location
 from tests.annotation.misbehaving import PROMPT, Reply, chat, refused
 
+pytestmark = pytest.mark.slow
+
 GOOD = chat("It explains. Score: 3")
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None)
 

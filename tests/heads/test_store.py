@@ -28,6 +28,8 @@ from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import score_corpus
 from tests.kills import Killed
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainConfig(kind="hashing", label_column="label")
 TRAIN = ["train", "labelled.jsonl", "--kind", "hashing", "--label-column", "label"]
 

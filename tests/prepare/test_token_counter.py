@@ -12,6 +12,7 @@ def test_whole_texts_are_counted_without_special_tokens():
     assert counter.count(["", "a cat", "word " * 5000]).tolist() == [0, 2, 5000]
 
 
+@pytest.mark.slow
 def test_counts_do_not_depend_on_the_batch(documents):
     counter = TokenCounter()
     texts = [row["text"] for row in documents[:20]] + ["long " * 420_000, "", "end"]

@@ -17,6 +17,8 @@ from ml_filter.scoring.config import ScoreConfig
 from ml_filter.scoring.run import Rank, find_rank, score_corpus, score_rank
 from tests.scoring.corpora import output_digests, write_times
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def score(hashing_head, corpus, tmp_path):

@@ -91,6 +91,7 @@ def earlier(expression: str, moment: datetime) -> list[datetime]:
     return found
 
 
+@pytest.mark.slow
 @given(EXPRESSIONS)
 def test_kubernetes_takes_every_five_fields_as_they_are(expression):
     assert checked_cron(expression, "five fields") == expression

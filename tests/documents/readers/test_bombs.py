@@ -10,6 +10,8 @@ import zstandard
 
 from tests.documents.readers.reading import lines
 
+pytestmark = pytest.mark.slow
+
 ROW = {"id": "a", "text": "one"}
 COMPRESS = {"gz": gzip.compress, "zst": zstandard.compress, "xz": lzma.compress, "bz2": bz2.compress}
 START = {"parquet": b"PAR1", "warc": b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 9999999999\r\n\r\n"}

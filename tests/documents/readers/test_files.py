@@ -46,6 +46,7 @@ def test_any_compression_is_read_whatever_the_name_says(read, tmp_path, compress
     assert read(path).rows == ROWS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", COMPRESS)
 def test_rows_before_the_end_of_a_file_that_is_cut_off_are_read(read, tmp_path, compression):
     rows = varied_rows(20_000)

@@ -1,6 +1,10 @@
 from itertools import islice
 
+import pytest
+
 from ml_filter.documents.readers.installed import fingerprint, read_installed
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_installed_corpus_has_hundreds_of_documents_in_a_fixed_order(read):
