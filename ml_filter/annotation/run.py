@@ -101,7 +101,7 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path, ledgers: str | No
         is_current = out.manifest is not None and _digests(out.manifest.parents) == _digests(plan.parents)
         if out.manifest and is_current and not (config.retry_failed and out.manifest.counts["failed"]):
             if NOT_ASKED_COUNT in out.manifest.counts:
-                _check_failed_share(plan, Counter(out.manifest.counts), out.path, answers.retry_hint)
+                check_failed_share(plan, Counter(out.manifest.counts), out.path, answers.retry_hint)
             origin = _origin(asked=0, total=sum(answers_of(out.manifest).values()))
             return out.manifest.model_copy(update={"made_with": out.manifest.made_with | origin})
         if out.manifest:
@@ -368,10 +368,17 @@ def _check_complete(
             f"The budget of {budget.describe()} is used up: {counts[NOT_ASKED_COUNT]:,} of {scored + failed:,} answers "
             f"have failed with the code {NOT_ASKED}. To ask for them, run again with a higher budget and --retry-failed"
         )
-    _check_failed_share(plan, counts, output, answers.retry_hint)
+    check_failed_share(plan, counts, output, answers.retry_hint)
 
 
-def _check_failed_share(plan: Plan, counts: Counter[str], output: str, retry_hint: str) -> None:
+def check_failed_share(plan: Plan, counts: Counter[str], output: str, retry_hint: str) -> None:
+    """Raise TooManyFailures if the failed share is above `max_failed_share`.
+
+    Args:
+        counts: by status and, as `failed_CODE`, by error code.
+        output: the directory with `failed.jsonl`.
+        retry_hint: as of `AnswerSource`.
+    """
     failed, total = counts["failed"], counts[plan.task.done] + counts["failed"]
     if failed <= plan.config.max_failed_share * total:
         return

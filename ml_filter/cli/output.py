@@ -301,6 +301,13 @@ def show_retrieval(result: RetrievalEvaluation, manifest: Manifest) -> None:
     _print_table(f"{result.questions:,} questions, {result.passages:,} passages", headers, rows)
     for comparison in result.comparisons:
         _print(f"{comparison.verdict}: MRR {comparison.differences['mrr'].text}")
+    if answers := result.answers:
+        ratings = [
+            (name.replace("_", " "), rating.mean.text, f"{rating.mean.documents:,}", f"{rating.failed:,}")
+            for name, rating in answers.ratings.items()
+        ]
+        _print_table("\nanswers, rated from 1 to 4", ["", "mean", "rated", "failed"], ratings)
+        _print(answers.summary)
     _print(f"in {manifest.root}")
 
 

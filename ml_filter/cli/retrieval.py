@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ml_filter.cli.command import Options, Output, Sources, command
-from ml_filter.cli.output import show, show_answer, show_figures, show_retrieval, show_table
+from ml_filter.cli.output import keep_answers, show, show_answer, show_retrieval
 from ml_filter.documents.config import SourceConfig
 from ml_filter.downstream.retrieval.config import (
     AnswerConfig,
@@ -20,7 +20,6 @@ from ml_filter.downstream.retrieval.config import (
 from ml_filter.errors import ConfigError
 
 _NOT_FOR_ANSWERS = ("retry_failed", "ledger", "ledger_answers", "ledger_seconds", "at_budget", "max_failed_share")
-_FOR_EVALUATION = ("endpoints", "model", "budget_tokens", "budget_usd", "max_failed_share", "retry_failed")
 IndexDirectory = Annotated[str, typer.Argument(metavar="INDEX", help="Directory made by index")]
 
 
@@ -88,8 +87,8 @@ def evaluate_retrieval(
     index: IndexDirectory,
     output: Output,
     evaluation: RetrievalEvaluationConfig,
-    search: Annotated[SearchConfig, Options(skip=("mode", "limit", "min_similarity"))],
-    answer: Annotated[AnswerConfig, Options(only=_FOR_EVALUATION)],
+    search: SearchConfig,
+    answer: AnswerConfig,
     questions: Annotated[
         str | None,
         typer.Argument(metavar="QUESTIONS", help="Table with the columns question and document_id"),
@@ -97,30 +96,19 @@ def evaluate_retrieval(
     generate: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Let the LLM write questions about N passages instead")
     ] = None,
-    answers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Let the LLM answer N questions and rate the answers, too")
-    ] = None,
 ) -> None:
-    """Compare dense, BM25, hybrid and reranked search on questions whose documents are known."""
-    from ml_filter.annotation.config import AskConfig
-    from ml_filter.downstream.retrieval.answers import evaluate_answers
+    """Compare dense, BM25, hybrid and reranked search on questions whose documents are known.
+
+    With --answers, questions are also answered as by ask, with the same options, and the answers are rated. --mode,
+    --limit and --min-similarity are for the answers.
+    """
     from ml_filter.downstream.retrieval.evaluate import evaluate_retrieval as evaluate
-    from ml_filter.downstream.retrieval.evaluate import write_questions
+    from ml_filter.downstream.retrieval.questions import write_questions
 
     if (questions is None) == (generate is None):
         raise ConfigError("give either QUESTIONS or --generate")
-    asking = AskConfig.model_validate(answer.model_dump(include=set(AskConfig.model_fields)))
-    if generate is not None:
-        questions = write_questions(index, generate, asking, f"{output}/questions").root
-    assert questions is not None
-    source = SourceConfig(paths=[questions])
-    show_retrieval(*evaluate(index, source, search, evaluation, output))
-    if answers is not None:
-        directory = f"{output}/answers"
-        ratings, counts = evaluate_answers(index, source, answers, search, evaluation, asking, directory)
-        show_figures(
-            "answers, rated from 1 to 4",
-            ["criterion", "mean"],
-            [(name, figure.text) for name, figure in ratings.items()],
-        )
-        show_table("questions", directory, counts, {})
+    with keep_answers():
+        if generate is not None:
+            questions = write_questions(index, generate, answer, f"{output}/questions").root
+        assert questions is not None
+        show_retrieval(*evaluate(index, SourceConfig(paths=[questions]), search, evaluation, output, answer=answer))

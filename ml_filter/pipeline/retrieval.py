@@ -6,9 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from ml_filter.annotation.config import AskConfig
 from ml_filter.documents.config import SourceConfig
-from ml_filter.downstream.retrieval.config import IndexConfig, RetrievalEvaluationConfig, SearchConfig
+from ml_filter.downstream.retrieval.config import AnswerConfig, IndexConfig, RetrievalEvaluationConfig, SearchConfig
 from ml_filter.pipeline.config import _PipelineConfig
 
 
@@ -23,10 +22,15 @@ class RetrievalPipelineConfig(_PipelineConfig):
     generate: Annotated[int, Field(ge=1)] | None = Field(
         None, description="passages that the LLM writes questions about, unless questions are given"
     )
-    ask: AskConfig = Field(AskConfig(), description="the LLM that writes the questions")
-    search: SearchConfig = Field(SearchConfig(), description="fusion, candidates and reranker that are compared")
+    ask: AnswerConfig = Field(
+        AnswerConfig(), description="the LLM that writes the questions and the answers, and rates the answers"
+    )
+    search: SearchConfig = Field(
+        SearchConfig(),
+        description="fusion, candidates and reranker that are compared, and the search of the answers",
+    )
     evaluate: RetrievalEvaluationConfig = Field(
-        RetrievalEvaluationConfig(), description="which results count, and the intervals"
+        RetrievalEvaluationConfig(), description="which results count, how many questions are answered, the intervals"
     )
 
     @model_validator(mode="after")

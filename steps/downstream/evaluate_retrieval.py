@@ -1,4 +1,4 @@
-"""Evaluate the search of an index."""
+"""Evaluate the search of an index, and answers from it."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from zenml.types import HTMLString
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.downstream.retrieval.config import RetrievalEvaluationConfig, SearchConfig
+from ml_filter.downstream.retrieval.config import AnswerConfig, RetrievalEvaluationConfig, SearchConfig
 from ml_filter.downstream.retrieval.evaluate import evaluate_retrieval as evaluate
 from ml_filter.downstream.retrieval.evaluate import retrieval_page
 from steps.materializers import ManifestMaterializer
@@ -18,13 +18,14 @@ from steps.names import Artifact
 def evaluate_retrieval(
     index: Manifest,
     search: SearchConfig,
+    answer: AnswerConfig,
     config: RetrievalEvaluationConfig,
     output: str,
     questions: SourceConfig | None = None,
     written: Manifest | None = None,
 ) -> tuple[Annotated[Manifest, Artifact.RETRIEVAL], Annotated[HTMLString, Artifact.RETRIEVAL_REPORT]]:
-    """Compare dense, BM25, hybrid and reranked search on the given or the written questions."""
+    """Compare ways to search on the given or the written questions, and rate the answers of the LLM to some of them."""
     source = questions or SourceConfig(paths=[written.root if written else ""])
-    result, manifest = evaluate(index.root, source, search, config, f"{output}/retrieval-{{digest}}")
+    result, manifest = evaluate(index.root, source, search, config, f"{output}/retrieval-{{digest}}", answer=answer)
     log_metadata({"path": manifest.root, "verdicts": result.verdicts, "figures": result.figures()})
     return manifest, HTMLString(retrieval_page(result))

@@ -4,16 +4,16 @@ from typing import Annotated
 
 from zenml import log_metadata, step
 
-from ml_filter.annotation.config import AskConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.downstream.retrieval.evaluate import write_questions
+from ml_filter.downstream.retrieval.config import AnswerConfig
+from ml_filter.downstream.retrieval.questions import write_questions
 from steps.materializers import ManifestMaterializer
 from steps.names import Artifact
 
 
 @step(enable_cache=False, output_materializers=ManifestMaterializer)
 def write_retrieval_questions(
-    index: Manifest, size: int, config: AskConfig, output: str
+    index: Manifest, size: int, config: AnswerConfig, output: str
 ) -> Annotated[Manifest, Artifact.RETRIEVAL_QUESTIONS]:
     """Draw passages at random and ask for a question about each."""
     manifest = write_questions(index.root, size, config, output)

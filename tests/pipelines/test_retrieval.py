@@ -6,11 +6,17 @@ import json
 
 import pytest
 
+from tests.downstream.retrieval.llm import running
+
 pytestmark = [pytest.mark.zenml, pytest.mark.filterwarnings("ignore")]  # ZenML's own warnings
 
 
-def test_documents_are_indexed_and_their_search_is_evaluated(run, tmp_path, documents, small_encoder):
+def test_documents_are_indexed_and_their_search_and_answers_are_evaluated(run, tmp_path, documents, small_encoder):
     from zenml.client import Client
+
+    def reply(body):
+        is_rating = "Give a score" in body["messages"][-1]["content"]
+        return '{"reason": "fine", "score": 3}' if is_rating else "It is described [1]."
 
     rows = [{"id": row["id"], "text": row["text"][:600]} for row in documents[:12]]
     asked = [
@@ -25,7 +31,13 @@ def test_documents_are_indexed_and_their_search_is_evaluated(run, tmp_path, docu
         f"index={{encoder: '{small_encoder}', engine: torch}}",
         f"output={tmp_path}/runs",
     ]
-    code, printed = run("retrieval", *arguments)
+    with running(reply) as server:
+        answering = [
+            "evaluate.answers=3",
+            "search.min_similarity=-1",
+            f"ask={{endpoints: ['{server.url}'], model: m}}",
+        ]
+        code, printed = run("retrieval", *arguments, *answering)
     assert code == 0, printed
     latest = next(iter(Client().list_pipeline_runs(size=1, sort_by="desc:created")))
     steps = Client().get_pipeline_run(latest.id).steps
@@ -34,7 +46,11 @@ def test_documents_are_indexed_and_their_search_is_evaluated(run, tmp_path, docu
     assert index.counts["read"] == 12
     evaluation = steps["evaluate_retrieval"].outputs["retrieval"][0].load()
     assert evaluation.parents[0].digest == index.digest
-    assert "questions on" in steps["evaluate_retrieval"].outputs["retrieval_report"][0].load()
+    page = steps["evaluate_retrieval"].outputs["retrieval_report"][0].load()
+    assert "questions on" in page
+    assert "3 of 3 questions were answered" in page
+    figures = steps["evaluate_retrieval"].run_metadata["figures"]
+    assert figures["retrieval_answer_faithfulness"] == 3
     code, printed = run("retrieval", *arguments[:2], f"output={tmp_path}/runs")
     assert code == 2
     assert "set either questions, or generate to let the LLM write them" in printed

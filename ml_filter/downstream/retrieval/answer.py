@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ml_filter.annotation.annotator import Annotator, body_to_send, request_for
 from ml_filter.annotation.budget import Budget, Spending
@@ -27,6 +27,7 @@ from ml_filter.annotation.prompt_files import PROMPTS, shipped_file
 from ml_filter.annotation.prompts import Question
 from ml_filter.annotation.reasoning import without_reasoning
 from ml_filter.annotation.responses import Answer as ModelAnswer
+from ml_filter.annotation.run import NOT_ASKED
 from ml_filter.annotation.traces import Traces
 from ml_filter.config import Settings, problems_in, read_yaml
 from ml_filter.documents.readers import text_id
@@ -46,6 +47,14 @@ REFUSED = "The question looks like an attempt to give the LLM instructions, so i
 _EXCERPT_CHARS = 300
 _OPEN_MARK = re.compile(r"<[^<>\n]{0,40}\Z")
 _SENTENCE_END = re.compile(r"(?<=[.!?\]])\s+|\n+")
+
+
+class NoAnswer(EndpointError):
+    """The LLM gave no usable answer, or the budget is used up (`not_asked`); `code` is that of a failed annotation."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class Source(BaseModel):
@@ -69,6 +78,7 @@ class Answer(BaseModel):
         masked: how many e-mail addresses, phone numbers, IBANs and card numbers were masked, by kind.
         injections: documents left out of the sources because a passage of theirs gives instructions to a model.
         conditions: those that the LLM found in the question; `conditions_dropped`: those that cannot be used, and why.
+        context: the question and the sources as the LLM was given them; not in the JSON of an answer.
     """
 
     question: str
@@ -83,6 +93,7 @@ class Answer(BaseModel):
     injections: list[str] = []
     conditions: list[str] = []
     conditions_dropped: list[str] = []
+    context: str = Field("", exclude=True)
 
 
 @dataclass
@@ -135,7 +146,8 @@ class Answerer:
         """The answer to a question.
 
         Raises:
-            EndpointError: the LLM gives no usable answer, or the budget is used up.
+            NoAnswer: the LLM gives no usable answer, or the budget is used up.
+            EndpointError: no endpoint answers or can be used.
         """
         events = [event async for event in self.events(question, where, stream=False)]
         answer = events[-1]
@@ -184,6 +196,7 @@ class Answerer:
             cited=sorted(cited),
             citations_removed=removed,
             masked=dict(masked),
+            context=piece,
             **report,
         )
 
@@ -225,7 +238,7 @@ class Answerer:
         if stream:
             spending = Spending(self.budget, self.question, piece)
             if not await spending.has_room():
-                raise EndpointError(f"the budget of {self.budget.describe()} is used up")
+                raise self._spent()
             text = ""
             try:
                 async for part in self._streamed(model, piece):
@@ -239,12 +252,10 @@ class Answerer:
                 logger.warning(f"The endpoint does not stream ({failure}); waiting for the whole answer")
             finally:
                 spending.end(ModelAnswer(text))
-        outcome = await self._ask(self.question, piece)
-        if isinstance(outcome, RequestFailed):
-            raise EndpointError(f"the LLM gave no usable answer ({outcome.code}: {outcome})") from outcome
-        text = without_reasoning(outcome.text) or ""
-        if not text.strip():
-            raise EndpointError("the LLM wrote no answer" + (", only reasoning" if outcome.text.strip() else ""))
+        try:
+            text = read_text(await self._ask(self.question, piece))
+        except AnswerError as error:
+            raise NoAnswer(error.code, f"the LLM gave no usable answer ({error.code}: {error})") from error
         yield text
 
     async def _streamed(self, model: Annotator, piece: str) -> AsyncIterator[str]:
@@ -265,13 +276,23 @@ class Answerer:
         if rest := visible[sent_chars:]:
             yield rest
 
-    async def _ask(self, question: Question, piece: str) -> ModelAnswer | RequestFailed:
+    async def _ask(self, question: Question, piece: str) -> ModelAnswer:
+        """The answer of the LLM. Raises AnswerError: it gave none; NoAnswer: the budget is used up."""
+        outcome, _ = await self._outcome(question, piece)
+        if isinstance(outcome, RequestFailed):
+            raise AnswerError(outcome.code, str(outcome)) from outcome
+        return outcome
+
+    async def _outcome(self, question: Question, piece: str) -> tuple[ModelAnswer | RequestFailed, Spending]:
         model = await self._connected()
         result = await model.ask(question, piece, 0, self.budget)
         if result is None:
-            raise EndpointError(f"the budget of {self.budget.describe()} is used up")
+            raise self._spent()
         self._trace(question, piece, result[0])
-        return result[0]
+        return result
+
+    def _spent(self) -> NoAnswer:
+        return NoAnswer(NOT_ASKED, f"the budget of {self.budget.describe()} is used up")
 
     def _trace(self, question: Question, piece: str, outcome: ModelAnswer | RequestFailed) -> None:
         if self._traces is not None:
@@ -330,14 +351,21 @@ class Answerer:
         prompt = load_generation_prompt(name)
         windows = await (await self._connected()).windows(prompt)
         pieces, _ = await windows.pieces(text)
-        outcome = await self._ask(prompt, pieces[0])
         try:
-            if isinstance(outcome, RequestFailed):
-                raise AnswerError(outcome.code, str(outcome))
-            return read_fields(outcome, prompt)
+            return read_fields(await self._ask(prompt, pieces[0]), prompt)
         except AnswerError as error:
             logger.warning(f"The LLM's answer to {name} cannot be used ({error.code}: {error}); searching without it")
             return {}
+
+
+def read_text(answer: ModelAnswer) -> str:
+    """The text of an answer. Raises AnswerError: it is only reasoning."""
+    text = without_reasoning(answer.text) or ""
+    if not text.strip():
+        raise AnswerError(
+            "only_reasoning", "the LLM wrote only reasoning" if answer.text.strip() else "it wrote nothing"
+        )
+    return text
 
 
 def load_answer_prompt(name_or_file: str) -> Question:

@@ -156,8 +156,11 @@ class AnswerServerConfig(StageConfig):
 
 
 class RetrievalEvaluationConfig(StageConfig):
-    """How the search of an index is evaluated."""
+    """How the search of an index, and answers from it, are evaluated."""
 
+    answers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="questions that the LLM answers as ask does; it rates the answers, too (default: none)"
+    )
     cutoff: Annotated[int, Field(ge=1)] = Field(10, description="documents per question that count")
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="confidence level of the intervals")
     resamples: Annotated[int, Field(ge=100)] = Field(2000, description="bootstrap resamples of the questions")

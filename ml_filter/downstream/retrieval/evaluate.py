@@ -1,4 +1,5 @@
-"""Evaluate the search of an index on questions whose documents are known: dense, BM25, hybrid, and reranked.
+"""Evaluate the search of an index on questions whose documents are known: dense, BM25, hybrid, and reranked; and the
+answers of an LLM to some of them.
 
 A question has one right document. Figures are of the first `cutoff` distinct documents: hit rate, MRR (mean reciprocal
 rank) and nDCG, which for one right document is 1 / log2(1 + rank). Differences are paired: both sides come from the
@@ -8,28 +9,23 @@ same resamples of the questions.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
 
-from ml_filter.annotation.config import AskConfig
-from ml_filter.annotation.generate import generate
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
-from ml_filter.documents.readers import read_rows
 from ml_filter.documents.result import read_result
 from ml_filter.documents.sources import list_shards
-from ml_filter.downstream.retrieval.config import RetrievalEvaluationConfig, SearchConfig
-from ml_filter.downstream.retrieval.index import open_index
+from ml_filter.downstream.retrieval.answers import AnswersEvaluation, answering_plan, evaluate_answers
+from ml_filter.downstream.retrieval.config import AnswerConfig, RetrievalEvaluationConfig, SearchConfig
+from ml_filter.downstream.retrieval.index import Index, open_index
+from ml_filter.downstream.retrieval.questions import read_questions
 from ml_filter.downstream.retrieval.search import Searcher
-from ml_filter.errors import InputError
-from ml_filter.prepare.config import SampleConfig
-from ml_filter.prepare.sampling import sample_documents
 from ml_filter.progress import progress
 from ml_filter.rendering.html import render
 from ml_filter.statistics.intervals import Array, Figure, Resampling, divide, resampled_figures
@@ -84,6 +80,7 @@ class RetrievalEvaluation(BaseModel):
     variants: list[Variant]
     comparisons: list[Comparison]
     missed: list[Missed]
+    answers: AnswersEvaluation | None = None
 
     @property
     def verdicts(self) -> list[str]:
@@ -92,26 +89,13 @@ class RetrievalEvaluation(BaseModel):
 
     def figures(self) -> dict[str, float]:
         """The figures as flat numbers, for trackers."""
-        return {
+        of_search = {
             f"retrieval_{variant.name.replace(' ', '_')}_{metric}": figure.value
             for variant in self.variants
             for metric, figure in variant.figures.items()
             if figure.value is not None
         }
-
-
-def write_questions(
-    index: str | Path, size: int, config: AskConfig, output: str | Path, settings: Settings | None = None
-) -> Manifest:
-    """Let an LLM write a question about each of `size` passages, drawn at random, for `evaluate_retrieval`.
-
-    Raises:
-        InputError, ConfigError, TooManyFailures, EndpointError: see `sample_documents` and `generate`.
-    """
-    source = SourceConfig(paths=[str(index)])
-    sample = sample_documents(source, SampleConfig(size=size), f"{output}/passages-{{digest}}")
-    prompt = "retrieval_question"
-    return generate(SourceConfig(paths=[sample.root]), prompt, config, f"{output}/questions-{{digest}}", settings)
+        return of_search | (self.answers.figures() if self.answers else {})
 
 
 def evaluate_retrieval(
@@ -121,61 +105,81 @@ def evaluate_retrieval(
     config: RetrievalEvaluationConfig,
     output: str | Path,
     settings: Settings | None = None,
+    answer: AnswerConfig | None = None,
 ) -> tuple[RetrievalEvaluation, Manifest]:
-    """Search for each question in several ways, and write retrieval.json and retrieval.html.
+    """Search for each question in several ways, let an LLM answer some, and write retrieval.json and retrieval.html.
 
     Args:
         questions: a table with the columns `question` and `document_id`.
-        search: fusion, candidates, conditions and reranker; its mode and limit are not used.
+        search: fusion, candidates, conditions and reranker that are compared; its mode, limit and least similarity are
+            for the answers.
+        answer: how `config.answers` of the questions are answered.
 
     Raises:
         InputError: a column is missing, there is no question, or the index is not complete.
+        ConfigError, TooManyFailures, EndpointError: see `evaluate_answers`.
     """
+    settings, answer = settings or Settings(), answer or AnswerConfig()
     with open_index(index, settings) as opened:
         _, parents = list_shards(questions)
+        plan = None
+        if config.answers is not None:
+            plan = answering_plan(questions, config.answers, search, answer, settings)
         setup = {
             "questions": questions.model_dump(mode="json"),
             "search": search.model_dump(mode="json", exclude={"mode", "limit", "min_similarity"}),
             "evaluation": config.model_dump(mode="json"),
+            "answers": plan.identity if plan else None,
         }
         lineage = [Parent(path=str(index), digest=opened.manifest.digest), *parents]
         with OutputDirectory(output, "retrieval evaluation", setup, lineage) as out:
+            result = None
             if out.manifest:
-                return read_evaluation(out.manifest), out.manifest
-            pairs = list(read_questions(questions))
-            variants = _variants(search)
-            searchers = {name: Searcher(opened, changed) for name, changed in variants.items()}
-            ranks = np.zeros((len(pairs), len(searchers)))
-            seconds = np.zeros_like(ranks)
-            missed = []
-            with progress("Searching", ranks.size) as bar:
-                for row, (question, document_id) in enumerate(pairs):
-                    for column, searcher in enumerate(searchers.values()):
-                        started = time.perf_counter()
-                        hits = searcher.hits(question)
-                        seconds[row, column] = time.perf_counter() - started
-                        distinct = dict.fromkeys(str(hit.payload["document_id"]) for hit in hits)
-                        documents = list(islice(distinct, config.cutoff))
-                        ranks[row, column] = documents.index(document_id) + 1 if document_id in documents else 0
-                        bar.advance()
-                    if not ranks[row, -1]:
-                        missed.append(
-                            Missed(question=question, document_id=document_id, found=next(iter(documents), None))
-                        )
-            figures, comparisons = _figures(list(variants), ranks, seconds, config)
-            result = RetrievalEvaluation(
-                index=str(index),
-                passages=opened.manifest.rows,
-                questions=len(pairs),
-                cutoff=config.cutoff,
-                confidence=config.confidence,
-                variants=figures,
-                comparisons=comparisons,
-                missed=missed[:_EXAMPLES],
-            )
+                result = read_evaluation(out.manifest)
+                if not (answer.retry_failed and result.answers and result.answers.has_failures):
+                    return result, out.manifest
+                out.reopen()
+            answers = None
+            if plan is not None:  # first, so that nothing is searched for if the LLM cannot be asked
+                answers = evaluate_answers(opened, plan, search, config, f"{out.path}/answers", settings)
+            if result is None:
+                result = _evaluate_search(opened, str(index), list(read_questions(questions)), search, config)
+            result = result.model_copy(update={"answers": answers})
             out.put_bytes(RESULT_NAME, (result.model_dump_json(indent=1) + "\n").encode())
             out.put_bytes(PAGE_NAME, retrieval_page(result).encode())
-            return result, out.finish([], {"questions": len(pairs)})
+            return result, out.finish([], {"questions": result.questions})
+
+
+def _evaluate_search(
+    index: Index, name: str, pairs: list[tuple[str, str]], search: SearchConfig, config: RetrievalEvaluationConfig
+) -> RetrievalEvaluation:
+    searchers = {variant: Searcher(index, changed) for variant, changed in _variants(search).items()}
+    ranks = np.zeros((len(pairs), len(searchers)))
+    seconds = np.zeros_like(ranks)
+    missed = []
+    with progress("Searching", ranks.size) as bar:
+        for row, (question, document_id) in enumerate(pairs):
+            for column, searcher in enumerate(searchers.values()):
+                started = time.perf_counter()
+                hits = searcher.hits(question)
+                seconds[row, column] = time.perf_counter() - started
+                distinct = dict.fromkeys(str(hit.payload["document_id"]) for hit in hits)
+                documents = list(islice(distinct, config.cutoff))
+                ranks[row, column] = documents.index(document_id) + 1 if document_id in documents else 0
+                bar.advance()
+            if not ranks[row, -1]:
+                missed.append(Missed(question=question, document_id=document_id, found=next(iter(documents), None)))
+    variants, comparisons = _figures(list(searchers), ranks, seconds, config)
+    return RetrievalEvaluation(
+        index=name,
+        passages=index.manifest.rows,
+        questions=len(pairs),
+        cutoff=config.cutoff,
+        confidence=config.confidence,
+        variants=variants,
+        comparisons=comparisons,
+        missed=missed[:_EXAMPLES],
+    )
 
 
 def read_evaluation(manifest: Manifest) -> RetrievalEvaluation:
@@ -197,21 +201,6 @@ def retrieval_record(manifest: Manifest) -> RunRecord:
     result = read_evaluation(manifest)
     parameters = {"index": result.index, "questions": result.questions, "passages": result.passages}
     return RunRecord(metrics=result.figures(), parameters=parameters, pages={PAGE_NAME: retrieval_page(result)})
-
-
-def read_questions(questions: SourceConfig) -> Iterator[tuple[str, str]]:
-    """The questions and the ids of their documents; rows without a question, which were not generated, are left out."""
-    is_empty = True
-    for shard in list_shards(questions)[0]:
-        for location, row in read_rows(shard, ("question", "document_id")):
-            missing = [name for name in ("question", "document_id") if name not in row]
-            if missing:
-                raise InputError(f"{location} has no column {missing[0]!r}; questions need question and document_id")
-            if row["question"]:
-                is_empty = False
-                yield str(row["question"]), str(row["document_id"])
-    if is_empty:
-        raise InputError(f"{', '.join(questions.paths)} has no question")
 
 
 def _variants(search: SearchConfig) -> dict[str, SearchConfig]:

@@ -30,6 +30,7 @@ _PHONE = re.compile(
     r"|(?<![\w.+-])(?<!\d )(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-])"
 )
 _CITATION = re.compile(r"\s?\[(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\]")
+_SOURCES = "\n\nSources:\n\n"
 _MIN_PHONE_DIGITS = 9
 """Fewer are more often times of day or years."""
 
@@ -106,4 +107,10 @@ def without_brackets(text: str) -> str:
 def sources_text(question: str, sources: Sequence[tuple[str, str]]) -> str:
     """A question with its numbered sources, each a title and a text, as an LLM is given them."""
     parts = [f"[{number}] {title}\n{without_brackets(text)}" for number, (title, text) in enumerate(sources, 1)]
-    return "\n\n".join([f"Question: {question}", "Sources:", *parts])
+    return f"Question: {question}{_SOURCES}" + "\n\n".join(parts)
+
+
+def with_answer(text: str, answer: str) -> str:
+    """The text of `sources_text` with an answer between question and sources: the end is cut off if all is too long."""
+    question, mark, sources = text.partition(_SOURCES)
+    return f"{question}\n\nAnswer: {answer}{mark}{sources}"
