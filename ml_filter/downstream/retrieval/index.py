@@ -43,6 +43,8 @@ from ml_filter.prepare.tokens import TokenCounter
 from ml_filter.progress import Progress, progress
 
 STORE_DIRECTORY = "qdrant"
+COLLECTION = "collection"
+"""In `made_with` of the manifest, the name of the collection at a Qdrant server."""
 _BATCH_ROWS = 512
 _WORDS_PER_TOKEN = 0.5
 """Words of a passage that are not stop words, for each of its tokens, in English."""
@@ -93,15 +95,13 @@ def build_index(
             results = _split_shards(out, shards, source, config)
         written = finished.shards if finished else [result.shard for _, result in results if result.shard]
         directory = Path(out.root) / STORE_DIRECTORY
-        with open_store(
-            directory, _collection(out.config_digest), config.store, encoder.width, _words(config), settings
-        ) as store:
+        collection = None
+        if config.store is not None:  # drawn before the first write: no other index, of any project, has the name
+            made_with = finished.made_with if finished else out.settle({COLLECTION: f"ml_filter-{uuid.uuid4().hex}"})
+            collection = made_with[COLLECTION]
+        with open_store(directory, config.store, collection, encoder.width, _words(config), settings) as store:
             _fill(store, encoder, out.location, written, config)
         return finished or out.finish(results)
-
-
-def _collection(config_digest: str) -> str:
-    return f"ml_filter-{config_digest[:16]}"
 
 
 def _words(config: IndexConfig) -> Words:
@@ -276,9 +276,8 @@ def open_index(
     path = Path(directory) / STORE_DIRECTORY
     if config.store is None and not path.is_dir():
         raise InputError(f"{path} is missing; run the same ml-filter index command again to restore it")
-    with open_store(
-        path, _collection(manifest.config_digest), config.store, encoder.width, _words(config), settings or Settings()
-    ) as store:
+    collection = manifest.made_with.get(COLLECTION)
+    with open_store(path, config.store, collection, encoder.width, _words(config), settings or Settings()) as store:
         _check(store, manifest)
         yield Index(manifest, config, store, encoder)
 

@@ -425,10 +425,15 @@ def connect(url: str, settings: Settings) -> QdrantClient:
 
 @contextmanager
 def open_store(
-    directory: Path, collection: str, url: str | None, width: int, words: Words, settings: Settings
+    directory: Path, url: str | None, collection: str | None, width: int, words: Words, settings: Settings
 ) -> Iterator[Store]:
     """The store in a local directory, or the collection of a server."""
-    store = ServerStore(connect(url, settings), collection, width, words) if url else EdgeStore(directory, width, words)
+    store: Store
+    if url is None:
+        store = EdgeStore(directory, width, words)
+    else:
+        assert collection is not None
+        store = ServerStore(connect(url, settings), collection, width, words)
     try:
         yield store
     finally:

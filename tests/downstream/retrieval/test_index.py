@@ -176,13 +176,23 @@ def test_an_unreachable_server_is_one_line(corpus, config, tmp_path):
         build_index(source_of(corpus), config(store="http://127.0.0.1:9"), tmp_path / "index")
 
 
-@pytest.mark.filterwarnings("ignore:Payload indexes have no effect", "ignore:Local mode")
-def test_a_server_has_the_same_points_and_results(corpus, config, tmp_path, monkeypatch):
+LOCAL_MODE = pytest.mark.filterwarnings("ignore:Payload indexes have no effect", "ignore:Local mode")
+
+
+@pytest.fixture
+def qdrant(monkeypatch):
+    """The client's own server: no other can be had in a test."""
     from qdrant_client import QdrantClient
 
-    local = QdrantClient(":memory:")  # the client's own server: no other can be had in a test
-    local.close_for_real, local.close = local.close, lambda: None
+    local = QdrantClient(":memory:")
+    close, local.close = local.close, lambda: None
     monkeypatch.setattr(stores, "connect", lambda url, settings: local)
+    yield local
+    close()
+
+
+@LOCAL_MODE
+def test_a_server_has_the_same_points_and_results(corpus, config, tmp_path, qdrant):
     served = build_index(source_of(corpus), config(store="http://qdrant:6333"), tmp_path / "served")
     build_index(source_of(corpus), config(), tmp_path / "index")
     search = SearchConfig(limit=3, min_similarity=-1)
@@ -196,7 +206,30 @@ def test_a_server_has_the_same_points_and_results(corpus, config, tmp_path, monk
                 assert all(r.context == TEXTS[r.document_id] for r in both[0])
         server.store.delete_shard(served.shards[0].digest)
         assert sum(server.store.shards().values()) == served.rows - served.shards[0].rows
-    local.close_for_real()
+
+
+@LOCAL_MODE
+def test_indexes_with_the_same_settings_have_their_own_collections_at_a_server(
+    corpus, config, tmp_path, qdrant, monkeypatch
+):
+    def fail(self, points):
+        raise OSError("no space")
+
+    settings = config(store="http://qdrant:6333")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(stores.ServerStore, "put", fail)
+        build_index(source_of(corpus), settings, tmp_path / "first")
+    first = build_index(source_of(corpus), settings, tmp_path / "first")
+    (corpus / "b.jsonl").unlink()
+    second = build_index(source_of(corpus), settings, tmp_path / "second")
+    assert first.config_digest == second.config_digest
+    counts = {found.name: qdrant.count(found.name).count for found in qdrant.get_collections().collections}
+    assert sorted(counts) == sorted(manifest.made_with["collection"] for manifest in (first, second))
+    with open_index(tmp_path / "first") as index:
+        assert sum(index.store.shards().values()) == first.rows > second.rows
+    grown = build_index(source_of(corpus), settings, tmp_path / "first")
+    assert grown.made_with == first.made_with
+    assert qdrant.count(first.made_with["collection"]).count == qdrant.count(second.made_with["collection"]).count
 
 
 def test_text_is_cleaned():
