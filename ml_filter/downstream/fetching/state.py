@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import chain, islice
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -66,6 +67,10 @@ CREATE INDEX IF NOT EXISTS reject_owners ON rejects (owner);
 """
 _MAX_REJECTS = 10_000
 """Rejects that are listed for one response; a hostile list could have millions."""
+
+
+_MAX_MEMORY = 8 * 2**20
+"""Bytes of the items of a response that are held in memory."""
 
 
 class State:
@@ -238,11 +243,10 @@ class State:
         keys: set[str] = set()
         headers = headers or {}
         is_new = leads_on = False
-        items = iter(items)
-        first = list(islice(items, 1))  # before the lock is taken: it extracts the text, which may take seconds
-        with self._transaction():
+        # Read before the lock is taken, which all hosts need: a text or an archive may take seconds.
+        with _kept(items) as kept, self._transaction():
             self._db.execute("DELETE FROM rejects WHERE owner = ?", (request.name,))
-            for item, is_list in chain(first, items):
+            for item, is_list in kept:
                 if isinstance(item, Document):
                     keys.add(item.key)
                     outcome = self._put(request, item, fetched_at, headers.get("etag"))
@@ -369,6 +373,18 @@ class State:
         """Delete the texts, which are in the shards now."""
         with self._transaction():
             self._db.execute("UPDATE documents SET row = NULL WHERE row IS NOT NULL")
+
+
+@contextmanager
+def _kept(items: Iterable[tuple[Any, bool]]) -> Iterator[Iterator[tuple[Any, bool]]]:
+    """The items after all of them were read; of a long list, most are in a temporary file meanwhile."""
+    with tempfile.SpooledTemporaryFile(_MAX_MEMORY) as file:
+        count = 0
+        for item in items:
+            pickle.dump(item, file, pickle.HIGHEST_PROTOCOL)
+            count += 1
+        file.seek(0)
+        yield (pickle.load(file) for _ in range(count))  # noqa: S301 - written above
 
 
 def _storable(value: Any) -> str:

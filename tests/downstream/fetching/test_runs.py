@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,9 @@ import yaml
 from ml_filter.cli import main
 from ml_filter.documents.manifest import find_manifest
 from ml_filter.downstream.fetching.config import FetchConfig
+from ml_filter.downstream.fetching.items import Document, Request
 from ml_filter.downstream.fetching.run import fetch_documents
+from ml_filter.downstream.fetching.state import State
 from ml_filter.errors import ConfigError, InputError
 from tests.downstream.fetching.conftest import read_result
 from tests.downstream.fetching.site import article, with_etag
@@ -145,6 +148,22 @@ def test_a_killed_process_fetches_nothing_twice(site, tmp_path):
     result = read_result(tmp_path / "out", manifest, figures)
     assert len(result.rows) == 40
     assert sum(site.counts.values()) <= 41  # at most the one that was under way is asked for again
+
+
+def test_other_hosts_can_be_asked_while_a_long_response_is_read(tmp_path):
+    state = State(tmp_path / "state.sqlite", "")
+
+    def read():
+        for name in ("a.md", "b.md", "c.md"):
+            other = threading.Thread(target=state.next, args=("example.org",), daemon=True)
+            other.start()
+            other.join(10)
+            assert not other.is_alive(), name
+            yield Document(name, "A text.", "https://example.org/"), False
+
+    request = Request("https://example.org/archive", "github_archive", "github")
+    assert state.record(request, read(), "2026-01-01") == {"new": 3}
+    state.close()
 
 
 def test_other_sources_need_another_directory_and_other_limits_do_not(site, fetch, tmp_path):
