@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 _EDGE = re.compile(
     r"""(?xi)
@@ -18,6 +19,21 @@ _EDGE = re.compile(
 _END_OF_TURN = re.compile(r"<\|(?:im_end|eot_id|eom_id|end_of_text|endoftext|return)\|>|<end_of_turn>|</s>")
 
 
+def first_mark(text: str) -> Literal["opens", "closes"] | None:
+    """What the first mark of reasoning in a text does; None: it has none.
+
+    One that closes says that the reasoning was opened by the chat template, before the answer began.
+    """
+    edge = _EDGE.search(text)
+    if edge is None:
+        return None
+    return "opens" if _opens(edge) else "closes"
+
+
+def _opens(edge: re.Match[str]) -> bool:
+    return bool(edge["opens"] or (edge["name"] and not edge["close"]))
+
+
 def without_reasoning(text: str) -> str | None:
     """The answer proper, with reasoning and whatever follows the end of the turn replaced by white space, so that
     offsets stay; None if the reasoning does not end.
@@ -29,7 +45,7 @@ def without_reasoning(text: str) -> str | None:
     opened, depth, start = "", 0, 0
     for edge in _EDGE.finditer(text):
         name = edge["name"].casefold() if edge["name"] else "channel"
-        opens = bool(edge["opens"] or (edge["name"] and not edge["close"]))
+        opens = _opens(edge)
         if depth == 0 and opens:
             opened, depth, start = name, 1, edge.start()
         elif depth == 0:

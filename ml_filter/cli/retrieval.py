@@ -68,7 +68,7 @@ def ask(
             return
         if passages_only:
             for number, result in enumerate(Searcher(opened, search).search(question), 1):
-                print(f"[{number}] {result.url or result.document_id} ({result.similarity:.3f})\n{result.passage}\n")
+                print(f"[{number}] {result.title} ({result.similarity:.3f})\n{result.passage}\n")
             return
         answerer, asked = Answerer(opened, search, answer, Settings()), question
 

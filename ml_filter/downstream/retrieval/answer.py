@@ -25,7 +25,7 @@ from ml_filter.annotation.ledger import Key
 from ml_filter.annotation.plan import Call
 from ml_filter.annotation.prompt_files import PROMPTS, shipped_file
 from ml_filter.annotation.prompts import Question
-from ml_filter.annotation.reasoning import without_reasoning
+from ml_filter.annotation.reasoning import first_mark, without_reasoning
 from ml_filter.annotation.responses import Answer as ModelAnswer
 from ml_filter.annotation.run import NOT_ASKED
 from ml_filter.annotation.traces import Traces
@@ -124,6 +124,9 @@ class Answerer:
         self._traces: Traces | None = None
         self._connecting = asyncio.Lock()
         self._searching = asyncio.Lock()
+        self._template_opens_reasoning: bool | None = None
+        """Whether the server's chat template opens the reasoning, so that only its end is in an answer; None: no whole
+        answer has shown it yet."""
 
     async def __aenter__(self) -> Answerer:
         return self
@@ -214,7 +217,7 @@ class Answerer:
         """The question with as many sources as fit into the context, at least one."""
         windows = await (await self._connected()).windows(self.question)
         while True:
-            sources = [(result.url or result.document_id, result.context) for result in results]
+            sources = [(result.title, result.context) for result in results]
             pieces, truncated = await windows.pieces(sources_text(question, sources))
             if not truncated or len(results) == 1:
                 return pieces[0], results
@@ -253,7 +256,9 @@ class Answerer:
             finally:
                 spending.end(ModelAnswer(text))
         try:
-            text = read_text(await self._ask(self.question, piece))
+            answer = await self._ask(self.question, piece)
+            self._note_reasoning(answer.text)
+            text = read_text(answer)
         except AnswerError as error:
             raise NoAnswer(error.code, f"the LLM gave no usable answer ({error.code}: {error})") from error
         yield text
@@ -265,16 +270,24 @@ class Answerer:
         written, sent_chars = "", 0
         async for part in model.pool.client.stream(endpoint, path, sent):
             written += part
+            if self._template_opens_reasoning is not False and first_mark(written) is None:
+                continue  # all of it may be reasoning: of the first answer, and of a server whose template opens it
             # Without the beginning of a mark of reasoning, which may arrive in parts. Offsets stay (reasoning.py).
             visible = without_reasoning(_OPEN_MARK.sub("", written)) or ""
             if new := visible[sent_chars:] if sent_chars else visible.lstrip():
                 yield new
                 sent_chars = len(visible)
+        self._note_reasoning(written)
         visible = without_reasoning(written) or ""
         if not visible.strip():
             raise EndpointError("the LLM wrote no answer" + (", only reasoning" if written.strip() else ""))
-        if rest := visible[sent_chars:]:
+        if rest := visible[sent_chars:] if sent_chars else visible.lstrip():
             yield rest
+
+    def _note_reasoning(self, written: str) -> None:
+        """Learn from a whole answer. The template is the same for all, so one that shows it says it of the others."""
+        if not self._template_opens_reasoning:
+            self._template_opens_reasoning = first_mark(written) == "closes"
 
     async def _ask(self, question: Question, piece: str) -> ModelAnswer:
         """The answer of the LLM. Raises AnswerError: it gave none; NoAnswer: the budget is used up."""
@@ -318,7 +331,9 @@ class Answerer:
         async with self._searching:  # one search at a time: encoder and store are not for several threads
             search = self.searcher.search
             results = await asyncio.to_thread(search, question, paraphrases, passages, [*where, *conditions])
-        injected = [result for result in results if self.config.guard and is_injection(result.context)]
+        injected = [
+            result for result in results if self.config.guard and is_injection(f"{result.title}\n{result.context}")
+        ]
         if injected:
             logger.warning(f"{len(injected)} passages give instructions to a model and are left out of the sources")
         return _Found(

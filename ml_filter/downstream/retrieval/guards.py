@@ -29,7 +29,9 @@ _PHONE = re.compile(
     r"(?<![\w.+])(?<!\d )(?:\+\d{1,3}|00[1-9]\d{0,2}|\(?0\d{1,5}\)?)[ ./-]?\(?\d{1,5}\)?(?:[ ./-]?\d{2,5}){1,4}(?!\w)"
     r"|(?<![\w.+-])(?<!\d )(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-])"
 )
-_CITATION = re.compile(r"\s?\[(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\]")
+_NUMBERS = r"\d{1,3}(?:\s*[,;]\s*\d{1,3})*"
+_CITATION = re.compile(rf"\s?\[({_NUMBERS})\]")
+_MAX_TITLE_CHARS = 300
 _SOURCES = "\n\nSources:\n\n"
 _MIN_PHONE_DIGITS = 9
 """Fewer are more often times of day or years."""
@@ -101,12 +103,19 @@ def check_citations(text: str, sources: int) -> tuple[str, list[int], int]:
 
 def without_brackets(text: str) -> str:
     """A source's text with its own `[1]` as `(1)`, so that they are not taken for citations or for another source."""
-    return re.sub(r"\[(\d{1,3})\]", r"(\1)", text)
+    return re.sub(rf"\[({_NUMBERS})\]", r"(\1)", text)
 
 
 def sources_text(question: str, sources: Sequence[tuple[str, str]]) -> str:
-    """A question with its numbered sources, each a title and a text, as an LLM is given them."""
-    parts = [f"[{number}] {title}\n{without_brackets(text)}" for number, (title, text) in enumerate(sources, 1)]
+    """A question with its numbered sources, each a title and a text, as an LLM is given them.
+
+    A title, which is a column of the document, becomes one line. `Question.clean` defuses the ends of fences and the
+    control tokens in all of it.
+    """
+    parts = []
+    for number, (title, text) in enumerate(sources, 1):
+        line = " ".join(title.split())[:_MAX_TITLE_CHARS]
+        parts.append(f"[{number}] " + without_brackets(f"{line}\n{text}"))
     return f"Question: {question}{_SOURCES}" + "\n\n".join(parts)
 
 

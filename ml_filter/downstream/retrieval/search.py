@@ -37,6 +37,11 @@ class Result:
         """URL of the document, if it has one."""
         return self.columns.get("url")
 
+    @property
+    def title(self) -> str:
+        """What the document is called: its URL or id."""
+        return self.url or self.document_id
+
 
 class Searcher:
     """Searches one index.

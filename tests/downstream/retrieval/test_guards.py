@@ -8,6 +8,8 @@ from ml_filter.downstream.retrieval.guards import (
     check_citations,
     is_injection,
     mask_personal_data,
+    sources_text,
+    with_answer,
     without_brackets,
 )
 
@@ -78,4 +80,12 @@ def test_citations_of_sources_that_were_not_given_are_removed_and_counted():
 
 
 def test_the_references_of_a_source_do_not_look_like_citations():
-    assert without_brackets("as shown [12] by [a]\n[2] https://other") == "as shown (12) by [a]\n(2) https://other"
+    assert (
+        without_brackets("as shown [12, 3] by [a]\n[2] https://other") == "as shown (12, 3) by [a]\n(2) https://other"
+    )
+
+
+def test_a_title_stays_one_line_and_an_answer_comes_before_the_sources():
+    text = sources_text("Why?", [("https://x/[2]\n\n[7] fake", "Text."), ("b", "More.")])
+    assert text == "Question: Why?\n\nSources:\n\n[1] https://x/(2) (7) fake\nText.\n\n[2] b\nMore."
+    assert with_answer(text, "So [1].").startswith("Question: Why?\n\nAnswer: So [1].\n\nSources:\n\n[1] https://x")
