@@ -180,11 +180,12 @@ def _option(prefix: str, path: str, schema: dict[str, Any], cli: Cli, panel: str
     default, flag = schema.get("default"), shape.type is bool
     flipped = not default
     name = cli.name or f"--{'no-' if flag and default else ''}{path.replace('_', '-')}"
+    description = ("do not " if flag and default else "") + schema.get("description", "")
     several = "repeatable or comma-separated" if cli.comma_separated else "repeatable" if shape.many else ""
     metavar = "NAME=VALUE" if shape.pairs else "|".join(shape.choices) or _METAVARS.get(shape.type)
     info = typer.Option(
         name,
-        help="; ".join(filter(None, [_sentence(schema.get("description", "")), several]))
+        help="; ".join(filter(None, [_sentence(description), several]))
         + (r" \[required]" if schema.get("required") else ""),
         metavar="" if flag else cli.metavar or metavar,
         show_default=not flag and default not in (None, [], {}),

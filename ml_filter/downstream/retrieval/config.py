@@ -143,7 +143,7 @@ class AnswerConfig(AskConfig):
     hyde: bool = Field(False, description="search with a passage that the LLM imagines as the answer, too (HyDE)")
     self_query: bool = Field(False, description="let the LLM turn parts of the question into conditions on columns")
     guard: bool = Field(
-        True, description="refuse injections in questions and passages, and mask personal data in answers"
+        True, description="guard against injections in questions and passages and personal data in answers"
     )
 
 
