@@ -182,13 +182,18 @@ class _LedgerAnswerer(Answerer):
         """
         async with self:
             with progress("Answering", len(questions)) as bar:
+
+                async def answered(question: str) -> dict[str, Any]:
+                    row = await self._row(question)
+                    bar.advance()
+                    return row
+
                 for first in range(0, len(questions), _BATCH):
                     batch = questions[first : first + _BATCH]
-                    outcomes = await asyncio.gather(*map(self._row, batch), return_exceptions=True)
+                    outcomes = await asyncio.gather(*map(answered, batch), return_exceptions=True)
                     if error := next((outcome for outcome in outcomes if isinstance(outcome, BaseException)), None):
                         raise error
                     write([outcome for outcome in outcomes if isinstance(outcome, dict)])
-                    bar.advance(len(batch))
 
     async def _row(self, question: str) -> dict[str, Any]:
         row = dict.fromkeys(_SCHEMA.names) | {"id": text_id(question), "question": question}
