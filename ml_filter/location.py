@@ -22,11 +22,15 @@ from fsspec import AbstractFileSystem
 from fsspec.utils import get_protocol
 
 from ml_filter.errors import InputError, MlFilterError
+from ml_filter.extras import how_to_install
 
 _ONE_SLASH = re.compile(r"^([a-z][a-z0-9+.-]+):/(?!/)")
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "obs"}
 """They have no directories to make. To make one anyway, their drivers would create the bucket of a mistyped URL."""
 _DRIVERS = {"hdfs": "hdfs:// needs Java and Hadoop (JAVA_HOME, HADOOP_HOME, CLASSPATH)"}
+
+_EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+"""By protocol: the extra with its driver."""
 
 
 class Location:
@@ -107,7 +111,9 @@ class Location:
             try:
                 fs, path = fsspec.core.url_to_fs(self._text)
             except (ImportError, ValueError) as error:  # an unknown protocol, or one whose driver is not installed
-                raise InputError(f"{self}: {error}") from error
+                extra = _EXTRAS.get(get_protocol(self._text)) if isinstance(error, ImportError) else None
+                advice = "" if extra is None else f"; {how_to_install(extra)}"
+                raise InputError(f"{self}: {error}{advice}") from error
         return fs, path
 
     def exists(self) -> bool:

@@ -8,10 +8,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ml_filter.errors import ConfigError
+from ml_filter.extras import how_to_install, missing_packages
 from tools.task import run_task
 
 if TYPE_CHECKING:
@@ -183,11 +183,10 @@ def check_packages(flavors: Iterable[str]) -> None:
         ConfigError: with the command that installs them.
     """
     needed = [PACKAGES[flavor] for flavor in flavors if flavor in PACKAGES]
-    missing = {extra: names for extra, names in needed if any(find_spec(name) is None for name in names)}
+    missing = {extra: names for extra, required in needed if (names := missing_packages(required))}
     if missing:
-        names = ", ".join(name for names in missing.values() for name in names if find_spec(name) is None)
-        extras = next(iter(missing)) if len(missing) == 1 else f'"{" ".join(missing)}"'
-        raise ConfigError(f"the stack needs {names}: install with: poetry install --extras {extras}")
+        packages = ", ".join(dict.fromkeys(name for names in missing.values() for name in names))
+        raise ConfigError(f"the stack needs {packages}; {how_to_install(*missing)}")
 
 
 def _finish(change: Callable[..., Iterator[str]], *arguments: Any) -> None:

@@ -18,6 +18,7 @@ from loguru import logger
 from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.plan import Call
 from ml_filter.annotation.responses import Answer
+from ml_filter.extras import how_to_install
 
 _QUEUED = 1000
 _FLUSH_S = 10
@@ -93,7 +94,7 @@ class Traces:
             os.environ.setdefault("OPIK_SENTRY_ENABLE", "false")  # it would report errors to a third party
             import opik
         except ImportError:
-            logger.warning("Opik is not installed, so no traces are sent: pip install 'ml-filter[traces]'")
+            logger.warning(f"Opik is not installed, so no traces are sent; {how_to_install('traces')}")
             self._drop()
             return
         try:

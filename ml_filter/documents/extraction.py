@@ -20,7 +20,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, partial
-from importlib.util import find_spec
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ml_filter.documents.page import Page
 from ml_filter.documents.pdf import Pdf
 from ml_filter.errors import ConfigError
+from ml_filter.extras import require_extra
 
 if TYPE_CHECKING:
     from lxml.html import HtmlElement, HTMLParser
@@ -74,8 +74,7 @@ def read_pdf(content: bytes, seconds: float) -> Pdf:
     Raises:
         ConfigError: pypdf is not installed.
     """
-    if find_spec("pypdf") is None:
-        raise ConfigError("PDF files need the extra fetch: run `make setup EXTRAS=fetch`, or pip install pypdf")
+    require_extra("fetch", "reading PDF files", "pypdf")
     answer = json.loads(_worker("pdf", seconds, os.getpid()).extract(content))
     if answer.get("encrypted"):
         raise ExtractionError("encrypted", "a password is needed to read the PDF")

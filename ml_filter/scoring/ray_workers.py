@@ -6,7 +6,6 @@ through Ray: every actor reads its input and writes its output directly, so all 
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import secrets
@@ -22,6 +21,7 @@ from loguru import logger
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.errors import ConfigError
+from ml_filter.extras import require_extra
 from ml_filter.location import Location
 from ml_filter.scoring.config import RAY_LOCAL
 from ml_filter.scoring.cores import threads_per_worker
@@ -57,8 +57,7 @@ class RayWorkers(Workers):
     """
 
     def __init__(self, job: ScoringJob, out: OutputDirectory, count: int) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise ConfigError("Ray is not installed; run `pip install 'ml-filter[ray]'`")
+        require_extra("ray", "--ray", "ray")
         self.job = replace(job, head=_absolute(job.head), output=_absolute(job.output), shards=())
         self.part, self.count = out.part, count
         self.threads = threads_per_worker(job.config, count)

@@ -72,7 +72,7 @@ def test_a_worker_too_large_for_every_node_is_refused_and_one_without_a_free_nod
 
 def test_without_ray_the_error_says_how_to_install_it(hashing_head, corpus, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"Ray is not installed; run `pip install 'ml-filter\[ray\]'`"):
+    with pytest.raises(ConfigError, match="--ray needs ray; install the extra ray with `make setup EXTRAS=ray`"):
         score_corpus(hashing_head, SourceConfig(paths=[str(corpus)]), ScoreConfig(ray="local"), tmp_path / "out")
 
 

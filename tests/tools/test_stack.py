@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ml_filter import extras
 from tests.pipelines.conftest import store  # noqa: F401 - a fixture
 from tools import stack
 from tools.stack import main
@@ -45,21 +46,21 @@ def test_an_artifact_store_that_other_machines_cannot_reach_is_refused(change):
 
 
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(change, monkeypatch):
-    monkeypatch.setattr(stack, "find_spec", lambda name: None if name == "sagemaker" else True)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "sagemaker" else True)
     code, printed = change("aws", *AWS)
     assert (code, printed) == (
         2,
-        "error: the stack needs sagemaker: install with: poetry install --extras aws\n",
+        "error: the stack needs sagemaker; install the extra aws with `make setup EXTRAS=aws`\n",
     )
 
 
 def test_several_missing_packages_are_told_at_once(change, monkeypatch):
-    monkeypatch.setattr(stack, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     code, printed = change(
         "kubernetes", "--context=c", "--namespace=n", "--registry=r.example.com", "--artifact-store=gs://bucket/zenml"
     )
     assert code == 2
-    assert 'kubernetes, gcsfs: install with: poetry install --extras "kubernetes gcs"' in printed
+    assert 'kubernetes, gcsfs; install the extras kubernetes gcs with `make setup EXTRAS="kubernetes gcs"`' in printed
 
 
 @pytest.mark.parametrize("name", ["local", "aws", "kubernetes"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from ml_filter.documents.writer import file_digest
 from ml_filter.downstream.benchmarks.config import BenchmarkConfig
 from ml_filter.downstream.benchmarks.questions import questions_source, read_questions, task_name, task_of
 from ml_filter.errors import ConfigError
+from ml_filter.extras import require_extra
 from ml_filter.heads.device import choose_device
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class Benchmarks:
     """
 
     def __init__(self, config: BenchmarkConfig) -> None:
-        if importlib.util.find_spec("lm_eval") is None:
-            raise ConfigError("lm_eval_tasks and multiple_choice need the extra proof: run make setup EXTRAS=proof")
+        require_extra("proof", "a benchmark", "lm_eval")
         self.names, self.directory = config.lm_eval_tasks, config.lm_eval_directory
         self.tables: dict[str, str] = {}
         self.warnings: list[str] = []

@@ -27,6 +27,7 @@ from ml_filter.downstream.fetching.output import output_of, write_output
 from ml_filter.downstream.fetching.sources import HANDLERS, first_requests, is_list
 from ml_filter.downstream.fetching.state import State
 from ml_filter.errors import ConfigError, InputError, MlFilterError
+from ml_filter.extras import require_extra
 from ml_filter.location import Location
 from ml_filter.progress import Progress, progress
 
@@ -57,7 +58,7 @@ def fetch_documents(config: FetchConfig, output: str | Path) -> Fetched:
         InputError: the directory belongs to other settings, or there is no document at all.
         ConfigError: a setting is wrong, or an extra that it needs is not installed.
     """
-    _require_protego()
+    require_extra("fetch", "fetch", "protego")
     directory = output_of(config, output)
     path = _state_path(config, directory.path)
     if (manifest := find_manifest(directory.path)) and manifest.config_digest != directory.config_digest:
@@ -77,13 +78,6 @@ def fetch_documents(config: FetchConfig, output: str | Path) -> Fetched:
 
 def _named(config: FetchConfig) -> Iterator[str]:
     yield from (request.url for request in first_requests(config))
-
-
-def _require_protego() -> None:
-    try:
-        import protego  # noqa: F401
-    except ImportError:
-        raise ConfigError("fetch needs the extra fetch: run `make setup EXTRAS=fetch`") from None
 
 
 def _state_path(config: FetchConfig, output: str) -> Path:

@@ -11,7 +11,7 @@ from loguru import logger
 
 from ml_filter.config import Settings
 from ml_filter.downstream.judging.config import ContestantConfig
-from ml_filter.downstream.tuning.base import Base, find_base, load_tokenizer, quiet_libraries, require_extra
+from ml_filter.downstream.tuning.base import Base, find_base, load_libraries, load_tokenizer, quiet_libraries
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.downstream.tuning.result import GGUF_NAME, TunedModel
 from ml_filter.errors import ConfigError, InputError
@@ -71,7 +71,7 @@ def _embedded(settings: Settings, file: Path) -> Settings:
 
 def _as_float16(base: Base, config: TuneConfig, settings: Settings) -> Path:
     """The base as a GGUF file of float16 weights with the chat template of the tuning, in the cache."""
-    require_extra()
+    load_libraries()
     from transformers import AutoModelForCausalLM
 
     from ml_filter.downstream.tuning.gguf import write_gguf

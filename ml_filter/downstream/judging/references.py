@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from ml_filter.errors import ConfigError
+from ml_filter.extras import require_extra
 
 
 def rouge_scores(reference: str, answer: str) -> dict[str, float]:
@@ -19,8 +19,7 @@ def rouge_scores(reference: str, answer: str) -> dict[str, float]:
 
 @cache
 def _scorer() -> Any:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ConfigError("rouge needs the extra tune: run make setup EXTRAS=tune, or set rouge to false") from error
+    require_extra("tune", "rouge", "rouge_score")
+    from rouge_score.rouge_scorer import RougeScorer
+
     return RougeScorer(["rouge1", "rouge2", "rougeL"])

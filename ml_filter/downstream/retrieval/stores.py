@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ml_filter.config import Settings
 from ml_filter.downstream.retrieval.config import Fusion, Mode, Where
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.extras import require_extra
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -30,7 +31,6 @@ SHARD, PARENT_OF = "shard", "parent_of"
 _RRF_K = 60
 """Cormack, Clarke and Büttcher 2009, Reciprocal rank fusion."""
 _MAX_SHARDS = 1_000_000
-_INSTALL = "run `make setup EXTRAS=retrieve`, or pip install"
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,9 @@ class Words:
 
 
 def _import_edge() -> Any:
-    try:
-        import qdrant_edge
-    except ImportError as error:
-        raise ConfigError(f"an index needs the extra retrieve: {_INSTALL} qdrant-edge-py") from error
+    require_extra("retrieve", "an index", "qdrant_edge")
+    import qdrant_edge
+
     return qdrant_edge
 
 
@@ -415,10 +414,9 @@ def connect(url: str, settings: Settings) -> QdrantClient:
     """
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"store {url!r} is not the URL of a Qdrant server, such as http://localhost:6333")
-    try:
-        from qdrant_client import QdrantClient
-    except ImportError as error:
-        raise ConfigError(f"a Qdrant server needs the extra retrieve: {_INSTALL} qdrant-client") from error
+    require_extra("retrieve", "a Qdrant server", "qdrant_client")
+    from qdrant_client import QdrantClient
+
     key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
     return QdrantClient(url=url, api_key=key, check_compatibility=False)
 

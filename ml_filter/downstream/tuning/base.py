@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,7 @@ from ml_filter.downstream.tuning.result import (
     read_tuned,
 )
 from ml_filter.errors import ConfigError, InputError
+from ml_filter.extras import require_extra
 from ml_filter.heads.encoder import quiet_transformers, shown_name
 from ml_filter.heads.info import head_origin
 from ml_filter.heads.store import HUB, HUB_NAME, from_hub
@@ -66,15 +66,13 @@ class Base:
         return Parent(path=self.name, digest=self.digest)
 
 
-def require_extra() -> None:
+def load_libraries() -> None:
     """Check that the libraries of the extra `tune` are installed, and load them without what they would say and send.
 
     Raises:
         ConfigError: they are not.
     """
-    missing = [name for name in ("trl", "peft", "bitsandbytes", "gguf") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"tuning needs {', '.join(missing)}; install the extra tune with `make setup EXTRAS=tune`")
+    require_extra("tune", "tuning", "trl", "peft", "bitsandbytes", "gguf")
     # TRL imports comet_ml, which would report errors to a third party, and transformers would ask for its key.
     os.environ.setdefault("COMET_ERROR_TRACKING_ENABLE", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # about a kernel on the Hub that it does without

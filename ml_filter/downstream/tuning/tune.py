@@ -20,7 +20,7 @@ from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.documents.output_directory import with_digest
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
-from ml_filter.downstream.tuning.base import Base, find_base, load_tokenizer, require_extra
+from ml_filter.downstream.tuning.base import Base, find_base, load_libraries, load_tokenizer
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.downstream.tuning.data import HELD_OUT_FILE, REJECTS_FILE, write_tokens
 from ml_filter.downstream.tuning.result import (
@@ -55,7 +55,7 @@ def tune_model(data: SourceConfig, config: TuneConfig, output: str | Path) -> Tu
         InputError: the base or the data cannot be used, or `output` has another model.
         ConfigError: the extra `tune` is not installed, or the tokenizer cannot be used.
     """
-    require_extra()
+    load_libraries()
     base = find_base(config.base)
     shards, parents = list_shards(data)
     columns = data.model_dump(mode="json", exclude={"paths"})

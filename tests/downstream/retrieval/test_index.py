@@ -167,7 +167,9 @@ def test_a_missing_extra_and_an_embedded_store_at_a_url_are_one_line(corpus, con
     with pytest.raises(ConfigError, match=r"store 'localhost' is not the URL of a Qdrant server"):
         build_index(source_of(corpus), config(store="localhost"), tmp_path / "b")
     monkeypatch.setitem(sys.modules, "qdrant_edge", None)
-    with pytest.raises(ConfigError, match="needs the extra retrieve: run `make setup EXTRAS=retrieve`"):
+    with pytest.raises(
+        ConfigError, match="needs qdrant_edge; install the extra retrieve with `make setup EXTRAS=retrieve`"
+    ):
         build_index(source_of(corpus), config(), tmp_path / "c")
 
 
