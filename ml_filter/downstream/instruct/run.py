@@ -1,8 +1,8 @@
 """The chain from documents to instruction data: every stage is a directory, and a killed run continues in the last one.
 
-    chunks [-> sample] -> written -> triples-0 -> [evolving-1 -> evolved-1 -> triples-1 -> ...] -> deduplicated -> decontaminated
-        -> ratings, scores -> rated -> [answers, checked and decontaminated -> pairs -> verdicts -> preferences]
-        -> data sets, report
+    chunks [-> sample] -> written -> triples-0 -> [evolving-1 -> evolved-1 -> triples-1 -> ...] -> deduplicated
+        -> decontaminated -> ratings, scores -> rated
+        -> [answers, checked and decontaminated -> pairs -> verdicts -> preferences] -> data sets, report
 
 The stages share a directory of ledgers and a budget. Cheap checks come before anything is paid for a rating. A stage
 without instructions is skipped, so that every run ends with a report.
