@@ -8,6 +8,10 @@ from pathlib import Path
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.downstream.ablation.config import AblateConfig, TrainingConfig
+from ml_filter.heads.config import TrainConfig
+from ml_filter.heads.train import train_head
+from ml_filter.scoring.config import ScoreConfig
+from ml_filter.scoring.run import score_corpus
 from ml_filter.selection.config import FilterConfig
 from ml_filter.selection.select import filter_corpus
 
@@ -39,6 +43,23 @@ def write_filtered(directory: Path, *, dropped: bool = True) -> str:
     (directory / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceConfig(paths=[str(directory / "scored.jsonl")])
     return filter_corpus(source, FilterConfig(min_score=3, dropped=dropped), directory / "filtered").root
+
+
+def write_filtered_by_head(directory: Path) -> tuple[str, str]:
+    """The same corpus, scored and filtered by a head that was trained on other documents of both languages."""
+    write_filtered(directory / "given")
+    labels = [
+        {"id": f"{kind} {n}", "text": text_of(kind, 2000 + n), "label": label}
+        for kind, label in (("good", 4.0), ("bad", 1.0))
+        for n in range(60)
+    ]
+    (directory / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
+    source = SourceConfig(paths=[str(directory / "labels.jsonl")])
+    head = train_head(source, TrainConfig(kind="hashing", label_column="label"), directory / "head").origin
+    corpus = SourceConfig(paths=[str(directory / "given" / "scored.jsonl")])
+    scored = score_corpus(head, corpus, ScoreConfig(), directory / "scored")
+    kept = FilterConfig(min_score=2.5, dropped=True)
+    return head, filter_corpus(SourceConfig(paths=[scored.root]), kept, directory / "filtered").root
 
 
 def small_config(gold: SourceConfig, **settings: object) -> AblateConfig:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,16 +19,20 @@ from ml_filter.downstream.ablation.corpora import heads_of, read_filtered
 from ml_filter.downstream.ablation.result import read_ablation
 from ml_filter.downstream.ablation.run import ablate_filter
 from ml_filter.errors import ConfigError, InputError
-from tests.downstream.ablation.corpora import small_config, text_of, write_filtered, write_gold
+from ml_filter.evaluation.promotion import ablation_shows_help
+from ml_filter.heads.config import TrainConfig
+from ml_filter.heads.store import read_head
+from ml_filter.heads.train import train_head
+from tests.downstream.ablation.corpora import small_config, text_of, write_filtered, write_filtered_by_head, write_gold
 
 OPTIONS = ["--depth", "1", "--passes", "2", "--seeds", "2", "--control-seeds", "2", "--arm-tokens", "1500"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A filtered corpus, gold, another corpus, and in `undisturbed` an ablation of them."""
+    """A head, the corpus that it filtered, gold, another corpus, and in `undisturbed` an ablation of them."""
     root = tmp_path_factory.mktemp("ablation")
-    write_filtered(root)
+    write_filtered_by_head(root)
     write_gold(root / "gold.jsonl")
     rows = [{"text": text_of("good", 200 + n)} for n in range(40)]
     (root / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -88,18 +93,34 @@ def test_killed_ablation_ends_like_an_undisturbed_one(root, capsys):
 
 @pytest.mark.model
 def test_settings_of_the_report_train_nothing_again(root):
-    output = root / "undisturbed"
+    output = Path(shutil.copytree(root / "undisturbed", root / "changed"))
     first = read_ablation(only(output, "ablation-*"))
     trained = {path: path.stat().st_mtime_ns for path in output.glob("arms-*/**/*")}
     changed = ["confidence=0.5001", "resamples=100", f"pilot={only(output, 'ablation-*')}"]
     changed += ["training.checkpoint_steps=7", "training.workers=2", "training.device=cpu"]
-    assert main([*command(root, "undisturbed"), *(part for text in changed for part in ("--set", text))]) == 0
+    assert main([*command(root, "changed"), *(part for text in changed for part in ("--set", text))]) == 0
     assert {path: path.stat().st_mtime_ns for path in output.glob("arms-*/**/*")} == trained
     second = next(a for a in map(read_ablation, output.glob("ablation-*")) if a.config["confidence"] == 0.5001)
     for before, after in zip(first.comparisons, second.comparisons, strict=True):
         assert after.gain.value == before.gain.value
         assert after.gain.high - after.gain.low < before.gain.high - before.gain.low
     assert second.power.spread == first.spread != first.power.spread
+
+
+@pytest.mark.model
+def test_ablation_lets_only_the_head_be_promoted_that_scored_its_corpus(root):
+    directory = str(only(root / "undisturbed", "ablation-*"))
+    helps, reason = ablation_shows_help(directory, read_head(root / "head"), "version 2")
+    assert helps
+    assert reason.startswith(f"the ablation in {directory} finds 'helps': models trained on filtered documents need")
+    other = train_head(
+        SourceConfig(paths=[str(root / "labels.jsonl")]),
+        TrainConfig(kind="hashing", label_column="label", seed=1),
+        root / "other-head",
+    )
+    helps, reason = ablation_shows_help(directory, other, "version 2")
+    assert not helps
+    assert reason.startswith(f"the ablation in {directory} is of {root / 'head'}, not of version 2")
 
 
 def test_settings_of_the_models_are_another_training():
