@@ -32,9 +32,13 @@ steady_arithmetic()
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest module first: at the end, it would leave the other workers of xdist idle."""
     items.sort(key=lambda item: "production" not in item.path.parts)
+    for item in items:
+        if isinstance(item, pytest.Function) and "small_encoder" in item.fixturenames:
+            item.add_marker(pytest.mark.model)
 
 
 @pytest.fixture
