@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ml_filter.cli.command import Output, command
-from ml_filter.cli.output import show, show_table
+from ml_filter.cli.output import show_table
 from ml_filter.downstream.fetching.config import FetchConfig
 
 
 @command(
     "ml-filter fetch --url https://example.org/ --depth 2 --contact me@example.org --output runs/site",
     "ml-filter fetch --sitemap https://example.org/ --feed https://example.org/feed.xml --contact me@example.org "
-    "--output runs/site",
+    "--output runs/news",
     "ml-filter fetch --arxiv 'cat:cs.CL AND all:\"data filtering\"' --arxiv-since 2026-01-01 --contact me@example.org "
     "--output runs/papers",
     "ml-filter fetch --github huggingface/datatrove --github-extensions md,py --contact me@example.org "
@@ -25,4 +25,4 @@ def fetch(output: Output, fetch: FetchConfig) -> None:
 
     manifest, figures = fetch_documents(fetch, output)
     show_table("this run", manifest.root, figures)
-    show(manifest)
+    show_table(manifest.kind, manifest.root, manifest.counts)  # of its shards, one is of rejects

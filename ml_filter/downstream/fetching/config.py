@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ml_filter.config import Cli, StageConfig
 from ml_filter.documents.config import SourceConfig
@@ -28,15 +29,30 @@ def _web_address(url: str) -> str:
 
 
 Url = Annotated[str, AfterValidator(_web_address)]
-_Repository = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")]
+
+
+def _repository(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
+        raise ValueError("a repository is written as OWNER/NAME or OWNER/NAME@REVISION")
+    return name
+
+
+def _day(text: Any) -> Any:
+    if isinstance(text, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+        raise ValueError("a day is written as in 2026-01-31")
+    return text
+
+
+Repository = Annotated[str, AfterValidator(_repository)]
+Day = Annotated[date, BeforeValidator(_day)]
 
 
 class ArxivConfig(StageConfig):
     """Which papers of arXiv are fetched."""
 
     query: str = Field(description="search terms in the syntax of the arXiv API, such as cat:cs.CL AND all:corpus")
-    since: date | None = Field(None, description="only papers submitted on or after this day (default: any)")
-    until: date | None = Field(None, description="only papers submitted on or before this day (default: any)")
+    since: Day | None = Field(None, description="only papers submitted on or after this day (default: any)")
+    until: Day | None = Field(None, description="only papers submitted on or before this day (default: any)")
     max_papers: Annotated[int, Field(ge=1, le=50_000)] = Field(
         1000, description="maximum number of papers, the most recently updated first"
     )
@@ -52,7 +68,7 @@ class ArxivConfig(StageConfig):
 class GithubConfig(StageConfig):
     """Which files of GitHub repositories are fetched."""
 
-    repositories: Annotated[list[_Repository], Field(min_length=1)] = Field(
+    repositories: Annotated[list[Repository], Field(min_length=1)] = Field(
         description="repositories as OWNER/NAME, or OWNER/NAME@REVISION (default: the default branch)"
     )
     extensions: Annotated[list[str], Field(min_length=1), Cli(comma_separated=True)] = Field(
@@ -149,7 +165,9 @@ class FetchConfig(StageConfig):
     @model_validator(mode="after")
     def _something_is_fetched(self) -> Self:
         if not (self.urls or self.url_file or self.sitemaps or self.feeds or self.arxiv or self.github):
-            raise ValueError("nothing to fetch: set urls, url_file, sitemaps, feeds, arxiv or github")
+            raise ValueError(
+                "nothing to fetch: set urls (--url), url_file, sitemaps (--sitemap), feeds (--feed), arxiv or github"
+            )
         return self
 
     @property

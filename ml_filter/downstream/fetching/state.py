@@ -97,7 +97,8 @@ class State:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_SCHEMA)
-            earlier = self._fact("pinned")
+            has_begun = self._db.execute("SELECT 1 FROM requests LIMIT 1").fetchone() is not None
+            earlier = self._fact("pinned") if has_begun else None  # a run with a wrong setting leaves nothing
         except sqlite3.Error as error:
             self._lock.release()
             raise InputError(f"{path} is not the state of a fetch, or it is damaged: {error}") from error

@@ -171,7 +171,9 @@ class Answerer:
             "conditions_dropped": found.dropped,
         }
         if not found.results:
-            yield Answer(question=question, text=NO_CONTEXT, answered=False, **report)
+            conditions = ", ".join([*map(str, [*self.searcher.config.where, *where]), *found.conditions])
+            text = NO_CONTEXT.replace(",", f" under the conditions {conditions},", 1) if conditions else NO_CONTEXT
+            yield Answer(question=question, text=text, answered=False, **report)
             return
         piece, used = await self._piece(question, found.results)
         sources = [self._source(number, result) for number, result in enumerate(used, 1)]

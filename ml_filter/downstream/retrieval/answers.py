@@ -35,7 +35,6 @@ from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import text_id
 from ml_filter.downstream.retrieval.answer import (
-    NO_CONTEXT,
     REFUSED,
     Answerer,
     NoAnswer,
@@ -54,7 +53,6 @@ PROMPTS = ("answer_faithfulness", "answer_relevancy", "context_precision", "cont
 _RETRY_HINT = "run again"
 _SHARD = "answers"
 _BATCH = 256
-_WITHOUT = {REFUSED: "refused", NO_CONTEXT: "without_context"}
 _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "question", "answer", "context", "status", "error", "reason")),
@@ -211,7 +209,7 @@ class _LedgerAnswerer(Answerer):
             self._stop(error)
             raise
         if not answer.answered:
-            return row | {"status": _WITHOUT[answer.text]}
+            return row | {"status": "refused" if answer.text == REFUSED else "without_context"}
         return row | {
             "status": "answered",
             "answer": answer.text,

@@ -130,8 +130,10 @@ class SearchConfig(StageConfig):
 
     @model_validator(mode="after")
     def _has_its_cross_encoder(self) -> Self:
-        if (self.rerank == "cross_encoder") != (self.cross_encoder is not None):
-            raise ValueError("rerank cross_encoder and the setting cross_encoder need each other")
+        if self.rerank == "cross_encoder" and self.cross_encoder is None:
+            raise ValueError("rerank cross_encoder needs a model: set cross_encoder (--cross-encoder NAME)")
+        if self.rerank != "cross_encoder" and self.cross_encoder is not None:
+            raise ValueError("cross_encoder is not used: set rerank (--rerank) to cross_encoder")
         return self
 
 

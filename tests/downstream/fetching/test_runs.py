@@ -213,7 +213,8 @@ def test_the_command_says_what_it_did_and_nothing_at_all_is_an_error(site, tmp_p
         ([], "nothing to fetch"),
         (["--url", "ftp://x/"], "an address is of the form https://HOST/PATH"),
         (["--url", "https://me:pw@x/"], "must not hold a user or a password"),
-        (["--github", "nonsense"], "--github"),
+        (["--github", "nonsense"], "--github: a repository is written as OWNER/NAME"),
+        (["--arxiv", "all:x", "--arxiv-since", "now"], "--arxiv-since: a day is written as in 2026-01-31"),
     ]:
         assert main(["fetch", *arguments, "--contact", "me@example.org", "-o", output]) == 2
         assert message in capsys.readouterr().err

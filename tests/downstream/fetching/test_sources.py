@@ -286,3 +286,5 @@ def test_a_file_of_addresses_may_have_comments_and_a_wrong_line_is_named(site, f
     file.write_text("nonsense\n")
     with pytest.raises(ConfigError, match=r"urls.txt, line 1: not an address"):
         fetch(url_file=str(file), output=tmp_path / "other")
+    # A run that began with nothing leaves the directory to other sources.
+    assert fetch(urls=[site.url("/a")], output=tmp_path / "other").urls == ["/a"]

@@ -53,8 +53,10 @@ def test_an_unknown_column_and_a_bad_condition_are_named(opened):
     for text, problem in (("score", "is not a condition"), ("score>=high", ">= needs one number, not 'high'")):
         with pytest.raises(ValidationError, match=problem):
             Where.model_validate(text)
-    with pytest.raises(ValidationError, match="need each other"):
+    with pytest.raises(ValidationError, match="rerank cross_encoder needs a model"):
         SearchConfig(rerank="cross_encoder")
+    with pytest.raises(ValidationError, match="cross_encoder is not used"):
+        SearchConfig(cross_encoder="x")
 
 
 def test_copies_of_a_text_and_passages_of_one_parent_are_shown_once(config, tmp_path):
