@@ -163,6 +163,9 @@ def test_packed_conversations_do_not_see_each_other(triples, config, tmp_path, m
         [row] = [row for row in model.result.history if "loss" in row]
         losses.append(row["loss"])
         batches.append(row["epoch"])
+    licensed = tune_model(SourceConfig(paths=[str(triples)]), settings.model_copy(update={"license": "mit"}), output)
+    assert licensed.digest == model.digest
+    assert b"license: mit" in (Location(output) / "README.md").read_bytes()
     assert batches == [1, 1]  # a step saw everything
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
