@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DENSE, SPARSE = "dense", "bm25"
 SHARD, PARENT_OF = "shard", "parent_of"
 """Payload of the digest of a shard: of its passages, and of their parents."""
+_KEYWORDS = (SHARD, PARENT_OF, "language", "source")
 _RRF_K = 60
 """Cormack, Clarke and Büttcher 2009, Reciprocal rank fusion."""
 _MAX_SHARDS = 1_000_000
@@ -170,7 +171,7 @@ class EdgeStore(Store):
                 wal_enabled=False,
             )
             self._shard = edge.EdgeShard.create(str(directory), config)
-            for name in (SHARD, PARENT_OF, "language", "source"):
+            for name in _KEYWORDS:
                 self._shard.update(edge.UpdateOperation.create_field_index(name, edge.PayloadSchemaType.Keyword))
             self._shard.update(edge.UpdateOperation.create_field_index("score", edge.PayloadSchemaType.Float))
             self._shard.flush()
@@ -284,16 +285,17 @@ class ServerStore(Store):
         super().__init__(words)
         self._client, self._collection, self._models = client, collection, models
         with _reaching():
-            if client.collection_exists(collection):
-                return
-            client.create_collection(
-                collection,
-                vectors_config={DENSE: models.VectorParams(size=width, distance=models.Distance.COSINE)},
-                sparse_vectors_config={SPARSE: models.SparseVectorParams(modifier=models.Modifier.IDF)},
-            )
-            for name in (SHARD, PARENT_OF, "language", "source"):
-                client.create_payload_index(collection, name, models.PayloadSchemaType.KEYWORD)
-            client.create_payload_index(collection, "score", models.PayloadSchemaType.FLOAT)
+            if not client.collection_exists(collection):
+                client.create_collection(
+                    collection,
+                    vectors_config={DENSE: models.VectorParams(size=width, distance=models.Distance.COSINE)},
+                    sparse_vectors_config={SPARSE: models.SparseVectorParams(modifier=models.Modifier.IDF)},
+                )
+            indexed = client.get_collection(collection).payload_schema  # a kill may have left some out
+            keyword, number = models.PayloadSchemaType.KEYWORD, models.PayloadSchemaType.FLOAT
+            for name, kind in {**dict.fromkeys(_KEYWORDS, keyword), "score": number}.items():
+                if name not in indexed:
+                    client.create_payload_index(collection, name, kind)
 
     def put(self, points: Sequence[Point]) -> None:
         """Write points; those with the same ids are replaced."""
