@@ -41,9 +41,14 @@ def judge(
         ("consistency of the judge", comparison.consistency.text),
         ("wins of the first position", comparison.won_first.text),
         ("wins of the longer answer", comparison.won_longer.text),
-        *((name.replace("_", " "), figure.text) for name, figure in judgement.figures.items()),
+        *((_title(name), figure.text) for name, figure in judgement.figures.items()),
     ]
     show_figures("tuned model against its base", ["", "figure"], rows)
     for line in (f"{judgement.verdict}: {judgement.reason}", *(f"warning: {text}" for text in judgement.warnings)):
         typer.echo(line)
     typer.echo(f"report: {manifest.path_of('report.html')}")
+
+
+def _title(name: str) -> str:
+    """The name of a figure in words; that of a task of lm-eval stays as it is."""
+    return name.replace("_", " ", 1 if "/" in name else -1)

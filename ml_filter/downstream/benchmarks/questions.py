@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -83,18 +84,19 @@ def task_name(path: str) -> str:
     return re.sub(r"\W+", "_", PurePosixPath(path.rstrip("/")).name.partition(".")[0])
 
 
-def task_of(name: str, questions: Sequence[Question]) -> dict[str, Any]:
+def task_of(name: str, questions: Sequence[Question]) -> Any:
     """A task of lm-eval, which takes the choice that the model finds most probable after the question.
 
     The questions are given in memory: lm-eval would load a file through `load_dataset`, which reports to the Hub.
     """
+    from lm_eval.api.task import ConfigurableTask
 
     def load(**metadata: Any) -> Any:
         from datasets import Dataset
 
         return {"test": Dataset.from_list([question._asdict() for question in questions])}
 
-    return {
+    config = {
         "task": name,
         "custom_dataset": load,
         "test_split": "test",
@@ -106,3 +108,10 @@ def task_of(name: str, questions: Sequence[Question]) -> dict[str, Any]:
             {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
         ],
     }
+    logger = logging.getLogger("lm_eval.api.task")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it advises to pass arguments for custom_dataset by an option of its own command
+    try:
+        return ConfigurableTask(config=config)
+    finally:
+        logger.setLevel(level)

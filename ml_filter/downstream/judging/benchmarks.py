@@ -43,10 +43,10 @@ def benchmark_figures(stages: Mapping[str, Manifest], resampling: Resampling) ->
         return {}
     base, tuned = (read_results(stages[_stage(name)]) for name in MODELS)
     figures: dict[str, Figure] = {}
-    for name in base.keys() & tuned.keys():
+    for name in sorted(base.keys() & tuned.keys()):
         of_name = _paired(base[name], tuned[name], resampling)
         figures |= {f"{side}_{name}": figure for side, figure in of_name.items()}
-    return dict(sorted(figures.items()))
+    return figures
 
 
 def _paired(base: Result, tuned: Result, resampling: Resampling) -> dict[str, Figure]:

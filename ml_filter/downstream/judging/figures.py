@@ -78,10 +78,21 @@ def compare(pairs: Sequence[JudgedPair], won_a: int, won_b: int, resampling: Res
 
 
 def paired_figures(values: Sequence[tuple[float, float]], resampling: Resampling) -> dict[str, Figure]:
-    """The means `base` and `tuned` of a measure of both models on the same tasks, and their `change`."""
+    """The means `base` and `tuned` of a measure of both models on the same tasks, and their `change`.
+
+    Of right and wrong answers, a change that is the same in every task is so in every resample, too; its interval
+    reaches as far as the exact bound on the share of other tasks.
+    """
     rows = np.array(values, np.float64)
-    shares = dict.fromkeys(("base", "tuned"), len(rows)) if np.isin(rows, (0, 1)).all() else None
-    return resampled_figures(rows, _means, resampling, shares)
+    if not np.isin(rows, (0, 1)).all():
+        return resampled_figures(rows, _means, resampling)
+    figures = resampled_figures(rows, _means, resampling, dict.fromkeys(MODELS, len(rows)))
+    change = figures["change"]
+    if change.interval is not None and change.low == change.high:
+        bound = exact_interval(0, len(rows), resampling.confidence)[1]
+        low, high = max(-1.0, change.interval[0] - bound), min(1.0, change.interval[0] + bound)
+        figures["change"] = change.model_copy(update={"low": low, "high": high})
+    return figures
 
 
 def _means(rows: Array, weights: Array) -> dict[str, Array]:

@@ -162,7 +162,7 @@ def _judgement(
     return Judgement(
         verdict=verdict,
         reason=reason,
-        warnings=list(_warnings([*names.values(), model.result.base.path], judge, stages)),
+        warnings=list(_warnings([*names.values(), model.result.base.path], judge, verdict, stages)),
         tuned=model.parent,
         base=model.result.base,
         judge=judge,
@@ -217,12 +217,14 @@ def _answer_figures(stages: dict[str, Manifest], config: JudgeConfig, resampling
     return figures
 
 
-def _warnings(models: Iterable[str], judge: str, stages: dict[str, Manifest]) -> Iterator[str]:
+def _warnings(models: Iterable[str], judge: str, verdict: str, stages: dict[str, Manifest]) -> Iterator[str]:
     if _family(judge) in map(_family, models):
         yield (
             f"the judge {judge} is of the same family as a model that it judges; such judges prefer the style of their "
             "own family (arXiv 2404.13076)"
         )
+    if "ratings" in stages and verdict == "no verdict":
+        yield "the ratings are by the same judge, whose verdicts are not used"
     unanswered, tasks = stages["pairs"].counts["unanswered"], stages["tasks"].rows
     if unanswered:
         yield f"{unanswered} of {tasks} tasks have no answer of one of the models and are not compared"

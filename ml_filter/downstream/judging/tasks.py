@@ -31,8 +31,8 @@ class _Drawn(NamedTuple):
 def held_out_tasks(data: SourceConfig, tuning: TuneConfig, size: int, seed: int, output: str) -> Manifest:
     """A random choice of the held-out tasks, with the answers of the data as `reference`.
 
-    Only conversations of one task and one answer are used, and one of each document, since the intervals of the figures
-    take tasks as independent. The others, and those that were trained on, are counted.
+    Only conversations of one task and one answer are used, and one of each document and of each text, since the
+    intervals of the figures take tasks as independent. The others, and those that were trained on, are counted.
 
     Raises:
         InputError: no task is left.
@@ -47,9 +47,10 @@ def held_out_tasks(data: SourceConfig, tuning: TuneConfig, size: int, seed: int,
     with OutputDirectory(output, "tasks", fixed, parents) as out:
         if out.manifest:
             return out.manifest
-        counts: Counter[str] = Counter(read=0, trained_on=0, other_forms=0, same_document=0, not_drawn=0)
+        counts: Counter[str] = Counter(read=0, trained_on=0, other_forms=0, same_document=0, same_task=0, not_drawn=0)
         drawn: list[_Drawn] = []  # a heap whose first has the largest key
         documents: set[str] = set()  # of the tasks in the heap
+        ids: set[str] = set()
         with out.new_shard("tasks", TASK_SCHEMA) as writer, out.new_rejects("tasks") as rejects:
             for shard, side in sides_of(shards, tuning.method):
                 for _, row in read_records(shard, data, rejects):
@@ -60,12 +61,18 @@ def held_out_tasks(data: SourceConfig, tuning: TuneConfig, size: int, seed: int,
                     if task["document"] in documents:
                         counts["same_document"] += 1
                         continue
+                    if task["id"] in ids:
+                        counts["same_task"] += 1
+                        continue
                     documents.add(task["document"])
+                    ids.add(task["id"])
                     # By the document, so that a later task of one that was dropped is dropped too.
                     heapq.heappush(drawn, _Drawn(-sampling_key(task["document"], seed, "sample"), task["id"], task))
                     if len(drawn) > size:
                         counts["not_drawn"] += 1
-                        documents.remove(heapq.heappop(drawn).row["document"])
+                        dropped = heapq.heappop(drawn)
+                        documents.remove(dropped.row["document"])
+                        ids.remove(dropped.id)
             if not drawn:
                 detail = ", ".join(f"{name} {count:,}" for name, count in counts.items())
                 raise InputError(f"{', '.join(data.paths)}: {_FEW} ({detail})")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ml_filter.downstream.judging.figures import SAME, JudgedPair, compare, verdict_of
+from ml_filter.downstream.judging.figures import SAME, JudgedPair, compare, paired_figures, verdict_of
 from ml_filter.statistics.intervals import Resampling
 
 RESAMPLING = Resampling(resamples=200)
@@ -59,3 +59,13 @@ def test_a_judge_that_only_likes_length_does_not_make_the_longer_model_better():
     assert comparison.won_longer.value > 0.8
     assert comparison.length_controlled.low < 0.5 < comparison.length_controlled.high
     assert verdict_of(comparison, 0.6, 30)[0] == "no difference shown"
+
+
+def test_models_that_are_right_about_the_same_questions_may_still_differ_on_others():
+    change = paired_figures([(1, 1)] * 8 + [(0, 0)] * 4, RESAMPLING)["change"]
+    assert (change.value, change.high) == (0, pytest.approx(1 - 0.025 ** (1 / 12)))
+    assert change.low == -change.high
+    change = paired_figures([(0, 1)] * 12, RESAMPLING)["change"]
+    assert (change.value, change.low, change.high) == (1, pytest.approx(0.025 ** (1 / 12)), 1)
+    change = paired_figures([(0, 1)] * 6 + [(1, 1)] * 6, RESAMPLING)["change"]
+    assert 0 < change.low < change.value == 0.5 < change.high < 1

@@ -152,6 +152,16 @@ def test_of_a_document_only_one_task_is_used(serve, tuned, tmp_path):
     assert judgement.tasks == sum(is_held_out(row["document_id"], TUNING) for row in ROWS)
 
 
+def test_of_documents_with_the_same_task_only_one_is_used(serve, tuned, tmp_path):
+    rows = [{**row, "document_id": f"{row['document_id']} again"} for row in ROWS]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, *rows]))
+    config, _ = configured(serve, judge, rating_prompt=None, size=1000)
+    twice = SourceConfig(paths=[str(tmp_path / "twice.jsonl")])
+    judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), twice, settings=SETTINGS)
+    texts = {row["instruction"] for row in [*ROWS, *rows] if is_held_out(row["document_id"], TUNING)}
+    assert judgement.tasks == len(texts) == sum(judgement.comparison.verdicts.values())
+
+
 def test_data_is_read_as_the_tuning_has_read_it(serve, tmp_path):
     document = next(f"long{n}" for n in range(100) if is_held_out(f"long{n}", TUNING))
     long = {"instruction": f"How warm is room 1? {'So? ' * 2**19}", "output": "Warm.", "document_id": document}
