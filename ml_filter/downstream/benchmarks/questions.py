@@ -110,7 +110,7 @@ def task_of(name: str, questions: Sequence[Question]) -> Any:
     }
     logger = logging.getLogger("lm_eval.api.task")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it advises to pass arguments for custom_dataset by an option of its own command
+    logger.setLevel(logging.ERROR)  # its advice on the arguments of custom_dataset does not apply
     try:
         return ConfigurableTask(config=config)
     finally:
