@@ -75,6 +75,7 @@ def annotate_documents(
     settings: Settings | None = None,
     *,
     ledgers: str | None = None,
+    kept_from: str | None = None,
 ) -> Manifest:
     """Score documents with an LLM. Every answer is in the ledger before it counts.
 
@@ -83,11 +84,15 @@ def annotate_documents(
 
     Args:
         ledgers: directory of ledgers that outputs share, one for each set of questions.
+        kept_from: what follows this mark in a document is not cut (see `Windows`).
 
     Raises:
         TooManyFailures, EndpointError, InputError: see `run`.
         ConfigError: a prompt or a setting is wrong.
     """
     settings = settings or Settings()
-    plan = annotation_plan(source, config, annotator_name(config, settings))
+    annotator = annotator_name(config, settings)
+    task = _ScoreTask(config, annotator)
+    task.kept_from = kept_from
+    plan = Plan(source, config, task, annotator)
     return run(plan, Asking(settings), output, ledgers)

@@ -107,6 +107,10 @@ class Asking(AnswerSource):
             return False
         try:
             await self._wait_for_room()
+            if call.refused is not None:
+                self.requests += 1
+                self.recorder.record(call, call.refused, None)
+                return True
             result = await annotator.ask(call.question, call.piece, call.key.vote, self.budget)
             if result is None:
                 return False

@@ -185,6 +185,7 @@ def generate(
     *,
     by: str = "prompt",
     ledgers: str | None = None,
+    kept_from: str | None = None,
 ) -> Manifest:
     """Ask one question about every document. Every answer is in the ledger before it counts.
 
@@ -195,6 +196,7 @@ def generate(
     Args:
         prompt: or the name or file of one; or several with the same schema, by the value of the column `by`.
         ledgers: directory of ledgers that outputs share, one for each set of questions.
+        kept_from: what follows this mark in a document is not cut (see `Windows`).
 
     Raises:
         ConfigError: the prompt or a setting is wrong.
@@ -207,6 +209,7 @@ def generate(
     }
     annotator = annotator_name(config, settings)
     task = _GenerationTask(questions, by if isinstance(prompt, Mapping) else None, annotator)
+    task.kept_from = kept_from
     return run(Plan(source, config, task, annotator), Asking(settings), output, ledgers)
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from ml_filter.annotation.annotator import Annotator
 from ml_filter.annotation.config import AskConfig
+from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.ledger import Key, Ledger
 from ml_filter.annotation.prompts import Question, language_code
 from ml_filter.annotation.responses import Answer
@@ -44,7 +45,10 @@ def answer_settings(config: AskConfig) -> dict[str, Any]:
 
 
 class Call(NamedTuple):
-    """One request to make: a question about one window of a document. `truncated`: part of the text is left out."""
+    """One request to make: a question about one window of a document. `truncated`: part of the text is left out.
+
+    `refused`: why it is not made, and has failed.
+    """
 
     key: Key
     question: Question
@@ -52,6 +56,7 @@ class Call(NamedTuple):
     window: int
     windows: int
     truncated: bool
+    refused: RequestFailed | None = None
 
 
 class Task(ABC):
@@ -67,6 +72,8 @@ class Task(ABC):
     doing: ClassVar[str]
     schema: ClassVar[pa.Schema | None]
     votes = 1
+    kept_from: str | None = None
+    """As of `Windows`."""
     questions: Sequence[Question]
 
     @property
@@ -84,7 +91,9 @@ class Task(ABC):
 
     async def windows(self, annotator: Annotator, question: Question) -> Windows:
         """How documents are cut for a question."""
-        return await annotator.windows(question)
+        windows = await annotator.windows(question)
+        windows.kept_from = self.kept_from
+        return windows
 
     @abstractmethod
     def read(self, answer: Answer, call: Call) -> dict[str, Any]:
@@ -136,6 +145,8 @@ class Plan:
         self.source, self.config, self.task, self.annotator = source, config, task, annotator
         self.shards, self.parents = list_shards(source)
         settings = answer_settings(config)
+        if task.kept_from is not None:
+            settings["kept_from"] = task.kept_from
         self.identity = {
             "source": source.model_dump(mode="json"), **task.identity, "annotator": annotator, **settings
         }  # fmt: skip
@@ -220,7 +231,10 @@ class OpenCalls:
                 yield await self._calls(vote, statuses, self._windows[vote.question.digest])
 
     async def _calls(self, vote: Vote, statuses: dict[int, str], windows: Windows) -> list[Call]:
-        pieces, truncated = await windows.pieces(vote.text)
+        try:
+            pieces, truncated = await windows.pieces(vote.text)
+        except RequestFailed as error:
+            return [Call(vote.key, vote.question, "", 0, 1, False, error)]
         if statuses and len(statuses) != len(pieces):
             # The endpoint reports another context length than before: the old answers are about other windows.
             self.ledger.forget(vote.key)

@@ -45,6 +45,7 @@ _ADVICE = {
     "bad_request": "Check the setting that the message names: the model, extra_body, top_p, temperature, structured, "
     "or top_logprobs and max_tokens of the prompt",
     "context_too_long": "Set tokenizer and context_tokens, or a lower max_text_chars or max_tokens in the prompt",
+    "text_too_long": "Set tokenizer (with it, the text may fill the context), or a higher max_text_chars in the prompt",
     "malformed_answer": "Check --endpoint (ML_FILTER_ENDPOINT): its URL may lead to a web page or to another API",
     "content_filter": "Use another provider or model, or its settings for filters (extra_body)",
     "cut_off": "Set a higher max_tokens in the prompt",

@@ -23,6 +23,9 @@ from ml_filter.errors import ConfigError, EndpointError
 
 _TEMPLATE_TOKENS = 32
 """Reserve for a chat template that only the server knows, and for tokens that merge at the ends of the text."""
+_CUT = " [...]"
+_LEAST_BEGINNING = 200
+"""Least of a beginning that is cut before an end that is not, in tokens or characters."""
 _TEMPORARY = {"timeout", "connection_error", "rate_limited", "server_error"}
 _BACKOFF = wait_exponential(multiplier=1.0, max=30.0)
 
@@ -213,7 +216,12 @@ class ServerTokenizer(Tokenizer):
 
 
 class Windows:
-    """Cuts documents for one question into windows of at most `limit` tokens, or characters without a tokenizer."""
+    """Cuts documents for one question into windows of at most `limit` tokens, or characters without a tokenizer.
+
+    `kept_from`: a mark. What follows the last one in a document is not cut: the text before it is cut instead.
+    """
+
+    kept_from: str | None = None
 
     def __init__(self, config: AskConfig, question: Question, tokenizer: Tokenizer | None, limit: int) -> None:
         self.question, self.tokenizer, self.limit = question, tokenizer, limit
@@ -253,21 +261,44 @@ class Windows:
         return special.sub(lambda match: match[0] + " ", text) if special else text
 
     async def pieces(self, document: str) -> tuple[Sequence[str], bool]:
-        """The windows of a document, and whether text after the last one is left out."""
+        """The windows of a document, and whether text is left out: after the last one, or before `kept_from`.
+
+        Raises:
+            RequestFailed: what follows `kept_from` is too long (`text_too_long`).
+        """
         # Clean before cutting: neutralising adds characters, and a cut through a special token could hide it.
         text = self.clean(document)
+        if self.kept_from is not None:
+            return await self._with_its_end(document, text, self.kept_from)
         pieces: list[str] = []
         while text and len(pieces) < self.max_windows:
-            pieces.append(await self._head(text))
+            pieces.append(await self._head(text, self.limit))
             text = text[len(pieces[-1]) :]
         return pieces, bool(text)
 
-    async def _head(self, text: str) -> str:
+    async def _with_its_end(self, document: str, text: str, mark: str) -> tuple[Sequence[str], bool]:
+        if await self._head(text, self.limit) == text:
+            return [text], False
+        beginning, _, end = document.rpartition(mark)
+        beginning, end = self.clean(beginning), _CUT + self.clean(mark + end)
+        size = len(end) if self.tokenizer is None else await self.tokenizer.count(end)
+        if self.limit - size < min(len(beginning), _LEAST_BEGINNING):
+            unit = "characters" if self.tokenizer is None else "tokens"
+            error = RequestFailed(
+                "text_too_long",
+                f"the text from {mark.strip()!r} on has {size:,} {unit} and is not cut; with the beginning of the text "
+                f"before it, at most {self.limit:,} {unit} fit",
+            )
+            error.attempts = 0
+            raise error
+        return [await self._head(beginning, self.limit - size) + end], True
+
+    async def _head(self, text: str, limit: int) -> str:
         if self.tokenizer is None:
-            return text[: self.limit]
-        if len(text) <= self.limit and len(text.encode()) <= self.limit:  # no token is shorter than a byte
+            return text[:limit]
+        if len(text) <= limit and len(text.encode()) <= limit:  # no token is shorter than a byte
             return text
-        return await self.tokenizer.head(text, self.limit)
+        return await self.tokenizer.head(text, limit)
 
 
 _COMBINE: dict[str, Callable[[Sequence[float]], float]] = {

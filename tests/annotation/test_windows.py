@@ -25,6 +25,7 @@ from tenacity import wait_fixed
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.client import Client, Endpoint
 from ml_filter.annotation.config import AnnotateConfig
+from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.prompts import Prompt
 from ml_filter.annotation.windows import LocalTokenizer, Servers, ServerTokenizer, Tokenizer, Windows, combine
 from ml_filter.config import Settings
@@ -101,6 +102,25 @@ def windows(tokenizer: Tokenizer | None, limit: int, most: int = 1000, **prompt:
 
 def cut(cutter: Windows, text: str) -> tuple[Sequence[str], bool]:
     return asyncio.run(cutter.pieces(text))
+
+
+@pytest.mark.parametrize("limit", [300, 64])
+def test_text_before_a_mark_is_cut_so_that_what_follows_fits(limit, tokenizer):
+    cutter = windows(tokenizer, limit)
+    cutter.kept_from = "\n\nAnswer:"
+    task, end = "What is a cell? " * 100, "\n\nAnswer: The smallest unit of life."
+    if limit == 64:
+        with pytest.raises(
+            RequestFailed, match=r"the text from 'Answer:' on has \d+ tokens and is not cut.*64 tokens fit"
+        ):
+            cut(cutter, task + end)
+        assert cut(cutter, "Why?" + end) == (["Why?" + end], False)
+        return
+    [piece], truncated = cut(cutter, task + end)
+    assert truncated
+    assert piece.startswith("What is a cell? What")
+    assert piece.endswith(" [...]" + end)
+    assert limit - 10 < asyncio.run(tokenizer.count(piece)) <= limit
 
 
 # --- Local tokenizers ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.config import AnnotateConfig, AskConfig
 from ml_filter.annotation.connection import annotator_name
-from ml_filter.annotation.pairwise import judge_pairs
+from ml_filter.annotation.pairwise import ANSWER_FROM, judge_pairs, render_answer
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.derived import derive_documents, read_rows_of
@@ -139,12 +139,13 @@ def _rate(pairs: Manifest, prompt: str, judge: AskConfig, output: str, settings:
     documents = derive_documents(pairs, _PAIRS.names, _answers_to_rate, f"{output}/to-rate-{{digest}}")
     annotate = AnnotateConfig.model_validate({**judge.model_dump(), "prompts": [prompt]})
     source = SourceConfig(paths=[documents.root])
-    return annotate_documents(source, annotate, f"{output}/ratings-{{digest}}", settings, ledgers=ledgers)
+    place = f"{output}/ratings-{{digest}}"
+    return annotate_documents(source, annotate, place, settings, ledgers=ledgers, kept_from=ANSWER_FROM)
 
 
 def _answers_to_rate(pair: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, side in zip(MODELS, ("first", "second"), strict=True):
-        yield f"{pair['id']} {name}", f"Task:\n{pair['task']}\n\nAnswer:\n{pair[side]}"
+        yield f"{pair['id']} {name}", render_answer(pair["task"], pair[side])
 
 
 def _judgement(
@@ -225,6 +226,11 @@ def _warnings(models: Iterable[str], judge: str, verdict: str, stages: dict[str,
         )
     if "ratings" in stages and verdict == "no verdict":
         yield "the ratings are by the same judge, whose verdicts are not used"
+    if "verdicts" in stages and (cut := stages["verdicts"].counts["truncated"]):
+        yield (
+            f"the judge saw only the beginning of the task in {cut} of {2 * stages['verdicts'].rows} comparisons; set "
+            "judge.tokenizer, or a higher max_text_chars in the prompt"
+        )
     unanswered, tasks = stages["pairs"].counts["unanswered"], stages["tasks"].rows
     if unanswered:
         yield f"{unanswered} of {tasks} tasks have no answer of one of the models and are not compared"

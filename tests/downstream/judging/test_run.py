@@ -63,7 +63,8 @@ def judge(request):
     """Prefers the answer that says degrees, wherever it is."""
     text = request.body["messages"][-1]["content"]
     if "Answer A" not in text:
-        return chat(json.dumps({"reason": "so", "score": 4 if "degrees" in text.partition("Answer:")[2] else 1}))
+        answer = text.partition("Answer:")[2].strip()
+        return chat(json.dumps({"reason": "so", "score": 4 if "degrees" in answer else 1 if answer else 3}))
     a = text.partition("Answer A:")[2].partition("Answer B:")[0]
     return chat(json.dumps({"reason": "It has the unit.", "winner": "A" if "degrees" in a else "B"}))
 
@@ -103,6 +104,17 @@ def test_held_out_tasks_are_answered_compared_in_both_orders_and_rated(serve, tu
     requests = sum(len(server.requests) for server in servers.values())
     assert judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)[0] == judgement
     assert sum(len(server.requests) for server in servers.values()) == requests, "nothing is asked twice"
+
+
+def test_of_a_long_task_the_judge_sees_the_answers_and_only_the_beginning(serve, tmp_path):
+    rows = [{**row, "instruction": f"{row['instruction']} {'Think. ' * 1800}"} for row in ROWS]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tuned = write_tuned(tmp_path, SourceConfig(paths=[str(tmp_path / "data.jsonl")]))
+    config, _ = configured(serve, judge)
+    judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
+    assert judgement.verdict == "better"
+    assert (judgement.figures["base_rating"].value, judgement.figures["tuned_rating"].value) == (1, 4)
+    assert judgement.warnings[-1].startswith("the judge saw only the beginning of the task in 70 of 70 comparisons")
 
 
 def test_two_models_under_one_name_answer_both(serve, tuned, tmp_path):
