@@ -64,7 +64,7 @@ def test_a_killed_and_resumed_run_ends_alike_and_a_changed_checkpoint_is_not_rea
     shutil.copytree(tmp_path / "killed", tmp_path / "changed")
     [changed] = (tmp_path / "changed" / ".tuning").glob("*/checkpoint-*")
     (changed / "optimizer.pt").write_bytes(pickle.dumps(Payload(tmp_path / "exploited")))
-    with pytest.raises(InputError, match="no tuned model"):
+    with pytest.raises(InputError, match=r"has no tuning\.json; make one with ml-filter tune"):
         read_tuned(tmp_path / "killed")
     source = SourceConfig(paths=[str(triples)])
     earlier = read_state(kept).log_history[-1]["cpu_seconds"]
