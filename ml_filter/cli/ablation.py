@@ -14,7 +14,7 @@ from ml_filter.downstream.ablation.config import AblateConfig
 @command(
     "ml-filter filter runs/scored --keep-fraction 0.3 --dropped --output runs/filtered",
     "ml-filter ablate runs/filtered --gold gold.jsonl --gold-column human_score --output runs/ablation",
-    "ml-filter ablate runs/filtered --gold gold.jsonl --depth 12 --passes 1 --output runs/ablation-150m",
+    "ml-filter ablate runs/filtered --gold gold.jsonl --depth 12 --passes 1 --output runs/ablation-135m",
 )
 def ablate(
     filtered: Annotated[

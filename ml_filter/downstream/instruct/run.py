@@ -16,7 +16,9 @@ from ml_filter.annotation.generate import generate, load_generation_prompt
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.hub import hub_api
 from ml_filter.documents.manifest import Manifest
+from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.instruct.config import InstructConfig
 from ml_filter.downstream.instruct.evolve import evolve_triples, load_evolutions
 from ml_filter.downstream.instruct.prefer import prefer_answers
@@ -65,10 +67,11 @@ def write_instructions(
     """The instructions that the writer makes from passages, without those that fail a check.
 
     Raises:
-        ConfigError: a prompt of any stage is wrong, before anything is paid for.
+        ConfigError, InputError: a prompt, an evaluation set or the upload of a later stage is wrong; known before
+            anything is paid for.
     """
     prompt = load_generation_prompt(config.write.prompt, like=["instruct_write", "instruct_for_passage"])
-    _check_later_prompts(config)
+    _check_later_stages(config)
     passages = chunks
     if config.size is not None:
         sample = SampleConfig(size=config.size)
@@ -79,7 +82,11 @@ def write_instructions(
     return collect_triples(written, config.check, f"{output}/triples-0-{{digest}}")
 
 
-def _check_later_prompts(config: InstructConfig) -> None:
+def _check_later_stages(config: InstructConfig) -> None:
+    if config.publish.push:
+        hub_api(config.publish.push)
+    for evaluation in config.decontaminate.against if config.decontaminate else ():
+        list_shards(evaluation)
     load_evolutions(config.evolve)
     for judge in config.jury:
         for name in judge.prompts:

@@ -14,7 +14,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.downstream.instruct.config import InstructConfig
 from ml_filter.downstream.instruct.report import PAGE_NAME, read_report
 from ml_filter.downstream.instruct.run import make_instructions
-from ml_filter.errors import ConfigError, TooManyFailures
+from ml_filter.errors import MlFilterError, TooManyFailures
 from tests.annotation.misbehaving import chat
 from tests.downstream.instruct.author import PAGES, sensible
 
@@ -265,12 +265,18 @@ def test_prompts_in_files_of_the_user_write_evolve_and_answer(serve, tmp_path, p
         ({"judges": [{"prompts": ["nothing"]}]}, "unknown prompt 'nothing'"),
         ({"prefer": {"answerers": [{}], "prompt": "instruct_answer"}}, "the properties of the prompt compare_answers"),
         ({"prefer": {"answerers": [{"prompt": "no.yaml"}]}}, r"no\.yaml"),
+        ({"decontaminate": {"against": [{"paths": ["no.jsonl"]}]}}, r"no\.jsonl does not exist"),
+        ({"publish": {"push": "owner/name"}}, "pushing to owner/name requires a token"),
     ],
 )  # fmt: skip
-def test_a_wrong_prompt_of_any_stage_is_an_error_before_anything_is_asked(serve, tmp_path, pages, changes, says):
+def test_what_is_wrong_for_a_later_stage_is_an_error_before_anything_is_asked(
+    serve, tmp_path, pages, monkeypatch, changes, says
+):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     server = serve(sensible)
     config = configured(server, **{**changes, "write": {**asked(server), **changes.get("write", {})}})
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(MlFilterError, match=says):
         make_instructions(pages, config, str(tmp_path / "out"), SETTINGS)
     assert server.requests == []
 
