@@ -29,6 +29,8 @@ def is_public(address: str) -> bool:
             embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if embedded is not None:
             ip = embedded
+        elif ip.is_site_local:  # fec0::/10 is deprecated, but networks may still use it
+            return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 

@@ -67,11 +67,12 @@ class Document:
 
 @dataclass(frozen=True)
 class Reject:
-    """A URL, or part of a response, that gave no document."""
+    """A URL, or part of a response, that gave no document. `ends_response`: the rest of the response is missing."""
 
     url: str
     reason: str
     detail: str = ""
+    ends_response: bool = False
 
 
 Item = Request | Document | Reject

@@ -235,6 +235,8 @@ class State:
     ) -> Counter[str]:
         """Record what a response gave: documents, rejects, and requests with whether each is for a list.
 
+        If its end is missing, what it does not name is not gone, and the next round requests it again.
+
         Returns:
             How many documents are `new`, `changed` or `unchanged`, rejects by reason as `rejected_REASON`, and
             `skipped`, requests that are known in this version.
@@ -243,7 +245,7 @@ class State:
         next_pages: list[tuple[Request, bool]] = []
         keys: set[str] = set()
         headers = headers or {}
-        is_new = leads_on = False
+        is_new = leads_on = is_cut = False
         # Read before the lock is taken, which all hosts need: a text or an archive may take seconds.
         with _kept(items) as kept, self._transaction():
             self._db.execute("DELETE FROM rejects WHERE owner = ?", (request.name,))
@@ -255,6 +257,7 @@ class State:
                     is_new |= outcome != "unchanged"
                 elif isinstance(item, Reject):
                     self._reject(request, item, counts)
+                    is_cut |= item.ends_response
                 elif item.only_if_new:
                     next_pages.append((item, is_list))
                 else:
@@ -265,9 +268,10 @@ class State:
             for item, is_list in next_pages:
                 if is_new or not self._is_known(item.name):  # unknown: the list may be longer than before
                     self._want(item, request.name, is_list)
-            self._drop_others(request, keys, counts)
+            if not is_cut:
+                self._drop_others(request, keys, counts)
             is_ok = bool(keys) or leads_on or not any(name.startswith("rejected_") for name in counts)
-            self._done(request, "ok" if is_ok else "rejected", headers)
+            self._done(request, "ok" if is_ok and not is_cut else "rejected", headers)
         return counts
 
     def _put(self, request: Request, document: Document, fetched_at: str, etag: str | None) -> str:

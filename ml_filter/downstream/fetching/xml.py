@@ -6,14 +6,19 @@ find links in feeds by regular expressions, without dates, titles or anything th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lxml import etree
 
 _MAX_ELEMENTS = 5_000_000
+_MAX_FIELDS = 10_000
+"""Of a record. A paper of a large collaboration has thousands of authors, each a field."""
 _MAX_TEXT = 2**16
 _PIECE = 2**16
+_TAIL = 2**10
+"""Bytes in which the end tag of the document must be, if the parser has not found it."""
 
 
 @dataclass
@@ -39,7 +44,7 @@ class Record:
 
 
 class TooManyElements(Exception):
-    """A document with more elements than any list needs."""
+    """A document, or a record of it, with more elements than any list needs."""
 
 
 class _Target:
@@ -50,12 +55,14 @@ class _Target:
         self.root = ""
         self.finished: list[Record] = []
         self._record: Record | None = None
-        self._depth = self._elements = 0
+        self._depth = self._elements = self._open = 0
+        self.is_closed = False
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         name = tag.rpartition("}")[2]
         self.root = self.root or name
         self._elements += 1
+        self._open += 1
         if self._elements > _MAX_ELEMENTS:
             raise TooManyElements
         if self._record is None:
@@ -64,6 +71,8 @@ class _Target:
         else:
             self._depth += 1
             if self._depth == 1:
+                if len(self._record.fields) == _MAX_FIELDS:
+                    raise TooManyElements
                 self._record.fields.append(Field(name, dict(attributes)))
 
     def data(self, text: str) -> None:
@@ -74,6 +83,8 @@ class _Target:
             holder.text += text[:_MAX_TEXT]
 
     def end(self, tag: str) -> None:
+        self._open -= 1
+        self.is_closed |= not self._open
         if self._record is not None:
             if self._depth == 0:
                 self.finished.append(self._record)
@@ -93,6 +104,7 @@ class Reader:
 
     def __init__(self, names: Collection[str], encoding: str | None = None) -> None:
         self._target = _Target(names)
+        self._tail = b""
         self._parser = etree.XMLParser(
             target=self._target,
             encoding=encoding,
@@ -110,20 +122,31 @@ class Reader:
         """See above."""
         return self._target.root
 
+    @property
+    def problem(self) -> str | None:
+        """Why the end of the document is missing; None: it is there, perhaps with tags that do not match."""
+        if self._target.is_closed or re.search(rf"</([\w.-]+:)?{re.escape(self.root)}\s*>".encode(), self._tail):
+            return None
+        return f"</{self.root}> is missing"
+
     def records(self, pieces: Iterable[bytes]) -> Iterator[Record]:
         """The elements in the order in which they end; of a broken document, those before the damage.
 
         Raises:
-            TooManyElements: the document is not a list that anyone needs.
+            TooManyElements: the document is not a list that anyone needs. The elements before were given.
         """
         try:
             for piece in pieces:
+                self._tail = (self._tail + piece)[-_TAIL:]
                 for start in range(0, len(piece), _PIECE):
                     self._parser.feed(piece[start : start + _PIECE])
                     yield from self._finished()
             self._parser.close()
         except (etree.LxmlError, ValueError):
             pass
+        except TooManyElements:
+            yield from self._finished()
+            raise
         yield from self._finished()
 
     def _finished(self) -> list[Record]:

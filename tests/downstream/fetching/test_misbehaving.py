@@ -126,7 +126,7 @@ def test_redirects_are_followed_to_a_limit_and_each_is_checked(site, fetch):
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254", "10.0.0.1"]
+    "host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "[fec0::1]", "169.254.169.254", "10.0.0.1"]
 )
 def test_private_addresses_are_not_asked(site, fetch, host):
     site.pages["/a"] = article("a")

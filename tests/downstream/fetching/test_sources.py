@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 import tarfile
 
 import pytest
 from aiohttp import web
 
 from ml_filter.errors import ConfigError
-from tests.downstream.fetching.site import article
+from tests.downstream.fetching.site import article, with_etag
 from tests.pdfs import pdf
 
 ATOM = "http://www.w3.org/2005/Atom"
@@ -125,12 +126,45 @@ def test_a_feed_cannot_expand_entities_or_read_files(site, fetch, link, tmp_path
     assert site.counts == {"/bomb.xml": 1, "/a": 1}
 
 
-def test_a_broken_feed_gives_the_entries_before_the_damage(site, fetch):
-    site.pages |= {"/one": article("one"), "/page": article("page"), "/f.xml": "<html><p>moved</p></html>"}
-    site.pages["/rss.xml"] = RSS.format(one=site.url("/one"), two="").partition("<item><title><!")[0] + "<item><link"
-    result = fetch(feeds=[site.url("/rss.xml"), site.url("/f.xml")])
-    assert result.urls == ["/one"]
-    assert result.reasons == {"f.xml": "not_a_feed"}
+def test_a_feed_or_sitemap_that_is_cut_off_gives_what_is_before_and_is_read_again(site, fetch):
+    site.pages |= {f"/{name}": article(name) for name in ("one", "two", "three", "four")}
+    rss = RSS.format(one=site.url("/one"), two=site.url("/two"))
+    urls = sitemap(site.url("/three"), site.url("/four"))
+    site.pages |= {
+        "/rss.xml": with_etag(rss.partition("<item><title><!")[0] + "<item><link"),
+        "/map.xml": with_etag(urls.partition("/four")[0]),
+        "/f.xml": "<html><p>moved</p></html>",
+    }
+    settings = {"feeds": [site.url("/rss.xml"), site.url("/f.xml")], "sitemaps": [site.url("/map.xml")]}
+    result = fetch(**settings)
+    assert result.urls == ["/one", "/three"]
+    assert result.reasons == {"rss.xml": "truncated", "map.xml": "truncated", "f.xml": "not_a_feed"}
+    site.pages |= {"/rss.xml": with_etag(rss), "/map.xml": with_etag(urls)}
+    assert fetch(**settings).urls == ["/four", "/one", "/three", "/two"]
+
+
+def test_a_feed_with_tags_that_do_not_match_is_whole(site, fetch):
+    site.pages |= {"/one": article("one"), "/two": article("two")}
+    rss = RSS.format(one=site.url("/one"), two=site.url("/two")).replace("<title>News", "<p><title>News")
+    site.pages["/rss.xml"] = rss.replace("<item><title>None</title></item>", "")
+    result = fetch(feeds=[site.url("/rss.xml")])
+    assert (result.urls, result.rejects) == (["/one", "/two"], {})
+
+
+def test_an_entry_with_more_fields_than_any_needs_ends_the_feed(site, fetch):
+    site.pages |= {"/one": article("one"), "/two": article("two")}
+    rss = RSS.format(one=site.url("/one"), two=site.url("/two")).replace(
+        "<item><title><!", f"<item>{'<a/>' * 20_000}<title><!"
+    )
+    site.pages["/rss.xml"] = rss
+    result = fetch(feeds=[site.url("/rss.xml")])
+    assert (result.urls, result.reasons) == (["/one"], {"rss.xml": "too_long"})
+
+
+def test_a_paper_may_have_thousands_of_authors(site, fetch):
+    listed = papers(site, "2611.1v1", total=1).replace("<title>", "<author><name>A</name></author>" * 5000 + "<title>")
+    site.pages["/api"] = listed
+    assert len(fetch(arxiv=arxiv(site, content="abstract")).rows) == 1
 
 
 def test_links_are_followed_to_a_depth_within_the_host(site, fetch, tmp_path):
@@ -276,6 +310,44 @@ def test_github_gives_files_with_the_licence_and_only_a_new_commit_is_fetched(si
     site.pages["/repos/owner/name/commits/main"] = '{"sha": "abc2"}'
     site.pages["/repos/owner/name/tarball/abc2"] = archive(**{"README.md": b"# Cells\nThey grow."})
     assert [row["text"] for row in fetch(github=settings).rows] == ["# Cells\nThey grow."]
+
+
+SIZE = 512 + 2 * 3840  # of a file below, with its header
+
+
+def in_bytes(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+def between_files(whole: bytes) -> bytes:
+    return gzip.compress(gzip.decompress(whole)[: 4 * SIZE])
+
+
+def in_a_header(whole: bytes) -> bytes:
+    files = gzip.decompress(whole)
+    return gzip.compress(files[: 4 * SIZE] + b"\xff" * 512 + files[4 * SIZE + 512 :])
+
+
+@pytest.mark.parametrize("damage", [in_bytes, between_files, in_a_header])
+def test_an_archive_without_its_end_takes_no_document_away_and_is_fetched_again(site, fetch, damage):
+    def files(edition: int) -> bytes:
+        return archive(**{f"{n}.md": random.Random(10 * edition + n).randbytes(3840).hex().encode() for n in range(10)})
+
+    site.pages |= {
+        "/repos/owner/name": '{"full_name": "owner/name", "default_branch": "main"}',
+        "/repos/owner/name/commits/main": '{"sha": "abc1"}',
+        "/repos/owner/name/tarball/abc1": files(1),
+        "/repos/owner/name/tarball/abc2": damage(files(2)),
+    }
+    settings = {"repositories": ["owner/name"], "api_url": site.url()}
+    assert len(fetch(github=settings).rows) == 10
+    site.pages["/repos/owner/name/commits/main"] = '{"sha": "abc2"}'
+    result = fetch(github=settings)
+    assert (len(result.rows), [*result.reasons.values()], result.figures["gone"]) == (10, ["unreadable"], 0)
+    site.pages["/repos/owner/name/tarball/abc2"] = files(2)
+    result = fetch(github=settings)
+    texts = {random.Random(20 + n).randbytes(3840).hex() for n in range(10)}
+    assert ({row["text"] for row in result.rows}, result.rejects) == (texts, {})
 
 
 def test_a_file_of_addresses_may_have_comments_and_a_wrong_line_is_named(site, fetch, tmp_path):

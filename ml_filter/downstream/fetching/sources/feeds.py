@@ -52,8 +52,11 @@ def read(request: Request, response: Response, config: FetchConfig) -> Iterator[
             yield Request(str(url), pages.HANDLER, request.source, version=record.first("updated") or None, facts=facts)
     except TooManyElements:
         yield Reject(response.url, "too_long", "more elements than a feed needs")
+        return
     if not entries and reader.root not in _ROOTS:
         yield Reject(response.url, "not_a_feed", f"its first element is {reader.root[:50]!r}")
+    elif reader.problem is not None:
+        yield Reject(response.url, "truncated", reader.problem, ends_response=True)
 
 
 def _link(record: Record) -> str:

@@ -12,7 +12,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any, cast
 from urllib.parse import quote
 
 from ml_filter.documents.readers.base import problem_with_text
@@ -22,6 +22,7 @@ from ml_filter.downstream.fetching.config import FetchConfig, GithubConfig
 from ml_filter.downstream.fetching.items import Document, Item, Reject, Request, Response
 
 HANDLER, COMMIT_HANDLER, ARCHIVE_HANDLER = "github", "github_commit", "github_archive"
+_PIECE = 2**16
 
 
 def headers() -> Mapping[str, str]:
@@ -84,8 +85,8 @@ def read_archive(request: Request, response: Response, config: FetchConfig) -> I
     facts = {"license": request.facts.get("license")}
     count = 0
     try:
-        stream = InputFile(io.BytesIO(response.body), response.url).stream()
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        stream = _Counted(InputFile(io.BytesIO(response.body), response.url).stream())
+        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|") as archive:
             for member in archive:
                 # Names in archives may be any bytes.
                 path = member.name.partition("/")[2].encode("utf-8", "replace").decode()
@@ -104,11 +105,32 @@ def read_archive(request: Request, response: Response, config: FetchConfig) -> I
                     yield Reject(url, reason, detail)
                     continue
                 yield Document(f"{request.name}/{path}", text, url, {**facts, "title": path})
+            while stream.read(_PIECE):
+                pass
+            # tarfile takes a header that it cannot read for the end.
+            if stream.content > archive.offset or stream.size < archive.offset + 2 * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("there are no two blocks of zeros")
     except (tarfile.TarError, DamagedFile, EOFError, OSError, ValueError) as error:
-        yield Reject(str(request.url), "unreadable", f"the archive ends after {count:,} files: {error}")
+        detail = f"the archive ends after {count:,} files: {error}"
+        yield Reject(str(request.url), "unreadable", detail, ends_response=True)
         return
     if not count:
         yield Reject(str(request.url), "no_documents", f"no file ends in {', '.join(sorted(endings))}")
+
+
+class _Counted:
+    """A stream that counts its bytes: all of them (`size`), and up to the last that is not zero (`content`)."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.size = self.content = 0
+
+    def read(self, size: int) -> bytes:
+        piece = self._stream.read(size)
+        if content := piece.rstrip(b"\0"):
+            self.content = self.size + len(content)
+        self.size += len(piece)
+        return piece
 
 
 def _json(response: Response) -> dict[str, Any]:

@@ -72,10 +72,14 @@ def read(request: Request, response: Response, config: FetchConfig) -> Iterator[
                 yield Request(str(url), pages.HANDLER, request.source, version=version or None)
     except TooManyElements:
         yield Reject(response.url, "too_long", "more elements than a sitemap can have")
+        return
     if content.problem is not None:
-        yield Reject(response.url, *content.problem)
+        reason, detail = content.problem
+        yield Reject(response.url, reason, detail, ends_response=reason != "too_large")
     elif not count and reader.root not in ("urlset", "sitemapindex"):
         yield Reject(response.url, "not_a_sitemap", f"its first element is {reader.root[:50]!r}")
+    elif content.is_xml and reader.problem is not None:
+        yield Reject(response.url, "truncated", reader.problem, ends_response=True)
 
 
 def _links(reader: Reader, content: _Content) -> Iterator[tuple[bool, str, str]]:
