@@ -72,9 +72,10 @@ class LocalTokenizer(Tokenizer):
         from transformers import AutoTokenizer
 
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot load tokenizer {name!r}; give a Hub name or a directory: {error}") from error
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"cannot load tokenizer {name!r}; give a Hub name or a directory: {reason}") from error
         if not self.tokenizer.is_fast:
             raise ConfigError(f"tokenizer {name!r} is not a fast tokenizer, which is required to cut text by tokens")
         added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]

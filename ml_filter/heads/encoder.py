@@ -82,7 +82,7 @@ def load_encoder(name: str) -> Encoder:
         name: directory, Hub name, or name of an installed package that contains a `model` directory.
 
     Raises:
-        ConfigError: the encoder does not exist, or it cannot be downloaded.
+        ConfigError: the encoder does not exist, cannot be downloaded, or needs its own code.
     """
     from transformers import AutoModel, AutoTokenizer
 
@@ -90,12 +90,12 @@ def load_encoder(name: str) -> Encoder:
     path = encoder_path(name)
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModel.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model = AutoModel.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"encoder {name!r} is not a directory or an installed package, and cannot be downloaded from the Hub: "
-            f"{str(error).splitlines()[0]}"
+            f"cannot load encoder {name!r}; give a directory, an installed package or a Hub name, without code "
+            f"of its own: {str(error).strip().splitlines()[0]}"
         ) from error
     prefixes = [_prompt(path, names) for names in (_DOCUMENT_PROMPTS, _QUERY_PROMPTS)]
     return Encoder(shown_name(name), model.float().eval(), tokenizer, _pooling(path), *prefixes)

@@ -368,7 +368,7 @@ def _rank(rank: int, world: int, port: int, run: _Run) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     with quiet_transformers():
         model = HeadModel.from_pretrained(run.path / _START)
-        tokenizer = AutoTokenizer.from_pretrained(run.path / _START, config=model.config)
+        tokenizer = AutoTokenizer.from_pretrained(run.path / _START, config=model.config, trust_remote_code=False)
     _choose_trained(model, run.config)
     _train(model, tokenizer, run)
     torch.distributed.destroy_process_group()

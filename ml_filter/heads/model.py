@@ -216,9 +216,9 @@ class HeadModel(PreTrainedModel):
         shape = dict(config.encoder)
         encoder = AutoConfig.for_model(shape.pop("model_type"), **shape)
         if config.kind == "sequence_classification":
-            self.encoder = AutoModelForSequenceClassification.from_config(encoder)
+            self.encoder = AutoModelForSequenceClassification.from_config(encoder, trust_remote_code=False)
         else:
-            self.encoder = AutoModel.from_config(encoder)
+            self.encoder = AutoModel.from_config(encoder, trust_remote_code=False)
             if config.info.criteria:  # without criteria the model only embeds
                 self.head = OutputLayer(config.kind, config.task, self.width, config.size, config.info.criteria)
         self.requires_grad_(False)
@@ -325,7 +325,7 @@ def _truncated(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     # Lists such as the types of all layers become shorter, too.
     config |= {name: v[:layers] for name, v in config.items() if isinstance(v, list) and len(v) == depth}
     config[model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = layers
-    truncated = AutoModel.from_config(AutoConfig.for_model(**config)).eval()
+    truncated = AutoModel.from_config(AutoConfig.for_model(**config), trust_remote_code=False).eval()
     if truncated.load_state_dict(model.state_dict(), strict=False).missing_keys:
         return model
     probe = torch.arange(1, 9)[None]

@@ -11,7 +11,14 @@ from loguru import logger
 
 from ml_filter.config import Settings
 from ml_filter.downstream.judging.config import ContestantConfig
-from ml_filter.downstream.tuning.base import Base, find_base, load_libraries, load_tokenizer, quiet_libraries
+from ml_filter.downstream.tuning.base import (
+    Base,
+    find_base,
+    load_libraries,
+    load_model,
+    load_tokenizer,
+    quiet_libraries,
+)
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.downstream.tuning.result import GGUF_NAME, TunedModel
 from ml_filter.errors import ConfigError, InputError
@@ -72,8 +79,6 @@ def _embedded(settings: Settings, file: Path) -> Settings:
 def _as_float16(base: Base, config: TuneConfig, settings: Settings) -> Path:
     """The base as a GGUF file of float16 weights with the chat template of the tuning, in the cache."""
     load_libraries()
-    from transformers import AutoModelForCausalLM
-
     from ml_filter.downstream.tuning.gguf import write_gguf
 
     assert base.gguf is not None
@@ -84,7 +89,7 @@ def _as_float16(base: Base, config: TuneConfig, settings: Settings) -> Path:
         if not path.exists():
             logger.info(f"Writing {base.name} with float16 weights to {path}")
             with quiet_libraries(), tempfile.TemporaryDirectory(dir=directory) as scratch:
-                model = AutoModelForCausalLM.from_pretrained(base.directory, use_safetensors=True)
-                write_gguf(base.gguf, model.state_dict(), load_tokenizer(base, config), Path(scratch) / GGUF_NAME)
+                weights = load_model(base.directory).state_dict()
+                write_gguf(base.gguf, weights, load_tokenizer(base, config), Path(scratch) / GGUF_NAME)
                 os.replace(Path(scratch) / GGUF_NAME, path)
     return path

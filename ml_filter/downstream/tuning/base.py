@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from loguru import logger
@@ -36,7 +36,7 @@ from ml_filter.heads.store import HUB, HUB_NAME, from_hub
 from ml_filter.heads.trained import file_digests
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """Weights, configuration, vocabulary and chat template, but no code and no pickles."""
@@ -111,6 +111,7 @@ def find_base(name: str, settings: Settings | None = None) -> Base:
 
     Raises:
         InputError: the model does not exist, or has no weights in safetensors.
+        ConfigError: it cannot be loaded without code of its own.
     """
     if name == EMBEDDED_BASE:
         settings = settings or Settings()
@@ -132,6 +133,7 @@ def find_base(name: str, settings: Settings | None = None) -> Base:
     for needed in ("config.json", "*.safetensors"):
         if not any(directory.glob(needed)):
             raise InputError(f"base {name} has no {needed}; only models of transformers in safetensors can be tuned")
+    load_config(directory)
     return Base(origin, directory, _digest(directory))
 
 
@@ -143,6 +145,45 @@ def _tuned(model: TunedModel, root: Path) -> Base:
     return Base(root.absolute().name, directory, _digest(directory), license, gguf if gguf.exists() else None)
 
 
+def load_config(directory: Path) -> PretrainedConfig:
+    """The configuration of a language model in a directory.
+
+    Raises:
+        ConfigError: transformers does not know it; code in the directory is not run.
+    """
+    from transformers import AutoConfig
+
+    with _no_code_of(directory):
+        config: PretrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        return config
+
+
+def load_model(directory: Path, **options: Any) -> Any:
+    """A language model in a directory, from safetensors.
+
+    Args:
+        options: of `from_pretrained`.
+
+    Raises:
+        ConfigError: it cannot be loaded; code in the directory is not run.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _no_code_of(directory):
+        return AutoModelForCausalLM.from_pretrained(directory, use_safetensors=True, trust_remote_code=False, **options)
+
+
+@contextmanager
+def _no_code_of(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot load a model from {directory}; it must be a language model in safetensors that transformers "
+            f"knows, without code of its own: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
 def load_tokenizer(base: Base, config: TuneConfig) -> PreTrainedTokenizerBase:
     """The base's tokenizer with the configured chat template.
 
@@ -152,9 +193,11 @@ def load_tokenizer(base: Base, config: TuneConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base.directory)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base.directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the tokenizer of {base.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"the tokenizer of {base.name} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from error
     if not tokenizer.is_fast or tokenizer.eos_token is None:
         raise ConfigError(f"the tokenizer of {base.name} has no end of text or is not one of the library tokenizers")
     set_template(tokenizer, config.template)
@@ -189,8 +232,9 @@ def _convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet_libraries():
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        file: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **file)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **file)
         config = type(loaded.config).from_dict(
             {name: value for name, value in loaded.config.to_dict().items() if name != "quantization_config"}
         )

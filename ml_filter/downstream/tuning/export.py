@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from shutil import copyfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ml_filter.downstream.tuning.base import Base, quiet_libraries
+from ml_filter.downstream.tuning.base import Base, load_config, load_model, quiet_libraries
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.downstream.tuning.result import ADAPTER_DIRECTORY, MODEL_DIRECTORY
 
@@ -25,12 +25,11 @@ def export_model(
     An adapter is merged into the base in full precision, also that of QLoRA.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    dtype = AutoConfig.from_pretrained(base.directory).dtype or torch.float32
+    dtype = load_config(base.directory).dtype or torch.float32
     with quiet_libraries():
         source = base.directory if config.is_adapter else checkpoint
-        model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        model = load_model(source, dtype=torch.float32)
         if config.is_adapter:
             from peft import PeftModel
 
@@ -46,13 +45,13 @@ def export_model(
 
 def export_gguf(like: Path, model: Path, target: Path) -> None:
     """Write the model in a directory of transformers as a GGUF file with the metadata of another one."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from ml_filter.downstream.tuning.gguf import write_gguf
 
     with quiet_libraries():
-        weights = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True).state_dict()
-        write_gguf(like, weights, AutoTokenizer.from_pretrained(model), target)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        write_gguf(like, load_model(model).state_dict(), tokenizer, target)
 
 
 def _copy_adapter(base: Base, checkpoint: Path, target: Path) -> None:

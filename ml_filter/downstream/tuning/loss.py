@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_filter.downstream.tuning.base import quiet_libraries
+from ml_filter.downstream.tuning.base import load_model, quiet_libraries
 from ml_filter.downstream.tuning.chat import IGNORED
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.downstream.tuning.train import matrix_dtype
@@ -97,11 +97,10 @@ def _by_document(rows: Array, documents: Sequence[str]) -> Array:
 def log_probabilities(model: Path, sequences: Sequences, config: TuneConfig) -> NDArray[np.float64]:
     """The summed log-probability of the labelled tokens of each sequence, by a model in a directory."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     device = choose_device("auto")
     with quiet_libraries():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, dtype=matrix_dtype(config))
+        loaded = load_model(model, dtype=matrix_dtype(config))
     loaded = loaded.to(device).eval()
     order = np.argsort([-len(ids) for ids, _ in sequences], kind="stable")
     sums = np.zeros(len(sequences))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loguru import logger
 
-from ml_filter.downstream.tuning.base import Base, quiet_libraries
+from ml_filter.downstream.tuning.base import Base, load_model, quiet_libraries
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.downstream.tuning.data import HELD_OUT_FILE, TRAIN_FILE
 from ml_filter.errors import InputError
@@ -131,7 +131,7 @@ def _train(
 
 def _load(base: Base, config: TuneConfig) -> PreTrainedModel:
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     dtype = matrix_dtype(config)
     options: dict[str, Any] = {"dtype": torch.float32}  # mixed precision: the weights that are trained are float32
@@ -145,7 +145,7 @@ def _load(base: Base, config: TuneConfig) -> PreTrainedModel:
             bnb_4bit_compute_dtype=dtype,
         )
         options["device_map"] = {"": choose_device("auto")}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base.directory, use_safetensors=True, **options)
+    model: PreTrainedModel = load_model(base.directory, **options)
     if config.weights == "qlora":
         from bitsandbytes.nn.modules import Linear4bit
 
