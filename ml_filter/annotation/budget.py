@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.failures import RequestFailed
 from ml_filter.annotation.prompts import Question
 from ml_filter.annotation.responses import Answer
+from ml_filter.documents.manifest import Manifest
+from ml_filter.errors import TooManyFailures
 
+Config = TypeVar("Config", bound=AskConfig)
 _TOKENS_PER_BYTE = 1 / 3
 """Upper estimate until the first answer, and for servers that report no usage; English has about 4 bytes a token."""
 _MARGIN = 1.1
+_COUNTED = ("prompt_tokens", "completion_tokens")
 
 
 class Usage(NamedTuple):
@@ -97,6 +101,36 @@ class Budget:
             return False
         usd = self.config.usd(*total)
         return self.config.budget_usd is None or usd is None or usd <= self.config.budget_usd
+
+
+class SharedBudget:
+    """A number of tokens, and of USD, for several runs together; None: no limit."""
+
+    def __init__(self, tokens: int | None, usd: float | None = None) -> None:
+        self.tokens, self.usd = tokens, usd
+
+    def share(self, config: Config, *before: Manifest) -> Config:
+        """The configuration with what the runs that wrote `before` have left of the budget. The USD that they used are
+        at the prices of the configuration; tokens that no server reported count as those of answers.
+
+        Raises:
+            TooManyFailures: nothing is left, and `at_budget` is stop.
+        """
+        prompt, completion = (sum(manifest.counts.get(name, 0) for manifest in before) for name in _COUNTED)
+        completion += sum(manifest.counts.get("tokens_unreported", 0) for manifest in before)
+        left: dict[str, float] = {}
+        if self.tokens is not None:
+            left["budget_tokens"] = self.tokens - prompt - completion
+        if self.usd is not None:
+            left["budget_usd"] = self.usd - (config.usd(prompt, completion) or 0)
+        for name, amount in left.items():
+            if amount <= 0 and config.at_budget == "stop":
+                used = {"budget_tokens": f"{prompt + completion:,} tokens", "budget_usd": f"{self.usd} USD"}[name]
+                raise TooManyFailures(
+                    f"the {name} of all stages is used up: the stages so far used {used}. Run again with a higher "
+                    f"{name}; finished stages are not repeated"
+                )
+        return config.model_copy(update={name: max(amount, 0) for name, amount in left.items()})
 
 
 class Spending:

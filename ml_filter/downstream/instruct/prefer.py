@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ml_filter.annotation.budget import SharedBudget
 from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.connection import annotator_name
 from ml_filter.annotation.generate import STATUS_COLUMNS, generate
@@ -24,7 +25,7 @@ from ml_filter.documents.readers import InputShard, read_tables
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.instruct.checks import Checks, Triple
 from ml_filter.downstream.instruct.config import AnswererConfig, CheckConfig, InstructConfig, PreferConfig
-from ml_filter.downstream.instruct.stages import SharedBudget
+from ml_filter.downstream.instruct.stages import stages_of
 from ml_filter.downstream.instruct.triples import DROPPED_SCHEMA, failure_of
 from ml_filter.errors import InputError
 from ml_filter.prepare.decontaminate import decontaminate_documents
@@ -98,12 +99,12 @@ class _Contest:
         tasks = derive_documents(triples, ("id", "instruction", "input"), _task, f"{self.output}/tasks-{{digest}}")
         answers: list[Manifest] = []
         for answerer in self.prefer.answerers:
-            answers.append(self._answers(triples, tasks, budget.share(answerer, triples, *answers)))
+            answers.append(self._answers(triples, tasks, budget.share(answerer, *stages_of(triples, *answers))))
         names = [_name(answerer, self.settings) for answerer in self.prefer.answerers]
         pairs = _pairs(triples, answers, names, f"{self.output}/pairs-{{digest}}")
         if not pairs.rows:
             return pairs
-        judge = budget.share(self.prefer.judge, pairs)
+        judge = budget.share(self.prefer.judge, *stages_of(pairs))
         return judge_pairs(pairs, self.prefer.prompt, judge, self.output, self.settings, ledgers=self.ledgers)
 
     def _answers(self, triples: Manifest, tasks: Manifest, answerer: AnswererConfig) -> Manifest:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ml_filter.agreement.aggregate import aggregate_annotations
 from ml_filter.agreement.config import AggregateConfig
 from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.budget import SharedBudget
 from ml_filter.annotation.config import AnnotateConfig
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
@@ -23,7 +24,7 @@ from ml_filter.documents.manifest import Manifest, Parent
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
-from ml_filter.downstream.instruct.stages import SharedBudget
+from ml_filter.downstream.instruct.stages import stages_of
 from ml_filter.downstream.instruct.triples import DROPPED_SCHEMA
 
 RATED = "rated"
@@ -56,7 +57,7 @@ def rate_triples(
     source = SourceConfig(paths=[documents.root])
     annotations: list[Manifest] = []
     for judge in jury:
-        limited = (budget or SharedBudget(None)).share(judge, triples, *annotations)
+        limited = (budget or SharedBudget(None)).share(judge, *stages_of(triples, *annotations))
         directory = f"{output}/ratings-{{digest}}"
         annotations.append(annotate_documents(source, limited, directory, settings, ledgers=ledgers))
     scores = aggregate_annotations(

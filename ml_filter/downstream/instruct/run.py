@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ml_filter.annotation.budget import SharedBudget
 from ml_filter.annotation.generate import generate, load_generation_prompt
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.config import Settings
@@ -25,7 +26,7 @@ from ml_filter.downstream.instruct.prefer import prefer_answers
 from ml_filter.downstream.instruct.publish import publish_instructions
 from ml_filter.downstream.instruct.rate import rate_triples
 from ml_filter.downstream.instruct.report import report_instructions
-from ml_filter.downstream.instruct.stages import SharedBudget
+from ml_filter.downstream.instruct.stages import stages_of
 from ml_filter.downstream.instruct.triples import collect_triples
 from ml_filter.prepare.chunks import chunk_documents
 from ml_filter.prepare.config import SampleConfig
@@ -76,7 +77,7 @@ def write_instructions(
     if config.size is not None:
         sample = SampleConfig(size=config.size)
         passages = sample_documents(SourceConfig(paths=[chunks.root]), sample, f"{output}/sample-{{digest}}")
-    writer = SharedBudget(config.budget_tokens).share(config.write, passages)
+    writer = SharedBudget(config.budget_tokens).share(config.write, *stages_of(passages))
     source = SourceConfig(paths=[passages.root])
     written = generate(source, prompt, writer, f"{output}/written-{{digest}}", settings, ledgers=_ledgers(output))
     return collect_triples(written, config.check, f"{output}/triples-0-{{digest}}")
@@ -111,7 +112,7 @@ def evolve_instructions(
                 generations[-1],
                 generation,
                 config.evolve,
-                budget.share(config.write, generations[-1]),
+                budget.share(config.write, *stages_of(generations[-1])),
                 config.check,
                 output,
                 settings,

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from ml_filter.annotation.annotate import annotate_documents
+from ml_filter.annotation.budget import SharedBudget
 from ml_filter.annotation.config import AnnotateConfig, AskConfig
 from ml_filter.annotation.connection import annotator_name
 from ml_filter.annotation.pairwise import ANSWER_FROM, judge_pairs, render_answer
@@ -86,9 +87,12 @@ def judge_tuned(
     pairs = _pairs(tasks, [answers[name] for name in MODELS], f"{output}/pairs-{{digest}}")
     stages = {"tasks": tasks, **answers, "pairs": pairs}
     if pairs.rows:
-        stages["verdicts"] = judge_pairs(pairs, config.prompt, config.judge, output, settings, ledgers=ledgers)
+        verdicts = judge_pairs(pairs, config.prompt, config.judge, output, settings, ledgers=ledgers)
+        stages["verdicts"] = verdicts
         if config.rating_prompt is not None:
-            stages["ratings"] = _rate(pairs, config.rating_prompt, config.judge, output, settings, ledgers)
+            budget = SharedBudget(config.judge.budget_tokens, config.judge.budget_usd)
+            judge = budget.share(config.judge, *_comparisons(verdicts))
+            stages["ratings"] = _rate(pairs, config.rating_prompt, judge, output, settings, ledgers)
     if benchmarks is not None:
         stages |= measure_both(model, benchmarks, f"{output}/lm-eval-{{digest}}", settings)
     parents = [model.parent, *(Parent(path=stage.root, digest=stage.digest) for stage in stages.values())]
@@ -241,10 +245,14 @@ def _family(name: str) -> str:
     return _FAMILY.split(PurePosixPath(name.lower()).name)[0]
 
 
+def _comparisons(verdicts: Manifest) -> list[Manifest]:
+    """The comparisons that verdicts come from, beside the pairs, which used no tokens."""
+    return [source for parent in verdicts.parents if (source := find_source_manifest(parent.path)) is not None]
+
+
 def _judge_tokens(stages: dict[str, Manifest]) -> tuple[int, int]:
-    """Prompt and completion tokens of the comparisons, which the verdicts come from, and of the ratings."""
-    parents = stages["verdicts"].parents if "verdicts" in stages else []
-    asked = [manifest for parent in parents if (manifest := find_source_manifest(parent.path)) is not None]
+    """Prompt and completion tokens of the comparisons and of the ratings."""
+    asked = _comparisons(stages["verdicts"]) if "verdicts" in stages else []
     asked += [stages["ratings"]] if "ratings" in stages else []
     tokens = [_tokens(manifest) for manifest in asked]
     return sum(prompt for prompt, _ in tokens), sum(completion for _, completion in tokens)

@@ -14,10 +14,12 @@ from ml_filter.downstream.judging.run import judge_tuned
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.downstream.tuning.data import DataSummary, is_held_out
 from ml_filter.downstream.tuning.result import TUNING_NAME, TuningResult
-from ml_filter.errors import ConfigError, InputError
+from ml_filter.errors import ConfigError, InputError, TooManyFailures
 from tests.annotation.misbehaving import chat
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
+TOKENS = 15
+"""Of each answer of the servers."""
 TUNING = TuneConfig(held_out_share=0.5)
 ROWS = [
     {"instruction": f"How warm is room {n}?", "output": f"Room {n} is {n} degrees warm.", "document_id": f"d{n}"}
@@ -115,6 +117,35 @@ def test_of_a_long_task_the_judge_sees_the_answers_and_only_the_beginning(serve,
     assert judgement.verdict == "better"
     assert (judgement.figures["base_rating"].value, judgement.figures["tuned_rating"].value) == (1, 4)
     assert judgement.warnings[-1].startswith("the judge saw only the beginning of the task in 70 of 70 comparisons")
+
+
+PRICES = {"usd_per_million_prompt_tokens": 1, "usd_per_million_completion_tokens": 1}
+
+
+@pytest.mark.parametrize(("budget", "higher"), [({"budget_tokens": 1900}, 9000), ({"budget_usd": 0.0019}, 0.009)])
+def test_ratings_have_what_the_comparisons_left_of_the_budget(serve, tuned, tmp_path, budget, higher):
+    config, servers = configured(serve, judge)
+
+    def judged_within(budget):
+        asked_with = config.judge.model_copy(update={**PRICES, **budget})
+        limited = config.model_copy(update={"judge": asked_with})
+        return judge_tuned(tuned, limited, str(tmp_path / "out"), settings=SETTINGS)[0]
+
+    with pytest.raises(TooManyFailures, match=r"budget of .* is used up"):
+        judged_within(budget)
+    assert 70 < len(servers["judge"].requests) <= 1900 / TOKENS
+    assert judged_within(dict.fromkeys(budget, higher)).judge_tokens == 140 * TOKENS
+    assert len(servers["judge"].requests) == 140, "nothing is asked twice"
+
+
+def test_ratings_without_a_budget_are_left_out_if_the_run_is_to_finish(serve, tuned, tmp_path):
+    config, servers = configured(serve, judge)
+    limits = {"budget_tokens": 600, "at_budget": "finish", "max_failed_share": 1}
+    config = config.model_copy(update={"judge": config.judge.model_copy(update=limits)})
+    judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
+    assert len(servers["judge"].requests) <= 600 / TOKENS
+    assert judgement.verdict == "no verdict"
+    assert "change_rating" not in judgement.figures
 
 
 def test_two_models_under_one_name_answer_both(serve, tuned, tmp_path):
