@@ -74,7 +74,7 @@ class TuneConfig(StageConfig):
         0.1, description="share of the documents whose conversations are held out"
     )
     max_held_out: _Count = Field(
-        500, description="maximum number of conversations that are held out; others are not used"
+        500, description="maximum number of held-out conversations, drawn at random; others are not used"
     )
     document_column: str = Field(
         "document_id",

@@ -7,6 +7,7 @@ text. SFT learns the chosen answers of pairs, and every answer of `messages`.
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import re
@@ -17,8 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from loguru import logger
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ml_filter.documents.config import SourceConfig
@@ -29,6 +32,7 @@ from ml_filter.downstream.tuning.chat import Message, Tokens, shared_length, tok
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.errors import InputError
 from ml_filter.location import write_atomically
+from ml_filter.prepare.sampling import sampling_key
 from ml_filter.progress import progress
 
 if TYPE_CHECKING:
@@ -56,8 +60,8 @@ _WRITERS = ("generated_by", "chosen_by", "rejected_by")
 class DataSummary(BaseModel):
     """What became of the rows: counts, and how many answers each model in columns such as `generated_by` wrote.
 
-    `read` rows are `rejected`, `train`, `held_out`, or `unused`, which exceed `max_held_out`. `truncated` of them were
-    longer than `max_tokens`. `learned_tokens` count for the loss, out of `train_tokens`.
+    `read` rows are `rejected`, `train`, `held_out`, or `unused`: not drawn for the held-out set of `max_held_out`.
+    `truncated` of them were longer than `max_tokens`. `learned_tokens` count for the loss, out of `train_tokens`.
     """
 
     counts: dict[str, int]
@@ -150,13 +154,14 @@ def _pair(prompt: list[Message], chosen: list[Message], rejected: list[Message])
 
 
 def _messages(value: Any, name: str, role: str | None = None) -> list[Message]:
-    """A list of messages, perhaps as JSON; with a role, text is the only message, of this role."""
+    """A list of messages, perhaps as JSON; with a role, other text is the only message, of this role."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
-            value = json.loads(value)
-        except ValueError:
-            if role is None:
-                raise _Rejected(f"{name} is not a list of messages") from None
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            parsed = None
+        if role is None or _has_message(parsed):
+            value = parsed
     if isinstance(value, str) and role is not None:
         return [{"role": role, "content": _text(value, name)}]
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
@@ -165,6 +170,13 @@ def _messages(value: Any, name: str, role: str | None = None) -> list[Message]:
     if unknown:
         raise _Rejected(f"{name} has the role {unknown[0]!r}; roles are {', '.join(_ROLES)}")
     return [{"role": item["role"], "content": _text(item.get("content"), name)} for item in value]
+
+
+def _has_message(value: Any) -> bool:
+    """Whether a value of JSON is a list with a message; another list is an answer that is JSON."""
+    return isinstance(value, list) and any(
+        isinstance(item, dict) and "content" in item and item.get("role") in _ROLES for item in value
+    )
 
 
 def _text(value: Any, name: str) -> str:
@@ -190,6 +202,7 @@ def _write(
     counts: Counter[str] = Counter(dict.fromkeys(names, 0))
     generated_by: Counter[str] = Counter()
     schema = _SCHEMAS[config.method]
+    drawn: list[tuple[int, int, dict[str, Any]]] = []  # a heap of the held-out rows whose first has the largest key
     with ExitStack() as stack:
         rejects = stack.enter_context(RejectsLog(directory / REJECTS_FILE))
         train = stack.enter_context(_TokenFile(directory / TRAIN_FILE, schema))
@@ -211,10 +224,14 @@ def _write(
                     train.add(columns)
                     counts["train_tokens"] += sum(len(side.ids) for side in sides)
                     counts["learned_tokens"] += sum(side.learned for side in sides)
-                elif held_out.rows < config.max_held_out:
-                    held_out.add(columns)
-                else:
+                    continue
+                key = sampling_key(digest_of([document, *map(_said, conversation)]), config.seed, "sample")
+                heapq.heappush(drawn, (-key, bar.done, columns))
+                if len(drawn) > config.max_held_out:
+                    heapq.heappop(drawn)
                     counts["unused"] += 1
+        for *_, columns in sorted(drawn, reverse=True):
+            held_out.add(columns)
     counts.update(rejected=rejects.total, train=train.rows, held_out=held_out.rows)
     counts["read"] = sum(counts[name] for name in ("rejected", "train", "held_out", "unused"))
     _check(counts, rejects, source, config)
@@ -238,7 +255,14 @@ def _check(counts: Counter[str], rejects: RejectsLog, source: SourceConfig, conf
 def document_of(row: Mapping[str, Any], conversation: Conversation, config: TuneConfig) -> str:
     """The document of a row; without one, its prompt stands for it, so that all answers to it are on the same side."""
     named = row.get(config.document_column)
-    return str(named) if named else digest_of(conversation.prompt or conversation.answer[:-1])
+    if named is None or named == "":
+        return digest_of(_said(conversation.prompt or conversation.answer[:-1]))
+    return str(named)
+
+
+def _said(messages: Sequence[Message] | None) -> list[list[str]]:
+    """Roles and contents, which are the same for a row in every form."""
+    return [[message["role"], message["content"]] for message in messages or ()]
 
 
 def is_held_out(document: str, config: TuneConfig) -> bool:
@@ -265,16 +289,18 @@ def _sides(
     return sides
 
 
-def _columns(sides: Sequence[Tokens]) -> dict[str, list[int]]:
+def _columns(sides: Sequence[Tokens]) -> dict[str, NDArray[np.int32]]:
     if len(sides) == 1:
-        return {"input_ids": sides[0].ids, "labels": sides[0].labels}
-    chosen, rejected = sides
-    shared = min(side.start for side in sides)
-    return {
-        "prompt_ids": chosen.ids[:shared],
-        "chosen_ids": chosen.ids[shared:],
-        "rejected_ids": rejected.ids[shared:],
-    }
+        columns = {"input_ids": sides[0].ids, "labels": sides[0].labels}
+    else:
+        chosen, rejected = sides
+        shared = min(side.start for side in sides)
+        columns = {
+            "prompt_ids": chosen.ids[:shared],
+            "chosen_ids": chosen.ids[shared:],
+            "rejected_ids": rejected.ids[shared:],
+        }
+    return {name: np.array(ids, np.int32) for name, ids in columns.items()}
 
 
 class _TokenFile:

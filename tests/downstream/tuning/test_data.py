@@ -11,7 +11,7 @@ from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.tuning.chat import IGNORED, TEMPLATES, set_template, tokens_of
 from ml_filter.downstream.tuning.config import TuneConfig
-from ml_filter.downstream.tuning.data import conversation_of, sides_of, write_tokens
+from ml_filter.downstream.tuning.data import conversation_of, document_of, sides_of, write_tokens
 from ml_filter.errors import InputError
 
 USER, ANSWER, OTHER = (
@@ -45,6 +45,33 @@ def test_every_form_of_a_row_is_a_conversation():
     alpaca = conversation_of({"instruction": "Explain.", "input": "Why?", "output": "So."})
     assert alpaca.prompt[0]["content"] == "Explain.\n\nWhy?"
     assert alpaca.answer == [ANSWER]
+
+
+def test_an_answer_may_be_a_list_in_json():
+    answer = '[{"name": "Ada", "role": "admin"}]'
+    for row in (
+        {"prompt": "Who?", "completion": answer},
+        {"instruction": "Who?", "output": answer},
+        {"prompt": "Who?", "chosen": answer, "rejected": "[]"},
+    ):
+        assert conversation_of(row).answer == [{"role": "assistant", "content": answer}]
+
+
+def test_the_document_of_a_row_may_be_0_and_else_is_its_prompt_in_any_form():
+    def document(**row):
+        return document_of(row, conversation_of(row), TuneConfig())
+
+    alpaca = {"instruction": "Explain.", "input": "Why?", "output": "So."}
+    assert document(**alpaca, document_id=0) == "0"
+    user = {"role": "user", "content": "Explain.\n\nWhy?"}
+    documents = {
+        document(**alpaca),
+        document(**alpaca, document_id=""),
+        document(messages=[user, ANSWER]),
+        document(prompt=user["content"], completion="So."),
+        document(prompt=[user], chosen=[ANSWER], rejected=[OTHER]),
+    }
+    assert len(documents) == 1
 
 
 @pytest.mark.parametrize(
@@ -122,6 +149,18 @@ def test_rows_of_a_document_are_on_the_same_side_and_none_is_lost(tokenizer, tmp
     assert [row["reason"] for row in rejects] == ["not_a_conversation", "too_long"]
     assert max(map(len, sides[0]["input_ids"])) == 100
     assert summary.counts["truncated"] > 0
+
+
+def test_the_held_out_set_is_drawn_from_all_rows_in_any_order(tokenizer, tmp_path):
+    rows = [{"document_id": f"d{n}", "instruction": f"Say {n}.", "output": "x"} for n in range(300)]
+    config = TuneConfig(held_out_share=0.5, max_held_out=30)
+    drawn = []
+    for name, ordered in (("rows", rows), ("reversed", rows[::-1])):
+        write(ordered, config, tokenizer, tmp_path / name)
+        drawn.append(Dataset.from_file(str(tmp_path / name / "held-out.arrow"))["document"][:])
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 30
+    assert 5 < sum(int(document[1:]) < 150 for document in drawn[0]) < 25
 
 
 def test_pairs_share_their_prompt(tokenizer, tmp_path):
