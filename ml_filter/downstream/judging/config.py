@@ -51,8 +51,8 @@ class JudgeConfig(BenchmarkConfig):
     )
     min_consistency: Annotated[float, Field(ge=0, le=1)] = Field(
         0.6,
-        description="share of pairs with the same verdict in both orders below which the judge is not trusted; GPT-4 "
-        "had 0.65 and GPT-3.5 0.46 (arXiv 2306.05685)",
+        description="of the pairs with a winner in both orders, the share with the same one below which the judge is "
+        "not trusted; over all pairs, GPT-4 had 0.65 and GPT-3.5 0.46 (arXiv 2306.05685)",
     )
     min_pairs: Annotated[int, Field(ge=10)] = Field(30, description="minimum number of judged pairs for a verdict")
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="confidence of the intervals")

@@ -27,14 +27,17 @@ SAME = "same"
 WORTH = {"second": 1.0, "first": 0.0, "tie": 0.5, "inconsistent": 0.5, SAME: 0.5}
 """What a verdict counts for the tuned model, the second of a pair. A win in only one order counts as a tie, as in
 MT-bench (arXiv 2306.05685); equal answers, which no judge has seen, are SAME."""
+_CHANCE = 0.5
+"""Most consistency of a judge that guesses: 2pq if it names A with the chance p, and B with q = 1 - p."""
 
 
 class JudgedPair(NamedTuple):
-    """A verdict, and how long the answers are in characters."""
+    """A verdict, how long the answers are in characters, and whether the orders have different winners (no ties)."""
 
     verdict: str
     base_length: int
     tuned_length: int
+    opposed: bool = False
 
 
 class Comparison(BaseModel):
@@ -44,7 +47,8 @@ class Comparison(BaseModel):
         verdicts: pairs by verdict of the judge; `second` is the tuned model, `same` are equal answers.
         win_rate: share of the pairs that the tuned model wins, a tie counting half.
         length_controlled: the win rate if both answers were equally long (arXiv 2404.04475).
-        consistency: share of the pairs with the same verdict in both orders.
+        consistency: of the pairs with a winner in each order, the share with the same one. Ties do not count: a judge
+            that mostly says tie at random often says it twice.
         won_first: share of the wins that went to the answer shown first; 0.5 without a bias for positions.
         won_longer: share of the consistent wins that went to the longer answer.
     """
@@ -63,7 +67,7 @@ def compare(pairs: Sequence[JudgedPair], won_a: int, won_b: int, resampling: Res
     counted = [pair for pair in pairs if pair.verdict in WORTH]
     worth = np.array([WORTH[pair.verdict] for pair in counted])
     gaps = np.array([pair.tuned_length - pair.base_length for pair in counted], np.float64)
-    agreed = verdicts["first"] + verdicts["second"] + verdicts["tie"]
+    won, opposed = verdicts["first"] + verdicts["second"], sum(pair.opposed for pair in pairs)
     decided = [pair for pair in pairs if pair.verdict in ("first", "second") and pair.base_length != pair.tuned_length]
     longer = sum((pair.tuned_length > pair.base_length) == (pair.verdict == "second") for pair in decided)
     enough = len(counted) >= MIN_FOR_INTERVAL
@@ -71,7 +75,7 @@ def compare(pairs: Sequence[JudgedPair], won_a: int, won_b: int, resampling: Res
         verdicts=dict(verdicts.most_common()),
         win_rate=mean_figure(worth, resampling, is_share=True) if enough else too_few(len(counted)),
         length_controlled=_length_controlled(worth, gaps, resampling) if enough else too_few(len(counted)),
-        consistency=_share(agreed, agreed + verdicts["inconsistent"], resampling),
+        consistency=_share(won, won + opposed, resampling),
         won_first=_share(won_a, won_a + won_b, resampling),
         won_longer=_share(longer, len(decided), resampling),
     )
@@ -102,21 +106,41 @@ def _means(rows: Array, weights: Array) -> dict[str, Array]:
 
 def verdict_of(comparison: Comparison, min_consistency: float, min_pairs: int) -> tuple[str, str]:
     """`better`, `worse`, `no difference shown` or `no verdict`, and why."""
-    consistency, judged = comparison.consistency, comparison.consistency.documents
+    judged = sum(count for verdict, count in comparison.verdicts.items() if verdict not in ("failed", SAME))
     if judged < min_pairs:
         return "no verdict", f"only {judged} pairs were judged; at least {min_pairs} are required"
-    assert consistency.value is not None
-    if consistency.value < min_consistency:
-        return "no verdict", (
-            f"the judge is inconsistent: it gave the same verdict in both orders for {consistency.value:.0%} of "
-            f"{judged} pairs; at least {min_consistency:.0%} are required. Use a larger judge"
-        )
+    problem = _distrust(comparison.consistency, judged, min_consistency)
+    if problem is not None:
+        return "no verdict", problem
     interval = comparison.length_controlled.interval
     if interval is None:
         return "no verdict", f"the win rate is undefined ({comparison.length_controlled.reason})"
     value, low, high = interval
     reason = f"length-controlled win rate {value:.3f}, interval {low:.3f} to {high:.3f}"
     return ("better" if low > 0.5 else "worse" if high < 0.5 else "no difference shown"), reason
+
+
+def _distrust(consistency: Figure, judged: int, min_consistency: float) -> str | None:
+    """Why the verdicts of a judge are not used; None: it can be trusted."""
+    pairs = consistency.documents
+    if pairs < MIN_FOR_INTERVAL:
+        return (
+            f"the judge named a winner in both orders for only {pairs} of {judged} pairs, too few to tell whether it "
+            f"is consistent; at least {MIN_FOR_INTERVAL} are required"
+        )
+    value, low, high = consistency.interval or (0.0, 0.0, 0.0)
+    if value < min_consistency:
+        return (
+            f"the judge is inconsistent: of {pairs} pairs with a winner in both orders, {value:.0%} have the same one; "
+            f"at least {min_consistency:.0%} are required. Use a larger judge"
+        )
+    if low <= _CHANCE:
+        return (
+            f"the judge may be guessing: of {pairs} pairs with a winner in both orders, {value:.0%} have the same one, "
+            f"interval {low:.0%} to {high:.0%}; a judge that guesses reaches {_CHANCE:.0%}. Use more tasks, or a "
+            "larger judge"
+        )
+    return None
 
 
 def _share(count: int, total: int, resampling: Resampling) -> Figure:

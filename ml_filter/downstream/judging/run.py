@@ -156,9 +156,17 @@ def _judgement(
     model: TunedModel, config: JudgeConfig, stages: dict[str, Manifest], names: dict[str, str], judge: str
 ) -> Judgement:
     resampling = Resampling(confidence=config.confidence)
-    columns = ["id", "task", "first", "second", "verdict", "verdict_reason"]
+    columns = ["id", "task", "first", "second", "verdict", "verdict_ab", "verdict_ba", "verdict_reason"]
     rows = list(read_rows_of(stages["verdicts"], columns)) if "verdicts" in stages else []
-    pairs = [JudgedPair(row["verdict"], len(row["first"]), len(row["second"])) for row in rows]
+    pairs = [
+        JudgedPair(
+            row["verdict"],
+            len(row["first"]),
+            len(row["second"]),
+            opposed=row["verdict"] == "inconsistent" and "tie" not in (row["verdict_ab"], row["verdict_ba"]),
+        )
+        for row in rows
+    ]
     pairs += [JudgedPair(SAME, 0, 0)] * stages["pairs"].counts.get(SAME, 0)
     won = [stages["verdicts"].counts[name] if "verdicts" in stages else 0 for name in ("won_a", "won_b")]
     comparison = compare(pairs, won[0], won[1], resampling)

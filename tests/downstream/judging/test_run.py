@@ -164,6 +164,17 @@ def test_a_judge_that_always_prefers_the_first_answer_is_refused(serve, tuned, t
     assert judgement.comparison.won_first.value == 1
 
 
+def test_a_tie_in_one_order_says_nothing_about_the_consistency_of_a_judge(serve, tuned, tmp_path):
+    def ties_if_it_is_second(request):
+        won = "degrees" in request.body["messages"][-1]["content"].partition("Answer A:")[2].partition("Answer B:")[0]
+        return chat(json.dumps({"reason": "so", "winner": "A" if won else "tie"}))
+
+    config, _ = configured(serve, ties_if_it_is_second, rating_prompt=None)
+    judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
+    assert judgement.comparison.verdicts == {"inconsistent": 35}
+    assert judgement.reason.startswith("the judge named a winner in both orders for only 0 of 35 pairs")
+
+
 def test_a_judge_of_the_family_of_a_contestant_is_a_warning(serve, tuned, tmp_path):
     config, _ = configured(serve, judge, rating_prompt=None)
     config = config.model_copy(update={"judge": config.judge.model_copy(update={"model": "Tuned-70B"})})
