@@ -2,21 +2,22 @@
 
 Every arm is a random draw, from what the filter keeps (filtered), from the whole corpus (random), from what the filter
 drops (rejected), from what it would keep if its decisions were dealt out at random (shuffled), or from another corpus.
-Each seed draws anew, so that the luck of a draw is part of the intervals. All draws have the same bytes up to one
-document, and are then cut to the same number of tokens, that of the shortest.
+Each seed draws anew, so that the luck of a draw is part of the intervals. The draws of the filter's four arms have the
+same bytes up to one document. All arms are then cut to the same number of tokens, that of the shortest of these draws:
+a further corpus does not change what the filter is judged by.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml_filter.documents.manifest import digest_of
-from ml_filter.downstream.ablation.config import FILTERED, RANDOM, REJECTED, SHUFFLED
+from ml_filter.downstream.ablation.config import ARMS, FILTERED, RANDOM, REJECTED, SHUFFLED
 from ml_filter.downstream.ablation.tokens import DOCUMENT, Corpus
 from ml_filter.errors import ConfigError, InputError
 
@@ -29,10 +30,10 @@ class Arms:
 
     Args:
         corpora: `filtered` and `rejected`, which make up the filtered corpus, and any others, by name.
-        tokens: unique tokens of an arm; None: as many as the smallest corpus has.
+        tokens: unique tokens of an arm; None: as many as the smaller of `filtered` and `rejected` has.
 
     Raises:
-        ConfigError: a corpus has fewer tokens.
+        ConfigError: one of these has fewer tokens.
         InputError: a corpus is empty.
     """
 
@@ -41,9 +42,9 @@ class Arms:
         for name, corpus in corpora.items():
             if not len(corpus.documents):
                 raise InputError(f"the arm {name} has no documents: there is nothing to compare")
-        smallest = min(corpora, key=lambda name: corpora[name].bytes)
-        self.bytes = corpora[smallest].bytes
-        """Bytes of text in each arm, up to one document."""
+        smallest = min((FILTERED, REJECTED), key=lambda name: corpora[name].bytes)
+        self.bytes, self.tokens = corpora[smallest].bytes, tokens
+        """Bytes of text in each arm of the filter, up to one document, and the most tokens in all arms."""
         if tokens is not None:
             pool = [corpora[FILTERED], corpora[REJECTED]]
             per_token = sum(corpus.bytes for corpus in pool) / sum(len(corpus.tokens) for corpus in pool)
@@ -55,10 +56,30 @@ class Arms:
 
     def names(self) -> list[str]:
         """All arms: the four of a filter, and one for each further corpus."""
-        return [FILTERED, RANDOM, REJECTED, SHUFFLED, *(n for n in self.corpora if n not in (FILTERED, REJECTED))]
+        return [*ARMS, *(name for name in self.corpora if name not in ARMS)]
+
+    def shortest(self, seeds_and_arms: Iterable[tuple[int, str]]) -> int:
+        """The tokens of the shortest of these draws, among the arms of the filter; at most those configured."""
+        draws = (self.draw(arm, seed)["document"]["tokens"] for seed, arm in seeds_and_arms if arm in ARMS)
+        fewest = min(int(tokens.sum()) for tokens in draws)
+        return fewest if self.tokens is None else min(fewest, self.tokens)
+
+    def require(self, tokens: int) -> None:
+        """Check that the further corpora have as many tokens.
+
+        Raises:
+            ConfigError: one has fewer.
+        """
+        for name in self.corpora:
+            available = int(self.corpora[name].documents["tokens"].sum())
+            if name not in ARMS and available < tokens:
+                raise ConfigError(
+                    f"corpora.{name} has only {available:,} tokens, and each arm has {tokens:,}; set arm_tokens to at "
+                    f"most {available:,}, or use a larger corpus"
+                )
 
     def draw(self, arm: str, seed: int) -> NDArray[np.void]:
-        """The documents (DRAWN) of a model in the order in which they are read."""
+        """The documents (DRAWN) of a model in the order in which they are read; of a further corpus, all."""
         random = np.random.default_rng([seed, int(digest_of(arm)[:8], 16)])
         names = [FILTERED, REJECTED] if arm in (RANDOM, SHUFFLED) else [arm]
         parts = []
@@ -71,6 +92,8 @@ class Arms:
         if arm == SHUFFLED:  # as many documents as the filter keeps come first
             kept = random.permutation(len(documents))[: len(self.corpora[FILTERED].documents)]
             order = np.concatenate([kept, order[~np.isin(order, kept)]])
+        if arm not in ARMS:
+            return documents[order]
         end = int(np.searchsorted(np.cumsum(documents["document"]["bytes"][order]), self.bytes)) + 1
         return documents[order[:end]]
 
@@ -83,4 +106,6 @@ class Arms:
             for number, (start, tokens, _) in zip(drawn["corpus"], drawn["document"], strict=True):
                 file.write(corpora[number][start : start + min(tokens, left)].tobytes())
                 left -= min(tokens, left)
+                if not left:
+                    break
         os.replace(temporary, path)

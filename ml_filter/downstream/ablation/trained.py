@@ -135,7 +135,7 @@ class _Arms:
         planned = [(training.seed + n, arm) for n in range(training.seeds) for arm in (FILTERED, RANDOM)]
         others = [name for name in arms.names() if name not in (FILTERED, RANDOM)]
         planned += [(training.seed + n, arm) for n in range(training.control_seeds) for arm in others]
-        fewest = min(int(arms.draw(arm, seed)["document"]["tokens"].sum()) for seed, arm in planned)
+        fewest = arms.shortest(planned)
         sequences = (fewest - 1) // self.dial.context
         tokens = sequences * self.dial.context + 1
         if sequences < self.dial.sequences:
@@ -143,6 +143,7 @@ class _Arms:
                 f"an arm has {fewest:,} tokens, fewer than the {self.dial.sequences * self.dial.context:,} of a batch "
                 f"at depth {self.dial.depth}; use a larger corpus or a smaller depth"
             )
+        arms.require(tokens)
         devices, _ = devices_and_workers(training)
         first = TrainingJob(
             name="",

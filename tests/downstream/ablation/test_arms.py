@@ -85,6 +85,23 @@ def test_token_budget_above_the_smallest_corpus_is_an_error(corpora):
         Arms(corpora, 1_000_000)
 
 
+def test_further_corpus_changes_neither_the_arms_of_the_filter_nor_their_tokens(corpora):
+    planned = [(seed, arm) for arm in [*ARMS, "other"] for seed in range(2)]
+    alone = Arms(corpora, None)
+    few = Corpus(corpora["rejected"].path, corpora["rejected"].documents[:8])
+    arms = Arms({**corpora, "other": few}, None)
+    tokens = arms.shortest(planned)
+    assert tokens == alone.shortest(planned[:8]) > 2000
+    assert all(np.array_equal(arms.draw(arm, 1), alone.draw(arm, 1)) for arm in ARMS)
+    available = few.documents["tokens"].sum()
+    message = rf"corpora.other has only {available:,} tokens, and each arm has {tokens:,}; set arm_tokens to at most"
+    with pytest.raises(ConfigError, match=message):
+        arms.require(tokens)
+    smaller = Arms(arms.corpora, int(available))
+    smaller.require(smaller.shortest(planned))
+    assert smaller.draw("other", 0)["document"]["tokens"].sum() >= smaller.shortest(planned)
+
+
 def test_empty_corpus_is_an_error(corpora):
     empty = Corpus(Path("none"), corpora["filtered"].documents[:0])
     with pytest.raises(InputError, match="the arm rejected has no documents"):
