@@ -67,8 +67,7 @@ def main() -> None:
     index = build_index(SourceConfig(paths=[str(documents)]), IndexConfig(), arguments.directory / "index")
     search = SearchConfig.model_validate(dict(map(parse_override, arguments.set)))
     source = SourceConfig(paths=[str(questions)])
-    output = arguments.directory / "evaluation-{digest}"
-    result, manifest = evaluate_retrieval(index.root, source, search, RetrievalEvaluationConfig(), output)
+    result, manifest = evaluate_retrieval(index.root, source, search, RetrievalEvaluationConfig(), arguments.directory)
     for variant in result.variants:
         print(
             f"{variant.name:20}", {name: figure.text for name, figure in variant.figures.items()}, variant.milliseconds

@@ -110,8 +110,7 @@ def run(plan: Plan, answers: AnswerSource, output: str | Path, ledgers: str | No
         keep_prompts(out, task.questions)
         location = ledger_location(plan, out.location, ledgers)
         with open_ledger(location, config) as ledger:
-            used = ledger.tokens_used(plan.question_digests)
-            budget = Budget(config, used if ledgers is None or config.ledger else _used_here(out, used))
+            budget = budget_of(plan, ledger, out, ledgers)
             answers.fill(plan, ledger, budget)
             ledger.flush()  # nothing is in the output that the ledger could still lose
             with (
@@ -167,6 +166,12 @@ def ledger_location(plan: Plan, output: Location, ledgers: str | None = None) ->
         return default_ledger(output)
     place = Location(ledgers) / digest_of(plan.question_digests)[:8]
     return Location(f"{place}.sqlite") if place.is_local else place
+
+
+def budget_of(plan: Plan, ledger: Ledger, out: OutputDirectory, ledgers: str | None = None) -> Budget:
+    """The budget of a plan, less the tokens used for this output."""
+    used = ledger.tokens_used(plan.question_digests)
+    return Budget(plan.config, used if ledgers is None or plan.config.ledger else _used_here(out, used))
 
 
 def _used_here(out: OutputDirectory, used: tuple[int, int]) -> tuple[int, int]:

@@ -26,6 +26,6 @@ def evaluate_retrieval(
 ) -> tuple[Annotated[Manifest, Artifact.RETRIEVAL], Annotated[HTMLString, Artifact.RETRIEVAL_REPORT]]:
     """Compare ways to search on the given or the written questions, and rate the answers of the LLM to some of them."""
     source = questions or SourceConfig(paths=[written.root if written else ""])
-    result, manifest = evaluate(index.root, source, search, config, f"{output}/retrieval-{{digest}}", answer=answer)
+    result, manifest = evaluate(index.root, source, search, config, output, answer=answer)
     log_metadata({"path": manifest.root, "verdicts": result.verdicts, "figures": result.figures()})
     return manifest, HTMLString(retrieval_page(result))

@@ -206,13 +206,15 @@ class Answerer:
         )
 
     def _source(self, number: int, result: Result) -> Source:
-        excerpt = " ".join(result.passage.split())[:_EXCERPT_CHARS]
+        passage = " ".join(result.passage.split())
+        if self.config.guard:  # before the cut, which may leave part of a number that is not recognized
+            passage, _ = mask_personal_data(passage)
         return Source(
             number=number,
             document_id=result.document_id,
             url=result.url,
             similarity=round(result.similarity, 3),
-            excerpt=mask_personal_data(excerpt)[0] if self.config.guard else excerpt,
+            excerpt=passage[:_EXCERPT_CHARS],
         )
 
     async def _piece(self, question: str, results: list[Result]) -> tuple[str, list[Result]]:

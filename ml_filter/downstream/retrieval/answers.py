@@ -27,7 +27,7 @@ from ml_filter.annotation.ledger import Key, Ledger, open_ledger
 from ml_filter.annotation.plan import Call, Plan, Task
 from ml_filter.annotation.prompts import Question, keep_prompts
 from ml_filter.annotation.responses import Answer as ModelAnswer
-from ml_filter.annotation.run import FAILED_NAME, NOT_ASKED, Recorder, check_failed_share, ledger_location
+from ml_filter.annotation.run import FAILED_NAME, NOT_ASKED, Recorder, budget_of, check_failed_share, ledger_location
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.derived import derive_documents, read_rows_of
@@ -144,10 +144,12 @@ class _AnswerTask(Task):
 class _LedgerAnswerer(Answerer):
     """Answers as `ask` does, but looks every question to the LLM up in a ledger first."""
 
-    def __init__(self, index: Index, search: SearchConfig, plan: Plan, ledger: Ledger, settings: Settings) -> None:
+    def __init__(
+        self, index: Index, search: SearchConfig, plan: Plan, ledger: Ledger, budget: Budget, settings: Settings
+    ) -> None:
         assert isinstance(plan.config, AnswerConfig)
         super().__init__(index, search, plan.config, settings)
-        self.budget = Budget(plan.config, ledger.tokens_used(plan.question_digests))
+        self.budget = budget
         self.paid: Counter[str] = Counter(prompt_tokens=0, completion_tokens=0)
         self._ledger, self._recorder = ledger, Recorder(plan, ledger, _RETRY_HINT)
         digests = (question.digest for question in plan.task.questions)
@@ -253,7 +255,7 @@ def evaluate_answers(
     Raises:
         InputError, ConfigError, TooManyFailures, EndpointError: see `read_questions` and `annotate_documents`.
     """
-    answers = _answer(index, plan, config.answers, search, f"{output}/answers-{{digest}}", settings)
+    answers = _answer(index, plan, config.answers, search, output, settings)
     names = ("id", "question", "answer", "context", "status")
     rated = derive_documents(answers, names, _text_to_rate, f"{output}/rated-{{digest}}")
     scores: dict[str, list[float]] = {name: [] for name in PROMPTS}
@@ -262,8 +264,8 @@ def evaluate_answers(
         asking = plan.config.model_dump(include=set(AskConfig.model_fields))
         annotate = AnnotateConfig.model_validate({**asking, "prompts": list(PROMPTS)})
         source = SourceConfig(paths=[rated.root])
-        place, ledgers = f"{output}/ratings-{{digest}}", f"{output}/ledgers"  # other answers are another directory
-        annotations = annotate_documents(source, annotate, place, settings, ledgers=ledgers)
+        place = f"{output}/ratings-{{digest}}"
+        annotations = annotate_documents(source, annotate, place, settings, ledgers=_ledgers(output))
         for row in read_rows_of(annotations, ("criterion", "score")):
             if row["score"] is None:
                 failed[row["criterion"]] += 1
@@ -285,7 +287,7 @@ def _answer(
     index: Index, plan: Plan, size: int | None, search: SearchConfig, output: str, settings: Settings
 ) -> Manifest:
     parents = [Parent(path=index.manifest.root, digest=index.manifest.digest), *plan.parents]
-    with OutputDirectory(output, plan.task.kind, plan.identity, parents) as out:
+    with OutputDirectory(f"{output}/answers-{{digest}}", plan.task.kind, plan.identity, parents) as out:
         if out.manifest and not (plan.config.retry_failed and out.manifest.counts["failed"]):
             return out.manifest
         if out.manifest:
@@ -295,7 +297,7 @@ def _answer(
         names = ("answered", "refused", "without_context", "failed", "citations_removed")
         counts: Counter[str] = Counter({"questions": len(questions), **dict.fromkeys(names, 0)})
         with (
-            open_ledger(ledger_location(plan, out.location), plan.config) as ledger,
+            open_ledger(ledger_location(plan, out.location, _ledgers(output)), plan.config) as ledger,
             out.new_shard(_SHARD, _SCHEMA) as writer,
             out.new_rejects(_SHARD) as rejects,
             (out.scratch / FAILED_NAME).open("w", encoding="utf-8") as failed,
@@ -311,12 +313,18 @@ def _answer(
                         failed.write(json.dumps(listed, ensure_ascii=False) + "\n")
                 writer.write(pa.Table.from_pylist(rows, schema=_SCHEMA))
 
-            answerer = _LedgerAnswerer(index, search, plan, ledger, settings)
+            budget = budget_of(plan, ledger, out, _ledgers(output))
+            answerer = _LedgerAnswerer(index, search, plan, ledger, budget, settings)
             asyncio.run(answerer.answer_all(questions, write))
             ledger.flush()
         out.put_file(out.scratch / FAILED_NAME, FAILED_NAME)
         check_failed_share(plan, counts, out.path, _RETRY_HINT)
         return out.finish([(_SHARD, out.commit(_SHARD, writer, rejects, {**counts, **answerer.paid}))])
+
+
+def _ledgers(output: str) -> str:
+    """Other numbers of questions or ways of searching are other directories of answers and ratings, which share it."""
+    return f"{output}/ledgers"
 
 
 def _text_to_rate(row: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -111,6 +111,7 @@ def evaluate_retrieval(
 
     Args:
         questions: a table with the columns `question` and `document_id`.
+        output: directory of the directories of all stages; the result is in `retrieval-{digest}`.
         search: fusion, candidates, conditions and reranker that are compared; its mode, limit and least similarity are
             for the answers.
         answer: how `config.answers` of the questions are answered.
@@ -132,7 +133,7 @@ def evaluate_retrieval(
             "answers": plan.identity if plan else None,
         }
         lineage = [Parent(path=str(index), digest=opened.manifest.digest), *parents]
-        with OutputDirectory(output, "retrieval evaluation", setup, lineage) as out:
+        with OutputDirectory(f"{output}/retrieval-{{digest}}", "retrieval evaluation", setup, lineage) as out:
             result = None
             if out.manifest:
                 result = read_evaluation(out.manifest)
@@ -141,7 +142,7 @@ def evaluate_retrieval(
                 out.reopen()
             answers = None
             if plan is not None:  # first, so that nothing is searched for if the LLM cannot be asked
-                answers = evaluate_answers(opened, plan, search, config, f"{out.path}/answers", settings)
+                answers = evaluate_answers(opened, plan, search, config, str(output), settings)
             if result is None:
                 result = _evaluate_search(opened, str(index), list(read_questions(questions)), search, config)
             result = result.model_copy(update={"answers": answers})

@@ -48,6 +48,18 @@ def test_the_llm_gets_the_parents_and_its_citations_are_checked(opened, llm):
     assert "jane@example.org" in unguarded.text
 
 
+def test_personal_data_at_the_end_of_an_excerpt_is_masked_whole(config, tmp_path, llm):
+    text = "Hydrogen fuses. " + "x " * 136 + "card 4111 1111 1111 1111 and more"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "1", "text": text}) + "\n")
+    build_index(source_of(tmp_path / "rows.jsonl"), config(chunk_tokens=400, parent_tokens=400), tmp_path / "index")
+    server = llm(lambda body: "Fine [1].")
+    with open_index(tmp_path / "index") as index:
+        [masked] = ask(index, server, "hydrogen").sources
+        [whole] = ask(index, server, "hydrogen", guard=False).sources
+    assert masked.excerpt.endswith("x card [card] ")
+    assert (whole.excerpt[-12:], len(whole.excerpt)) == ("card 4111 11", 300)
+
+
 def test_a_passage_that_gives_instructions_is_left_out_and_reported(opened, llm):
     server = llm(lambda body: "Cells divide [1].")
     answer = ask(opened, server, "cell facts")

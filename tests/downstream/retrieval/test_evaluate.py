@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_questions_are_searched_in_every_way_and_the_result_is_kept(index_direct
     assert result.missed[-1].document_id == "gone"
     assert manifest.parents[0].path == str(index_directory)
     assert evaluate_retrieval(index_directory, source_of(path), *settings)[0] == result
-    page = (tmp_path / "out" / "retrieval.html").read_text()
+    page = Path(manifest.root, "retrieval.html").read_text()
     assert all(verdict[1:] in page for verdict in result.verdicts)
     assert result.figures()["retrieval_bm25_hit_rate"] == pytest.approx(2 / 3)
     path.write_text('{"question": "x"}\n')
@@ -97,9 +98,9 @@ def evaluate(index_directory, tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps({"question": q, "document_id": d}) + "\n" for q, d in ASKED))
 
-    def run(server, **settings):
+    def run(server, size=5, **settings):
         answer = AnswerConfig(endpoints=[server.url], model="m", max_retries=0, **settings)
-        config = RetrievalEvaluationConfig(answers=5, resamples=200)
+        config = RetrievalEvaluationConfig(answers=size, resamples=200)
         settings = Settings(_env_file=None)
         return evaluate_retrieval(
             index_directory, source_of(path), BY_WORDS, config, tmp_path / "out", settings, answer
@@ -108,7 +109,7 @@ def evaluate(index_directory, tmp_path):
     return run
 
 
-def test_answers_are_those_of_ask_and_their_ratings_are_in_the_one_result(evaluate, llm, tmp_path, capsys):
+def test_answers_are_those_of_ask_and_their_ratings_are_in_the_one_result(evaluate, llm, capsys):
     server = llm(reply)
     result, manifest = evaluate(server)
     answers = result.answers
@@ -124,7 +125,7 @@ def test_answers_are_those_of_ask_and_their_ratings_are_in_the_one_result(evalua
     assert evaluate(server) == (result, manifest)
     assert len(server.bodies) == 10
     assert "2 of 4 questions were answered; the index has nothing on 1, 1 were refused" in (
-        page := (tmp_path / "out" / "retrieval.html").read_text()
+        page := Path(manifest.root, "retrieval.html").read_text()
     )
     assert "answer faithfulness" in page
     record = retrieval_record(manifest)
@@ -166,6 +167,14 @@ def test_failed_answers_are_counted_and_asked_for_again_on_request(evaluate, llm
     result, _ = evaluate(server, retry_failed=True)
     assert (result.answers.answered, result.answers.failed) == (2, 0)
     assert len(server.bodies) == asked + 1 + 4
+
+
+def test_an_evaluation_of_more_answers_asks_only_for_the_others(evaluate, llm):
+    server = llm(reply)
+    first, _ = evaluate(server, size=1)
+    assert (first.answers.answered, len(server.bodies)) == (1, 1 + 4)
+    result, _ = evaluate(server)
+    assert (result.answers.answered, len(server.bodies)) == (2, 2 * (1 + 4))
 
 
 def test_a_budget_ends_the_answers(evaluate, llm):
