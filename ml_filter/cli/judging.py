@@ -24,7 +24,9 @@ def judge(
     judge: JudgeConfig,
     data: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Conversations with the held-out tasks (default: those it was tuned on)"),
+        typer.Option(
+            metavar="SOURCE", help="Conversations with tasks it was not trained on (default: the data of the tuning)"
+        ),
     ] = None,
 ) -> None:
     """Compare a tuned model with its base on held-out tasks.

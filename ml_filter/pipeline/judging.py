@@ -14,6 +14,6 @@ class JudgingPipelineConfig(_PipelineConfig):
 
     tuned: str = Field(description="directory of a tuned model")
     data: SourceConfig | None = Field(
-        None, description="conversations with the held-out tasks (default: those that the model was tuned on)"
+        None, description="conversations with tasks that the model was not trained on (default: the data of the tuning)"
     )
     judge: JudgeConfig = Field(JudgeConfig(), description="who answers, who judges, and when a judge is trusted")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
@@ -56,7 +56,7 @@ def judge_tuned(
     Args:
         tuned: directory that `tune` wrote.
         output: directory of the directories of all stages; the judgement is in `judgement-{digest}`.
-        data: conversations to take the held-out tasks from (default: those that the model was tuned on).
+        data: conversations to take tasks from that the model was not trained on (default: the data of the tuning).
 
     Raises:
         ConfigError: a model cannot be run here, and no endpoint is configured for it.
@@ -68,11 +68,11 @@ def judge_tuned(
     benchmarks = Benchmarks(config) if config.has_benchmarks else None
     source = data or model.result.source
     ledgers = f"{output}/ledgers"
-    tasks = held_out_tasks(source, model.result.config, config.size, config.seed, f"{output}/tasks-{{digest}}")
+    tasks = held_out_tasks(source, model, config.size, config.seed, f"{output}/tasks-{{digest}}")
     if data is None and _digests(tasks) != [parent.digest for parent in model.result.parents]:
         raise InputError(
-            f"{', '.join(source.paths)} is not as it was when {model.root} was tuned, so what was held out is not "
-            "known; name the data by --data, or tune again"
+            f"{', '.join(source.paths)} is not as it was when {model.root} was tuned; to take tasks from what it "
+            "has now, name it by --data"
         )
     places = {
         "base": (config.base, base_settings(model, config.base, settings)),
@@ -104,9 +104,18 @@ def judge_tuned(
         names = {name: annotator_name(asked, own) for name, (asked, own) in places.items()}
         judgement = _judgement(model, config, stages, names, annotator_name(config.judge, settings))
         judgement.warnings += benchmarks.warnings if benchmarks is not None else []
+        if data is not None and tasks.counts["trained_on"]:
+            judgement.warnings.append(_reused(tasks.counts))
         out.put_bytes(JUDGEMENT_NAME, (judgement.model_dump_json(indent=1) + "\n").encode())
         out.put_bytes(REPORT_NAME, judgement_page(judgement).encode())
         return judgement, out.finish([], {"tasks": judgement.tasks, **judgement.comparison.verdicts})
+
+
+def _reused(counts: Mapping[str, int]) -> str:
+    return (
+        f"{counts['trained_on']:,} of {counts['read']:,} rows of the data are not used, because the model was trained "
+        "on their task or document"
+    )
 
 
 def _digests(tasks: Manifest) -> list[str]:

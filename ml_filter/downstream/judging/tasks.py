@@ -1,4 +1,4 @@
-"""The tasks that both models answer: the first message of conversations that the tuning has held out."""
+"""The tasks that both models answer: the first message of conversations that the model was not trained on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import heapq
 from collections import Counter
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest, digest_of
@@ -14,12 +16,13 @@ from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import read_records
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.tuning.config import TuneConfig
-from ml_filter.downstream.tuning.data import conversation_of, document_of, is_held_out, sides_of
+from ml_filter.downstream.tuning.data import TRAINED_ON_FILE, conversation_of, document_of, keys_of, sides_of
+from ml_filter.downstream.tuning.result import TunedModel
 from ml_filter.errors import InputError
 from ml_filter.prepare.sampling import sampling_key
 
 TASK_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "reference", "document")])
-_FEW = "the data has no held-out conversation of one task and one answer"
+_FEW = "the data has no conversation of one task and one answer that the model was not trained on"
 
 
 class _Drawn(NamedTuple):
@@ -28,21 +31,24 @@ class _Drawn(NamedTuple):
     row: dict[str, str]
 
 
-def held_out_tasks(data: SourceConfig, tuning: TuneConfig, size: int, seed: int, output: str) -> Manifest:
+def held_out_tasks(data: SourceConfig, model: TunedModel, size: int, seed: int, output: str) -> Manifest:
     """A random choice of the held-out tasks, with the answers of the data as `reference`.
 
-    Only conversations of one task and one answer are used, and one of each document and of each text, since the
+    A task is held out if the model was trained neither on it nor on another one of its document, wherever the data is
+    from. Only conversations of one task and one answer are used, and one of each document and of each text, since the
     intervals of the figures take tasks as independent. The others, and those that were trained on, are counted.
 
     Raises:
-        InputError: no task is left.
+        InputError: no task is left, or the record of what the model was trained on is missing.
     """
     shards, parents = list_shards(data)
+    tuning, trained_on = model.result.config, model.trained_on()
     fixed = {
         "size": size,
         "seed": seed,
         "source": data.model_dump(mode="json", exclude={"paths"}),
-        "tuning": tuning.model_dump(mode="json", include={"seed", "held_out_share", "document_column"}),
+        "tuning": tuning.model_dump(mode="json", include={"method", "document_column"}),
+        "trained_on": model.result.files[TRAINED_ON_FILE],
     }
     with OutputDirectory(output, "tasks", fixed, parents) as out:
         if out.manifest:
@@ -52,10 +58,10 @@ def held_out_tasks(data: SourceConfig, tuning: TuneConfig, size: int, seed: int,
         documents: set[str] = set()  # of the tasks in the heap
         ids: set[str] = set()
         with out.new_shard("tasks", TASK_SCHEMA) as writer, out.new_rejects("tasks") as rejects:
-            for shard, side in sides_of(shards, tuning.method):
+            for shard, _ in sides_of(shards, tuning.method):
                 for _, row in read_records(shard, data, rejects):
                     counts["read"] += 1
-                    task = _task(row, tuning, side, counts)
+                    task = _task(row, tuning, trained_on, counts)
                     if task is None:
                         continue
                     if task["document"] in documents:
@@ -81,7 +87,7 @@ def held_out_tasks(data: SourceConfig, tuning: TuneConfig, size: int, seed: int,
         return out.finish([("tasks", out.commit("tasks", writer, rejects, counts))])
 
 
-def _task(row: Any, tuning: TuneConfig, side: str | None, counts: Counter[str]) -> dict[str, str] | None:
+def _task(row: Any, tuning: TuneConfig, trained_on: NDArray[np.uint64], counts: Counter[str]) -> dict[str, str] | None:
     try:
         conversation = conversation_of(row)
     except ValueError:
@@ -94,7 +100,8 @@ def _task(row: Any, tuning: TuneConfig, side: str | None, counts: Counter[str]) 
     if len(prompt) != 1 or len(answer) != 1 or prompt[0]["role"] != "user":
         counts["other_forms"] += 1
         return None
-    if not (is_held_out(document, tuning) if side is None else side == "validation"):
+    keys = np.array(keys_of(document, conversation), np.uint64)
+    if (trained_on.take(np.searchsorted(trained_on, keys), mode="clip") == keys).any():
         counts["trained_on"] += 1
         return None
     text, reference = prompt[0]["content"], answer[0]["content"]

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 TRAIN_FILE, HELD_OUT_FILE = "train.arrow", "held-out.arrow"
 REJECTS_FILE = "rejects.jsonl"
+TRAINED_ON_FILE = "trained_on.arrow"
+"""The `keys_of` the conversations that are trained on, in the column `key`."""
 _SUMMARY_FILE = "data.json"
 _FORMS = "messages; prompt, completion; instruction, input, output; and for dpo prompt, chosen, rejected"
 _ROLES = ("system", "user", "assistant")
@@ -49,6 +51,7 @@ _SCHEMAS = {
     "sft": pa.schema({"input_ids": _IDS, "labels": _IDS, "document": pa.string()}),
     "dpo": pa.schema({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "document": pa.string()}),
 }
+_KEYS = pa.schema({"key": pa.uint64()})
 
 
 _PUBLISHED = re.compile(r"/data/(?P<view>messages|alpaca|preferences)/(?P<split>train|validation)\.\w+$")
@@ -91,7 +94,9 @@ def write_tokens(
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
 ) -> DataSummary:
-    """Write the tokens of all rows as Arrow streams for training and held out, and the rejects; once.
+    """Write the tokens of all rows as Arrow streams for training and held out, the keys of the former, and the rejects.
+
+    A directory that already has them is unchanged.
 
     Raises:
         InputError: no row is a conversation, or none is left for training or held out.
@@ -202,11 +207,12 @@ def _write(
     counts: Counter[str] = Counter(dict.fromkeys(names, 0))
     generated_by: Counter[str] = Counter()
     schema = _SCHEMAS[config.method]
-    drawn: list[tuple[int, int, dict[str, Any]]] = []  # a heap of the held-out rows whose first has the largest key
+    drawn: list[tuple[int, int, dict[str, Any]]] = []  # a heap of the held-out rows whose first has the largest rank
     with ExitStack() as stack:
         rejects = stack.enter_context(RejectsLog(directory / REJECTS_FILE))
-        train = stack.enter_context(_TokenFile(directory / TRAIN_FILE, schema))
-        held_out = stack.enter_context(_TokenFile(directory / HELD_OUT_FILE, schema))
+        train = stack.enter_context(_StreamFile(directory / TRAIN_FILE, schema))
+        held_out = stack.enter_context(_StreamFile(directory / HELD_OUT_FILE, schema))
+        trained_on = stack.enter_context(_StreamFile(directory / TRAINED_ON_FILE, _KEYS))
         bar = stack.enter_context(progress("Tokenising"))
         for shard, side in sides_of(shards, config.method):
             for location, row in read_records(shard, source, rejects):
@@ -222,11 +228,13 @@ def _write(
                 columns = {**_columns(sides), "document": document}
                 if not (is_held_out(document, config) if side is None else side == "validation"):
                     train.add(columns)
+                    for key in keys_of(document, conversation):
+                        trained_on.add({"key": key})
                     counts["train_tokens"] += sum(len(side.ids) for side in sides)
                     counts["learned_tokens"] += sum(side.learned for side in sides)
                     continue
-                key = sampling_key(digest_of([document, *map(_said, conversation)]), config.seed, "sample")
-                heapq.heappush(drawn, (-key, bar.done, columns))
+                rank = sampling_key(digest_of([document, *map(_said, conversation)]), config.seed, "sample")
+                heapq.heappush(drawn, (-rank, bar.done, columns))
                 if len(drawn) > config.max_held_out:
                     heapq.heappop(drawn)
                     counts["unused"] += 1
@@ -258,6 +266,13 @@ def document_of(row: Mapping[str, Any], conversation: Conversation, config: Tune
     if named is None or named == "":
         return digest_of(_said(conversation.prompt or conversation.answer[:-1]))
     return str(named)
+
+
+def keys_of(document: str, conversation: Conversation) -> list[int]:
+    """64-bit hashes of the document and of the first message of the user, by which a conversation is recognized."""
+    messages = [*conversation.prompt, *conversation.answer]
+    tasks = [["task", message["content"]] for message in messages if message["role"] == "user"]
+    return [int(digest_of(part)[:16], 16) for part in (["document", document], *tasks[:1])]
 
 
 def _said(messages: Sequence[Message] | None) -> list[list[str]]:
@@ -303,14 +318,14 @@ def _columns(sides: Sequence[Tokens]) -> dict[str, NDArray[np.int32]]:
     return {name: np.array(ids, np.int32) for name, ids in columns.items()}
 
 
-class _TokenFile:
+class _StreamFile:
     """An Arrow stream that gets its name when it is complete. `datasets` maps it into memory."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.schema, self.rows = path, schema, 0
         self._pending: list[dict[str, Any]] = []
 
-    def __enter__(self) -> _TokenFile:
+    def __enter__(self) -> _StreamFile:
         self._file = pa.OSFile(str(self.path.with_suffix(".tmp")), "wb")
         self._writer = pa.ipc.new_stream(self._file, self.schema)
         return self

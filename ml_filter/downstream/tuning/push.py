@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from ml_filter.documents.hub import hub_api, upload_to_hub
 from ml_filter.documents.manifest import Parent
+from ml_filter.downstream.tuning.data import REJECTS_FILE, TRAINED_ON_FILE
 from ml_filter.downstream.tuning.result import (
     MODEL_DIRECTORY,
     REPORT_NAME,
@@ -16,8 +17,8 @@ from ml_filter.downstream.tuning.result import (
 )
 from ml_filter.location import Location, local_copy
 
-_KEPT_HERE = ("rejects.jsonl", REPORT_NAME)
-"""They name local paths, and rejects quote the data."""
+_KEPT_HERE = (REJECTS_FILE, TRAINED_ON_FILE, REPORT_NAME)
+"""They name local paths, quote the data, or tell whether a text was in it."""
 
 
 def push_tuned(model: TunedModel, name: str, *, private: bool) -> str:

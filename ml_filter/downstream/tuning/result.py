@@ -6,6 +6,9 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel
 
 from ml_filter import __version__
@@ -14,7 +17,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.documents.result import read_result
 from ml_filter.downstream.tuning.config import TuneConfig
-from ml_filter.downstream.tuning.data import DataSummary
+from ml_filter.downstream.tuning.data import TRAINED_ON_FILE, DataSummary
 from ml_filter.heads.trained import inside
 from ml_filter.location import Location
 from ml_filter.statistics.intervals import Figure
@@ -93,6 +96,15 @@ class TunedModel(BaseModel):
     def values(self) -> dict[str, float]:
         """The figures without their intervals."""
         return {name: figure.value for name, figure in self.result.figures.items() if figure.value is not None}
+
+    def trained_on(self) -> NDArray[np.uint64]:
+        """The `data.keys_of` the conversations that it was trained on, sorted.
+
+        Raises:
+            InputError: their file is missing.
+        """
+        content = (Location(self.root) / TRAINED_ON_FILE).read_bytes()
+        return np.unique(pa.ipc.open_stream(content).read_all()["key"].to_numpy())
 
     def record(self) -> RunRecord:
         """What the experiment tracker records."""

@@ -22,7 +22,7 @@ from ml_filter.documents.readers import InputShard
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.tuning.base import Base, find_base, load_libraries, load_tokenizer
 from ml_filter.downstream.tuning.config import TuneConfig
-from ml_filter.downstream.tuning.data import HELD_OUT_FILE, REJECTS_FILE, write_tokens
+from ml_filter.downstream.tuning.data import HELD_OUT_FILE, REJECTS_FILE, TRAINED_ON_FILE, write_tokens
 from ml_filter.downstream.tuning.result import (
     CARD_NAME,
     GGUF_NAME,
@@ -103,7 +103,8 @@ def _tune(
     with tempfile.TemporaryDirectory(prefix=_SAVING, dir=target) as directory:
         saving = Path(directory)
         export_model(base, tokenizer, config, training.checkpoint, saving)
-        shutil.copyfile(scratch / REJECTS_FILE, saving / REJECTS_FILE)
+        for name in (REJECTS_FILE, TRAINED_ON_FILE):
+            shutil.copyfile(scratch / name, saving / name)
         figures = held_out_figures(base.directory, saving / MODEL_DIRECTORY, scratch / HELD_OUT_FILE, config)
         files = file_digests(saving)
         _move(saving, target)

@@ -1,3 +1,4 @@
-"""Fixtures of the annotation tests: HTTP servers on loopback."""
+"""Fixtures of other tests: HTTP servers on loopback, and a tiny base."""
 
-from tests.annotation.conftest import serve  # noqa: F401 - a fixture
+from tests.annotation.conftest import serve  # noqa: F401
+from tests.downstream.tuning.conftest import tiny_base  # noqa: F401

@@ -10,10 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ml_filter.documents.config import SourceConfig
 from ml_filter.downstream.judging.run import judge_tuned
 from ml_filter.downstream.tuning.base import find_base
-from ml_filter.heads.trained import file_digests
 from tests.downstream.benchmarks.test_measure import write_task
 from tests.downstream.judging.test_run import ROWS, SETTINGS, TUNING, configured, judge, write_tuned
-from tests.downstream.tuning.conftest import tiny_base  # noqa: F401 - a fixture
 from tests.downstream.tuning.tiny import write_noisy
 
 QUESTIONS = [
@@ -23,7 +21,7 @@ QUESTIONS = [
 
 
 @pytest.fixture
-def tuned(tiny_base, tmp_path) -> str:  # noqa: F811
+def tuned(tiny_base, tmp_path) -> str:
     """The tiny base with noise on its weights."""
     write_noisy(tiny_base, tmp_path / "tuned" / "model", seed=1)
     data = tmp_path / "data.jsonl"
@@ -31,9 +29,9 @@ def tuned(tiny_base, tmp_path) -> str:  # noqa: F811
     return write_tuned(
         tmp_path,
         SourceConfig(paths=[str(data)]),
+        tiny_base,
         config=TUNING.model_copy(update={"base": str(tiny_base)}),
         base=find_base(str(tiny_base)).parent,
-        files=file_digests(tmp_path / "tuned"),
     )
 
 
@@ -58,7 +56,7 @@ def accuracies(directory, tokenizer) -> dict[str, float]:
 
 @pytest.mark.model
 @pytest.mark.filterwarnings("ignore")  # lm-eval's own warnings
-def test_tasks_and_multiple_choice_of_both_models_are_run_once(serve, tuned, tiny_base, tmp_path, monkeypatch):  # noqa: F811
+def test_tasks_and_multiple_choice_of_both_models_are_run_once(serve, tuned, tiny_base, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     quiz = tmp_path / "quiz.jsonl"

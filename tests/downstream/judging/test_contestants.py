@@ -12,14 +12,12 @@ from ml_filter.downstream.judging.config import JudgeConfig
 from ml_filter.downstream.judging.run import judge_tuned
 from ml_filter.downstream.tuning.base import find_base
 from ml_filter.downstream.tuning.export import export_gguf
-from ml_filter.heads.trained import file_digests
 from tests.downstream.judging.test_run import ROWS, SETTINGS, TUNING, asked, judge, write_tuned
-from tests.downstream.tuning.conftest import tiny_base  # noqa: F401 - a fixture
 from tests.downstream.tuning.tiny import write_noisy, write_tiny_gguf
 
 
 @pytest.fixture
-def twice_tuned(tiny_base, tmp_path) -> str:  # noqa: F811
+def twice_tuned(tiny_base, tmp_path) -> str:
     """A model that was tuned from a tuned one; both have a GGUF file."""
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     source, base, root = SourceConfig(paths=[str(tmp_path / "data.jsonl")]), str(tiny_base), ""
@@ -29,8 +27,7 @@ def twice_tuned(tiny_base, tmp_path) -> str:  # noqa: F811
         write_noisy(tiny_base, directory / "model", seed)
         export_gguf(tmp_path / "like.gguf", directory / "model", directory / "model.gguf")
         config = TUNING.model_copy(update={"base": base})
-        files = file_digests(directory)
-        root = write_tuned(tmp_path / name, source, config=config, base=find_base(base).parent, files=files)
+        root = write_tuned(tmp_path / name, source, tiny_base, config=config, base=find_base(base).parent)
         base = root
     return root
 

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 
 import pytest
+from transformers import AutoTokenizer
 
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
@@ -11,16 +13,18 @@ from ml_filter.documents.manifest import Parent
 from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.judging.config import JudgeConfig
 from ml_filter.downstream.judging.run import judge_tuned
+from ml_filter.downstream.tuning.chat import set_template
 from ml_filter.downstream.tuning.config import TuneConfig
-from ml_filter.downstream.tuning.data import DataSummary, is_held_out
+from ml_filter.downstream.tuning.data import TRAINED_ON_FILE, is_held_out, write_tokens
 from ml_filter.downstream.tuning.result import TUNING_NAME, TuningResult
 from ml_filter.errors import ConfigError, InputError, TooManyFailures
+from ml_filter.heads.trained import file_digests
 from tests.annotation.misbehaving import chat
 
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 TOKENS = 15
 """Of each answer of the servers."""
-TUNING = TuneConfig(held_out_share=0.5)
+TUNING = TuneConfig(held_out_share=0.5, max_tokens=100_000)
 ROWS = [
     {"instruction": f"How warm is room {n}?", "output": f"Room {n} is {n} degrees warm.", "document_id": f"d{n}"}
     for n in range(80)
@@ -28,32 +32,40 @@ ROWS = [
 
 
 @pytest.fixture
-def tuned(tmp_path) -> str:
+def tuned(tiny_base, tmp_path) -> str:
     """What is known of a tuned model; its weights are behind a server."""
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return write_tuned(tmp_path, SourceConfig(paths=[str(data)]))
+    return write_tuned(tmp_path, SourceConfig(paths=[str(data)]), tiny_base)
 
 
-def write_tuned(tmp_path, source, **changes) -> str:
+def write_tuned(tmp_path, source, tokenizer_of, **changes) -> str:
+    """What `tune` leaves beside the weights."""
+    directory, tokens = tmp_path / "tuned", tmp_path / "tokens"
+    directory.mkdir(exist_ok=True)
+    tokens.mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    set_template(tokenizer, "chatml")
+    shards, parents = list_shards(source)
+    summary = write_tokens(shards, source, TUNING, tokenizer, tokens)
+    shutil.copy(tokens / TRAINED_ON_FILE, directory)
     fields = dict(
         config_digest="0",
         config=TUNING,
         base=Parent(path="base", digest="0"),
         base_license=None,
         source=source,
-        parents=list_shards(source)[1],
+        parents=parents,
         lineage=[],
-        data=DataSummary(counts={}),
+        data=summary,
         figures={},
         history=[],
         cpu_seconds=0,
-        files={},
+        files=file_digests(directory),
     )
     result = TuningResult(**{**fields, **changes})
-    (tmp_path / "tuned").mkdir(exist_ok=True)
-    (tmp_path / "tuned" / TUNING_NAME).write_bytes(result.to_json())
-    return str(tmp_path / "tuned")
+    (directory / TUNING_NAME).write_bytes(result.to_json())
+    return str(directory)
 
 
 def contestant(text):
@@ -108,10 +120,10 @@ def test_held_out_tasks_are_answered_compared_in_both_orders_and_rated(serve, tu
     assert sum(len(server.requests) for server in servers.values()) == requests, "nothing is asked twice"
 
 
-def test_of_a_long_task_the_judge_sees_the_answers_and_only_the_beginning(serve, tmp_path):
+def test_of_a_long_task_the_judge_sees_the_answers_and_only_the_beginning(serve, tiny_base, tmp_path):
     rows = [{**row, "instruction": f"{row['instruction']} {'Think. ' * 1800}"} for row in ROWS]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tuned = write_tuned(tmp_path, SourceConfig(paths=[str(tmp_path / "data.jsonl")]))
+    tuned = write_tuned(tmp_path, SourceConfig(paths=[str(tmp_path / "data.jsonl")]), tiny_base)
     config, _ = configured(serve, judge)
     judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
     assert judgement.verdict == "better"
@@ -203,7 +215,8 @@ def test_of_a_document_only_one_task_is_used(serve, tuned, tmp_path):
     config, _ = configured(serve, judge, rating_prompt=None, size=1000)
     twice = SourceConfig(paths=[str(tmp_path / "twice.jsonl")])
     judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), twice, settings=SETTINGS)
-    assert judgement.tasks == sum(is_held_out(row["document_id"], TUNING) for row in ROWS)
+    assert judgement.tasks == (held_out := sum(is_held_out(row["document_id"], TUNING) for row in ROWS))
+    assert f"{160 - 2 * held_out} of 160 rows of the data are not used" in judgement.warnings[0]
 
 
 def test_of_documents_with_the_same_task_only_one_is_used(serve, tuned, tmp_path):
@@ -212,15 +225,16 @@ def test_of_documents_with_the_same_task_only_one_is_used(serve, tuned, tmp_path
     config, _ = configured(serve, judge, rating_prompt=None, size=1000)
     twice = SourceConfig(paths=[str(tmp_path / "twice.jsonl")])
     judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), twice, settings=SETTINGS)
-    texts = {row["instruction"] for row in [*ROWS, *rows] if is_held_out(row["document_id"], TUNING)}
+    texts = {row["instruction"] for row in ROWS if is_held_out(row["document_id"], TUNING)}
     assert judgement.tasks == len(texts) == sum(judgement.comparison.verdicts.values())
 
 
-def test_data_is_read_as_the_tuning_has_read_it(serve, tmp_path):
+def test_data_is_read_as_the_tuning_has_read_it(serve, tiny_base, tmp_path):
     document = next(f"long{n}" for n in range(100) if is_held_out(f"long{n}", TUNING))
     long = {"instruction": f"How warm is room 1? {'So? ' * 2**19}", "output": "Warm.", "document_id": document}
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, long]))
     source = SourceConfig(paths=[str(tmp_path / "data.jsonl")], max_text_bytes=1000)  # too long a line is rejected
     config, _ = configured(serve, judge, rating_prompt=None, size=1000)
-    judgement, _ = judge_tuned(write_tuned(tmp_path, source), config, str(tmp_path / "out"), settings=SETTINGS)
+    tuned = write_tuned(tmp_path, source, tiny_base)
+    judgement, _ = judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
     assert judgement.tasks == sum(is_held_out(row["document_id"], TUNING) for row in ROWS)

@@ -98,6 +98,7 @@ def test_sft_lowers_the_held_out_loss_and_writes_adapter_model_pages_and_lineage
         "model",
         "rejects.jsonl",
         "report.html",
+        "trained_on.arrow",
     }
     assert model.result.files == {k: v for k, v in file_digests(output).items() if k != "tuning.json"}
     written = "".join((output / name).read_text() for name in ("README.md", "adapter/adapter_config.json"))
@@ -129,7 +130,7 @@ def test_sft_lowers_the_held_out_loss_and_writes_adapter_model_pages_and_lineage
         assert main([*command, "--push", "owner/tuned", "--private"]) == 0
         files = hub.models["owner/tuned"]
         assert {"model.safetensors", "chat_template.jinja", "README.md", "adapter/adapter_config.json"} <= files.keys()
-        assert not {"report.html", "rejects.jsonl"} & files.keys()
+        assert not {"report.html", "rejects.jsonl", "trained_on.arrow"} & files.keys()
         assert not any(str(part).encode() in files["tuning.json"] for part in (tmp_path, triples.parent, config.base))
         pushed = find_base("hf://owner/tuned")
         assert pushed.name.startswith("hf://owner/tuned@")
