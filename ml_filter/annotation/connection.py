@@ -20,11 +20,17 @@ def annotator_name(config: AskConfig, settings: Settings) -> str:
     """The name that annotations carry: the model's name.
 
     Raises:
-        ConfigError: an endpoint is configured without a model name.
+        ConfigError: an endpoint is configured without a model name, or a model without an endpoint.
         EndpointError: ML_FILTER_EMBEDDED_MODEL is not a file.
     """
     if not (config.endpoints or settings.endpoint):
-        return embedded_name(settings)
+        embedded = embedded_name(settings)
+        if config.model not in (None, embedded):
+            raise ConfigError(
+                f"the model {config.model} needs an endpoint: give --endpoint or set ML_FILTER_ENDPOINT; without one, "
+                f"the embedded annotator {embedded} answers"
+            )
+        return embedded
     model = config.model or settings.model
     if not model:
         raise ConfigError("an endpoint needs a model name: give --model or set ML_FILTER_MODEL")

@@ -10,7 +10,8 @@ from ml_filter.downstream.instruct.config import InstructConfig
 @command(
     "ml-filter instruct runs/filtered --endpoint http://localhost:8000/v1 --model NAME --output runs/instruct",
     "ml-filter instruct 'crawl/*.warc.gz' --config instruct.yaml --license odc-by --output runs/instruct",
-    "ml-filter instruct runs/filtered --set judges='[{prompts: [instruction_quality], model: NAME}]' -o runs/instruct",
+    "ml-filter instruct runs/filtered --set judges='[{prompts: [instruction_quality], endpoints: ["
+    '"http://localhost:8001/v1"], model: NAME}]\' --output runs/instruct',
 )
 def instruct(source: Sources, output: Output, instruct: InstructConfig) -> None:
     """Let an LLM write instructions with answers from documents; check, evolve, rate and publish them.

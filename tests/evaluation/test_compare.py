@@ -204,7 +204,7 @@ def test_sides_that_cannot_be_compared_are_an_error_before_any_request(serve, as
     same = asking(server)
     with pytest.raises(ConfigError, match="both sides are the same"):
         compare_annotators(rated, same, same, gold(rated), tmp_path / "out")
-    with pytest.raises(ConfigError, match="both sides are the same"):  # the embedded annotator has one model
+    with pytest.raises(ConfigError, match="the model m needs an endpoint"):  # the embedded annotator has one model
         compare_annotators(rated, *two_sides(AnnotateConfig(), [], ["m", "n"], []), gold(rated), tmp_path / "out")
     wide = prompt_file("wide", score={"min": 0, "max": 10})
     a, b = two_sides(same, [prompt_file("narrow"), wide], [], [])

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ml_filter.annotation.budget import SharedBudget
+from ml_filter.annotation.connection import annotator_name
 from ml_filter.annotation.generate import generate, load_generation_prompt
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.config import Settings
@@ -72,7 +73,7 @@ def write_instructions(
             anything is paid for.
     """
     prompt = load_generation_prompt(config.write.prompt, like=["instruct_write", "instruct_for_passage"])
-    _check_later_stages(config)
+    _check_later_stages(config, settings or Settings())
     passages = chunks
     if config.size is not None:
         sample = SampleConfig(size=config.size)
@@ -83,18 +84,21 @@ def write_instructions(
     return collect_triples(written, config.check, f"{output}/triples-0-{{digest}}")
 
 
-def _check_later_stages(config: InstructConfig) -> None:
+def _check_later_stages(config: InstructConfig, settings: Settings) -> None:
     if config.publish.push:
         hub_api(config.publish.push)
     for evaluation in config.decontaminate.against if config.decontaminate else ():
         list_shards(evaluation)
     load_evolutions(config.evolve)
     for judge in config.jury:
+        annotator_name(judge, settings)
         for name in judge.prompts:
             load_prompt(name)
     if config.prefer is not None:
+        annotator_name(config.prefer.judge, settings)
         load_generation_prompt(config.prefer.prompt, like=["compare_answers"])
         for answerer in config.prefer.answerers:
+            annotator_name(answerer, settings)
             load_generation_prompt(answerer.prompt, like=["instruct_answer"])
 
 

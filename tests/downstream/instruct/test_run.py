@@ -266,6 +266,7 @@ def test_prompts_in_files_of_the_user_write_evolve_and_answer(serve, tmp_path, p
         ({"prefer": {"answerers": [{}], "prompt": "instruct_answer"}}, "the properties of the prompt compare_answers"),
         ({"prefer": {"answerers": [{"prompt": "no.yaml"}]}}, r"no\.yaml"),
         ({"decontaminate": {"against": [{"paths": ["no.jsonl"]}]}}, r"no\.jsonl does not exist"),
+        ({"judges": [{"prompts": ["instruction_quality"], "model": "n"}]}, "the model n needs an endpoint"),
         ({"publish": {"push": "owner/name"}}, "pushing to owner/name requires a token"),
     ],
 )  # fmt: skip
