@@ -31,6 +31,8 @@ from ml_filter.errors import InputError
 from ml_filter.prepare.decontaminate import decontaminate_documents
 
 PREFERENCES = "preferences"
+_AT, _AS_WRITTEN = " at temperature ", ", as written"
+"""What follows the name of the model in the name of who wrote an answer."""
 _PREFERRED = ("first", "second")
 _CARRIED = ("document_id", "document_digest")
 PREFERENCE_SCHEMA = pa.schema(
@@ -119,7 +121,12 @@ class _Contest:
 
 
 def _name(answerer: AskConfig, settings: Settings) -> str:
-    return f"{annotator_name(answerer, settings)} at temperature {answerer.temperature:g}"
+    return f"{annotator_name(answerer, settings)}{_AT}{answerer.temperature:g}"
+
+
+def model_of(writer: str) -> str:
+    """The model in `chosen_by` or `rejected_by`."""
+    return writer.removesuffix(_AS_WRITTEN).partition(_AT)[0]
 
 
 def _task(triple: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -172,7 +179,7 @@ def _pairs(triples: Manifest, answers: Sequence[Manifest], names: Sequence[str],
                     found = [(name, stream.take(row["id"])) for name, stream in zip(names, streams, strict=True)]
                     candidates = [(name, answer) for name, answer in found if answer is not None]
                     if len(answers) == 1:
-                        candidates.append((f"{row['generated_by']}, as written", row["output"]))
+                        candidates.append((f"{row['generated_by']}{_AS_WRITTEN}", row["output"]))
                     different = [(a, b) for a, b in combinations(candidates, 2) if a[1].strip() != b[1].strip()]
                     counts.update(instructions=1, pairs=len(different))
                     counts["same"] += len(list(combinations(candidates, 2))) - len(different)

@@ -24,6 +24,7 @@ from ml_filter.documents.readers import read_tables
 from ml_filter.documents.writer import ShardWriter, file_digest
 from ml_filter.downstream.instruct.checks import Triple
 from ml_filter.downstream.instruct.config import InstructPublishConfig
+from ml_filter.downstream.instruct.prefer import model_of
 from ml_filter.downstream.instruct.rate import rating_of
 from ml_filter.downstream.instruct.stages import name_of, stages_of
 from ml_filter.prepare.sampling import sampling_key
@@ -69,7 +70,8 @@ def publish_instructions(
 def _write(
     out: OutputDirectory, triples: Manifest, preferences: Manifest | None, config: InstructPublishConfig
 ) -> Manifest:
-    authors: Counter[str] = Counter()
+    authors: Counter[str] = Counter()  # of instructions
+    answerers: Counter[str] = Counter()  # of the answers in pairs
     with ExitStack() as files:
         writers = {
             (view, split): files.enter_context(out.new_shard(f"{view}-{split}", schema))
@@ -82,6 +84,7 @@ def _write(
                     rows = table.to_pylist()
                     splits = [_split_of(row["document_digest"], config) for row in rows]
                     authors.update(row["generated_by"] for row in rows if "generated_by" in row)
+                    answerers.update(row[by] for row in rows for by in ("chosen_by", "rejected_by") if by in row)
                     for view in views:
                         for split in _SPLITS:
                             chosen = [
@@ -96,7 +99,7 @@ def _write(
         if writer.rows
     ]
     sizes = {key: writer.rows for key, writer in writers.items() if writer.rows}
-    out.put_bytes(CARD_NAME, _card(out, sizes, authors, config).encode())
+    out.put_bytes(CARD_NAME, _card(out, sizes, authors, answerers, config).encode())
     return out.finish(results)
 
 
@@ -141,10 +144,14 @@ def _put(out: OutputDirectory, writer: ShardWriter, view: str, split: str, form:
 
 
 def _card(
-    out: OutputDirectory, sizes: Mapping[tuple[str, str], int], authors: Counter[str], config: InstructPublishConfig
+    out: OutputDirectory,
+    sizes: Mapping[tuple[str, str], int],
+    authors: Counter[str],
+    answerers: Counter[str],
+    config: InstructPublishConfig,
 ) -> str:
     model_license = config.model_license
-    if model_license == "unknown" and set(authors) == {MODEL_NAME}:
+    if model_license == "unknown" and {*authors, *map(model_of, answerers)} == {MODEL_NAME}:
         model_license = MODEL_LICENSE
     is_one = config.license == model_license
     views = list(dict.fromkeys(view for view, _ in sizes))
@@ -175,6 +182,7 @@ def _card(
         model_license=model_license,
         sizes=sizes,
         authors=authors,
+        answerers=answerers,
         raters=dict.fromkeys(stage.config["annotator"] for stage in stages if stage.kind == "annotations"),
         columns={view: _VIEWS[view].names for view in views},
         stages={stage.root: (name_of(stage), stage) for stage in stages}.values(),

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from ml_filter.annotation.embedded import MODEL_LICENSE, MODEL_NAME
 from ml_filter.annotation.prompt_files import GENERATION
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
@@ -145,12 +146,17 @@ def test_one_budget_holds_for_all_stages_and_a_higher_one_continues(serve, tmp_p
     assert max(bodies.values()) == 1  # nothing was paid for twice
 
 
-def test_preference_pairs_keep_only_what_is_preferred_in_both_orders(serve, tmp_path, pages):
+@pytest.mark.parametrize(("answerer", "license"), [("m", "unknown"), (MODEL_NAME, MODEL_LICENSE)])
+def test_preference_pairs_keep_only_what_is_preferred_in_both_orders(answerer, license, serve, tmp_path, pages):
     server = serve(sensible)
-    answerers = [asked(server, temperature=0.0), asked(server, temperature=1.0)]
+    answerers = [asked(server, model=answerer, temperature=temperature) for temperature in (0, 1)]
     prefer = {"answerers": answerers, "judge": asked(server)}
     config = configured(
-        server, prefer=prefer, evolve={"generations": 0}, publish={"format": "jsonl", "license": "odc-by"}
+        server,
+        write=asked(server, model=MODEL_NAME),
+        prefer=prefer,
+        evolve={"generations": 0},
+        publish={"format": "jsonl", "license": "odc-by"},
     )
     run = make_instructions(pages, config, str(tmp_path / "out"), SETTINGS)
     [path] = [shard.path for shard in run.published.shards if "preferences" in shard.path]
@@ -160,9 +166,12 @@ def test_preference_pairs_keep_only_what_is_preferred_in_both_orders(serve, tmp_
         assert row["prompt"][0]["content"].startswith("Explain where")
         assert "gravel" in row["chosen"][0]["content"]
         assert "gravel" not in row["rejected"][0]["content"]
-        assert (row["chosen_by"], row["rejected_by"]) == ("m at temperature 0", "m at temperature 1")
-    header = yaml.safe_load(Path(run.published.path_of("README.md")).read_text().split("---")[1])
-    assert (header["license"], header["license_name"]) == ("other", "documents-odc-by-generated-unknown")
+        by = f"{answerer} at temperature 0", f"{answerer} at temperature 1"
+        assert (row["chosen_by"], row["rejected_by"]) == by
+    card = Path(run.published.path_of("README.md")).read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert (header["license"], header["license_name"]) == ("other", f"documents-odc-by-generated-{license}")
+    assert f"Answers of pairs by: {by[0]} (4), {by[1]} (4)." in card
 
 
 def test_answers_pass_the_checks_of_outputs_and_are_decontaminated_before_they_are_compared(serve, tmp_path, pages):
