@@ -46,7 +46,7 @@ def train_models(jobs: Sequence[TrainingJob], workers: int) -> Iterator[TrainedM
 
     Raises:
         InputError: a process died.
-        ConfigError: the device has too little memory.
+        ConfigError: the device has too little memory, or a model has diverged.
     """
     if not jobs:
         return

@@ -22,6 +22,7 @@ ABLATION_NAME, REPORT_NAME = "ablation.json", "ablation.html"
 ARMS_NAME, TRAINED_NAME = "arms.json", "trained.json"
 
 _MOST_DIFFERENT_BYTES = 1.1
+_BITS_OF_A_BYTE = 8
 MEASURED_DEPTH = 2
 MEASURED_SPREAD = Spread(documents=0.057, repetitions=0.0065)
 """Spread of the gain of filtered over random at depth 2, in bits per byte (docs/ablation.md)."""
@@ -198,6 +199,19 @@ def _paired_differences(models: Sequence[TrainedModel], arm: str, target: str, s
 def spread_between(models: Sequence[TrainedModel], sizes: Sizes) -> Spread:
     """The spread of the gain of filtered over random on the target `high`, for the power of a later ablation."""
     return spread_of(_paired_differences(models, FILTERED, HIGH, np.array(sizes[HIGH], np.float64))[0])
+
+
+def warnings_about(models: Sequence[TrainedModel], sizes: Sizes) -> list[str]:
+    """A warning if models know less of the target `high` than that it consists of bytes."""
+    bits = {model.name: float(np.mean(np.divide(model.bits[HIGH], sizes[HIGH]))) for model in models}
+    absurd = [f"{name}: {value:.1f}" for name, value in bits.items() if value > _BITS_OF_A_BYTE]
+    if not absurd:
+        return []
+    return [
+        f"{len(absurd)} of {len(models)} models need more than {_BITS_OF_A_BYTE} bits per byte on the target high "
+        f"({', '.join(absurd)}), which is worse than guessing each byte: their training has failed; use smaller "
+        "learning_rates"
+    ]
 
 
 def verdict_of(

@@ -30,6 +30,7 @@ from ml_filter.downstream.ablation.result import (
     read_arms,
     spread_between,
     verdict_of,
+    warnings_about,
 )
 from ml_filter.downstream.ablation.targets import HIGH
 from ml_filter.downstream.ablation.trained import train_arms
@@ -48,7 +49,7 @@ def ablate_filter(filtered: str, config: AblateConfig, output: str) -> tuple[Abl
     Raises:
         InputError: the directory has no dropped documents, a target or an arm has too few documents, `pilot` is not an
             ablation, or a process died.
-        ConfigError: `arm_tokens` is more than an arm has, the device is not available, or an extra is missing.
+        ConfigError: an extra is missing; and as of `train_arms`.
     """
     kept, _ = read_filtered(filtered)
     benchmarks = Benchmarks(config) if config.has_benchmarks else None
@@ -72,7 +73,9 @@ def ablate_filter(filtered: str, config: AblateConfig, output: str) -> tuple[Abl
         ablation = Ablation(
             verdict=verdict,
             reason=reason,
-            warnings=warnings + (benchmarks.warnings if benchmarks is not None else []),
+            warnings=warnings
+            + warnings_about(models, trained.sizes)
+            + (benchmarks.warnings if benchmarks is not None else []),
             heads=heads_of(kept),
             power=power_of(len(trained.sizes[HIGH]), config),
             spread=spread_between(models, trained.sizes),

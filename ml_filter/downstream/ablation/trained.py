@@ -64,7 +64,8 @@ def train_arms(filtered: str, config: AblateConfig, output: str | Path) -> Manif
 
     Raises:
         InputError: the directory has no dropped documents, a target or an arm has too few documents, or a process died.
-        ConfigError: `arm_tokens` is more than an arm has, or the device is not available.
+        ConfigError: `arm_tokens` is more than an arm has, a corpus has too few tokens, the device is not available, or
+            a model has diverged.
     """
     sources = sources_of(filtered, config)
     inputs = [*sources.values(), config.gold, *config.targets.values()]

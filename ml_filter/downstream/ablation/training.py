@@ -7,11 +7,13 @@ follow from the seed and the number of the step, so a resumed training ends with
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ from ml_filter.downstream.ablation.dial import Dial
 from ml_filter.downstream.ablation.model import build_model, build_optimizers
 from ml_filter.downstream.ablation.targets import HIGH, mixed_precision, read_targets, text_bits
 from ml_filter.downstream.ablation.tokens import TOKEN
+from ml_filter.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +40,8 @@ _DECAY = 0.5
 _CURVE_POINTS, _CURVE_DOCUMENTS, _CURVE_BYTES = 4, 16, 4096
 _PART_TOKENS = 2**14
 """Largest part of a batch in one forward pass; its logits take 2 GB at depth 12."""
+_CHECK_STEPS = 10
+"""Steps between looks at the loss, each of which waits for a GPU; a model that has diverged stays so."""
 _CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -98,7 +103,11 @@ class TrainedModel(BaseModel):
 
 
 def train_model(job: TrainingJob, advance: Callable[[int], None] = lambda steps: None) -> TrainedModel:
-    """Train or resume, save the model where lm-eval can load it, and measure it on the targets."""
+    """Train or resume, save the model where lm-eval can load it, and measure it on the targets.
+
+    Raises:
+        ConfigError: the model has diverged.
+    """
     from tokenizers import Tokenizer
 
     started = time.process_time()
@@ -112,6 +121,8 @@ def train_model(job: TrainingJob, advance: Callable[[int], None] = lambda steps:
     data = np.memmap(job.tokens, TOKEN, "r")
     while state.step < job.steps:
         _train_step(job, state, data, device)
+        if state.step % _CHECK_STEPS == 0 or state.step == job.steps:
+            _require_finite(job, state.step, [float(state.losses[state.step - 1])])
         if state.step in _curve_steps(job.steps):
             _add_to_curve(job, state, tokenizer)
         if state.step % job.checkpoint_steps == 0 or state.step == job.steps:
@@ -122,6 +133,7 @@ def train_model(job: TrainingJob, advance: Callable[[int], None] = lambda steps:
         name: list(text_bits(model, tokenizer, read_targets(path), job.dial.context))
         for name, path in job.targets.items()
     }
+    _require_finite(job, state.step, [*(bpb for _, bpb in state.curve), *chain.from_iterable(bits.values())])
     _save_model(model, job)
     return TrainedModel(
         name=job.name,
@@ -134,6 +146,14 @@ def train_model(job: TrainingJob, advance: Callable[[int], None] = lambda steps:
         curve=[CurvePoint(tokens=int(tokens), bits_per_byte=bpb) for tokens, bpb in state.curve],
         bits=bits,
     )
+
+
+def _require_finite(job: TrainingJob, step: int, values: Iterable[float]) -> None:
+    if not all(map(math.isfinite, values)):
+        raise ConfigError(
+            f"the model {job.name} has diverged, by step {step:,} of {job.steps:,}: its loss is not finite with "
+            f"{job.rate:g} times the learning rates; use smaller factors (training.learning_rates)"
+        )
 
 
 # --- One step --------------------------------------------------------------------------------------------------------

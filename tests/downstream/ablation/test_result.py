@@ -5,7 +5,7 @@ import pytest
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.downstream.ablation.config import AblateConfig
-from ml_filter.downstream.ablation.result import Arm, compare_arms, verdict_of
+from ml_filter.downstream.ablation.result import Arm, compare_arms, verdict_of, warnings_about
 from ml_filter.downstream.ablation.training import TrainedModel
 
 
@@ -103,3 +103,10 @@ def test_arms_of_different_bytes_are_a_warning():
         "with the same number of tokens, the arm random has 1.30 times the bytes of filtered: the tokenizer suits its "
         "text better"
     ]
+
+
+def test_models_that_are_worse_than_guessing_bytes_are_a_warning():
+    models = [model("random", 0, 2.3, 2.3), model("filtered", 0, 7.5, 9.0), model("filtered", 1, 8.6, 2.3)]
+    [warning] = warnings_about(models, SIZES)
+    assert warning.startswith("1 of 3 models need more than 8 bits per byte on the target high (filtered-1: 8.")
+    assert warnings_about(models[:2], SIZES) == []

@@ -18,7 +18,7 @@ from ml_filter.downstream.ablation.targets import TargetText, read_targets, text
 from ml_filter.downstream.ablation.training import train_model
 from ml_filter.downstream.benchmarks.config import BenchmarkConfig
 from ml_filter.downstream.benchmarks.measure import Benchmarks, language_model_at
-from ml_filter.errors import InputError
+from ml_filter.errors import ConfigError, InputError
 from tests.downstream.ablation.corpora import small_config, text_of, write_gold
 
 pytestmark = pytest.mark.model
@@ -68,6 +68,14 @@ def test_training_lowers_the_bits_of_texts_like_those_it_read(job):
     assert [point.tokens for point in trained.curve] == [256, 640, 1024, 1280]
     sizes = {name: sum(text.bytes for text in read_targets(path)) for name, path in job.targets.items()}
     assert sum(trained.bits["high"]) / sizes["high"] < sum(trained.bits["low"]) / sizes["low"]
+
+
+def test_training_that_diverges_ends_with_an_error_that_names_the_learning_rates(job):
+    steps = []
+    with pytest.raises(ConfigError, match=r"filtered-0 has diverged.*1e\+30 times.*training\.learning_rates"):
+        train_model(replace(job, rate=1e30, passes=200), steps.append)
+    assert len(steps) < 20, "it does not end its 1,000 steps first"
+    assert not job.model.exists()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
