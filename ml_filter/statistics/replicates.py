@@ -4,8 +4,7 @@ A repetition is a pair of models, one of each kind, with the same seed. Document
 repetitions are not, since a bootstrap of three to six values is too narrow. Their mean has Student's t distribution
 instead: every resample adds t (repetitions - 1) times its standard error.
 
-Sources: Efron and Tibshirani 1993, chapter 13 (percentile interval); Student 1908; Satterthwaite 1946 (degrees of
-freedom of a sum of variances).
+Sources: Efron and Tibshirani 1993, chapter 13 (percentile interval); Student 1908.
 """
 
 from __future__ import annotations
@@ -16,6 +15,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from ml_filter.statistics.intervals import MAX_WEIGHTS, Array, Figure, Resampling
+
+_DESIGNS, _DRAWS, _ERRORS, _STEPS = 2000, 2000, 50, 20
+"""Of the simulation of a power: designs, for each draws of the interval and errors of the mean, and steps, which bound
+the memory."""
 
 
 class Spread(BaseModel):
@@ -66,15 +69,25 @@ def spread_of(differences: Array) -> Spread:
 def smallest_difference(
     spread: Spread, documents: int, repetitions: int, confidence: float, power: float = 0.8
 ) -> Power:
-    """The smallest difference that an interval over these numbers of documents and repetitions tells from 0."""
-    from scipy.stats import t
+    """The smallest difference that an interval over these numbers of documents and repetitions tells from 0.
 
-    parts = [(spread.documents**2 / documents, documents - 1), (spread.repetitions**2 / repetitions, repetitions - 1)]
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts) if variance else 1.0
-    quantiles = t.ppf((1 + confidence) / 2, freedom) + t.ppf(power, freedom)
+    Designs with normally distributed differences are simulated. Each shows other spreads, and from these follows the
+    half width of the interval of `paired_mean`, whose resamples are normal over documents. A difference is found if it
+    is above the half width plus the error of the mean, so the smallest is the quantile `power` of that sum.
+    """
+    random = np.random.default_rng(0)
+    count = _DESIGNS // _STEPS
+    deviation = math.sqrt(spread.documents**2 / documents + spread.repetitions**2 / repetitions)
+    sums = []
+    for _ in range(_STEPS):
+        of_documents = spread.documents / documents * np.sqrt(random.chisquare(documents - 1, (count, 1)))
+        of_repetitions = np.sqrt(random.chisquare(repetitions - 1, (count, 1)) / (repetitions - 1) / repetitions)
+        drawn = of_documents * random.standard_normal((count, _DRAWS))
+        drawn += spread.repetitions * of_repetitions * random.standard_t(repetitions - 1, (count, _DRAWS))
+        half = np.quantile(drawn, (1 + confidence) / 2, axis=1)
+        sums.append(half + deviation * random.standard_normal((_ERRORS, count)))
     return Power(
-        smallest=float(quantiles * math.sqrt(variance)),
+        smallest=float(np.quantile(sums, power)),
         power=power,
         confidence=confidence,
         documents=documents,

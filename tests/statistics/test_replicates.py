@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ml_filter.statistics.intervals import Resampling
-from ml_filter.statistics.replicates import paired_mean, smallest_difference, spread_of
+from ml_filter.statistics.replicates import Spread, paired_mean, smallest_difference, spread_of
 
 CONFIDENCE = Resampling(resamples=400)
 
@@ -39,8 +39,17 @@ def test_spread_is_that_of_the_simulation():
     assert np.mean([spread.repetitions for spread in spreads]) == pytest.approx(0.01, rel=0.2)
 
 
-def test_smallest_difference_is_found_as_often_as_promised():
-    spread = spread_of(drawn(1, 0, documents=2000, repetitions=50))
-    power = smallest_difference(spread, 50, 3, 0.95)
-    found = sum(paired_mean(drawn(seed, power.smallest), CONFIDENCE).low > 0 for seed in range(200))
-    assert 0.7 <= found / 200 <= 0.92
+@pytest.mark.parametrize(("repetitions", "documents"), [(2, 59), (3, 59), (8, 59)])
+def test_smallest_difference_is_found_as_often_as_promised(repetitions, documents):
+    spread = Spread(documents=0.057, repetitions=0.0065)
+    smallest = smallest_difference(spread, documents, repetitions, 0.95).smallest
+    found = 0
+    for seed in range(400):
+        random = np.random.default_rng(seed)
+        noise = random.normal(0, spread.documents, (documents, 1)), random.normal(0, spread.repetitions, repetitions)
+        found += paired_mean(smallest + sum(noise), Resampling(resamples=400, seed=seed)).low > 0
+    assert 0.74 <= found / 400 <= 0.86
+
+
+def test_equal_differences_are_found_however_small():
+    assert smallest_difference(Spread(documents=0, repetitions=0), 10, 2, 0.95).smallest == 0
