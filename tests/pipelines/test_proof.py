@@ -42,7 +42,8 @@ def test_one_run_goes_from_documents_to_a_page_that_answers_every_question(run, 
     write_gold(tmp_path / "gold.jsonl")
     write_tiny_base(tmp_path / "base", [row["text"] for row in rows])
     url = serve(llm).url
-    asked = f"endpoints: [{url}], model: m, max_concurrency: 4"
+    prices = "usd_per_million_prompt_tokens: 1000, usd_per_million_completion_tokens: 1000"
+    asked = f"endpoints: [{url}], model: m, max_concurrency: 4, {prices}"
     asked_tuned = asked.replace("model: m", "model: tuned")
     code, printed = run(
         "proof",
@@ -66,6 +67,8 @@ def test_one_run_goes_from_documents_to_a_page_that_answers_every_question(run, 
     assert proof.instructions.instructions > 20
     assert proof.judgement.verdict == "no verdict"
     assert proof.judgement.comparison.verdicts == {"inconsistent": 5}, "both have answered, and the judge says A"
+    tokens = sum(cost.tokens or 0 for cost in proof.costs)
+    assert f"{tokens:,} tokens of LLMs, {tokens / 1000:.2f} USD" in answers["What did it cost?"]
     assert all(f"{answer}." in page.read_text() for answer in answers.values() if "'" not in answer)
 
     from zenml.client import Client

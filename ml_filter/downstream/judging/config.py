@@ -29,6 +29,11 @@ class ContestantConfig(AskConfig):
         0.2, description="share of tasks without an answer above which the command exits with code 1"
     )
 
+    def usd(self, prompt_tokens: float, completion_tokens: float) -> float | None:
+        """Price of tokens in USD: 0 in the embedded server, None at an endpoint without prices."""
+        usd = super().usd(prompt_tokens, completion_tokens)
+        return usd if self.endpoints or usd is not None else 0.0
+
 
 class JudgeConfig(BenchmarkConfig):
     """How a tuned model is compared with its base."""

@@ -33,8 +33,8 @@ class Judgement(BaseModel):
             the same tasks, and of lm-eval's figures, such as `change_hellaswag/acc`; and the held-out figures of the
             tuning.
         failed: tasks without an answer, by model.
-        answer_tokens: of the answers of both models.
-        usd: what the judge cost; None without prices.
+        judge_tokens, answer_tokens: of the judge, and of the answers of both models.
+        usd, answer_usd: what they cost; None without prices.
     """
 
     verdict: str
@@ -51,6 +51,7 @@ class Judgement(BaseModel):
     judge_tokens: int
     answer_tokens: int
     usd: float | None
+    answer_usd: float | None
     examples: list[Example]
     config: dict[str, Any]
     stages: dict[str, str]

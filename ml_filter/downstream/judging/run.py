@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from ml_filter.annotation.annotate import annotate_documents
-from ml_filter.annotation.budget import SharedBudget
+from ml_filter.annotation.budget import SharedBudget, total_if_known
 from ml_filter.annotation.config import AnnotateConfig, AskConfig
 from ml_filter.annotation.connection import annotator_name
 from ml_filter.annotation.pairwise import ANSWER_FROM, judge_pairs, render_answer
@@ -96,8 +96,8 @@ def judge_tuned(
     if benchmarks is not None:
         stages |= measure_both(model, benchmarks, f"{output}/lm-eval-{{digest}}", settings)
     parents = [model.parent, *(Parent(path=stage.root, digest=stage.digest) for stage in stages.values())]
-    prices = config.judge.model_dump(include={"usd_per_million_prompt_tokens", "usd_per_million_completion_tokens"})
-    fixed = {**config.model_dump(mode="json", exclude={"base", "tuned", "judge"}), "judge": prices}
+    prices = {name: [side.usd(1e6, 0), side.usd(0, 1e6)] for name, side in _sides(config).items()}
+    fixed = {**config.model_dump(mode="json", exclude=set(prices)), "prices": prices}
     with OutputDirectory(f"{output}/judgement-{{digest}}", "judgement", fixed, parents) as out:
         if out.manifest:
             return read_judgement(out.manifest), out.manifest
@@ -109,6 +109,10 @@ def judge_tuned(
         out.put_bytes(JUDGEMENT_NAME, (judgement.model_dump_json(indent=1) + "\n").encode())
         out.put_bytes(REPORT_NAME, judgement_page(judgement).encode())
         return judgement, out.finish([], {"tasks": judgement.tasks, **judgement.comparison.verdicts})
+
+
+def _sides(config: JudgeConfig) -> dict[str, AskConfig]:
+    return {"base": config.base, "tuned": config.tuned, "judge": config.judge}
 
 
 def _reused(counts: Mapping[str, int]) -> str:
@@ -198,6 +202,7 @@ def _judgement(
         judge_tokens=prompt_tokens + completion_tokens,
         answer_tokens=sum(sum(_tokens(stages[name])) for name in MODELS),
         usd=config.judge.usd(prompt_tokens, completion_tokens),
+        answer_usd=total_if_known(_sides(config)[name].usd(*_tokens(stages[name])) for name in MODELS),
         examples=[
             Example(
                 task=row["task"],

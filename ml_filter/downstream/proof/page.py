@@ -52,7 +52,7 @@ class Proof(BaseModel):
             Cost(stage="ablation", processor_minutes=self.ablation.cpu_seconds / 60),
             Cost(stage="instruction data", tokens=tokens, usd=instructions.usd),
             Cost(stage="tuning", processor_minutes=self.tuned.result.cpu_seconds / 60),
-            Cost(stage="answers of both models", tokens=judgement.answer_tokens),
+            Cost(stage="answers of both models", tokens=judgement.answer_tokens, usd=judgement.answer_usd),
             Cost(stage="judging", tokens=judgement.judge_tokens, usd=judgement.usd),
         ]
 

@@ -160,6 +160,19 @@ def test_ratings_without_a_budget_are_left_out_if_the_run_is_to_finish(serve, tu
     assert "change_rating" not in judgement.figures
 
 
+def test_answers_have_a_price_if_those_of_both_models_have_one(serve, tuned, tmp_path):
+    config, servers = configured(serve, judge, rating_prompt=None)
+    usd = []
+    for names in ((), ("base",), ("base", "tuned")):
+        priced = config.model_copy(update={name: getattr(config, name).model_copy(update=PRICES) for name in names})
+        judgement, _ = judge_tuned(tuned, priced, str(tmp_path / "out"), settings=SETTINGS)
+        usd.append(judgement.answer_usd)
+    assert usd == [None, None, pytest.approx(judgement.answer_tokens / 1e6)]
+    assert judgement.answer_tokens == 2 * 35 * TOKENS
+    assert len(servers["tuned"].requests) == 35, "nothing is asked twice"
+    assert JudgeConfig().base.usd(1e6, 1e6) == 0, "the embedded server is free"
+
+
 def test_two_models_under_one_name_answer_both(serve, tuned, tmp_path):
     config, servers = configured(serve, judge, rating_prompt=None)
     named = {name: asked(servers[name], "m") for name in ("base", "tuned")}
