@@ -28,6 +28,8 @@ from ml_filter.downstream.instruct.stages import stages_of
 from ml_filter.downstream.instruct.triples import DROPPED_SCHEMA
 
 RATED = "rated"
+_KEPT_FROM = "\n\nInstruction: "
+"""A long passage is cut, and not what it is rated with."""
 
 
 def rate_triples(
@@ -58,8 +60,8 @@ def rate_triples(
     annotations: list[Manifest] = []
     for judge in jury:
         limited = (budget or SharedBudget(None)).share(judge, *stages_of(triples, *annotations))
-        directory = f"{output}/ratings-{{digest}}"
-        annotations.append(annotate_documents(source, limited, directory, settings, ledgers=ledgers))
+        place = f"{output}/ratings-{{digest}}"
+        annotations.append(annotate_documents(source, limited, place, settings, ledgers=ledgers, kept_from=_KEPT_FROM))
     scores = aggregate_annotations(
         [manifest.root for manifest in annotations], aggregate, f"{output}/scores-{{digest}}"
     )

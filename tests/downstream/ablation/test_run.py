@@ -137,6 +137,15 @@ def test_pilot_that_is_no_ablation_is_an_error_before_anything_is_trained(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_further_corpus_that_is_too_small_is_an_error_before_anything_is_trained(tmp_path):
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps({"text": text_of("good", n)}) + "\n" for n in range(8)))
+    other = {"other": SourceConfig(paths=[str(tmp_path / "other.jsonl")])}
+    config = small_config(write_gold(tmp_path / "gold.jsonl"), corpora=other)
+    with pytest.raises(ConfigError, match=r"corpora\.other has only [\d,]+ tokens.*set arm_tokens to at most"):
+        ablate_filter(write_filtered(tmp_path), config, str(tmp_path / "out"))
+    assert not [*tmp_path.glob("out/**/checkpoint.safetensors")]
+
+
 def test_filtered_corpus_without_what_was_dropped_is_an_error(tmp_path):
     config = small_config(write_gold(tmp_path / "gold.jsonl"))
     with pytest.raises(InputError, match=r"does not have what the filter dropped.*filter again with --dropped"):

@@ -20,13 +20,20 @@ from tests.annotation.misbehaving import chat
 SETTINGS = Settings(_env_file=None, endpoint=None, model=None, api_key=None)
 
 
-def write_triples(directory) -> Manifest:
+def write_triples(directory, passage="") -> Manifest:
     """Three shards of four instructions."""
     with OutputDirectory(directory, TRIPLES, {}, []) as out:
         results = []
         for name, first in (("a", 0), ("b", 4), ("c", 8)):
             rows = [
-                {"id": f"t{n}", "text": f"Task {n}.", "instruction": f"Task {n}.", "input": "", "output": "Done."}
+                {
+                    "id": f"t{n}",
+                    "text": f"Instruction: Task {n}.\n\nOutput: Done.",
+                    "instruction": f"Task {n}.",
+                    "input": "",
+                    "output": "Done.",
+                    "passage": passage,
+                }
                 for n in range(first, first + 4)
             ]
             with out.new_shard(name) as writer, out.new_rejects(name) as rejects:
@@ -39,6 +46,16 @@ def judge(request):
     """The score 1 to 4 by the number of the task; no score for task 5."""
     number = int(re.search(r"Task (\d+)\.", request.body["messages"][-1]["content"])[1])
     return chat("?" if number == 5 else json.dumps({"reason": "So it is.", "score": number % 4 + 1}))
+
+
+def test_a_long_passage_is_cut_and_not_the_instruction_and_its_output(serve, tmp_path):
+    triples = write_triples(tmp_path / "triples", passage="A cell. " * 1600)
+    server = serve(judge)
+    asked = {"endpoints": [server.url], "model": "m", "max_retries": 0, "max_failed_share": 1}
+    jury = [AnnotateConfig.model_validate({**asked, "prompts": ["instruction_quality"]})]
+    assert rate_triples(triples, jury, AggregateConfig(), 3, str(tmp_path), SETTINGS).rows == 6
+    shown = [request.body["messages"][-1]["content"] for request in server.requests]
+    assert all(" [...]\n\nInstruction: Task" in text and "Output: Done." in text for text in shown)
 
 
 def test_ratings_stay_with_their_instructions_when_a_run_continues_between_shards(serve, tmp_path, monkeypatch):
