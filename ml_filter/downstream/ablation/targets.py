@@ -10,11 +10,11 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from loguru import logger
 
 from ml_filter.documents.readers import read_shard
 from ml_filter.documents.rejects import RejectsLog
@@ -54,6 +54,8 @@ class TargetText:
 def write_targets(config: AblateConfig, directory: Path) -> dict[str, Path]:
     """Write the texts of each target to a file, once; its lines are those that lm-eval reads.
 
+    Of documents with the same text, as far as it is read, one is a target: repeated ones would narrow the intervals.
+
     Raises:
         InputError: a target has too few documents or too many, or gold no scores.
     """
@@ -61,21 +63,29 @@ def write_targets(config: AblateConfig, directory: Path) -> dict[str, Path]:
     for name, path in paths.items():
         if path.exists():
             continue
-        rows = islice(_rows(config, name), MAX_DOCUMENTS + 1)
-        texts = (TargetText(*row).beginning(config.target_bytes) for row in rows)
-        lines = [json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in texts]
-        if len(lines) < MIN_DOCUMENTS:
+        texts: dict[str, TargetText] = {}
+        repeated = 0
+        for row in _rows(config, name):
+            text = TargetText(*row).beginning(config.target_bytes)
+            repeated += text.text in texts
+            texts.setdefault(text.text, text)
+            if len(texts) > MAX_DOCUMENTS:
+                break
+        if repeated:
+            logger.warning(f"The target {name} has {repeated:,} documents with the text of another; they are left out")
+        if len(texts) < MIN_DOCUMENTS:
             score = {HIGH: f" with a {config.gold_column} of at least {config.high:g}"}
             score[LOW] = f" with a {config.gold_column} of at most {config.low:g}"
             raise InputError(
-                f"the target {name} has only {len(lines)} documents{score.get(name, '')}; at least {MIN_DOCUMENTS} are "
-                "required"
+                f"the target {name} has only {len(texts)} different documents{score.get(name, '')}; at least "
+                f"{MIN_DOCUMENTS} are required"
             )
-        if len(lines) > MAX_DOCUMENTS:
+        if len(texts) > MAX_DOCUMENTS:
             raise InputError(
                 f"the target {name} has more than {MAX_DOCUMENTS:,} documents, which take longer than training: draw "
                 "a sample with ml-filter sample, and name that"
             )
+        lines = (json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in texts.values())
         write_atomically(path, "".join(lines).encode())
     return paths
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 END = "<|endoftext|>"
 """Token 0, before every document."""
+TOKENIZER_BYTES = 32 * 2**20
+"""Bytes of text that the tokenizer is trained on: memory and time of the training grow with them."""
 TOKEN = np.dtype("<u2")
 DOCUMENT = np.dtype([("start", "<i8"), ("tokens", "<i8"), ("bytes", "<i8")])
 """Where a document's tokens begin in the file, how many there are with the one before it, and the bytes of its text."""
@@ -36,8 +39,25 @@ def texts_of(sources: Iterable[SourceConfig]) -> Iterator[list[str]]:
                 yield table["text"].to_pylist()
 
 
+def _evenly(sources: Iterable[SourceConfig], most: int) -> Iterator[str]:
+    """Texts up to a number of bytes: always the next one of the source that has given the fewest."""
+    texts = [chain.from_iterable(texts_of([source])) for source in sources]
+    taken = dict.fromkeys(range(len(texts)), 0)
+    total = 0
+    while taken and total < most:
+        number = min(taken, key=taken.__getitem__)
+        if (text := next(texts[number], None)) is None:
+            del taken[number]
+            continue
+        size = len(text.encode())
+        taken[number] += size
+        total += size
+        yield text
+
+
 def train_tokenizer(sources: Iterable[SourceConfig], vocabulary: int, path: Path) -> Tokenizer:
-    """A byte-level BPE tokenizer of all texts; the one in the file if it exists."""
+    """A byte-level BPE tokenizer of the first `TOKENIZER_BYTES` of the sources, taken evenly; the one in the file if it
+    exists."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if not path.exists():
@@ -50,7 +70,7 @@ def train_tokenizer(sources: Iterable[SourceConfig], vocabulary: int, path: Path
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(texts_of(sources), trainer)
+        tokenizer.train_from_iterator(_evenly(sources, TOKENIZER_BYTES), trainer)
         write_atomically(path, tokenizer.to_str().encode())
     return Tokenizer.from_file(str(path))
 

@@ -1,5 +1,6 @@
 """What the arms of an ablation are made of: the same bytes and tokens of the right documents."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,20 @@ def test_tokens_on_disk_are_those_of_the_texts_with_a_token_before_each(corpora,
         assert first == 0
         assert tokenizer.decode(others) == text_of("good", number)
         assert size == len(text_of("good", number))
+
+
+def test_a_tokenizer_is_trained_on_as_many_bytes_of_each_corpus_and_reads_no_further(tmp_path, monkeypatch):
+    words = {"large": "zyx", "small": "cab"}
+    sources = []
+    for name, count in (("large", 100), ("small", 10)):
+        path = tmp_path / f"{name}.jsonl"
+        rows = [{"text": words[name] * 10}] * count + [{"text": "qwv" * 10}] * count
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sources.append(SourceConfig(paths=[str(path)]))
+    monkeypatch.setattr("ml_filter.downstream.ablation.tokens.TOKENIZER_BYTES", 600)
+    tokens = train_tokenizer(sources, 300, tmp_path / "tokenizer.json").get_vocab()
+    assert {"zyx", "cab"} <= tokens.keys()
+    assert "qwv" not in tokens
 
 
 def test_tokens_that_are_on_disk_are_not_written_again(corpora, tmp_path):

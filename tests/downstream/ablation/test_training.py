@@ -143,11 +143,23 @@ def test_targets_are_the_gold_documents_with_high_and_low_scores_up_to_a_size(tm
     assert np.mean([text.bytes for text in targets["high"]]) == 256
 
 
+def test_a_text_counts_once_however_often_it_is_in_the_gold(tmp_path):
+    gold = write_gold(tmp_path / "gold.jsonl")
+    once = write_targets(small_config(gold), tmp_path / "once")
+    rows = (tmp_path / "gold.jsonl").read_text().splitlines()
+    (tmp_path / "gold.jsonl").write_text(
+        "".join(row.replace('"id": "', f'"id": "{copy}-') + "\n" for copy in range(4) for row in rows)
+    )
+    four_times = write_targets(small_config(gold), tmp_path / "four times")
+    counts = [len(list(read_targets(paths["high"]))) for paths in (once, four_times)]
+    assert counts[0] == counts[1] > 0
+
+
 def test_text_is_cut_between_characters():
     assert TargetText("a", "aä").beginning(2).text == "a"
 
 
 def test_target_with_too_few_documents_is_an_error(tmp_path):
     config = small_config(write_gold(tmp_path / "gold.jsonl"), high=5)
-    with pytest.raises(InputError, match="the target high has only 0 documents with a human_score of at least 5"):
+    with pytest.raises(InputError, match="high has only 0 different documents with a human_score of at least 5"):
         write_targets(config, tmp_path)
