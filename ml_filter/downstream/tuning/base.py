@@ -21,6 +21,7 @@ from ml_filter.config import Settings
 from ml_filter.documents.manifest import Parent, digest_of
 from ml_filter.downstream.tuning.chat import set_template
 from ml_filter.downstream.tuning.config import EMBEDDED_BASE, TuneConfig
+from ml_filter.downstream.tuning.data import TRAINED_ON_FILE
 from ml_filter.downstream.tuning.result import (
     GGUF_NAME,
     MODEL_DIRECTORY,
@@ -52,6 +53,7 @@ class Base:
         digest: of its files.
         license: where it is known.
         gguf: of the embedded annotator's model, or one tuned from it: the file that tuned weights are written like.
+        trained_on: of a directory of `tune`: the file that says what it was trained on.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Base:
     digest: str
     license: str | None = None
     gguf: Path | None = None
+    trained_on: Path | None = None
 
     @property
     def parent(self) -> Parent:
@@ -139,10 +142,10 @@ def find_base(name: str, settings: Settings | None = None) -> Base:
 
 def _tuned(model: TunedModel, root: Path) -> Base:
     """A model that was tuned before, as the base of another tuning."""
-    result, gguf = model.result, root / GGUF_NAME
+    result, directory = model.result, root / MODEL_DIRECTORY
+    gguf = root / GGUF_NAME if (root / GGUF_NAME).exists() else None
     license = result.base_license if result.config.license == "unknown" else result.config.license
-    directory = root / MODEL_DIRECTORY
-    return Base(root.absolute().name, directory, _digest(directory), license, gguf if gguf.exists() else None)
+    return Base(root.absolute().name, directory, _digest(directory), license, gguf, root / TRAINED_ON_FILE)
 
 
 def load_config(directory: Path) -> PretrainedConfig:

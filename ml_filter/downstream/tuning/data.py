@@ -31,7 +31,7 @@ from ml_filter.documents.rejects import RejectsLog, describe_counts
 from ml_filter.downstream.tuning.chat import Message, Tokens, shared_length, tokens_of
 from ml_filter.downstream.tuning.config import TuneConfig
 from ml_filter.errors import InputError
-from ml_filter.location import write_atomically
+from ml_filter.location import Location, write_atomically
 from ml_filter.prepare.sampling import sampling_key
 from ml_filter.progress import progress
 
@@ -93,17 +93,21 @@ def write_tokens(
     config: TuneConfig,
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
+    base_trained_on: Path | None,
 ) -> DataSummary:
-    """Write the tokens of all rows as Arrow streams for training and held out, the keys of the former, and the rejects.
+    """Write the tokens of all rows as Arrow streams for training and held out, what is trained on, and the rejects.
 
     A directory that already has them is unchanged.
+
+    Args:
+        base_trained_on: the file of the base, if `tune` wrote it; its keys are copied.
 
     Raises:
         InputError: no row is a conversation, or none is left for training or held out.
     """
     summary_file = directory / _SUMMARY_FILE
     if not summary_file.exists():
-        summary = _write(shards, source, config, tokenizer, directory)
+        summary = _write(shards, source, config, tokenizer, directory, base_trained_on)
         write_atomically(summary_file, summary.model_dump_json(indent=1).encode())
     return DataSummary.model_validate_json(summary_file.read_bytes())
 
@@ -202,6 +206,7 @@ def _write(
     config: TuneConfig,
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
+    base_trained_on: Path | None,
 ) -> DataSummary:
     names = ("read", "rejected", "truncated", "train", "held_out", "unused", "train_tokens", "learned_tokens")
     counts: Counter[str] = Counter(dict.fromkeys(names, 0))
@@ -213,6 +218,10 @@ def _write(
         train = stack.enter_context(_StreamFile(directory / TRAIN_FILE, schema))
         held_out = stack.enter_context(_StreamFile(directory / HELD_OUT_FILE, schema))
         trained_on = stack.enter_context(_StreamFile(directory / TRAINED_ON_FILE, _KEYS))
+        if base_trained_on is not None:
+            with pa.ipc.open_stream(Location(base_trained_on).read_bytes()) as batches:
+                for batch in batches:
+                    trained_on.write(batch)
         bar = stack.enter_context(progress("Tokenising"))
         for shard, side in sides_of(shards, config.method):
             for location, row in read_records(shard, source, rejects):
@@ -345,7 +354,11 @@ class _StreamFile:
         if len(self._pending) >= _BATCH:
             self._flush()
 
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append rows."""
+        self._writer.write_batch(batch)
+
     def _flush(self) -> None:
         if self._pending:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._pending, self.schema))
+            self.write(pa.RecordBatch.from_pylist(self._pending, self.schema))
         self._pending = []

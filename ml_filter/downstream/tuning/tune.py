@@ -98,7 +98,7 @@ def _tune(
     scratch = target / _SCRATCH / digest[:12]  # what a killed run with other settings has left is not used
     scratch.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(base, config)
-    summary = write_tokens(shards, data, config, tokenizer, scratch)
+    summary = write_tokens(shards, data, config, tokenizer, scratch, base.trained_on)
     training = train(base, tokenizer, config, scratch, started)
     with tempfile.TemporaryDirectory(prefix=_SAVING, dir=target) as directory:
         saving = Path(directory)

@@ -39,15 +39,15 @@ def tuned(tiny_base, tmp_path) -> str:
     return write_tuned(tmp_path, SourceConfig(paths=[str(data)]), tiny_base)
 
 
-def write_tuned(tmp_path, source, tokenizer_of, **changes) -> str:
+def write_tuned(tmp_path, source, tokenizer_of, base_trained_on=None, **changes) -> str:
     """What `tune` leaves beside the weights."""
     directory, tokens = tmp_path / "tuned", tmp_path / "tokens"
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     tokens.mkdir()
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
     set_template(tokenizer, "chatml")
     shards, parents = list_shards(source)
-    summary = write_tokens(shards, source, TUNING, tokenizer, tokens)
+    summary = write_tokens(shards, source, TUNING, tokenizer, tokens, base_trained_on)
     shutil.copy(tokens / TRAINED_ON_FILE, directory)
     fields = dict(
         config_digest="0",

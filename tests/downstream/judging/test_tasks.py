@@ -7,10 +7,12 @@ import pytest
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.downstream.judging.tasks import held_out_tasks
+from ml_filter.downstream.tuning.base import find_base
 from ml_filter.downstream.tuning.result import read_tuned
 from tests.downstream.judging.test_run import ROWS, write_tuned
 
 TRAINED = 60
+OTHER = [{"instruction": f"What is {n} squared?", "output": str(n * n)} for n in range(200)]
 HELD_OUT = {row["instruction"] for row in ROWS[TRAINED:]}
 
 
@@ -58,8 +60,16 @@ def test_of_a_copy_of_the_data_in_any_layout_and_form_only_the_held_out_tasks_ar
         assert (texts, counts["trained_on"]) == (HELD_OUT, TRAINED), name
 
 
+def test_what_the_base_was_tuned_on_is_not_held_out(model, tiny_base, tmp_path):
+    other = write(tmp_path / "other.jsonl", [{**row, "document_id": f"other {n}"} for n, row in enumerate(OTHER)])
+    base = find_base(model.root)
+    tuned = read_tuned(write_tuned(tmp_path / "again", other, tiny_base, base.trained_on))
+    texts, _ = drawn(write(tmp_path / "all.jsonl", [*ROWS, *OTHER]), tuned, tmp_path / "tasks")
+    assert {row["instruction"] for row in ROWS} & texts == HELD_OUT
+    assert 0 < len(texts - HELD_OUT) < len(OTHER)
+
+
 def test_of_other_data_every_task_is_used(model, tmp_path):
-    rows = [{"instruction": f"What is {n} squared?", "output": str(n * n)} for n in range(200)]
-    texts, counts = drawn(write(tmp_path / "quiz.jsonl", rows), model, tmp_path / "tasks")
-    assert texts == {row["instruction"] for row in rows}
+    texts, counts = drawn(write(tmp_path / "quiz.jsonl", OTHER), model, tmp_path / "tasks")
+    assert texts == {row["instruction"] for row in OTHER}
     assert counts["trained_on"] == 0

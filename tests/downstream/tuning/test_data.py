@@ -132,7 +132,7 @@ def write(rows, config, tokenizer, directory):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceConfig(paths=[str(path)])
     set_template(tokenizer, "chatml")
-    return write_tokens(list_shards(source)[0], source, config, tokenizer, directory)
+    return write_tokens(list_shards(source)[0], source, config, tokenizer, directory, None)
 
 
 def test_rows_of_a_document_are_on_the_same_side_and_none_is_lost(tokenizer, tmp_path):
