@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,7 +26,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ml_filter.errors import ConfigError
 from ml_filter.location import Location
 
+
+def _hub_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"{name!r} is not OWNER/NAME")
+    return name
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+HubName = Annotated[str, AfterValidator(_hub_name)]
+"""A repository of the Hugging Face Hub."""
 AlertKind = Literal["slack", "discord", "json"]
 Event = Literal["failure", "success", "drift"]
 

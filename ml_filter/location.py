@@ -129,6 +129,11 @@ class Location:
                 return False
         return True
 
+    def require(self) -> None:
+        """Raise InputError if nothing is here."""
+        if not self.exists():
+            raise InputError(f"{self} does not exist")
+
     def open(self, mode: Literal["rb", "wb"] = "rb") -> io.BufferedIOBase:
         """Open the file; what is written to a URL appears when the file is closed."""
         with reaching(self):

@@ -321,7 +321,7 @@ def _write_rows(
         write(plan.task.table(shard, documents, rows, counts))
     if not has_text:
         reasons = Counter(rejects.counts) + Counter(no_text=counts["documents"])
-        raise nothing_read(plan.source.paths, dict(reasons.most_common()), "text_column (--text-column)")
+        raise nothing_read(plan.source.paths, dict(reasons.most_common()), "text_column (--text-column)", rejects.first)
     return counts
 
 

@@ -60,8 +60,10 @@ def ask(
     from ml_filter.downstream.retrieval.search import Searcher
     from ml_filter.downstream.retrieval.server import serve_answers
 
-    if serve == bool(question):
-        raise ConfigError("give either a QUESTION or --serve")
+    if question is not None and not question.strip():
+        raise ConfigError("QUESTION is empty")
+    if serve == (question is not None):
+        raise ConfigError("give a QUESTION or --serve" + (", not both" if serve else ""))
     with open_index(index) as opened:
         if question is None:
             serve_answers(opened, search, answer, server, lambda line: print(line, flush=True))
@@ -91,10 +93,11 @@ def evaluate_retrieval(
     answer: AnswerConfig,
     questions: Annotated[
         str | None,
-        typer.Argument(metavar="QUESTIONS", help="Table with the columns question and document_id"),
+        typer.Argument(metavar="QUESTIONS", help="Table with the columns question and document_id (or --generate)"),
     ] = None,
     generate: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Let the LLM write questions about N passages instead")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Instead of reading QUESTIONS, let the LLM write them about N passages"),
     ] = None,
 ) -> None:
     """Compare dense, BM25, hybrid and reranked search on questions whose documents are known.
@@ -106,7 +109,7 @@ def evaluate_retrieval(
     from ml_filter.downstream.retrieval.questions import write_questions
 
     if (questions is None) == (generate is None):
-        raise ConfigError("give either QUESTIONS or --generate")
+        raise ConfigError("give QUESTIONS or --generate" + (", not both" if generate else ""))
     with keep_answers():
         if generate is not None:
             questions = write_questions(index, generate, answer, f"{output}/questions").root

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.finished import first_reject
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, known_rows, read_shard
@@ -72,7 +73,7 @@ def drop_documents(
             results.append((shard.name, result))
             total.update(result.counts)
     if total["read"] == 0:
-        raise nothing_read(source.paths, total)
+        raise nothing_read(source.paths, total, first=first_reject(results))
     return out.finish(results)
 
 

@@ -23,9 +23,16 @@ class ShardResult(BaseModel):
     state: str | None = None
     seconds: float = 0.0
     """Time that its process needed."""
+    first_reject: str | None = None
+    """Its source, location and detail."""
     rejects_bytes: int = 0
     rejects_at: int | None = None
     """Where its rejects begin in a file that has those of all shards; None: they are in a separate file."""
+
+
+def first_reject(results: Iterable[tuple[str, ShardResult]]) -> str | None:
+    """The first reject of the first shard that has one."""
+    return next((result.first_reject for _, result in results if result.first_reject), None)
 
 
 def to_lines(results: Iterable[tuple[str, ShardResult]]) -> bytes:

@@ -176,6 +176,7 @@ def read_manifest(directory: str | Path, kind: str | None = None) -> Manifest:
     """
     manifest = find_manifest(directory)
     if manifest is None:
+        Location(directory).require()
         raise InputError(
             f"{directory} holds no {MANIFEST_NAME}: it is not an output of ml-filter, or the run that makes it has not "
             "finished (run the same command again to finish it)"

@@ -327,7 +327,14 @@ class OutputDirectory:
                 f"{rejects.renamed_ids:,} documents have the id of another document with another text; the name of "
                 "their shard was added to it"
             )
-        result = ShardResult(shard=shard, counts=all_counts, state=state, seconds=seconds, rejects_bytes=rejects_bytes)
+        result = ShardResult(
+            shard=shard,
+            counts=all_counts,
+            state=state,
+            seconds=seconds,
+            first_reject=rejects.first,
+            rejects_bytes=rejects_bytes,
+        )
         return self._record(name, result)
 
     def record_failure(self, name: str, source: str, reason: str, state: str | None = None) -> ShardResult:

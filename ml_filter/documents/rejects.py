@@ -35,7 +35,7 @@ class RejectsLog:
         self.damage: str | None = None
         """The first reject whose reason is damage: reason, location and detail."""
         self.first: str | None = None
-        """The first reject: location and detail."""
+        """The first reject: source, location and detail."""
         self._file: IO[str] | None = None
 
     def __enter__(self) -> RejectsLog:
@@ -51,7 +51,7 @@ class RejectsLog:
         """Record what was left out."""
         self.counts[reason] += 1
         detail = detail[:_MAX_DETAIL]
-        self.first = self.first or f"{location}: {detail}"
+        self.first = self.first or f"{source}, {location}" + (f": {detail}" if detail else "")
         if reason in DAMAGE and self.damage is None:
             self.damage = f"{reason}, {location}: {detail}"
         if self._file is not None:
@@ -65,20 +65,20 @@ class RejectsLog:
 
 
 def nothing_read(
-    paths: Sequence[str], counts: Mapping[str, int], option: str = "--text-column", detail: str | None = None
+    paths: Sequence[str], counts: Mapping[str, int], option: str = "--text-column", first: str | None = None
 ) -> InputError:
     """The error for sources without a readable document.
 
     Args:
         counts: of a rejects log or of shard results.
         option: names the column that holds the text.
-        detail: describes the first damage.
+        first: where the first reject is, and why.
     """
     reasons = {name.removeprefix("rejected_"): n for name, n in counts.items() if n and name != "rejected"}
     hint = (
         f"; name the column that holds the text with {option}" if reasons.keys() & {"missing_text", "no_text"} else ""
     )
-    hint += f" ({detail})" if detail else ""
+    hint += f" (first: {first})" if first else ""
     return InputError(f"no document could be read from {', '.join(paths)}: {describe_counts(reasons)}{hint}")
 
 

@@ -22,12 +22,13 @@ def read_result(directory: str | Path | Manifest, name: str, form: type[Result],
         maker: the command that makes one, for the errors.
 
     Raises:
-        InputError: the directory has no such file, or that of another version of ml-filter.
+        InputError: the directory does not exist or has no such file, or that of another version of ml-filter.
     """
     place = directory.root if isinstance(directory, Manifest) else directory
     location = Location(place) / name
     content = location.find_bytes()
     if content is None:
+        Location(place).require()
         raise InputError(f"{place} has no {name}; make one with {maker}")
     try:
         return form.model_validate_json(content)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.finished import first_reject
 from ml_filter.documents.manifest import Manifest
 from ml_filter.documents.output_directory import OutputDirectory
 from ml_filter.documents.readers import InputShard, known_rows, read_shard, text_id
@@ -140,7 +141,7 @@ def chunk_documents(source: SourceConfig, config: ChunkConfig, output: str | Pat
                 results.append((shard.name, result))
                 total.update(result.counts)
         if not total["documents"]:
-            raise nothing_read(source.paths, total)
+            raise nothing_read(source.paths, total, first=first_reject(results))
         return out.finish(results)
 
 

@@ -75,7 +75,7 @@ class _GoldNgrams:
                     self.names += [(shard.uri, name) for name in table["id"].to_pylist()]
                     hashes += map(np.unique, ngram_hashes(table["text"].to_pylist(), config.ngram_words))
             if len(self.names) == before:
-                raise nothing_read(against.paths, rejects.counts, "--against-column")
+                raise nothing_read(against.paths, rejects.counts, "--against-column", rejects.first)
         self.sizes = np.array([len(text_hashes) for text_hashes in hashes])
         # Sorted, so that a search for a hash finds all its texts next to each other.
         all_hashes = np.concatenate(hashes)

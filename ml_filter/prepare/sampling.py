@@ -124,7 +124,7 @@ def sample_shards(
                     bar.advance(table.num_rows)
                 shard_ends.append(candidates.rows)
         if read == 0:
-            raise nothing_read(source.paths, rejects.counts, detail=rejects.damage)
+            raise nothing_read(source.paths, rejects.counts, first=rejects.first)
         chosen = _choose(strata, config.size)
         with out.new_shard(_SHARD) as writer, UniqueIds() as ids:
             for path in (path for sample in earlier for path in sample.shard_paths()):

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ml_filter.config import Seed, StageConfig
+from ml_filter.config import HubName, Seed, StageConfig
 from ml_filter.mongodb import MongoLocation
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -27,7 +27,7 @@ class PublishConfig(StageConfig):
     agreement: str | list[str] | None = Field(
         None, description="agreement.json or its directory, for the data card; one per criterion"
     )
-    push: str | None = Field(None, description="Hub data set to upload to, as OWNER/NAME")
+    push: HubName | None = Field(None, description="Hub data set to upload to, as OWNER/NAME")
     private: bool = Field(False, description="create the Hub data set as private; fail if it exists and is public")
 
     @field_validator("criterion", "agreement")

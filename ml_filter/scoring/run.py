@@ -18,7 +18,7 @@ from typing import NamedTuple
 from loguru import logger
 
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.finished import ShardResult
+from ml_filter.documents.finished import ShardResult, first_reject
 from ml_filter.documents.growing import GrowingDirectory
 from ml_filter.documents.manifest import FailedShard, Manifest
 from ml_filter.documents.output_directory import OutputDirectory
@@ -221,7 +221,7 @@ def _finish(job: ScoringJob, out: OutputDirectory, results: Sequence[tuple[str, 
     if len(failed) == len(job.shards):
         raise InputError(f"no shard could be scored: {_list_failures(failed)}")
     if counts["read"] == 0:
-        raise nothing_read(job.source.paths, counts)
+        raise nothing_read(job.source.paths, counts, first=first_reject(results))
     out.finish(results)
 
 

@@ -91,7 +91,7 @@ class Corpus:
                 is_empty = False
                 yield schema
         if is_empty:
-            raise nothing_read(self.source.paths, rejects.counts)
+            raise nothing_read(self.source.paths, rejects.counts, first=rejects.first)
 
     def _is_checked(self, shard: InputShard) -> bool:
         return self._has_our_columns and shard.rows is not None

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.dropping import DROPPED_DIRECTORY
-from ml_filter.documents.finished import ShardResult
+from ml_filter.documents.finished import ShardResult, first_reject
 from ml_filter.documents.growing import GrowingDirectory
 from ml_filter.documents.manifest import PROGRESS_NAME, Manifest, digest_of
 from ml_filter.documents.output_directory import OutputDirectory
@@ -214,7 +214,7 @@ def _write(
             results.append((shard.name, result))
     counts = sum((Counter(result.counts) for _, result in results), Counter())
     if counts["read"] == 0:
-        raise nothing_read(corpus.source.paths, counts)
+        raise nothing_read(corpus.source.paths, counts, first=first_reject(results))
     if counts[KEPT] == 0:
         reason = "" if config.min_score is None else f": no score is at least {config.min_score:g}"
         logger.warning(f"No document of {corpus.name} was kept{reason}")

@@ -33,3 +33,5 @@ def test_result_of_another_version_or_none_is_an_error_that_says_how_to_make_one
         read(manifest)
     assert str(error.value).startswith(f"{expected} with {maker}: ")
     assert "Field required" in str(error.value)
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        read(Manifest(kind="any", root=str(tmp_path / "nowhere")))

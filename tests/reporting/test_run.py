@@ -209,7 +209,7 @@ def test_a_moved_corpus_or_head_can_be_named_and_a_wrong_one_is_an_error(report,
     with pytest.raises(InputError, match="scored holds scored, not filtered documents; make them with filter"):
         report_filtered(tmp_path / "scored")
     (tmp_path / "scored").rename(moved)
-    with pytest.raises(InputError, match=r"scored holds no manifest\.json"):
+    with pytest.raises(InputError, match="scored does not exist"):
         report_filtered(filtered)
     path, page, _ = report_filtered(filtered, scored=moved, usd_per_worker_hour=3600)
     assert Path(path).read_text() == page

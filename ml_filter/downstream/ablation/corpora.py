@@ -24,6 +24,7 @@ def read_filtered(directory: str) -> tuple[Manifest, Manifest]:
     """
     kept = find_manifest(directory)
     if kept is None or kept.kind != "filtered":
+        Location(directory).require()
         raise InputError(f"{directory} is not a filtered corpus; make one with ml-filter filter SCORED --dropped")
     dropped = find_manifest(str(Location(directory) / DROPPED_DIRECTORY))
     if dropped is None:

@@ -10,7 +10,7 @@ import ipaddress
 import socket
 from typing import Any
 
-BLOCKED = "not a public address; allow_local permits it"
+BLOCKED = "not a public address; allow_local (--allow-local) permits it"
 
 
 class BlockedAddress(OSError):

@@ -31,6 +31,12 @@ def _web_address(url: str) -> str:
 Url = Annotated[str, AfterValidator(_web_address)]
 
 
+def _contact(text: str) -> str:
+    if not (text.isascii() and text.isprintable() and re.search(r"[^\s@]@[^\s@]|https?://[^\s/]", text)):
+        raise ValueError(f"{text!r} is not an e-mail address or URL")
+    return text
+
+
 def _repository(name: str) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
         raise ValueError("a repository is written as OWNER/NAME or OWNER/NAME@REVISION")
@@ -126,7 +132,7 @@ class FetchConfig(StageConfig):
     max_text_bytes: Annotated[int, Field(gt=0)] = Field(
         10 * 2**20, description="longest text in bytes; a longer one is rejected as text_too_long"
     )
-    contact: Annotated[str, Field(min_length=3, pattern=r"^[ -~]+$")] = Field(
+    contact: Annotated[str, AfterValidator(_contact)] = Field(
         description="e-mail address or URL at which the operator of a site can reach you; part of the User-Agent"
     )
     budget: Annotated[

@@ -68,11 +68,16 @@ def fetch_documents(config: FetchConfig, output: str | Path) -> Fetched:
         state.begin((request, is_list(request)) for request in first_requests(config))
         figures = asyncio.run(_fetch(config, state))
         manifest = write_output(config, output, state, figures)
+        first = next(state.rejects(), None)
     finally:
         state.close()
     if not manifest.rows:
         counts = {name: count for name, count in manifest.counts.items() if name.startswith("rejected_")}
-        raise nothing_read([*dict.fromkeys(_named(config))], counts, detail=f"see {manifest.path_of('rejects.jsonl')}")
+        detail = None
+        if first is not None:
+            _, url, reason, cause = first
+            detail = f"{reason}, {url}{cause and ': '}{cause}; see {manifest.path_of('rejects.jsonl')}"
+        raise nothing_read([*dict.fromkeys(_named(config))], counts, first=detail)
     return Fetched(manifest, figures)
 
 

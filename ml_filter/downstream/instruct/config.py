@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ml_filter.agreement.config import AggregateConfig
 from ml_filter.annotation.config import AnnotateConfig, AskConfig
-from ml_filter.config import Cli, Seed, StageConfig
+from ml_filter.config import Cli, HubName, Seed, StageConfig
 from ml_filter.prepare.config import ChunkConfig, DecontaminateConfig, DeduplicateConfig
 
 _ASKED = {
@@ -123,7 +123,7 @@ class InstructPublishConfig(StageConfig):
     )
     seed: Seed = Field(0, description="seed of the splits")
     format: Literal["parquet", "jsonl"] = Field("parquet", description="format of the files")
-    push: str | None = Field(None, description="Hub data set to upload to, as OWNER/NAME")
+    push: HubName | None = Field(None, description="Hub data set to upload to, as OWNER/NAME")
     private: bool = Field(False, description="create the Hub data set as private; fail if it exists and is public")
 
 

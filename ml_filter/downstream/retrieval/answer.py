@@ -264,7 +264,11 @@ class Answerer:
             self._note_reasoning(answer.text)
             text = read_text(answer)
         except AnswerError as error:
-            raise NoAnswer(error.code, f"the LLM gave no usable answer ({error.code}: {error})") from error
+            reason = f"the LLM gave no usable answer ({error.code}: {error})"
+            if error.code == "connection_error":
+                urls = ", ".join(endpoint.base_url for endpoint in model.pool.endpoints)
+                reason = f"{urls} does not answer ({error}); check --endpoint (ML_FILTER_ENDPOINT)"
+            raise NoAnswer(error.code, reason) from error
         yield text
 
     async def _streamed(self, model: Annotator, piece: str) -> AsyncIterator[str]:

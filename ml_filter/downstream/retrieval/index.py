@@ -24,7 +24,7 @@ from loguru import logger
 
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
-from ml_filter.documents.finished import ShardResult
+from ml_filter.documents.finished import ShardResult, first_reject
 from ml_filter.documents.growing import GrowingDirectory
 from ml_filter.documents.manifest import Manifest, Shard, read_manifest
 from ml_filter.documents.readers import InputShard, known_rows, read_shard, read_tables
@@ -131,7 +131,7 @@ def _split_shards(
             results.append((shard.name, result))
     counts = sum((Counter(result.counts) for _, result in results), Counter())
     if not counts["passages"]:
-        raise nothing_read(source.paths, counts)
+        raise nothing_read(source.paths, counts, first=first_reject(results))
     return results
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ml_filter.config import Seed, StageConfig
+from ml_filter.config import HubName, Seed, StageConfig
 
 EMBEDDED_BASE = "embedded"
 _Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -88,7 +88,7 @@ class TuneConfig(StageConfig):
     gguf: bool = Field(True, description="write a GGUF file for the embedded annotator, if that is the base")
     license: str = Field("unknown", description="license identifier for the model card, such as apache-2.0")
     seed: Seed = Field(0, description="seed of the split, the order of the data, the adapter and dropout")
-    push: str | None = Field(None, description="Hub repository to upload to, as OWNER/NAME")
+    push: HubName | None = Field(None, description="Hub repository to upload to, as OWNER/NAME")
     private: bool = Field(False, description="create the Hub repository as private; fail if it exists and is public")
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from loguru import logger
 from ml_filter.commit import code_commit
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
+from ml_filter.documents.hub import hub_api
 from ml_filter.documents.lineage import ancestors, find_source_manifest
 from ml_filter.documents.lock import WriterLock
 from ml_filter.documents.manifest import Parent, digest_of
@@ -53,9 +54,12 @@ def tune_model(data: SourceConfig, config: TuneConfig, output: str | Path) -> Tu
 
     Raises:
         InputError: the base or the data cannot be used, or `output` has another model.
-        ConfigError: the extra `tune` is not installed, or the tokenizer cannot be used.
+        ConfigError: the extra `tune` is not installed, there is no token to upload with, or the tokenizer cannot be
+            used.
     """
     load_libraries()
+    if config.push is not None:
+        hub_api(config.push)  # first, so that a missing token costs no work
     base = find_base(config.base)
     shards, parents = list_shards(data)
     columns = data.model_dump(mode="json", exclude={"paths"})

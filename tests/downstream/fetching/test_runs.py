@@ -207,16 +207,19 @@ def test_the_command_says_what_it_did_and_nothing_at_all_is_an_error(site, tmp_p
     assert "requests" in shown and "documents" in shown and output in shown.replace("\n", "")
     assert pq.read_table(f"{output}/shards/documents-00001.parquet").num_rows == 1
     assert main(["fetch", "--url", site.url("/missing"), *common, "--output", str(tmp_path / "none")]) == 2
-    assert "no document could be read from" in capsys.readouterr().err
+    assert f"http_status 1 (first: http_status, {site.url('/missing')}: 404" in capsys.readouterr().err
     assert '"http_status"' in (tmp_path / "none" / "rejects.jsonl").read_text()
+    (empty := tmp_path / "urls.txt").write_text("\n# none yet\n")
     for arguments, message in [
         ([], "nothing to fetch"),
+        (["--url-file", str(empty)], f"{empty} has no address"),
+        (["--url", site.url("/a"), "--contact", "nocontact"], "--contact: 'nocontact' is not an e-mail address or URL"),
         (["--url", "ftp://x/"], "an address is of the form https://HOST/PATH"),
         (["--url", "https://me:pw@x/"], "must not hold a user or a password"),
         (["--github", "nonsense"], "--github: a repository is written as OWNER/NAME"),
         (["--arxiv", "all:x", "--arxiv-since", "now"], "--arxiv-since: a day is written as in 2026-01-31"),
     ]:
-        assert main(["fetch", *arguments, "--contact", "me@example.org", "-o", output]) == 2
+        assert main(["fetch", "--contact", "me@example.org", *arguments, "-o", str(tmp_path / "wrong")]) == 2
         assert message in capsys.readouterr().err
 
 

@@ -291,9 +291,11 @@ def test_what_is_wrong_for_a_later_stage_is_an_error_before_anything_is_asked(
     assert server.requests == []
 
 
-def test_a_keyword_that_is_no_regular_expression_is_an_error():
+def test_a_keyword_that_is_no_regular_expression_and_a_repository_without_an_owner_are_errors():
     with pytest.raises(ValueError, match=r"'\(a' is not a regular expression"):
         InstructConfig.model_validate({"check": {"keywords": ["(a"]}})
+    with pytest.raises(ValueError, match="'noslash' is not OWNER/NAME"):
+        InstructConfig.model_validate({"publish": {"push": "noslash"}})
 
 
 def test_a_jury_is_aggregated_and_evaluation_texts_are_kept_out(serve, tmp_path, pages):

@@ -15,11 +15,14 @@ from ml_filter.downstream.retrieval.answer import NO_CONTEXT
 
 def test_bad_usage_ends_with_exit_code_2_and_a_reason(index_directory, tmp_path, capsys):
     for arguments, message in (
-        (["ask", str(index_directory)], "give either a QUESTION or --serve"),
+        (["ask", str(index_directory)], "give a QUESTION or --serve\n"),
+        (["ask", str(index_directory), "What?", "--serve"], "give a QUESTION or --serve, not both"),
+        (["ask", str(index_directory), " "], "QUESTION is empty"),
         (["ask", str(tmp_path), "What?"], "holds no manifest.json"),
+        (["ask", str(tmp_path / "no"), "What?"], f"{tmp_path / 'no'} does not exist"),
         (["ask", str(index_directory), "What?", "--where", "color=red"], "the index has no column 'color'"),
         (["ask", str(index_directory), "What?", "--prompt", "none"], "unknown answer prompt 'none'; use one of answer"),
-        (["evaluate-retrieval", str(index_directory), "-o", "x"], "give either QUESTIONS or --generate"),
+        (["evaluate-retrieval", str(index_directory), "-o", "x"], "give QUESTIONS or --generate"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err

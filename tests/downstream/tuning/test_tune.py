@@ -17,7 +17,7 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.downstream.tuning.base import find_base
 from ml_filter.downstream.tuning.result import read_tuned
 from ml_filter.downstream.tuning.tune import tune_model
-from ml_filter.errors import InputError
+from ml_filter.errors import ConfigError, InputError
 from ml_filter.heads.checkpoints import read_state
 from ml_filter.heads.trained import file_digests
 from ml_filter.location import Location
@@ -135,6 +135,14 @@ def test_sft_lowers_the_held_out_loss_and_writes_adapter_model_pages_and_lineage
         pushed = find_base("hf://owner/tuned")
         assert pushed.name.startswith("hf://owner/tuned@")
         assert (pushed.directory / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
+def test_a_missing_token_is_an_error_before_any_work(triples, config, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ConfigError, match="pushing to o/n requires a token"):
+        tune_model(SourceConfig(paths=[str(triples)]), config.model_copy(update={"push": "o/n"}), tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_dpo_of_all_weights_prefers_the_chosen_answers(triples, config, tmp_path):

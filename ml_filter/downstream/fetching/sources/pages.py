@@ -27,12 +27,14 @@ def start(config: FetchConfig) -> Iterator[Request]:
     if config.url_file is None:
         return
     lines = Location(config.url_file).read_bytes().decode("utf-8-sig", "replace").splitlines()
-    for number, line in enumerate(lines, 1):
-        if line.strip() and not line.startswith("#"):
-            try:
-                yield Request(str(page_url(line)), HANDLER, "web", depth=config.depth)
-            except Rejected as problem:
-                raise ConfigError(f"{config.url_file}, line {number}: not an address ({problem.detail})") from problem
+    addresses = [(n, line) for n, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    if not addresses:
+        raise ConfigError(f"{config.url_file} has no address")
+    for number, line in addresses:
+        try:
+            yield Request(str(page_url(line)), HANDLER, "web", depth=config.depth)
+        except Rejected as problem:
+            raise ConfigError(f"{config.url_file}, line {number}: not an address ({problem.detail})") from problem
 
 
 def read(request: Request, response: Response, config: FetchConfig) -> Iterator[Item]:
