@@ -159,9 +159,11 @@ class StageConfig(BaseModel):
 
 
 def unknown_key(name: str, known: Iterable[str]) -> str:
-    """An error message with the known name that is most like the unknown one."""
-    matches = get_close_matches(str(name), list(known), n=1)
-    return f"unknown key {str(name)!r}" + (f" (did you mean {matches[0]!r}?)" if matches else "")
+    """An error message with the known name that is most like the unknown one, or all if none is like it."""
+    known = list(known)
+    matches = get_close_matches(str(name), known, n=1)
+    hint = f" (did you mean {matches[0]!r}?)" if matches else f"; known keys: {', '.join(known)}"
+    return f"unknown key {str(name)!r}{hint}"
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -184,6 +186,22 @@ def _wrong_variable(error: ErrorDetails) -> str:
 def problem_text(error: ErrorDetails) -> str:
     """The message of an error, without the prefix that pydantic adds to our own."""
     return error["msg"].removeprefix("Value error, ")
+
+
+def override_about(error: ErrorDetails, names: Iterable[str]) -> str | None:
+    """The override that a problem is about: that of the setting, or one that the message about its section names."""
+    location = ".".join(map(str, error["loc"]))
+    longest_first = sorted(names, key=len, reverse=True)
+    for name in longest_first:
+        if f"{location}.".startswith(f"{name}."):
+            return name
+    if error["type"] == "value_error":
+        section, text = f"{location}." if location else "", problem_text(error)
+        named = re.findall(r"unknown key '([^']*)'", text) or re.findall(r"\w+", text)
+        for name in longest_first:
+            if name.startswith(section) and name.removeprefix(section).partition(".")[0] in named:
+                return name
+    return None
 
 
 def problems_in(error: ValidationError, whole: str) -> str:

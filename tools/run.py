@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from ml_filter.config import parse_override, problems_in, read_settings, with_overrides
+from ml_filter.config import override_about, parse_override, problem_text, read_settings, with_overrides
 from ml_filter.errors import ConfigError
 from ml_filter.logs import configure_logging
 from ml_filter.pipeline.ablation import AblationPipelineConfig
@@ -173,13 +174,22 @@ def validated(settings: Mapping[str, Any], overrides: Sequence[str], config: typ
     Raises:
         ConfigError: a setting or an override is wrong; names it and the origin of the settings.
     """
+    parsed = [parse_override(text) for text in overrides]
     try:
-        result = config.model_validate(with_overrides(settings, map(parse_override, overrides)))
+        result = config.model_validate(with_overrides(settings, parsed))
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {problems_in(error, 'parameters')}") from error
+        names = [name for name, _ in parsed]
+        raise ConfigError("; ".join(_problem(details, names, origin) for details in error.errors())) from error
     if isinstance(result, AnnotationPipelineConfig):
         check_criteria(result)
     return result
+
+
+def _problem(details: ErrorDetails, overrides: Sequence[str], origin: str) -> str:
+    """What is wrong, after the setting; the origin is named unless an override is the cause."""
+    location, override = ".".join(map(str, details["loc"])), override_about(details, overrides)
+    place = max(location, override, key=len) if override else f"{origin}: {location or 'parameters'}"
+    return f"{place}: {problem_text(details)}"
 
 
 def _run(arguments: argparse.Namespace) -> None:

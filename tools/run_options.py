@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from ml_filter.commit import code_commit
 from ml_filter.config import flat_settings, read_yaml, unknown_key
 from ml_filter.errors import ConfigError
+from ml_filter.location import Location
 from tools.stack import CONNECT, check_packages
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def for_active_stack(pipeline: Pipeline, config: BaseModel, options: Mapping[str
     """The options of a run on the active stack: the commit as tag, an execution mode and sections of steps that fit.
 
     Raises:
-        ConfigError: the stack cannot run this: packages, paths, execution mode.
+        ConfigError: the stack cannot run this: packages, paths, execution mode; or an input does not exist.
     """
     from zenml.client import Client
     from zenml.enums import StackComponentType, StoreType
@@ -130,6 +131,8 @@ def for_active_stack(pipeline: Pipeline, config: BaseModel, options: Mapping[str
             raise ConfigError(
                 f"steps on {component.name} cannot reach this local store: connect to a server: {CONNECT}"
             )
+    else:
+        check_inputs(config)
     supported = [mode.value for mode in orchestrator.supported_execution_modes]
     mode = options.get("execution_mode") or ("fail_fast" if "fail_fast" in supported else supported[0])
     if mode not in supported:
@@ -153,17 +156,37 @@ def check_locations(config: BaseModel, orchestrator: str) -> None:
         ConfigError: names the setting.
     """
     for name, value in _locations(config):
-        if "://" not in value and not value.startswith(("/", "installed:", "zenml:")):
+        if _is_path(value) and not value.startswith("/"):
             raise ConfigError(
                 f"{name} is {value!r}, a path that steps on other machines do not share ({orchestrator} runs each on "
                 "its own); give a URL, such as s3://BUCKET/DIRECTORY"
             )
 
 
+def check_inputs(config: BaseModel) -> None:
+    """Check that the files and directories of all steps exist on this machine, so that none fails hours later.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    for name, path in _locations(config):
+        is_input = name != "output" and not name.endswith(".ledger")
+        if not is_input or not _is_path(path):
+            continue
+        location = Location(path)
+        if not location.exists() and not location.fs.glob(location.path):
+            example = "[PATH]" if name.endswith("paths") else "PATH"
+            raise ConfigError(f"{name}: {path} does not exist; set {name}='{example}'")
+
+
+def _is_path(value: str) -> bool:
+    return "://" not in value and not value.startswith(("installed:", "zenml:"))
+
+
 def _locations(config: BaseModel) -> Iterator[tuple[str, str]]:
     """Names and values of the settings that are a directory, file or glob."""
     for name, value in flat_settings(_without_lists(config.model_dump(mode="json"))).items():
-        if name in ("output", "head", "filtered") or (name.endswith(".ledger") and value is not None):
+        if name in ("output", "head", "filtered", "tuned") or (name.endswith(".ledger") and value is not None):
             yield name, value
         elif ".paths." in name:
             yield name.rpartition(".")[0], value

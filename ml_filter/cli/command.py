@@ -27,7 +27,15 @@ from rich.markup import escape
 
 from ml_filter import __version__
 from ml_filter.annotation.config import AskConfig
-from ml_filter.config import Cli, StageConfig, parse_override, problem_text, read_settings, with_overrides
+from ml_filter.config import (
+    Cli,
+    StageConfig,
+    override_about,
+    parse_override,
+    problem_text,
+    read_settings,
+    with_overrides,
+)
 from ml_filter.documents.config import SourceConfig
 from ml_filter.errors import ConfigError
 from ml_filter.heads.config import EngineConfig
@@ -186,7 +194,7 @@ def _option(prefix: str, path: str, schema: dict[str, Any], cli: Cli, panel: str
     info = typer.Option(
         name,
         help="; ".join(filter(None, [_sentence(description), several]))
-        + (r" \[required]" if schema.get("required") else ""),
+        + (r" \[required here or in --config]" if schema.get("required") else ""),
         metavar="" if flag else cli.metavar or metavar,
         show_default=not flag and default not in (None, [], {}),
         rich_help_panel=panel,
@@ -395,7 +403,9 @@ def _problem(details: ErrorDetails, options: dict[str, str], origins: dict[str, 
     paths = [".".join(location[:length]) for length in range(len(location), 0, -1)]
     if details["type"] == "missing" and paths and paths[0] in options:
         return f"missing option {options[paths[0]]}"
-    origin = next((origins[path] for path in paths if path in origins), None)
-    if origin is None:
+    override = override_about(details, origins)
+    if override is not None:
+        origin = origins[override]
+    else:
         origin = ": ".join([*([f"configuration file {file}"] if file else []), *paths[:1]])
     return f"{origin}: {problem_text(details)}" if origin else problem_text(details)

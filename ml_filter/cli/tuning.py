@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 @command(
-    "ml-filter tune runs/instructions --output runs/tuned",
-    "ml-filter tune pairs.jsonl --method dpo --base runs/tuned --output runs/preferred",
+    "ml-filter tune runs/instruct/data-DIGEST --output runs/tuned",
+    "ml-filter tune runs/instruct/data-DIGEST --method dpo --base runs/tuned --output runs/preferred",
     "ml-filter tune hf://datasets/OWNER/NAME --base meta-llama/Llama-3.2-1B --weights qlora --template llama3 "
     "--packing --epochs 2 --output runs/tuned",
-    "ml-filter tune runs/instructions --set lora.rank=64 --license apache-2.0 --push OWNER/NAME --output runs/tuned",
+    "ml-filter tune runs/instruct/data-DIGEST --set lora.rank=64 --license apache-2.0 --push OWNER/NAME "
+    "--output runs/tuned",
 )
 def tune(source: Sources, output: Output, tune: TuneConfig) -> None:
     """Fine-tune a language model on instruction data (SFT) or preference pairs (DPO).

@@ -247,10 +247,7 @@ def _required(name: Literal["prompt", "annotator"], value: str | None, config: C
 def _numbers(table: pa.Table, column: str, uri: str) -> list[float | None]:
     if not {column, split_item(column)[0]} & set(table.column_names):
         return [None] * table.num_rows
-    try:
-        numbers: list[float | None] = number_column(table, column).to_pylist()
-    except InputError as error:
-        raise InputError(f"{uri}: {error}") from error
+    numbers: list[float | None] = number_column(table, column, uri).to_pylist()
     return numbers
 
 

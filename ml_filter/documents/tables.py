@@ -69,11 +69,11 @@ def value_in(row: Mapping[str, Any], name: str) -> Any:
     return items[position] if isinstance(items, list) and position < len(items) else None
 
 
-def number_column(table: pa.Table, name: str) -> pa.ChunkedArray:
+def number_column(table: pa.Table, name: str, origin: str) -> pa.ChunkedArray:
     """A column as float64; `scores[0]` is the first item of the lists in column `scores`.
 
     Raises:
-        InputError: the column does not exist or does not hold numbers.
+        InputError: the column does not exist or does not hold numbers; begins with the origin of the table.
     """
     base, position = split_item(name)
     if name not in table.column_names and position is not None and base in table.column_names:
@@ -81,13 +81,13 @@ def number_column(table: pa.Table, name: str) -> pa.ChunkedArray:
     elif name in table.column_names:
         column = table[name]
     else:
-        raise InputError(f"no column {name!r}; there are {', '.join(table.column_names)}")
+        raise InputError(f"{origin}: no column {name!r}; there are {', '.join(table.column_names)}")
     try:
         return column.cast(pa.float64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         examples = ", ".join(list_items(table, name)[:2])
         advice = f"; name its items: {examples}" if examples != name else ""
-        raise InputError(f"column {name!r} does not hold numbers ({error}){advice}") from error
+        raise InputError(f"{origin}: column {name!r} does not hold numbers ({error}){advice}") from error
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:

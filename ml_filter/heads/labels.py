@@ -188,10 +188,7 @@ class LabelledDocuments:
         return self._columns
 
     def _label_column(self, table: pa.Table, name: str) -> Array:
-        try:
-            values: Array = number_column(table, name).to_numpy()
-        except InputError as error:
-            raise InputError(f"labels in {', '.join(self.source.paths)}: {error}") from error
+        values: Array = number_column(table, name, f"labels in {', '.join(self.source.paths)}").to_numpy()
         return values
 
 

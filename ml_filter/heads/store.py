@@ -206,13 +206,17 @@ def from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         InputError: the repository cannot be reached, or the revision does not exist.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     url = f"hf://{name}@{revision}" if revision else f"hf://{name}"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), token=hub_token()))
     except Exception as error:  # the Hub client raises about twenty types, some from its HTTP library
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0].rstrip('.')}"
+        if isinstance(error, LocalEntryNotFoundError):
+            reason = "the Hub cannot be reached, and there is no copy on this machine"
         raise InputError(
-            f"{url}: {type(error).__name__}: {str(error).strip().splitlines()[0]}. Check the name, the revision, the "
+            f"{url}: {reason}. Check the name, the revision, the "
             "network and, for a private repository, HF_TOKEN or `hf auth login`"
         ) from error
 

@@ -121,8 +121,9 @@ def test_a_positional_source_has_options_of_its_own_and_ignores_the_file(recipe)
         ([], "missing option --layers"),
         (["--layers", "1", "--glaze", "salt"], "--glaze: Input should be 'sugar' or 'chocolate'"),
         (["--layers", "1", "--set", "oven.heat=9"], "--set oven.heat: Input should be greater than or equal to 50"),
-        (["--layers", "1", "--set", "glase=sugar"], "unknown key 'glase' (did you mean 'glaze'?)"),
-        (["--layers", "1", "--set", "oven.haet=9"], "oven: unknown key 'haet' (did you mean 'heat'?)"),
+        (["--layers", "1", "--set", "glase=sugar"], "--set glase: unknown key 'glase' (did you mean 'glaze'?)"),
+        (["--layers", "1", "--set", "oven.haet=9"], "--set oven.haet: unknown key 'haet' (did you mean 'heat'?)"),
+        (["--layers", "1", "--set", "x=9"], "--set x: unknown key 'x'; known keys: layers, glaze"),
         (["--set", "layers=1", "--set", "layers.x=9"], "layers.x: layers is a value, not a section with settings"),
         (["--layers", "1", "--set", "glaze"], "'glaze' is not of the form NAME=VALUE, as in sample.size=500"),
         (["--layers", "1", "--seats", "garden"], "--seats takes NAME=VALUE, not 'garden'"),
@@ -154,7 +155,7 @@ def test_an_error_in_the_file_names_the_file(text, message, recipe):
 def test_help_comes_from_the_settings():
     text = " ".join(CliRunner().invoke(kitchen, ["--help"]).output.split())
     for part in (
-        "--layers N [x>=1] Number of layers [required]",
+        "--layers N [x>=1] Number of layers [required here or in --config]",
         "--glaze sugar|chocolate What is on top [default: sugar]",
         "--sweetness X Grams of sugar per gram of flour [default: 1.0]",
         "--guest TEXT Names of the guests; repeatable or comma-separated",

@@ -120,7 +120,7 @@ print(sorted(heavy & sys.modules.keys()))
         (["annotate", "PAGES", "--endpoint", "http://x", "-o", "out"], "--model"),
         (["annotate", "PAGES", "--timeout", "0", "--output", "out"], "--timeout: Input should be greater than 0"),
         (["annotate", "PAGES", "--structured", "maybe", "-o", "out"], "--structured: Input should be 'auto', 'on' or"),
-        (["annotate", "PAGES", "--votes", "2", "-o", "out"], "error: votes above 1 need a temperature"),
+        (["annotate", "PAGES", "--votes", "2", "-o", "out"], "error: --votes: votes above 1 need a temperature"),
         (["annotate", "PAGES", "--config", "votes.yaml", "-o", "out"], "file votes.yaml: votes above 1 need a temper"),
         (["annotate", "PAGES", "--config", "typo.yaml", "-o", "out"], "unknown key 'vots' (did you mean 'votes'?)"),
         (["annotate", "nowhere.jsonl", "--prompt", "educational_value", "--output", "out"], "nowhere.jsonl does not"),

@@ -223,13 +223,13 @@ def test_scores_train_a_head_in_the_training_pipeline(workspace, run):
     ("arguments", "message"),
     [
         (["sample.size=none"], "sample.size: Input should be a valid integer"),
-        (["sample.sise=5"], "sample: unknown key 'sise' (did you mean 'size'?)"),
-        (["sampel.size=5"], "unknown key 'sampel' (did you mean 'sample'?)"),
+        (["sample.sise=5"], "error: sample.sise: unknown key 'sise' (did you mean 'size'?)"),
+        (["sampel.size=5"], "error: sampel.size: unknown key 'sampel' (did you mean 'sample'?)"),
         (["sample"], "'sample' is not of the form NAME=VALUE, as in sample.size=500"),
         (["output=runs", "output.x=5"], "output.x: output is a value, not a section with settings"),
         (["--config", "absent.yaml"], "absent.yaml does not exist"),
         (["--config", "CONFIG"], "sample is a setting of the pipeline; put it under `parameters:`"),
-        (["source.paths=[nowhere.jsonl]"], "nowhere.jsonl does not exist"),
+        (["source.paths=[nowhere.jsonl]"], "source.paths: nowhere.jsonl does not exist; set source.paths='[PATH]'"),
     ],
 )
 def test_a_wrong_setting_ends_with_exit_code_2_and_names_it(arguments, message, tmp_path, run):

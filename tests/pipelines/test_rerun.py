@@ -147,7 +147,7 @@ def test_a_head_that_is_evaluated_again_becomes_a_version_with_this_head(corpus,
     [
         (["nowhere"], "unknown run 'nowhere'; the latest runs: "),
         (["nightly", "--from", "filter"], "has no step 'filter'; its steps: load_head, score_corpus, filter_corpus"),
-        (["nightly", "filter.min_scor=1"], "filter: unknown key 'min_scor' (did you mean 'min_score'?)"),
+        (["nightly", "filter.min_scor=1"], "filter.min_scor: unknown key 'min_scor' (did you mean 'min_score'?)"),
         (
             ["nightly", "--from", "filter_corpus", "head=x"],
             "--from filter_corpus reuses the output of load_head, whose settings change; use --from load_head",

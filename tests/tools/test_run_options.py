@@ -6,7 +6,7 @@ from ml_filter.config import read_yaml
 from ml_filter.errors import ConfigError
 from ml_filter.pipeline.config import AnnotationPipelineConfig, ScoringPipelineConfig
 from tools import run_options
-from tools.run_options import check_locations, merged, read_run_options
+from tools.run_options import check_inputs, check_locations, merged, read_run_options
 
 SCORING = {
     "head": "s3://b/head",
@@ -118,6 +118,26 @@ def test_the_paths_of_nested_sources_are_checked_too():
     config = {"sample": {"size": 5}, "output": "s3://b/runs", "gate": {"gold": {"paths": ["gold.jsonl"]}}}
     with pytest.raises(ConfigError, match=r"gate.1.gold.paths is 'gold.jsonl'"):
         check_locations(AnnotationPipelineConfig.model_validate(config), "cluster")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "runs/head-1"}, "head: runs/head-1 does not exist; set head='PATH'"),
+        (
+            {"source": {"paths": ["s3://b/*", "a.jsonl"]}},
+            r"source.paths: a.jsonl does not exist; set source",
+        ),
+        ({"source": {"paths": ["crawl/*.gz"]}}, r"source.paths: crawl/\*.gz does not exist"),
+    ],
+)
+def test_a_missing_input_of_a_later_step_is_known_before_the_first_one(changes, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.jsonl").touch()
+    present = {**SCORING, "output": "new", "source": {"paths": ["b.jsonl", "*.jsonl", "installed:"]}}
+    check_inputs(ScoringPipelineConfig.model_validate(present))
+    with pytest.raises(ConfigError, match=message):
+        check_inputs(ScoringPipelineConfig.model_validate({**present, **changes}))
 
 
 def test_a_file_that_is_not_yaml_is_one_line_without_its_content(tmp_path):

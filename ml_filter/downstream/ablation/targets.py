@@ -105,7 +105,7 @@ def _rows(config: AblateConfig, name: str) -> Iterator[tuple[str, str]]:
             if name in config.targets:
                 yield from rows
                 continue
-            scores = number_column(table, config.gold_column).to_pylist()
+            scores = number_column(table, config.gold_column, f"{shard.uri}, --gold-column").to_pylist()
             for row, score in zip(rows, scores, strict=True):
                 if score is not None and (score >= config.high if name == HIGH else score <= config.low):
                     yield row

@@ -85,6 +85,7 @@ class _Arms:
         self.scratch = out.scratch.absolute()
 
     def run(self, sources: dict[str, SourceConfig]) -> Manifest:
+        devices_and_workers(self.config.training)  # a device that is not there is known before the corpora are read
         targets = write_targets(self.config, self.scratch / "targets")
         texts = {name: list(read_targets(path)) for name, path in targets.items()}
         sizes = {name: [text.bytes for text in of_target] for name, of_target in texts.items()}

@@ -130,7 +130,9 @@ def find_base(name: str, settings: Settings | None = None) -> Base:
     else:
         match = HUB_NAME.match(name if name.startswith(HUB) else f"hf://{name}")
         if match is None:
-            raise InputError(f"base {name!r} is not a directory, hf://OWNER/NAME[@REVISION] or {EMBEDDED_BASE}")
+            raise InputError(
+                f"base {name!r} is not a directory, hf://OWNER/NAME[@REVISION], a name on the Hub or {EMBEDDED_BASE}"
+            )
         directory = from_hub(match["name"], match["revision"], _FILES)
         origin = head_origin(directory)
     for needed in ("config.json", "*.safetensors"):

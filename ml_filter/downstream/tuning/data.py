@@ -212,6 +212,7 @@ def _write(
     counts: Counter[str] = Counter(dict.fromkeys(names, 0))
     generated_by: Counter[str] = Counter()
     schema = _SCHEMAS[config.method]
+    named = 0  # rows with a document
     drawn: list[tuple[int, int, dict[str, Any]]] = []  # a heap of the held-out rows whose first has the largest rank
     with ExitStack() as stack:
         rejects = stack.enter_context(RejectsLog(directory / REJECTS_FILE))
@@ -233,6 +234,7 @@ def _write(
                     rejects.add(shard.uri, location, error.reason, str(error))
                     continue
                 generated_by.update(str(row[name]) for name in _WRITERS if row.get(name))
+                named += row.get(config.document_column) not in (None, "")
                 document = document_of(row, conversation, config)
                 columns = {**_columns(sides), "document": document}
                 if not (is_held_out(document, config) if side is None else side == "validation"):
@@ -252,6 +254,12 @@ def _write(
     counts.update(rejected=rejects.total, train=train.rows, held_out=held_out.rows)
     counts["read"] = sum(counts[name] for name in ("rejected", "train", "held_out", "unused"))
     _check(counts, rejects, source, config)
+    default = TuneConfig.model_fields["document_column"].default
+    if not named and config.document_column != default:
+        raise InputError(
+            f"{', '.join(source.paths)}: no row has a value in the column {config.document_column!r}, which "
+            "--document-column names"
+        )
     return DataSummary(counts=dict(counts), generated_by=dict(generated_by))
 
 
@@ -263,7 +271,8 @@ def _check(counts: Counter[str], rejects: RejectsLog, source: SourceConfig, conf
     if not counts["train"] or not counts["held_out"]:
         raise InputError(
             f"{paths}: none of {used} conversations is left {'to train on' if not counts['train'] else 'to hold out'} "
-            f"with held_out_share {config.held_out_share:g}; provide more documents or change held_out_share"
+            f"with held_out_share {config.held_out_share:g}: each document is drawn on its own; provide more documents "
+            f"or {'lower' if not counts['train'] else 'raise'} --held-out-share"
         )
     if counts["rejected"]:
         logger.warning(f"{counts['rejected']:,} of {counts['read']:,} rows are rejected; see {REJECTS_FILE}")

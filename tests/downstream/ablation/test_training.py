@@ -159,7 +159,15 @@ def test_text_is_cut_between_characters():
     assert TargetText("a", "aä").beginning(2).text == "a"
 
 
-def test_target_with_too_few_documents_is_an_error(tmp_path):
-    config = small_config(write_gold(tmp_path / "gold.jsonl"), high=5)
-    with pytest.raises(InputError, match="high has only 0 different documents with a human_score of at least 5"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"high": 5}, "high has only 0 different documents with a human_score of at least 5"),
+        ({"gold_column": "no"}, r"gold\.jsonl, --gold-column: no column 'no'; there are .*human_score"),
+        ({"gold_column": "text"}, r"gold\.jsonl, --gold-column: column 'text' does not hold numbers"),
+    ],
+)
+def test_gold_without_a_target_is_an_error(changes, message, tmp_path):
+    config = small_config(write_gold(tmp_path / "gold.jsonl"), **changes)
+    with pytest.raises(InputError, match=message):
         write_targets(config, tmp_path)

@@ -176,12 +176,16 @@ def test_pairs_share_their_prompt(tokenizer, tmp_path):
     ("rows", "problem"),
     [
         ([{"text": "x"}], "has no conversation for sft: not_a_conversation 1 .*the columns are text"),
-        ([{"instruction": "Say x.", "output": "x"}], "none of 1 conversations is left to"),
+        (
+            [{"instruction": "Say x.", "output": "x"}],
+            "none of 1 conversations is left to hold out .*raise --held",
+        ),
+        ([{"instruction": f"Say {n}.", "output": "x"} for n in range(30)], "no row has a value in the column 'page'"),
     ],
 )
 def test_data_that_cannot_be_used_is_an_error(rows, problem, tokenizer, tmp_path):
     with pytest.raises(InputError, match=problem):
-        write(rows, TuneConfig(), tokenizer, tmp_path / "data")
+        write(rows, TuneConfig(document_column="page"), tokenizer, tmp_path / "data")
 
 
 def test_of_published_data_the_form_for_the_method_is_read_with_its_own_split():
