@@ -169,7 +169,9 @@ def test_a_missing_stratum_column_is_an_error_that_lists_the_columns(tmp_path):
 
 def test_a_corpus_without_readable_documents_is_an_error(tmp_path):
     source = write_shards(tmp_path / "corpus", [{"id": "a", "text": ""}])
-    with pytest.raises(InputError, match=r"no document could be read .*empty_text 1 \(first: .*\.parquet, "):
+    with pytest.raises(
+        InputError, match=r"no document could be read .*empty_text 1 \(first: .*part-0\.jsonl, line 1\)"
+    ):
         sample(source, tmp_path / "out", 2)
 
 

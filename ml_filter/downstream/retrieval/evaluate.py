@@ -24,7 +24,7 @@ from ml_filter.documents.sources import list_shards
 from ml_filter.downstream.retrieval.answers import AnswersEvaluation, answering_plan, evaluate_answers
 from ml_filter.downstream.retrieval.config import AnswerConfig, RetrievalEvaluationConfig, SearchConfig
 from ml_filter.downstream.retrieval.index import Index, open_index
-from ml_filter.downstream.retrieval.questions import read_questions
+from ml_filter.downstream.retrieval.questions import check_documents, read_questions
 from ml_filter.downstream.retrieval.search import Searcher
 from ml_filter.progress import progress
 from ml_filter.rendering.html import render
@@ -117,7 +117,8 @@ def evaluate_retrieval(
         answer: how `config.answers` of the questions are answered.
 
     Raises:
-        InputError: a column is missing, there is no question, or the index is not complete.
+        InputError: a column is missing, there is no question, none of their documents is in the index, or the index is
+            not complete.
         ConfigError, TooManyFailures, EndpointError: see `evaluate_answers`.
     """
     settings, answer = settings or Settings(), answer or AnswerConfig()
@@ -140,6 +141,8 @@ def evaluate_retrieval(
                 if not (answer.retry_failed and result.answers and result.answers.has_failures):
                     return result, out.manifest
                 out.reopen()
+            if result is None:
+                check_documents(questions, opened.manifest)
             answers = None
             if plan is not None:  # first, so that nothing is searched for if the LLM cannot be asked
                 answers = evaluate_answers(opened, plan, search, config, str(output), settings)

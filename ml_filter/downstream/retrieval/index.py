@@ -27,8 +27,8 @@ from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.finished import ShardResult, first_reject
 from ml_filter.documents.growing import GrowingDirectory
 from ml_filter.documents.manifest import Manifest, Shard, read_manifest
-from ml_filter.documents.readers import InputShard, known_rows, read_shard, read_tables
-from ml_filter.documents.rejects import nothing_read
+from ml_filter.documents.readers import InputShard, known_rows, read_schema, read_shard, read_tables
+from ml_filter.documents.rejects import RejectsLog, nothing_read
 from ml_filter.documents.sources import list_shards_with_states
 from ml_filter.documents.tables import json_text
 from ml_filter.downstream.retrieval.config import IndexConfig
@@ -75,6 +75,7 @@ def build_index(
     settings = settings or Settings()
     if config.store is None and not Location(str(output)).is_local:
         raise ConfigError(f"the embedded store needs a local directory, not {output}; set store (--store) to a server")
+    words = _words(config)
     shards, parents = list_shards_with_states(source)
     encoder = TextEncoder(config)
     identity = {
@@ -99,7 +100,7 @@ def build_index(
         if config.store is not None:  # drawn before the first write: no other index, of any project, has the name
             made_with = finished.made_with if finished else out.settle({COLLECTION: f"ml_filter-{uuid.uuid4().hex}"})
             collection = made_with[COLLECTION]
-        with open_store(directory, config.store, collection, encoder.width, _words(config), settings) as store:
+        with open_store(directory, config.store, collection, encoder.width, words, settings) as store:
             _fill(store, encoder, out.location, written, config)
         return finished or out.finish(results)
 
@@ -132,7 +133,21 @@ def _split_shards(
     counts = sum((Counter(result.counts) for _, result in results), Counter())
     if not counts["passages"]:
         raise nothing_read(source.paths, counts, first=first_reject(results))
+    known: set[str] = set()
+    for _, shard_result in results:
+        if not config.columns or known.issuperset(config.columns):
+            break
+        if shard_result.shard is not None:
+            known.update(read_schema(str(out.location / shard_result.shard.path)).names)
+    if unknown := [name for name in config.columns if name not in known]:
+        raise InputError(f"--column {unknown[0]}: no document has this column; {_columns_of(shards, source)}")
     return results
+
+
+def _columns_of(shards: Sequence[InputShard], source: SourceConfig) -> str:
+    """The columns of the first documents, in words."""
+    tables = (table for shard in shards for table in read_shard(shard, source, RejectsLog()))
+    return f"there are {', '.join(next(tables).column_names)}"
 
 
 def _split_shard(

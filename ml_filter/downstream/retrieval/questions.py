@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+from loguru import logger
 
 from ml_filter.annotation.config import AskConfig
 from ml_filter.annotation.generate import generate
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Manifest
-from ml_filter.documents.readers import read_rows
+from ml_filter.documents.readers import read_rows, read_tables
 from ml_filter.documents.sources import list_shards
 from ml_filter.errors import InputError
 from ml_filter.prepare.config import SampleConfig
@@ -29,6 +32,28 @@ def write_questions(
     sample = sample_documents(source, SampleConfig(size=size), f"{output}/passages-{{digest}}")
     prompt = "retrieval_question"
     return generate(SourceConfig(paths=[sample.root]), prompt, config, f"{output}/questions-{{digest}}", settings)
+
+
+def check_documents(questions: SourceConfig, index: Manifest) -> None:
+    """Warn of questions whose document is not in an index.
+
+    Raises:
+        InputError: none of the documents is in it.
+    """
+    asked = Counter(document_id for _, document_id in read_questions(questions))
+    unknown = dict(asked)
+    for shard in index.shards:
+        for table in read_tables(index.path_of(shard.path), ["document_id"], shard.rows):
+            for document_id in table["document_id"].unique().to_pylist():
+                unknown.pop(document_id, None)
+    if unknown:
+        problem = (
+            f"{', '.join(questions.paths)}: document_id {next(iter(unknown))!r} is not in the index "
+            f"({sum(unknown.values()):,} of {asked.total():,} questions); check the ids, or index these documents"
+        )
+        if len(unknown) == len(asked):
+            raise InputError(problem)
+        logger.warning(problem)
 
 
 def read_questions(questions: SourceConfig) -> Iterator[tuple[str, str]]:

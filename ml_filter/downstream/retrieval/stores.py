@@ -114,16 +114,18 @@ class Words:
 
     def __init__(self, language: str, length: float) -> None:
         edge = _import_edge()
+        languages = [name.lower() for name in dir(edge.Language) if not name.startswith("_")]
         is_plain = language == "none"
-        try:
-            config = edge.Bm25Config(
-                language=None if is_plain else language,
-                avg_len=length,
-                **({"stopwords": edge.StopwordsSet(), "stemmer": edge.DisabledStemmer()} if is_plain else {}),
+        if not is_plain and language not in languages:
+            raise ConfigError(
+                f"word_language (--word-language) {language!r} is unknown; use one of {', '.join(languages)}, or none"
             )
-            self._model = edge.Bm25(config)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"word_language {language!r}: {error}") from error
+        config = edge.Bm25Config(
+            language=None if is_plain else language,
+            avg_len=length,
+            **({"stopwords": edge.StopwordsSet(), "stemmer": edge.DisabledStemmer()} if is_plain else {}),
+        )
+        self._model = edge.Bm25(config)
 
     def of_passage(self, text: str) -> tuple[list[int], list[float]]:
         """Indices and weights of the words of a passage."""
@@ -279,12 +281,12 @@ class ServerStore(Store):
         InputError: the server cannot be reached, or refuses.
     """
 
-    def __init__(self, client: QdrantClient, collection: str, width: int, words: Words) -> None:
+    def __init__(self, client: QdrantClient, url: str, collection: str, width: int, words: Words) -> None:
         from qdrant_client import models
 
         super().__init__(words)
-        self._client, self._collection, self._models = client, collection, models
-        with _reaching():
+        self._client, self._url, self._collection, self._models = client, url, collection, models
+        with self._reaching():
             if not client.collection_exists(collection):
                 client.create_collection(
                     collection,
@@ -307,12 +309,12 @@ class ServerStore(Store):
                 indices, values = self.words.of_passage(point.payload["text"])
                 vectors = {DENSE: point.vector.tolist(), SPARSE: models.SparseVector(indices=indices, values=values)}
             rows.append(models.PointStruct(id=point.id, vector=vectors, payload=dict(point.payload)))
-        with _reaching():
+        with self._reaching():
             self._client.upsert(self._collection, rows, wait=True)
 
     def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The dense vectors of those points that exist."""
-        with _reaching():
+        with self._reaching():
             records = self._client.retrieve(self._collection, list(ids), with_payload=False, with_vectors=[DENSE])
         vectors = {str(record.id): record.vector for record in records}
         return {
@@ -321,13 +323,13 @@ class ServerStore(Store):
 
     def payloads(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The payloads of those points that exist."""
-        with _reaching():
+        with self._reaching():
             records = self._client.retrieve(self._collection, list(ids))
         return {str(record.id): dict(record.payload or {}) for record in records}
 
     def shards(self) -> dict[str, int]:
         """How many passages there are of each shard, by its digest."""
-        with _reaching():
+        with self._reaching():
             response = self._client.facet(self._collection, SHARD, limit=_MAX_SHARDS, exact=True)
         return {str(hit.value): hit.count for hit in response.hits}
 
@@ -336,7 +338,7 @@ class ServerStore(Store):
         models = self._models
         match = models.MatchValue(value=digest)
         conditions: list[Any] = [models.FieldCondition(key=name, match=match) for name in (SHARD, PARENT_OF)]
-        with _reaching():
+        with self._reaching():
             self._client.delete(self._collection, models.Filter(should=conditions), wait=True)
 
     def search(self, query: Query, mode: Mode, fusion: Fusion, candidates: int) -> list[Hit]:
@@ -358,7 +360,7 @@ class ServerStore(Store):
                     for ranking, using in rankings
                 ],
             }
-        with _reaching():
+        with self._reaching():
             response = self._client.query_points(
                 self._collection, limit=candidates * len(rankings), with_payload=True, with_vectors=[DENSE], **parts
             )
@@ -396,16 +398,20 @@ class ServerStore(Store):
         """Close the connection."""
         self._client.close()
 
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        from qdrant_client.http.exceptions import ResponseHandlingException
 
-@contextmanager
-def _reaching() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of qdrant-client, its HTTP client and gRPC
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise InputError(
-            f"the Qdrant server cannot be used ({reason}); check --store, ML_FILTER_QDRANT_API_KEY and the server"
-        ) from error
+        try:
+            yield
+        except Exception as error:  # of qdrant-client, its HTTP client and gRPC
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            server = f"the Qdrant server at {self._url}"
+            if isinstance(error, ResponseHandlingException):
+                raise InputError(f"{server} does not answer ({reason}); check --store") from error
+            raise InputError(
+                f"{server} cannot be used ({reason}); check --store, ML_FILTER_QDRANT_API_KEY and the server"
+            ) from error
 
 
 def connect(url: str, settings: Settings) -> QdrantClient:
@@ -433,7 +439,7 @@ def open_store(
         store = EdgeStore(directory, width, words)
     else:
         assert collection is not None
-        store = ServerStore(connect(url, settings), collection, width, words)
+        store = ServerStore(connect(url, settings), url, collection, width, words)
     try:
         yield store
     finally:

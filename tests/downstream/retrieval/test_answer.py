@@ -129,6 +129,12 @@ def test_an_unusable_expansion_is_left_out_and_a_budget_ends_the_run(opened, llm
         ask(opened, server, "hydrogen", budget_tokens=10)
 
 
+def test_an_endpoint_that_cannot_be_reached_is_named_with_its_option(opened):
+    nowhere = SimpleNamespace(url="http://127.0.0.1:9/v1")
+    with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1 does not answer .*; check --endpoint \(ML_FILTER_END"):
+        ask(opened, nowhere, "hydrogen")
+
+
 def test_questions_are_traced(opened, llm, monkeypatch):
     sent = []
     opik = SimpleNamespace(trace=lambda **arguments: sent.append(arguments), end=lambda timeout: None)

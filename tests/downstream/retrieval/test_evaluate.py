@@ -57,6 +57,9 @@ def test_questions_are_searched_in_every_way_and_the_result_is_kept(index_direct
     page = Path(manifest.root, "retrieval.html").read_text()
     assert all(verdict[1:] in page for verdict in result.verdicts)
     assert result.figures()["retrieval_bm25_hit_rate"] == pytest.approx(2 / 3)
+    path.write_text('{"question": "x", "document_id": "nonexistent"}\n')
+    with pytest.raises(InputError, match=r"'nonexistent' is not in the index \(1 of 1 questions\); check the ids"):
+        evaluate_retrieval(index_directory, source_of(path), *settings)
     path.write_text('{"question": "x"}\n')
     with pytest.raises(InputError, match="has no column 'document_id'; questions need question and document_id"):
         evaluate_retrieval(index_directory, source_of(path), SearchConfig(), CONFIG, tmp_path / "other")

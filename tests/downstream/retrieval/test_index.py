@@ -162,8 +162,10 @@ def test_other_settings_and_other_encoders_are_refused(corpus, config, tmp_path,
 def test_a_missing_extra_and_an_embedded_store_at_a_url_are_one_line(corpus, config, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"needs a local directory, not memory://x; set store \(--store\)"):
         build_index(source_of(corpus), config(), "memory://x")
-    with pytest.raises(ConfigError, match="word_language 'klingon'"):
+    with pytest.raises(ConfigError, match=r"'klingon' is unknown; use one of arabic, .* turkish, or none"):
         build_index(source_of(corpus), config(word_language="klingon"), tmp_path / "a")
+    with pytest.raises(InputError, match="--column nosuch: no document has this column; there are id, text, url"):
+        build_index(source_of(corpus), config(columns=["nosuch"]), tmp_path / "nosuch")
     with pytest.raises(ConfigError, match=r"store 'localhost' is not the URL of a Qdrant server"):
         build_index(source_of(corpus), config(store="localhost"), tmp_path / "b")
     monkeypatch.setitem(sys.modules, "qdrant_edge", None)
@@ -174,7 +176,9 @@ def test_a_missing_extra_and_an_embedded_store_at_a_url_are_one_line(corpus, con
 
 
 def test_an_unreachable_server_is_one_line(corpus, config, tmp_path):
-    with pytest.raises(InputError, match=r"the Qdrant server cannot be used .*; check --store"):
+    with pytest.raises(
+        InputError, match=r"server at http://127\.0\.0\.1:9 does not answer \(.*refused\); check --store"
+    ):
         build_index(source_of(corpus), config(store="http://127.0.0.1:9"), tmp_path / "index")
 
 
