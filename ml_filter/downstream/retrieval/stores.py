@@ -114,18 +114,17 @@ class Words:
 
     def __init__(self, language: str, length: float) -> None:
         edge = _import_edge()
-        languages = [name.lower() for name in dir(edge.Language) if not name.startswith("_")]
         is_plain = language == "none"
-        if not is_plain and language not in languages:
-            raise ConfigError(
-                f"word_language (--word-language) {language!r} is unknown; use one of {', '.join(languages)}, or none"
+        try:
+            config = edge.Bm25Config(
+                language=None if is_plain else language,
+                avg_len=length,
+                **({"stopwords": edge.StopwordsSet(), "stemmer": edge.DisabledStemmer()} if is_plain else {}),
             )
-        config = edge.Bm25Config(
-            language=None if is_plain else language,
-            avg_len=length,
-            **({"stopwords": edge.StopwordsSet(), "stemmer": edge.DisabledStemmer()} if is_plain else {}),
-        )
-        self._model = edge.Bm25(config)
+            self._model = edge.Bm25(config)
+        except (ValueError, TypeError) as error:
+            known = ", ".join(name.lower() for name in dir(edge.Language) if not name.startswith("_"))
+            raise ConfigError(f"word_language (--word-language): {error}; use one of {known}, or none") from error
 
     def of_passage(self, text: str) -> tuple[list[int], list[float]]:
         """Indices and weights of the words of a passage."""
