@@ -248,6 +248,8 @@ def _options(prefix: str, config: type[StageConfig], chosen: Options) -> Iterato
             settings = {name: ({**schema["properties"][name], "required": setting.is_required()}, cli)}
         else:
             inner = section.model_json_schema()["properties"]
+            if panel is None and len(cli.options) > 1 and f"--{name}" not in cli.options.values():
+                panel = _sentence((setting.description or name).partition(" (")[0].partition(";")[0])
             settings = {}
             for part, option_name in cli.options.items():
                 part_schema, part_cli = inner[part], replace(_cli(section.model_fields[part]), name=option_name)

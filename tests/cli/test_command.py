@@ -25,6 +25,11 @@ class Guests(StageConfig):
     seats: dict[str, int] = Field({}, description="chairs by table")
 
 
+class Box(StageConfig):
+    width: int = Field(30, description="centimetres across")
+    height: int = Field(20, description="centimetres high")
+
+
 class Cake(StageConfig):
     layers: Annotated[int, Field(gt=0)] = Field(description="number of layers")
     glaze: Literal["sugar", "chocolate"] = Field("sugar", description="what is on top")
@@ -32,6 +37,9 @@ class Cake(StageConfig):
     salted: bool = Field(False, description="add salt")
     cooled: bool = Field(True, description="serve it warm")
     oven: Oven = Oven()
+    box: Annotated[Box, Cli(options={"width": "--width", "height": "--height"})] = Field(
+        Box(), description="how it is packed (default: in a small box)"
+    )
     guest: Annotated[Guests | None, Cli(options={"names": "--guest", "seats": "--seats"})] = Field(
         None, description="names of the guests"
     )
@@ -161,6 +169,7 @@ def test_help_comes_from_the_settings():
         "--guest TEXT Names of the guests; repeatable or comma-separated",
         "--seats NAME=VALUE Chairs by table; repeatable",
         "without an option: oven.*; repeatable",
+        "─ How it is packed ─",
         "$ kitchen flour.csv --layers 2",
     ):
         assert part in text, part

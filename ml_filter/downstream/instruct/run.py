@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ml_filter.annotation.budget import SharedBudget
 from ml_filter.annotation.connection import annotator_name
-from ml_filter.annotation.generate import generate, load_generation_prompt
+from ml_filter.annotation.generate import GenerationPrompt, generate, load_generation_prompt
 from ml_filter.annotation.prompts import load_prompt
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
@@ -51,6 +51,8 @@ def make_instructions(
     Raises:
         TooManyFailures, EndpointError, InputError, ConfigError: of the stages; finished stages are not repeated.
     """
+    settings = settings or Settings()
+    check_stages(config, settings)
     chunks = chunk_documents(source, config.chunk, f"{output}/chunks-{{digest}}")
     written = write_instructions(chunks, config, output, settings)
     evolved = evolve_instructions(written, config, output, settings)
@@ -66,14 +68,8 @@ def make_instructions(
 def write_instructions(
     chunks: Manifest, config: InstructConfig, output: str, settings: Settings | None = None
 ) -> Manifest:
-    """The instructions that the writer makes from passages, without those that fail a check.
-
-    Raises:
-        ConfigError, InputError: a prompt, an evaluation set or the upload of a later stage is wrong; known before
-            anything is paid for.
-    """
-    prompt = load_generation_prompt(config.write.prompt, like=["instruct_write", "instruct_for_passage"])
-    _check_later_stages(config, settings or Settings())
+    """The instructions that the writer makes from passages, without those that fail a check."""
+    prompt = _writer_prompt(config)
     passages = chunks
     if config.size is not None:
         sample = SampleConfig(size=config.size)
@@ -84,7 +80,18 @@ def write_instructions(
     return collect_triples(written, config.check, f"{output}/triples-0-{{digest}}")
 
 
-def _check_later_stages(config: InstructConfig, settings: Settings) -> None:
+def _writer_prompt(config: InstructConfig) -> GenerationPrompt:
+    return load_generation_prompt(config.write.prompt, like=["instruct_write", "instruct_for_passage"])
+
+
+def check_stages(config: InstructConfig, settings: Settings) -> None:
+    """Check what every stage needs, before anything is read or paid for.
+
+    Raises:
+        ConfigError, InputError, EndpointError: a model, a prompt, an evaluation set or the upload is wrong.
+    """
+    annotator_name(config.write, settings)
+    _writer_prompt(config)
     if config.publish.push:
         hub_api(config.publish.push)
     for evaluation in config.decontaminate.against if config.decontaminate else ():

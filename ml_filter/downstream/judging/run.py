@@ -18,7 +18,9 @@ from ml_filter.annotation.annotate import annotate_documents
 from ml_filter.annotation.budget import SharedBudget, total_if_known
 from ml_filter.annotation.config import AnnotateConfig, AskConfig
 from ml_filter.annotation.connection import annotator_name
+from ml_filter.annotation.generate import load_generation_prompt
 from ml_filter.annotation.pairwise import ANSWER_FROM, judge_pairs, render_answer
+from ml_filter.annotation.prompts import load_prompt
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.derived import derive_documents, read_rows_of
@@ -59,11 +61,15 @@ def judge_tuned(
         data: conversations to take tasks from that the model was not trained on (default: the data of the tuning).
 
     Raises:
-        ConfigError: a model cannot be run here, and no endpoint is configured for it.
+        ConfigError: a model cannot be run here, and no endpoint is configured for it; or a prompt does not exist.
         InputError: there is no tuned model or no held-out task, or the data has changed since the tuning.
         TooManyFailures, EndpointError: see `generate`.
     """
     settings = settings or Settings()
+    annotator_name(config.judge, settings)  # what the judge needs is checked before the answers are paid for
+    load_generation_prompt(config.prompt, like=["compare_answers"])
+    if config.rating_prompt is not None:
+        load_prompt(config.rating_prompt)
     model = read_tuned(tuned) if isinstance(tuned, str) else tuned
     benchmarks = Benchmarks(config) if config.has_benchmarks else None
     source = data or model.result.source

@@ -268,6 +268,7 @@ def test_prompts_in_files_of_the_user_write_evolve_and_answer(serve, tmp_path, p
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"write": {"model": None}}, "--model"),
         ({"write": {"prompt": "instruct_answer"}}, r"the properties of the prompt instruct_write \(triples: list"),
         ({"evolve": {"prompts": ["instruct_answer"]}}, "the properties of the prompt instruct_evolve_breadth"),
         ({"evolve": {"prompts": EVOLUTIONS[:1] * 2}}, "two prompts have the name instruct_evolve_constraints"),
@@ -289,6 +290,7 @@ def test_what_is_wrong_for_a_later_stage_is_an_error_before_anything_is_asked(
     with pytest.raises(MlFilterError, match=says):
         make_instructions(pages, config, str(tmp_path / "out"), SETTINGS)
     assert server.requests == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_keyword_that_is_no_regular_expression_and_a_repository_without_an_owner_are_errors():

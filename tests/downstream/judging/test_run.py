@@ -7,6 +7,7 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
+from ml_filter.annotation.config import AskConfig
 from ml_filter.config import Settings
 from ml_filter.documents.config import SourceConfig
 from ml_filter.documents.manifest import Parent
@@ -207,11 +208,20 @@ def test_a_judge_of_the_family_of_a_contestant_is_a_warning(serve, tuned, tmp_pa
     assert "the judge Tuned-70B is of the same family" in judgement.warnings[0]
 
 
-def test_a_model_without_a_gguf_file_needs_an_endpoint(tuned, tmp_path, serve):
-    config, _ = configured(serve, judge)
-    config = config.model_copy(update={"tuned": JudgeConfig().tuned})
-    with pytest.raises(ConfigError, match=r"has no local model\.gguf.*--tuned-endpoint"):
-        judge_tuned(tuned, config, str(tmp_path / "out"), settings=SETTINGS)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tuned": JudgeConfig().tuned}, r"has no local model\.gguf.*--tuned-endpoint"),
+        ({"judge": AskConfig(endpoints=["http://localhost:1/v1"])}, "--model"),
+        ({"prompt": "nothing"}, "unknown .*prompt 'nothing'"),
+        ({"rating_prompt": "nothing"}, "unknown prompt 'nothing'"),
+    ],
+)
+def test_what_is_wrong_for_a_later_stage_is_an_error_before_any_answer(changes, message, tuned, tmp_path, serve):
+    config, servers = configured(serve, judge)
+    with pytest.raises(ConfigError, match=message):
+        judge_tuned(tuned, config.model_copy(update=changes), str(tmp_path / "out"), settings=SETTINGS)
+    assert not any(server.requests for server in servers.values())
 
 
 def test_data_that_has_changed_since_the_tuning_is_refused(tuned, tmp_path, serve):
