@@ -125,7 +125,7 @@ print(sorted(heavy & sys.modules.keys()))
         (["annotate", "PAGES", "--config", "typo.yaml", "-o", "out"], "unknown key 'vots' (did you mean 'votes'?)"),
         (["annotate", "nowhere.jsonl", "--prompt", "educational_value", "--output", "out"], "nowhere.jsonl does not"),
         (["annotate", "PAGES", "--prompt", "educational_value", "--output", "bad.yaml"], "cannot be a directory"),
-        (["aggregate", "nowhere", "-o", "out"], "nowhere holds no manifest.json"),
+        (["aggregate", "nowhere", "-o", "out"], "nowhere does not exist"),
         (["aggregate", "nowhere", "--method", "average", "-o", "out"], "--method: Input should be 'mean'"),
         (["train", "PAGES", "--config", "missing.yaml", "--output", "head"], "missing.yaml does not exist"),
         (["train", "PAGES", "--label-column", "score", "-o", "out"], "no column 'score'"),
