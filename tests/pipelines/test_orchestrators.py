@@ -20,7 +20,7 @@ def test_a_run_that_fails_on_another_machine_ends_with_the_error_of_its_step(orc
 
 def test_a_submitted_run_is_reported_as_unfinished_with_the_way_to_watch_it(orchestrator, run, tmp_path):
     orchestrator("submitting")
-    code, printed = run("scoring", f"head={tmp_path}", "source.paths=[documents.jsonl]", "filter.min_score=3")
+    code, printed = run("scoring", f"head={tmp_path}", f"source.paths=['{tmp_path}']", "filter.min_score=3")
     assert code == 0
     assert "not finished. Watch it in the dashboard" in printed
     assert "zenml pipeline runs refresh" in printed

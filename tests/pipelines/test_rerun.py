@@ -108,11 +108,12 @@ def test_a_run_and_its_rerun_are_repeated_from_a_step_with_another_setting(night
 
 
 def test_a_failed_run_goes_on_from_the_step_that_failed(corpus, run, rerun, tmp_path):
-    late = tmp_path / "late.jsonl"
+    late = tmp_path / "late"
+    late.mkdir()
     code, printed = run("scoring", *corpus.overrides, f"source.paths=['{late}']", "--run-name", "late")
     assert code == 2
     failed = latest_run().name
-    late.write_bytes((corpus.directory / "gold.jsonl").read_bytes())
+    (late / "gold.jsonl").write_bytes((corpus.directory / "gold.jsonl").read_bytes())
     code, printed = rerun(failed, "--from", "filter_corpus")
     assert (code, printed.splitlines()[-1]) == (
         2,
