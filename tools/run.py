@@ -107,7 +107,7 @@ PIPELINES = {
     "tuning": Pipeline(
         TuningPipelineConfig,
         "Tune a language model on instruction data, register it as a version of the model.",
-        "run-tuning-pipeline data.paths='[runs/instructions-1a2b3c4d]' tune.weights=qlora",
+        "run-tuning-pipeline data.paths='[runs/instruct/data-1a2b3c4d]' tune.weights=qlora",
     ),
     "proof": Pipeline(
         ProofPipelineConfig,
