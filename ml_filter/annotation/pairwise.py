@@ -63,11 +63,11 @@ def judge_pairs(
         TooManyFailures, EndpointError, InputError: see `generate`.
     """
     question = load_generation_prompt(prompt, like=["compare_answers"]) if isinstance(prompt, str) else prompt
-    place = f"{output}/pairs-in-both-orders-{{digest}}"
-    orders = derive_documents(pairs, PAIR_COLUMNS, _in_both_orders, place)
+    directory = f"{output}/pairs-in-both-orders-{{digest}}"
+    orders = derive_documents(pairs, PAIR_COLUMNS, _in_both_orders, directory)
     source = SourceConfig(paths=[orders.root])
-    place = f"{output}/comparisons-{{digest}}"
-    answers = generate(source, question, config, place, settings, ledgers=ledgers, kept_from=_PAIR_FROM)
+    directory = f"{output}/comparisons-{{digest}}"
+    answers = generate(source, question, config, directory, settings, ledgers=ledgers, kept_from=_PAIR_FROM)
     parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in (pairs, answers)]
     with OutputDirectory(f"{output}/verdicts-{{digest}}", VERDICTS, {}, parents) as out:
         if out.manifest:

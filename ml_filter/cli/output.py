@@ -278,8 +278,8 @@ def show_answer(answer: Answer) -> None:
         _print("")
     for source in answer.sources:
         cited = "" if source.number in answer.cited else " (not cited)"
-        place = source.document_id if source.url is None else f"{source.document_id}, {source.url}"
-        _print(f"[{source.number}] {place}{cited}")
+        origin = source.document_id if source.url is None else f"{source.document_id}, {source.url}"
+        _print(f"[{source.number}] {origin}{cited}")
     notes = [
         (answer.citations_removed, "citations of sources that were not given were removed"),
         (sum(answer.masked.values()), f"pieces of personal data were masked ({', '.join(answer.masked)})"),

@@ -24,7 +24,7 @@ def write_proof(
     output: str,
 ) -> tuple[Annotated[Manifest, Artifact.PROOF], Annotated[HTMLString, Artifact.PROOF_PAGE]]:
     """Write proof.json and its page; returns the manifest and the page."""
-    place = f"{output}/proof-{{digest}}"
-    proof, manifest = write(annotations, filtered, ablation, instructions, tuned, judgement, place)
+    directory = f"{output}/proof-{{digest}}"
+    proof, manifest = write(annotations, filtered, ablation, instructions, tuned, judgement, directory)
     log_metadata({"path": manifest.root, **dict(proof.summary)})
     return manifest, HTMLString(proof_page(proof))

@@ -60,8 +60,8 @@ def ablate_filter(filtered: str, config: AblateConfig, output: str) -> tuple[Abl
     tasks: dict[str, dict[str, float]] = {}
     if benchmarks is not None:
         for name in trained.models:
-            place = f"{output}/lm-eval-{{digest}}"
-            inputs.append(measure_model(benchmarks, arms, name, place, config.training.device))
+            directory = f"{output}/lm-eval-{{digest}}"
+            inputs.append(measure_model(benchmarks, arms, name, directory, config.training.device))
             tasks[name] = figures_of(inputs[-1])
     settings = {"confidence": config.confidence, "resamples": config.resamples}
     parents = [Parent(path=manifest.root, digest=manifest.digest) for manifest in inputs]

@@ -111,13 +111,13 @@ class _Contest:
 
     def _answers(self, triples: Manifest, tasks: Manifest, answerer: AnswererConfig) -> Manifest:
         """The instructions with the answers of an answerer as their outputs, without those that are dropped."""
-        source, place = SourceConfig(paths=[tasks.root]), f"{self.output}/answers-{{digest}}"
-        answers = generate(source, answerer.prompt, answerer, place, self.settings, ledgers=self.ledgers)
+        source, directory = SourceConfig(paths=[tasks.root]), f"{self.output}/answers-{{digest}}"
+        answers = generate(source, answerer.prompt, answerer, directory, self.settings, ledgers=self.ledgers)
         checked = _check_answers(triples, answers, self.config.check, f"{self.output}/checked-answers-{{digest}}")
         if self.config.decontaminate is None or not checked.rows:
             return checked
-        source, place = SourceConfig(paths=[checked.root]), f"{self.output}/decontaminated-answers-{{digest}}"
-        return decontaminate_documents(source, self.config.decontaminate, place)
+        source, directory = SourceConfig(paths=[checked.root]), f"{self.output}/decontaminated-answers-{{digest}}"
+        return decontaminate_documents(source, self.config.decontaminate, directory)
 
 
 def _name(answerer: AskConfig, settings: Settings) -> str:

@@ -60,8 +60,10 @@ def rate_triples(
     annotations: list[Manifest] = []
     for judge in jury:
         limited = (budget or SharedBudget(None)).share(judge, *stages_of(triples, *annotations))
-        place = f"{output}/ratings-{{digest}}"
-        annotations.append(annotate_documents(source, limited, place, settings, ledgers=ledgers, kept_from=_KEPT_FROM))
+        directory = f"{output}/ratings-{{digest}}"
+        annotations.append(
+            annotate_documents(source, limited, directory, settings, ledgers=ledgers, kept_from=_KEPT_FROM)
+        )
     scores = aggregate_annotations(
         [manifest.root for manifest in annotations], aggregate, f"{output}/scores-{{digest}}"
     )

@@ -85,9 +85,9 @@ def judge_tuned(
         "tuned": (config.tuned, tuned_settings(model, config.tuned, settings)),
     }
     weights = {"base": model.result.base, "tuned": model.parent}
-    place = f"{output}/answers-{{digest}}"
+    directory = f"{output}/answers-{{digest}}"
     answers = {
-        name: answer_tasks(tasks, weights[name], config.max_tokens, asked, place, own, ledgers)
+        name: answer_tasks(tasks, weights[name], config.max_tokens, asked, directory, own, ledgers)
         for name, (asked, own) in places.items()
     }
     pairs = _pairs(tasks, [answers[name] for name in MODELS], f"{output}/pairs-{{digest}}")
@@ -162,8 +162,8 @@ def _rate(pairs: Manifest, prompt: str, judge: AskConfig, output: str, settings:
     documents = derive_documents(pairs, _PAIRS.names, _answers_to_rate, f"{output}/to-rate-{{digest}}")
     annotate = AnnotateConfig.model_validate({**judge.model_dump(), "prompts": [prompt]})
     source = SourceConfig(paths=[documents.root])
-    place = f"{output}/ratings-{{digest}}"
-    return annotate_documents(source, annotate, place, settings, ledgers=ledgers, kept_from=ANSWER_FROM)
+    directory = f"{output}/ratings-{{digest}}"
+    return annotate_documents(source, annotate, directory, settings, ledgers=ledgers, kept_from=ANSWER_FROM)
 
 
 def _answers_to_rate(pair: dict[str, Any]) -> Iterator[tuple[str, str]]:

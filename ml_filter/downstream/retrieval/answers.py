@@ -264,8 +264,8 @@ def evaluate_answers(
         asking = plan.config.model_dump(include=set(AskConfig.model_fields))
         annotate = AnnotateConfig.model_validate({**asking, "prompts": list(PROMPTS)})
         source = SourceConfig(paths=[rated.root])
-        place = f"{output}/ratings-{{digest}}"
-        annotations = annotate_documents(source, annotate, place, settings, ledgers=_ledgers(output))
+        directory = f"{output}/ratings-{{digest}}"
+        annotations = annotate_documents(source, annotate, directory, settings, ledgers=_ledgers(output))
         for row in read_rows_of(annotations, ("criterion", "score")):
             if row["score"] is None:
                 failed[row["criterion"]] += 1
