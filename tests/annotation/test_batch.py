@@ -751,7 +751,7 @@ def test_a_batch_directory_is_used_by_one_process_and_must_be_a_batch(provide, w
     batch = written(provide())
     with FileLock(batch / ".lock"), pytest.raises(InputError, match="in use by another process"):
         submit_batch(batch, SETTINGS)
-    with pytest.raises(InputError, match="manifest"):
+    with pytest.raises(InputError, match="does not exist"):
         submit_batch(tmp_path / "nowhere", SETTINGS)
     manifest = bring_home(batch, tmp_path / "out")
     with pytest.raises(InputError, match="holds annotations, not a batch"):
