@@ -63,9 +63,11 @@ class _ScoreTask(Task):
         return row
 
 
-def annotation_plan(source: SourceConfig, config: AnnotateConfig, annotator: str) -> Plan:
-    """What has to be asked to annotate documents."""
-    return Plan(source, config, _ScoreTask(config, annotator), annotator)
+def annotation_plan(source: SourceConfig, config: AnnotateConfig, annotator: str, kept_from: str | None = None) -> Plan:
+    """What has to be asked to annotate documents; `kept_from` as in `annotate_documents`."""
+    task = _ScoreTask(config, annotator)
+    task.kept_from = kept_from
+    return Plan(source, config, task, annotator)
 
 
 def annotate_documents(
@@ -91,8 +93,5 @@ def annotate_documents(
         ConfigError: a prompt or a setting is wrong.
     """
     settings = settings or Settings()
-    annotator = annotator_name(config, settings)
-    task = _ScoreTask(config, annotator)
-    task.kept_from = kept_from
-    plan = Plan(source, config, task, annotator)
+    plan = annotation_plan(source, config, annotator_name(config, settings), kept_from)
     return run(plan, Asking(settings), output, ledgers)

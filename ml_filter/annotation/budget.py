@@ -118,14 +118,15 @@ class SharedBudget:
         """
         prompt, completion = (sum(manifest.counts.get(name, 0) for manifest in before) for name in _COUNTED)
         completion += sum(manifest.counts.get("tokens_unreported", 0) for manifest in before)
+        tokens, usd = prompt + completion, config.usd(prompt, completion) or 0
         left: dict[str, float] = {}
         if self.tokens is not None:
-            left["budget_tokens"] = self.tokens - prompt - completion
+            left["budget_tokens"] = self.tokens - tokens
         if self.usd is not None:
-            left["budget_usd"] = self.usd - (config.usd(prompt, completion) or 0)
+            left["budget_usd"] = self.usd - usd
         for name, amount in left.items():
             if amount <= 0 and config.at_budget == "stop":
-                used = {"budget_tokens": f"{prompt + completion:,} tokens", "budget_usd": f"{self.usd} USD"}[name]
+                used = {"budget_tokens": f"{tokens:,} tokens", "budget_usd": f"{usd:.2f} USD"}[name]
                 raise TooManyFailures(
                     f"the {name} of all stages is used up: the stages so far used {used}. Run again with a higher "
                     f"{name}; finished stages are not repeated"

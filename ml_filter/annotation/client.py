@@ -144,8 +144,8 @@ class Endpoint:
 class Client:
     """A pool of connections. `timeout_s` limits the complete request, so it also ends an answer that trickles in.
 
-    The methods raise RequestFailed without a usable answer, and EndpointError if no request can arrive, because of
-    the URL, the certificate or the proxy.
+    The methods raise RequestFailed if no answer is usable, and EndpointError if no request can arrive, because of the
+    URL, the certificate or the proxy.
     """
 
     def __init__(self, timeout_s: float) -> None:

@@ -359,8 +359,8 @@ class OutputDirectory:
         """
         results = list(results)
         rejects = self.scratch / REJECTS_NAME
-        # Parts may end at the same time. The rejects collected here are complete without a manifest, because
-        # the other part deletes the files they come from only after it has written one.
+        # Parts may end at the same time. The rejects collected here are complete while no manifest exists, because the
+        # other part deletes the files they come from only after it has written one.
         try:
             with rejects.open("wb") as collected:
                 for name, result in results:

@@ -109,7 +109,7 @@ def read_archive(request: Request, response: Response, config: FetchConfig) -> I
                 pass
             # tarfile takes a header that it cannot read for the end.
             if stream.content > archive.offset or stream.size < archive.offset + 2 * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("there are no two blocks of zeros")
+                raise tarfile.ReadError("the end-of-archive marker is missing")
     except (tarfile.TarError, DamagedFile, EOFError, OSError, ValueError) as error:
         detail = f"the archive ends after {count:,} files: {error}"
         yield Reject(str(request.url), "unreadable", detail, ends_response=True)
